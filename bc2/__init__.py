@@ -1,0 +1,11 @@
+"""bc2: one command for the whole life of a large language model."""
+
+import os
+
+__version__ = "0.1.0"
+
+# Nothing reports usage: set before any library that would read these is imported.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -1,0 +1,129 @@
+"""What a person or a pipeline sees.
+
+stdout carries the result alone: a short table, one JSON object (`--json`), or
+only the refs (`--quiet`). Progress, notes and warnings go to stderr. rich is
+imported only when something is drawn with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Format = Literal["table", "json", "quiet"]
+
+
+def note(message: str) -> None:
+    """One line on stderr for a person: what is happening, or what was chosen."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line on stderr that something needs attention."""
+    note(f"warning: {message}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command renders its result on stdout."""
+
+    format: Format = "table"
+
+    @classmethod
+    def of(cls, *, json: bool, quiet: bool = False) -> Output:
+        return cls("json" if json else "quiet" if quiet else "table")
+
+    def emit(self, value: Any, *, table: Any = None, quiet: Sequence[str] = ()) -> None:
+        """Print one result.
+
+        Args:
+            value: the result as JSON data (``--json``).
+            table: a rich renderable or a string for people; the JSON if None.
+            quiet: lines for ``--quiet``, refs as a rule.
+        """
+        if self.format == "quiet":
+            for line in quiet:
+                print(line)
+        elif self.format == "json" or table is None:
+            print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+        elif isinstance(table, str):
+            print(table)
+        else:
+            from rich.console import Console
+
+            # A pipe has no width: never fold a digest or a path for it.
+            Console(width=None if sys.stdout.isatty() else 400).print(table)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Any:
+    """A plain rich table; numbers are right-aligned."""
+    from rich.table import Table
+
+    drawn = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows) and bool(rows)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    return drawn
+
+
+class Progress(Protocol):
+    """Advance a bar; `detail` replaces the text at its end."""
+
+    def __call__(self, advance: float, detail: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: float | None, unit: str = "") -> Iterator[Progress]:
+    """A rich bar on a terminal; elsewhere one plain line every ten seconds."""
+    if sys.stderr.isatty():
+        with _bar(title, total) as step:
+            yield step
+    else:
+        yield _lines(title, total, unit)
+
+
+@contextmanager
+def _bar(title: str, total: float | None) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(title, total=total, detail="")
+
+        def step(advance: float, detail: str = "") -> None:
+            bar.update(task, advance=advance, detail=detail)
+
+        yield step
+
+
+def _lines(title: str, total: float | None, unit: str, interval_s: float = 10.0) -> Progress:
+    done = 0.0
+    last = time.monotonic()
+
+    def step(advance: float, detail: str = "") -> None:
+        nonlocal done, last
+        done += advance
+        now = time.monotonic()
+        if now - last >= interval_s:
+            last = now
+            of = f"/{total:,.0f}" if total else ""
+            note(f"{title}: {done:,.0f}{of} {unit} {detail}".rstrip())
+
+    return step

@@ -1,0 +1,106 @@
+"""What can go wrong, with the exit code each kind of failure ends in.
+
+An error says what happened, where (file, line, key, row) and what to do about
+it; `bc2.cli` prints the three and exits with `exit_code`. Anything that is not
+a `Bc2Error` is a defect of bc2 and shows as one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class Bc2Error(Exception):
+    """A failure a person can act on.
+
+    Args:
+        what: one sentence, what is wrong.
+        where: the place (``file:line``, a key, a row), if there is one.
+        todo: what to do about it, as an imperative.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, todo: str | None = None):
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.todo = todo
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        todo = f"; {self.todo}" if self.todo else ""
+        return f"{self.what}{where}{todo}"
+
+
+class RunFailed(Bc2Error):
+    """The work was understood and could not be done (exit 1)."""
+
+
+class UsageError(Bc2Error):
+    """The command line asks for something impossible (exit 2)."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe is broken: syntax, unknown key, wrong type, impossible value (exit 2)."""
+
+
+class DataError(Bc2Error):
+    """Input data is missing, malformed, empty or too little (exit 3)."""
+
+    exit_code = 3
+
+
+class RefError(Bc2Error):
+    """No artifact answers to a reference, or several do (exit 4)."""
+
+    exit_code = 4
+
+
+class IntegrityError(Bc2Error):
+    """An artifact is not what its manifest says (exit 5)."""
+
+    exit_code = 5
+
+
+class ResourceError(Bc2Error):
+    """Out of memory or disk (exit 6)."""
+
+    exit_code = 6
+
+
+class Interrupted(Bc2Error):
+    """Stopped by a signal, with nothing lost (exit 128 + signal)."""
+
+    def __init__(self, what: str, *, signum: int, todo: str | None = None):
+        super().__init__(what, todo=todo)
+        self.exit_code = 128 + signum
+
+
+def nearest(wrong: str, right: Iterable[str]) -> str | None:
+    """The known name most like `wrong`, or None if nothing is close."""
+    matches = get_close_matches(wrong, list(right), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def from_os_error(error: OSError, doing: str) -> Bc2Error:
+    """Say an operating-system error in our terms: full disks are 6, missing input 3."""
+    path = str(error.filename) if error.filename else None
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"disk full while {doing}", where=path, todo="free some space and run the same again"
+        )
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"no such file while {doing}", where=path, todo="check the path")
+    if isinstance(error, PermissionError):
+        return RunFailed(
+            f"permission denied while {doing}",
+            where=path,
+            todo="check the owner and mode, or set BC2_HOME to a directory you may write to",
+        )
+    return RunFailed(f"{reason} while {doing}", where=path)

@@ -1,0 +1,432 @@
+"""Recipes: TOML files of typed sections, and errors that name file, line and key.
+
+A section's class lives beside what it builds and derives from `Section`; the
+table `SECTIONS` says where, and a class is imported only when a recipe has that
+section. This module knows TOML, inheritance (``base``), overrides (``--set``)
+and where each key was written; it knows nothing of models or data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from bc2.errors import RecipeError, nearest
+
+#: Section name -> "module:class". The one place a new section is announced.
+SECTIONS: dict[str, str] = {
+    "corpus": "bc2.data.config:CorpusConfig",
+    "tokenizer": "bc2.tokenizer.config:TokenizerConfig",
+    "tokens": "bc2.data.config:TokensConfig",
+    "model": "bc2.model.config:ModelConfig",
+    "pretrain": "bc2.train.config:PretrainConfig",
+}
+
+#: Keys at the top of a recipe, outside every section.
+TOP_KEYS = ("name", "description", "base")
+
+KeyPath = tuple[str | int, ...]
+
+
+class Settings(BaseModel):
+    """Settings inside a section: frozen, unknown keys forbidden, numbers finite."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
+
+    def keyed(self) -> dict[str, Any]:
+        """The settings that affect results, as JSON data: what a stage's key is made of.
+
+        Fields declared with ``json_schema_extra=UNKEYED`` (logging, paths, intervals)
+        are left out.
+        """
+        return {
+            name: _keyed(getattr(self, name))
+            for name, info in type(self).model_fields.items()
+            if not _is_unkeyed(info)
+        }
+
+
+#: ``Field(json_schema_extra=UNKEYED)``: recorded, but does not change results.
+UNKEYED: dict[str, Any] = {"keyed": False}
+
+
+def _is_unkeyed(info: FieldInfo) -> bool:
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and extra.get("keyed") is False
+
+
+def _keyed(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.keyed()
+    if isinstance(value, list | tuple):
+        return [_keyed(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _keyed(item) for key, item in value.items()}
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else value
+
+
+class Section(Settings):
+    """A top-level table of a recipe."""
+
+    section: ClassVar[str]
+
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file a recipe is made of, with its own text and parsed tables."""
+
+    path: Path
+    text: str
+    data: Mapping[str, Any]
+
+    def line_of(self, key: KeyPath) -> int | None:
+        """The line (from 1) where `key` is written, or None if this file has not got it.
+
+        tomllib gives no positions, so the file is parsed again line by line: the key
+        begins on the first line that follows the last prefix which parses without it.
+        """
+        if not _has(self.data, key):
+            return None
+        lines = self.text.splitlines()
+        start = 1
+        for count in range(1, len(lines) + 1):
+            try:
+                prefix = tomllib.loads("\n".join(lines[:count]))
+            except tomllib.TOMLDecodeError:
+                continue
+            if _has(prefix, key):
+                return start
+            start = count + 1
+        return start
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: merged tables, and typed sections on demand."""
+
+    name: str
+    description: str
+    data: Mapping[str, Any]
+    layers: tuple[Layer, ...] = field(repr=False)
+    overrides: Mapping[KeyPath, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def path(self) -> Path:
+        return self.layers[0].path
+
+    @property
+    def section_names(self) -> tuple[str, ...]:
+        return tuple(name for name in SECTIONS if name in self.data)
+
+    @cached_property
+    def _built(self) -> dict[str, Section]:
+        return {}
+
+    def has(self, cls: type[Section]) -> bool:
+        return cls.section in self.data
+
+    def get(self, cls: type[S]) -> S:
+        """The section `cls`, validated.
+
+        Raises:
+            RecipeError: the section is missing or broken, with file, line and key.
+        """
+        if cls.section not in self.data:
+            raise RecipeError(
+                f"recipe {self.name!r} has no [{cls.section}] section",
+                where=str(self.path),
+                todo=f"add [{cls.section}], or take one from another recipe with base = ...",
+            )
+        if cls.section not in self._built:
+            self._built[cls.section] = self._validate(cls)
+        built = self._built[cls.section]
+        assert isinstance(built, cls)
+        return built
+
+    def sections(self) -> Iterator[Section]:
+        """Every section, validated, in the order of `SECTIONS`."""
+        for name in self.section_names:
+            yield self.get(section_class(name))
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe with every default filled in, as JSON data."""
+        sections = {s.section: s.model_dump(mode="json") for s in self.sections()}
+        return {"name": self.name, "description": self.description, **sections}
+
+    def _validate(self, cls: type[S]) -> S:
+        try:
+            return cls.model_validate_json(_as_json(self.data[cls.section]), strict=True)
+        except ValidationError as error:
+            raise self._explain(cls, error) from None
+
+    def _explain(self, cls: type[Section], error: ValidationError) -> RecipeError:
+        problems = [self._problem(cls, dict(entry)) for entry in error.errors()]
+        first, where, todo = problems[0]
+        more = [f"{place}: {what}" for what, place, _ in problems[1:]]
+        what = "\n".join([first, *(f"also {line}" for line in more)])
+        return RecipeError(what, where=where, todo=todo)
+
+    def _problem(
+        self, cls: type[Section], entry: dict[str, Any]
+    ) -> tuple[str, str, str | None]:
+        location = tuple(entry["loc"])
+        key: KeyPath = (cls.section, *location)
+        dotted = _dotted(key)
+        if entry["type"] == "extra_forbidden":
+            known = list(_fields_at(cls, location[:-1]))
+            guess = nearest(str(location[-1]), known)
+            todo = f"did you mean {guess!r}?" if guess else f"known keys: {', '.join(known)}"
+            return f"unknown key {dotted}", self.where(key), todo
+        if entry["type"] == "missing":
+            todo = f"add {location[-1]} = ..."
+            return f"missing key {dotted}", self.where(key[:-1]), todo
+        message = entry["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        shown = repr(entry["input"])
+        got = f", not {shown}" if location and len(shown) < 80 else ""
+        return f"{dotted}: {message}{got}", self.where(key), None
+
+    def where(self, key: KeyPath) -> str:
+        """Where `key` was set: ``--set``, or ``file:line`` in the layer that wins."""
+        for path, spelled in self.overrides.items():
+            if key[: len(path)] == path:
+                return f"--set {spelled}"
+        for length in range(len(key), 0, -1):
+            for layer in self.layers:
+                line = layer.line_of(key[:length])
+                if line is not None:
+                    return f"{layer.path}:{line}"
+        return str(self.path)
+
+
+def section_class(name: str) -> type[Section]:
+    """Import the class behind a section's name."""
+    module, _, cls = SECTIONS[name].partition(":")
+    loaded = getattr(importlib.import_module(module), cls)
+    assert issubclass(loaded, Section)
+    return loaded  # type: ignore[no-any-return]
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path, or by the name of one that bc2 ships.
+
+    Args:
+        source: a path, or a shipped name such as ``tiny``, ``ladder/11m`` or
+            ``recipes/tiny.toml``.
+        overrides: ``section.key=value`` strings; a value is TOML, or else a plain string.
+
+    Raises:
+        RecipeError: no such recipe, broken TOML, unknown section, circular base,
+            or an override that names nothing.
+    """
+    layers = tuple(_layers(_find(source)))
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        merged = _merge(merged, layer.data)
+    spelled: dict[KeyPath, str] = {}
+    for override in overrides:
+        path, value = _parse_override(override)
+        _assign(merged, path, value, override)
+        spelled[path] = override
+    name = merged.get("name", layers[0].path.stem)
+    recipe = Recipe(str(name), str(merged.get("description", "")), merged, layers, spelled)
+    _check_top(recipe)
+    return recipe
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that bc2 ships, sorted: ``7b``, ``ladder/11m``, ..."""
+    root = _shipped_root()
+    return sorted(
+        str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.toml")
+    )
+
+
+def _shipped_root() -> Path:
+    return Path(str(files("bc2.recipes")))
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    inside = str(source).removeprefix("recipes/").removesuffix(".toml")
+    if inside in shipped():
+        return _shipped_root() / f"{inside}.toml"
+    if path.is_dir():
+        raise RecipeError(f"{path} is a directory, not a recipe", todo="name a .toml file")
+    guess = nearest(inside, shipped())
+    raise RecipeError(
+        f"no such recipe: {source}",
+        todo=f"did you mean {guess!r}?" if guess else "see `bc2 recipe list`",
+    )
+
+
+def _layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
+    if path.resolve() in seen:
+        chain = " -> ".join(str(p) for p in (*seen, path.resolve()))
+        raise RecipeError("recipes are each other's base", where=chain, todo="break the circle")
+    layer = _read(path)
+    yield layer
+    base = layer.data.get("base")
+    if base is None:
+        return
+    if not isinstance(base, str):
+        raise RecipeError(
+            'base must be a path such as "tiny.toml"', where=f"{path}:{layer.line_of(('base',))}"
+        )
+    beside = path.parent / base
+    yield from _layers(beside if beside.is_file() else _find(base), (*seen, path.resolve()))
+
+
+def _read(path: Path) -> Layer:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return Layer(path, text, tomllib.loads(text))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not UTF-8: byte {error.start}", where=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        what, _, place = str(error).partition(" (at ")
+        where = _place(path, place.rstrip(")"), text)
+        raise RecipeError(f"broken TOML: {what}", where=where) from None
+
+
+def _place(path: Path, place: str, text: str) -> str:
+    """``file:line:column`` from tomllib's ``line 3, column 5`` or ``end of document``."""
+    digits = [int(word.strip(",")) for word in place.split() if word.strip(",").isdigit()]
+    if len(digits) != 2:
+        return f"{path}:{len(text.splitlines())}"
+    return f"{path}:{digits[0]}:{digits[1]}"
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`: tables merge key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(override: str) -> tuple[KeyPath, Any]:
+    dotted, equals, value = override.partition("=")
+    path = tuple(dotted.strip().split("."))
+    if not equals or not all(path):
+        raise RecipeError(f"cannot read --set {override!r}", todo="write section.key=value")
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value.strip()
+
+
+def _assign(data: dict[str, Any], path: KeyPath, value: Any, spelled: str) -> None:
+    table: Any = data
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(table, list):
+            table = _item(table, part, spelled)
+            continue
+        below = table.get(part)
+        if isinstance(below, Mapping):
+            below = dict(below)
+        elif isinstance(below, list):
+            below = list(below)
+        elif below is not None:
+            inside = _dotted(path[: depth + 1])
+            raise RecipeError(f"{inside} is a value, not a table", where=f"--set {spelled}")
+        else:
+            below = {}
+        table[part] = below
+        table = below
+    if isinstance(table, list):
+        raise RecipeError("name a key of the item, not the item", where=f"--set {spelled}")
+    table[path[-1]] = value
+
+
+def _item(table: list[Any], part: str | int, spelled: str) -> Any:
+    index = int(part) if str(part).isdigit() else -1
+    if not 0 <= index < len(table) or not isinstance(table[index], Mapping):
+        raise RecipeError(
+            f"no item {part!r} in a list of {len(table)}", where=f"--set {spelled}"
+        )
+    table[index] = dict(table[index])
+    return table[index]
+
+
+def _check_top(recipe: Recipe) -> None:
+    known = [*TOP_KEYS, *SECTIONS]
+    for key, value in recipe.data.items():
+        if key not in known:
+            guess = nearest(key, known)
+            raise RecipeError(
+                f"unknown section [{key}]" if isinstance(value, Mapping) else f"unknown key {key}",
+                where=recipe.where((key,)),
+                todo=f"did you mean {guess!r}?" if guess else f"known: {', '.join(known)}",
+            )
+        if key in SECTIONS and not isinstance(value, Mapping):
+            raise RecipeError(f"[{key}] must be a table", where=recipe.where((key,)))
+        if key in TOP_KEYS and not isinstance(value, str):
+            raise RecipeError(f"{key} must be a string", where=recipe.where((key,)))
+
+
+def _fields_at(cls: type[BaseModel], location: Iterable[str | int]) -> Iterator[str]:
+    """The names of the fields that may stand at `location` inside `cls`."""
+    current: type[BaseModel] = cls
+    for part in location:
+        if isinstance(part, int):
+            continue
+        info = current.model_fields.get(part)
+        if info is not None:
+            current = next(_models_in(info.annotation), current)
+    yield from current.model_fields
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _has(data: Any, key: KeyPath) -> bool:
+    for part in key:
+        if isinstance(data, Mapping) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return False
+    return True
+
+
+def _dotted(key: KeyPath) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in key).lstrip(".")
+
+
+def _as_json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, default=str)
