@@ -1,2 +1,159 @@
-"""placeholder"""
-def main() -> None: ...
+"""The `bc2` command: a table of verbs, each imported only when it runs.
+
+`bc2 --help` reads the table alone. An error becomes what, where and what to do on
+stderr and the exit code of its class; a traceback needs ``--debug``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from bc2 import __version__
+from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context, HelpFormatter
+
+
+class Verb(NamedTuple):
+    help: str
+    module: str
+
+
+VERBS: dict[str, Verb] = {
+    "data": Verb("Prepare a corpus and turn it into token shards.", "data"),
+    "train-tokenizer": Verb("Train a SentencePiece tokenizer on a corpus.", "train_tokenizer"),
+    "pretrain": Verb("Train a base model, building what it needs first.", "pretrain"),
+    "generate": Verb("Continue a prompt with a trained model.", "generate"),
+    "registry": Verb("List, trace, verify and clean registered artifacts.", "registry"),
+    "recipe": Verb("List, show and check recipes.", "recipe"),
+    "doctor": Verb("Show versions and devices, and what is wrong here.", "doctor"),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are the table `VERBS`."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        verb = VERBS.get(cmd_name)
+        if verb is None:
+            return None
+        module = importlib.import_module(f"bc2.commands.{verb.module}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(
+        self, ctx: Context, args: list[str]
+    ) -> tuple[str | None, Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            guess = nearest(args[0], VERBS)
+            hint = f" Did you mean {guess!r}?" if guess else " See `bc2 --help`."
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Before typer makes an exit code 1 of it.
+            raise Interrupted("interrupted", signum=signal.SIGINT) from None
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"bc2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help="One command for the whole life of a large language model.")
+def _top(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Global options; the verbs are in `VERBS`."""
+
+
+def explain(error: BaseException) -> Bc2Error | None:
+    """Say an exception in terms of `bc2.errors`, or None for a defect of ours."""
+    if isinstance(error, Bc2Error):
+        return error
+    if isinstance(error, OSError):
+        return from_os_error(error, "working")
+    if isinstance(error, MemoryError) or _out_of_torch_memory(error):
+        return ResourceError("out of memory", todo="lower micro_batch, or the size of the model")
+    return None
+
+
+def _out_of_torch_memory(error: BaseException) -> bool:
+    # By name, so that a failing command does not import torch to find out.
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def render(error: Bc2Error) -> str:
+    """The lines a person sees on stderr."""
+    lines = [f"error: {error.what}"]
+    if error.where:
+        lines.append(f"  where: {error.where}")
+    if error.todo:
+        lines.append(f"  to do: {error.todo}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with the code of the design."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        app(args=args, prog_name="bc2")
+    except BrokenPipeError:
+        # The reader went away (`| head`): not a failure, and nobody is left to tell.
+        sys.stderr.close()
+        sys.exit(0)
+    except BaseException as error:
+        sys.exit(_fail(error, debug="--debug" in args))
+
+
+def _fail(error: BaseException, *, debug: bool) -> Any:
+    if isinstance(error, SystemExit):
+        return error.code
+    known = explain(error)
+    if known is None or debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if known is None:
+        print("error: this is a defect of bc2, please report it", file=sys.stderr)
+        return 1
+    print(render(known), file=sys.stderr)
+    return known.exit_code
+
+
+if __name__ == "__main__":
+    main()

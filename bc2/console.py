@@ -54,13 +54,25 @@ class Output:
         elif isinstance(table, str):
             print(table)
         else:
-            from rich.console import Console
-
-            # A pipe has no width: never fold a digest or a path for it.
-            Console(width=None if sys.stdout.isatty() else 400).print(table)
+            _draw(table)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Any:
+def _draw(table: Any) -> None:
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    # A pipe has no width: fold no digest or path for it, and pad nothing.
+    console = Console(width=1000)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+) -> Any:
     """A plain rich table; numbers are right-aligned."""
     from rich.table import Table
 

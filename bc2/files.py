@@ -88,6 +88,14 @@ def replace_durably(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename within one file system; both directories are on disk when it returns."""
+    os.rename(source, target)
+    sync_directory(target.parent)
+    if source.parent != target.parent:
+        sync_directory(source.parent)
+
+
 def sync_tree(root: Path) -> None:
     """fsync every file and directory below `root`, deepest first, then `root`."""
     for folder, _, names in os.walk(root, topdown=False):
@@ -100,21 +108,35 @@ def sync_tree(root: Path) -> None:
 def lock_directory(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
     """flock a directory; the kernel drops it when the process dies, however it dies.
 
-    The lock is on the inode, so it stays with a directory that is renamed.
+    The lock is on the inode, so it stays with a directory that is renamed. It is taken
+    on the directory that `path` names when it is taken, not on one just moved away.
 
     Yields:
         True if the lock is held, False if another process has it (never when `wait`).
+
+    Raises:
+        FileNotFoundError: there is no such directory (any more).
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fd = _flock(path, how if wait else how | fcntl.LOCK_NB)
     try:
-        try:
-            fcntl.flock(
-                fd,
-                (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
-            )
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield fd is not None
     finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _flock(path: Path, how: int) -> int | None:
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, how)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)

@@ -13,3 +13,17 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override section.key=value; repeatable."),
 ]
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A path, or a shipped name.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Do it again even if it is registered or half done.")
+]
+
+
+def verb() -> typer.Typer:
+    """The Typer app of a verb's module: plain help, no completion, our own errors."""
+    return typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )

@@ -187,9 +187,7 @@ class Recipe:
         what = "\n".join([first, *(f"also {line}" for line in more)])
         return RecipeError(what, where=where, todo=todo)
 
-    def _problem(
-        self, cls: type[Section], entry: dict[str, Any]
-    ) -> tuple[str, str, str | None]:
+    def _problem(self, cls: type[Section], entry: dict[str, Any]) -> tuple[str, str, str | None]:
         location = tuple(entry["loc"])
         key: KeyPath = (cls.section, *location)
         dotted = _dotted(key)
@@ -258,9 +256,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def shipped() -> list[str]:
     """The names of the recipes that bc2 ships, sorted: ``7b``, ``ladder/11m``, ..."""
     root = _shipped_root()
-    return sorted(
-        str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.toml")
-    )
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.toml"))
 
 
 def _shipped_root() -> Path:
@@ -369,9 +365,7 @@ def _assign(data: dict[str, Any], path: KeyPath, value: Any, spelled: str) -> No
 def _item(table: list[Any], part: str | int, spelled: str) -> Any:
     index = int(part) if str(part).isdigit() else -1
     if not 0 <= index < len(table) or not isinstance(table[index], Mapping):
-        raise RecipeError(
-            f"no item {part!r} in a list of {len(table)}", where=f"--set {spelled}"
-        )
+        raise RecipeError(f"no item {part!r} in a list of {len(table)}", where=f"--set {spelled}")
     table[index] = dict(table[index])
     return table[index]
 
@@ -413,12 +407,11 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _has(data: Any, key: KeyPath) -> bool:
     for part in key:
-        if isinstance(data, Mapping) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
+        inside = isinstance(data, Mapping) and part in data
+        item = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if not inside and not item:
             return False
+        data = data[part]
     return True
 
 

@@ -1,1 +1,1 @@
-""""""
+"""Text from a model: sampling, the key-value cache, streaming."""

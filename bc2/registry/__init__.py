@@ -1,1 +1,12 @@
-""""""
+"""The registry: every artifact, what it is made of and where it came from.
+
+An artifact is a plain directory with a manifest; publishing is atomic, and an
+index that the manifests alone can rebuild makes finding quick. See
+``docs/registry.md``.
+"""
+
+from bc2.registry.artifact import KINDS, Artifact, Draft, Kind, Position, stage_key
+from bc2.registry.staging import Staged
+from bc2.registry.store import Registry
+
+__all__ = ["KINDS", "Artifact", "Draft", "Kind", "Position", "Registry", "Staged", "stage_key"]

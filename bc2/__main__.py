@@ -1,0 +1,5 @@
+"""`python -P -m bc2`."""
+
+from bc2.cli import main
+
+main()

@@ -1,0 +1,207 @@
+"""A corpus on disk: Parquet parts by split and source, and `corpus.json` that lists them.
+
+    train/SOURCE/part-00000.parquet   heldout/SOURCE/part-00000.parquet   corpus.json
+
+Columns: id, text, source, lang, origin_file, origin_row. Row groups are small, so that a
+part is written and read in bounded memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bc2.data.documents import Document
+from bc2.data.streams import reading
+from bc2.errors import DataError, nearest
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+FACTS = "corpus.json"
+
+#: UTF-8 bytes of text in a row group: what a writer holds, and a reader takes at once.
+ROW_GROUP_BYTES = 4 * 2**20
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("lang", pa.string()),
+        pa.field("origin_file", pa.string(), nullable=False),
+        pa.field("origin_row", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Part(NamedTuple):
+    """One file of a corpus."""
+
+    split: Split
+    source: str
+    file: str
+    """Path relative to the corpus."""
+    documents: int
+    bytes: int
+    """UTF-8 bytes of text."""
+
+
+class PartWriter:
+    """Writes the documents of one source and split as parts of about `part_bytes` of text."""
+
+    def __init__(self, root: Path, split: Split, source: str, part_bytes: int):
+        self.folder = root / split / source
+        self.part_bytes = part_bytes
+        self.parts: list[dict[str, Any]] = []
+        self.characters = 0
+        self._rows: list[Document] = []
+        self._held = 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._close()
+
+    def add(self, document: Document, size: int) -> None:
+        """Append a document whose text has `size` UTF-8 bytes."""
+        self._rows.append(document)
+        self._held += size
+        self.characters += len(document.text)
+        begun = self.parts[-1]["bytes"] if self._writer is not None else 0
+        full = begun + self._held >= self.part_bytes
+        if full or self._held >= ROW_GROUP_BYTES:
+            self._flush()
+        if full:
+            self._close()
+
+    def facts(self) -> dict[str, Any]:
+        """Totals and parts: ``{documents, bytes, characters, parts: [...]}``."""
+        return {
+            "documents": sum(part["documents"] for part in self.parts),
+            "bytes": sum(part["bytes"] for part in self.parts),
+            "characters": self.characters,
+            "parts": self.parts,
+        }
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        if self._writer is None:
+            self._begin()
+        assert self._writer is not None
+        columns = [[getattr(row, name) for row in self._rows] for name in SCHEMA.names]
+        self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(self._rows))
+        part = self.parts[-1]
+        part["documents"] += len(self._rows)
+        part["bytes"] += self._held
+        self._rows, self._held = [], 0
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"part-{len(self.parts):05d}.parquet"
+        name = path.relative_to(self.folder.parent.parent).as_posix()
+        self.parts.append({"file": name, "documents": 0, "bytes": 0})
+        self._writer = pq.ParquetWriter(
+            path, SCHEMA, compression="zstd", write_page_checksum=True, use_dictionary=False
+        )
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def corpus_facts(corpus: Path) -> dict[str, Any]:
+    """The contents of `corpus.json`.
+
+    Raises:
+        DataError: the directory is no corpus.
+    """
+    path = corpus / FACTS
+    try:
+        facts = json.loads(path.read_bytes())
+        if not isinstance(facts, dict) or not isinstance(facts.get("sources"), list):
+            raise ValueError("no list of sources")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"this is no corpus: {error}", where=str(path), todo="name what `bc2 data prep` made"
+        ) from error
+    return facts
+
+
+def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = None) -> list[Part]:
+    """The parts of a corpus: by source as the recipe listed them, train before held-out.
+
+    Raises:
+        DataError: no such source.
+    """
+    facts = corpus_facts(corpus)["sources"]
+    names = [entry["name"] for entry in facts]
+    if source is not None and source not in names:
+        guess = nearest(source, names) or ", ".join(names)
+        raise DataError(
+            f"no source {source!r} in the corpus", where=str(corpus), todo=f"it has {guess}"
+        )
+    return [
+        Part(part_split, entry["name"], part["file"], part["documents"], part["bytes"])
+        for entry in facts
+        if source in (None, entry["name"])
+        for part_split in SPLITS
+        if split in (None, part_split)
+        for part in entry[part_split]["parts"]
+    ]
+
+
+def read_part(path: Path) -> Iterator[list[Document]]:
+    """The documents of a part, a row group at a time.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    with reading(path):
+        try:
+            with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as part:
+                for group in range(part.num_row_groups):
+                    columns = part.read_row_group(group, columns=SCHEMA.names).to_pydict()
+                    yield [Document(*row) for row in zip(*columns.values(), strict=True)]
+        except pa.ArrowException as error:
+            raise EOFError(str(error)) from error
+
+
+def read_corpus(corpus: Path, split: Split, source: str | None = None) -> Iterator[Document]:
+    """The documents of a split in corpus order: source, file, row.
+
+    Raises:
+        DataError: no corpus, no such source, or a damaged part.
+    """
+    for part in corpus_parts(corpus, split, source):
+        for documents in read_part(corpus / part.file):
+            yield from documents
+
+
+def clear_directory(path: Path, *, itself: bool) -> None:
+    """Take back what a failed stage wrote to a directory, and the directory if it made it."""
+    if itself:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child, ignore_errors=True)
+        else:
+            child.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""The one record that flows through data preparation, and why a record may be dropped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bc2.errors import DataError
+
+#: Every reason for which a row or a document can be dropped.
+Reason = Literal[
+    "bad_utf8",  # bytes that are not UTF-8
+    "bad_json",  # a line that is not JSON
+    "not_an_object",  # JSON, but not {...}
+    "no_text",  # the text field is missing or null
+    "text_not_string",  # the text field holds something else
+    "lone_surrogate",  # half a UTF-16 pair, escaped in JSON: not Unicode text
+    "too_long",  # longer than `MAX_DOCUMENT_BYTES`
+    "too_short",  # fewer characters than [corpus] min_characters
+    "duplicate",  # the same text was read before
+]
+
+#: No document may be longer (UTF-8 bytes): what holds one document in memory is bounded by it.
+MAX_DOCUMENT_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text and where it came from.
+
+    Attributes:
+        id: the first 128 bits of the SHA-256 of the UTF-8 text, in hex.
+        text: the text, never empty, always encodable as UTF-8.
+        source: name of the source in the recipe.
+        lang: language as the recipe states it, or None.
+        origin_file: name of the file, relative to the source's path.
+        origin_row: line or row in that file, from 1; 1 for a file that is one document.
+        meta: what later stages note about the document (scores, clusters).
+    """
+
+    id: str
+    text: str
+    source: str
+    lang: str | None
+    origin_file: str
+    origin_row: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str, source: str, lang: str | None, file: str, row: int) -> Document:
+        """A document as it is read, with the id that its text gives it."""
+        return cls(text_id(text), text, source, lang, file, row)
+
+
+def text_id(text: str) -> str:
+    """The id of a text: 32 hex digits of its SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class SourceFile(NamedTuple):
+    """A file of a source: its name relative to the source, and where it is on this machine."""
+
+    name: str
+    path: Path
+
+
+class Row(NamedTuple):
+    """A text as a reader finds it: file and row (from 1) are its origin."""
+
+    text: str
+    file: str
+    row: int
+
+
+class BadRow(Exception):  # noqa: N818 - a verdict on a row, not an error of ours
+    """A row that holds no usable text."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+@dataclass
+class Drops:
+    """What one source lost, by reason: documents and UTF-8 bytes."""
+
+    source: str
+    malformed: Literal["stop", "skip"]
+    documents: Counter[Reason] = field(default_factory=Counter)
+    bytes: Counter[Reason] = field(default_factory=Counter)
+
+    def drop(self, reason: Reason, size: int) -> None:
+        """Count one document of `size` bytes as dropped."""
+        self.documents[reason] += 1
+        self.bytes[reason] += size
+
+    def reject(self, bad: BadRow, file: str, row: int, size: int) -> None:
+        """Count a malformed row, or stop.
+
+        Raises:
+            DataError: the recipe says ``malformed = "stop"``.
+        """
+        if self.malformed == "stop":
+            raise DataError(
+                f"malformed row in source {self.source!r}: {bad.detail}",
+                where=f"{file}:{row}",
+                todo='repair it, or set corpus.malformed = "skip" to count and skip such rows',
+            )
+        self.drop(bad.reason, size)
+
+    def facts(self) -> dict[str, dict[str, int]]:
+        """``{reason: {"documents": n, "bytes": b}}``, sorted by reason."""
+        return {
+            reason: {"documents": count, "bytes": self.bytes[reason]}
+            for reason, count in sorted(self.documents.items())
+        }

@@ -1,0 +1,218 @@
+"""Which files a source is, and the fingerprint of their contents that keys a corpus."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bc2.data import environment
+from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.documents import SourceFile
+from bc2.data.streams import reading
+from bc2.errors import DataError
+from bc2.files import make_directory, replace_durably, sha256_file
+
+Layout = Literal["text", "lines", "parquet"]
+
+_SUFFIX = re.compile(r"\.(?:(txt)|(jsonl|ndjson|json))(?:\.gz|\.zst)?$|\.(parquet)$")
+
+#: A file this young may still change without its timestamp changing (git's racy index).
+_SETTLED_NS = 2_000_000_000
+
+
+class InputFile(NamedTuple):
+    """One input of a corpus, by content: part of the corpus's key."""
+
+    source: str
+    name: str
+    size: int
+    """Bytes; 0 for a dataset on the hub."""
+    sha256: str
+    """Hex SHA-256 of the file, or ``git:COMMIT`` for a dataset on the hub."""
+
+
+def layout_of(name: str) -> Layout | None:
+    """How a file holds its documents, by its suffix; None if bc2 cannot read it."""
+    match = _SUFFIX.search(name)
+    if match is None:
+        return None
+    return "text" if match[1] else "lines" if match[2] else "parquet"
+
+
+def source_files(source: SourceConfig) -> list[SourceFile]:
+    """The files of a path or environment source, sorted by name.
+
+    Raises:
+        DataError: nothing is there, nothing is left, or a file has an unknown suffix.
+    """
+    if source.environment is not None:
+        found = environment.TEXTS[source.environment].files()
+    else:
+        assert source.path is not None
+        found = _files_at(os.path.expanduser(source.path))
+    chosen = sorted(file for file in found if _chosen(file.name, source))
+    if not chosen:
+        raise DataError(
+            f"source {source.name!r} has no files",
+            where=source.path or source.environment,
+            todo="check its path, include and exclude",
+        )
+    if source.environment is None:
+        for file in chosen:
+            _check_suffix(file)
+    return chosen
+
+
+def _chosen(name: str, source: SourceConfig) -> bool:
+    def matches(patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return (not source.include or matches(source.include)) and not matches(source.exclude)
+
+
+def _check_suffix(file: SourceFile) -> None:
+    if layout_of(file.name) is None:
+        raise DataError(
+            f"cannot read a file of this kind: {file.name}",
+            where=str(file.path),
+            todo="give .txt, .jsonl or .json (also .gz, .zst), .parquet, or a glob that picks them",
+        )
+
+
+def _files_at(path: str) -> list[SourceFile]:
+    with reading(Path(path)):
+        if os.path.isdir(path):
+            return list(_walk(Path(path), Path(path), set()))
+        if os.path.lexists(path):
+            return [SourceFile(Path(path).name, Path(path))]
+        if glob.has_magic(path):
+            base = _fixed_part(path)
+            hits = (Path(hit) for hit in glob.glob(path, recursive=True))
+            return [
+                SourceFile(hit.relative_to(base).as_posix(), hit) for hit in hits if hit.is_file()
+            ]
+    raise DataError("no such file, directory or glob", where=path, todo="check the path")
+
+
+def _walk(root: Path, folder: Path, seen: set[str]) -> Iterator[SourceFile]:
+    """Every file below `folder`; names that begin with . or _ are nobody's documents."""
+    real = os.path.realpath(folder)
+    if real in seen:  # a link back to where we have been
+        return
+    seen.add(real)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith((".", "_")):
+            continue
+        if entry.is_dir():
+            yield from _walk(root, Path(entry.path), seen)
+        else:
+            path = Path(entry.path)
+            yield SourceFile(path.relative_to(root).as_posix(), path)
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The directory of a glob before its first wildcard."""
+    parts = Path(pattern).parts
+    magic = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:magic])
+
+
+def inputs(config: CorpusConfig, cache: Path | None = None) -> list[InputFile]:
+    """Everything the corpus is made from, by content: in the order of sources and names.
+
+    Args:
+        cache: a JSON file that remembers digests by path, size, inode and times.
+
+    Raises:
+        DataError: a source has no files, or one cannot be read.
+    """
+    digests = DigestCache(cache)
+    found = [file for source in config.sources for file in _inputs_of(source, digests)]
+    digests.save()
+    return found
+
+
+def _inputs_of(source: SourceConfig, digests: DigestCache) -> Iterator[InputFile]:
+    if source.hf is not None and not Path(source.hf).is_dir():
+        yield InputFile(source.name, f"hf:{source.hf}", 0, f"git:{hub_commit(source)}")
+        return
+    if source.hf is not None:
+        files = sorted(_walk(Path(source.hf), Path(source.hf), set()))
+    else:
+        files = source_files(source)
+    for file in files:
+        size, sha256 = digests.digest(file.path)
+        yield InputFile(source.name, file.name, size, sha256)
+
+
+def hub_commit(source: SourceConfig) -> str:
+    """The commit that a dataset on the hub stands at.
+
+    Raises:
+        DataError: the hub has no such dataset or revision, or cannot be reached.
+    """
+    if source.revision and re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source.revision
+    from huggingface_hub import HfApi
+
+    assert source.hf is not None
+    try:
+        commit = HfApi().dataset_info(source.hf, revision=source.revision).sha
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot ask the hub about this dataset: {str(error).splitlines()[0]}",
+            where=f"hf:{source.hf}",
+            todo="check its name and the network, or set revision to a full commit",
+        ) from error
+    assert commit is not None
+    return str(commit)
+
+
+class DigestCache:
+    """SHA-256 of files, remembered while path, size, inode and times stay the same."""
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._known: dict[str, list[Any]] = _load(path)
+        self._changed = False
+
+    def digest(self, path: Path) -> tuple[int, str]:
+        """Size in bytes and hex SHA-256 of a file."""
+        with reading(path):
+            stat = path.stat()
+            key = str(path.resolve())
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            known = self._known.get(key)
+            if known is not None and known[:4] == stamp:
+                return stat.st_size, str(known[4])
+            sha256 = sha256_file(path)
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+            self._known[key] = [*stamp, sha256]
+            self._changed = True
+        return stat.st_size, sha256
+
+    def save(self) -> None:
+        """Write what is new, if a file was given."""
+        if self._path is not None and self._changed:
+            make_directory(self._path.parent)
+            replace_durably(self._path, json.dumps(self._known).encode())
+
+
+def _load(path: Path | None) -> dict[str, list[Any]]:
+    """The cache, or an empty one: a damaged cache only costs the time to hash again."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        known = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {k: v for k, v in known.items() if isinstance(v, list) and len(v) == 5}

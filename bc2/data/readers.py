@@ -1,0 +1,234 @@
+"""Sources read row by row, in a fixed order and bounded memory.
+
+Order: sources as the recipe lists them, files by name, rows as they stand. A row that
+holds no usable text goes to `Drops.reject`; a file that is damaged always stops the run,
+since half a file must not pass for a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bc2.data import environment
+from bc2.data.config import SourceConfig
+from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, Row, SourceFile
+from bc2.data.inputs import inputs as inputs
+from bc2.data.inputs import layout_of, source_files
+from bc2.data.streams import numbered_lines, open_bytes, reading
+from bc2.errors import DataError, nearest
+
+
+def read_source(source: SourceConfig, drops: Drops) -> Iterator[Document]:
+    """The documents of a source, empty texts included, up to its ``max_bytes``.
+
+    Raises:
+        DataError: nothing to read, a damaged file, or a malformed row that stops the run.
+    """
+    spent = 0
+    lang = source.lang
+    if lang is None and source.environment is not None:
+        lang = environment.TEXTS[source.environment].lang
+    for text, file, row in _rows(source, drops):
+        spent += len(text.encode())
+        if source.max_bytes is not None and spent > source.max_bytes:
+            return
+        yield Document.of(text, source.name, lang, file, row)
+
+
+def _rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
+    if source.hf is not None:
+        yield from _hf_rows(source, drops)
+    elif source.environment is not None:
+        text = environment.TEXTS[source.environment]
+        yield from text.rows(source_files(source), drops)
+    else:
+        for file in source_files(source):
+            yield from _file_rows(file, source.text_field, drops)
+
+
+def _file_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
+    layout = layout_of(file.name)
+    if layout == "text":
+        yield from _text_row(file, drops)
+    elif layout == "lines":
+        yield from _line_rows(file, field, drops)
+    else:
+        yield from _parquet_rows(file, field, drops)
+
+
+def _text_row(file: SourceFile, drops: Drops) -> Iterator[Row]:
+    """The one document of a .txt file; its line ends stay as they are."""
+    with open_bytes(file.path) as stream:
+        data = stream.read(MAX_DOCUMENT_BYTES + 1)
+    try:
+        text = decode(data.removeprefix(b"\xef\xbb\xbf"))
+    except BadRow as bad:
+        drops.reject(bad, str(file.path), 1, len(data))
+        return
+    yield Row(text, file.name, 1)
+
+
+def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
+    """The documents of JSON lines; empty lines are no rows, but lines are numbered with them."""
+    with open_bytes(file.path) as stream:
+        for number, line, size in numbered_lines(stream):
+            if line is not None and not line.strip():
+                continue
+            try:
+                text = text_of(parse_line(line), field)
+            except BadRow as bad:
+                drops.reject(bad, str(file.path), number, size)
+                continue
+            yield Row(text, file.name, number)
+
+
+def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    with (
+        _arrow(file, pa.ArrowException),
+        # Pages on demand: a row group may be larger than memory.
+        pq.ParquetFile(
+            file.path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        ) as parquet,
+    ):
+        _check_column(parquet.schema_arrow, field, file)
+        for batch in parquet.iter_batches(batch_size=64, columns=[field]):
+            # As bytes, so that one bad row is one bad row, not a failed batch.
+            for value in batch.column(0).cast(pa.string()).cast(pa.binary()).to_pylist():
+                number += 1
+                try:
+                    text = decode(_present(value, field))
+                except BadRow as bad:
+                    drops.reject(bad, str(file.path), number, len(value or b""))
+                    continue
+                yield Row(text, file.name, number)
+
+
+@contextmanager
+def _arrow(file: SourceFile, arrow_error: type[Exception]) -> Iterator[None]:
+    """pyarrow's errors as those of any damaged file."""
+    with reading(file.path):
+        try:
+            yield
+        except arrow_error as error:
+            raise EOFError(str(error)) from error
+
+
+def _check_column(schema: Any, field: str, file: SourceFile) -> None:
+    import pyarrow.types as types
+
+    if field not in schema.names:
+        guess = nearest(field, schema.names) or ", ".join(schema.names)
+        raise DataError(
+            f"no column {field!r}", where=str(file.path), todo=f"set text_field; there is: {guess}"
+        )
+    kind = schema.field(field).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+        raise DataError(
+            f"column {field!r} holds {kind}, not strings",
+            where=str(file.path),
+            todo="set text_field to a column of strings",
+        )
+
+
+def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import load_dataset
+
+    assert source.hf is not None
+    origin = f"{source.hf}/{source.split}"
+    with _hf(source):
+        rows = load_dataset(
+            source.hf,
+            name=source.hf_config,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
+        )
+        for number, row in enumerate(rows, 1):
+            try:
+                text = text_of(row, source.text_field)
+            except BadRow as bad:
+                drops.reject(bad, f"hf:{origin}", number, 0)
+                continue
+            yield Row(text, origin, number)
+
+
+@contextmanager
+def _hf(source: SourceConfig) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # what datasets and the hub raise
+        raise DataError(
+            f"cannot read the dataset: {str(error).splitlines()[0]}",
+            where=f"hf:{source.hf}",
+            todo="check its name, hf_config, split and revision, and the network",
+        ) from error
+
+
+def parse_line(line: bytes | None) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        BadRow: too long (None), not UTF-8, or not JSON.
+    """
+    if line is None:
+        raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    text = decode(line)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("bad_json", f"not JSON: {error}") from None
+
+
+def text_of(row: Any, field: str) -> str:
+    """The text of a row.
+
+    Raises:
+        BadRow: the row is no object, or the field is missing, no string or no Unicode text.
+    """
+    if not isinstance(row, dict):
+        raise BadRow("not_an_object", f"the row is a JSON {type(row).__name__}, not an object")
+    if field not in row:
+        guess = nearest(field, row) or ", ".join(list(row)[:8])
+        raise BadRow("no_text", f"no field {field!r} (text_field); there is: {guess}")
+    text = _present(row[field], field)
+    if not isinstance(text, str):
+        raise BadRow("text_not_string", f"field {field!r} holds a {type(text).__name__}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadRow(
+            "lone_surrogate", f"half a surrogate pair at character {error.start}"
+        ) from None
+    if size > MAX_DOCUMENT_BYTES:
+        raise BadRow("too_long", f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    return text
+
+
+def _present(value: Any, field: str) -> Any:
+    if value is None:
+        raise BadRow("no_text", f"field {field!r} is null")
+    return value
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 text.
+
+    Raises:
+        BadRow: longer than `MAX_DOCUMENT_BYTES`, or not UTF-8.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise BadRow("too_long", f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow("bad_utf8", f"not UTF-8: byte {error.start} ({error.reason})") from None

@@ -1,0 +1,133 @@
+"""Bytes and lines out of plain, gzip and zstd files, in bounded memory, or a clear error."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from bc2.data.documents import MAX_DOCUMENT_BYTES
+from bc2.errors import DataError, from_os_error
+
+#: Compressed bytes given to zstd at once. A block of 4 bytes may hold 128 KiB, so this
+#: bounds what one step can expand to (256 MiB, for input made to do so).
+_FEED = 1 << 13
+
+
+class ZstdStream(io.RawIOBase):
+    """The contents of every frame of a .zst file, one after another.
+
+    zstandard's own reader takes the end of the file for the end of the frame, so a file
+    cut short would read as a shorter one; here it is an error.
+
+    Raises:
+        EOFError: the file ends inside a frame.
+        zstandard.ZstdError: a frame is damaged.
+    """
+
+    def __init__(self, raw: IO[bytes]):
+        self._raw = raw
+        self._frame: Any = None
+        self._rest = b""
+        self._out = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._out and self._step():
+            pass
+        count = min(len(buffer), len(self._out))
+        buffer[:count] = self._out[:count]
+        self._out = self._out[count:]
+        return count
+
+    def _step(self) -> bool:
+        """Decompress a little more; False at the end of the file."""
+        chunk = self._rest or self._raw.read(_FEED)
+        self._rest = b""
+        if not chunk:
+            if self._frame is not None:
+                raise EOFError("the file ends inside a zstd frame")
+            return False
+        if self._frame is None:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._out = memoryview(self._frame.decompress(chunk))
+        if self._frame.eof:
+            self._rest = self._frame.unused_data
+            self._frame = None
+        return True
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what is wrong with a file: damaged or cut short (3), missing (3), forbidden (1)."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        if error.errno is None:  # pyarrow's way to say that a file is no Parquet
+            raise _damaged(path, error) from error
+        raise from_os_error(error, f"reading {path}") from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the file is damaged or cut short: {str(error).splitlines()[0].rstrip('.')}",
+        where=str(path),
+        todo="fetch it again, or leave it out of the source",
+    )
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A file's contents, decompressed as its suffix says (.gz, .zst).
+
+    Raises:
+        DataError: it is missing, damaged or cut short.
+    """
+    with reading(path):
+        stream: Any
+        if path.suffix in (".gz", ".zst") and path.stat().st_size == 0:
+            raise EOFError("the file is empty, which no compressed file is")
+        if path.suffix == ".gz":
+            stream = gzip.GzipFile(path, "rb")
+        elif path.suffix == ".zst":
+            stream = io.BufferedReader(ZstdStream(path.open("rb")), 1 << 17)
+        else:
+            stream = path.open("rb")
+        with stream:
+            yield stream
+
+
+def numbered_lines(
+    stream: io.BufferedIOBase, limit: int = MAX_DOCUMENT_BYTES
+) -> Iterator[tuple[int, bytes | None, int]]:
+    """Lines by number, from 1, without their ends; None for one longer than `limit` bytes.
+
+    Yields:
+        (number, line or None, bytes of the line). A byte order mark is not part of line 1.
+    """
+    number = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        size = len(line)
+        if size <= limit or line.endswith(b"\n"):
+            yield number, line.rstrip(b"\r\n"), size
+            continue
+        while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
+            size += len(line)
+        yield number, None, size

@@ -1,0 +1,304 @@
+"""A corpus to token shards: one part, one shard, in as many processes as there are cores.
+
+Each finished shard is durable in a work directory before the next begins, so a killed run
+goes on from there; the shards move to their place together at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bc2.console import Progress
+from bc2.data.corpus import SPLITS, Part, clear_directory, corpus_parts, read_part
+from bc2.data.shards import INDEX, token_dtype
+from bc2.errors import DataError, ResourceError, RunFailed, from_os_error
+from bc2.files import make_directory, replace_durably, sha256_file, sync_directory, write_durably
+from bc2.tokenizer.tokenizer import Tokenizer
+
+#: Raised when the same corpus and tokenizer give other shards.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard: the sidecar beside it in the work directory."""
+
+    tokenizer: str
+    """Digest of the tokenizer."""
+    part: str
+    """SHA-256 of the corpus part."""
+    sha256: str
+    """SHA-256 of the shard."""
+    tokens: int
+    documents: int
+    bytes: int
+    """UTF-8 bytes of the text."""
+
+
+def tokenize(
+    corpus: Path,
+    tokenizer_path: Path,
+    out: Path,
+    *,
+    work: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make token shards of a corpus in `out`.
+
+    Args:
+        out: an empty or missing directory on the file system of `work`.
+        work: keeps finished shards between runs; whoever calls removes it afterwards.
+        workers: processes; one a core if None. Each holds the tokenizer and a row group
+            (4 MiB of text) as text and as ids.
+        progress: told the bytes of text done.
+
+    Returns:
+        The contents of ``tokens.json``.
+
+    Raises:
+        DataError: no corpus or tokenizer, a tokenizer without EOS, or `out` is not empty.
+        ResourceError: the disk is full, or a worker was killed for memory.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataError("the output directory is not empty", where=str(out), todo="name another")
+    tokenizer = Tokenizer.load(tokenizer_path)
+    if tokenizer.eos_id < 0:
+        raise DataError("the tokenizer has no EOS piece", where=str(tokenizer_path))
+    parts = corpus_parts(corpus)
+    made_out = not out.exists()
+    try:
+        make_directory(work)
+        shards = _shards(corpus, parts, tokenizer_path, tokenizer, work, workers, progress)
+        facts = _facts(tokenizer, dict(zip(parts, shards, strict=True)))
+        for part in parts:
+            _place(work / shard_name(part), out / shard_name(part))
+        text = json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
+        write_durably(out / INDEX, text.encode())
+    except OSError as error:
+        clear_directory(out, itself=made_out)
+        raise from_os_error(error, "writing token shards") from error
+    except BaseException:
+        clear_directory(out, itself=made_out)
+        raise
+    return facts
+
+
+def shard_name(part: Part) -> str:
+    """``train/SOURCE/shard-00000.bin`` for ``train/SOURCE/part-00000.parquet``."""
+    number = Path(part.file).stem.removeprefix("part-")
+    return f"{part.split}/{part.source}/shard-{number}.bin"
+
+
+def _place(made: Path, final: Path) -> None:
+    """Put a finished shard at its place; it stays in the work directory for a next run."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(made, final)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(made, final)
+
+
+def _facts(tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dict[str, Any]:
+    splits: dict[str, Any] = {split: {} for split in SPLITS}
+    for part, shard in shards.items():
+        counts = {"tokens": shard.tokens, "documents": shard.documents, "bytes": shard.bytes}
+        empty = {**dict.fromkeys(counts, 0), "shards": []}
+        entry = splits[part.split].setdefault(part.source, empty)
+        for unit, count in counts.items():
+            entry[unit] += count
+        entry["shards"].append({"file": shard_name(part), **counts})
+    return {
+        "version": VERSION,
+        "dtype": token_dtype(tokenizer.vocab_size).str,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "tokenizer": tokenizer.digest,
+        "tokens": {s: sum(e["tokens"] for e in splits[s].values()) for s in SPLITS},
+        "splits": splits,
+    }
+
+
+# -- in one process, or several ------------------------------------------------------------
+
+
+def _shards(
+    corpus: Path,
+    parts: list[Part],
+    tokenizer_path: Path,
+    tokenizer: Tokenizer,
+    work: Path,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[Shard]:
+    """One shard a part, in the order of `parts`."""
+    count = min(workers or len(os.sched_getaffinity(0)), len(parts))
+    if count == 1:
+        shards = []
+        for part in parts:
+            shards.append(make_shard(corpus, part, tokenizer, work))
+            if progress is not None:
+                progress(part.bytes, part.source)
+        return shards
+    with _pool(count, tokenizer_path) as pool:
+        # The largest first, so that no core waits long for the last.
+        order = sorted(parts, key=lambda part: -part.bytes)
+        futures = {pool.submit(_in_worker, corpus, part, work): part for part in order}
+        done = _results(futures, progress)
+    return [done[part] for part in parts]
+
+
+def _results(futures: dict[Future[Shard], Part], progress: Progress | None) -> dict[Part, Shard]:
+    done: dict[Part, Shard] = {}
+    try:
+        for future in as_completed(futures):
+            part = futures[future]
+            done[part] = future.result()
+            if progress is not None:
+                progress(part.bytes, part.source)
+    except BrokenProcessPool as error:
+        raise ResourceError(
+            "a tokenizing process died, as happens when memory runs out",
+            todo="run the same again with fewer workers (tokens.workers); finished shards are kept",
+        ) from error
+    return done
+
+
+@contextmanager
+def _pool(count: int, tokenizer_path: Path) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with this one, however it ends."""
+    # spawn: the parent may hold threads and locks that a fork would copy.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(count, context, _begin_worker, (tokenizer_path, stop))
+    try:
+        yield pool
+    except BaseException:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+class _Stopped(Exception):  # noqa: N818 - nobody sees it: the parent has its own error
+    """The parent gave up."""
+
+
+#: A worker's tokenizer and the parent's wish to stop, set once by `_begin_worker`.
+_worker: dict[str, Any] = {}
+
+
+def _begin_worker(tokenizer_path: Path, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which tells us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker.update(tokenizer=Tokenizer.load(tokenizer_path), stop=stop)
+
+
+def _end_with_parent() -> None:
+    """A pool's workers outlive a killed parent, waiting for work: these do not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _in_worker(corpus: Path, part: Part, work: Path) -> Shard:
+    return make_shard(corpus, part, _worker["tokenizer"], work, _worker["stop"])
+
+
+# -- one shard -----------------------------------------------------------------------------
+
+
+def make_shard(
+    corpus: Path, part: Part, tokenizer: Tokenizer, work: Path, stop: Any = None
+) -> Shard:
+    """The shard of one part, taken from an earlier run if it is there and whole."""
+    final = work / shard_name(part)
+    sidecar = final.with_suffix(".json")
+    digest = sha256_file(corpus / part.file)
+    known = _finished(final, sidecar, digest, tokenizer.digest)
+    if known is not None:
+        return known
+    make_directory(final.parent)
+    aside = final.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as stream:
+            tokens, documents, size = _encode(corpus / part.file, tokenizer, stream, stop)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _check(part, documents, size)
+        shard = Shard(tokenizer.digest, digest, sha256_file(aside), tokens, documents, size)
+        os.replace(aside, final)
+        sync_directory(final.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        # An OSError loses its file on the way between processes: say it here.
+        raise from_os_error(error, f"writing {final.name}") from error
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    replace_durably(sidecar, json.dumps(asdict(shard)).encode())
+    return shard
+
+
+def _finished(final: Path, sidecar: Path, part: str, tokenizer: str) -> Shard | None:
+    """The shard of an earlier run, if it was made of the same part and tokenizer and is whole."""
+    try:
+        shard = Shard(**json.loads(sidecar.read_bytes()))
+        same = shard.part == part and shard.tokenizer == tokenizer
+        return shard if same and sha256_file(final) == shard.sha256 else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None  # not finished: made again
+
+
+def _encode(part: Path, tokenizer: Tokenizer, stream: BinaryIO, stop: Any) -> tuple[int, int, int]:
+    """Write the ids of a part; returns tokens, documents and UTF-8 bytes of text."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    tokens = documents = size = 0
+    for group in read_part(part):
+        if stop is not None and stop.is_set():
+            raise _Stopped
+        ids, lengths = tokenizer.encode_flat([document.text for document in group])
+        _check_ids(ids, lengths, tokenizer, part)
+        stream.write(ids.astype(dtype, copy=False).tobytes())
+        tokens += len(ids)
+        documents += len(group)
+        size += sum(len(document.text.encode()) for document in group)
+    return tokens, documents, size
+
+
+def _check_ids(ids: Any, lengths: Any, tokenizer: Tokenizer, part: Path) -> None:
+    """EOS ends each document and stands nowhere else; every id is in the vocabulary."""
+    ends = np.cumsum(lengths) - 1
+    in_range = ids.max(initial=0) < tokenizer.vocab_size
+    if not in_range or not np.array_equal(np.flatnonzero(ids == tokenizer.eos_id), ends):
+        raise RunFailed(
+            "the tokenizer gave ids outside its vocabulary, or EOS inside a document",
+            where=str(part),
+            todo="this is a defect of bc2 or of a foreign tokenizer: please report it",
+        )
+
+
+def _check(part: Part, documents: int, size: int) -> None:
+    if (documents, size) != (part.documents, part.bytes):
+        raise DataError(
+            f"the part holds {documents:,} documents of {size:,} bytes, not "
+            f"{part.documents:,} of {part.bytes:,} as corpus.json says",
+            where=part.file,
+            todo="make the corpus again with `bc2 data prep`",
+        )

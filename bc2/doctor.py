@@ -1,0 +1,177 @@
+"""What this machine has for bc2, and what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bc2 import __version__
+from bc2.errors import Bc2Error
+
+#: Distribution -> module, in the order shown.
+REQUIRED = {
+    "torch": "torch",
+    "sentencepiece": "sentencepiece",
+    "datasets": "datasets",
+    "lm-eval": "lm_eval",
+    "deepspeed": "deepspeed",
+    "safetensors": "safetensors",
+    "pyarrow": "pyarrow",
+    "sqlalchemy": "sqlalchemy",
+    "pydantic": "pydantic",
+    "typer": "typer",
+    "rich": "rich",
+    "matplotlib": "matplotlib",
+    "zstandard": "zstandard",
+}
+
+#: Extra -> distribution -> module.
+EXTRAS: dict[str, dict[str, str | None]] = {
+    "quickstart": {"snownlp": None},
+    "cuda": {"flash-attn": "flash_attn"},
+    "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
+    "postgres": {"psycopg": "psycopg"},
+}
+
+LOW_DISK = 2 * 2**30
+
+
+@dataclass
+class Diagnosis:
+    """Findings, as data. `problems` is empty on a healthy machine."""
+
+    bc2: str = __version__
+    python: str = platform.python_version()
+    platform: str = platform.platform()
+    packages: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, str] = field(default_factory=dict)
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    registry: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Label and finding, for a table."""
+        yield "bc2", self.bc2
+        yield "python", f"{self.python} on {self.platform}"
+        for device in self.devices:
+            yield device["name"], device["about"]
+        yield from self.packages.items()
+        for extra, state in self.extras.items():
+            yield f"[{extra}]", state
+        for key, value in self.registry.items():
+            yield f"registry {key}", str(value)
+
+
+def diagnose() -> Diagnosis:
+    """Look at packages, devices, extras and the registry's disk. Changes nothing."""
+    found = Diagnosis()
+    _packages(found)
+    _extras(found)
+    _devices(found)
+    _registry(found)
+    return found
+
+
+def _version(distribution: str, module: str | None) -> tuple[str | None, str | None]:
+    """Version and, if it does not import, why."""
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None, None
+    if module is not None:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a broken package raises is the finding
+            return version, f"{type(error).__name__}: {error}".splitlines()[0]
+    return version, None
+
+
+def _packages(found: Diagnosis) -> None:
+    # DeepSpeed would look for a GPU and warn about every compiler it misses.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not _cuda() else "cuda")
+    for distribution, module in REQUIRED.items():
+        version, broken = _version(distribution, module)
+        found.packages[distribution] = version or "missing"
+        if version is None:
+            found.problems.append(f"{distribution} is not installed: pip install bc2")
+        elif broken:
+            found.packages[distribution] = f"{version}, does not import"
+            found.problems.append(f"{distribution} {version} does not import: {broken}")
+
+
+def _extras(found: Diagnosis) -> None:
+    for extra, members in EXTRAS.items():
+        states = []
+        for distribution, module in members.items():
+            version, broken = _version(distribution, module)
+            if broken:
+                found.problems.append(f"{distribution} {version} does not import: {broken}")
+            states.append(f"{distribution} {'broken' if broken else version or 'not installed'}")
+        found.extras[extra] = ", ".join(states)
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _devices(found: Diagnosis) -> None:
+    import torch
+
+    from bc2.train.device import pick_precision
+
+    cpu = torch.device("cpu")
+    precision = pick_precision("auto", cpu)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found.devices.append(
+        {"name": "cpu", "about": f"{os.cpu_count()} cores, {memory:.0f} GiB, {precision}"}
+    )
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        precision = pick_precision("auto", torch.device("cuda", index))
+        size = about.total_memory / 2**30
+        found.devices.append(
+            {"name": f"cuda:{index}", "about": f"{about.name}, {size:.0f} GiB, {precision}"}
+        )
+
+
+def _registry(found: Diagnosis) -> None:
+    from bc2.registry import find_home
+
+    home = find_home()
+    found.registry["home"] = str(home)
+    existing = _existing(home)
+    free = shutil.disk_usage(existing).free
+    found.registry["free"] = f"{free / 2**30:.1f} GiB"
+    if free < LOW_DISK:
+        found.problems.append(f"only {free / 2**30:.1f} GiB free at {existing}")
+    if not os.access(existing, os.W_OK):
+        found.problems.append(f"no right to write in {existing}: set BC2_HOME to another place")
+    elif home.exists():
+        _open_registry(found, home)
+
+
+def _open_registry(found: Diagnosis, home: Path) -> None:
+    from bc2.registry import Registry
+
+    try:
+        found.registry["artifacts"] = len(Registry.open(home).list())
+    except Bc2Error as error:
+        found.problems.append(f"the registry does not open: {error}")
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

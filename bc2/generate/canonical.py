@@ -1,0 +1,91 @@
+"""Settling near ties, so that greedy output depends on the prompt alone.
+
+Matrix kernels give results that differ in their last bits with the shape of a batch and
+with the cache. That changes greedy output only where the two largest logits are closer
+than those bits reach. There, one canonical pass decides: this sequence alone, no cache,
+in the next wider dtype, of equal values the lowest id.
+
+Shapes:
+    T  tokens      D  hidden size      V  vocabulary      B  sequences
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from bc2.model.transformer import Positions, Transformer, normalize_rows
+
+#: How many roundings' worth of difference two kernels may show. Measured differences are
+#: below a tenth of the tolerance this gives; see tests/generate/test_canonical.py.
+ROUNDINGS = 16.0
+
+
+def tolerance(model: Transformer, hidden: Tensor, longest_row: float, top: Tensor) -> Tensor:
+    """The difference between logits that another shape of batch could overturn: [B].
+
+    ROUNDINGS · ε · (√(2L) · rms(hidden) · longest row of the head + |largest logit|): the
+    2L sublayers each round the residual stream to ε, errors add as in a random walk, and a
+    logit sees them through a row of the head. It is a scale for ordinary weights and no
+    bound for adversarial ones.
+
+    Args:
+        hidden: [B, D], in the model's dtype.
+        longest_row: the largest L2 norm of the head's rows.
+        top: [B], the largest logits.
+    """
+    epsilon = torch.finfo(hidden.dtype).eps
+    sublayers = 2 * model.config.num_layers
+    rms = hidden.double().square().mean(dim=-1).sqrt()
+    scale: Tensor = sublayers**0.5 * rms * longest_row + top.double().abs()
+    return ROUNDINGS * epsilon * scale
+
+
+def settle(model: Transformer, tokens: Tensor, candidates: list[int]) -> int:
+    """The candidate with the largest logit after `tokens`, by the canonical pass.
+
+    Args:
+        tokens: the whole sequence so far, int64 [T].
+        candidates: ids within the tolerance of the largest, ascending.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    hidden = canonical_hidden(model, tokens)
+    best, chosen = -float("inf"), candidates[0]
+    for token in candidates:
+        row = model.lm_head.weight[token : token + 1].to(hidden.dtype)
+        if model.config.norm_head:
+            row = normalize_rows(row)
+        # One row at a time: its logit must not depend on which others are candidates.
+        logit = torch.dot(row[0], hidden).item()
+        if logit > best:
+            best, chosen = logit, token
+    return chosen
+
+
+def canonical_hidden(model: Transformer, tokens: Tensor) -> Tensor:
+    """The last hidden state [D] in fp64 (fp32 for 16-bit models), one layer at a time.
+
+    Each layer is copied to the wide dtype when its turn comes, so that the memory needed
+    is a layer's and not a model's.
+    """
+    wide = wider(model.lm_head.weight.dtype)
+    bounds = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
+    positions = torch.arange(len(tokens), device=tokens.device)
+    at = Positions(model.config, positions, bounds, len(tokens))
+    x: Tensor = model.model.embed_tokens(tokens).to(wide)
+    for index, layer in enumerate(model.model.layers):
+        x = _widened(layer, wide)(x, at, None, index)
+    last: Tensor = _widened(model.model.norm, wide)(x[-1:])
+    return last[0]
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the canonical pass of a model in `dtype`."""
+    return torch.float32 if dtype.itemsize == 2 else torch.float64
+
+
+def _widened(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(module).to(dtype)

@@ -1,0 +1,245 @@
+"""Batched generation with a key-value cache.
+
+Greedy output is a function of the prompt and the model: the other prompts of a batch,
+their order and the cache do not change it (`bc2.generate.canonical` says how). Sampling
+draws from each prompt's own generator.
+
+Shapes:
+    B  sequences still running      D  hidden size      V  vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bc2.errors import DataError, UsageError
+from bc2.generate.canonical import settle, tolerance
+from bc2.generate.config import SamplingConfig
+from bc2.generate.sampling import prompt_generator, sample
+from bc2.model.cache import KVCache
+from bc2.model.transformer import Transformer
+
+FinishReason = Literal["eos", "stop", "length"]
+
+#: ``on_token(prompt's number, token id)``, for every token but the end of text.
+OnToken = Callable[[int, int], None]
+
+#: The bytes that some ids stand for: `Tokenizer.decode_bytes`.
+DecodeBytes = Callable[[Sequence[int]], bytes]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a prompt was continued with."""
+
+    ids: list[int]
+    """New tokens, without the end of text; with `stop`, up to the one that completed it."""
+
+    finish_reason: FinishReason
+    """"eos", "stop", or "length": max_new_tokens, or the end of the model's context."""
+
+    data: bytes | None = None
+    """The new tokens' bytes before any stop text; None if no `decode_bytes` was given."""
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig,
+    *,
+    eos_id: int,
+    use_cache: bool = True,
+    on_token: OnToken | None = None,
+    decode_bytes: DecodeBytes | None = None,
+) -> list[Generated]:
+    """Continue each prompt; results in the prompts' order.
+
+    Args:
+        prompts: token ids, at least one each.
+        eos_id: the token that ends a text.
+        use_cache: keep keys and values; without it every token reads its whole prefix.
+        on_token: called as tokens come, for streaming.
+        decode_bytes: needed for `settings.stop`; fills `Generated.data`.
+
+    Raises:
+        DataError: a prompt that is empty, too long for the context, or holds an id that
+            the model has not got.
+        UsageError: stop texts without `decode_bytes`, or an empty one.
+    """
+    _check(model, prompts, settings, decode_bytes)
+    run = _Run(model, settings, eos_id, on_token, decode_bytes)
+    sequences = [
+        _Sequence(index, list(prompt), len(prompt), prompt_generator(settings.seed, index))
+        for index, prompt in enumerate(prompts)
+    ]
+    with torch.inference_mode():
+        for start in range(0, len(sequences), settings.batch_size):
+            run.finish(sequences[start : start + settings.batch_size], use_cache)
+    return [run.result(sequence) for sequence in sequences]
+
+
+def _check(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig,
+    decode_bytes: DecodeBytes | None,
+) -> None:
+    if settings.stop and decode_bytes is None:
+        raise UsageError("stop texts need a tokenizer", todo="give decode_bytes")
+    if "" in settings.stop:
+        raise UsageError("a stop text is empty", todo="leave it out")
+    limit, vocab_size = model.config.context_length, model.config.vocab_size
+    for index, prompt in enumerate(prompts):
+        where = f"prompt {index}"
+        if not prompt:
+            raise DataError("the prompt is empty", where=where, todo="begin with some text")
+        if len(prompt) > limit:
+            raise DataError(
+                f"the prompt has {len(prompt)} tokens and the model reads {limit}",
+                where=where,
+                todo="shorten the prompt",
+            )
+        wrong = next((i for i in prompt if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise DataError(
+                f"token id {wrong} is outside the model's vocabulary of {vocab_size}",
+                where=where,
+                todo="use the tokenizer that the model was trained with",
+            )
+
+
+@dataclass
+class _Sequence:
+    """A prompt and what it has grown to."""
+
+    index: int
+    ids: list[int]
+    prompt_length: int
+    generator: torch.Generator
+    reason: FinishReason | None = None
+    row: int = field(default=-1)
+    """In the cache of the batch that is running."""
+    read: int = 0
+    """Tokens that the cache holds."""
+
+    @property
+    def new(self) -> list[int]:
+        return self.ids[self.prompt_length :]
+
+
+class _Run:
+    """The parts of one call that stay the same from token to token."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        settings: SamplingConfig,
+        eos_id: int,
+        on_token: OnToken | None,
+        decode_bytes: DecodeBytes | None,
+    ):
+        self.model = model
+        self.settings = settings
+        self.eos_id = eos_id
+        self.on_token = on_token
+        self.decode_bytes = decode_bytes
+        self.stops = [text.encode("utf-8", "surrogatepass") for text in settings.stop]
+        with torch.inference_mode():
+            # NormHead's rows do not change from token to token.
+            self.head = model.head_weight()
+            self.longest_row = float(torch.linalg.vector_norm(self.head.float(), dim=1).max())
+
+    def finish(self, batch: list[_Sequence], use_cache: bool) -> None:
+        """Extend every sequence of a batch to its end."""
+        cache = self._cache(batch) if use_cache else None
+        running = batch
+        while running:
+            hidden = self._last_hidden(running, cache)
+            logits = F.linear(hidden, self.head)
+            for sequence, token in zip(running, self._choose(running, hidden, logits), strict=True):
+                self._push(sequence, token)
+            running = [sequence for sequence in running if sequence.reason is None]
+
+    def result(self, sequence: _Sequence) -> Generated:
+        assert sequence.reason is not None
+        if self.decode_bytes is None:
+            return Generated(sequence.new, sequence.reason)
+        data = self.decode_bytes(sequence.new)
+        found = [at for at in (data.find(stop) for stop in self.stops) if at >= 0]
+        return Generated(sequence.new, sequence.reason, data[: min(found, default=len(data))])
+
+    def _cache(self, batch: list[_Sequence]) -> KVCache:
+        longest = max(len(sequence.ids) for sequence in batch)
+        capacity = min(self.model.config.context_length, longest + self.settings.max_new_tokens)
+        for row, sequence in enumerate(batch):
+            sequence.row = row
+        return KVCache(self.model.config, len(batch), capacity, self.head.dtype, self.head.device)
+
+    def _last_hidden(self, running: list[_Sequence], cache: KVCache | None) -> Tensor:
+        """One pass over what has not been read: the last token's hidden state, [B, D]."""
+        if cache is not None:
+            cache.select([sequence.row for sequence in running])
+        unread = [sequence.ids[sequence.read :] for sequence in running]
+        device = self.head.device
+        tokens = torch.tensor([i for ids in unread for i in ids], device=device)
+        lengths = torch.tensor([0, *map(len, unread)], device=device)
+        bounds = lengths.cumsum(0, dtype=torch.int32)
+        hidden: Tensor = self.model(tokens, bounds, max(map(len, unread)), cache)
+        if cache is not None:
+            for sequence in running:
+                sequence.read = len(sequence.ids)
+        return hidden[bounds[1:].long() - 1]
+
+    def _choose(self, running: list[_Sequence], hidden: Tensor, logits: Tensor) -> list[int]:
+        if self.settings.temperature > 0:
+            generators = [sequence.generator for sequence in running]
+            chosen: list[int] = sample(logits, self.settings, generators).tolist()
+            return chosen
+        top = logits.amax(dim=-1)
+        floor = top.double() - tolerance(self.model, hidden, self.longest_row, top)
+        near = logits.double() >= floor[:, None]
+        return [
+            settle(
+                self.model,
+                torch.tensor(sequence.ids, device=logits.device),
+                near[row].nonzero()[:, 0].tolist(),
+            )
+            for row, sequence in enumerate(running)
+        ]
+
+    def _push(self, sequence: _Sequence, token: int) -> None:
+        """Take a token in, or end the sequence with it."""
+        if token == self.eos_id:
+            sequence.reason = "eos"
+            return
+        sequence.ids.append(token)
+        if self.on_token is not None:
+            self.on_token(sequence.index, token)
+        if self._is_stopped(sequence):
+            sequence.reason = "stop"
+        elif (
+            len(sequence.new) >= self.settings.max_new_tokens
+            # The context is full: this token was the last that could be predicted.
+            or len(sequence.ids) > self.model.config.context_length
+        ):
+            sequence.reason = "length"
+
+    def _is_stopped(self, sequence: _Sequence) -> bool:
+        if not self.stops or self.decode_bytes is None:
+            return False
+        # The newest token completes the text if anything does; every token but a control
+        # one is at least a byte.
+        longest = max(map(len, self.stops))
+        new = sequence.new
+        size = longest
+        tail = self.decode_bytes(new[-size:])
+        while len(tail) < longest and size < len(new):
+            size *= 2
+            tail = self.decode_bytes(new[-size:])
+        return any(stop in tail for stop in self.stops)

@@ -1,0 +1,95 @@
+"""The shape of a decoder: Baichuan 2, Table 3 and section 2.5. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bc2.recipe import Section
+
+
+class ModelConfig(Section):
+    """A pre-norm decoder with SwiGLU, RMSNorm, RoPE or ALiBi, and an untied head."""
+
+    section: ClassVar[str] = "model"
+
+    vocab_size: int = Field(gt=0)
+    """Rows of the embedding and of the head (125,696 in Baichuan 2)."""
+
+    hidden_size: int = Field(gt=0)
+    """Width D of the residual stream."""
+
+    intermediate_size: int = Field(gt=0)
+    """Width F of the feed-forward layer (8/3 D rounded up to a multiple of 128 in the paper)."""
+
+    num_layers: int = Field(gt=0)
+    """Decoder layers."""
+
+    num_heads: int = Field(gt=0)
+    """Attention heads H; each has hidden_size / num_heads channels."""
+
+    position: Literal["rope", "alibi"] = "rope"
+    """How attention sees positions: rotary embedding (7B) or linear biases (13B)."""
+
+    rope_base: float = Field(default=10000.0, gt=0)
+    """Base of the rotary wavelengths; has no effect with ALiBi."""
+
+    context_length: int = Field(default=4096, gt=0)
+    """Longest sequence the model is made for, in tokens."""
+
+    norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in RMSNorm."""
+
+    norm_head: bool = True
+    """NormHead: the head's rows are scaled to unit length in every forward pass (section 2.5)."""
+
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights of linear layers and the embedding."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"rope rotates pairs of channels, but hidden_size / num_heads = {self.head_dim} "
+                "is odd"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Channels K of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    def num_params(self) -> int:
+        """All parameters: embedding, layers, norms and the untied head."""
+        return self.num_params_non_embedding() + 2 * self.vocab_size * self.hidden_size
+
+    def num_params_non_embedding(self) -> int:
+        """Parameters without embedding and head, norms included: N in the scaling laws.
+
+        This is the count that gives the model sizes of Baichuan 2's section 2.8.
+        """
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        return self.num_layers * self._layer_matmul_params() + norms
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Model FLOPs to train on one token, forward and backward.
+
+        PaLM's convention (arXiv 2204.02311, appendix B): 6 FLOPs for each parameter of a
+        matrix product, the head's included and the embedding's and norms' not, plus
+        12 L D S for attention. The causal half of attention is counted although it can be
+        skipped, and recomputation is not counted, so that numbers compare across systems.
+
+        Args:
+            sequence_length: S, tokens that one document attends over.
+        """
+        matmul = self.num_layers * self._layer_matmul_params() + self.vocab_size * self.hidden_size
+        return 6 * matmul + 12 * self.num_layers * self.hidden_size * sequence_length
+
+    def _layer_matmul_params(self) -> int:
+        return 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size

@@ -1,0 +1,139 @@
+"""A model on disk: weights in safetensors, the configuration in JSON beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bc2.errors import DataError, IntegrityError, from_os_error, nearest
+from bc2.files import sync_directory, sync_file
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+
+WEIGHTS = "model.safetensors"
+CONFIG = "model.json"
+
+
+def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Write `model.safetensors` and `model.json` into an existing directory, and sync them.
+
+    Args:
+        state: a `Transformer`'s state dict, on any device.
+
+    Raises:
+        IntegrityError: names or shapes that are not those of `config`.
+        Bc2Error: the disk is full or may not be written.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    _check_shapes(shapes, config, "state to save")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    try:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(config.model_dump(mode="json"), indent=2)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        sync_file(folder / WEIGHTS)
+        sync_file(folder / CONFIG)
+        sync_directory(folder)
+    except OSError as error:
+        raise from_os_error(error, "saving the model") from error
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read `model.json`.
+
+    Raises:
+        DataError: it is not there.
+        IntegrityError: it is not a model's configuration.
+    """
+    path = folder / CONFIG
+    try:
+        return ModelConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise from_os_error(error, "reading the model's configuration") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise IntegrityError(f"{place}: {first['msg']}", where=str(path)) from error
+
+
+def load_model(
+    folder: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Transformer:
+    """Build a model and fill it from `folder`.
+
+    Args:
+        folder: a directory that `save_model` wrote.
+        device: where the weights go.
+        dtype: their dtype; as stored if None.
+
+    Raises:
+        DataError: a file is missing.
+        IntegrityError: the file is broken, or tensors are missing, unknown, of the wrong
+            shape, or of different dtypes.
+    """
+    config = load_config(folder)
+    tensors = load_weights(folder / WEIGHTS, config)
+    stored = {tensor.dtype for tensor in tensors.values()}
+    if dtype is None and len(stored) > 1:
+        kinds = ", ".join(sorted(map(str, stored)))
+        raise IntegrityError(
+            f"the weights have several dtypes: {kinds}",
+            where=str(folder / WEIGHTS),
+            todo="load with one dtype",
+        )
+    with torch.device("meta"):
+        model = Transformer(config)
+    placed = {
+        name: tensor.to(device=device, dtype=dtype or tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    model.load_state_dict(placed, assign=True)
+    return model.requires_grad_(True)
+
+
+def load_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """Read a safetensors file that holds exactly the tensors of `config`, on the CPU."""
+    if not path.is_file():
+        raise DataError("no such file while loading the model", where=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_shapes(shapes, config, str(path))
+            return {name: file.get_tensor(name) for name in shapes}
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"not a complete safetensors file: {error}", where=str(path)
+        ) from error
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter's name and shape."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
+    expected = expected_shapes(config)
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    for name, shape in found.items():
+        if name not in expected:
+            guess = nearest(name, expected)
+            problems.append(f"{name} is unknown" + (f" (like {guess}?)" if guess else ""))
+        elif shape != expected[name]:
+            problems.append(f"{name} is {list(shape)}, not {list(expected[name])}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise IntegrityError(
+            "the weights do not fit the configuration: " + "; ".join(problems[:3]) + more,
+            where=where,
+        )

@@ -1,0 +1,252 @@
+"""The Baichuan 2 decoder, for one device (arXiv 2309.10305, Table 3 and section 2.5).
+
+Shapes:
+    T  tokens of all documents, packed one after another
+    D  hidden size      H  heads      K  channels of a head, D / H
+    F  feed-forward size      V  vocabulary      N  documents
+
+A batch is one flat row of tokens. `cu_seqlens` [N+1] marks where documents begin and
+end; positions start again at 0 in each and nothing attends across. There is no padding.
+Parameters have the released names, from `model.embed_tokens.weight` to `lm_head.weight`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bc2.model.attention import Backend, alibi_slopes, attend
+from bc2.model.cache import KVCache
+from bc2.model.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """x Wᵀ without a bias. Weights are zero until `Transformer.init_weights` or a load."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class Embedding(nn.Embedding):
+    """A row for each token, zero like `Linear` until filled."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, computed in fp32 (fp64 for fp64 input), returned in x's dtype."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, D] -> [T, D]
+        wide = _at_least_fp32(x)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention with Q, K and V in one matrix, in thirds."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.backend: Backend = "auto"
+        self.W_pack = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, at: Positions, cache: KVCache | None, layer: int) -> Tensor:
+        # The number of heads follows from the weights, so that a shard of them runs too.
+        q, k, v = self.W_pack(x).view(len(x), 3, -1, self.head_dim).unbind(1)  # [T, H, K]
+        if at.rotary is not None:
+            q, k = rotate(q, *at.rotary), rotate(k, *at.rotary)
+        if cache is None:
+            out = attend(q, k, v, at.cu_seqlens, at.max_seqlen, at.slopes, self.backend)
+        else:
+            out = cache.attend(layer, q, k, v, at.cu_seqlens, at.slopes, self.backend)
+        mixed: Tensor = self.o_proj(out.flatten(1))
+        return mixed
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, D] -> [T, F] -> [T, D]
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, x: Tensor, at: Positions, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), at, cache, layer)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: everything but the head."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, tokens: Tensor, at: Positions, cache: KVCache | None) -> Tensor:
+        x = self.embed_tokens(tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, at, cache, index)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class Transformer(nn.Module):
+    """A language model: `forward` gives hidden states, `logits` the head's scores.
+
+    The two are apart because training never forms all logits: see `head_loss`.
+    Weights are zero (norms one) until `init_weights` or a state dict fills them.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+
+    def forward(
+        self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            tokens: integer [T].
+            cu_seqlens: int32 [N+1] on the same device, from 0 to T.
+            max_seqlen: tokens of the longest document.
+            cache: keys and values of what came before; document n continues its row n.
+
+        Returns:
+            [T, D] in the model's dtype.
+        """
+        start = None if cache is None else cache.lengths(tokens.device)
+        positions = document_positions(cu_seqlens, len(tokens), start)
+        at = Positions(self.config, positions, cu_seqlens, max_seqlen)
+        hidden: Tensor = self.model(tokens, at, cache)
+        if cache is not None:
+            cache.advance(cu_seqlens)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: [T, D] -> [T, V], in hidden's dtype."""
+        return F.linear(hidden, self.head_weight().to(hidden.dtype))
+
+    def head_weight(self) -> Tensor:
+        """The head's weight [V, D] as used: rows of unit length with NormHead."""
+        weight = self.lm_head.weight
+        return normalize_rows(weight) if self.config.norm_head else weight
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw all weights, the same for a generator's seed whatever device and dtype.
+
+        Linear layers and the embedding: N(0, initializer_range); norms: 1. A NormHead
+        gets the released U(-1/√D, 1/√D) (kaiming_uniform with a=√5). Its scale does not
+        show in the output, but the gradient is orthogonal to a row and inversely
+        proportional to its length, so an optimizer's step turns a short row further: this
+        draw starts every row at 1/√3 whatever D is, where N(0, 0.02) would not.
+
+        Args:
+            generator: on the CPU, where everything is drawn in fp32.
+        """
+        for name, weight in self.named_parameters():
+            if weight.is_meta:
+                continue
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+                continue
+            drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+            if name == "lm_head.weight" and self.config.norm_head:
+                bound = self.config.hidden_size**-0.5
+                drawn.uniform_(-bound, bound, generator=generator)
+            else:
+                drawn.normal_(0.0, self.config.initializer_range, generator=generator)
+            weight.copy_(drawn)
+
+
+class Positions:
+    """Where each token stands: what all layers of one forward pass share."""
+
+    def __init__(self, config: ModelConfig, positions: Tensor, cu_seqlens: Tensor, max_seqlen: int):
+        self.cu_seqlens = cu_seqlens
+        self.max_seqlen = max_seqlen
+        self.rotary: tuple[Tensor, Tensor] | None = None
+        self.slopes: Tensor | None = None
+        if config.position == "rope":
+            self.rotary = rotary_table(positions, config.head_dim, config.rope_base)
+        else:
+            self.slopes = alibi_slopes(config.num_heads).to(positions.device)
+
+
+def document_positions(cu_seqlens: Tensor, total: int, start: Tensor | None = None) -> Tensor:
+    """Each token's position in its document: int64 [T].
+
+    Args:
+        cu_seqlens: int32 [N+1].
+        total: T; given so that nothing waits for the device.
+        start: [N], positions that a cache already holds.
+    """
+    first = cu_seqlens[:-1].long()
+    shift = first if start is None else first - start
+    lengths = cu_seqlens.diff().long()
+    spread = torch.repeat_interleave(shift, lengths, output_size=total)
+    return torch.arange(total, device=cu_seqlens.device) - spread
+
+
+def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, in fp32: each [T, 1, K].
+
+    16 bits would give neighbouring positions above 256 one and the same angle.
+    """
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequency = 1.0 / base ** (channel / head_dim)
+    angle = positions.float()[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)[:, None, :]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [T, H, K], halves paired as in GPT-NeoX, in fp32 or better."""
+    wide = _at_least_fp32(x)
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * cos + turned * sin).to(x.dtype)
+
+
+def normalize_rows(weight: Tensor) -> Tensor:
+    """NormHead: rows at unit L2 length, in fp32 or better, returned in weight's dtype."""
+    return F.normalize(_at_least_fp32(weight), dim=-1, eps=1e-12).to(weight.dtype)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

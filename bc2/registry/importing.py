@@ -1,0 +1,80 @@
+"""Bringing in what another registry, or no registry, made."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+from bc2 import files
+from bc2.errors import DataError, UsageError, from_os_error
+from bc2.registry import manifest as mf
+from bc2.registry import payload, publish, staging
+from bc2.registry.artifact import Artifact, Draft, Kind, stage_key
+from bc2.registry.store import Registry
+
+
+def import_artifact(registry: Registry, source: Path) -> Artifact:
+    """Copy an artifact of another registry, with its manifest, and register it here.
+
+    Its parents need not be here. A damaged copy of the same artifact is replaced.
+
+    Raises:
+        IntegrityError: the copy is not what its manifest says.
+        ResourceError: the disk is full; nothing is left behind.
+    """
+    manifest = mf.read(source)
+    try:
+        with ExitStack() as lock:
+            aside = staging.create(registry.staging, lock)
+            try:
+                _copy(source, aside)
+                payload.check(aside, manifest)
+                files.write_durably(aside / mf.FILENAME, mf.to_bytes(manifest))
+                files.sync_tree(aside)
+                publish.place(registry.home, registry.index, aside, manifest, orphans=True)
+            finally:
+                staging.discard(aside)
+    except OSError as error:
+        raise from_os_error(error, f"importing {source}") from error
+    return registry.get(manifest.digest)
+
+
+def import_directory(registry: Registry, source: Path, kind: Kind, name: str) -> Artifact:
+    """Register a copy of a plain directory as an artifact without parents.
+
+    Its key is made from its files, so the same directory is registered once.
+
+    Raises:
+        DataError: no such directory, an empty one, or links in it.
+    """
+    if not source.is_dir():
+        raise DataError("no such directory to import", where=str(source), todo="check the path")
+    if (source / mf.FILENAME).exists():
+        raise UsageError(
+            "this directory is an artifact already",
+            where=str(source),
+            todo="import it without --kind and --name",
+        )
+    try:
+        entries = [entry.model_dump() for entry in payload.measure(source)]
+        key = stage_key(kind, 0, {"imported": entries}, ())
+        facts = {"imported_from": str(source.absolute())}
+        with registry.stage(Draft(kind, name, key, facts=facts)) as staged:
+            _copy(source, staged.path)
+            return staged.publish()
+    except OSError as error:
+        raise from_os_error(error, f"importing {source}") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    for relpath in payload.paths(source):
+        (target / relpath).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source / relpath, target / relpath)
+        except OSError as error:
+            # copyfile blames the source when it is the target's disk that is full.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(target)) from error
+            raise

@@ -1,0 +1,111 @@
+"""Where an artifact comes from, or what came of it, as a graph to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bc2.registry.artifact import SHORT, Artifact
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from bc2.registry.store import Registry
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The ancestors of an artifact, or its descendants if `down`."""
+
+    root: Artifact
+    down: bool
+    nodes: dict[str, Artifact | None]
+    """By digest, the root first; None for one that is not registered here."""
+    steps: dict[str, list[str]]
+    """From each digest to the next ones, away from the root."""
+
+    def edges(self) -> Iterator[tuple[str, str]]:
+        """(child, parent) digests."""
+        for here, nexts in self.steps.items():
+            for there in nexts:
+                yield (there, here) if self.down else (here, there)
+
+    def as_json(self) -> dict[str, Any]:
+        """Root, nodes and edges, by full digest."""
+        return {
+            "root": self.root.digest,
+            "direction": "down" if self.down else "up",
+            "nodes": [_node(digest, found) for digest, found in self.nodes.items()],
+            "edges": [{"child": child, "parent": parent} for child, parent in self.edges()],
+        }
+
+    def as_dot(self) -> str:
+        """A Graphviz graph; arrows point from parents to children."""
+        lines = ["digraph lineage {", "  rankdir=LR;", "  node [shape=box];"]
+        for digest, found in self.nodes.items():
+            style = "" if found else ", style=dashed"
+            label = f"{_title(digest, found)}\\n{digest[:SHORT]}"
+            lines.append(f'  "{digest[:SHORT]}" [label="{label}"{style}];')
+        lines += [f'  "{up[:SHORT]}" -> "{down[:SHORT]}";' for down, up in self.edges()]
+        return "\n".join([*lines, "}"])
+
+    def as_tree(self) -> Tree:
+        """For a terminal; what appears twice is drawn out the first time only."""
+        from rich.tree import Tree
+
+        tree = Tree(_label(self.root.digest, self.root))
+        drawn = {self.root.digest}
+        waiting = [(tree, self.root.digest)]
+        while waiting:
+            branch, digest = waiting.pop()
+            for there in self.steps.get(digest, []):
+                again = there in drawn and bool(self.steps.get(there))
+                below = branch.add(
+                    _label(there, self.nodes[there]) + (" (see above)" if again else "")
+                )
+                if there not in drawn:
+                    waiting.append((below, there))
+                drawn.add(there)
+        return tree
+
+
+def trace(registry: Registry, artifact: Artifact, *, down: bool = False) -> Lineage:
+    """Follow parents, or children if `down`, from `artifact` to the ends."""
+    nodes: dict[str, Artifact | None] = {artifact.digest: artifact}
+    steps: dict[str, list[str]] = {}
+    waiting = [artifact]
+    while waiting:
+        here = waiting.pop(0)
+        near = registry.children(here) if down else registry.parents(here)
+        found = {one.digest: one for one in near}
+        digests = list(found) if down else list(dict.fromkeys(here.parents))
+        steps[here.digest] = digests
+        for digest in digests:
+            if digest not in nodes:
+                nodes[digest] = found.get(digest)
+                waiting += [found[digest]] if digest in found else []
+    return Lineage(artifact, down, nodes, {here: there for here, there in steps.items() if there})
+
+
+def _node(digest: str, found: Artifact | None) -> dict[str, Any]:
+    if found is None:
+        return {"digest": digest, "here": False}
+    return {
+        "digest": digest,
+        "here": True,
+        "kind": found.kind,
+        "name": found.name,
+        "title": found.title,
+        "created": found.created,
+        "tags": list(found.tags),
+    }
+
+
+def _title(digest: str, found: Artifact | None) -> str:
+    return found.title if found else "not here"
+
+
+def _label(digest: str, found: Artifact | None) -> str:
+    tags = f" :{' :'.join(found.tags)}" if found and found.tags else ""
+    return f"{_title(digest, found)}{tags}  {digest[:SHORT]}"

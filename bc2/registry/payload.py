@@ -1,0 +1,112 @@
+"""The files of an artifact: measured once when it is published, proved ever after."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from bc2.errors import DataError, IntegrityError, from_os_error
+from bc2.files import sha256_file
+from bc2.registry.manifest import FILENAME, FileEntry, Manifest
+
+_RESTORE = "import a good copy of the artifact, or remove it and run its stage again"
+
+
+def paths(root: Path) -> list[str]:
+    """Every file below `root`, as sorted relative paths; the manifest is not one of them.
+
+    Raises:
+        DataError: something is neither a file nor a directory (a link, a pipe), or its
+            name is not UTF-8.
+    """
+    return sorted(_walk(root, ""))
+
+
+def _walk(root: Path, below: str) -> Iterator[str]:
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            relpath = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, relpath)
+            elif not entry.is_file(follow_symlinks=False):
+                raise DataError(
+                    "an artifact holds plain files and directories only",
+                    where=ascii(str(root / relpath)),
+                    todo="replace the link or special file by what it stands for",
+                )
+            elif not _is_utf8(relpath):
+                raise DataError("a file name is not UTF-8", where=ascii(str(root / relpath)))
+            elif relpath != FILENAME:
+                yield relpath
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def measure(root: Path) -> tuple[FileEntry, ...]:
+    """Path, size in bytes and SHA-256 of every file below `root`, by path."""
+    return tuple(
+        FileEntry(path=path, size=(root / path).stat().st_size, sha256=sha256_file(root / path))
+        for path in paths(root)
+    )
+
+
+def check_size(root: Path, entry: FileEntry) -> Path:
+    """The path of `entry` below `root`, if a plain file of its size is there.
+
+    Raises:
+        IntegrityError: it is not; names the file.
+    """
+    path = root / entry.path
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise IntegrityError("a file is missing", where=str(path), todo=_RESTORE) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise IntegrityError("a file was replaced by a link", where=str(path), todo=_RESTORE)
+    if found.st_size != entry.size:
+        raise IntegrityError(
+            f"a file has {found.st_size:,} bytes, and its manifest says {entry.size:,}",
+            where=str(path),
+            todo=_RESTORE,
+        )
+    return path
+
+
+def check_file(root: Path, entry: FileEntry) -> Path:
+    """As `check_size`, and its bytes have the SHA-256 of `entry`."""
+    path = check_size(root, entry)
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise from_os_error(error, "reading an artifact") from error
+    if found != entry.sha256:
+        raise IntegrityError("a file does not match its SHA-256", where=str(path), todo=_RESTORE)
+    return path
+
+
+def check_sizes(root: Path, manifest: Manifest) -> None:
+    """Raises: IntegrityError unless every file is there with its size (bytes are not read)."""
+    for entry in manifest.files:
+        check_size(root, entry)
+
+
+def check(root: Path, manifest: Manifest) -> None:
+    """Raises: IntegrityError unless `root` holds the files of `manifest`, intact, and no others."""
+    for entry in manifest.files:
+        check_file(root, entry)
+    known = {entry.path for entry in manifest.files}
+    for path in paths(root):
+        if path not in known:
+            raise IntegrityError(
+                "a file is not in the manifest",
+                where=str(root / path),
+                todo="remove it: an artifact does not change after it is published",
+            )

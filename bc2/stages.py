@@ -1,0 +1,284 @@
+"""From a recipe to artifacts: which stage needs which, and what need not run again.
+
+Each function here finds the artifact that a recipe's stage makes, by the stage's key,
+or makes and registers it, upstream stages first. A stage's input is, in this order:
+what its section names (a ref, or another recipe), this recipe's own section, or the
+newest artifact of the kind, which is then said on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bc2 import recipe as recipes
+from bc2.console import Output, note, progress, table
+from bc2.data.config import CorpusConfig, TokensConfig
+from bc2.errors import RecipeError
+from bc2.model.config import ModelConfig
+from bc2.recipe import Recipe, Section
+from bc2.registry import Artifact, Draft, Kind, Registry, stage_key
+from bc2.tokenizer.config import TokenizerConfig
+from bc2.train.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from bc2.tokenizer.report import Report
+    from bc2.train.pretrain import Run
+
+#: Raised when a stage's results change for the same settings.
+CORPUS_VERSION = 1
+TOKENIZER_VERSION = 1
+TOKENS_VERSION = 1
+
+TOKENIZER_FILE = "tokenizer.model"
+
+Stage = Callable[["Session", Recipe], Artifact]
+
+
+@dataclass
+class Session:
+    """One command's use of the registry: what it built, and whether to build anew."""
+
+    registry: Registry
+    fresh: bool = False
+    """Build the asked-for stage again even if it is registered."""
+    built: list[Artifact] = field(default_factory=list)
+    """Artifacts that were made by this command, in order."""
+    known: dict[str, Artifact] = field(default_factory=dict)
+    """Artifacts found or made so far by stage key: two stages may share an input."""
+
+
+def corpus(session: Session, recipe: Recipe) -> Artifact:
+    """The corpus of [corpus]: read, deduplicated, split."""
+    from bc2.data.inputs import inputs
+    from bc2.data.prep import prepare
+
+    config = recipe.get(CorpusConfig)
+    cache = session.registry.home / "digests.json"
+    found = inputs(config, cache=cache)
+    key = stage_key("corpus", CORPUS_VERSION, {**config.keyed(), "inputs": [file._asdict() for file in found]}, ())
+    size = sum(file.size for file in found) or None
+
+    def make(out: Path) -> Mapping[str, Any]:
+        with progress("reading", size, "bytes") as bar:
+            return prepare(config, out, progress=bar)
+
+    return _found_or_made(session, recipe, "corpus", key, (), make)
+
+
+def tokenizer(session: Session, recipe: Recipe) -> Artifact:
+    """The tokenizer of [tokenizer], trained on a weighted sample of its corpus."""
+    config = recipe.get(TokenizerConfig)
+    parent = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
+    settings = {name: value for name, value in config.keyed().items() if name != "corpus"}
+    key = stage_key("tokenizer", TOKENIZER_VERSION, settings, (parent.digest,))
+
+    def make(out: Path) -> Mapping[str, Any]:
+        from bc2.data.sample import sample_texts
+        from bc2.tokenizer.train import train
+
+        _check_all(parent)
+        texts = sample_texts(parent.path, config.sample_bytes, config.weights, config.seed)
+        with progress("sampling", config.sample_bytes, "bytes") as bar:
+            trained = train(texts, config, progress=bar)
+        (out / TOKENIZER_FILE).write_bytes(trained.model)
+        return trained.facts
+
+    return _found_or_made(session, recipe, "tokenizer", key, (parent.digest,), make)
+
+
+def tokens(session: Session, recipe: Recipe) -> Artifact:
+    """The token shards of [tokens]: its corpus, in its tokenizer's ids."""
+    config = recipe.get(TokensConfig) if recipe.has(TokensConfig) else TokensConfig()
+    source = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
+    pieces = _upstream(session, recipe, config.tokenizer, "tokenizer", TokenizerConfig, tokenizer)
+    parents = (source.digest, pieces.digest)
+    key = stage_key("tokens", TOKENS_VERSION, {}, parents)
+
+    def make(out: Path) -> Mapping[str, Any]:
+        from bc2.data.tokenize import tokenize
+
+        _check_all(source)
+        work = session.registry.work / f"tokens-{key[:16]}"
+        model = pieces.file(TOKENIZER_FILE)
+        size = source.manifest.facts["train"]["bytes"] + source.manifest.facts["heldout"]["bytes"]
+        with progress("tokenizing", size, "bytes") as bar:
+            return tokenize(
+                source.path, model, out, work=work, workers=config.workers, progress=bar
+            )
+
+    return _found_or_made(session, recipe, "tokens", key, parents, make)
+
+
+def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact:
+    """The finished base model of [pretrain] and [model].
+
+    Args:
+        command: what a person types to go on with the run if it stops.
+    """
+    check(recipe)
+    shards = _tokens_for(session, recipe)
+    from bc2.train.pretrain import finished, pretrain
+
+    run = _plan(session, recipe, shards, command)
+    known = None if session.fresh else finished(run, session.registry)
+    if known is not None:
+        note(f"{known.title} is registered already ({known.ref})")
+        return known
+    with shards.hold():
+        artifact = pretrain(run, session.registry, fresh=session.fresh)
+    session.built.append(artifact)
+    return artifact
+
+
+def run_of(session: Session, recipe: Recipe, command: list[str]) -> Run:
+    """The pretraining run of a recipe, its upstream stages built."""
+    check(recipe)
+    return _plan(session, recipe, _tokens_for(session, recipe), command)
+
+
+def _tokens_for(session: Session, recipe: Recipe) -> Artifact:
+    config = recipe.get(PretrainConfig)
+    # Upstream stages are never rebuilt by --fresh: it names the training alone.
+    upstream = Session(session.registry, built=session.built, known=session.known)
+    return _upstream(upstream, recipe, config.tokens, "tokens", TokensConfig, tokens)
+
+
+def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]) -> Run:
+    from bc2.train.pretrain import Run
+
+    model = recipe.get(ModelConfig)
+    index = json.loads(shards.file("tokens.json").read_text())
+    if model.vocab_size < index["vocab_size"]:
+        raise RecipeError(
+            f"model.vocab_size = {model.vocab_size} is smaller than the {index['vocab_size']} "
+            f"pieces of the tokenizer of {shards.title}",
+            where=recipe.where(("model", "vocab_size")),
+            todo=f"set model.vocab_size = {index['vocab_size']}",
+        )
+    pieces = _parent(session.registry, shards, "tokenizer")
+    config = recipe.get(PretrainConfig)
+    return Run.plan(recipe.name, config, model, shards, pieces, recipe.resolved(), command)
+
+
+def check(recipe: Recipe) -> None:
+    """Everything that can be known to be wrong before any work.
+
+    Raises:
+        RecipeError: a section is broken, or two sections contradict each other.
+    """
+    for _ in recipe.sections():
+        pass
+    if recipe.has(ModelConfig) and recipe.has(TokenizerConfig):
+        model, pieces = recipe.get(ModelConfig), recipe.get(TokenizerConfig)
+        if model.vocab_size < pieces.vocab_size:
+            raise RecipeError(
+                f"model.vocab_size = {model.vocab_size} is smaller than "
+                f"tokenizer.vocab_size = {pieces.vocab_size}",
+                where=recipe.where(("model", "vocab_size")),
+                todo=f"set model.vocab_size = {pieces.vocab_size}",
+            )
+    if recipe.has(ModelConfig) and recipe.has(PretrainConfig):
+        model, training = recipe.get(ModelConfig), recipe.get(PretrainConfig)
+        if training.sequence_length > model.context_length:
+            raise RecipeError(
+                f"pretrain.sequence_length = {training.sequence_length} is longer than "
+                f"model.context_length = {model.context_length}",
+                where=recipe.where(("pretrain", "sequence_length")),
+                todo="lower the one or raise the other",
+            )
+
+
+def _upstream(
+    session: Session, recipe: Recipe, named: str | None, kind: Kind, own: type[Section],
+    stage: Stage,
+) -> Artifact:  # fmt: skip
+    """The artifact a stage takes: named, this recipe's own, or the newest."""
+    if named is not None:
+        beside = recipe.path.parent / named
+        if named.endswith(".toml"):
+            return stage(session, recipes.load(beside if beside.is_file() else named))
+        return session.registry.resolve(named, kind)
+    if recipe.has(own) or (kind == "tokens" and recipe.has(CorpusConfig)):
+        return stage(session, recipe)
+    newest = session.registry.newest(kind)
+    note(f"the recipe names no {kind}: taking the newest, {newest.title} ({newest.ref})")
+    return newest
+
+
+def _found_or_made(
+    session: Session, recipe: Recipe, kind: Kind, key: str, parents: tuple[str, ...],
+    make: Callable[[Path], Mapping[str, Any]],
+) -> Artifact:  # fmt: skip
+    if key in session.known:
+        return session.known[key]
+    known = None if session.fresh else session.registry.find(kind, key)
+    if known is not None:
+        note(f"{known.title} is registered already ({known.ref})")
+        session.known[key] = known
+        return known
+    note(f"making {kind}/{recipe.name}")
+    draft = Draft(kind=kind, name=recipe.name, key=key, parents=parents, recipe=recipe.resolved())
+    with session.registry.stage(draft) as staged:
+        facts = make(staged.path)
+        artifact = staged.publish(facts=facts)
+    session.built.append(artifact)
+    session.known[key] = artifact
+    return artifact
+
+
+def _check_all(artifact: Artifact) -> None:
+    for name in artifact.files():
+        artifact.file(name)
+
+
+def _parent(registry: Registry, artifact: Artifact, kind: Kind) -> Artifact:
+    for parent in registry.parents(artifact):
+        if parent.kind == kind:
+            return parent
+    raise RecipeError(f"{artifact.title} has no {kind} among its parents")
+
+
+def compression_report(session: Session, tokenizer: Artifact, against: list[Path]) -> Report:
+    """Tokens per byte and per character of a tokenizer beside other SentencePiece models.
+
+    Measured on the held-out documents of the tokenizer's corpus, by source.
+    """
+    from bc2.data.corpus import read_corpus
+    from bc2.tokenizer.report import compression
+
+    source = _parent(session.registry, tokenizer, "corpus")
+    _check_all(source)
+    models = {tokenizer.title: tokenizer.file(TOKENIZER_FILE)}
+    for path in against:
+        models[f"{path.parent.name}/{path.name}"] = path
+    documents = read_corpus(source.path, "heldout")
+    return compression(models, ((document.source, document.text) for document in documents))
+
+
+def show(artifact: Artifact, session: Session, output: Output) -> None:
+    """Print what a stage made or found: one artifact, in the form asked for."""
+    result = {
+        "ref": artifact.ref,
+        "kind": artifact.kind,
+        "name": artifact.name,
+        "digest": artifact.digest,
+        "path": str(artifact.path),
+        "made": artifact in session.built,
+        "facts": dict(artifact.manifest.facts),
+    }
+    rows = [("ref", artifact.ref), ("artifact", artifact.title), ("path", str(artifact.path))]
+    rows += [(key, _short(value)) for key, value in artifact.manifest.facts.items()]
+    output.emit(result, table=table(("", ""), rows), quiet=[artifact.ref])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

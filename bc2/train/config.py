@@ -1,0 +1,141 @@
+"""The [pretrain] section: how long, how fast, and what to do when it goes wrong."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bc2.recipe import UNKEYED, Section, Settings
+from bc2.train.duration import Duration
+
+
+class AdamWConfig(Settings):
+    """AdamW as Baichuan 2 §2.5 sets it; norms are never decayed."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """The highest learning rate, reached when the warm-up ends."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment (the paper does not state it)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of every matrix."""
+    clip_norm: float = Field(0.5, gt=0)
+    """The gradient is scaled so that its global L2 norm is at most this."""
+
+    @field_validator("betas")
+    @classmethod
+    def _open_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each beta must lie in [0, 1)")
+        return betas
+
+
+class ScheduleConfig(Settings):
+    """Linear warm-up, then a cosine to a minimum (§2.5)."""
+
+    warmup: str = "2000 steps"
+    """Length of the linear warm-up, as "N steps" or "N tokens"."""
+    min_ratio: float = Field(0.1, ge=0, le=1)
+    """The last learning rate over the highest (the paper does not state it)."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _length(cls, text: str) -> str:
+        Duration.parse(text)
+        return text
+
+
+class GuardConfig(Settings):
+    """What counts as a bad step, and what happens to it. Nothing passes silently."""
+
+    max_rise: float = Field(2.0, gt=0)
+    """A spike: the loss exceeds the median of the window by more than this, in nats a token."""
+    window: int = Field(64, ge=4)
+    """Number of accepted losses that the median is taken over; no spike before it is full."""
+    action: Literal["skip", "rollback", "stop"] = "skip"
+    """skip the step and its data; roll back to the last checkpoint and skip the data; or stop."""
+    max_bad: int = Field(10, ge=1)
+    """Stop when this many steps were bad since the last good one, or rolled back in a row."""
+
+
+class PretrainConfig(Section):
+    """Settings of `bc2 pretrain`."""
+
+    section: ClassVar[str] = "pretrain"
+
+    tokens: str | None = None
+    """Token shards: a ref, or a recipe that makes them. None: this recipe's own [tokens]."""
+    length: str
+    """How long to train: "350 steps", "2.6T tokens" or "2 epochs"."""
+    batch_tokens: int = Field(gt=0)
+    """Tokens that one optimizer step sees, over all ranks."""
+    micro_batch: int = Field(gt=0, json_schema_extra=UNKEYED)
+    """Sequences that a device sees at once; gradient accumulation follows."""
+    sequence_length: int = Field(4096, ge=2)
+    """Tokens of one sequence."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16: bf16 forward and backward over fp32 master weights. auto: bf16 where the device
+    has instructions for it, else fp32."""
+    device: str = Field("auto", json_schema_extra=UNKEYED)
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = Field(0, ge=0)
+    """Seeds the weights and the order of samples."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Mixture weight of each source; empty: in proportion to its tokens."""
+    z_loss: float = Field(2e-4, ge=0)
+    """Weight of the squared largest logit (Baichuan 2, equation 1)."""
+    optimizer: AdamWConfig = AdamWConfig()
+    """[pretrain.optimizer]"""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """[pretrain.schedule]"""
+    guard: GuardConfig = GuardConfig()
+    """[pretrain.guard]"""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    checkpoint_every: str = Field("1000 steps", json_schema_extra=UNKEYED)
+    """How often a resumable checkpoint is published."""
+    keep_checkpoints: int = Field(2, ge=0, json_schema_extra=UNKEYED)
+    """How many of a run's checkpoints stay registered; 0: all.
+    Tagged ones always stay."""
+    eval_every: str = Field("500 steps", json_schema_extra=UNKEYED)
+    """How often the held-out loss is measured; it is always measured at the end."""
+    eval_tokens: int = Field(1_000_000, ge=0, json_schema_extra=UNKEYED)
+    """At most this many held-out tokens are read for it; 0: never measure."""
+    log_every: int = Field(1, ge=1, json_schema_extra=UNKEYED)
+    """Steps between rows of metrics.jsonl."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = Field((), json_schema_extra=UNKEYED)
+    """Trackers that also get the metrics (the `track` extra)."""
+
+    @field_validator("length", "checkpoint_every", "eval_every")
+    @classmethod
+    def _durations(cls, text: str) -> str:
+        Duration.parse(text)
+        return text
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(cls, weights: dict[str, float]) -> dict[str, float]:
+        if any(weight < 0 for weight in weights.values()):
+            raise ValueError("a mixture weight cannot be negative")
+        return weights
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> PretrainConfig:
+        """A batch is a whole number of micro-batches; say which ones would be."""
+        unit = self.micro_batch * self.sequence_length
+        if self.batch_tokens % unit:
+            below = self.batch_tokens // unit * unit
+            offers = [str(n) for n in (below, below + unit) if n]
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens} is not a multiple of micro_batch x "
+                f"sequence_length = {self.micro_batch} x {self.sequence_length} = {unit}; "
+                f"{' or '.join(offers)} would be"
+            )
+        return self
+
+    @property
+    def batch_rows(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.batch_tokens // self.sequence_length

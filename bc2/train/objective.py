@@ -1,0 +1,57 @@
+"""What is minimised. An objective is a pure function of a model and a batch.
+
+It returns *sums* over supervised tokens, never means: the loop divides once by the
+tokens of the whole optimizer step, so that accumulated micro-batches of unequal
+length weigh what they would in one full batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bc2.data.loader import Batch
+from bc2.model.head_loss import head_loss
+from bc2.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over the supervised tokens of one micro-batch."""
+
+    total: Tensor
+    """Scalar, differentiable: the sum to minimise, in nats."""
+    sums: Mapping[str, Tensor]
+    """Detached scalars to log; each is divided by the step's tokens too."""
+
+
+class Objective(Protocol):
+    """``objective(model, batch) -> Loss``."""
+
+    def __call__(self, model: Transformer, batch: Batch) -> Loss: ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy plus max-z: L = CE + z_weight * z^2 (Baichuan 2, equation 1)."""
+
+    z_weight: float
+
+    def __call__(self, model: Transformer, batch: Batch) -> Loss:
+        device = model.lm_head.weight.device
+        tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True).flatten()
+        labels = torch.from_numpy(batch.labels).to(device, non_blocking=True).flatten()
+        boundaries = torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True)
+        hidden = model(tokens, boundaries, batch.max_seqlen)
+        parts = head_loss(
+            hidden,
+            model.lm_head.weight,
+            labels,
+            z_weight=self.z_weight,
+            norm_head=model.config.norm_head,
+        )
+        return Loss(parts.loss_sum, {"ce": parts.ce_sum, "z": parts.z_sum})

@@ -1,0 +1,332 @@
+"""`bc2 registry`: list, show, trace, verify, tag, clean, import and rebuild."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bc2.console import Output, table, warn
+from bc2.errors import Bc2Error, DataError, IntegrityError, UsageError
+from bc2.options import Json, Quiet, verb
+
+if TYPE_CHECKING:
+    from bc2.registry import Artifact, Kind, Registry
+    from bc2.registry.gc import Doomed
+
+app = verb()
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="A name, a digest or a path.")]
+Refs = Annotated[list[str] | None, typer.Argument(metavar="[REF]...", help="Names or digests.")]
+KindName = Annotated[str | None, typer.Option("--kind", help="One kind of artifact only.")]
+
+
+@app.callback(help="List, trace, verify and clean registered artifacts.")
+def _registry() -> None:
+    """The verbs are below."""
+
+
+def _kind(kind: str | None) -> Kind | None:
+    from bc2.registry.artifact import check_kind
+
+    return check_kind(kind) if kind else None
+
+
+def brief(artifact: Artifact) -> dict[str, Any]:
+    """An artifact as the index knows it, as JSON data."""
+    return {
+        "ref": artifact.ref,
+        "digest": artifact.digest,
+        "kind": artifact.kind,
+        "name": artifact.name,
+        "key": artifact.key,
+        "position": asdict(artifact.position) if artifact.position else None,
+        "finished": artifact.finished,
+        "created": artifact.created,
+        "tags": list(artifact.tags),
+        "parents": list(artifact.parents),
+        "path": str(artifact.path),
+    }
+
+
+@app.command("list")
+def list_(
+    kind: KindName = None,
+    name: Annotated[str | None, typer.Option("--name", help="One name only.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the registered artifacts, newest first."""
+    from bc2.registry import Registry
+
+    registry = Registry.open()
+    found = registry.list(_kind(kind), name)
+    rows = [
+        [
+            artifact.ref,
+            artifact.kind,
+            artifact.name,
+            artifact.position.step if artifact.position else "",
+            artifact.position.tokens if artifact.position else "",
+            "" if artifact.finished else "going",
+            " ".join(artifact.tags),
+            artifact.created[:19].replace("T", " "),
+        ]
+        for artifact in found
+    ]
+    columns = ["ref", "kind", "name", "step", "tokens", "run", "tags", "created (UTC)"]
+    Output.of(json=json, quiet=quiet).emit(
+        {"home": str(registry.home), "artifacts": [brief(artifact) for artifact in found]},
+        table=table(columns, rows) if rows else f"nothing is registered in {registry.home}",
+        quiet=[artifact.ref for artifact in found],
+    )
+
+
+@app.command()
+def show(ref: Ref, kind: KindName = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Show one artifact: what it is, its files, and how it was made."""
+    from bc2.registry import Registry
+
+    registry = Registry.open()
+    artifact = registry.resolve(ref, _kind(kind))
+    manifest = artifact.manifest
+    recorded = manifest.model_dump(mode="json", exclude={"seal"})
+    below = registry.children(artifact)
+    value = {
+        **brief(artifact),
+        **recorded,
+        "size": manifest.size,
+        "children": [child.digest for child in below],
+    }
+    Output.of(json=json, quiet=quiet).emit(
+        value, table=_shown(artifact, value), quiet=[artifact.ref]
+    )
+
+
+def _shown(artifact: Artifact, value: dict[str, Any]) -> str:
+    at = artifact.position
+    run = f"step {at.step:,}, {at.tokens:,} tokens" if at else ""
+    rows = [
+        ["artifact", artifact.title],
+        ["digest", artifact.digest],
+        ["key", artifact.key],
+        ["position", run],
+        ["finished", "yes" if artifact.finished else "no: its run was still going"],
+        ["tags", " ".join(artifact.tags)],
+        ["parents", " ".join(parent[:16] for parent in artifact.parents)],
+        ["children", " ".join(child[:16] for child in value["children"])],
+        ["created", artifact.created],
+        ["code", " ".join(str(part) for part in value["code"].values() if part)],
+        ["path", str(artifact.path)],
+        ["files", f"{len(value['files']):,} ({value['size']:,} bytes)"],
+        *(["", f"{entry['path']}  {entry['size']:,}"] for entry in value["files"][:10]),
+        *(["fact", f"{name} = {fact}"] for name, fact in value["facts"].items()),
+    ]
+    return "\n".join(f"{label:<10}{text}" for label, text in rows if text)
+
+
+@app.command()
+def lineage(
+    ref: Ref,
+    down: Annotated[bool, typer.Option("--down", help="What was made from it.")] = False,
+    dot: Annotated[bool, typer.Option("--dot", help="Print a Graphviz graph.")] = False,
+    kind: KindName = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw what an artifact was made from."""
+    from bc2.registry import Registry
+    from bc2.registry.lineage import trace
+
+    if dot and (json or quiet):
+        raise UsageError("--dot does not go with --json or --quiet")
+    registry = Registry.open()
+    found = trace(registry, registry.resolve(ref, _kind(kind)), down=down)
+    Output.of(json=json, quiet=quiet).emit(
+        found.as_json(),
+        table=found.as_dot() if dot else found.as_tree(),
+        quiet=[digest[:16] for digest in found.nodes],
+    )
+
+
+@app.command()
+def verify(
+    refs: Refs = None, kind: KindName = None, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Read every byte of the named artifacts, or of all, and compare with the manifests."""
+    from bc2.registry import Registry
+
+    registry = Registry.open()
+    wanted = _kind(kind)
+    chosen = [registry.resolve(ref, wanted) for ref in refs] if refs else registry.list(wanted)
+    errors = [_damage(registry, artifact) for artifact in chosen]
+    results = [
+        {
+            "ref": artifact.ref,
+            "title": artifact.title,
+            "ok": error is None,
+            "error": error.what if error else None,
+            "where": error.where if error else None,
+            "parents_not_here": _absent_parents(registry, artifact),
+        }
+        for artifact, error in zip(chosen, errors, strict=True)
+    ]
+    rows = [[result["ref"], result["title"], _state(result)] for result in results]
+    broken = [error for error in errors if error]
+    Output.of(json=json, quiet=quiet).emit(
+        {"checked": len(chosen), "broken": len(broken), "artifacts": results},
+        table=table(["ref", "artifact", "state"], rows) if rows else "nothing is registered",
+        quiet=[str(result["ref"]) for result in results if result["ok"]],
+    )
+    if broken:
+        what = f"{len(broken)} of {len(chosen)} artifacts are damaged: {broken[0].what}"
+        raise IntegrityError(what, where=broken[0].where, todo=broken[0].todo)
+
+
+def _damage(registry: Registry, artifact: Artifact) -> Bc2Error | None:
+    try:
+        registry.verify(artifact)
+    except (IntegrityError, DataError) as error:
+        return error
+    return None
+
+
+def _absent_parents(registry: Registry, artifact: Artifact) -> list[str]:
+    here = {parent.digest for parent in registry.parents(artifact)}
+    return [digest for digest in artifact.parents if digest not in here]
+
+
+def _state(result: dict[str, Any]) -> str:
+    absent = len(result["parents_not_here"])
+    state = "ok" if result["ok"] else f"{result['error']}: {result['where']}"
+    return f"{state} ({absent} parents not here)" if absent else state
+
+
+@app.command()
+def tag(
+    ref: Ref,
+    name: Annotated[str, typer.Argument(metavar="TAG", help="A name such as best.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the tag.")] = False,
+    kind: KindName = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Point NAME:TAG at an artifact, or remove the tag."""
+    from bc2.registry import Registry
+
+    registry = Registry.open()
+    artifact = registry.resolve(ref, _kind(kind))
+    (registry.untag if delete else registry.tag)(artifact, name)
+    artifact = registry.get(artifact.digest)
+    Output.of(json=json, quiet=quiet).emit(
+        brief(artifact),
+        table=f"{artifact.title} {artifact.ref}: {' '.join(artifact.tags) or 'no tags'}",
+        quiet=[artifact.ref],
+    )
+
+
+@app.command()
+def gc(
+    refs: Refs = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option("--keep-last", metavar="N", help="Keep N checkpoints of a run still going."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only show it.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what nobody needs, and remove it with --yes."""
+    from bc2.registry import Registry
+    from bc2.registry.gc import Done, carry_out, plan
+
+    registry = Registry.open()
+    doomed = plan(registry, [registry.resolve(ref) for ref in refs or []], keep_last)
+    done = carry_out(doomed) if yes else Done([], [])
+    for item, why in done.kept:
+        warn(f"kept {item.path}: {why}")
+    rows = [
+        [item.artifact.title if item.artifact else item.path.name, item.why, item.size]
+        for item in (done.removed if yes else doomed)
+    ]
+    drawn = table(["removed" if yes else "would be removed", "why", "bytes"], rows)
+    Output.of(json=json, quiet=quiet).emit(
+        {
+            "removed": [_gone(item) for item in done.removed],
+            "kept": [{**_gone(item), "because": why} for item, why in done.kept],
+            "would_remove": [] if yes else [_gone(item) for item in doomed],
+        },
+        table=drawn if rows else "nothing to remove",
+        quiet=[item.artifact.ref for item in (done.removed if yes else doomed) if item.artifact],
+    )
+
+
+def _gone(item: Doomed) -> dict[str, Any]:
+    return {
+        "path": str(item.path),
+        "ref": item.artifact.ref if item.artifact else None,
+        "title": item.artifact.title if item.artifact else None,
+        "why": item.why,
+        "bytes": item.size,
+    }
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact, or any directory.")],
+    kind: Annotated[str | None, typer.Option("--kind", help="Of a plain directory.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of a plain directory.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy an artifact of another registry, or a plain directory, into this one."""
+    from bc2.registry import Registry
+    from bc2.registry.importing import import_artifact, import_directory
+
+    registry = Registry.open()
+    wanted = _kind(kind)
+    if wanted and name:
+        artifact = import_directory(registry, path, wanted, name)
+    elif wanted or name:
+        raise UsageError("give both --kind and --name for a plain directory, or neither")
+    elif not (path / "manifest.json").exists():
+        raise UsageError(
+            "this is not an artifact",
+            where=str(path),
+            todo="give --kind and --name to register a plain directory",
+        )
+    else:
+        artifact = import_artifact(registry, path)
+    Output.of(json=json, quiet=quiet).emit(
+        brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref]
+    )
+
+
+@app.command()
+def rebuild(json: Json = False, quiet: Quiet = False) -> None:
+    """Make the index anew from the manifests and tags on disk."""
+    from bc2.registry import Registry
+
+    found = Registry.open().rebuild()
+    for artifact in found.dropped:
+        warn(f"{artifact.title} {artifact.ref} has no files any more: forgotten")
+    for error in found.broken:
+        warn(f"not registered: {error}")
+    Output.of(json=json, quiet=quiet).emit(
+        {
+            "artifacts": len(found.artifacts),
+            "adopted": [brief(artifact) for artifact in found.adopted],
+            "dropped": [brief(artifact) for artifact in found.dropped],
+            "broken": [{"what": error.what, "where": error.where} for error in found.broken],
+        },
+        table=f"{len(found.artifacts)} artifacts, {len(found.adopted)} of them new in the index",
+        quiet=[artifact.ref for artifact in found.artifacts],
+    )
+    if found.broken:
+        raise IntegrityError(
+            f"{len(found.broken)} things on disk are damaged",
+            where=found.broken[0].where,
+            todo="see the warnings; `bc2 registry verify` reads every file",
+        )

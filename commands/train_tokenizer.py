@@ -1,0 +1,52 @@
+"""`bc2 train-tokenizer RECIPE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bc2.console import Output, table
+from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
+from bc2.recipe import load
+from bc2.registry import Registry
+
+app = verb()
+
+
+@app.command()
+def train_tokenizer(
+    recipe: RecipeArg,
+    set_: Set = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Compare compression rates on held-out text.")
+    ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", metavar="MODEL", help="A SentencePiece model to compare with."),
+    ] = None,
+    fresh: Fresh = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the tokenizer of a recipe on a weighted sample of its corpus.
+
+    With --report, tokens per byte and per character by source are shown for it and for every
+    SentencePiece model given by --against, on the held-out part of the corpus.
+    """
+    from bc2 import stages
+
+    loaded = load(recipe, set_ or [])
+    session = stages.Session(Registry.open(), fresh=fresh)
+    output = Output.of(json=json, quiet=quiet)
+    tokenizer = stages.tokenizer(session, loaded)
+    if report or against:
+        compared = stages.compression_report(session, tokenizer, against or [])
+        output.emit(
+            compared.to_json(),
+            table=table(compared.columns, compared.cells()),
+            quiet=[tokenizer.ref],
+        )
+    else:
+        stages.show(tokenizer, session, output)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from bc2.errors import DataError, IntegrityError
+from bc2.registry import payload
+
+
+def test_a_flipped_byte_anywhere_is_found_and_named(registry, publish) -> None:
+    rng = random.Random(1)
+    files = {"a.bin": rng.randbytes(300), "deep/er/b.bin": rng.randbytes(70), "empty": b""}
+    artifact = publish(files=files)
+    registry.verify(artifact)
+    for name, data in files.items():
+        for at in range(len(data)):
+            changed = bytearray(data)
+            changed[at] ^= 1 << rng.randrange(8)
+            (artifact.path / name).write_bytes(changed)
+            with pytest.raises(IntegrityError, match=name):
+                registry.verify(artifact)
+            with pytest.raises(IntegrityError, match=name):
+                artifact.file(name)
+        (artifact.path / name).write_bytes(data)
+    registry.verify(artifact)
+
+
+def test_a_flipped_byte_beyond_the_first_chunk_is_found(registry, publish) -> None:
+    data = bytearray(3 * (1 << 20) + 5)
+    artifact = publish(files={"big": bytes(data)})
+    data[-1] = 1
+    (artifact.path / "big").write_bytes(data)
+    with pytest.raises(IntegrityError, match="big"):
+        registry.verify(artifact)
+
+
+def test_missing_longer_linked_and_added_files_are_found(registry, publish) -> None:
+    artifact = publish(files={"a": b"1234", "b/c": b"5"})
+    path = artifact.path / "a"
+    path.unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        registry.verify(artifact)
+    path.symlink_to(artifact.path / "b" / "c")
+    with pytest.raises(IntegrityError, match="link"):
+        artifact.file("a")
+    path.unlink()
+    path.write_bytes(b"12345")
+    with pytest.raises(IntegrityError, match="5 bytes"):
+        artifact.file("a")
+    path.write_bytes(b"1234")
+    (artifact.path / "b" / "d").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="not in the manifest"):
+        registry.verify(artifact)
+
+
+def test_a_payload_holds_plain_files_only(tmp_path: Path) -> None:
+    for name, make in (
+        ("link", lambda path: path.symlink_to("elsewhere")),
+        ("pipe", lambda path: os.mkfifo(path)),
+    ):
+        root = tmp_path / name
+        (root / "sub").mkdir(parents=True)
+        make(root / "sub" / name)
+        with pytest.raises(DataError, match=name):
+            payload.paths(root)
+
+
+def test_file_names_must_be_utf8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad\xff")).write_bytes(b"")
+    with pytest.raises(DataError, match="UTF-8"):
+        payload.paths(tmp_path)
+
+
+def test_odd_file_names_survive(registry, publish) -> None:
+    names = {
+        "a b",
+        "四/五",
+        'q"uote',
+        "new\nline",
+        "back\\slash",
+        "manifest/x",
+        "sub/manifest.json",
+    }
+    artifact = publish(files={name: name.encode() for name in names})
+    registry.verify(artifact)
+    assert set(artifact.files()) == names
+    assert all(artifact.file(name).read_text() == name for name in names)

@@ -1,0 +1,109 @@
+"""The command line as a whole: start-up, exit codes, what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bc2 import cli
+from bc2.errors import DataError, Interrupted, ResourceError
+
+BC2 = [sys.executable, "-P", "-m", "bc2"]
+
+
+def bc2(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*BC2, *args], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def imported_by(*args: str, cwd: Path) -> set[str]:
+    """Top-level modules a command imports, from the interpreter's own import log."""
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-P", "-m", "bc2", *args],
+        capture_output=True, text=True, cwd=cwd, check=False,
+    )  # fmt: skip
+    lines = [line for line in run.stderr.splitlines() if line.startswith("import time:")]
+    return {line.split("|")[-1].strip().split(".")[0] for line in lines}
+
+
+def test_help_names_every_verb_and_imports_little(tmp_path: Path) -> None:
+    run = bc2("--help")
+    assert run.returncode == 0
+    for verb in cli.VERBS:
+        assert f"  {verb} " in run.stdout
+    assert not imported_by("--help", cwd=tmp_path) & {"torch", "pydantic", "rich", "numpy"}
+
+
+def test_registry_list_imports_no_torch(tmp_path: Path) -> None:
+    assert "torch" not in imported_by("registry", "list", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_has_help(verb: str) -> None:
+    run = bc2(verb, "--help")
+    assert run.returncode == 0
+    assert "Usage: bc2 " + verb in run.stdout
+
+
+def test_a_misspelt_verb_gets_the_right_one() -> None:
+    run = bc2("pretain")
+    assert run.returncode == 2
+    assert "Did you mean 'pretrain'?" in run.stderr
+    assert run.stdout == ""
+
+
+def test_errors_go_to_stderr_with_what_where_and_todo(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[model]\nvocab_sise = 5\n")
+    run = bc2("recipe", "show", "r.toml", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "error: unknown key model.vocab_sise" in run.stderr
+    assert "where: r.toml:2" in run.stderr
+    assert "did you mean 'vocab_size'?" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_traceback_only_with_debug(tmp_path: Path) -> None:
+    run = bc2("--debug", "recipe", "show", "nosuch", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "Traceback" in run.stderr
+
+
+def test_recipe_show_json_has_the_sizes(tmp_path: Path) -> None:
+    shown = json.loads(bc2("recipe", "show", "7b", "--json", cwd=tmp_path).stdout)
+    assert shown["params"] == 7_505_973_248
+    assert shown["params_non_embedding"] == 6_476_271_616
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("x"), 3),
+        (ResourceError("x"), 6),
+        (Interrupted("x", signum=15), 143),
+        (Interrupted("x", signum=2), 130),
+        (OSError(28, "No space left on device"), 6),
+        (FileNotFoundError(2, "No such file", "f"), 3),
+        (MemoryError(), 6),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    known = cli.explain(error)
+    assert known is not None
+    assert known.exit_code == code
+
+
+def test_a_defect_is_not_dressed_up() -> None:
+    assert cli.explain(ZeroDivisionError()) is None
+
+
+def test_doctor_names_versions_and_finds_nothing_wrong(tmp_path: Path) -> None:
+    run = bc2("doctor", "--json", cwd=tmp_path)
+    found = json.loads(run.stdout)
+    assert run.returncode == 0, found["problems"]
+    assert found["packages"]["torch"]
+    assert found["devices"][0]["name"] == "cpu"
+    assert not (tmp_path / ".bc2").exists()

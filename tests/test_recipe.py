@@ -1,0 +1,235 @@
+"""Recipes: inheritance, overrides, and errors that say file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bc2.errors import RecipeError
+from bc2.model.config import ModelConfig
+from bc2.recipe import Layer, load, shipped
+from bc2.train.config import PretrainConfig
+
+GOOD = """\
+name = "good"
+
+[model]
+vocab_size = 512
+hidden_size = 64
+intermediate_size = 128
+num_layers = 2
+num_heads = 4
+
+[pretrain]
+length = "10 steps"
+batch_tokens = 256
+micro_batch = 2
+sequence_length = 64
+
+[pretrain.optimizer]
+learning_rate = 1e-3
+"""
+
+
+def write(folder: Path, text: str, name: str = "r.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def fails(path: Path, *overrides: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        list(load(path, overrides).sections())
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_good_recipe_fills_in_defaults(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, GOOD))
+    assert recipe.get(ModelConfig).position == "rope"
+    assert recipe.get(PretrainConfig).optimizer.betas == (0.9, 0.95)
+    assert recipe.resolved()["pretrain"]["z_loss"] == 2e-4
+
+
+def test_unknown_key_names_file_line_key_and_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("num_heads = 4", "num_haeds = 4"))
+    error = fails(path)
+    assert "model.num_haeds" in error.what
+    assert error.where == f"{path}:8"
+    assert error.todo == "did you mean 'num_heads'?"
+
+
+def test_unknown_nested_key(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("learning_rate = 1e-3", "learning_rat = 1e-3"))
+    error = fails(path)
+    assert (error.where, error.todo) == (f"{path}:17", "did you mean 'learning_rate'?")
+
+
+def test_unknown_section(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("[model]", "[modle]"))
+    error = fails(path)
+    assert "[modle]" in error.what
+    assert error.todo == "did you mean 'model'?"
+    assert error.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("hidden_size = 64", 'hidden_size = "64"', 5),
+        ("hidden_size = 64", "hidden_size = 64.5", 5),
+        ("num_layers = 2", "num_layers = true", 7),
+        ("num_layers = 2", "num_layers = -2", 7),
+        ("learning_rate = 1e-3", "learning_rate = nan", 17),
+        ("learning_rate = 1e-3", "learning_rate = 0", 17),
+        ('length = "10 steps"', 'length = "10 apples"', 11),
+    ],
+)
+def test_wrong_type_or_value_names_the_line(tmp_path: Path, old: str, new: str, line: int) -> None:
+    path = write(tmp_path, GOOD.replace(old, new))
+    assert fails(path).where == f"{path}:{line}"
+
+
+def test_a_batch_that_does_not_divide_offers_what_does(tmp_path: Path) -> None:
+    error = fails(write(tmp_path, GOOD), "pretrain.batch_tokens=300")
+    assert "256 or 384 would be" in error.what
+
+
+def test_heads_must_divide_hidden_size(tmp_path: Path) -> None:
+    assert "num_heads" in fails(write(tmp_path, GOOD), "model.num_heads=5").what
+
+
+def test_broken_toml_names_line_and_column(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "x"\n[model\n')
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.where == f"{path}:2:7"
+
+
+def test_set_takes_toml_or_a_plain_string(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    recipe = load(path, ["model.num_layers=3", "pretrain.length=20 steps"])
+    assert recipe.get(ModelConfig).num_layers == 3
+    assert recipe.get(PretrainConfig).length == "20 steps"
+
+
+def test_set_errors_name_the_override(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    assert fails(path, "model.num_layer=3").where == "--set model.num_layer=3"
+    assert "section.key=value" in str(fails(path, "model.num_layers"))
+    assert "is a value" in str(fails(path, "model.num_layers.x=1"))
+
+
+def test_set_reaches_into_lists() -> None:
+    recipe = load("tiny", ["corpus.sources.3.max_bytes=1000"])
+    assert recipe.resolved()["corpus"]["sources"][3]["max_bytes"] == 1000
+    # the shipped file itself is untouched
+    assert load("tiny").resolved()["corpus"]["sources"][3]["max_bytes"] != 1000
+
+
+def test_base_is_merged_key_by_key_and_errors_name_the_layer(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "base.toml")
+    top = write(tmp_path, 'base = "base.toml"\n[model]\nnum_layers = 5\n', "top.toml")
+    recipe = load(top)
+    assert recipe.get(ModelConfig).num_layers == 5
+    assert recipe.get(ModelConfig).hidden_size == 64
+    write(tmp_path, GOOD.replace("hidden_size = 64", "hidden_size = 0"), "base.toml")
+    assert fails(top).where == f"{tmp_path / 'base.toml'}:5"
+
+
+def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 'base = "b.toml"', "a.toml")
+    write(tmp_path, 'base = "a.toml"', "b.toml")
+    with pytest.raises(RecipeError, match="each other's base"):
+        load(tmp_path / "a.toml")
+
+
+def test_missing_recipe_suggests_a_shipped_one() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("recipes/tinny.toml")
+    assert caught.value.todo == "did you mean 'tiny'?"
+
+
+def test_missing_section_is_said(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, "[model]\nvocab_size = 5\n"))
+    with pytest.raises(RecipeError, match=r"no \[pretrain\] section"):
+        recipe.get(PretrainConfig)
+
+
+def test_unkeyed_settings_stay_out_of_the_key(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    plain = load(path).get(PretrainConfig).keyed()
+    logged = load(path, ["pretrain.log_every=5", "pretrain.micro_batch=1"])
+    assert logged.get(PretrainConfig).keyed() == plain
+    other = load(path, ["pretrain.optimizer.eps=1e-6"]).get(PretrainConfig).keyed()
+    assert other != plain
+
+
+@given(st.integers(0, 20), st.lists(st.sampled_from(["", "# note", "k = [\n 1,\n]"]), max_size=6))
+def test_line_of_survives_comments_and_multiline_values(pad: int, before: list[str]) -> None:
+    import tomllib
+
+    lines = ["[a]", *[f"x{i} = {i}" for i in range(pad)]]
+    used = [text.replace("k", f"k{i}") for i, text in enumerate(before)]
+    text = "\n".join([*lines, *used, "wanted = [", "  1,", "]", "after = 2"])
+    layer = Layer(Path("f"), text, tomllib.loads(text))
+    line = layer.line_of(("a", "wanted"))
+    assert line is not None
+    assert text.splitlines()[line - 1] == "wanted = ["
+
+
+SIZES = {
+    "7b": (7_505_973_248, 6_476_271_616),
+    "13b": (13_896_668_160, 12_609_541_120),
+}
+LADDER = {
+    "11m": "11.51",
+    "52m": "51.56",
+    "108m": "108.01",
+    "308m": "307.60",
+    "835m": "835.00",
+    "1.6b": "1565.60",
+    "3b": "3019.33",
+}
+
+
+def test_every_shipped_recipe_loads_and_is_counted() -> None:
+    from bc2 import stages
+
+    names = shipped()
+    on_disk = sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml"))
+    assert len(names) == len(on_disk) == 11
+    for name in names:
+        recipe = load(name)
+        stages.check(recipe)
+        assert recipe.description
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_published_parameter_counts(name: str) -> None:
+    model = load(name).get(ModelConfig)
+    assert (model.num_params(), model.num_params_non_embedding()) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", sorted(LADDER))
+def test_ladder_has_the_published_sizes(name: str) -> None:
+    model = load(f"ladder/{name}").get(ModelConfig)
+    assert f"{model.num_params_non_embedding() / 1e6:.2f}" == LADDER[name]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_closed_form_agrees_with_the_model_on_the_meta_device(name: str) -> None:
+    import torch
+
+    from bc2.model.transformer import Transformer
+
+    config = load(name).get(ModelConfig)
+    with torch.device("meta"):
+        model = Transformer(config)
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    embedding = sum(size for n, size in sizes.items() if "embed_tokens" in n or "lm_head" in n)
+    assert sum(sizes.values()) == config.num_params()
+    assert sum(sizes.values()) - embedding == config.num_params_non_embedding()
