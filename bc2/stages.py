@@ -59,7 +59,8 @@ def corpus(session: Session, recipe: Recipe) -> Artifact:
     config = recipe.get(CorpusConfig)
     cache = session.registry.home / "digests.json"
     found = inputs(config, cache=cache)
-    key = stage_key("corpus", CORPUS_VERSION, {**config.keyed(), "inputs": [file._asdict() for file in found]}, ())
+    settings = {**config.keyed(), "inputs": [file._asdict() for file in found]}
+    key = stage_key("corpus", CORPUS_VERSION, settings, ())
     size = sum(file.size for file in found) or None
 
     def make(out: Path) -> Mapping[str, Any]:

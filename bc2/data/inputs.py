@@ -152,6 +152,11 @@ def _inputs_of(source: SourceConfig, digests: DigestCache) -> Iterator[InputFile
         yield InputFile(source.name, file.name, size, sha256)
 
 
+def hub_name(dataset: str) -> str:
+    """A dataset's name on the hub, or of its directory: not where that lies."""
+    return Path(dataset).name if Path(dataset).is_dir() else dataset
+
+
 def hub_commit(source: SourceConfig) -> str:
     """The commit that a dataset on the hub stands at.
 

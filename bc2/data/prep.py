@@ -16,7 +16,7 @@ from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, PartWriter, clear_directory
 from bc2.data.corpus import read_corpus as read_corpus
 from bc2.data.documents import Document, Drops
-from bc2.data.inputs import source_files
+from bc2.data.inputs import hub_name, source_files
 from bc2.data.readers import read_source
 from bc2.errors import DataError, from_os_error
 from bc2.files import write_durably
@@ -139,7 +139,7 @@ def _provenance(source: SourceConfig) -> dict[str, Any]:
             "origin": origin,
         }
     if source.hf is not None:
-        hub = {"hf": source.hf, "config": source.hf_config, "split": source.split}
+        hub = {"hf": hub_name(source.hf), "config": source.hf_config, "split": source.split}
         return {
             "lang": source.lang,
             "licence": source.licence,

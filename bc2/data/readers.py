@@ -17,7 +17,7 @@ from bc2.data import environment
 from bc2.data.config import SourceConfig
 from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, Row, SourceFile
 from bc2.data.inputs import inputs as inputs
-from bc2.data.inputs import layout_of, source_files
+from bc2.data.inputs import hub_name, layout_of, source_files
 from bc2.data.streams import numbered_lines, open_bytes, reading
 from bc2.errors import DataError, nearest
 
@@ -144,7 +144,7 @@ def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
     from datasets import load_dataset
 
     assert source.hf is not None
-    origin = f"{source.hf}/{source.split}"
+    origin = f"{hub_name(source.hf)}/{source.split}"
     with _hf(source):
         rows = load_dataset(
             source.hf,

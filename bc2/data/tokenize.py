@@ -34,6 +34,10 @@ from bc2.tokenizer.tokenizer import Tokenizer
 VERSION = 1
 
 
+#: UTF-8 bytes of text whose tokenizing takes several times what a process takes to start.
+_WORTH_A_PROCESS = 32 * 2**20
+
+
 @dataclass(frozen=True)
 class Shard:
     """A finished shard: the sidecar beside it in the work directory."""
@@ -64,7 +68,7 @@ def tokenize(
     Args:
         out: an empty or missing directory on the file system of `work`.
         work: keeps finished shards between runs; whoever calls removes it afterwards.
-        workers: processes; one a core if None. Each holds the tokenizer and a row group
+        workers: processes; `default_workers` if None. Each holds the tokenizer and a row group
             (4 MiB of text) as text and as ids.
         progress: told the bytes of text done.
 
@@ -147,7 +151,7 @@ def _shards(
     progress: Progress | None,
 ) -> list[Shard]:
     """One shard a part, in the order of `parts`."""
-    count = min(workers or len(os.sched_getaffinity(0)), len(parts))
+    count = min(workers or default_workers(parts), len(parts))
     if count == 1:
         shards = []
         for part in parts:
@@ -161,6 +165,12 @@ def _shards(
         futures = {pool.submit(_in_worker, corpus, part, work): part for part in order}
         done = _results(futures, progress)
     return [done[part] for part in parts]
+
+
+def default_workers(parts: list[Part]) -> int:
+    """A process a core, but none for less than `_WORTH_A_PROCESS` bytes of text."""
+    worth = 1 + sum(part.bytes for part in parts) // _WORTH_A_PROCESS
+    return min(len(os.sched_getaffinity(0)), worth)
 
 
 def _results(futures: dict[Future[Shard], Part], progress: Progress | None) -> dict[Part, Shard]:

@@ -90,10 +90,10 @@ def head_loss(
         budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
         chunk_tokens = max(64, budget // (len(weight) * hidden.element_size()) // 64 * 64)
     with_grad = torch.is_grad_enabled()
-    sums = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+    loss_sum, ce_sum, z_sum, z2_sum = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden, weight, labels, z_weight, norm_head, chunk_tokens, with_grad
     )
-    return HeadLoss(*sums, len(labels))
+    return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, len(labels))
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:

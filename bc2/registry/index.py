@@ -7,6 +7,7 @@ Every use opens a connection of its own and closes it: a fork inherits none.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from bc2.registry.artifact import Artifact, Kind, Position, place_of
 SCHEMA = 1
 #: A writer waits this long for the others, in seconds, before it gives up.
 BUSY_S = 120.0
+#: Below so many free bytes SQLite cannot open a WAL with its shared memory.
+_ROOM = 1 << 16
 #: The key of PostgreSQL's advisory lock that keeps writers one at a time ("bc2").
 _PG_LOCK = 0x626332
 
@@ -172,10 +175,11 @@ def _begin(connection: sa.Connection) -> None:
 
 def _explain(error: exc.DBAPIError, place: str) -> Bc2Error:
     reason = str(error.orig).strip().splitlines()[0]
-    if "disk is full" in reason:
+    # SQLite says no more than "disk I/O error" where its shared memory cannot grow.
+    if "disk is full" in reason or ("disk I/O error" in reason and _is_full(place)):
         todo = "free some space and run the same again"
         return ResourceError("disk full while writing the index", where=place, todo=todo)
-    if "malformed" in reason or "not a database" in reason:
+    if any(sign in reason for sign in ("malformed", "not a database", "no such table")):
         todo = "run `bc2 registry rebuild`: the manifests hold everything the index does"
         return IntegrityError(f"the index is broken: {reason}", where=place, todo=todo)
     if "locked" in reason or "busy" in reason:
@@ -185,6 +189,15 @@ def _explain(error: exc.DBAPIError, place: str) -> Bc2Error:
         todo = "check owner and mode, or set BC2_HOME to a directory you may write to"
         return RunFailed(f"permission denied: {reason}", where=place, todo=todo)
     return RunFailed(f"the index failed: {reason}", where=place)
+
+
+def _is_full(place: str) -> bool:
+    """Whether the file system of the index at `place` has no room for another page."""
+    try:
+        found = os.statvfs(Path(place).parent)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _ROOM
 
 
 def select(
@@ -251,8 +264,10 @@ def children(digest: str) -> Where:
 
 
 def insert(connection: sa.Connection, artifact: Artifact) -> None:
-    """Register an artifact, unless it is registered already."""
+    """Register an artifact; of one registered already, only the time may differ."""
     if has(connection, artifact.digest):
+        same = artifacts.c.digest == artifact.digest
+        connection.execute(artifacts.update().where(same).values(created=artifact.created))
         return
     position = artifact.position
     connection.execute(

@@ -136,9 +136,10 @@ def _accept(home: Path, index: ix.Index, artifact: Artifact, orphans: bool) -> b
     """
     with suppress(FileNotFoundError):
         with files.lock_directory(artifact.path, shared=True) as held:
-            if held and _intact(artifact):
+            found = _intact(artifact) if held else None
+            if found:
                 _sync_names(artifact.path)
-                _register(index, artifact, orphans)
+                _register(index, found, orphans)
                 return True
         if held:
             _make_way(home, artifact)
@@ -147,14 +148,15 @@ def _accept(home: Path, index: ix.Index, artifact: Artifact, orphans: bool) -> b
     return False
 
 
-def _intact(artifact: Artifact) -> bool:
+def _intact(artifact: Artifact) -> Artifact | None:
+    """What is in place, as its own manifest records it; None if it is damaged."""
     try:
         found = mf.read(artifact.path)
         if found.digest == artifact.digest:
             payload.check(artifact.path, found)
-            return True
+            return found.artifact(artifact.path)
     except (IntegrityError, DataError):
-        return False
+        return None
     raise RunFailed(f"two artifacts share the ref {artifact.ref}", where=str(artifact.path))
 
 

@@ -66,8 +66,12 @@ class Registry:
             UsageError: the home is a file.
         """
         home = (home or _find_home()).expanduser().absolute()
-        if home.is_file():
-            raise UsageError("the registry's home is a file", where=str(home), todo="set BC2_HOME")
+        try:
+            if home.is_file():
+                todo = "set BC2_HOME to a directory"
+                raise UsageError("the registry's home is a file", where=str(home), todo=todo)
+        except OSError as error:
+            raise from_os_error(error, "opening the registry") from error
         return cls(home, os.environ.get("BC2_REGISTRY_URL") or None)
 
     @property

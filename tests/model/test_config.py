@@ -1,0 +1,93 @@
+import pytest
+from pydantic import ValidationError
+
+from bc2.model.config import ModelConfig
+
+V = 125_696
+SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32}
+THIRTEEN = {
+    "hidden_size": 5120,
+    "intermediate_size": 13696,
+    "num_layers": 40,
+    "num_heads": 40,
+    "position": "alibi",
+}
+
+# Baichuan 2, section 2.8: hidden, FFN, layers, heads, and millions without the embeddings.
+LADDER = [
+    (384, 1152, 6, 6, "11.51"),
+    (704, 2112, 8, 8, "51.56"),
+    (832, 2496, 12, 8, "108.01"),
+    (1216, 3648, 16, 8, "307.60"),
+    (1792, 5376, 20, 14, "835.00"),
+    (2240, 6720, 24, 14, "1565.60"),
+    (2880, 8640, 28, 20, "3019.33"),
+]
+
+
+def test_counts_the_parameters_of_the_7b():
+    config = ModelConfig(vocab_size=V, **SEVEN)
+    assert config.num_params() == 7_505_973_248
+    assert config.num_params_non_embedding() == 6_476_271_616
+    assert config.head_dim == 128
+
+
+def test_counts_the_parameters_of_the_13b():
+    config = ModelConfig(vocab_size=V, **THIRTEEN)
+    assert config.num_params() == 13_896_668_160
+    assert config.num_params_non_embedding() == 12_609_541_120
+
+
+@pytest.mark.parametrize(("hidden", "ffn", "layers", "heads", "millions"), LADDER)
+def test_counts_the_ladder_to_the_published_digits(hidden, ffn, layers, heads, millions):
+    config = ModelConfig(
+        vocab_size=V,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=layers,
+        num_heads=heads,
+    )
+    assert f"{config.num_params_non_embedding() / 1e6:.2f}" == millions
+
+
+def test_flops_follow_palm():
+    config = ModelConfig(
+        vocab_size=10, hidden_size=4, intermediate_size=8, num_layers=3, num_heads=2
+    )
+    # 6 a matmul parameter: 3 layers of 4·4·4 + 3·4·8 and a head of 10·4; 12·L·D·S of attention.
+    assert config.flops_per_token(5) == 6 * (3 * (64 + 96) + 40) + 12 * 3 * 4 * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "hidden_size 4 is not divisible by num_heads 3"),
+        ({"num_heads": 4}, "is odd"),
+        ({"num_layers": 0}, "greater than 0"),
+        ({"position": "learned"}, "'rope' or 'alibi'"),
+        ({"norm_eps": 0.0}, "greater than 0"),
+    ],
+)
+def test_refuses_impossible_shapes(change, message):
+    shape = {
+        "vocab_size": 10,
+        "hidden_size": 4,
+        "intermediate_size": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
+    ModelConfig(**shape)
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig(**{**shape, **change})
+
+
+def test_odd_head_size_is_fine_with_alibi():
+    config = ModelConfig(
+        vocab_size=10,
+        hidden_size=6,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=2,
+        position="alibi",
+    )
+    assert config.head_dim == 3

@@ -1,0 +1,84 @@
+"""The ALiBi model against one written out with loops in float64, as the 13B was trained."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from bc2.model.attention import alibi_slopes
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+
+HEADS = 6  # no power of two: the released order matters
+SHAPE = ModelConfig(
+    vocab_size=50,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=2,
+    num_heads=HEADS,
+    position="alibi",
+)
+
+
+def rms_norm(x, weight):
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+def naive_forward(state, tokens, eval_form=False):
+    """One document; `eval_form` adds slope · key position, as the released code does
+    outside training, which softmax cannot tell from slope · distance."""
+    size = len(tokens)
+    x = state["model.embed_tokens.weight"][tokens]
+    for n in range(2):
+        prefix = f"model.layers.{n}."
+        layer = {k.removeprefix(prefix): w for k, w in state.items() if k.startswith(prefix)}
+        normed = rms_norm(x, layer["input_layernorm.weight"])
+        q, k, v = (normed @ layer["self_attn.W_pack.weight"].T).chunk(3, dim=-1)
+        heads = []
+        for h, slope in enumerate(alibi_slopes(HEADS).tolist()):
+            part = slice(4 * h, 4 * h + 4)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(4)
+            for i in range(size):
+                for j in range(size):
+                    tilt = slope * (j if eval_form else j - i)
+                    scores[i, j] = scores[i, j] + tilt if j <= i else -math.inf
+            heads.append(scores.softmax(-1) @ v[:, part])
+        x = x + torch.cat(heads, dim=-1) @ layer["self_attn.o_proj.weight"].T
+        normed = rms_norm(x, layer["post_attention_layernorm.weight"])
+        gate = normed @ layer["mlp.gate_proj.weight"].T
+        up = normed @ layer["mlp.up_proj.weight"].T
+        x = x + (gate * gate.sigmoid() * up) @ layer["mlp.down_proj.weight"].T
+    x = rms_norm(x, state["model.norm.weight"])
+    return x @ F.normalize(state["lm_head.weight"]).T
+
+
+def build():
+    model = Transformer(SHAPE)
+    model.init_weights(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(1 if "norm" in name else 8)
+    return model.double()
+
+
+def test_logits_and_gradients_of_packed_documents():
+    model = build()
+    texts = [torch.arange(n) * 7 % 50 for n in (9, 14, 3)]
+    bounds = torch.tensor([0, 9, 23, 26], dtype=torch.int32)
+    logits = model.logits(model(torch.cat(texts), bounds, 14))
+    state = {k: w.detach().clone().requires_grad_() for k, w in model.state_dict().items()}
+    expected = torch.cat([naive_forward(state, text) for text in texts])
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
+    cotangent = torch.randn_like(logits)
+    logits.backward(cotangent)
+    expected.backward(cotangent)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, state[name].grad, rtol=1e-8, atol=1e-10)
+
+
+def test_the_released_form_outside_training_is_the_same():
+    model = build()
+    text = torch.arange(12) * 5 % 50
+    logits = model.logits(model(text, torch.tensor([0, 12], dtype=torch.int32), 12))
+    expected = naive_forward(model.state_dict(), text, eval_form=True)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,127 @@
+"""The RoPE model is transformers' Llama with NormHead and packed QKV taken away."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from bc2.model.config import ModelConfig
+from bc2.model.head_loss import head_loss
+from bc2.model.transformer import Transformer
+
+SHAPE = ModelConfig(
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=3,
+    num_heads=4,
+    norm_head=False,
+    context_length=128,
+)
+
+
+def llama(dtype):
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        attn_implementation="sdpa",  # "eager" has its softmax in fp32
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _norms_in_the_models_dtype(monkeypatch):
+    """transformers rounds its RMSNorm to fp32 also in a float64 model; we do not."""
+
+    def forward(self, x):
+        wide = x.double()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (wide * scale).to(x.dtype)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+def to_llama(state):
+    """Our names and rows as Llama's: W_pack splits into thirds."""
+    converted = {}
+    for name, weight in state.items():
+        if "W_pack" in name:
+            for part, third in zip("qkv", weight.chunk(3), strict=True):
+                converted[name.replace("W_pack", f"{part}_proj")] = third
+        else:
+            converted[name] = weight
+    return converted
+
+
+def pair(dtype):
+    ours = Transformer(SHAPE)
+    ours.init_weights(torch.Generator().manual_seed(3))
+    with torch.no_grad():  # norms of one would hide a missing multiplication
+        for name, weight in ours.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+            else:
+                weight.mul_(5)
+    ours = ours.to(dtype)
+    theirs = llama(dtype)
+    theirs.load_state_dict(to_llama(ours.state_dict()))
+    return ours, theirs
+
+
+def tokens(count):
+    return torch.randint(97, (count,), generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_logits_and_gradients(dtype, limit):
+    ours, theirs = pair(dtype)
+    text = tokens(100)
+    bounds = torch.tensor([0, 99], dtype=torch.int32)
+    hidden = ours(text[:-1], bounds, 99)
+    logits = ours.logits(hidden)
+    expected = theirs(text[None, :-1]).logits[0]
+    assert (logits - expected).norm() / expected.norm() < limit
+    head_loss(
+        hidden, ours.lm_head.weight, text[1:], z_weight=0.0, norm_head=False
+    ).loss_sum.backward()
+    torch.nn.functional.cross_entropy(expected, text[1:], reduction="sum").backward()
+    grads = to_llama({name: p.grad for name, p in ours.named_parameters()})
+    for name, p in theirs.named_parameters():
+        assert (grads[name] - p.grad).norm() / p.grad.norm() < limit, name
+
+
+def test_packed_documents_are_llamas_separate_documents():
+    ours, theirs = pair(torch.float64)
+    texts = [tokens(n) for n in (17, 40, 1, 30)]
+    bounds = torch.tensor([0, *map(len, texts)]).cumsum(0, dtype=torch.int32)
+    logits = ours.logits(ours(torch.cat(texts), bounds, 40))
+    expected = torch.cat([theirs(text[None]).logits[0] for text in texts])
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_greedy_generation_is_llamas():
+    from bc2.generate.config import SamplingConfig
+    from bc2.generate.engine import generate
+
+    ours, theirs = pair(torch.float64)
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=30)
+    prompts = [tokens(n).tolist() for n in (5, 11, 2)]
+    found = generate(ours, prompts, settings, eos_id=96)
+    for prompt, one in zip(prompts, found, strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=30,
+            do_sample=False,
+            eos_token_id=96,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        ended = [96] if one.finish_reason == "eos" else []
+        assert one.ids + ended == expected

@@ -1,0 +1,175 @@
+"""The local engine against AdamW written out in float64, and accumulation against the whole."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from bc2.data.loader import Batch, pack
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+from bc2.train.config import AdamWConfig
+from bc2.train.engines.local import LocalEngine
+from bc2.train.objective import NextToken
+from torch import Tensor
+
+CONFIG = ModelConfig(
+    vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
+    context_length=16,
+)  # fmt: skip
+EOS = 2
+OBJECTIVE = NextToken(2e-4)
+
+
+def model(seed: int = 0) -> Transformer:
+    built = Transformer(CONFIG)
+    built.init_weights(torch.Generator().manual_seed(seed))
+    return built
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    """Rows of 16 + 1 tokens with documents of uneven length, so labels are uneven too."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(3, 64, size=(count, 17))
+    drawn[rng.random(drawn.shape) < np.linspace(0.02, 0.4, count)[:, None]] = EOS
+    return drawn
+
+
+def batch(drawn: np.ndarray) -> Batch:
+    return pack(drawn, np.zeros(len(drawn), np.int64), EOS)
+
+
+def gradients(engine: LocalEngine) -> dict[str, Tensor]:
+    pairs = zip(engine.names, engine.master, strict=True)
+    return {name: p.grad.clone() for name, p in pairs if p.grad is not None}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulation_equals_the_full_batch_to_rounding(micro: int) -> None:
+    drawn = rows(8)
+    whole = batch(drawn)
+    parts = [batch(drawn[i : i + micro]) for i in range(0, 8, micro)]
+    assert len({part.num_labels for part in parts}) > 1, "micro-batches must weigh unequally"
+    one = LocalEngine(model(), AdamWConfig())
+    two = LocalEngine(model(), AdamWConfig())
+    full = one.accumulate([whole], OBJECTIVE, tokens=whole.num_labels)
+    sums = two.accumulate(parts, OBJECTIVE, tokens=sum(p.num_labels for p in parts))
+    assert sums == pytest.approx(full, rel=1e-6)
+    expected, got = gradients(one), gradients(two)
+    assert expected.keys() == got.keys()
+    for name, grad in expected.items():
+        # by norm: an element that is nearly zero has no digits of its own to agree in
+        assert (got[name] - grad).norm() <= 1e-6 * grad.norm(), name
+
+
+def reference_step(
+    weights: dict[str, Tensor], moments: dict[str, tuple[Tensor, Tensor]],
+    grads: Mapping[str, Tensor], step: int, config: AdamWConfig, lr: float,
+) -> None:  # fmt: skip
+    """AdamW with clipping (Loshchilov & Hutter, algorithm 2) in float64."""
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values()))
+    scale = min(1.0, config.clip_norm / (norm + 1e-6))
+    b1, b2 = config.betas
+    for name, weight in weights.items():
+        grad = grads[name].double() * scale
+        m, v = moments[name]
+        m.mul_(b1).add_((1 - b1) * grad)
+        v.mul_(b2).add_((1 - b2) * grad**2)
+        decay = config.weight_decay if weight.dim() >= 2 else 0.0
+        weight.mul_(1 - lr * decay)
+        update = (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + config.eps)
+        weight.sub_(lr * update)
+
+
+def test_updates_follow_adamw_with_clipping_and_no_decay_of_norms() -> None:
+    config = AdamWConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.1)
+    engine = LocalEngine(model(), config)
+    weights = {
+        n: p.detach().double().clone() for n, p in zip(engine.names, engine.master, strict=True)
+    }
+    moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in weights.items()}
+    clipped = 0
+    for step in range(1, 6):
+        data = batch(rows(4, seed=step))
+        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        norm = engine.gradient_norm()
+        clipped += norm > config.clip_norm
+        lr = config.learning_rate / step
+        reference_step(weights, moments, gradients(engine), step, config, lr)
+        engine.update(lr, norm=norm, clip_norm=config.clip_norm)
+        for name, master in zip(engine.names, engine.master, strict=True):
+            torch.testing.assert_close(
+                master.detach().double(), weights[name], rtol=2e-5, atol=2e-7, msg=name
+            )
+        # what follows compares single steps, not the drift of two precisions
+        for name, master in zip(engine.names, engine.master, strict=True):
+            weights[name].copy_(master.detach().double())
+    assert clipped, "clipping was never exercised"
+
+
+def test_bf16_computes_with_rounded_weights_over_fp32_master_and_state() -> None:
+    engine = LocalEngine(model(), AdamWConfig(learning_rate=1e-4), precision="bf16")
+    data = batch(rows(4))
+    for _ in range(3):
+        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        engine.update(1e-4, norm=engine.gradient_norm(), clip_norm=0.5)
+    for parameter, master in zip(engine.model.parameters(), engine.master, strict=True):
+        assert parameter.dtype == torch.bfloat16
+        assert master.dtype == torch.float32
+        assert torch.equal(parameter, master.to(torch.bfloat16))
+        assert {v.dtype for v in engine.optimizer.state[master].values()} == {torch.float32}
+    moved = [not torch.equal(m, m.to(torch.bfloat16).float()) for m in engine.master]
+    assert any(moved), "master weights hold no more than bf16 would"
+
+
+def test_bf16_gradients_are_close_to_fp32() -> None:
+    data = batch(rows(8))
+    grads = []
+    for precision in ("fp32", "bf16"):
+        engine = LocalEngine(model(), AdamWConfig(), precision=precision)
+        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        grads.append(torch.cat([g.flatten() for g in gradients(engine).values()]))
+    cosine = torch.nn.functional.cosine_similarity(grads[0], grads[1], dim=0)
+    assert cosine > 0.999
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_snapshot_and_restore_are_exact(precision: str) -> None:
+    def advance(engine: LocalEngine, first: int, last: int) -> None:
+        for step in range(first, last):
+            data = batch(rows(4, seed=step))
+            engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+            engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+
+    straight = LocalEngine(model(), AdamWConfig(), precision=precision)  # type: ignore[arg-type]
+    advance(straight, 0, 3)
+    weights, state = copy.deepcopy(straight.snapshot())
+    advance(straight, 3, 6)
+    resumed = LocalEngine(model(seed=9), AdamWConfig(), precision=precision)  # type: ignore[arg-type]
+    resumed.restore(weights, state)
+    advance(resumed, 3, 6)
+    for one, two in zip(straight.snapshot(), resumed.snapshot(), strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_snapshot_is_a_copy() -> None:
+    engine = LocalEngine(model(), AdamWConfig())
+    data = batch(rows(4))
+    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    weights, _ = engine.snapshot()
+    before = weights["lm_head.weight"].clone()
+    engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+    assert torch.equal(weights["lm_head.weight"], before)
+
+
+def test_discard_forgets_the_gradient() -> None:
+    engine = LocalEngine(model(), AdamWConfig())
+    data = batch(rows(4))
+    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.discard()
+    assert not gradients(engine)
