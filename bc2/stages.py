@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from bc2.tokenizer.report import Report
     from bc2.train.pretrain import Run
 
-#: Raised when a stage's results change for the same settings.
-CORPUS_VERSION = 1
-TOKENIZER_VERSION = 1
-TOKENS_VERSION = 1
-
 TOKENIZER_FILE = "tokenizer.model"
 
 Stage = Callable[["Session", Recipe], Artifact]
@@ -53,38 +48,39 @@ class Session:
 
 def corpus(session: Session, recipe: Recipe) -> Artifact:
     """The corpus of [corpus]: read, deduplicated, split."""
+    from bc2.data import prep
     from bc2.data.inputs import inputs
-    from bc2.data.prep import prepare
 
     config = recipe.get(CorpusConfig)
     cache = session.registry.home / "digests.json"
     found = inputs(config, cache=cache)
     settings = {**config.keyed(), "inputs": [file._asdict() for file in found]}
-    key = stage_key("corpus", CORPUS_VERSION, settings, ())
+    key = stage_key("corpus", prep.VERSION, settings, ())
     size = sum(file.size for file in found) or None
 
     def make(out: Path) -> Mapping[str, Any]:
         with progress("reading", size, "bytes") as bar:
-            return prepare(config, out, progress=bar)
+            return prep.prepare(config, out, progress=bar)
 
     return _found_or_made(session, recipe, "corpus", key, (), make)
 
 
 def tokenizer(session: Session, recipe: Recipe) -> Artifact:
     """The tokenizer of [tokenizer], trained on a weighted sample of its corpus."""
+    from bc2.tokenizer import train
+
     config = recipe.get(TokenizerConfig)
     parent = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
     settings = {name: value for name, value in config.keyed().items() if name != "corpus"}
-    key = stage_key("tokenizer", TOKENIZER_VERSION, settings, (parent.digest,))
+    key = stage_key("tokenizer", train.VERSION, settings, (parent.digest,))
 
     def make(out: Path) -> Mapping[str, Any]:
         from bc2.data.sample import sample_texts
-        from bc2.tokenizer.train import train
 
         _check_all(parent)
         texts = sample_texts(parent.path, config.sample_bytes, config.weights, config.seed)
         with progress("sampling", config.sample_bytes, "bytes") as bar:
-            trained = train(texts, config, progress=bar)
+            trained = train.train(texts, config, progress=bar)
         (out / TOKENIZER_FILE).write_bytes(trained.model)
         return trained.facts
 
@@ -93,21 +89,21 @@ def tokenizer(session: Session, recipe: Recipe) -> Artifact:
 
 def tokens(session: Session, recipe: Recipe) -> Artifact:
     """The token shards of [tokens]: its corpus, in its tokenizer's ids."""
+    from bc2.data import tokenize
+
     config = recipe.get(TokensConfig) if recipe.has(TokensConfig) else TokensConfig()
     source = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
     pieces = _upstream(session, recipe, config.tokenizer, "tokenizer", TokenizerConfig, tokenizer)
     parents = (source.digest, pieces.digest)
-    key = stage_key("tokens", TOKENS_VERSION, {}, parents)
+    key = stage_key("tokens", tokenize.VERSION, {}, parents)
 
     def make(out: Path) -> Mapping[str, Any]:
-        from bc2.data.tokenize import tokenize
-
         _check_all(source)
         work = session.registry.work / f"tokens-{key[:16]}"
         model = pieces.file(TOKENIZER_FILE)
         size = source.manifest.facts["train"]["bytes"] + source.manifest.facts["heldout"]["bytes"]
         with progress("tokenizing", size, "bytes") as bar:
-            return tokenize(
+            return tokenize.tokenize(
                 source.path, model, out, work=work, workers=config.workers, progress=bar
             )
 

@@ -76,7 +76,7 @@ class Row(NamedTuple):
     row: int
 
 
-class BadRow(Exception):  # noqa: N818 - a verdict on a row, not an error of ours
+class BadRow(Exception):
     """A row that holds no usable text."""
 
     def __init__(self, reason: Reason, detail: str):

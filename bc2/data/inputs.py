@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from bc2.data import environment
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.documents import SourceFile
-from bc2.data.streams import reading
+from bc2.data.streams import first_line, reading
 from bc2.errors import DataError
 from bc2.files import make_directory, replace_durably, sha256_file
 
@@ -170,9 +170,9 @@ def hub_commit(source: SourceConfig) -> str:
     assert source.hf is not None
     try:
         commit = HfApi().dataset_info(source.hf, revision=source.revision).sha
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub and its HTTP library: no common class
         raise DataError(
-            f"cannot ask the hub about this dataset: {str(error).splitlines()[0]}",
+            f"cannot ask the hub about this dataset: {first_line(error)}",
             where=f"hf:{source.hf}",
             todo="check its name and the network, or set revision to a full commit",
         ) from error

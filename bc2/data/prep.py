@@ -14,7 +14,6 @@ from bc2.console import Progress
 from bc2.data import environment
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, PartWriter, clear_directory
-from bc2.data.corpus import read_corpus as read_corpus
 from bc2.data.documents import Document, Drops
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.readers import read_source
@@ -34,7 +33,7 @@ def prepare(config: CorpusConfig, out: Path, *, progress: Progress | None = None
     Of documents with the same text (SHA-256, 128 bits of it) the first survives, by source
     as listed, file name and row. A document is held out if the hash of its text says so, so
     that copies fall on one side whatever their source. Memory: two row groups of 4 MiB of
-    text, the longest document, and about 120 bytes for each distinct document.
+    text, the longest document, and about 100 bytes for each distinct document.
 
     Args:
         out: an empty or missing directory; left so if anything fails.

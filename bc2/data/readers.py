@@ -7,6 +7,7 @@ since half a file must not pass for a whole one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -16,9 +17,8 @@ from typing import Any
 from bc2.data import environment
 from bc2.data.config import SourceConfig
 from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, Row, SourceFile
-from bc2.data.inputs import inputs as inputs
 from bc2.data.inputs import hub_name, layout_of, source_files
-from bc2.data.streams import numbered_lines, open_bytes, reading
+from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
 from bc2.errors import DataError, nearest
 
 
@@ -146,29 +146,35 @@ def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
     assert source.hf is not None
     origin = f"{hub_name(source.hf)}/{source.split}"
     with _hf(source):
-        rows = load_dataset(
-            source.hf,
-            name=source.hf_config,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
+        rows = iter(
+            load_dataset(
+                source.hf,
+                name=source.hf_config,
+                split=source.split,
+                revision=source.revision,
+                streaming=True,
+            )
         )
-        for number, row in enumerate(rows, 1):
-            try:
-                text = text_of(row, source.text_field)
-            except BadRow as bad:
-                drops.reject(bad, f"hf:{origin}", number, 0)
-                continue
-            yield Row(text, origin, number)
+    for number in itertools.count(1):
+        with _hf(source):
+            row = next(rows, None)
+        if row is None:
+            return
+        try:
+            text = text_of(row, source.text_field)
+        except BadRow as bad:
+            drops.reject(bad, f"hf:{origin}", number, 0)
+            continue
+        yield Row(text, origin, number)
 
 
 @contextmanager
 def _hf(source: SourceConfig) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # what datasets and the hub raise
+    except Exception as error:  # datasets, the hub and their HTTP library: no common class
         raise DataError(
-            f"cannot read the dataset: {str(error).splitlines()[0]}",
+            f"cannot read the dataset: {first_line(error)}",
             where=f"hf:{source.hf}",
             todo="check its name, hf_config, split and revision, and the network",
         ) from error

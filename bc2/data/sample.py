@@ -88,7 +88,9 @@ def _share(corpus: Path, source: str, size: int, target: int, seed: int) -> Shar
                 rows = file.read_row_group(group, columns=["id", "text"])
                 ranks = [rank(seed, name) for name in rows["id"].to_pylist()]
                 np.add.at(by_rank, ranks, pc.binary_length(rows["text"]).to_numpy())
-    return Share(copies, int(np.searchsorted(np.cumsum(by_rank), rest, side="right")))
+    taken = np.cumsum(by_rank)
+    below = int(np.searchsorted(taken, rest, side="right"))
+    return Share(copies, below if below and taken[below - 1] else 0)
 
 
 def _take(corpus: Path, shares: Mapping[str, Share], seed: int) -> Iterator[str]:

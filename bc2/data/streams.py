@@ -82,9 +82,15 @@ def reading(path: Path) -> Iterator[None]:
         raise from_os_error(error, f"reading {path}") from error
 
 
+def first_line(error: Exception) -> str:
+    """What a foreign error says, without its details; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"the file is damaged or cut short: {str(error).splitlines()[0].rstrip('.')}",
+        f"the file is damaged or cut short: {first_line(error)}",
         where=str(path),
         todo="fetch it again, or leave it out of the source",
     )

@@ -175,17 +175,11 @@ def default_workers(parts: list[Part]) -> int:
 
 def _results(futures: dict[Future[Shard], Part], progress: Progress | None) -> dict[Part, Shard]:
     done: dict[Part, Shard] = {}
-    try:
-        for future in as_completed(futures):
-            part = futures[future]
-            done[part] = future.result()
-            if progress is not None:
-                progress(part.bytes, part.source)
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            "a tokenizing process died, as happens when memory runs out",
-            todo="run the same again with fewer workers (tokens.workers); finished shards are kept",
-        ) from error
+    for future in as_completed(futures):
+        part = futures[future]
+        done[part] = future.result()
+        if progress is not None:
+            progress(part.bytes, part.source)
     return done
 
 
@@ -198,14 +192,19 @@ def _pool(count: int, tokenizer_path: Path) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(count, context, _begin_worker, (tokenizer_path, stop))
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise ResourceError(
+            "a tokenizing process died, as happens when memory runs out",
+            todo="run the same again with fewer workers (tokens.workers); finished shards are kept",
+        ) from error
     except BaseException:
         stop.set()
-        pool.shutdown(cancel_futures=True)
         raise
-    pool.shutdown()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-class _Stopped(Exception):  # noqa: N818 - nobody sees it: the parent has its own error
+class _Stopped(Exception):
     """The parent gave up."""
 
 

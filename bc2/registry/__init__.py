@@ -7,6 +7,16 @@ index that the manifests alone can rebuild makes finding quick. See
 
 from bc2.registry.artifact import KINDS, Artifact, Draft, Kind, Position, stage_key
 from bc2.registry.staging import Staged
-from bc2.registry.store import Registry
+from bc2.registry.store import Registry, find_home
 
-__all__ = ["KINDS", "Artifact", "Draft", "Kind", "Position", "Registry", "Staged", "stage_key"]
+__all__ = [
+    "KINDS",
+    "Artifact",
+    "Draft",
+    "Kind",
+    "Position",
+    "Registry",
+    "Staged",
+    "find_home",
+    "stage_key",
+]

@@ -57,7 +57,8 @@ def _commit(root: Path) -> str | None:
         return None
     # No tag is wanted in the answer: only the commit, in full.
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    command = ["git", "-C", str(root), *describe]
+    # Nor a lock on the repository, which someone may be committing to.
+    command = ["git", "--no-optional-locks", "-C", str(root), *describe]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -98,7 +98,7 @@ class Index:
 
     @classmethod
     def at_url(cls, url: str) -> Index:
-        """Any database that SQLAlchemy knows; its tables are made if they are missing.
+        """PostgreSQL, or an SQLite file; tables are made if they are missing.
 
         Raises:
             UsageError: the URL cannot be read, or its driver is not installed.
@@ -106,14 +106,25 @@ class Index:
         if url.startswith("postgresql://"):
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
         try:
-            engine = sa.create_engine(url, poolclass=sa.NullPool)
-        except (exc.ArgumentError, exc.NoSuchModuleError, ImportError) as error:
+            parsed = sa.make_url(url)
+            if parsed.get_backend_name() == "sqlite":
+                return cls._at_sqlite_url(parsed)
+            engine = sa.create_engine(parsed, poolclass=sa.NullPool)
+        except (exc.ArgumentError, exc.NoSuchModuleError, ImportError, ValueError) as error:
             raise UsageError(
                 f"cannot use BC2_REGISTRY_URL: {error}",
                 todo="write postgresql://USER@HOST/DATABASE, and install bc2[postgres]",
             ) from None
         sa.event.listen(engine, "begin", _begin)
         index = cls(engine, engine.url.render_as_string(hide_password=True))
+        index.create()
+        return index
+
+    @classmethod
+    def _at_sqlite_url(cls, url: sa.URL) -> Index:
+        if not url.database or url.database == ":memory:":
+            raise ValueError("an index in memory is gone with the process that made it")
+        index = cls.at_file(Path(url.database), create=True)
         index.create()
         return index
 

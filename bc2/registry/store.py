@@ -65,7 +65,7 @@ class Registry:
         Raises:
             UsageError: the home is a file.
         """
-        home = (home or _find_home()).expanduser().absolute()
+        home = (home or find_home()).expanduser().absolute()
         try:
             if home.is_file():
                 todo = "set BC2_HOME to a directory"
@@ -198,8 +198,7 @@ class Registry:
 
     def with_prefix(self, prefix: str) -> Artifacts:
         """The artifacts whose digest begins with `prefix` (lower-case hex)."""
-        digest = ix.artifacts.c.digest
-        return self._select(digest >= prefix, digest < prefix + "g")
+        return self._select(ix.artifacts.c.digest.startswith(prefix))
 
     def resolve(self, ref: str, kind: Kind | None = None) -> Artifact:
         """The artifact that a person means by `ref`; see `bc2.registry.refs`.
@@ -346,7 +345,7 @@ class Registry:
             raise from_os_error(error, "removing abandoned staging directories") from error
 
 
-def _find_home() -> Path:
+def find_home() -> Path:
     named = os.environ.get("BC2_HOME")
     if named:
         return Path(named)

@@ -1,1 +1,1 @@
-""""""
+"""SentencePiece BPE as Baichuan 2 trains it: settings, training, encoding, comparison."""

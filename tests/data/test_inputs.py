@@ -156,3 +156,18 @@ def test_environment_sources_are_keyed_by_their_files():
     found = inputs(config(SourceConfig(name="p", environment="python-source")))
     assert len(found) > 300
     assert "json/decoder.py" in {i.name for i in found}
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    import huggingface_hub
+
+    class Lost(Exception):
+        """As an HTTP library's: neither OSError nor ValueError."""
+
+    def lost(*args: object, **kwargs: object) -> None:
+        raise Lost("name not known\nand more")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lost)
+    with pytest.raises(DataError, match="the hub about this dataset: name not known") as caught:
+        inputs(config(SourceConfig(name="h", hf="owner/set", revision="main")))
+    assert "set revision to a full commit" in str(caught.value)

@@ -117,6 +117,15 @@ def test_copies_fall_on_one_side_whatever_the_source_or_order(tmp_path):
     assert 150 < len(sides[0]) < 250  # 200, sigma 13.4
 
 
+def test_the_split_is_read_from_the_low_half_of_the_id():
+    """Fixed for ever: another rule would move documents between the sides."""
+    assert is_held_out("f" * 16 + "0" * 16, 0.01)
+    assert not is_held_out("0" * 16 + "f" * 16, 0.01)
+    assert is_held_out("0" * 16 + "028f" + "0" * 12, 0.01)  # 0x028f / 0x10000 = 0.009995
+    assert not is_held_out("0" * 16 + "0290" + "0" * 12, 0.01)
+    assert not is_held_out("0" * 32, 0.0)
+
+
 def test_the_same_bytes_out(tmp_path):
     texts = {"a": [f"text {i} " * (i % 50) for i in range(800)], "b": ["solo", "duo", "trio"]}
     made = config(tmp_path, texts, heldout_fraction=0.1, part_bytes=30_000)
@@ -227,21 +236,23 @@ def test_progress_adds_up(tmp_path):
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from bc2.data.config import *
 from bc2.data.prep import prepare
 import pyarrow.parquet
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not ru_maxrss, which a child inherits
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
 source = SourceConfig(name="a", path=sys.argv[1])
 prepare(CorpusConfig(sources=(source,)), Path(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
 @pytest.mark.slow
 def test_memory_is_bounded(tmp_path):
-    """400 MB of text in long documents take no more memory than 40 MB (KiB of peak RSS)."""
+    """400 MB of text take no more memory than 40 MB, but for the digests (KiB of peak RSS)."""
     peaks = []
     for count in (2_000, 20_000):
         with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as stream:

@@ -72,7 +72,7 @@ def _in(folder: Path):
 
 
 def soak(home: Path, publishers: int, each: int, victims: int, seed: int) -> None:
-    """`publishers` finish their work while `victims` are killed, on a home that is not there yet."""
+    """`publishers` finish while `victims` are killed, in a home that is not there yet."""
     workers = [start(home, f"p{number}", each) for number in range(publishers)]
     acknowledged, complaints = kill_some(home, victims, random.Random(seed))
     for worker in workers:
@@ -154,7 +154,7 @@ def gc_beside(home: Path, publishers: int, each: int, victims: int) -> None:
     assert parent in left
     for number in range(publishers):
         steps = {a.position.step for a in left.values() if a.name == f"p{number}" and a.position}
-        tagged = {step for step in range(0, each, 3)}
+        tagged = set(range(0, each, 3))
         assert {each - 1, each - 2} | tagged <= steps, "gc took what was still needed"
     check_house(registry, {parent})
 

@@ -19,7 +19,7 @@ def test_a_plan_removes_nothing(registry, publish) -> None:
     (registry.staging / "1-dead").mkdir()
     (registry.staging / "1-dead" / "x").write_bytes(b"123")
     doomed = plan(registry, [artifact])
-    assert [(item.path.name, item.size) for item in doomed][0] == ("1-dead", 3)
+    assert (doomed[0].path.name, doomed[0].size) == ("1-dead", 3)
     assert doomed[1].artifact == artifact
     assert (registry.staging / "1-dead").exists()
     registry.verify(artifact)

@@ -24,25 +24,19 @@ def nothing_left(registry: Registry) -> bool:
     return not places
 
 
-def test_an_empty_payload_and_a_false_manifest(registry) -> None:
-    with (
-        pytest.raises(DataError, match="nothing was written"),
-        registry.stage(Draft("corpus", "a", KEY)) as staged,
-    ):
-        (staged.path / "empty").mkdir()
-        staged.publish()
-    with (
-        pytest.raises(DataError, match=r"manifest\.json"),
-        registry.stage(Draft("corpus", "a", KEY)) as staged,
-    ):
-        (staged.path / "manifest.json").write_text("{}")
-        staged.publish()
-    with (
-        pytest.raises(DataError, match="link"),
-        registry.stage(Draft("corpus", "a", KEY)) as staged,
-    ):
-        (staged.path / "link").symlink_to("/etc/passwd")
-        staged.publish()
+@pytest.mark.parametrize(
+    ("write", "complaint"),
+    [
+        (lambda path: (path / "empty").mkdir(), "nothing was written"),
+        (lambda path: (path / "manifest.json").write_text("{}"), r"manifest\.json"),
+        (lambda path: (path / "link").symlink_to("/etc/passwd"), "link"),
+    ],
+)
+def test_payloads_that_cannot_be(registry, write, complaint: str) -> None:
+    with registry.stage(Draft("corpus", "a", KEY)) as staged:
+        write(staged.path)
+        with pytest.raises(DataError, match=complaint):
+            staged.publish()
     assert nothing_left(registry)
 
 
@@ -143,6 +137,12 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def fill(path: Path, size: int) -> None:
+    with path.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(size))
+
+
 def test_a_disk_that_is_really_full(small_disk: Path, publish) -> None:
     registry = Registry.open(small_disk / "home")
     artifact = publish("corpus", "kept", home=registry, files={"a": b"1" * 100_000})
@@ -151,12 +151,8 @@ def test_a_disk_that_is_really_full(small_disk: Path, publish) -> None:
     assert caught.value.exit_code == 6
     # Fill it to the last byte: then nothing of a publish has room, not even the index.
     for size in (4096, 1):
-        with (small_disk / f"filler{size}").open("wb", buffering=0) as stream:
-            try:
-                while True:
-                    stream.write(bytes(size))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
+        with pytest.raises(OSError, match="No space left"):
+            fill(small_disk / f"filler{size}", size)
     with pytest.raises(ResourceError):
         publish("corpus", "small", home=registry, files={"a": b"1"})
     for filler in small_disk.glob("filler*"):

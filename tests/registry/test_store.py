@@ -47,12 +47,18 @@ def test_leaving_without_publish_leaves_nothing(registry) -> None:
         assert staged.path.is_dir()
         assert list(staged.path.iterdir()) == []
         (staged.path / "x").write_bytes(b"x")
-    with (
-        pytest.raises(ZeroDivisionError),
-        registry.stage(Draft("corpus", "a", KEY)) as staged,
-    ):
-        (staged.path / "x").write_bytes(b"x")
-        _ = 1 / 0
+    assert list(registry.staging.iterdir()) == []
+    assert registry.list() == []
+
+
+def test_failing_without_publish_leaves_nothing(registry) -> None:
+    def fail() -> None:
+        with registry.stage(Draft("corpus", "a", KEY)) as staged:
+            (staged.path / "x").write_bytes(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(registry.staging.iterdir()) == []
     assert registry.list() == []
 

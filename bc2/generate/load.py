@@ -1,0 +1,51 @@
+"""A model and its tokenizer, from a registered checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from bc2.errors import DataError
+from bc2.model.store import CONFIG, WEIGHTS, load_model
+from bc2.model.transformer import Transformer
+from bc2.registry import Artifact
+from bc2.tokenizer.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What generation needs, on one device."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    artifact: Artifact
+
+
+@contextmanager
+def open_model(
+    artifact: Artifact, device: torch.device, dtype: torch.dtype
+) -> Iterator[LanguageModel]:
+    """Load a checkpoint, each file checked against its digest, held while in use.
+
+    Raises:
+        DataError: the artifact has no model or no tokenizer.
+        IntegrityError: a file is not what was published.
+    """
+    missing = {CONFIG, WEIGHTS, TOKENIZER} - set(artifact.files())
+    if missing:
+        raise DataError(
+            f"{artifact.title} holds no {min(missing)}",
+            where=str(artifact.path),
+            todo="name a checkpoint: bc2 registry list --kind checkpoint",
+        )
+    with artifact.hold():
+        artifact.file(CONFIG)
+        artifact.file(WEIGHTS)
+        model = load_model(artifact.path, device=device, dtype=dtype)
+        tokenizer = Tokenizer.load(artifact.file(TOKENIZER))
+        yield LanguageModel(model.eval(), tokenizer, artifact)

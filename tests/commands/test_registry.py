@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bc2.errors import IntegrityError, RefError, RunFailed, UsageError
+from bc2.registry import Draft, Position, Registry, stage_key
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch) -> Registry:
+    monkeypatch.delenv("BC2_REGISTRY_URL", raising=False)
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return Registry.open()
+
+
+def publish(registry: Registry, kind, name: str, *parents, step: int | None = None, **options):
+    digests = tuple(parent.digest for parent in parents)
+    key = stage_key(kind, 1, {"name": name}, digests)
+    position = None if step is None else Position(step, step * 10)
+    draft = Draft(kind, name, key, digests, position=position, **options)
+    with registry.stage(draft) as staged:
+        (staged.path / "data.bin").write_bytes(f"{kind}{name}{step}".encode())
+        return staged.publish()
+
+
+@pytest.fixture
+def house(registry):
+    text = publish(registry, "corpus", "tiny", facts={"documents": 3})
+    base = publish(registry, "checkpoint", "run", text, step=10)
+    return text, base
+
+
+def run(*args: object):
+    app = import_module("bc2.commands.registry").app
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def value(*args: object):
+    """The one JSON object that a command prints with --json."""
+    done = run(*args, "--json")
+    assert done.exception is None, done.output
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_list(house) -> None:
+    text, base = house
+    assert [one["ref"] for one in value("list")["artifacts"]] == [base.ref, text.ref]
+    assert value("list", "--kind", "corpus")["artifacts"][0]["digest"] == text.digest
+    assert value("list", "--name", "none")["artifacts"] == []
+    assert run("list", "-q").stdout.split() == [base.ref, text.ref]
+    lines = run("list").stdout.splitlines()
+    assert len(lines) == 3
+    assert base.ref in lines[1]
+    assert "checkpoint" in lines[1]
+    assert isinstance(run("list", "--kind", "corpse").exception, UsageError)
+
+
+def test_list_of_nothing_makes_nothing(registry) -> None:
+    assert "nothing is registered" in run("list").stdout
+    assert value("list")["artifacts"] == []
+    assert not registry.home.exists()
+
+
+def test_show(house) -> None:
+    text, base = house
+    found = value("show", text.ref)
+    assert found["digest"] == text.digest
+    assert found["facts"] == {"documents": 3}
+    assert found["children"] == [base.digest]
+    assert found["files"][0]["path"] == "data.bin"
+    assert found["size"] == found["files"][0]["size"]
+    assert found["environment"]["python"]
+    shown = run("show", "run").stdout
+    assert base.digest in shown
+    assert "step 10, 100 tokens" in shown
+    assert isinstance(run("show", "rnu").exception, RefError)
+    (base.path / "manifest.json").write_bytes(b"{}")
+    assert isinstance(run("show", "run").exception, IntegrityError)
+
+
+def test_lineage(house) -> None:
+    text, base = house
+    assert value("lineage", "run")["edges"] == [{"child": base.digest, "parent": text.digest}]
+    assert value("lineage", "tiny", "--down")["nodes"][1]["digest"] == base.digest
+    assert f'"{text.ref}" -> "{base.ref}"' in run("lineage", "run", "--dot").stdout
+    tree = run("lineage", "run").stdout.splitlines()
+    assert "checkpoint/run@10" in tree[0]
+    assert "corpus/tiny" in tree[1]
+    assert run("lineage", "run", "-q").stdout.split() == [base.ref, text.ref]
+    assert isinstance(run("lineage", "run", "--dot", "--json").exception, UsageError)
+
+
+def test_verify_names_the_file_and_still_reports(house) -> None:
+    text, base = house
+    assert value("verify") == {
+        "checked": 2,
+        "broken": 0,
+        "artifacts": [
+            {"ref": one.ref, "title": one.title, "ok": True, "error": None, "where": None,
+             "parents_not_here": []}
+            for one in (base, text)
+        ],
+    }  # fmt: skip
+    (base.path / "data.bin").write_bytes(b"checkpointrun11")
+    done = run("verify", "--json")
+    assert isinstance(done.exception, IntegrityError)
+    assert done.exception.exit_code == 5
+    assert done.exception.where == str(base.path / "data.bin")
+    found = json.loads(done.stdout)
+    assert (found["checked"], found["broken"]) == (2, 1)
+    assert run("verify", "tiny").exception is None
+    assert isinstance(run("verify", "run").exception, IntegrityError)
+    assert run("verify", "-q").stdout.split() == [text.ref]
+
+
+def test_tag(registry, house) -> None:
+    _, base = house
+    assert value("tag", "run", "best")["tags"] == ["best"]
+    assert registry.resolve("run:best").digest == base.digest
+    assert run("tag", "run:best", "good", "-q").stdout.strip() == base.ref
+    assert value("tag", "run", "best", "--delete")["tags"] == ["good"]
+    assert isinstance(run("tag", "run", "best", "--delete").exception, RefError)
+    assert isinstance(run("tag", "run", "a/b").exception, UsageError)
+
+
+def test_gc_shows_and_then_removes(registry, house) -> None:
+    text, _ = house
+    for step in (1, 2, 3):
+        publish(registry, "checkpoint", "going", text, step=step, finished=False)
+    planned = value("gc", "--keep-last", 1)
+    assert planned["removed"] == []
+    assert {one["title"] for one in planned["would_remove"]} == {
+        "checkpoint/going@1",
+        "checkpoint/going@2",
+    }
+    assert len(registry.list()) == 5
+    removed = value("gc", "--keep-last", 1, "--yes")["removed"]
+    assert [one["title"] for one in removed] == ["checkpoint/going@2", "checkpoint/going@1"]
+    assert len(registry.list()) == 3
+    assert isinstance(run("gc", "tiny", "--yes").exception, RunFailed)
+    assert run("gc", "tiny", "run", "going", "--yes").exception is None
+    assert registry.list() == []
+    assert "nothing to remove" in run("gc").stdout
+
+
+def test_import(registry, house, tmp_path: Path, monkeypatch) -> None:
+    text, base = house
+    shutil.copytree(base.path, tmp_path / "copy")
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "elsewhere"))
+    assert value("import", tmp_path / "copy")["digest"] == base.digest
+    assert value("verify")["artifacts"][0]["parents_not_here"] == [text.digest]
+    assert "1 parents not here" in run("verify").stdout
+    assert "not here" in run("lineage", "run").stdout
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "a").write_text("a")
+    assert isinstance(run("import", plain).exception, UsageError)
+    assert isinstance(run("import", plain, "--kind", "corpus").exception, UsageError)
+    ref = run("import", plain, "--kind", "corpus", "--name", "mine", "-q").stdout.strip()
+    assert value("show", ref)["name"] == "mine"
+
+
+def test_rebuild(registry, house) -> None:
+    before = value("list")
+    registry.index_file.unlink()
+    assert value("rebuild")["artifacts"] == 2
+    assert value("list") == before
+    _, base = house
+    (base.path / "data.bin").unlink()
+    done = run("rebuild", "--json")
+    assert isinstance(done.exception, IntegrityError)
+    assert json.loads(done.stdout)["broken"][0]["where"] == str(base.path / "data.bin")
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["list"], 0),
+        (["show", "none"], 4),
+        (["list", "--kind", "corpse"], 2),
+        (["gc", "tiny", "--yes"], 1),
+        (["import", "nowhere", "--kind", "corpus", "--name", "a"], 3),
+        (["verify"], 5),
+    ],
+)
+def test_exit_codes(house, capsys, args: list[str], code: int) -> None:
+    from bc2.cli import main
+
+    if code == 5:
+        (house[0].path / "data.bin").unlink()
+    with pytest.raises(SystemExit) as caught:
+        main(["registry", *args])
+    assert caught.value.code == code
+    assert ("error: " in capsys.readouterr().err) == (code != 0)
+
+
+def test_listing_is_quick_and_imports_no_torch(house) -> None:
+    script = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        "from typer.testing import CliRunner\n"
+        "done = CliRunner().invoke(import_module('bc2.commands.registry').app, ['list', '-q'])\n"
+        "assert len(done.stdout.split()) == 2, done.output\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    # Processor time, the fastest of ten: what else the machine does is not our doing.
+    spent = (_processor_seconds([sys.executable, "-c", script]) for _ in range(10))
+    assert any(seconds < 0.5 for seconds in spent)
+
+
+def _processor_seconds(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
