@@ -7,6 +7,7 @@ stderr and the exit code of its class; a traceback needs ``--debug``.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -67,6 +68,10 @@ class LazyGroup(TyperGroup):
         except KeyboardInterrupt:
             # Before typer makes an exit code 1 of it.
             raise Interrupted("interrupted", signum=signal.SIGINT) from None
+        except BrokenPipeError:
+            # The reader went away (`| head`): not a failure, and nobody is left to tell.
+            _drop_stdout()
+            raise typer.Exit(0) from None
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -132,12 +137,18 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     try:
         app(args=args, prog_name="bc2")
-    except BrokenPipeError:
-        # The reader went away (`| head`): not a failure, and nobody is left to tell.
-        sys.stderr.close()
-        sys.exit(0)
     except BaseException as error:
-        sys.exit(_fail(error, debug="--debug" in args))
+        code = _fail(error, debug="--debug" in args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    sys.exit(code)
+
+
+def _drop_stdout() -> None:
+    """Point stdout at nothing, so that what is still buffered raises no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: BaseException, *, debug: bool) -> Any:

@@ -9,6 +9,7 @@ newest artifact of the kind, which is then said on stderr.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,9 @@ def corpus(session: Session, recipe: Recipe) -> Artifact:
     found = inputs(config, cache=cache)
     settings = {**config.keyed(), "inputs": [file._asdict() for file in found]}
     key = stage_key("corpus", prep.VERSION, settings, ())
-    size = sum(file.size for file in found) or None
+    # Bytes of text are told; of compressed files nobody knows how many there will be.
+    packed = any(file.name.endswith((".gz", ".zst", ".parquet")) for file in found)
+    size = None if packed else sum(file.size for file in found)
 
     def make(out: Path) -> Mapping[str, Any]:
         with progress("reading", size, "bytes") as bar:
@@ -97,9 +100,10 @@ def tokens(session: Session, recipe: Recipe) -> Artifact:
     parents = (source.digest, pieces.digest)
     key = stage_key("tokens", tokenize.VERSION, {}, parents)
 
+    work = session.registry.work / f"tokens-{key[:16]}"
+
     def make(out: Path) -> Mapping[str, Any]:
         _check_all(source)
-        work = session.registry.work / f"tokens-{key[:16]}"
         model = pieces.file(TOKENIZER_FILE)
         size = source.manifest.facts["train"]["bytes"] + source.manifest.facts["heldout"]["bytes"]
         with progress("tokenizing", size, "bytes") as bar:
@@ -107,7 +111,10 @@ def tokens(session: Session, recipe: Recipe) -> Artifact:
                 source.path, model, out, work=work, workers=config.workers, progress=bar
             )
 
-    return _found_or_made(session, recipe, "tokens", key, parents, make)
+    artifact = _found_or_made(session, recipe, "tokens", key, parents, make)
+    # What a killed attempt finished is only of use until the whole is registered.
+    shutil.rmtree(work, ignore_errors=True)
+    return artifact
 
 
 def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact:

@@ -107,3 +107,13 @@ def test_doctor_names_versions_and_finds_nothing_wrong(tmp_path: Path) -> None:
     assert found["packages"]["torch"]
     assert found["devices"][0]["name"] == "cpu"
     assert not (tmp_path / ".bc2").exists()
+
+
+@pytest.mark.parametrize("reader", ["true", "head -1"])
+def test_a_reader_that_goes_away_is_no_failure(reader: str, tmp_path: Path) -> None:
+    command = " ".join(BC2)
+    script = f"set -o pipefail; {command} recipe show 7b --json | {reader} > /dev/null"
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")

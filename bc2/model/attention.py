@@ -51,6 +51,9 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor([2.0**-e for e in exponents], dtype=torch.float32)
 
 
+# Where documents end is data: a compiled graph would be specialised on it and built anew
+# for every batch.
+@torch.compiler.disable
 def attend(
     q: Tensor,
     k: Tensor,

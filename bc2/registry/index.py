@@ -172,8 +172,9 @@ class Index:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except exc.DBAPIError as error:
-            raise _explain(error, self.place) from error
+        except (exc.DBAPIError, sqlite3.Error) as error:
+            # A raw connection, as `create` uses, raises the driver's own errors.
+            raise _explain(getattr(error, "orig", error), self.place) from error
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -184,8 +185,8 @@ def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_PG_LOCK})")
 
 
-def _explain(error: exc.DBAPIError, place: str) -> Bc2Error:
-    reason = str(error.orig).strip().splitlines()[0]
+def _explain(error: BaseException, place: str) -> Bc2Error:
+    reason = str(error).strip().splitlines()[0]
     # SQLite says no more than "disk I/O error" where its shared memory cannot grow.
     if "disk is full" in reason or ("disk I/O error" in reason and _is_full(place)):
         todo = "free some space and run the same again"
