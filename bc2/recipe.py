@@ -91,6 +91,9 @@ class Section(Settings):
 
 S = TypeVar("S", bound=Section)
 
+#: Which of several problems of a section is said first.
+_RANK = {"extra_forbidden": 0, "missing": 2}
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -181,9 +184,11 @@ class Recipe:
             raise self._explain(cls, error) from None
 
     def _explain(self, cls: type[Section], error: ValidationError) -> RecipeError:
-        problems = [self._problem(cls, dict(entry)) for entry in error.errors()]
+        # A misspelt key first: what it misses is then explained.
+        entries = sorted((dict(e) for e in error.errors()), key=lambda e: _RANK.get(e["type"], 1))
+        problems = [self._problem(cls, entry) for entry in entries]
         first, where, todo = problems[0]
-        more = [f"{place}: {what}" for what, place, _ in problems[1:]]
+        more = [f"{place}: {what}" for what, place, _ in problems[1:4]]
         what = "\n".join([first, *(f"also {line}" for line in more)])
         return RecipeError(what, where=where, todo=todo)
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bc2 import recipe as recipes
 from bc2.console import Output, note, progress, table
 from bc2.data.config import CorpusConfig, TokensConfig
-from bc2.errors import RecipeError
+from bc2.errors import RecipeError, RunFailed
+from bc2.files import lock_directory, make_directory
 from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Draft, Kind, Registry, stage_key
@@ -75,7 +77,8 @@ def tokenizer(session: Session, recipe: Recipe) -> Artifact:
     config = recipe.get(TokenizerConfig)
     parent = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
     settings = {name: value for name, value in config.keyed().items() if name != "corpus"}
-    key = stage_key("tokenizer", train.VERSION, settings, (parent.digest,))
+    parents = (parent,)
+    key = stage_key("tokenizer", train.VERSION, settings, _digests(parents))
 
     def make(out: Path) -> Mapping[str, Any]:
         from bc2.data.sample import sample_texts
@@ -87,7 +90,7 @@ def tokenizer(session: Session, recipe: Recipe) -> Artifact:
         (out / TOKENIZER_FILE).write_bytes(trained.model)
         return trained.facts
 
-    return _found_or_made(session, recipe, "tokenizer", key, (parent.digest,), make)
+    return _found_or_made(session, recipe, "tokenizer", key, parents, make)
 
 
 def tokens(session: Session, recipe: Recipe) -> Artifact:
@@ -97,16 +100,18 @@ def tokens(session: Session, recipe: Recipe) -> Artifact:
     config = recipe.get(TokensConfig) if recipe.has(TokensConfig) else TokensConfig()
     source = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
     pieces = _upstream(session, recipe, config.tokenizer, "tokenizer", TokenizerConfig, tokenizer)
-    parents = (source.digest, pieces.digest)
-    key = stage_key("tokens", tokenize.VERSION, {}, parents)
-
+    parents = (source, pieces)
+    key = stage_key("tokens", tokenize.VERSION, {}, _digests(parents))
     work = session.registry.work / f"tokens-{key[:16]}"
 
     def make(out: Path) -> Mapping[str, Any]:
         _check_all(source)
         model = pieces.file(TOKENIZER_FILE)
         size = source.manifest.facts["train"]["bytes"] + source.manifest.facts["heldout"]["bytes"]
-        with progress("tokenizing", size, "bytes") as bar:
+        make_directory(work)
+        with lock_directory(work) as mine, progress("tokenizing", size, "bytes") as bar:
+            if not mine:
+                raise RunFailed("another process is making these token shards", where=str(work))
             return tokenize.tokenize(
                 source.path, model, out, work=work, workers=config.workers, progress=bar
             )
@@ -124,9 +129,10 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
         command: what a person types to go on with the run if it stops.
     """
     check(recipe)
-    shards = _tokens_for(session, recipe)
     from bc2.train.pretrain import finished, pretrain
 
+    named = recipe.get(PretrainConfig).tokens
+    shards = _upstream(session, recipe, named, "tokens", TokensConfig, tokens)
     run = _plan(session, recipe, shards, command)
     known = None if session.fresh else finished(run, session.registry)
     if known is not None:
@@ -136,19 +142,6 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
         artifact = pretrain(run, session.registry, fresh=session.fresh)
     session.built.append(artifact)
     return artifact
-
-
-def run_of(session: Session, recipe: Recipe, command: list[str]) -> Run:
-    """The pretraining run of a recipe, its upstream stages built."""
-    check(recipe)
-    return _plan(session, recipe, _tokens_for(session, recipe), command)
-
-
-def _tokens_for(session: Session, recipe: Recipe) -> Artifact:
-    config = recipe.get(PretrainConfig)
-    # Upstream stages are never rebuilt by --fresh: it names the training alone.
-    upstream = Session(session.registry, built=session.built, known=session.known)
-    return _upstream(upstream, recipe, config.tokens, "tokens", TokensConfig, tokens)
 
 
 def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]) -> Run:
@@ -201,6 +194,7 @@ def _upstream(
     stage: Stage,
 ) -> Artifact:  # fmt: skip
     """The artifact a stage takes: named, this recipe's own, or the newest."""
+    session = replace(session, fresh=False)
     if named is not None:
         beside = recipe.path.parent / named
         if named.endswith(".toml"):
@@ -214,7 +208,7 @@ def _upstream(
 
 
 def _found_or_made(
-    session: Session, recipe: Recipe, kind: Kind, key: str, parents: tuple[str, ...],
+    session: Session, recipe: Recipe, kind: Kind, key: str, parents: tuple[Artifact, ...],
     make: Callable[[Path], Mapping[str, Any]],
 ) -> Artifact:  # fmt: skip
     if key in session.known:
@@ -225,13 +219,26 @@ def _found_or_made(
         session.known[key] = known
         return known
     note(f"making {kind}/{recipe.name}")
-    draft = Draft(kind=kind, name=recipe.name, key=key, parents=parents, recipe=recipe.resolved())
-    with session.registry.stage(draft) as staged:
+    draft = Draft(
+        kind=kind,
+        name=recipe.name,
+        key=key,
+        parents=_digests(parents),
+        recipe=recipe.resolved(),
+    )
+    with ExitStack() as held:
+        for parent in parents:
+            held.enter_context(parent.hold())
+        staged = held.enter_context(session.registry.stage(draft))
         facts = make(staged.path)
         artifact = staged.publish(facts=facts)
     session.built.append(artifact)
     session.known[key] = artifact
     return artifact
+
+
+def _digests(artifacts: tuple[Artifact, ...]) -> tuple[str, ...]:
+    return tuple(artifact.digest for artifact in artifacts)
 
 
 def _check_all(artifact: Artifact) -> None:

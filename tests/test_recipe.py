@@ -124,10 +124,10 @@ def test_set_errors_name_the_override(tmp_path: Path) -> None:
 
 
 def test_set_reaches_into_lists() -> None:
-    recipe = load("tiny", ["corpus.sources.3.max_bytes=1000"])
-    assert recipe.resolved()["corpus"]["sources"][3]["max_bytes"] == 1000
+    recipe = load("tiny", ["corpus.sources.2.max_bytes=1000"])
+    assert recipe.resolved()["corpus"]["sources"][2]["max_bytes"] == 1000
     # the shipped file itself is untouched
-    assert load("tiny").resolved()["corpus"]["sources"][3]["max_bytes"] != 1000
+    assert load("tiny").resolved()["corpus"]["sources"][2]["max_bytes"] != 1000
 
 
 def test_base_is_merged_key_by_key_and_errors_name_the_layer(tmp_path: Path) -> None:

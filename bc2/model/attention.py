@@ -53,7 +53,7 @@ def alibi_slopes(num_heads: int) -> Tensor:
 
 # Where documents end is data: a compiled graph would be specialised on it and built anew
 # for every batch.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     q: Tensor,
     k: Tensor,

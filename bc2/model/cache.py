@@ -75,7 +75,7 @@ class KVCache:
             keys.append(self.keys[layer, row, :end])
             values.append(self.values[layer, row, :end])
         held = torch.tensor([0, *(len(some) for some in keys)], device=q.device)
-        return attend(
+        out: Tensor = attend(
             q,
             torch.cat(keys),
             torch.cat(values),
@@ -86,6 +86,7 @@ class KVCache:
             cu_seqlens_k=held.cumsum(0, dtype=torch.int32),
             max_seqlen_k=max(len(some) for some in keys),
         )
+        return out
 
     def advance(self, cu_seqlens: Tensor) -> None:
         """Count the tokens of a finished pass as held."""

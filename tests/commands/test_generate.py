@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from bc2 import recipe, stages
 from bc2.registry import Registry
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from bc2 import recipe, stages
 from bc2.data.loader import Batch
 from bc2.errors import ResourceError, RunFailed
@@ -171,6 +172,7 @@ def test_heldout_loss_is_what_a_plain_evaluation_gives(small: Path) -> None:
     import math
 
     import numpy as np
+
     from bc2.data.loader import heldout_batches
     from bc2.data.shards import TokenShards
     from bc2.model.store import load_model

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from bc2.data.loader import Batch, pack
 from bc2.model.config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.train.config import AdamWConfig
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
-from torch import Tensor
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
@@ -173,3 +174,24 @@ def test_discard_forgets_the_gradient() -> None:
     engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
     engine.discard()
     assert not gradients(engine)
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_same_numbers_and_settles() -> None:
+    """Document boundaries change with every batch; graphs must not be built anew for each."""
+    from torch._dynamo.utils import counters
+
+    eager = LocalEngine(model(), AdamWConfig())
+    compiled = LocalEngine(model(), AdamWConfig(), compile=True)
+    graphs = []
+    for step in range(8):
+        data = batch(rows(4, seed=step))
+        losses = []
+        for engine in (eager, compiled):
+            measured = engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+            engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=0.5)
+            losses.append(measured["loss"])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[3]
