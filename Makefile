@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow check format bench clean
+.PHONY: quickstart test test-slow check format clean
 
 quickstart: $(VENV)/.bc2-quickstart
-	$(BIN)/bc2 doctor
+	-$(BIN)/bc2 doctor
 	$(BIN)/bc2 pretrain recipes/tiny.toml
 	$(BIN)/bc2 registry lineage checkpoint/tiny
 	$(BIN)/bc2 generate checkpoint/tiny "The function returns" "这家酒店的" "def main(" \

@@ -7,7 +7,6 @@ stderr and the exit code of its class; a traceback needs ``--debug``.
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from bc2 import __version__
+from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ VERBS: dict[str, Verb] = {
     "recipe": Verb("List, show and check recipes.", "recipe"),
     "doctor": Verb("Show versions and devices, and what is wrong here.", "doctor"),
 }
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, cleaned up after as Ctrl-C is."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 class LazyGroup(TyperGroup):
@@ -65,12 +73,13 @@ class LazyGroup(TyperGroup):
     def invoke(self, ctx: Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             # Before typer makes an exit code 1 of it.
-            raise Interrupted("interrupted", signum=signal.SIGINT) from None
-        except BrokenPipeError:
-            # The reader went away (`| head`): not a failure, and nobody is left to tell.
-            _drop_stdout()
+            signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            again = "run the same command again; finished stages are not repeated"
+            raise Interrupted("interrupted", signum=signum, todo=again) from None
+        except ReaderGone:
+            drop(sys.stdout)
             raise typer.Exit(0) from None
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
@@ -135,6 +144,7 @@ def render(error: Bc2Error) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app(args=args, prog_name="bc2")
     except BaseException as error:
@@ -142,13 +152,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_stdout()
+        drop(sys.stdout)
     sys.exit(code)
-
-
-def _drop_stdout() -> None:
-    """Point stdout at nothing, so that what is still buffered raises no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: BaseException, *, debug: bool) -> Any:

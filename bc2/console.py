@@ -8,19 +8,33 @@ imported only when something is drawn with it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 Format = Literal["table", "json", "quiet"]
 
 
+class ReaderGone(Exception):
+    """Whoever reads stdout has gone away (`| head`)."""
+
+
+def drop(stream: TextIO) -> None:
+    """Point a stream at nothing, so that what is still buffered raises no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def note(message: str) -> None:
     """One line on stderr for a person: what is happening, or what was chosen."""
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        # Nobody reads along any more; the work is not about that.
+        drop(sys.stderr)
 
 
 def warn(message: str) -> None:
@@ -46,6 +60,13 @@ class Output:
             table: a rich renderable or a string for people; the JSON if None.
             quiet: lines for ``--quiet``, refs as a rule.
         """
+        try:
+            self._print(value, table, quiet)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def _print(self, value: Any, table: Any, quiet: Sequence[str]) -> None:
         if self.format == "quiet":
             for line in quiet:
                 print(line)
@@ -75,13 +96,15 @@ def table(
 ) -> Any:
     """A plain rich table; numbers are right-aligned."""
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(title=title, box=None, pad_edge=False, title_justify="left")
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows) and bool(rows)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        # As text: a path or a message may look like rich's markup.
+        drawn.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     return drawn
 
 

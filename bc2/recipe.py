@@ -185,8 +185,8 @@ class Recipe:
 
     def _explain(self, cls: type[Section], error: ValidationError) -> RecipeError:
         # A misspelt key first: what it misses is then explained.
-        entries = sorted((dict(e) for e in error.errors()), key=lambda e: _RANK.get(e["type"], 1))
-        problems = [self._problem(cls, entry) for entry in entries]
+        entries = sorted(error.errors(), key=lambda entry: _RANK.get(entry["type"], 1))
+        problems = [self._problem(cls, dict(entry)) for entry in entries]
         first, where, todo = problems[0]
         more = [f"{place}: {what}" for what, place, _ in problems[1:4]]
         what = "\n".join([first, *(f"also {line}" for line in more)])
@@ -252,7 +252,9 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path, value = _parse_override(override)
         _assign(merged, path, value, override)
         spelled[path] = override
-    name = merged.get("name", layers[0].path.stem)
+    # A base lends its sections, not its name: two runs are not one artifact's versions.
+    own = layers[0].data.get("name", layers[0].path.stem)
+    name = merged["name"] if ("name",) in spelled else own
     recipe = Recipe(str(name), str(merged.get("description", "")), merged, layers, spelled)
     _check_top(recipe)
     return recipe

@@ -19,19 +19,18 @@ from typing import TYPE_CHECKING, Any
 from bc2 import recipe as recipes
 from bc2.console import Output, note, progress, table
 from bc2.data.config import CorpusConfig, TokensConfig
-from bc2.errors import RecipeError, RunFailed
+from bc2.errors import DataError, RecipeError, RefError, UsageError
 from bc2.files import lock_directory, make_directory
 from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe, Section
-from bc2.registry import Artifact, Draft, Kind, Registry, stage_key
-from bc2.tokenizer.config import TokenizerConfig
+from bc2.registry import Artifact, Draft, Kind, Registry, check_name, stage_key
+from bc2.tokenizer.config import TOKENIZER_FILE, TokenizerConfig
 from bc2.train.config import PretrainConfig
+from bc2.train.duration import Duration
 
 if TYPE_CHECKING:
     from bc2.tokenizer.report import Report
     from bc2.train.pretrain import Run
-
-TOKENIZER_FILE = "tokenizer.model"
 
 Stage = Callable[["Session", Recipe], Artifact]
 
@@ -65,7 +64,12 @@ def corpus(session: Session, recipe: Recipe) -> Artifact:
 
     def make(out: Path) -> Mapping[str, Any]:
         with progress("reading", size, "bytes") as bar:
-            return prep.prepare(config, out, progress=bar)
+            facts = prep.prepare(config, out, progress=bar)
+        if inputs(config, cache=cache) != found:
+            raise DataError(
+                "an input changed while it was read", todo="run it again when the files rest"
+            )
+        return facts
 
     return _found_or_made(session, recipe, "corpus", key, (), make)
 
@@ -76,9 +80,8 @@ def tokenizer(session: Session, recipe: Recipe) -> Artifact:
 
     config = recipe.get(TokenizerConfig)
     parent = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
-    settings = {name: value for name, value in config.keyed().items() if name != "corpus"}
     parents = (parent,)
-    key = stage_key("tokenizer", train.VERSION, settings, _digests(parents))
+    key = stage_key("tokenizer", train.VERSION, config.keyed(), _digests(parents))
 
     def make(out: Path) -> Mapping[str, Any]:
         from bc2.data.sample import sample_texts
@@ -96,29 +99,32 @@ def tokenizer(session: Session, recipe: Recipe) -> Artifact:
 def tokens(session: Session, recipe: Recipe) -> Artifact:
     """The token shards of [tokens]: its corpus, in its tokenizer's ids."""
     from bc2.data import tokenize
+    from bc2.data.corpus import corpus_facts
 
     config = recipe.get(TokensConfig) if recipe.has(TokensConfig) else TokensConfig()
     source = _upstream(session, recipe, config.corpus, "corpus", CorpusConfig, corpus)
     pieces = _upstream(session, recipe, config.tokenizer, "tokenizer", TokenizerConfig, tokenizer)
     parents = (source, pieces)
     key = stage_key("tokens", tokenize.VERSION, {}, _digests(parents))
-    work = session.registry.work / f"tokens-{key[:16]}"
+    work = session.registry.work / f"tokens-{key}"
+    done = work / "shards"
 
     def make(out: Path) -> Mapping[str, Any]:
         _check_all(source)
         model = pieces.file(TOKENIZER_FILE)
-        size = source.manifest.facts["train"]["bytes"] + source.manifest.facts["heldout"]["bytes"]
-        make_directory(work)
-        with lock_directory(work) as mine, progress("tokenizing", size, "bytes") as bar:
-            if not mine:
-                raise RunFailed("another process is making these token shards", where=str(work))
+        facts = corpus_facts(source.path)
+        size = facts["train"]["bytes"] + facts["heldout"]["bytes"]
+        with progress("tokenizing", size, "bytes") as bar:
             return tokenize.tokenize(
-                source.path, model, out, work=work, workers=config.workers, progress=bar
+                source.path, model, out, work=done, workers=config.workers, progress=bar
             )
 
-    artifact = _found_or_made(session, recipe, "tokens", key, parents, make)
-    # What a killed attempt finished is only of use until the whole is registered.
-    shutil.rmtree(work, ignore_errors=True)
+    make_directory(work)
+    with lock_directory(work, wait=True):
+        artifact = _found_or_made(session, recipe, "tokens", key, parents, make)
+        # What a killed attempt finished is of use until the whole is registered.
+        if done.exists():
+            shutil.rmtree(done)
     return artifact
 
 
@@ -129,14 +135,19 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
         command: what a person types to go on with the run if it stops.
     """
     check(recipe)
-    from bc2.train.pretrain import finished, pretrain
+    from bc2.train.device import pick_device
+    from bc2.train.pretrain import draw, pretrain
 
+    # What can be wrong is wrong before an hour of tokenizing, not after.
+    recipe.get(ModelConfig)
+    pick_device(recipe.get(PretrainConfig).device)
     named = recipe.get(PretrainConfig).tokens
     shards = _upstream(session, recipe, named, "tokens", TokensConfig, tokens)
     run = _plan(session, recipe, shards, command)
-    known = None if session.fresh else finished(run, session.registry)
+    known = None if session.fresh else run.finished(session.registry)
     if known is not None:
         note(f"{known.title} is registered already ({known.ref})")
+        draw(run, session.registry)
         return known
     with shards.hold():
         artifact = pretrain(run, session.registry, fresh=session.fresh)
@@ -167,8 +178,14 @@ def check(recipe: Recipe) -> None:
     Raises:
         RecipeError: a section is broken, or two sections contradict each other.
     """
+    try:
+        check_name(recipe.name)
+    except UsageError as error:
+        raise RecipeError(error.what, where=recipe.where(("name",)), todo=error.todo) from None
     for _ in recipe.sections():
         pass
+    if recipe.has(PretrainConfig):
+        _check_lengths(recipe)
     if recipe.has(ModelConfig) and recipe.has(TokenizerConfig):
         model, pieces = recipe.get(ModelConfig), recipe.get(TokenizerConfig)
         if model.vocab_size < pieces.vocab_size:
@@ -189,6 +206,19 @@ def check(recipe: Recipe) -> None:
             )
 
 
+def _check_lengths(recipe: Recipe) -> None:
+    """The warm-up ends within the run, as far as that is known without the data."""
+    config = recipe.get(PretrainConfig)
+    total, warmup = Duration.parse(config.length), Duration.parse(config.schedule.warmup)
+    if total.unit == warmup.unit and warmup.amount >= total.amount:
+        raise RecipeError(
+            f"the warm-up of {config.schedule.warmup} does not end within the run of "
+            f"{config.length}",
+            where=recipe.where(("pretrain", "schedule", "warmup")),
+            todo="shorten the warm-up or lengthen the run",
+        )
+
+
 def _upstream(
     session: Session, recipe: Recipe, named: str | None, kind: Kind, own: type[Section],
     stage: Stage,
@@ -200,7 +230,8 @@ def _upstream(
         if named.endswith(".toml"):
             return stage(session, recipes.load(beside if beside.is_file() else named))
         return session.registry.resolve(named, kind)
-    if recipe.has(own) or (kind == "tokens" and recipe.has(CorpusConfig)):
+    makes_tokens = recipe.has(CorpusConfig) or recipe.has(TokenizerConfig)
+    if recipe.has(own) or (kind == "tokens" and makes_tokens):
         return stage(session, recipe)
     newest = session.registry.newest(kind)
     note(f"the recipe names no {kind}: taking the newest, {newest.title} ({newest.ref})")
@@ -250,13 +281,17 @@ def _parent(registry: Registry, artifact: Artifact, kind: Kind) -> Artifact:
     for parent in registry.parents(artifact):
         if parent.kind == kind:
             return parent
-    raise RecipeError(f"{artifact.title} has no {kind} among its parents")
+    raise RefError(
+        f"{artifact.title} has no {kind} among its parents",
+        where=str(artifact.path),
+        todo=f"name one that bc2 made, or import its {kind} as well",
+    )
 
 
 def compression_report(session: Session, tokenizer: Artifact, against: list[Path]) -> Report:
     """Tokens per byte and per character of a tokenizer beside other SentencePiece models.
 
-    Measured on the held-out documents of the tokenizer's corpus, by source.
+    Measured on the held-out documents of the tokenizer's corpus, by language.
     """
     from bc2.data.corpus import read_corpus
     from bc2.tokenizer.report import compression
@@ -264,10 +299,9 @@ def compression_report(session: Session, tokenizer: Artifact, against: list[Path
     source = _parent(session.registry, tokenizer, "corpus")
     _check_all(source)
     models = {tokenizer.title: tokenizer.file(TOKENIZER_FILE)}
-    for path in against:
-        models[f"{path.parent.name}/{path.name}"] = path
+    models.update({str(path): path for path in against})
     documents = read_corpus(source.path, "heldout")
-    return compression(models, ((document.source, document.text) for document in documents))
+    return compression(models, ((d.lang or d.source, d.text) for d in documents))
 
 
 def show(artifact: Artifact, session: Session, output: Output) -> None:

@@ -83,12 +83,17 @@ def _split(words: list[str], file: Path | None) -> tuple[str | None, list[str]]:
 
 
 def _read(file: Path) -> list[str]:
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}", where=str(file)) from None
+    # Not splitlines(): JSON may hold U+2028 and its like.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise DataError("no prompt in the file", where=str(file))
     if file.suffix != ".jsonl":
-        return lines
-    return [_prompt_of(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
+        return [line.rstrip("\r") for _, line in lines]
+    return [_prompt_of(line, f"{file}:{number}") for number, line in lines]
 
 
 def _prompt_of(line: str, where: str) -> str:

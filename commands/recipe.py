@@ -24,7 +24,9 @@ def list_(json: Json = False, quiet: Quiet = False) -> None:
         ("recipe", "sections", "description"),
         [(name, " ".join(r.section_names), r.description) for name, r in loaded],
     )
-    Output.of(json=json, quiet=quiet).emit(rows, table=drawn, quiet=[n for n, _ in loaded])
+    Output.of(json=json, quiet=quiet).emit(
+        {"recipes": rows}, table=drawn, quiet=[n for n, _ in loaded]
+    )
 
 
 @app.command()

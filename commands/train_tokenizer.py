@@ -20,7 +20,7 @@ def train_tokenizer(
     recipe: RecipeArg,
     set_: Set = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Compare compression rates on held-out text.")
+        bool, typer.Option("--report", help="Compare compression on held-out text.")
     ] = False,
     against: Annotated[
         list[Path] | None,
@@ -32,7 +32,7 @@ def train_tokenizer(
 ) -> None:
     """Train the tokenizer of a recipe on a weighted sample of its corpus.
 
-    With --report, tokens per byte and per character by source are shown for it and for every
+    With --report, tokens per byte and per character by language are shown for it and for every
     SentencePiece model given by --against, on the held-out part of the corpus.
     """
     from bc2 import stages
@@ -44,7 +44,7 @@ def train_tokenizer(
     if report or against:
         compared = stages.compression_report(session, tokenizer, against or [])
         output.emit(
-            compared.to_json(),
+            {"tokenizer": tokenizer.ref, "rows": compared.to_json()},
             table=table(compared.columns, compared.cells()),
             quiet=[tokenizer.ref],
         )

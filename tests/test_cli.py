@@ -109,6 +109,22 @@ def test_doctor_names_versions_and_finds_nothing_wrong(tmp_path: Path) -> None:
     assert not (tmp_path / ".bc2").exists()
 
 
+def test_nobody_reading_stderr_does_not_end_the_work(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(60):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"document {number}")
+    (tmp_path / "r.toml").write_text(
+        '[corpus]\nheldout_fraction = 0.2\n[[corpus.sources]]\nname = "t"\npath = "text"\n'
+    )
+    script = f"{' '.join(BC2)} data prep r.toml --quiet 2> >(exec true); echo $?"
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    ref, code = run.stdout.split()
+    assert code == "0"
+    assert (tmp_path / ".bc2" / "artifacts" / "corpus" / "r" / ref).is_dir()
+
+
 @pytest.mark.parametrize("reader", ["true", "head -1"])
 def test_a_reader_that_goes_away_is_no_failure(reader: str, tmp_path: Path) -> None:
     command = " ".join(BC2)

@@ -153,6 +153,27 @@ def test_missing_recipe_suggests_a_shipped_one() -> None:
     assert caught.value.todo == "did you mean 'tiny'?"
 
 
+def test_a_base_lends_its_sections_but_not_its_name(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "base.toml")
+    assert load(write(tmp_path, 'base = "base.toml"\n', "mine.toml")).name == "mine"
+
+
+def test_a_name_that_cannot_be_registered_is_found_by_check(tmp_path: Path) -> None:
+    from bc2 import stages
+
+    path = write(tmp_path, GOOD.replace('name = "good"', 'name = "a/b"'))
+    with pytest.raises(RecipeError) as caught:
+        stages.check(load(path))
+    assert caught.value.where == f"{path}:1"
+
+
+def test_a_warmup_longer_than_the_run_is_found_by_check(tmp_path: Path) -> None:
+    from bc2 import stages
+
+    with pytest.raises(RecipeError, match="warm-up of 2000 steps"):
+        stages.check(load(write(tmp_path, GOOD)))
+
+
 def test_missing_section_is_said(tmp_path: Path) -> None:
     recipe = load(write(tmp_path, "[model]\nvocab_size = 5\n"))
     with pytest.raises(RecipeError, match=r"no \[pretrain\] section"):

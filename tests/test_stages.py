@@ -104,7 +104,7 @@ def test_report_compares_tokenizers(text: Path) -> None:
     path = Path(json.loads(tokenizer.stdout)["path"]) / "tokenizer.model"
     run = bc2(text, "train-tokenizer", "r.toml", "--report", "--against", str(path), "--json")
     assert run.returncode == 0, run.stderr
-    total = [row for row in json.loads(run.stdout) if row["group"] == "total"]
+    total = [row for row in json.loads(run.stdout)["rows"] if row["group"] == "total"]
     assert len(total) == 2
     assert total[0]["tokens_per_byte"] == total[1]["tokens_per_byte"] > 0
 

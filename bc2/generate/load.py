@@ -12,9 +12,8 @@ from bc2.errors import DataError
 from bc2.model.store import CONFIG, WEIGHTS, load_model
 from bc2.model.transformer import Transformer
 from bc2.registry import Artifact
+from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.tokenizer.tokenizer import Tokenizer
-
-TOKENIZER = "tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def open_model(
         DataError: the artifact has no model or no tokenizer.
         IntegrityError: a file is not what was published.
     """
-    missing = {CONFIG, WEIGHTS, TOKENIZER} - set(artifact.files())
+    missing = {CONFIG, WEIGHTS, TOKENIZER_FILE} - set(artifact.files())
     if missing:
         raise DataError(
             f"{artifact.title} holds no {min(missing)}",
@@ -47,5 +46,5 @@ def open_model(
         artifact.file(CONFIG)
         artifact.file(WEIGHTS)
         model = load_model(artifact.path, device=device, dtype=dtype)
-        tokenizer = Tokenizer.load(artifact.file(TOKENIZER))
+        tokenizer = Tokenizer.load(artifact.file(TOKENIZER_FILE))
         yield LanguageModel(model.eval(), tokenizer, artifact)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -
     _check_shapes(shapes, config, "state to save")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, folder / WEIGHTS)
         text = json.dumps(config.model_dump(mode="json"), indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         sync_file(folder / WEIGHTS)
@@ -43,6 +45,22 @@ def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -
         sync_directory(folder)
     except OSError as error:
         raise from_os_error(error, "saving the model") from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; what the system refuses is an OSError, as from any write.
+
+    Raises:
+        OSError: safetensors itself wraps it and keeps no more than its text.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_config(folder: Path) -> ModelConfig:

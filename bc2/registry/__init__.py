@@ -5,7 +5,7 @@ index that the manifests alone can rebuild makes finding quick. See
 ``docs/registry.md``.
 """
 
-from bc2.registry.artifact import KINDS, Artifact, Draft, Kind, Position, stage_key
+from bc2.registry.artifact import KINDS, Artifact, Draft, Kind, Position, check_name, stage_key
 from bc2.registry.staging import Staged
 from bc2.registry.store import Registry, find_home
 
@@ -17,6 +17,7 @@ __all__ = [
     "Position",
     "Registry",
     "Staged",
+    "check_name",
     "find_home",
     "stage_key",
 ]

@@ -6,7 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from bc2.recipe import Section
+from bc2.recipe import UNKEYED, Section
+
+#: The SentencePiece model inside an artifact.
+TOKENIZER_FILE = "tokenizer.model"
 
 
 class TokenizerConfig(Section):
@@ -14,7 +17,7 @@ class TokenizerConfig(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    corpus: str | None = None
+    corpus: str | None = Field(None, json_schema_extra=UNKEYED)
     """Where the training text comes from: a corpus ref, or a recipe that builds one.
     None: this recipe's own corpus."""
 
@@ -34,7 +37,7 @@ class TokenizerConfig(Section):
     """Weight of each source of the corpus in the sample, times its size in bytes. A source
     that is not named has weight 1.0, that is, its natural share; 0 leaves a source out."""
 
-    min_used_fraction: float = Field(0.95, gt=0.0, le=1.0)
+    min_used_fraction: float = Field(0.95, gt=0.0, le=1.0, json_schema_extra=UNKEYED)
     """Fail when the trainer used less than this share of the bytes it was given."""
 
     seed: int = Field(0, ge=0, lt=2**63)

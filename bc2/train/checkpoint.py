@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bc2.console import warn
 from bc2.errors import Bc2Error, IntegrityError
 from bc2.model.config import ModelConfig
-from bc2.model.store import save_model
+from bc2.model.store import save_model, save_tensors
 from bc2.registry import Artifact, Draft, Position, Registry
+from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.train.metrics import METRICS
 
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
-TOKENIZER = "tokenizer.model"
 WEIGHTS = "model.safetensors"
 
 
@@ -44,6 +44,8 @@ class TrainerState:
     """Losses that the guard remembers."""
     bad: int = 0
     """Bad steps since the last accepted one."""
+    rollbacks: int = 0
+    """Rollbacks since the last scheduled checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Snapshot:
 
     def write(self, folder: Path, config: ModelConfig, tokenizer: Path) -> None:
         save_model(folder, config, self.weights)
-        save_file({**self.optimizer, "random_state": self.random}, folder / OPTIMIZER)
+        save_tensors({**self.optimizer, "random_state": self.random}, folder / OPTIMIZER)
         (folder / TRAINER).write_text(json.dumps(asdict(self.state)))
         (folder / METRICS).write_bytes(self.metrics)
-        shutil.copyfile(tokenizer, folder / TOKENIZER)
+        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
 
 
 def random_state() -> Tensor:
@@ -94,6 +96,8 @@ class Saver:
         tokens_per_sample: to say a position in tokens.
         keep: how many checkpoints of the run stay registered; 0: all.
         latest: the checkpoint that the run goes on from.
+        anchor: the newest checkpoint that was saved on schedule: what a rollback goes back
+            to. One saved by a signal is not, or a disturbed run would roll back elsewhere.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Saver:
         tokens_per_sample: int,
         keep: int,
         latest: Artifact | None = None,
+        anchor: Artifact | None = None,
     ):
         self.registry = registry
         self.draft = draft
@@ -114,12 +119,18 @@ class Saver:
         self.tokens_per_sample = tokens_per_sample
         self.keep = keep
         self.latest = latest
+        self.anchor = anchor
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._step: int | None = None
 
     def save(
-        self, snapshot: Snapshot, *, finished: bool, facts: Mapping[str, Any] | None = None
+        self,
+        snapshot: Snapshot,
+        *,
+        scheduled: bool = True,
+        finished: bool = False,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Start publishing; waits only for a save that is still going on."""
         self.wait()
@@ -132,7 +143,7 @@ class Saver:
         )
         self._step = state.step
         # Not a daemon: an exit waits for it rather than tearing the write.
-        self._thread = threading.Thread(target=self._publish, args=(snapshot, draft), name="saver")
+        self._thread = threading.Thread(target=self._publish, args=(snapshot, draft, scheduled))
         self._thread.start()
 
     def wait(self) -> Artifact | None:
@@ -157,11 +168,13 @@ class Saver:
         """Whether a save ended with an error that `wait` will raise."""
         return self._error is not None
 
-    def _publish(self, snapshot: Snapshot, draft: Draft) -> None:
+    def _publish(self, snapshot: Snapshot, draft: Draft, scheduled: bool) -> None:
         try:
             with self.registry.stage(draft) as staged:
                 snapshot.write(staged.path, self.config, self.tokenizer)
                 self.latest = staged.publish()
+            if scheduled:
+                self.anchor = self.latest
             self._drop_old()
         except BaseException as error:
             self._error = error
@@ -178,7 +191,7 @@ class Saver:
         mine.sort(key=lambda a: (a.position.step if a.position else 0, a.created))
         keep = self.keep - (1 if self.latest is not None and self.latest.finished else 0)
         for artifact in mine[: max(0, len(mine) - keep)]:
-            if artifact.tags:
+            if artifact.tags or (self.anchor and artifact.digest == self.anchor.digest):
                 continue
             try:
                 self.registry.remove(artifact)

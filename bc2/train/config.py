@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,7 +56,7 @@ class GuardConfig(Settings):
     """Number of accepted losses that the median is taken over; no spike before it is full."""
     action: Literal["skip", "rollback", "stop"] = "skip"
     """skip the step and its data; roll back to the last checkpoint and skip the data; or stop."""
-    max_bad: int = Field(10, ge=1)
+    max_bad: int = Field(10, ge=1, json_schema_extra=UNKEYED)
     """Stop when this many steps were bad since the last good one, or rolled back in a row."""
 
 
@@ -65,8 +65,9 @@ class PretrainConfig(Section):
 
     section: ClassVar[str] = "pretrain"
 
-    tokens: str | None = None
-    """Token shards: a ref, or a recipe that makes them. None: this recipe's own [tokens]."""
+    tokens: str | None = Field(None, json_schema_extra=UNKEYED)
+    """Token shards: a ref, or a recipe that makes them. None: this recipe's own [tokens].
+    Keyed by their digest."""
     length: str
     """How long to train: "350 steps", "2.6T tokens" or "2 epochs"."""
     batch_tokens: int = Field(gt=0)
@@ -134,6 +135,13 @@ class PretrainConfig(Section):
                 f"{' or '.join(offers)} would be"
             )
         return self
+
+    def keyed(self) -> dict[str, Any]:
+        """A rollback goes to the last scheduled checkpoint, so there the schedule matters."""
+        keyed = super().keyed()
+        if self.guard.action == "rollback":
+            keyed["checkpoint_every"] = self.checkpoint_every
+        return keyed
 
     @property
     def batch_rows(self) -> int:

@@ -38,9 +38,6 @@ class Guard:
         while len(self.recent) > self.config.window:
             self.recent.popleft()
 
-    def state(self) -> dict[str, object]:
-        return {"recent": list(self.recent), "bad": self.bad}
-
     def restore(self, recent: list[float], bad: int) -> None:
         self.recent = deque(recent)
         self.bad = bad

@@ -101,7 +101,7 @@ class Loop:
             self._evaluate()
             if self.guard.config.action == "rollback":
                 # Something to roll back to from the very first step.
-                self._save(finished=False)
+                self._save()
 
     def _until_rewound(self, steps: Iterator[Step]) -> None:
         """Make steps until the run ends or a rollback moves the position."""
@@ -162,11 +162,12 @@ class Loop:
         self.engine.discard()
         self.log.time("bad", step=self.step + 1, samples=[step.first, last], reason=reason)
         if action == "stop" or worst >= self.guard.config.max_bad:
+            self.log.row(**self._at("stop"), samples=[step.first, last], reason=reason)
             raise RunFailed(
                 f"{reason} (bad steps or rollbacks without progress: {worst})",
                 where=place,
-                todo="look at these samples, lower the learning rate, or raise "
-                "pretrain.guard.max_rise; the last checkpoint is kept",
+                todo="look at these samples; a higher pretrain.guard.max_bad goes on from the last "
+                "checkpoint, another learning rate, action or max_rise is another run",
             )
         warn(f"{reason} at {place}: {'skipped' if action == 'skip' else 'rolling back'}")
         if action == "rollback":
@@ -179,11 +180,13 @@ class Loop:
     def _roll_back(self, step: Step, reason: str) -> str:
         """Back to the last checkpoint, past everything read up to the bad step."""
         bad, at = self.guard.bad, self.step
-        artifact = self.saver.wait()
-        assert artifact is not None, "a run that may roll back saves its beginning"
-        self._restore(Snapshot.load(artifact))
+        rollbacks = self.rollbacks + 1
+        self.saver.wait()
+        assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
+        with self.saver.anchor.hold():
+            self._restore(Snapshot.load(self.saver.anchor))
         self.guard.bad = bad
-        self.rollbacks += 1
+        self.rollbacks = rollbacks
         skipped = [self.samples, step.first + step.rows - 1]
         self.samples = step.first + step.rows
         self.progress(self.step - at)
@@ -202,13 +205,13 @@ class Loop:
             self._leave()
         if not done and self.step % self.schedule.checkpoint_every == 0:
             began = time.perf_counter()
-            self._save(finished=False)
+            self._save()
             self.log.time("save", step=self.step, wait_s=time.perf_counter() - began)
 
     def _leave(self) -> None:
         assert self.stop.signum is not None
         if self.saver.position_step() != self.step:
-            self._save(finished=False)
+            self._save(scheduled=self.step % self.schedule.checkpoint_every == 0)
         self.saver.wait()
         self.log.time("stop", step=self.step, signal=self.stop.signum)
         raise Interrupted(
@@ -219,7 +222,7 @@ class Loop:
 
     def _finish(self) -> Artifact:
         facts = self._evaluate()
-        self._save(finished=True, facts=facts)
+        self._save(scheduled=False, finished=True, facts=facts)
         artifact = self.saver.wait()
         assert artifact is not None
         return artifact
@@ -244,17 +247,27 @@ class Loop:
         )
         return measured
 
-    def _save(self, *, finished: bool, facts: dict[str, float] | None = None) -> None:
+    def _save(
+        self,
+        *,
+        scheduled: bool = True,
+        finished: bool = False,
+        facts: dict[str, float] | None = None,
+    ) -> None:
+        if scheduled:
+            self.rollbacks = 0
         weights, optimizer = self.engine.snapshot()
-        state = TrainerState(self.step, self.samples, list(self.guard.recent), self.guard.bad)
+        state = TrainerState(
+            self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
+        )
         snapshot = Snapshot(state, weights, optimizer, self.log.content(), random_state())
-        self.saver.save(snapshot, finished=finished, facts=facts)
-        self.rollbacks = 0
+        self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.engine.restore(snapshot.weights, snapshot.optimizer)
         self.guard.restore(snapshot.state.recent, snapshot.state.bad)
         self.step, self.samples = snapshot.state.step, snapshot.state.samples
+        self.rollbacks = snapshot.state.rollbacks
         self.log.reset(snapshot.metrics)
         torch.set_rng_state(snapshot.random)
 
@@ -263,4 +276,5 @@ class Loop:
         self.samples = step.first + step.rows
 
     def _at(self, event: str) -> dict[str, Any]:
-        return {"event": event, "step": self.step, "tokens": self.step * self.speed.tokens_per_step}
+        tokens = self.samples * self.saver.tokens_per_sample
+        return {"event": event, "step": self.step, "tokens": tokens}

@@ -7,6 +7,7 @@ go to ``timing.jsonl``, which keeps every attempt.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,10 +88,8 @@ class TensorBoard:
     """Scalars for `tensorboard --logdir`, below the run folder."""
 
     def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, values: Mapping[str, Any]) -> None:
@@ -105,20 +104,31 @@ class WandB:
     """Weights & Biases; offline where WANDB_MODE says so."""
 
     def __init__(self, folder: Path, name: str, recipe: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise _missing("wandb") from None
+        import wandb
+
+        # Started anew, a run is another one there: W&B takes no step twice.
+        attempt = sum(row["event"] == "start" for row in read_rows(folder / TIMING))
         self.run = wandb.init(
-            project="bc2", name=name, dir=str(folder), config=dict(recipe), id=folder.name,
+            project="bc2",
+            name=name,
+            dir=str(folder),
+            config=dict(recipe),
+            id=f"{folder.name}-{attempt}",
             resume="allow",
-        )  # fmt: skip
+        )
 
     def log(self, values: Mapping[str, Any]) -> None:
         self.run.log(dict(_scalars(values)), step=int(values["step"]))
 
     def close(self) -> None:
         self.run.finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises: UsageError if a tracker is asked for and not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise _missing(name)
 
 
 def _missing(name: str) -> UsageError:
@@ -136,11 +146,7 @@ def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def open_trackers(
     names: Sequence[str], folder: Path, *, run: str, recipe: Mapping[str, Any]
 ) -> list[Tracker]:
-    """The trackers a recipe asks for.
-
-    Raises:
-        UsageError: one is not installed.
-    """
+    """The trackers a recipe asks for."""
     return [
         TensorBoard(folder) if name == "tensorboard" else WandB(folder, run, recipe)
         for name in names

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from bc2.files import lock_directory, make_directory, replace_durably
 from bc2.model.config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.registry import Artifact, Draft, Registry, stage_key
+from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.checkpoint import TOKENIZER, Saver, Snapshot
+from bc2.train.checkpoint import Saver, Snapshot
 from bc2.train.config import PretrainConfig
 from bc2.train.device import peak_flops, pick_device, pick_precision
 from bc2.train.duration import Duration
 from bc2.train.engines.local import LocalEngine
 from bc2.train.guard import Guard
 from bc2.train.loop import Loop, Schedule, Speed
-from bc2.train.metrics import METRICS, MetricsLog, open_trackers, read_rows
+from bc2.train.metrics import METRICS, MetricsLog, check_trackers, open_trackers, read_rows
 from bc2.train.objective import NextToken, Objective
 from bc2.train.plot import plot_run
 from bc2.train.schedule import learning_rate
@@ -70,18 +72,48 @@ class Run:
     @property
     def key(self) -> str:
         settings = {"pretrain": self.config.keyed(), "model": self.model.keyed()}
-        for upstream in ("tokens",):
-            settings["pretrain"].pop(upstream, None)
         return stage_key("checkpoint", VERSION, settings, (self.tokens.digest,))
 
     def folder(self, registry: Registry) -> Path:
         """Where the run's metrics, plots and trackers live."""
-        return registry.runs / f"{self.name.replace('/', '-')}-{self.key[:12]}"
+        return registry.runs / f"{self.name}-{self.key[:12]}"
+
+    def _fresh_since(self, registry: Registry) -> str:
+        """When an unfinished ``--fresh`` began, as the registry writes times; else ""."""
+        marker = self.folder(registry) / FRESH
+        return marker.read_text() if marker.exists() else ""
+
+    def finished(self, registry: Registry) -> Artifact | None:
+        """The run's finished checkpoint, unless training it anew was begun and not ended."""
+        if self._fresh_since(registry):
+            return None
+        return registry.find("checkpoint", self.key, finished=True)
+
+    def checkpoints(self, registry: Registry) -> list[Artifact]:
+        """Unfinished checkpoints to go on from, the furthest last."""
+        since = self._fresh_since(registry)
+        mine = [
+            artifact
+            for artifact in registry.list("checkpoint")
+            if artifact.key == self.key and not artifact.finished and artifact.created >= since
+        ]
+        return sorted(mine, key=lambda artifact: (_step(artifact), artifact.created))
+
+    def start_over(self, registry: Registry) -> None:
+        """Mark the run as begun anew, and unregister what it must not go on from."""
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        replace_durably(self.folder(registry) / FRESH, now.encode())
+        for artifact in registry.list("checkpoint"):
+            if artifact.key == self.key and not artifact.finished and not artifact.tags:
+                registry.remove(artifact)
 
 
-def finished(run: Run, registry: Registry) -> Artifact | None:
-    """The run's finished checkpoint, if it was trained before."""
-    return registry.find("checkpoint", run.key, finished=True)
+#: In a run's folder: since when it is being trained anew although it was finished before.
+FRESH = "fresh"
+
+
+def _step(artifact: Artifact) -> int:
+    return artifact.position.step if artifact.position else 0
 
 
 def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
@@ -91,68 +123,116 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         fresh: start over even if there are checkpoints of the same run.
 
     Raises:
+        RecipeError: settings that do not fit the data; nothing was written.
         RunFailed: another process is at the same run, or too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
-    folder = run.folder(registry)
-    make_directory(folder)
-    with lock_directory(folder) as mine:
+    plan = _prepare(run)
+    # By key, not by name: the same settings under two names are one run.
+    lock = registry.work / f"pretrain-{run.key}"
+    make_directory(lock)
+    with lock_directory(lock) as mine:
         if not mine:
             raise RunFailed(
                 f"another process is training {run.name!r}",
-                where=str(folder),
+                where=str(run.folder(registry)),
                 todo="wait for it or stop it; two processes cannot go on with one run",
             )
+        make_directory(run.folder(registry))
         if fresh:
-            _forget(run, registry)
+            run.start_over(registry)
+        known = run.finished(registry)
+        if known is not None:
+            return known
         registry.sweep()
-        return _train(run, registry, folder)
+        artifact = _train(run, plan, registry)
+        (run.folder(registry) / FRESH).unlink(missing_ok=True)
+    draw(run, registry)
+    return artifact
 
 
-def _forget(run: Run, registry: Registry) -> None:
-    """Unregister the run's unfinished checkpoints, which a fresh start must not go on from."""
-    for artifact in registry.list("checkpoint"):
-        if artifact.key == run.key and not artifact.finished:
-            registry.remove(artifact)
+def draw(run: Run, registry: Registry) -> None:
+    """The curves of a finished run, if they are not drawn or older than its metrics."""
+    folder = run.folder(registry)
+    metrics, plot = folder / METRICS, folder / "loss.svg"
+    if not metrics.exists():
+        return
+    if not plot.exists() or plot.stat().st_mtime < metrics.stat().st_mtime:
+        plot_run(list(read_rows(metrics)), folder, f"{run.name}: {run.config.length}")
 
 
-def _train(run: Run, registry: Registry, folder: Path) -> Artifact:
-    config = run.config
+@dataclass(frozen=True)
+class Plan:
+    """What a run reads and when it does what; made before anything is written."""
+
+    shards: TokenShards
+    mixture: Mixture
+    schedule: Schedule
+    tokenizer: Path
+
+
+def _prepare(run: Run) -> Plan:
     shards = _open_tokens(run.tokens)
-    mixture = _mixture(shards, config)
-    tokenizer_file = run.tokenizer.file(TOKENIZER)
-    total = _steps(config, config.length, mixture)
+    mixture = _mixture(shards, run.config)
+    schedule = _schedule(run.config, mixture)
+    check_trackers(run.config.track)
+    return Plan(shards, mixture, schedule, run.tokenizer.file(TOKENIZER_FILE))
+
+
+def _train(run: Run, plan: Plan, registry: Registry) -> Artifact:
+    config, folder = run.config, run.folder(registry)
     replace_durably(folder / "recipe.json", json.dumps(run.recipe, indent=2).encode())
     engine = _engine(run)
     objective = NextToken(config.z_loss)
-    latest = registry.find("checkpoint", run.key, finished=False)
-    start = Snapshot.load(latest) if latest else None
-    log = MetricsLog(folder, open_trackers(config.track, folder, run=run.name, recipe=run.recipe))
     speed = _speed(run)
-    _announce(run, total, mixture, speed, start, folder)
+    earlier = run.checkpoints(registry)
+    start = _load(earlier[-1]) if earlier else None
+    _announce(run, plan, speed, start, folder)
+    log = MetricsLog(folder)
     log.time("resume" if start else "start", step=start.state.step if start else 0)
-    saver = Saver(
-        registry, _draft(run), run.model, tokenizer_file,
-        tokens_per_sample=config.sequence_length, keep=config.keep_checkpoints, latest=latest,
-    )  # fmt: skip
-    loader = Loader(shards, "train", mixture, config.sequence_length, shards.eos_id)
-    with stop_on_signals() as stop, progress(run.name, total, "steps") as bar, _closing(log):
-        artifact = Loop(
+    log.trackers = open_trackers(config.track, folder, run=run.name, recipe=run.recipe)
+    total = plan.schedule.total
+    with _closing(log), progress(run.name, total, "steps") as bar, stop_on_signals() as stop:
+        return Loop(
             engine=engine,
             objective=objective,
-            stream=TokenStream(loader, config.batch_rows, config.micro_batch),
-            schedule=_schedule(config, total, mixture),
+            stream=_stream(config, plan),
+            schedule=plan.schedule,
             speed=speed,
             guard=Guard(config.guard),
-            saver=saver,
+            saver=_saver(run, plan, registry, earlier),
             log=log,
-            evaluate=_evaluator(config, shards, engine, objective, tokenizer_file),
+            evaluate=_evaluator(config, plan, engine, objective),
             progress=bar,
             stop=stop,
             resume_command=run.command,
         ).run(start)
-    plot_run(list(read_rows(folder / METRICS)), folder, f"{run.name}: {total} steps")
-    return artifact
+
+
+def _load(checkpoint: Artifact) -> Snapshot:
+    with checkpoint.hold():
+        return Snapshot.load(checkpoint)
+
+
+def _stream(config: PretrainConfig, plan: Plan) -> TokenStream:
+    shards = plan.shards
+    loader = Loader(shards, "train", plan.mixture, config.sequence_length, shards.eos_id)
+    return TokenStream(loader, config.batch_rows, config.micro_batch)
+
+
+def _saver(run: Run, plan: Plan, registry: Registry, earlier: list[Artifact]) -> Saver:
+    every = plan.schedule.checkpoint_every
+    scheduled = [artifact for artifact in earlier if _step(artifact) % every == 0]
+    return Saver(
+        registry,
+        _draft(run),
+        run.model,
+        plan.tokenizer,
+        tokens_per_sample=run.config.sequence_length,
+        keep=run.config.keep_checkpoints,
+        latest=earlier[-1] if earlier else None,
+        anchor=scheduled[-1] if scheduled else None,
+    )
 
 
 @contextmanager
@@ -195,7 +275,8 @@ def _engine(run: Run) -> LocalEngine:
     )
 
 
-def _schedule(config: PretrainConfig, total: int, mixture: Mixture) -> Schedule:
+def _schedule(config: PretrainConfig, mixture: Mixture) -> Schedule:
+    total = _steps(config, config.length, mixture)
     warmup = _steps(config, config.schedule.warmup, mixture)
     if warmup >= total:
         raise RecipeError(
@@ -242,11 +323,10 @@ def _draft(run: Run) -> Draft:
     )
 
 
-def _announce(
-    run: Run, total: int, mixture: Mixture, speed: Speed, start: Snapshot | None, folder: Path
-) -> None:
+def _announce(run: Run, plan: Plan, speed: Speed, start: Snapshot | None, folder: Path) -> None:
+    total = plan.schedule.total
     tokens = total * speed.tokens_per_step
-    epoch = sum(mixture.windows.values()) * run.config.sequence_length
+    epoch = sum(plan.mixture.windows.values()) * run.config.sequence_length
     note(
         f"{run.name}: {run.model.num_params():,} parameters, {total:,} steps of "
         f"{speed.tokens_per_step:,} tokens = {tokens:,} tokens, "
@@ -257,13 +337,13 @@ def _announce(
 
 
 def _evaluator(
-    config: PretrainConfig, shards: TokenShards, engine: LocalEngine, objective: Objective,
-    tokenizer_file: Path,
-) -> Callable[[], dict[str, float]] | None:  # fmt: skip
+    config: PretrainConfig, plan: Plan, engine: LocalEngine, objective: Objective
+) -> Callable[[], dict[str, float]] | None:
+    shards = plan.shards
     if not config.eval_tokens or not shards.sources("heldout"):
         return None
     limit = max(1, config.eval_tokens // (config.sequence_length * config.micro_batch))
-    piece_bytes = Tokenizer.load(tokenizer_file).piece_bytes
+    piece_bytes = Tokenizer.load(plan.tokenizer).piece_bytes
 
     def evaluate() -> dict[str, float]:
         batches = heldout_batches(shards, config.sequence_length, config.micro_batch)

@@ -36,4 +36,4 @@ def test_window_forgets_and_state_round_trips(guard: Guard) -> None:
     assert guard.judge(2.5, 1.0) is not None
     other = Guard(guard.config)
     other.restore(list(guard.recent), guard.bad)
-    assert other.state() == guard.state()
+    assert other == guard

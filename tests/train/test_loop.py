@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,23 @@ def test_a_full_disk_while_saving_ends_the_run(
     registry = Registry.open()
     assert registry.list("checkpoint") == []
     assert list((registry.home / "staging").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_a_disk_that_is_really_full_while_saving(small: Path) -> None:
+    """What safetensors raises then is no OSError: it must end in exit 6 all the same."""
+    folder = small / "home" / "staging"
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(ResourceError, match="disk full"):
+            train()
+        assert Registry.open().list("checkpoint") == []
+        assert list(folder.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_batch_without_labels_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
