@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from bc2.errors import RecipeError, nearest
+from bc2.toml_file import KeyPath, TomlFile, read_toml
 
 #: Section name -> "module:class". The one place a new section is announced.
 SECTIONS: dict[str, str] = {
@@ -33,8 +34,6 @@ SECTIONS: dict[str, str] = {
 
 #: Keys at the top of a recipe, outside every section.
 TOP_KEYS = ("name", "description", "base")
-
-KeyPath = tuple[str | int, ...]
 
 
 class Settings(BaseModel):
@@ -96,42 +95,13 @@ _RANK = {"extra_forbidden": 0, "missing": 2}
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One file a recipe is made of, with its own text and parsed tables."""
-
-    path: Path
-    text: str
-    data: Mapping[str, Any]
-
-    def line_of(self, key: KeyPath) -> int | None:
-        """The line (from 1) where `key` is written, or None if this file has not got it.
-
-        tomllib gives no positions, so the file is parsed again line by line: the key
-        begins on the first line that follows the last prefix which parses without it.
-        """
-        if not _has(self.data, key):
-            return None
-        lines = self.text.splitlines()
-        start = 1
-        for count in range(1, len(lines) + 1):
-            try:
-                prefix = tomllib.loads("\n".join(lines[:count]))
-            except tomllib.TOMLDecodeError:
-                continue
-            if _has(prefix, key):
-                return start
-            start = count + 1
-        return start
-
-
-@dataclass(frozen=True)
 class Recipe:
     """A resolved recipe: merged tables, and typed sections on demand."""
 
     name: str
     description: str
     data: Mapping[str, Any]
-    layers: tuple[Layer, ...] = field(repr=False)
+    layers: tuple[TomlFile, ...] = field(repr=False)
     overrides: Mapping[KeyPath, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -286,11 +256,11 @@ def _find(source: str | Path) -> Path:
     )
 
 
-def _layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
+def _layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[TomlFile]:
     if path.resolve() in seen:
         chain = " -> ".join(str(p) for p in (*seen, path.resolve()))
         raise RecipeError("recipes are each other's base", where=chain, todo="break the circle")
-    layer = _read(path)
+    layer = read_toml(path)
     yield layer
     base = layer.data.get("base")
     if base is None:
@@ -301,26 +271,6 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
         )
     beside = path.parent / base
     yield from _layers(beside if beside.is_file() else _find(base), (*seen, path.resolve()))
-
-
-def _read(path: Path) -> Layer:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return Layer(path, text, tomllib.loads(text))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"not UTF-8: byte {error.start}", where=str(path)) from None
-    except tomllib.TOMLDecodeError as error:
-        what, _, place = str(error).partition(" (at ")
-        where = _place(path, place.rstrip(")"), text)
-        raise RecipeError(f"broken TOML: {what}", where=where) from None
-
-
-def _place(path: Path, place: str, text: str) -> str:
-    """``file:line:column`` from tomllib's ``line 3, column 5`` or ``end of document``."""
-    digits = [int(word.strip(",")) for word in place.split() if word.strip(",").isdigit()]
-    if len(digits) != 2:
-        return f"{path}:{len(text.splitlines())}"
-    return f"{path}:{digits[0]}:{digits[1]}"
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -410,16 +360,6 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)
-
-
-def _has(data: Any, key: KeyPath) -> bool:
-    for part in key:
-        inside = isinstance(data, Mapping) and part in data
-        item = isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if not inside and not item:
-            return False
-        data = data[part]
-    return True
 
 
 def _dotted(key: KeyPath) -> str:

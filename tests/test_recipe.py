@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bc2.errors import RecipeError
 from bc2.model.config import ModelConfig
-from bc2.recipe import Layer, load, shipped
+from bc2.recipe import load, shipped
 from bc2.train.config import PretrainConfig
 
 GOOD = """\
@@ -187,19 +185,6 @@ def test_unkeyed_settings_stay_out_of_the_key(tmp_path: Path) -> None:
     assert logged.get(PretrainConfig).keyed() == plain
     other = load(path, ["pretrain.optimizer.eps=1e-6"]).get(PretrainConfig).keyed()
     assert other != plain
-
-
-@given(st.integers(0, 20), st.lists(st.sampled_from(["", "# note", "k = [\n 1,\n]"]), max_size=6))
-def test_line_of_survives_comments_and_multiline_values(pad: int, before: list[str]) -> None:
-    import tomllib
-
-    lines = ["[a]", *[f"x{i} = {i}" for i in range(pad)]]
-    used = [text.replace("k", f"k{i}") for i, text in enumerate(before)]
-    text = "\n".join([*lines, *used, "wanted = [", "  1,", "]", "after = 2"])
-    layer = Layer(Path("f"), text, tomllib.loads(text))
-    line = layer.line_of(("a", "wanted"))
-    assert line is not None
-    assert text.splitlines()[line - 1] == "wanted = ["
 
 
 SIZES = {

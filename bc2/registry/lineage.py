@@ -55,19 +55,17 @@ class Lineage:
         from rich.tree import Tree
 
         tree = Tree(_label(self.root.digest, self.root))
-        drawn = {self.root.digest}
-        waiting = [(tree, self.root.digest)]
-        while waiting:
-            branch, digest = waiting.pop()
-            for there in self.steps.get(digest, []):
-                again = there in drawn and bool(self.steps.get(there))
-                below = branch.add(
-                    _label(there, self.nodes[there]) + (" (see above)" if again else "")
-                )
-                if there not in drawn:
-                    waiting.append((below, there))
-                drawn.add(there)
+        self._grow(tree, self.root.digest, {self.root.digest})
         return tree
+
+    def _grow(self, branch: Tree, digest: str, drawn: set[str]) -> None:
+        for there in self.steps.get(digest, []):
+            again = there in drawn
+            more = " (see above)" if again and self.steps.get(there) else ""
+            below = branch.add(_label(there, self.nodes[there]) + more)
+            if not again:
+                drawn.add(there)
+                self._grow(below, there, drawn)
 
 
 def trace(registry: Registry, artifact: Artifact, *, down: bool = False) -> Lineage:
