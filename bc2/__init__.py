@@ -9,3 +9,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+# Idle threads of GNU OpenMP soon sleep instead of spinning. Where another process wants the
+# cores too, a step of training is several times as fast for it (docs/benchmarks.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import bc2  # noqa: F401 - its environment settings come before any import of torch
+
 # Real ranks on a CPU; and a test must not depend on what else the machine does.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
