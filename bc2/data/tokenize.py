@@ -162,7 +162,8 @@ def _shards(
     with _pool(count, tokenizer_path) as pool:
         # The largest first, so that no core waits long for the last.
         order = sorted(parts, key=lambda part: -part.bytes)
-        futures = {pool.submit(_in_worker, corpus, part, work): part for part in order}
+        with _no_ctrl_c():  # the pool starts its processes here
+            futures = {pool.submit(_in_worker, corpus, part, work): part for part in order}
         done = _results(futures, progress)
     return [done[part] for part in parts]
 
@@ -204,6 +205,16 @@ def _pool(count: int, tokenizer_path: Path) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C: it is for the parent, which tells them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Stopped(Exception):
     """The parent gave up."""
 
@@ -213,7 +224,6 @@ _worker: dict[str, Any] = {}
 
 
 def _begin_worker(tokenizer_path: Path, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which tells us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(tokenizer=Tokenizer.load(tokenizer_path), stop=stop)
 
