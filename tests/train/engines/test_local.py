@@ -184,7 +184,7 @@ def test_compiled_gives_the_same_numbers_and_settles() -> None:
     eager = LocalEngine(model(), AdamWConfig())
     compiled = LocalEngine(model(), AdamWConfig(), compile=True)
     graphs = []
-    for step in range(8):
+    for step in range(20):
         data = batch(rows(4, seed=step))
         losses = []
         for engine in (eager, compiled):
@@ -194,4 +194,5 @@ def test_compiled_gives_the_same_numbers_and_settles() -> None:
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
-    assert graphs[-1] == graphs[3]
+    # Each size that varies (documents, the longest one) costs a graph when it first does.
+    assert graphs[-1] == graphs[9]
