@@ -12,7 +12,7 @@ import bc2  # noqa: F401 - its environment settings come before any import of to
 
 # Real ranks on a CPU; and a test must not depend on what else the machine does.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL = """\
 name = "small"

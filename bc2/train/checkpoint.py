@@ -87,6 +87,11 @@ def random_state() -> Tensor:
     return torch.get_rng_state()
 
 
+def reading_order(checkpoint: Artifact) -> tuple[int, str]:
+    """Sorts a run's checkpoints by the data behind them."""
+    return checkpoint.position.tokens if checkpoint.position else 0, checkpoint.created
+
+
 class Saver:
     """Publishes snapshots in the background, one at a time.
 
@@ -188,7 +193,7 @@ class Saver:
             for a in self.registry.list("checkpoint", self.draft.name)
             if a.key == self.draft.key and a.position is not None and not a.finished
         ]
-        mine.sort(key=lambda a: (a.position.step if a.position else 0, a.created))
+        mine.sort(key=reading_order)
         keep = self.keep - (1 if self.latest is not None and self.latest.finished else 0)
         for artifact in mine[: max(0, len(mine) - keep)]:
             if artifact.tags or (self.anchor and artifact.digest == self.anchor.digest):

@@ -27,7 +27,7 @@ from bc2.model.transformer import Transformer
 from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.checkpoint import Saver, Snapshot
+from bc2.train.checkpoint import Saver, Snapshot, reading_order
 from bc2.train.config import PretrainConfig
 from bc2.train.device import peak_flops, pick_device, pick_precision
 from bc2.train.duration import Duration
@@ -90,14 +90,17 @@ class Run:
         return registry.find("checkpoint", self.key, finished=True)
 
     def checkpoints(self, registry: Registry) -> list[Artifact]:
-        """Unfinished checkpoints to go on from, the furthest last."""
+        """Unfinished checkpoints to go on from, the furthest last.
+
+        By tokens read, not by steps: a rollback takes the step back and never the data.
+        """
         since = self._fresh_since(registry)
         mine = [
             artifact
             for artifact in registry.list("checkpoint")
             if artifact.key == self.key and not artifact.finished and artifact.created >= since
         ]
-        return sorted(mine, key=lambda artifact: (_step(artifact), artifact.created))
+        return sorted(mine, key=reading_order)
 
     def start_over(self, registry: Registry) -> None:
         """Mark the run as begun anew, and unregister what it must not go on from."""

@@ -586,11 +586,6 @@ def test_disturbed_rollbacks_end_as_undisturbed_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="checkpoints are ordered by step, which a rollback takes back, not by tokens",
-    raises=AssertionError,
-    strict=True,
-)
 def test_a_signal_after_a_rollback_saves_what_is_gone_on_from(
     rolled_back: Artifact, prepared_home: Path, tmp_path: Path
 ) -> None:
