@@ -183,7 +183,8 @@ class Recipe:
     def where(self, key: KeyPath) -> str:
         """Where `key` was set: ``--set``, or ``file:line`` in the layer that wins."""
         for path, spelled in self.overrides.items():
-            if key[: len(path)] == path:
+            # an item's number is a string on the command line
+            if tuple(map(str, key[: len(path)])) == path:
                 return f"--set {spelled}"
         for length in range(len(key), 0, -1):
             for layer in self.layers:

@@ -128,6 +128,13 @@ def test_set_reaches_into_lists() -> None:
     assert load("tiny").resolved()["corpus"]["sources"][2]["max_bytes"] != 1000
 
 
+def test_a_wrong_value_set_in_a_list_names_the_override() -> None:
+    override = "corpus.sources.0.environment=nope"
+    with pytest.raises(RecipeError) as caught:
+        list(load("tiny", [override]).sections())
+    assert caught.value.where == f"--set {override}"
+
+
 def test_base_is_merged_key_by_key_and_errors_name_the_layer(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.toml")
     top = write(tmp_path, 'base = "base.toml"\n[model]\nnum_layers = 5\n', "top.toml")
