@@ -98,10 +98,14 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    header = any(columns)
+    drawn = Table(title=title, box=None, pad_edge=False, title_justify="left", show_header=header)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows) and bool(rows)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # The first column holds what one copies, a ref as a rule: never folded.
+        drawn.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0
+        )
     for row in rows:
         # As text: a path or a message may look like rich's markup.
         drawn.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))

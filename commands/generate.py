@@ -50,6 +50,7 @@ def generate(
     from bc2.generate.config import SamplingConfig
     from bc2.generate.engine import generate as run
     from bc2.generate.load import open_model
+    from bc2.generate.text import TextStream
 
     ref, prompts = _split(words or [], file)
     settings = _settings(
@@ -60,15 +61,21 @@ def generate(
     with open_model(_artifact(ref), where, dtype) as loaded:
         ids = [loaded.tokenizer.encode(prompt) for prompt in prompts]
         live = len(prompts) == 1 and sys.stdout.isatty() and not json
+        stream = TextStream(loaded.tokenizer.decode_bytes, settings.stop)
+        if live and not quiet:
+            print(prompts[0], end="", flush=True)
         made = run(
             loaded.model,
             ids,
             settings,
             eos_id=loaded.tokenizer.eos_id,
             decode_bytes=loaded.tokenizer.decode_bytes,
-            on_token=_printer(loaded, prompts[0], settings, quiet=quiet) if live else None,
+            on_token=(lambda _, token: _show(stream.push(token))) if live else None,
         )
-        _finish(loaded, prompts, made, live=live, output=Output.of(json=json, quiet=quiet))
+        if live:
+            print(stream.finish())
+        else:
+            _emit(loaded, prompts, made, Output.of(json=json, quiet=quiet))
 
 
 def _split(words: list[str], file: Path | None) -> tuple[str | None, list[str]]:
@@ -137,22 +144,12 @@ def _artifact(ref: str | None) -> Artifact:
     return newest
 
 
-def _printer(loaded: LanguageModel, prompt: str, settings: SamplingConfig, *, quiet: bool) -> Any:
-    from bc2.generate.text import TextStream
-
-    stream = TextStream(loaded.tokenizer.decode_bytes, settings.stop)
-    if not quiet:
-        print(prompt, end="", flush=True)
-    return lambda _, token: print(stream.push(token), end="", flush=True)
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
 
 
-def _finish(
-    loaded: LanguageModel, prompts: list[str], made: list[Generated], *, live: bool, output: Output
-) -> None:
+def _emit(loaded: LanguageModel, prompts: list[str], made: list[Generated], output: Output) -> None:
     texts = [(g.data or b"").decode("utf-8", "replace") for g in made]
-    if live:
-        print()
-        return
     rows = [
         {"prompt": p, "text": t, "tokens": len(g.ids), "finish_reason": g.finish_reason}
         for p, t, g in zip(prompts, texts, made, strict=True)
