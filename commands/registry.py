@@ -63,6 +63,7 @@ def list_(
 
     registry = Registry.open()
     found = registry.list(_kind(kind), name)
+    ended = {artifact.key for artifact in found if artifact.finished}
     rows = [
         [
             artifact.ref,
@@ -70,7 +71,7 @@ def list_(
             artifact.name,
             artifact.position.step if artifact.position else "",
             artifact.position.tokens if artifact.position else "",
-            "" if artifact.finished else "going",
+            "" if artifact.finished else "earlier" if artifact.key in ended else "unfinished",
             " ".join(artifact.tags),
             artifact.created[:19].replace("T", " "),
         ]
