@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -155,10 +156,12 @@ def test_a_killed_run_goes_on(corpus, tokens, tokenizer_path, tmp_path):
 
 
 LONG = """
-import sys
+import signal, sys
 from pathlib import Path
 from bc2.data.tokenize import tokenize
 if __name__ == "__main__":
+    # a shell starts background jobs with Ctrl-C ignored, and so this test where it runs in one
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     root, model = Path(sys.argv[1]), Path(sys.argv[2])
     tokenize(root / "corpus", model, root / "out", work=root / "work", workers=2)
 """
@@ -203,8 +206,9 @@ def test_workers_end_with_their_parent(long_corpus, tokenizer_path, tmp_path, ho
 def test_a_dead_worker_is_an_error_that_says_so(long_corpus, tokenizer_path, tmp_path):
     def kill(advance: float, detail: str = "") -> None:
         for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):  # not the resource tracker
-                child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # called again: it is dead already
+                if "spawn_main" in " ".join(child.cmdline()):  # not the resource tracker
+                    child.kill()
 
     root, work = long_corpus / "corpus", tmp_path / "work"
     with pytest.raises(ResourceError, match="process died") as caught:
