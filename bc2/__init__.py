@@ -4,12 +4,21 @@ import os
 
 __version__ = "0.1.0"
 
-# Nothing reports usage: set before any library that would read these is imported.
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+#: What bc2 sets for its process, unless it is set already.
+ENVIRONMENT = {
+    # Nothing reports usage: set before any library that would read these is imported.
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Idle threads of GNU OpenMP soon sleep instead of spinning. Where another process wants
+    # the cores too, a step of training is several times as fast for it (docs/benchmarks.md).
+    "GOMP_SPINCOUNT": "3000",
+}
 
-# Idle threads of GNU OpenMP soon sleep instead of spinning. Where another process wants the
-# cores too, a step of training is several times as fast for it (docs/benchmarks.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+#: Set to 1 to have nothing set: for a benchmark's peer as it is without bc2.
+KEEP_ENVIRONMENT = "BC2_KEEP_ENVIRONMENT"
+
+if os.environ.get(KEEP_ENVIRONMENT) != "1":
+    for _name, _value in ENVIRONMENT.items():
+        os.environ.setdefault(_name, _value)

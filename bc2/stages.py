@@ -135,8 +135,10 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
         command: what a person types to go on with the run if it stops.
     """
     check(recipe)
+    from bc2.report.curves import draw_run, redraw
     from bc2.train.device import pick_device
-    from bc2.train.pretrain import draw, pretrain
+    from bc2.train.pretrain import pretrain
+    from bc2.train.runs import RunFolder
 
     # What can be wrong is wrong before an hour of tokenizing, not after.
     recipe.get(ModelConfig)
@@ -147,10 +149,11 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
     known = None if session.fresh else run.finished(session.registry)
     if known is not None:
         note(f"{known.title} is registered already ({known.ref})")
-        draw(run, session.registry)
+        redraw(RunFolder(run.folder(session.registry)))
         return known
     with shards.hold():
         artifact = pretrain(run, session.registry, fresh=session.fresh)
+    draw_run(RunFolder(run.folder(session.registry)))
     session.built.append(artifact)
     return artifact
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bc2  # noqa: F401 - its environment settings come before any import of torch
+from bc2.train.runs import RunFacts
 
 # Real ranks on a CPU; and a test must not depend on what else the machine does.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -81,3 +85,76 @@ def small(prepared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+LogRun = Callable[..., Path]
+
+#: A stage key for runs that only their logs are there of.
+KEY = "0123456789ab" + 52 * "c"
+
+
+@pytest.fixture
+def log_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogRun:
+    """Writes the folder of a run that never was, below $BC2_HOME: every row as training does."""
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+
+    def write(
+        name: str = "made", steps: int = 40, *, total: int = 40, key: str = KEY,
+        end: dict[str, Any] | None = None, attempts: Sequence[int] = (0,),
+        more: Sequence[dict[str, Any]] = (), evals: int = 10, facts: bool = True,
+    ) -> Path:  # fmt: skip
+        """Args: end: the last row of timing.jsonl; attempts: the steps they begin at;
+        more: rows of metrics.jsonl, each after the row of its step."""
+        folder = tmp_path / "home" / "runs" / f"{name}-{key[:12]}"
+        folder.mkdir(parents=True)
+        if facts:
+            parents = ("d" * 64, "e" * 64)
+            RunFacts(name, key, total, 512, 64, 0.5, parents).write(folder)
+        metrics, timing = [_eval(0)] if evals else [], []
+        for step in range(steps + 1):
+            if step in attempts:
+                event = "start" if not timing else "resume"
+                timing.append({"event": event, "time": 1.7e9, "elapsed": 0.0, "step": step})
+            if step:
+                metrics.append(_step(step))
+                timing.append(_times(step))
+            metrics += [_eval(step)] if evals and step and step % evals == 0 else []
+            metrics += [row for row in more if row["step"] == step]
+        timing += [{"time": 1.7e9, "elapsed": 99.0, "step": steps, **end}] if end else []
+        (folder / "metrics.jsonl").write_text(_lines(metrics))
+        (folder / "timing.jsonl").write_text(_lines(timing))
+        (folder / "recipe.json").write_text(
+            json.dumps({"name": name, "model": {"hidden_size": 32}, "pretrain": {"seed": 7}})
+        )
+        return folder
+
+    return write
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _step(step: int) -> dict[str, Any]:
+    loss = 4.0 + 4.0 / step
+    samples = [8 * step - 8, 8 * step - 1]
+    return {
+        "event": "step", "step": step, "tokens": 512 * step, "samples": samples, "loss": loss,
+        "ce": loss, "z": 1.0, "grad_norm": 1.5, "clipped": step % 2 == 0, "lr": 1e-3,
+    }  # fmt: skip
+
+
+def _eval(step: int) -> dict[str, Any]:
+    loss = 8.0 - step / 20
+    return {
+        "event": "eval", "step": step, "tokens": 512 * step, "heldout_loss": loss,
+        "bits_per_byte": loss / 2, "heldout_tokens": 100,
+    }  # fmt: skip
+
+
+def _times(step: int) -> dict[str, Any]:
+    parts = {"data": 0.1, "forward": 0.2, "head": 0.1, "backward": 0.5, "optimizer": 0.1}
+    return {
+        "event": "step", "time": 1.7e9 + step, "elapsed": 2.0 * step, "step": step, "step_s": 1.0,
+        "tokens_per_s": 512.0, "flops": 1e9, "mfu": 0.25, "parts": parts,
+    }  # fmt: skip

@@ -59,6 +59,7 @@ def test_wheel_holds_the_recipes_and_pollutes_nothing(wheel: Path) -> None:
     expected = {f"bc2/{p.relative_to(ROOT)}" for p in (ROOT / "recipes").rglob("*.toml")}
     assert recipes == expected
     assert "bc2/py.typed" in names
+    assert "bc2/report/page.html.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -83,4 +84,4 @@ def test_wheel_works_from_an_empty_environment(wheel: Path, tmp_path: Path) -> N
         text=True,
         check=True,
     )
-    assert len(listed.stdout.split()) == 11
+    assert len(listed.stdout.split()) == 12

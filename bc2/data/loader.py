@@ -5,9 +5,10 @@ Shapes: R rows (samples), S tokens a row, D documents or pieces of them in a bat
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from bc2.data.shards import TokenShards
 
 #: The label of a position that predicts nothing, as in torch's cross-entropy.
 IGNORED = -100
+
+#: How long leaving waits for a read that is going on, seconds.
+_JOIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -108,60 +112,85 @@ class Loader:
     @contextmanager
     def iterate(
         self, first: int, count: int, *, stride: int | None = None, ahead: int = 4
-    ) -> Iterator[Iterator[Batch]]:
+    ) -> Iterator[Ahead]:
         """Batches of `count` samples from `first` on, without end, read ahead on a thread.
 
         Args:
             stride: samples from one batch's first to the next's; `count` if None. Rank r of
                 W reads with first = r * count and stride = W * count.
             ahead: batches kept ready.
-
-        The thread ends with the block. Its errors are raised by the iterator.
         """
         step = count if stride is None else stride
-        with prefetch(lambda number: self.batch(first + number * step, count), ahead) as batches:
-            yield batches
+        batches = (self.batch(index, count) for index in itertools.count(first, step))
+        with read_ahead(batches, ahead) as ready:
+            yield ready
 
 
-@contextmanager
-def prefetch(make: Callable[[int], Batch], ahead: int) -> Iterator[Iterator[Batch]]:
-    """make(0), make(1), ... in order, computed up to `ahead` in advance on one thread."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
+class Ahead:
+    """Batches that a thread reads ahead, in order; what it raises is raised here in turn."""
 
-    def put(item: Batch | BaseException) -> None:
-        while not stop.is_set():
+    def __init__(self, batches: Iterator[Batch], ahead: int):
+        self._batches = batches
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
+        self._stop = threading.Event()
+        # A daemon: a thread that is stuck in a read must not keep the process from ending.
+        self._thread = threading.Thread(target=self._read, name="bc2-loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Ahead:
+        return self
+
+    def __next__(self) -> Batch:
+        return self.take()
+
+    def take(self, timeout_s: float | None = None) -> Batch:
+        """The next batch.
+
+        Raises:
+            StopIteration: there are no more.
+            TimeoutError: there was none for `timeout_s` seconds; it can be tried again.
+        """
+        try:
+            item = self._ready.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def ready(self) -> int:
+        """Batches that could be taken without waiting."""
+        return self._ready.qsize()
+
+    def close(self) -> None:
+        """Stop reading. A thread that is stuck in a read is left behind."""
+        self._stop.set()
+        self._thread.join(_JOIN_S)
+
+    def _read(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._put(next(self._batches))
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException) -> None:
+        while not self._stop.is_set():
             try:
-                ready.put(item, timeout=0.1)
+                self._ready.put(item, timeout=0.1)
                 return
             except queue.Full:
                 continue
 
-    def produce() -> None:
-        number = 0
-        while not stop.is_set():
-            try:
-                batch = make(number)
-            except BaseException as error:
-                put(error)
-                return
-            put(batch)
-            number += 1
 
-    def consume() -> Iterator[Batch]:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=produce, name="bc2-loader", daemon=True)
-    thread.start()
+@contextmanager
+def read_ahead(batches: Iterator[Batch], ahead: int) -> Iterator[Ahead]:
+    """Batches computed up to `ahead` in advance on one thread, which ends with the block."""
+    ready = Ahead(batches, ahead)
     try:
-        yield consume()
+        yield ready
     finally:
-        stop.set()
-        thread.join()
+        ready.close()
 
 
 def heldout_batches(shards: TokenShards, sequence_length: int, rows: int) -> Iterator[Batch]:

@@ -1,9 +1,12 @@
-"""Token shards: flat arrays on disk, memory-mapped, read by (split, source, position).
+"""Token shards: flat arrays on disk, read by (split, source, position).
 
     train/SOURCE/shard-00000.bin   heldout/SOURCE/shard-00000.bin   tokens.json
 
 A shard is little-endian uint16 (vocabularies up to 65,536) or uint32, each document
 followed by EOS. The shards of a source read as one array, in order.
+
+They are read with pread and not mapped: of a mapped file that shrinks, or whose disk
+fails, the kernel kills the process; and a read releases the GIL while the disk works.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ INDEX = "tokens.json"
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
-#: Shards kept mapped at once: each holds a file descriptor.
-_MAPPED = 256
+#: Shards kept open at once: each holds a file descriptor.
+_OPEN = 256
+
+_RESTORE = "bring the file back (`bc2 registry verify` finds what else is damaged)"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -74,7 +79,7 @@ class TokenShards:
             for split in SPLITS
             for source, entry in facts["splits"][split].items()
         }
-        self._maps: OrderedDict[str, npt.NDArray[Any]] = OrderedDict()
+        self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -118,20 +123,21 @@ class TokenShards:
 
         Raises:
             IndexError: the window is not inside the source.
+            DataError: a shard is gone, shorter than it was, or cannot be read.
         """
         stream = self._stream(split, source)
         if start < 0 or length < 0 or start + length > stream.tokens:
             raise IndexError(f"[{start}, {start + length}) of {stream.tokens} tokens")
         window = np.empty(length, self._dtype)
-        filled = 0
+        size = self._dtype.itemsize
+        unread = window.view(np.uint8).data
         shard = int(np.searchsorted(stream.ends, start, side="right"))
-        while filled < length:
+        while unread:
             begin = int(stream.ends[shard - 1]) if shard else 0
-            tokens = self._map(stream.files[shard])
-            at = start + filled - begin
-            piece = tokens[at : at + length - filled]
-            window[filled : filled + len(piece)] = piece
-            filled += len(piece)
+            at = start + length - len(unread) // size
+            wanted = min(len(unread), (int(stream.ends[shard]) - at) * size)
+            self._file(stream.files[shard]).read(unread[:wanted], (at - begin) * size)
+            unread = unread[wanted:]
             shard += 1
         return window
 
@@ -147,16 +153,16 @@ class TokenShards:
             )
         return stream
 
-    def _map(self, file: str) -> npt.NDArray[Any]:
+    def _file(self, name: str) -> _File:
         with self._lock:
-            tokens = self._maps.get(file)
-            if tokens is None:
-                tokens = np.memmap(self.root / file, self._dtype, mode="r")
-                self._maps[file] = tokens
-            self._maps.move_to_end(file)
-            if len(self._maps) > _MAPPED:
-                self._maps.popitem(last=False)
-            return tokens
+            file = self._files.get(name)
+            if file is None:
+                file = self._files[name] = _File(self.root / name)
+                if len(self._files) > _OPEN:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(name)
+            return file
 
     def _check_sizes(self) -> None:
         for stream in self._streams.values():
@@ -170,6 +176,44 @@ class TokenShards:
                         where=str(path),
                         todo="make the token shards again with `bc2 data tokenize`",
                     )
+
+
+class _File:
+    """An open shard. It closes with its last reference, so never under a thread that reads."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DataError("the shard is gone", where=str(path), todo=_RESTORE) from None
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def read(self, into: memoryview, offset: int) -> None:
+        """Fill `into` with the bytes from `offset` on. Raises: DataError if it cannot."""
+        done = 0
+        while done < len(into):
+            try:
+                count = os.preadv(self._fd, [into[done:]], offset + done)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if not count:
+                raise DataError(
+                    f"the shard ends early: wanted {len(into)} bytes at {offset}, got {done}",
+                    where=str(self.path),
+                    todo=_RESTORE,
+                )
+            done += count
+
+    def _unreadable(self, error: OSError) -> DataError:
+        reason = (error.strerror or str(error)).lower()
+        return DataError(f"cannot read the shard: {reason}", where=str(self.path), todo=_RESTORE)
 
 
 def _stream(entry: dict[str, Any]) -> Stream:

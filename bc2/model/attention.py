@@ -22,17 +22,22 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bc2.errors import UsageError
 
 Backend = Literal["auto", "sdpa", "varlen", "flash"]
+
+#: Documents are filled up to a multiple of this many tokens for sdpa.
+PAD_TO = 64
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
@@ -132,6 +137,8 @@ def _sdpa(
     keys: list[int],
     slopes: Tensor | None,
 ) -> Tensor:
+    if queries == keys:
+        return _sdpa_packed(q, k, v, tuple(queries), slopes)
     if len(set(queries)) == 1 and len(set(keys)) == 1:
         count = len(queries)
         q, k, v = (x.view(count, len(x) // count, *x.shape[1:]) for x in (q, k, v))
@@ -139,6 +146,68 @@ def _sdpa(
     parts = zip(*(torch.split(x, n) for x, n in ((q, queries), (k, keys), (v, keys))), strict=True)
     done = [_sdpa_batch(q[None], k[None], v[None], slopes)[0] for q, k, v in parts if len(q)]
     return torch.cat(done) if done else torch.empty_like(q)
+
+
+def _sdpa_packed(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], slopes: Tensor | None
+) -> Tensor:
+    """Documents of any lengths, a batch for each length rounded up to a multiple of PAD_TO.
+
+    What fills a document up comes after all of its tokens, so none of them sees it, and what
+    it computes is dropped. Few shapes instead of ever new ones: kernels are kept by shape.
+    """
+    if lengths and lengths[0] % PAD_TO == 0 and len(set(lengths)) == 1:
+        q, k, v = (x.view(len(lengths), lengths[0], *x.shape[1:]) for x in (q, k, v))
+        return _sdpa_batch(q, k, v, slopes).flatten(0, 1)
+    slots, groups = _padded(lengths)
+    slots = slots.to(q.device)
+    rows = sum(count * length for count, length in groups)
+    q, k, v = (x.new_zeros(rows, *x.shape[1:]).index_copy(0, slots, x) for x in (q, k, v))
+    done = []
+    start = 0
+    for count, length in groups:
+        span, shape = slice(start, start + count * length), (count, length, *q.shape[1:])
+        batch = _sdpa_batch(q[span].view(shape), k[span].view(shape), v[span].view(shape), slopes)
+        done.append(batch.flatten(0, 1))
+        start = span.stop
+    out: Tensor = _Take.apply(torch.cat(done), slots) if done else q  # type: ignore[no-untyped-call]
+    return out
+
+
+@lru_cache(maxsize=8)
+def _padded(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Where documents go that are sorted by rounded length and filled up to it.
+
+    Returns:
+        int64 [T], the row of each token; and (documents, rounded length) of each group.
+    """
+    size = np.array(lengths, dtype=np.int64)
+    rounded = -(-size // PAD_TO) * PAD_TO
+    order = np.argsort(rounded, kind="stable")
+    begins = np.empty_like(size)
+    begins[order] = np.cumsum(rounded[order]) - rounded[order]
+    shift = begins - (np.cumsum(size) - size)
+    slots = np.arange(size.sum()) + np.repeat(shift, size)
+    values, counts = np.unique(rounded[rounded > 0], return_counts=True)
+    with torch.inference_mode(False):  # the cache outlives a generation
+        where = torch.from_numpy(slots)
+    return where, list(zip(counts.tolist(), values.tolist(), strict=True))
+
+
+class _Take(torch.autograd.Function):
+    """x[rows] for rows that are all different, so that the gradient is a copy, not a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = x.shape
+        return x.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).index_copy_(0, rows, grad), None
 
 
 def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:

@@ -34,6 +34,9 @@ BLOCK_BYTES = 1 << 23
 #: Rows of the weight that are normalised or scaled at a time.
 WEIGHT_ROWS = 4096
 
+#: Labelled tokens are filled up to a multiple of this.
+ROUND_TOKENS = 128
+
 #: Columns that the search for a row's maximum takes at once.
 MAX_COLUMNS = 256
 
@@ -65,13 +68,15 @@ def head_loss(
 ) -> HeadLoss:
     """Cross-entropy and max-z loss of a linear head, without ever holding all logits.
 
-    Matrix products run in the inputs' dtype; softmax, sums and the accumulated gradient of
+    Matrix products run in hidden's dtype; softmax, sums and the accumulated gradient of
     the weight are in fp32 (fp64 for fp64 inputs). The result is a sum: divide by the tokens
     of the whole optimizer step. Without a gradient to compute, that work is skipped.
 
     Args:
         hidden: [T, D], bf16, fp32 or fp64.
-        weight: [V, D] in the same dtype; the raw parameter, also with NormHead.
+        weight: [V, D]; the raw parameter, also with NormHead. In hidden's dtype, or in fp32
+            beside bf16 hidden states: then its unit rows are what is rounded to bf16, and
+            its gradient is never rounded.
         labels: int64 [T], the token that follows each, or -100 to leave it out.
         z_weight: weight of z² (2e-4 in the paper, 0 when fine-tuning).
         norm_head: scale the weight's rows to unit length first.
@@ -82,18 +87,19 @@ def head_loss(
         ValueError: shapes or dtypes that do not belong together.
     """
     _check(hidden, weight, labels)
-    kept = labels != IGNORE
-    if not bool(kept.all()):
-        hidden, labels = hidden[kept], labels[kept]
-    _check_labels(labels, len(weight), kept)
+    _check_labels(labels, len(weight))
+    count = int(torch.count_nonzero(labels != IGNORE))
+    if count < len(labels):
+        rows = _labelled_first(labels, count)
+        hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
     if chunk_tokens is None:
         budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
         chunk_tokens = max(64, budget // (len(weight) * hidden.element_size()) // 64 * 64)
     with_grad = torch.is_grad_enabled()
     loss_sum, ce_sum, z_sum, z2_sum = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, z_weight, norm_head, chunk_tokens, with_grad
+        hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad
     )
-    return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, len(labels))
+    return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, count)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
@@ -101,26 +107,40 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
         raise ValueError(f"hidden {tuple(hidden.shape)} does not fit weight {tuple(weight.shape)}")
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"{tuple(labels.shape)} labels for {len(hidden)} tokens")
-    if hidden.dtype != weight.dtype:
-        raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
     if hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         # In fp16 most of a softmax over a large vocabulary is below the smallest number.
         raise ValueError(f"{hidden.dtype} is not supported; use bfloat16, float32 or float64")
+    if weight.dtype != hidden.dtype and weight.dtype != _wide(hidden.dtype):
+        raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
 
 
-def _check_labels(labels: Tensor, vocab_size: int, kept: Tensor) -> None:
-    wrong = ((labels < 0) | (labels >= vocab_size)).nonzero()
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check_labels(labels: Tensor, vocab_size: int) -> None:
+    outside = (labels >= vocab_size) | ((labels < 0) & (labels != IGNORE))
+    wrong = outside.nonzero()
     if len(wrong):
-        token = int(kept.nonzero()[int(wrong[0])])
         raise DataError(
             f"label {int(labels[wrong[0]])} is outside the vocabulary of {vocab_size}",
-            where=f"token {token} of the batch",
+            where=f"token {int(wrong[0])} of the batch",
             todo="check that the token shards were made with this model's tokenizer",
         )
 
 
+def _labelled_first(labels: Tensor, count: int) -> Tensor:
+    """Indices of the labelled tokens, and behind them others up to a round number.
+
+    Their number differs from batch to batch, and an allocator and kernels that see ever
+    new sizes keep something of each: memory climbs.
+    """
+    order = (labels == IGNORE).to(torch.int8).argsort(stable=True)
+    return order[: min(len(labels), -(-count // ROUND_TOKENS) * ROUND_TOKENS)]
+
+
 class _HeadLoss(torch.autograd.Function):
-    """See `head_loss`. Every label is in the vocabulary here."""
+    """See `head_loss`. The first `count` tokens have a label, and it is in the vocabulary."""
 
     @staticmethod
     def forward(
@@ -128,6 +148,7 @@ class _HeadLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
+        count: int,
         z_weight: float,
         norm_head: bool,
         chunk_tokens: int,
@@ -135,25 +156,26 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wants_hidden = with_grad and ctx.needs_input_grad[0]
         wants_weight = with_grad and ctx.needs_input_grad[1]
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        head, lengths = _unit_rows(weight, wide) if norm_head else (weight, None)
+        wide = _wide(hidden.dtype)
+        head, lengths = _head(weight, hidden.dtype, norm_head)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = _WeightGradient(weight, wide) if wants_weight else None
-        ce, z = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
+        grad_weight = _WeightGradient(head) if wants_weight else None
+        ce, z = (torch.zeros(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
         rows = min(chunk_tokens, len(labels))
         buffer = torch.empty(rows, len(weight), dtype=hidden.dtype, device=hidden.device)
         for chunk in _spans(len(labels), chunk_tokens):
             scores = buffer[: chunk.stop - chunk.start]
             torch.mm(hidden[chunk], head.t(), out=scores)
-            _losses_(scores, labels[chunk], ce[chunk], z[chunk], z_weight)
+            known = slice(chunk.start, max(chunk.start, min(chunk.stop, count)))
+            here = known.stop - known.start
+            _losses_(scores[:here], labels[known], ce[known], z[known], z_weight)
+            scores[here:] = 0.0
             if grad_hidden is not None:
                 torch.mm(scores, head, out=grad_hidden[chunk])
             if grad_weight is not None:
                 grad_weight.add(scores, hidden[chunk])
-        if grad_weight is not None and lengths is not None:
-            _through_normalization_(grad_weight.total, weight, lengths)
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.total)
-        ctx.weight_dtype = weight.dtype
+        ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
+        ctx.weight, ctx.lengths = weight, lengths
         ce_sum, z_sum, z2_sum = ce.double().sum(), z.double().sum(), z.double().square().sum()
         ctx.mark_non_differentiable(ce_sum, z_sum, z2_sum)
         return (ce_sum + z_weight * z2_sum).to(wide), ce_sum, z_sum, z2_sum
@@ -161,35 +183,41 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, total = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        grad_weight = None if total is None else _scaled(total, scale, ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        # The gradients are finished where they lie, so this can happen once.
+        grad_hidden, ctx.grad_hidden = ctx.grad_hidden, None
+        grad_weight, ctx.grad_weight = ctx.grad_weight, None
+        if ctx.needs_input_grad[0]:
+            if grad_hidden is None:
+                raise RuntimeError("the head's loss can be taken backward once, and with gradients")
+            grad_hidden.mul_(scale.to(grad_hidden.dtype))
+        total = None
+        if ctx.needs_input_grad[1]:
+            if grad_weight is None:
+                raise RuntimeError("the head's loss can be taken backward once, and with gradients")
+            total = grad_weight.of(ctx.weight, ctx.lengths, scale)
+        return grad_hidden, total, None, None, None, None, None, None
 
 
 def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float) -> None:
     """Turn logits [C, V] into their gradient in place, and fill `ce` and `z` [C]."""
     rows = max(1, BLOCK_BYTES // (scores.shape[1] * ce.element_size()))
     shape = (min(rows, len(scores)), scores.shape[1])
-    logits = torch.empty(shape, dtype=ce.dtype, device=scores.device)
     same = scores.dtype == ce.dtype
-    rounded = logits if same else torch.empty_like(logits)
+    logits, p = (torch.empty(shape, dtype=ce.dtype, device=scores.device) for _ in range(2))
     for block in _spans(len(scores), rows):
         count = block.stop - block.start
-        x = logits[:count].copy_(scores[block])
-        p = scores[block] if same else rounded[:count]
+        x = scores[block] if same else logits[:count].copy_(scores[block])
+        probability = p[:count]
         top_logit, top = row_max(x)
         label = labels[block, None]
         label_logit = x.gather(1, label)
-        torch.softmax(x, dim=-1, out=p)
+        torch.softmax(x, dim=-1, out=probability)
         # log Σ exp = z - log p(z): softmax has the sum already and this reads it back.
-        torch.sub(top_logit - p.gather(1, top).log(), label_logit, out=ce[block, None])
+        torch.sub(top_logit - probability.gather(1, top).log(), label_logit, out=ce[block, None])
         z[block, None] = top_logit
-        p.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
-        p.scatter_add_(1, top, 2 * z_weight * top_logit)
-        if not same:
-            scores[block] = p
+        probability.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
+        probability.scatter_add_(1, top, 2 * z_weight * top_logit)
+        scores[block] = probability
 
 
 def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,20 +246,41 @@ def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
 class _WeightGradient:
     """Σ over chunks of dlogitsᵀ hidden, in fp32 or better whatever the products are in."""
 
-    def __init__(self, weight: Tensor, wide: torch.dtype):
-        self.total = torch.zeros(weight.shape, dtype=wide, device=weight.device)
-        self.product = None if weight.dtype == wide else torch.empty_like(weight)
+    def __init__(self, head: Tensor):
+        self.total: Tensor | None = None
+        self.product = torch.empty_like(head)
 
     def add(self, scores: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
-        if self.product is None:
+        wide = _wide(scores.dtype)
+        if self.total is None:
+            self.total = torch.mm(scores.t(), hidden, out=self.product).to(wide)
+        elif scores.dtype == wide:
             self.total.addmm_(scores.t(), hidden)
         else:
             self.total.add_(torch.mm(scores.t(), hidden, out=self.product))
 
+    def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
+        """The gradient of the raw weight, times scale, in the weight's dtype; ends this sum."""
+        total, self.total = self.total, None
+        if total is None:
+            return torch.zeros_like(weight)
+        result = total if weight.dtype == total.dtype else torch.empty_like(weight)
+        for span in _spans(len(weight), WEIGHT_ROWS):
+            grad = total[span]
+            if lengths is not None:
+                _through_normalization_(grad, weight[span], lengths[span])
+            torch.mul(grad, scale, out=grad)
+            if result is not total:
+                result[span] = grad
+        return result
 
-def _unit_rows(weight: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """weight with rows of unit length, and their lengths [V, 1] (at least 1e-12)."""
-    unit = torch.empty_like(weight)
+
+def _head(weight: Tensor, dtype: torch.dtype, norm_head: bool) -> tuple[Tensor, Tensor | None]:
+    """The head as used in `dtype`; and its rows' lengths [V, 1], at least 1e-12, if it has them."""
+    if not norm_head:
+        return weight.to(dtype), None
+    unit = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    wide = _wide(dtype)
     lengths = torch.empty(len(weight), 1, dtype=wide, device=weight.device)
     for span in _spans(len(weight), WEIGHT_ROWS):
         rows = weight[span].to(wide)
@@ -242,20 +291,11 @@ def _unit_rows(weight: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _through_normalization_(grad: Tensor, weight: Tensor, lengths: Tensor) -> None:
     """Gradient of unit rows -> gradient of the rows, in place: (g - (g·u) u) / length."""
-    for span in _spans(len(weight), WEIGHT_ROWS):
-        unit = weight[span].to(grad.dtype) / lengths[span]
-        along = (grad[span] * unit).sum(dim=1, keepdim=True)
-        # A row of no length is divided by a constant: nothing is projected away.
-        along.masked_fill_(lengths[span] <= 1e-12, 0.0)
-        grad[span].addcmul_(along, unit, value=-1.0).div_(lengths[span])
-
-
-def _scaled(total: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """total · scale in dtype, without a second copy in total's."""
-    scaled = torch.empty(total.shape, dtype=dtype, device=total.device)
-    for span in _spans(len(total), WEIGHT_ROWS):
-        scaled[span] = total[span] * scale
-    return scaled
+    unit = weight.to(grad.dtype) / lengths
+    along = (grad * unit).sum(dim=1, keepdim=True)
+    # A row of no length is divided by a constant: nothing is projected away.
+    along.masked_fill_(lengths <= 1e-12, 0.0)
+    grad.addcmul_(along, unit, value=-1.0).div_(lengths)
 
 
 def _spans(total: int, size: int) -> Iterator[slice]:

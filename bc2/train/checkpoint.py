@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bc2.console import warn
-from bc2.errors import Bc2Error, IntegrityError
+from bc2.errors import Bc2Error, IntegrityError, from_os_error
 from bc2.model.config import ModelConfig
 from bc2.model.store import save_model, save_tensors
 from bc2.registry import Artifact, Draft, Position, Registry
@@ -88,8 +88,12 @@ def random_state() -> Tensor:
 
 
 def reading_order(checkpoint: Artifact) -> tuple[int, str]:
-    """Sorts a run's checkpoints by the data behind them."""
-    return checkpoint.position.tokens if checkpoint.position else 0, checkpoint.created
+    """Sorts a run's checkpoints by the data behind them, and never by the clock.
+
+    Two with the same data behind them differ at most in whether the evaluation there was
+    made, and a run goes on alike from either.
+    """
+    return checkpoint.position.tokens if checkpoint.position else 0, checkpoint.digest
 
 
 class Saver:
@@ -103,6 +107,7 @@ class Saver:
         latest: the checkpoint that the run goes on from.
         anchor: the newest checkpoint that was saved on schedule: what a rollback goes back
             to. One saved by a signal is not, or a disturbed run would roll back elsewhere.
+        on_publish: told of each checkpoint as soon as it exists.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Saver:
         keep: int,
         latest: Artifact | None = None,
         anchor: Artifact | None = None,
+        on_publish: Callable[[Artifact], None] | None = None,
     ):
         self.registry = registry
         self.draft = draft
@@ -125,9 +131,13 @@ class Saver:
         self.keep = keep
         self.latest = latest
         self.anchor = anchor
+        self.position = latest.position if latest else None
+        """Of the newest save: published, or going on."""
+        self.broken = False
+        """Whether a save has failed."""
+        self._on_publish = on_publish
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._step: int | None = None
 
     def save(
         self,
@@ -142,11 +152,11 @@ class Saver:
         state = snapshot.state
         draft = replace(
             self.draft,
-            position=Position(state.step, state.samples * self.tokens_per_sample),
+            position=self.at(state.step, state.samples),
             finished=finished,
             facts={**self.draft.facts, **(facts or {})},
         )
-        self._step = state.step
+        self.position = draft.position
         # Not a daemon: an exit waits for it rather than tearing the write.
         self._thread = threading.Thread(target=self._publish, args=(snapshot, draft, scheduled))
         self._thread.start()
@@ -165,9 +175,9 @@ class Saver:
             raise error
         return self.latest
 
-    def position_step(self) -> int | None:
-        """The step of the newest save, published or going on."""
-        return self._step
+    def at(self, step: int, samples: int) -> Position:
+        """A place in the run as its checkpoints name it."""
+        return Position(step, samples * self.tokens_per_sample)
 
     def failed(self) -> bool:
         """Whether a save ended with an error that `wait` will raise."""
@@ -180,26 +190,43 @@ class Saver:
                 self.latest = staged.publish()
             if scheduled:
                 self.anchor = self.latest
+            if self._on_publish is not None:
+                self._on_publish(self.latest)
             self._drop_old()
         except BaseException as error:
-            self._error = error
+            self.broken = True
+            self._error = _explained(error, snapshot.state.step)
 
     def _drop_old(self) -> None:
-        """Unregister the run's older checkpoints, except tagged or needed ones."""
+        """Unregister the run's older checkpoints, except tagged or needed ones.
+
+        What this attempt saved last stays in any case: one of an earlier attempt that is
+        being trained anew may be further.
+        """
         if not self.keep:
             return
         mine = [
             a
             for a in self.registry.list("checkpoint", self.draft.name)
-            if a.key == self.draft.key and a.position is not None and not a.finished
+            if a.key == self.draft.key and a.position and not a.finished and not a.tags
         ]
         mine.sort(key=reading_order)
+        needed = {a.digest for a in (self.latest, self.anchor) if a is not None}
         keep = self.keep - (1 if self.latest is not None and self.latest.finished else 0)
         for artifact in mine[: max(0, len(mine) - keep)]:
-            if artifact.tags or (self.anchor and artifact.digest == self.anchor.digest):
+            if artifact.digest in needed:
                 continue
             try:
                 self.registry.remove(artifact)
             except Bc2Error as error:
                 # In use by somebody: it stays, and `registry gc` can take it later.
                 warn(f"kept {artifact.title}: {error}")
+
+
+def _explained(error: BaseException, step: int) -> BaseException:
+    """What a save failed with, with the step in it."""
+    if isinstance(error, OSError):
+        error = from_os_error(error, "saving a checkpoint")
+    if isinstance(error, Bc2Error):
+        error.what += f", saving step {step}"
+    return error

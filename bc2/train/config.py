@@ -72,8 +72,9 @@ class PretrainConfig(Section):
     """How long to train: "350 steps", "2.6T tokens" or "2 epochs"."""
     batch_tokens: int = Field(gt=0)
     """Tokens that one optimizer step sees, over all ranks."""
-    micro_batch: int = Field(gt=0, json_schema_extra=UNKEYED)
-    """Sequences that a device sees at once; gradient accumulation follows."""
+    micro_batch: int | Literal["auto"] = Field(json_schema_extra=UNKEYED)
+    """Sequences that a device sees at once; gradient accumulation follows. "auto": the largest
+    divisor of the batch that fits in the device's memory."""
     sequence_length: int = Field(4096, ge=2)
     """Tokens of one sequence."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -95,6 +96,13 @@ class PretrainConfig(Section):
     """[pretrain.guard]"""
     compile: bool = False
     """Run the model through torch.compile."""
+    activation_checkpointing: int = Field(0, ge=0, json_schema_extra=UNKEYED)
+    """Recompute activations by segments of this many layers: 0 keeps all, 1 every layer,
+    k segments of k layers."""
+    deterministic: bool = Field(False, json_schema_extra=UNKEYED)
+    """Only kernels that give the same bits each time (see docs/training.md); on a GPU slower."""
+    data_timeout_s: float = Field(300.0, gt=0, json_schema_extra=UNKEYED)
+    """A run that waited this many seconds for a batch saves its state and fails."""
     checkpoint_every: str = Field("1000 steps", json_schema_extra=UNKEYED)
     """How often a resumable checkpoint is published."""
     keep_checkpoints: int = Field(2, ge=0, json_schema_extra=UNKEYED)
@@ -104,6 +112,10 @@ class PretrainConfig(Section):
     """How often the held-out loss is measured; it is always measured at the end."""
     eval_tokens: int = Field(1_000_000, ge=0, json_schema_extra=UNKEYED)
     """At most this many held-out tokens are read for it; 0: never measure."""
+    sample_prompts: int = Field(3, ge=0, json_schema_extra=UNKEYED)
+    """Held-out documents whose beginnings are continued after each evaluation; 0: none."""
+    sample_tokens: int = Field(48, ge=1, json_schema_extra=UNKEYED)
+    """At most this many tokens are added to each of them."""
     log_every: int = Field(1, ge=1, json_schema_extra=UNKEYED)
     """Steps between rows of metrics.jsonl."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = Field((), json_schema_extra=UNKEYED)
@@ -122,16 +134,25 @@ class PretrainConfig(Section):
             raise ValueError("a mixture weight cannot be negative")
         return weights
 
+    @field_validator("micro_batch", mode="plain")
+    @classmethod
+    def _rows_or_auto(cls, value: Any) -> Any:
+        # By hand: of a union pydantic says what each of its types would have wanted.
+        if value == "auto" or (type(value) is int and value > 0):
+            return value
+        raise ValueError('must be a number of sequences above 0, or "auto"')
+
     @model_validator(mode="after")
     def _whole_batches(self) -> PretrainConfig:
         """A batch is a whole number of micro-batches; say which ones would be."""
-        unit = self.micro_batch * self.sequence_length
+        rows = 1 if self.micro_batch == "auto" else self.micro_rows
+        unit = rows * self.sequence_length
         if self.batch_tokens % unit:
             below = self.batch_tokens // unit * unit
             offers = [str(n) for n in (below, below + unit) if n]
             raise ValueError(
                 f"batch_tokens = {self.batch_tokens} is not a multiple of micro_batch x "
-                f"sequence_length = {self.micro_batch} x {self.sequence_length} = {unit}; "
+                f"sequence_length = {rows} x {self.sequence_length} = {unit}; "
                 f"{' or '.join(offers)} would be"
             )
         return self
@@ -147,3 +168,9 @@ class PretrainConfig(Section):
     def batch_rows(self) -> int:
         """Sequences of one optimizer step."""
         return self.batch_tokens // self.sequence_length
+
+    @property
+    def micro_rows(self) -> int:
+        """`micro_batch` as a number: for a run, where "auto" is resolved."""
+        assert self.micro_batch != "auto", "resolved by bc2.train.micro_batch before it is used"
+        return self.micro_batch

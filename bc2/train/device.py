@@ -59,29 +59,62 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
 def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
     """Peak FLOP/s of a device and where the figure comes from.
 
-    The datasheet's if the device is known and the type is bf16; otherwise measured as the
-    best of several large matrix products of the same type, about a second.
+    The datasheet's if the device is known and the type is bf16; otherwise measured.
     """
-    if device.type == "cuda" and precision == "bf16":
-        name = torch.cuda.get_device_name(device)
-        for part, peak in DATASHEET.items():
-            if part in name:
-                return peak, f"datasheet of {part}"
+    known = datasheet_flops(device, precision)
+    if known is not None:
+        return known
     return measure_matmul(device, DTYPES[precision]), "largest matrix product measured here"
 
 
+def datasheet_flops(device: torch.device, precision: Precision) -> tuple[float, str] | None:
+    """Dense peak FLOP/s of a known device by its maker, and its name; None if not known."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = ((peak, f"datasheet of {part}") for part, peak in DATASHEET.items() if part in name)
+    return next(known, None)
+
+
+#: Sides of the square matrices that are tried: which is fastest differs by device.
+_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+
+
 def measure_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) -> float:
-    """The best FLOP/s seen over a few products of two square matrices."""
-    side = 8192 if device.type == "cuda" else 2048
-    left = torch.ones(side, side, dtype=dtype, device=device)
-    right = torch.ones(side, side, dtype=dtype, device=device)
+    """The best FLOP/s seen over products of two square matrices of several sizes.
+
+    Args:
+        seconds: for all sizes together; a size that one product of would take longer than
+            its share is left out.
+    """
+    sides = _SIDES[device.type]
+    share = seconds / len(sides)
+    best = 0.0
+    for side in sides:
+        if best and 2 * side**3 / best > share:
+            break
+        best = max(best, _measure_square(device, dtype, side, share))
+    return best
+
+
+def _measure_square(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
+    # Random numbers: a GPU draws less power for constants, and runs faster than it ever will.
+    random = torch.Generator(device).manual_seed(0)
+    left, right = (
+        torch.randn(side, side, device=device, generator=random).to(dtype) for _ in range(2)
+    )
     out = left @ right
     best = 0.0
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or not best:
+        _finish(device)
         start = time.perf_counter()
         torch.mm(left, right, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _finish(device)
         best = max(best, 2 * side**3 / (time.perf_counter() - start))
     return best
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -9,50 +9,36 @@ that is killed and resumed is the run that was not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
 from bc2.console import Progress, note, warn
-from bc2.errors import Interrupted, RunFailed
+from bc2.data.loader import Batch
+from bc2.errors import Bc2Error, Interrupted, ResourceError, RunFailed
 from bc2.registry import Artifact
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 from bc2.train.engines.local import LocalEngine
 from bc2.train.guard import Guard
-from bc2.train.metrics import MetricsLog
+from bc2.train.heldout import Measured
+from bc2.train.metrics import MetricsLog, last_row
 from bc2.train.objective import Objective
-from bc2.train.signals import Stop
-from bc2.train.stream import Step
+from bc2.train.schedule import Schedule, Speed
+from bc2.train.signals import Stop, Stopped
+from bc2.train.stream import Place, Step
 
 
 class Stream(Protocol):
     """Steps of any kind of data, from a global sample index on."""
 
+    @property
+    def rows(self) -> int:
+        """Samples in a step."""
+
     def steps(self, first: int) -> AbstractContextManager[Iterator[Step]]: ...
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When things happen, in optimizer steps."""
-
-    total: int
-    checkpoint_every: int
-    eval_every: int
-    log_every: int
-    learning_rate: Callable[[int], float]
-    clip_norm: float
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What turns seconds into MFU."""
-
-    tokens_per_step: int
-    flops_per_token: float
-    peak_flops: float
 
 
 @dataclass
@@ -67,185 +53,286 @@ class Loop:
     guard: Guard
     saver: Saver
     log: MetricsLog
-    evaluate: Callable[[], dict[str, float]] | None
+    evaluate: Callable[[], Measured] | None
     progress: Progress
     stop: Stop
     resume_command: str
     step: int = 0
     samples: int = 0
     rollbacks: int = 0
+    heldout: dict[str, Any] | None = None
+    """The row of the last evaluation."""
+    place: Place | None = None
+    """The step under way, or the one just made."""
+    torn: bool = False
+    """Whether weights, position and metrics do not belong together now: not to be saved."""
+    rewound: bool = False
+    """Whether no step was made since a rollback: what was saved before it leads here again."""
 
     def run(self, start: Snapshot | None) -> Artifact:
         """Train to the end and publish the finished checkpoint.
 
+        Whatever ends it early, the last completed step is saved first if that can be.
+
         Raises:
             Interrupted: a signal came; the state is saved.
-            RunFailed: too many bad steps, or a bad one under ``action = "stop"``.
+            RunFailed: too many bad steps, a bad one under ``action = "stop"``, no data for too
+                long, or a model whose held-out loss is not finite at the end.
+            DataError: samples could not be read.
+            ResourceError: the disk is full; the last checkpoint is whole.
         """
-        self._begin(start)
         try:
+            return self._run(start)
+        except Interrupted:
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _run(self, start: Snapshot | None) -> Artifact:
+        try:
+            self._begin(start)
             while self.step < self.schedule.total:
                 with self.stream.steps(self.samples) as steps:
                     self._until_rewound(steps)
-        except BaseException:
-            self._finish_saving()
-            raise
-        return self._finish()
+            return self._finish()
+        except Stopped:
+            self._leave()
 
     def _begin(self, start: Snapshot | None) -> None:
-        if start is not None:
+        if start is None:
+            self.log.reset(b"")
+        else:
             self._restore(start)
             self.progress(self.step)
-        else:
-            self.log.reset(b"")
-            self._evaluate()
-            if self.guard.config.action == "rollback":
-                # Something to roll back to from the very first step.
-                self._save()
+        self._evaluate_if_due()
+        if start is None and self.guard.config.action == "rollback":
+            # Something to roll back to from the very first step.
+            self._save()
 
     def _until_rewound(self, steps: Iterator[Step]) -> None:
         """Make steps until the run ends or a rollback moves the position."""
         while self.step < self.schedule.total:
             began = time.perf_counter()
-            step = next(steps)
-            data_s = time.perf_counter() - began
-            reason, measured = self._make(step)
-            if reason is None:
-                self._accepted(step, measured, began, data_s)
-            elif self._bad(step, reason) == "rewound":
+            last = self.samples + self.stream.rows - 1
+            self.place = Place(self.step + 1, self.samples, last)
+            with self._named(str(self.place)):
+                with self.engine.clock.part("data"):
+                    step = next(steps)
+                measured = self._measure(step)
+                reason = self.guard.judge(measured["loss"], measured["grad_norm"])
+                if reason is None:
+                    self._accept(step, measured, began)
+            if reason is not None and self._bad(step, reason) == "rewound":
                 return
             self._pause()
 
-    def _make(self, step: Step) -> tuple[str | None, dict[str, float]]:
-        """One optimizer step, unless the guard forbids its update."""
+    def _measure(self, step: Step) -> dict[str, float]:
+        """Forward and backward of one optimizer step; nothing is changed yet."""
         if not step.labels:
             raise RunFailed(
                 f"no supervised token in samples {step.first} to {step.first + step.rows - 1}",
                 todo="look at the token shards: every label of the batch is masked",
             )
-        measured = self.engine.accumulate(step.batches, self.objective, tokens=step.labels)
+        measured = self.engine.accumulate(
+            self._unless_stopped(step.batches), self.objective, tokens=step.labels
+        )
         norm = self.engine.gradient_norm()
-        reason = self.guard.judge(measured["loss"], norm)
-        rate = self.schedule.learning_rate(self.step)
-        if reason is None:
-            self.engine.update(rate, norm=norm, clip_norm=self.schedule.clip_norm)
         clipped = norm > self.schedule.clip_norm
-        return reason, {**measured, "grad_norm": norm, "clipped": clipped, "lr": rate}
+        rate = self.schedule.learning_rate(self.step)
+        return {**measured, "grad_norm": norm, "clipped": clipped, "lr": rate}
 
-    def _accepted(
-        self, step: Step, measured: dict[str, float], began: float, data_s: float
-    ) -> None:
-        self.guard.accept(measured["loss"])
-        self._advance(step)
-        took = time.perf_counter() - began
-        rate = self.speed.tokens_per_step / took
-        mfu = rate * self.speed.flops_per_token / self.speed.peak_flops
-        if self.step % self.schedule.log_every == 0 or self.step == self.schedule.total:
-            span = [step.first, step.first + step.rows - 1]
-            self.log.row(**self._at("step"), samples=span, **measured)
-            self.log.time(
-                "step", step=self.step, step_s=took, data_s=data_s, tokens_per_s=rate,
-                flops=rate * self.speed.flops_per_token, mfu=mfu,
-            )  # fmt: skip
-        shown = f"loss {measured['ce']:.3f}  z {measured['z']:.2f}  |g| {measured['grad_norm']:.2f}"
+    def _unless_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """A step may be long: a signal ends it between two micro-batches."""
+        for batch in batches:
+            self.stop.check()
+            yield batch
+
+    def _accept(self, step: Step, measured: dict[str, float], began: float) -> None:
+        logged = self.schedule.is_logged(self.step + 1)
+        with self._changing():
+            self.engine.update(
+                measured["lr"], norm=measured["grad_norm"], clip_norm=self.schedule.clip_norm
+            )
+            self.guard.accept(measured["loss"])
+            self._advance(step)
+            if logged:
+                span = [step.first, step.first + step.rows - 1]
+                self.log.row(**self._at("step"), samples=span, **measured)
+        self._tell(measured, time.perf_counter() - began, logged=logged)
+
+    def _tell(self, measured: dict[str, float], took: float, *, logged: bool) -> None:
+        """How long a step took, to the log and to whoever watches."""
+        speed = self.speed.of(took)
+        if logged:
+            parts = self.engine.clock.take()
+            self.log.time("step", step=self.step, step_s=took, **speed, parts=parts)
+        heldout = f"  held-out {self.heldout['heldout_loss']:.3f}" if self.heldout else ""
+        clipped = "*" if measured["clipped"] else ""
         self.progress(
-            1, f"{shown}  lr {measured['lr']:.1e}  {rate:,.0f} tok/s  MFU {100 * mfu:.0f}%"
+            1,
+            f"loss {measured['ce']:.3f}{heldout}  |g| {measured['grad_norm']:.2f}{clipped}  "
+            f"lr {measured['lr']:.1e}  {speed['tokens_per_s']:,.0f} tok/s  "
+            f"MFU {100 * speed['mfu']:.0f}%",
         )
 
     def _bad(self, step: Step, reason: str) -> str:
-        """Skip, roll back or stop, and say so with step and samples."""
-        self.guard.bad += 1
-        worst = max(self.guard.bad, self.rollbacks + 1)
-        last = step.first + step.rows - 1
-        place = f"step {self.step + 1}, samples {step.first} to {last}"
-        action = self.guard.config.action
+        """Skip, roll back or stop, and say so with step, samples and their sources."""
+        assert self.place is not None
         self.engine.discard()
-        self.log.time("bad", step=self.step + 1, samples=[step.first, last], reason=reason)
+        worst = max(self.guard.bad, self.rollbacks) + 1
+        action = self.guard.config.action
+        facts = {"samples": [*self.place[1:]], "sources": step.sources, "reason": reason}
+        self.log.time("bad", step=self.place.step, **facts)
         if action == "stop" or worst >= self.guard.config.max_bad:
-            self.log.row(**self._at("stop"), samples=[step.first, last], reason=reason)
-            raise RunFailed(
-                f"{reason} (bad steps or rollbacks without progress: {worst})",
-                where=place,
-                todo="look at these samples; a higher pretrain.guard.max_bad goes on from the last "
-                "checkpoint, another learning rate, action or max_rise is another run",
-            )
-        warn(f"{reason} at {place}: {'skipped' if action == 'skip' else 'rolling back'}")
+            self._refuse(facts, worst)
+        sources = ", ".join(f"{name} {count}" for name, count in step.sources.items())
+        then = "skipped" if action == "skip" else "rolling back"
+        warn(f"{reason} at {self.place} ({sources}): {then}")
         if action == "rollback":
-            return self._roll_back(step, reason)
-        self._advance(step)
+            return self._roll_back(step, facts)
+        with self._changing():
+            self.guard.bad += 1
+            self._advance(step)
+            self.log.row(**self._at("skip"), **facts)
         self.progress(1)
-        self.log.row(**self._at("skip"), samples=[step.first, last], reason=reason)
         return "skipped"
 
-    def _roll_back(self, step: Step, reason: str) -> str:
+    def _refuse(self, facts: dict[str, Any], worst: int) -> NoReturn:
+        """End the run at a bad step. What is saved knows nothing of it: it may be met anew."""
+        assert self.place is not None
+        self._keep()
+        self.log.row(**{**self._at("stop"), "step": self.place.step}, **facts)
+        raise RunFailed(
+            f"{facts['reason']} (bad steps or rollbacks without progress: {worst})",
+            where=str(self.place),
+            todo="look at these samples; a higher pretrain.guard.max_bad goes on from the last "
+            "checkpoint, another learning rate, action or max_rise is another run",
+        )
+
+    def _roll_back(self, step: Step, facts: dict[str, Any]) -> str:
         """Back to the last checkpoint, past everything read up to the bad step."""
-        bad, at = self.guard.bad, self.step
-        rollbacks = self.rollbacks + 1
+        bad, rollbacks, at = self.guard.bad + 1, self.rollbacks + 1, self.step
         self.saver.wait()
         assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
         with self.saver.anchor.hold():
-            self._restore(Snapshot.load(self.saver.anchor))
-        self.guard.bad = bad
-        self.rollbacks = rollbacks
-        skipped = [self.samples, step.first + step.rows - 1]
-        self.samples = step.first + step.rows
+            snapshot = Snapshot.load(self.saver.anchor)
+        self._restore(snapshot)
+        self._evaluate_if_due()
+        with self._changing():
+            self.guard.bad, self.rollbacks, self.rewound = bad, rollbacks, True
+            skipped = [self.samples, step.first + step.rows - 1]
+            self.samples = step.first + step.rows
+            row = {**facts, "samples": skipped, "from_step": at + 1}
+            self.log.row(**self._at("rollback"), **row)
         self.progress(self.step - at)
-        self.log.row(**self._at("rollback"), samples=skipped, reason=reason, from_step=at + 1)
         note(f"back at step {self.step}; samples {skipped[0]} to {skipped[1]} are left out")
         return "rewound"
 
     def _pause(self) -> None:
-        """What happens between steps: evaluation, checkpoints, signals, failed saves."""
-        done = self.step >= self.schedule.total
+        """What happens between steps: failed saves, evaluation, checkpoints."""
         if self.saver.failed():
             self.saver.wait()
-        if not done and self.step % self.schedule.eval_every == 0:
-            self._evaluate()
-        if self.stop and not done:
-            self._leave()
-        if not done and self.step % self.schedule.checkpoint_every == 0:
+        if self.step >= self.schedule.total:
+            return
+        self._evaluate_if_due()
+        if self.step % self.schedule.checkpoint_every == 0:
             began = time.perf_counter()
-            self._save()
-            self.log.time("save", step=self.step, wait_s=time.perf_counter() - began)
+            with self._named(f"the checkpoint of step {self.step}"):
+                self._save()
+                self.log.time("save", step=self.step, wait_s=time.perf_counter() - began)
 
-    def _leave(self) -> None:
+    def _leave(self) -> NoReturn:
+        """After a signal: what was under way is abandoned and will be made again."""
         assert self.stop.signum is not None
-        if self.saver.position_step() != self.step:
-            self._save(scheduled=self.step % self.schedule.checkpoint_every == 0)
+        assert not self.torn
+        self.engine.discard()
+        self._keep()
         self.saver.wait()
-        self.log.time("stop", step=self.step, signal=self.stop.signum)
+        self.log.time("stop", step=self.step, signal=self.stop.signum, seconds=self.stop.seconds())
         raise Interrupted(
             f"stopped at step {self.step} of {self.schedule.total}; everything is saved",
             signum=self.stop.signum,
             todo=f"go on with: {self.resume_command}",
-        )
+        ) from None
+
+    def _fail(self, error: BaseException) -> None:
+        """Save what can be saved before an error leaves, and name it in the log."""
+        try:
+            self.engine.discard()
+            if not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
+                self._keep()
+            self.saver.wait()
+        except Exception as second:
+            warn(f"and the state could not be saved: {second}")
+        saved = self.saver.latest.position if self.saver.latest else None
+        step = self.place.step if self.place else self.step
+        samples = [*self.place[1:]] if self.place else None
+        what = error.what if isinstance(error, Bc2Error) else repr(error)
+        at = saved.step if saved else None
+        try:
+            self.log.time("fail", step=step, samples=samples, what=what, saved=at)
+        except Bc2Error as second:
+            warn(f"and this could not be logged: {second}")
+        if saved:
+            note(f"step {saved.step} is saved; go on from there with: {self.resume_command}")
 
     def _finish(self) -> Artifact:
-        facts = self._evaluate()
+        measured, facts = self._evaluated(), None
+        if measured is not None:
+            if not measured.finite:
+                self._keep()
+            self._record(measured)
+            if not measured.finite:
+                raise RunFailed(
+                    f"the held-out loss is {measured.facts['heldout_loss']} after the last step, "
+                    "so the model is not published as finished",
+                    todo="another learning rate or precision is another run",
+                )
+            facts = measured.facts
         self._save(scheduled=False, finished=True, facts=facts)
         artifact = self.saver.wait()
         assert artifact is not None
         return artifact
 
-    def _finish_saving(self) -> None:
-        """Let a save in flight end, without hiding the error that is on its way."""
-        try:
-            self.saver.wait()
-        except BaseException as error:
-            warn(f"the checkpoint being saved failed too: {error}")
+    def _evaluate_if_due(self) -> None:
+        """Evaluate, unless the metrics have it: a signal may have come before it was made."""
+        due = self.step % self.schedule.eval_every == 0 and self.step < self.schedule.total
+        if due and (self.heldout is None or self.heldout["step"] != self.step):
+            measured = self._evaluated()
+            if measured is not None:
+                self._record(measured)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluated(self) -> Measured | None:
         if self.evaluate is None:
-            return {}
+            return None
         began = time.perf_counter()
-        measured = self.evaluate()
-        self.log.row(**self._at("eval"), **measured)
-        self.log.time("eval", step=self.step, eval_s=time.perf_counter() - began)
-        note(
-            f"step {self.step}: held-out loss {measured['heldout_loss']:.4f} nats/token, "
-            f"{measured['bits_per_byte']:.4f} bits/byte"
-        )
+        with self._named(f"the evaluation after step {self.step}"):
+            measured = self.evaluate()
+            self.log.time("eval", step=self.step, eval_s=time.perf_counter() - began)
         return measured
+
+    def _record(self, measured: Measured) -> None:
+        """All rows of an evaluation at once: there is all of it or nothing."""
+        row = {**self._at("eval"), **measured.facts}
+        samples = [{**self._at("sample"), **sample} for sample in measured.samples]
+        with self._named(f"the evaluation after step {self.step}"):
+            self.log.rows([row, *samples])
+        self.heldout = row
+        told = (
+            f"step {self.step}: held-out loss {row['heldout_loss']:.4f} nats/token, "
+            f"{row['bits_per_byte']:.4f} bits/byte"
+        )
+        if measured.finite:
+            note(told)
+        else:
+            warn(told)
+
+    def _keep(self) -> None:
+        """Save the last completed step, if there is one that is not saved."""
+        saved = self.saver.position == self.saver.at(self.step, self.samples)
+        if self.samples and not (saved or self.rewound):
+            self._save(scheduled=self.step % self.schedule.checkpoint_every == 0)
 
     def _save(
         self,
@@ -256,25 +343,47 @@ class Loop:
     ) -> None:
         if scheduled:
             self.rollbacks = 0
-        weights, optimizer = self.engine.snapshot()
-        state = TrainerState(
-            self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
-        )
-        snapshot = Snapshot(state, weights, optimizer, self.log.content(), random_state())
-        self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
+        with self.engine.clock.part("save"):
+            weights, optimizer = self.engine.snapshot()
+            state = TrainerState(
+                self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
+            )
+            snapshot = Snapshot(state, weights, optimizer, self.log.content(), random_state())
+            self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        self.engine.restore(snapshot.weights, snapshot.optimizer)
-        self.guard.restore(snapshot.state.recent, snapshot.state.bad)
-        self.step, self.samples = snapshot.state.step, snapshot.state.samples
-        self.rollbacks = snapshot.state.rollbacks
-        self.log.reset(snapshot.metrics)
-        torch.set_rng_state(snapshot.random)
+        with self._changing():
+            self.engine.restore(snapshot.weights, snapshot.optimizer)
+            self.guard.restore(snapshot.state.recent, snapshot.state.bad)
+            self.step, self.samples = snapshot.state.step, snapshot.state.samples
+            self.rollbacks = snapshot.state.rollbacks
+            self.log.reset(snapshot.metrics)
+            self.heldout = last_row(snapshot.metrics, "eval")
+            torch.set_rng_state(snapshot.random)
 
     def _advance(self, step: Step) -> None:
         self.step += 1
         self.samples = step.first + step.rows
+        self.rewound = False
 
     def _at(self, event: str) -> dict[str, Any]:
-        tokens = self.samples * self.saver.tokens_per_sample
-        return {"event": event, "step": self.step, "tokens": tokens}
+        return {"event": event, **vars(self.saver.at(self.step, self.samples))}
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What fails in here leaves the state torn."""
+        self.torn = True
+        yield
+        self.torn = False
+
+    @contextmanager
+    def _named(self, place: str) -> Iterator[None]:
+        """Say where in the run an error came."""
+        try:
+            yield
+        except Bc2Error as error:
+            if error.where is None:
+                error.where = place
+            else:
+                error.what += f", at {place}"
+            raise

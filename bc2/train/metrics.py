@@ -9,58 +9,108 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bc2.errors import UsageError
+from bc2.console import warn
+from bc2.errors import Bc2Error, UsageError, from_os_error
 from bc2.files import replace_durably
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 
+#: Bytes read at once from the end of a file.
+_BLOCK = 1 << 16
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+
+#: What str.splitlines takes for an end of line and JSON does not escape.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    clean = {name: _finite(value) for name, value in row.items()}
+    text = json.dumps(clean, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
+    return f"{text}\n".encode()
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut off by a crash is left out."""
+    """The rows of a metrics file.
+
+    A last line cut off by a crash is left out; another line that is no row (of a disk
+    that lost power) is left out too, and said.
+    """
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            yield row
+        else:
+            warn(f"{path}:{number} is no row of metrics and is left out")
+
+
+def last_row(content: bytes, event: str) -> dict[str, Any] | None:
+    """The last row of an event in a metrics file's content."""
+    for line in reversed(content.splitlines()):
+        row: dict[str, Any] = json.loads(line)
+        if row["event"] == event:
+            return row
+    return None
 
 
 class MetricsLog:
-    """Appends to both files of a run folder; a row is visible at once to a reader."""
+    """Appends to both files of a run folder; a row is visible at once to a reader.
+
+    Times are monotonic seconds since the log was made, and the wall clock beside them
+    for people.
+    """
 
     def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()):
         self.metrics = folder / METRICS
         self.timing = folder / TIMING
         self.trackers = trackers
+        self._began = time.monotonic()
+        _heal(self.timing)
 
     def reset(self, content: bytes) -> None:
         """Make ``metrics.jsonl`` what it was at a checkpoint."""
-        replace_durably(self.metrics, content)
+        try:
+            replace_durably(self.metrics, content)
+        except OSError as error:
+            raise from_os_error(error, f"writing {METRICS}") from error
 
     def content(self) -> bytes:
-        return self.metrics.read_bytes() if self.metrics.exists() else b""
+        """The whole lines of ``metrics.jsonl``."""
+        data = self.metrics.read_bytes() if self.metrics.exists() else b""
+        return data[: data.rfind(b"\n") + 1]
 
     def row(self, **values: Any) -> None:
         """One row of results; a NaN or Inf of a bad step is written as text."""
-        clean = {name: _finite(value) for name, value in values.items()}
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(_line(clean))
+        self.rows([values])
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Several rows, all or none of them.
+
+        Raises:
+            ResourceError: the disk is full; the file ends with the row before.
+        """
+        _append(self.metrics, b"".join(map(_line, rows)))
         for tracker in self.trackers:
-            tracker.log(values)
+            for row in rows:
+                tracker.log(row)
 
     def time(self, event: str, **values: Any) -> None:
-        """One row about the run itself, with the wall clock."""
-        with self.timing.open("a", encoding="utf-8") as stream:
-            stream.write(_line({"event": event, "time": time.time(), **values}))
+        """One row about the run itself, with the time since the attempt began."""
+        elapsed = time.monotonic() - self._began
+        row = {"event": event, "time": time.time(), "elapsed": elapsed, **values}
+        _append(self.timing, _line(row))
         if event == "step":
             for tracker in self.trackers:
                 tracker.log(values)
@@ -68,6 +118,43 @@ class MetricsLog:
     def close(self) -> None:
         for tracker in self.trackers:
             tracker.close()
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """Append whole lines; what a full disk took of them is cut off again."""
+    try:
+        with path.open("ab", buffering=0) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            try:
+                while lines:
+                    lines = lines[stream.write(lines) :]
+            except OSError:
+                stream.truncate(size)
+                raise
+    except OSError as error:
+        raise _named(error, path) from error
+
+
+def _named(error: OSError, path: Path) -> Bc2Error:
+    """As from_os_error; the error of a write knows no path."""
+    return from_os_error(OSError(error.errno, error.strerror, str(path)), f"writing {path.name}")
+
+
+def _heal(path: Path) -> None:
+    """Cut off a last line that a crash left unfinished, or the next row would be part of it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - _BLOCK)
+            stream.seek(begin)
+            at = stream.read(end - begin).rfind(b"\n")
+            if at >= 0:
+                end = begin + at + 1
+                break
+            end = begin
+        stream.truncate(end)
 
 
 def _finite(value: Any) -> Any:

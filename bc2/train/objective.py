@@ -17,6 +17,7 @@ from torch import Tensor
 from bc2.data.loader import Batch
 from bc2.model.head_loss import head_loss
 from bc2.model.transformer import Transformer
+from bc2.train.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Loss:
 
 
 class Objective(Protocol):
-    """``objective(model, batch) -> Loss``."""
+    """``objective(model, batch, clock) -> Loss``; the clock is told of forward and head."""
 
-    def __call__(self, model: Transformer, batch: Batch) -> Loss: ...
+    def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss: ...
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,20 @@ class NextToken:
 
     z_weight: float
 
-    def __call__(self, model: Transformer, batch: Batch) -> Loss:
+    def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
+        clock = clock or Clock()
         device = model.lm_head.weight.device
         tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True).flatten()
         labels = torch.from_numpy(batch.labels).to(device, non_blocking=True).flatten()
         boundaries = torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True)
-        hidden = model(tokens, boundaries, batch.max_seqlen)
-        parts = head_loss(
-            hidden,
-            model.lm_head.weight,
-            labels,
-            z_weight=self.z_weight,
-            norm_head=model.config.norm_head,
-        )
+        with clock.part("forward"):
+            hidden = model(tokens, boundaries, batch.max_seqlen)
+        with clock.part("head"):
+            parts = head_loss(
+                hidden,
+                model.lm_head.weight,
+                labels,
+                z_weight=self.z_weight,
+                norm_head=model.config.norm_head,
+            )
         return Loss(parts.loss_sum, {"ce": parts.ce_sum, "z": parts.z_sum})

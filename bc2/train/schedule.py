@@ -1,8 +1,41 @@
-"""Learning rate as a function of the step."""
+"""When things happen in a run, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things happen, in optimizer steps."""
+
+    total: int
+    checkpoint_every: int
+    eval_every: int
+    log_every: int
+    learning_rate: Callable[[int], float]
+    clip_norm: float
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a step, counted from 1, gets its rows."""
+        return step % self.log_every == 0 or step == self.total
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What turns seconds into MFU."""
+
+    tokens_per_step: int
+    flops_per_token: float
+    peak_flops: float
+
+    def of(self, seconds: float) -> dict[str, float]:
+        """The speed of a step that took so long."""
+        rate = self.tokens_per_step / seconds
+        flops = rate * self.flops_per_token
+        return {"tokens_per_s": rate, "flops": flops, "mfu": flops / self.peak_flops}
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, total: int, min_ratio: float) -> float:

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM: finish the step, save, and leave with the right exit code."""
+"""Ctrl-C and SIGTERM: abandon what is under way, save, and leave with the right exit code."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,29 @@ from types import FrameType
 from bc2.console import note
 
 
+class Stopped(Exception):
+    """A signal came: what is under way is to be abandoned. Never leaves the loop."""
+
+
 @dataclass
 class Stop:
     """Set by the first signal; a second one ends the process at once."""
 
     signum: int | None = None
+    at: float = 0.0
+    """When it came, monotonic seconds."""
 
     def __bool__(self) -> bool:
         return self.signum is not None
+
+    def check(self) -> None:
+        """To be called where a step or an evaluation can be abandoned. Raises: Stopped."""
+        if self:
+            raise Stopped
+
+    def seconds(self) -> float:
+        """How long ago the signal came."""
+        return time.monotonic() - self.at
 
 
 @contextmanager
@@ -30,8 +46,8 @@ def stop_on_signals() -> Iterator[Stop]:
         if stop:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        stop.signum = signum
-        note(f"{signal.Signals(signum).name}: finishing this step and saving; again to stop now")
+        stop.signum, stop.at = signum, time.monotonic()
+        note(f"{signal.Signals(signum).name}: saving the last completed step; again to stop now")
 
     previous = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:

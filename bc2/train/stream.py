@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from bc2.data.loader import Batch, Loader
+import numpy as np
+
+from bc2.data.loader import Ahead, Batch, Loader
+from bc2.errors import RunFailed
+
+#: How often a wait for data looks whether to go on waiting, seconds.
+_POLL_S = 0.2
+
+
+class Place(NamedTuple):
+    """A step and its samples, as every fault is named."""
+
+    step: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"step {self.step}, samples {self.first} to {self.last}"
 
 
 @dataclass(frozen=True)
@@ -19,11 +39,20 @@ class Step:
     """Samples in the step: indices first to first + rows - 1."""
     batches: list[Batch]
     """Its micro-batches."""
+    names: tuple[str, ...] = ()
+    """Names of the sources, by `Batch.source_ids`."""
 
     @property
     def labels(self) -> int:
         """Supervised tokens in the step."""
         return sum(batch.num_labels for batch in self.batches)
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many of its samples each source gave, most first."""
+        ids = np.concatenate([batch.source_ids for batch in self.batches])
+        counts = Counter(self.names[number] for number in ids)
+        return dict(counts.most_common())
 
 
 @dataclass(frozen=True)
@@ -35,15 +64,54 @@ class TokenStream:
     """Samples in a step."""
     micro_batch: int
     """Samples in a micro-batch; divides `rows`."""
+    timeout_s: float
+    """No batch for this long: the reader is stuck."""
+    check: Callable[[], None]
+    """Called while waiting; what it raises ends the wait."""
 
     @contextmanager
     def steps(self, first: int) -> Iterator[Iterator[Step]]:
         """The steps from global sample `first` on; reading stops with the block."""
         with self.loader.iterate(first, self.micro_batch) as batches:
-            yield self._group(first, batches)
+            yield self._group(first, waited(batches, self.timeout_s, self.check))
 
     def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[Step]:
+        names = tuple(self.loader.mixture.sources)
         while True:
             group = [next(batches) for _ in range(self.rows // self.micro_batch)]
-            yield Step(first, self.rows, group)
+            yield Step(first, self.rows, group, names)
             first += self.rows
+
+
+def waited(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:
+    """The batches, without waiting for ever.
+
+    Args:
+        timeout_s: the longest wait for one batch.
+        check: called before each batch and while waiting; what it raises ends the wait.
+
+    Raises:
+        RunFailed: there was none for `timeout_s` seconds.
+    """
+    while True:
+        began = time.monotonic()
+        while True:
+            check()
+            left = began + timeout_s - time.monotonic()
+            try:
+                batch = batches.take(max(0.0, min(left, _POLL_S)))
+                break
+            except StopIteration:
+                return
+            except TimeoutError:
+                if left <= 0:
+                    raise _stuck(timeout_s) from None
+        yield batch
+
+
+def _stuck(timeout_s: float) -> RunFailed:
+    return RunFailed(
+        f"no data for {timeout_s:g} s: reading the token shards is stuck",
+        todo="look at the disk or the network they are on, and run the same again; "
+        "pretrain.data_timeout_s says how long to wait",
+    )

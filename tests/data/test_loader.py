@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from bc2.data import loader as module
-from bc2.data.loader import IGNORED, Batch, Loader, heldout_batches, prefetch
+from bc2.data.loader import IGNORED, Batch, Loader, heldout_batches, read_ahead
 from bc2.data.mixture import Mixture
 from bc2.data.shards import TokenShards
 
@@ -131,17 +133,64 @@ def test_reading_ahead_is_bounded_and_stops_with_the_block(shards, monkeypatch):
 def test_errors_of_the_thread_are_raised_in_order(shards):
     batch = make_loader(shards).batch(0, 1)
 
-    def make(number: int) -> Batch:
-        if number == 2:
-            raise OSError("disk gone")
-        return batch
+    def batches() -> Iterator[Batch]:
+        yield batch
+        yield batch
+        raise OSError("disk gone")
 
-    with prefetch(make, 4) as batches:
-        assert next(batches) is batch
-        assert next(batches) is batch
+    with read_ahead(batches(), 4) as ready:
+        assert next(ready) is batch
+        assert next(ready) is batch
         with pytest.raises(OSError, match="disk gone"):
-            next(batches)
+            next(ready)
     assert running() == []
+
+
+def test_the_end_of_the_batches_is_the_end(shards):
+    batches = list(heldout_batches(shards, S, 4))
+    with read_ahead(iter(batches), 2) as ready:
+        assert list(ready) == batches
+
+
+def test_no_step_waits_while_reading_is_quicker_than_training(shards):
+    """Counted, not timed: at every take the queue is full again before the next one."""
+    loader = make_loader(shards)
+    with loader.iterate(0, 4, ahead=4) as batches:
+        waits = 0
+        for _ in range(50):
+            until = time.monotonic() + 10
+            while batches.ready() < 4:  # the step
+                assert time.monotonic() < until
+                time.sleep(0.0005)
+            try:
+                batches.take(timeout_s=1e-9)
+            except TimeoutError:
+                waits += 1
+    assert waits == 0
+
+
+def test_a_stuck_reader_is_not_waited_for(shards, monkeypatch):
+    monkeypatch.setattr(module, "_JOIN_S", 0.2)
+    batch = make_loader(shards).batch(0, 1)
+    release = threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        yield batch
+        release.wait()
+        yield batch
+
+    began = time.monotonic()
+    with read_ahead(batches(), 4) as ready:
+        assert ready.take(timeout_s=5) is batch
+        with pytest.raises(TimeoutError):
+            ready.take(timeout_s=0.05)
+        (stuck,) = running()
+    assert time.monotonic() - began < 5
+    assert stuck.daemon
+    assert stuck.is_alive()
+    release.set()
+    stuck.join(5)
+    assert not stuck.is_alive()
 
 
 @pytest.mark.parametrize(("length", "rows"), [(S, 4), (7, 5), (100_000, 3)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +75,83 @@ def test_a_window_is_a_copy(tmp_path):
 
 
 def test_few_files_are_open_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MAPPED", 3)
+    monkeypatch.setattr(module, "_OPEN", 3)
     arrays = [[number] * 4 for number in range(40)]
     shards = TokenShards.open(make(tmp_path, {"a": arrays}))
     assert shards.window("train", "a", 0, 160).tolist() == [i for ids in arrays for i in ids]
-    assert len(shards._maps) == 3
+    assert len(open_below(tmp_path)) == 3
+    del shards
+    assert open_below(tmp_path) == []
+
+
+def open_below(root: Path) -> list[str]:
+    """Files that this process holds open below a directory."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of this listing
+            links.append(os.readlink(entry))
+    return [link for link in links if link.startswith(str(root))]
+
+
+def test_a_file_is_not_closed_under_a_reader(tmp_path, monkeypatch):
+    """More threads than files may be open: each must read its own shard all the same."""
+    monkeypatch.setattr(module, "_OPEN", 1)
+    sources = {f"s{number}": [[number] * 500] for number in range(6)}
+    shards = TokenShards.open(make(tmp_path, sources))
+    wrong: list[object] = []
+
+    def read(number: int) -> None:
+        for step in range(400):
+            at = (number + step) % 6
+            try:
+                window = shards.window("train", f"s{at}", step, 100)
+                wrong.extend(set(window.tolist()) - {at})
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(open_below(tmp_path)) == 1
+
+
+def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
+    """Of a mapped file the kernel would kill the process."""
+    shards = TokenShards.open(make(tmp_path, {"a": [[5] * 5000, [7] * 5000]}))
+    path = tmp_path / "train/a/shard-00001.bin"
+    assert shards.window("train", "a", 4999, 2).tolist() == [5, 7]
+    os.truncate(path, 2000)
+    assert shards.window("train", "a", 5999, 1).tolist() == [7]
+    with pytest.raises(DataError, match="wanted 40 bytes at 1980, got 20") as caught:
+        shards.window("train", "a", 5990, 20)
+    assert (caught.value.where, caught.value.exit_code) == (str(path), 3)
+    with pytest.raises(DataError, match="wanted 8 bytes at 8000, got 0"):
+        shards.window("train", "a", 9000, 4)
+
+
+def test_a_shard_that_vanishes(tmp_path):
+    """An open file lives on; one that must be opened is named."""
+    shards = TokenShards.open(make(tmp_path, {"a": [[5] * 10], "b": [[7] * 10]}))
+    assert shards.window("train", "a", 0, 2).tolist() == [5, 5]
+    for source in "ab":
+        (tmp_path / f"train/{source}/shard-00000.bin").unlink()
+    assert shards.window("train", "a", 8, 2).tolist() == [5, 5]
+    with pytest.raises(DataError, match="gone") as caught:
+        shards.window("train", "b", 0, 2)
+    assert caught.value.where == str(tmp_path / "train/b/shard-00000.bin")
+
+
+def test_an_error_of_the_disk(tmp_path):
+    shards = TokenShards.open(make(tmp_path, {"a": [[5] * 10]}))
+    path = tmp_path / "train/a/shard-00000.bin"
+    path.unlink()
+    path.mkdir()  # opens, and reading it fails
+    with pytest.raises(DataError, match="cannot read the shard: is a directory") as caught:
+        shards.window("train", "a", 0, 2)
+    assert caught.value.where == str(path)
 
 
 def test_unknown_sources(tokens):

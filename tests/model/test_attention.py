@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +72,11 @@ def test_slopes_agree_with_the_recursive_rule(heads):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    lengths=st.lists(
+        st.one_of(st.integers(0, 9), st.sampled_from([63, 64, 65, 128, 130])),
+        min_size=1,
+        max_size=5,
+    ).filter(any),
     alibi=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -125,6 +130,32 @@ def test_alibi_bias_is_exact_at_distant_positions():
     # In 16 bits the distances 4095 and 4094 are one number.
     bias = alibi_bias(alibi_slopes(2), 1, 4097, torch.device("cpu"), torch.float32)
     assert bias[0, 0, :3].tolist() == [-4096 / 16, -4095 / 16, -4094 / 16]
+
+
+def test_kernels_see_few_shapes_whatever_documents_come(monkeypatch):
+    seen = set()
+    real = F.scaled_dot_product_attention
+
+    def watched(q, k, v, **options):
+        seen.add(tuple(q.shape[1:]))
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    for seed in range(30):
+        drawn = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(1, 257, (6,), generator=drawn).tolist()
+        q, k, v = qkv(lengths, seed=seed)
+        attend(q, k, v, bounds(lengths), max(lengths))
+    assert {length for _, length, _ in seen} == {64, 128, 192, 256}
+
+
+def test_a_forward_pass_trains_after_one_in_inference_mode():
+    lengths = [70, 9]
+    q, k, v = qkv(lengths)
+    with torch.inference_mode():
+        attend(q, k, v, bounds(lengths), 70)
+    attend(q, k, v, bounds(lengths), 70).sum().backward()
+    assert v.grad is not None
 
 
 def test_empty_documents_are_nothing():

@@ -1,10 +1,12 @@
 """The fused head and loss against the plain one in float64."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import check_grad
 
 from bc2.errors import DataError
 from bc2.model import head_loss as module
@@ -63,14 +65,64 @@ def test_float64_agrees_with_the_plain_loss(
 
 
 @pytest.mark.parametrize("norm_head", [True, False])
-def test_gradcheck(norm_head):
+def test_gradients_are_the_differences_of_the_loss(norm_head):
     hidden, weight, labels = inputs(5, 4, 9)
 
-    def loss(hidden, weight):
-        out = head_loss(hidden, weight, labels, z_weight=0.05, norm_head=norm_head, chunk_tokens=2)
-        return out.loss_sum
+    def run(flat):
+        parts = torch.from_numpy(flat).split([hidden.numel(), weight.numel()])
+        moved = [
+            p.view_as(x).requires_grad_() for p, x in zip(parts, (hidden, weight), strict=True)
+        ]
+        options = {"z_weight": 0.05, "norm_head": norm_head, "chunk_tokens": 2}
+        return head_loss(*moved, labels, **options).loss_sum, moved
 
-    assert torch.autograd.gradcheck(loss, (hidden, weight))
+    def gradient(flat):
+        loss, moved = run(flat)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, moved)]).numpy()
+
+    at = torch.cat([hidden.flatten(), weight.flatten()]).detach().numpy()
+    error = check_grad(lambda flat: run(flat)[0].item(), gradient, at)
+    assert error < 1e-5 * np.linalg.norm(gradient(at))
+
+
+def test_a_second_backward_is_refused():
+    hidden, weight, labels = inputs(5, 4, 9)
+    out = head_loss(hidden, weight, labels, z_weight=0.05)
+    out.loss_sum.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward once"):
+        out.loss_sum.backward()
+
+
+def test_an_fp32_weight_beside_bf16_hidden_states_has_an_unrounded_gradient():
+    hidden, weight, labels = inputs(300, 32, 1500, torch.float32)
+    half = hidden.detach().bfloat16().requires_grad_()
+    out = head_loss(half, weight, labels, z_weight=2e-4)
+    out.loss_sum.backward()
+    # The unit rows are what is rounded: the reference gets them rounded too.
+    unit = F.normalize(weight.detach(), dim=-1).bfloat16()
+    sums, _ = naive(half, unit, labels, 2e-4, norm_head=False)
+    assert out.loss_sum.item() == pytest.approx(sums[0], rel=1e-3)
+    exact = naive(hidden, weight, labels, 2e-4)[1]
+    assert weight.grad.dtype == torch.float32
+    assert relative(weight.grad, exact[1]) < 6e-3
+    assert not torch.equal(weight.grad, weight.grad.bfloat16().float())
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 127, 128, 129, 300, 511, 512])
+def test_sizes_are_round_whatever_is_labelled(monkeypatch, labelled):
+    seen = []
+    real = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **kw: seen.append(a.shape) or real(a, b, **kw))
+    hidden, weight, labels = inputs(512, 8, 40, masked=0.0)
+    labels[torch.randperm(512)[: 512 - labelled]] = IGNORE
+    sums, grads = naive(hidden, weight, labels, 0.1) if labelled else ([0.0], None)
+    out = head_loss(hidden, weight, labels, z_weight=0.1)
+    assert out.count == labelled
+    assert out.loss_sum.item() == pytest.approx(sums[0], rel=1e-12)
+    assert {n for shape in seen for n in shape} <= {40, 8, 128, 256, 384, 512}
+    if grads:
+        found = torch.autograd.grad(out.loss_sum, (hidden, weight))
+        torch.testing.assert_close(found, grads, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("vocab", [8192, 125_696])
@@ -146,9 +198,9 @@ def test_blocks_of_rows_do_not_show(monkeypatch):
 @pytest.mark.parametrize("scale", [1.0, 0.0, -2.5, 1e-4])
 def test_gradients_are_scaled_by_what_comes_in(scale):
     hidden, weight, labels = inputs(9, 4, 11)
-    out = head_loss(hidden, weight, labels, z_weight=0.1)
-    once = torch.autograd.grad(out.loss_sum, (hidden, weight), retain_graph=True)
-    found = torch.autograd.grad(out.loss_sum * scale, (hidden, weight))
+    first, second = (head_loss(hidden, weight, labels, z_weight=0.1) for _ in range(2))
+    once = torch.autograd.grad(first.loss_sum, (hidden, weight))
+    found = torch.autograd.grad(second.loss_sum * scale, (hidden, weight))
     torch.testing.assert_close(found, tuple(scale * g for g in once), rtol=1e-12, atol=1e-15)
 
 
@@ -207,7 +259,7 @@ def test_only_the_wanted_gradients_are_computed(monkeypatch, which):
     else:
         out.loss_sum.backward()
         torch.testing.assert_close(wanted[which].grad, expected[which], rtol=1e-9, atol=1e-12)
-    assert len(products) == (2 if which == "hidden" else 1)
+    assert len(products) == (1 if which == "neither" else 2)
 
 
 def test_no_grad_skips_the_gradient_work(monkeypatch):
@@ -258,7 +310,7 @@ def test_a_label_outside_the_vocabulary_is_an_error(wrong):
     [
         ({"hidden": torch.ones(3, 5)}, "does not fit weight"),
         ({"labels": torch.zeros(4, dtype=torch.int64)}, "labels for 3 tokens"),
-        ({"hidden": torch.ones(3, 4).bfloat16()}, "bfloat16 but weight is torch.float32"),
+        ({"weight": torch.ones(7, 4).bfloat16()}, "float32 but weight is torch.bfloat16"),
         ({"hidden": torch.ones(3, 4).half(), "weight": torch.ones(7, 4).half()}, "not supported"),
     ],
 )

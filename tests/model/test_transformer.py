@@ -203,31 +203,31 @@ def test_rotary_angles_are_distinct_and_right_at_any_position():
     frequency = torch.tensor([10000.0 ** -(2 * c / 8) for c in range(4)], dtype=torch.float64)
     angle = positions.double()[:, None] * frequency
     # An fp32 angle of up to 20,000 is within half a unit in its last place, 2^-10.
-    assert (cos[:, 0, :4] - angle.cos()).abs().max() < 2**-9
-    assert (sin[:, 0, 4:] - angle.sin()).abs().max() < 2**-9
+    assert (cos[:, 0, 0, :4] - angle.cos()).abs().max() < 2**-9
+    assert (sin[:, 0, 0, 4:] - angle.sin()).abs().max() < 2**-9
     # The fastest channel turns by exactly the position: exact in fp32, not in bf16.
-    assert torch.equal(sin[:, 0, 0], positions.float().sin())
+    assert torch.equal(sin[:, 0, 0, 4], positions.float().sin())
     assert (sin[1:] != sin[:-1]).any(-1).all()
 
 
 def test_rotation_by_the_definition():
-    x = torch.randn(5, 2, 6, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, 6, dtype=torch.float64)
     positions = torch.tensor([0, 1, 7, 300, 4097])
     turned = rotate(x, *rotary_table(positions, 6, 100.0))
     for t, p in enumerate(positions.tolist()):
         for c in range(3):
             angle = p * 100.0 ** (-2 * c / 6)
-            a, b = x[t, :, c], x[t, :, c + 3]
+            a, b = x[t, ..., c], x[t, ..., c + 3]
             one = a * math.cos(angle) - b * math.sin(angle)
             two = b * math.cos(angle) + a * math.sin(angle)
             # The angles are fp32: half a unit in the last place of up to p radians, twice.
             within = {"rtol": 0, "atol": (p + 1) * 2**-22}
-            torch.testing.assert_close(turned[t, :, c], one, **within)
-            torch.testing.assert_close(turned[t, :, c + 3], two, **within)
+            torch.testing.assert_close(turned[t, ..., c], one, **within)
+            torch.testing.assert_close(turned[t, ..., c + 3], two, **within)
 
 
 def test_rotation_keeps_bf16_positions_apart():
-    x = torch.randn(1, 1, 8).bfloat16().expand(2, 1, 8)
+    x = torch.randn(1, 1, 1, 8).bfloat16().expand(2, 1, 1, 8)
     one, two = rotate(x, *rotary_table(torch.tensor([3000, 3001]), 8, 10000.0))
     assert not torch.equal(one, two)
 

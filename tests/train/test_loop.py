@@ -17,15 +17,18 @@ from bc2.data.loader import Batch
 from bc2.errors import ResourceError, RunFailed
 from bc2.registry import Artifact, Registry
 from bc2.train import pretrain as pretraining
-from bc2.train.checkpoint import Saver, Snapshot
+from bc2.train.checkpoint import Saver, Snapshot, reading_order
+from bc2.train.metrics import METRICS, read_rows
 from bc2.train.objective import Loss, NextToken
+
+SHORT = ["pretrain.length=12 steps", "pretrain.sample_tokens=4"]
 
 Poison = Callable[[Batch, Loss], Loss]
 
 
 def train(*overrides: str) -> tuple[Artifact, list[dict[str, Any]]]:
     session = stages.Session(Registry.open())
-    loaded = recipe.load("small.toml", ["pretrain.length=12 steps", *overrides])
+    loaded = recipe.load("small.toml", [*SHORT, *overrides])
     artifact = stages.base_model(session, loaded, ["bc2"])
     return artifact, events(artifact)
 
@@ -41,8 +44,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[int, floa
     seen = {"batches": 0}
 
     def install(bad: dict[int, float]) -> None:
-        def call(self: NextToken, model: Any, batch: Batch) -> Loss:
-            loss = plain(self, model, batch)
+        def call(self: NextToken, model: Any, batch: Batch, clock: Any = None) -> Loss:
+            loss = plain(self, model, batch, clock)
             if not torch.is_grad_enabled():
                 return loss
             step = seen["batches"] // 2  # two micro-batches a step
@@ -65,7 +68,11 @@ def test_nan_is_skipped_and_named(
     (skip,) = [row for row in rows if row["event"] == "skip"]
     assert (skip["step"], skip["samples"]) == (6, [40, 47])
     assert "loss is nan" in skip["reason"]
-    assert "loss is nan at step 6, samples 40 to 47: skipped" in capsys.readouterr().err
+    assert sum(skip["sources"].values()) == 8
+    assert set(skip["sources"]) <= {"docs", "code"}
+    told = ", ".join(f"{name} {count}" for name, count in skip["sources"].items())
+    said = f"loss is nan at step 6, samples 40 to 47 ({told}): skipped"
+    assert said in capsys.readouterr().err
     steps = [row["step"] for row in rows if row["event"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
     weights = Snapshot.load(artifact).weights
@@ -105,9 +112,15 @@ def test_stop_ends_the_run_and_keeps_the_checkpoint(small: Path, poison: Any) ->
     with pytest.raises(RunFailed, match="loss is nan") as caught:
         train('pretrain.guard.action="stop"')
     assert caught.value.where == "step 7, samples 48 to 55"
-    (kept,) = Registry.open().list("checkpoint")
-    assert kept.position is not None
-    assert kept.position.step == 4
+    kept = Registry.open().list("checkpoint")
+    assert sorted(one.position.step for one in kept if one.position) == [4, 6]
+    (folder,) = Registry.open().runs.iterdir()
+    row = list(read_rows(folder / METRICS))[-1]
+    assert (row["event"], row["step"], row["samples"]) == ("stop", 7, [48, 55])
+    # what is saved knows nothing of the bad step, so that it can be met anew
+    furthest = max(kept, key=reading_order)
+    assert [one["event"] for one in events(furthest)][-1] == "step"
+    assert Snapshot.load(furthest).state.bad == 0
 
 
 def test_bad_data_without_end_stops_the_run(small: Path, poison: Any) -> None:
@@ -215,8 +228,7 @@ def test_heldout_loss_is_what_a_plain_evaluation_gives(small: Path) -> None:
         nats -= float(logs[kept, labels[kept]].sum())
         count += len(kept)
         size += sum(len(pieces.decode_bytes([int(i)])) for i in labels[kept])
-    last = rows[-1]
-    assert last["event"] == "eval"
+    last = [row for row in rows if row["event"] == "eval"][-1]
     assert last["heldout_tokens"] == count
     assert last["heldout_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert last["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from bc2 import recipe, stages
-from bc2.errors import UsageError
+from bc2.errors import Bc2Error, UsageError
 from bc2.registry import Registry
-from bc2.train.metrics import METRICS, MetricsLog, check_trackers, read_rows
+from bc2.train.metrics import (
+    METRICS,
+    TIMING,
+    MetricsLog,
+    check_trackers,
+    last_row,
+    read_rows,
+)
 
 
 def test_rows_are_visible_at_once_and_nan_is_text(tmp_path: Path) -> None:
@@ -33,6 +42,67 @@ def test_reset_goes_back_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 2, "lo')
     assert list(read_rows(tmp_path / METRICS)) == [{"step": 1}]
+
+
+def test_a_torn_line_of_an_earlier_attempt_is_cut_off(tmp_path: Path) -> None:
+    """Or the next row would be part of it, and both lost."""
+    path = tmp_path / TIMING
+    torn = ('{"event": "step", "text": "' + "汉" * 40_000).encode()[:-1]  # inside a character
+    path.write_bytes(b'{"event": "start", "step": 0}\n' + torn)
+    assert [row["event"] for row in read_rows(path)] == ["start"]
+    log = MetricsLog(tmp_path)
+    log.time("resume", step=0)
+    assert [row["event"] for row in read_rows(path)] == ["start", "resume"]
+    path.write_bytes(torn)
+    MetricsLog(tmp_path)
+    assert path.read_bytes() == b""
+
+
+def test_lines_that_are_no_rows_are_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a disk may hold after a loss of power, and an older version's torn line."""
+    path = tmp_path / METRICS
+    path.write_bytes(b'{"step": 1}\n' + bytes(8) + b'\n{"st{"step": 2}\n[3]\n{"step": 4}\n')
+    assert list(read_rows(path)) == [{"step": 1}, {"step": 4}]
+    err = capsys.readouterr().err
+    assert [f"{METRICS}:{line} is no row" in err for line in (1, 2, 3, 4, 5)] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+
+
+def test_a_row_is_one_line_however_it_is_split(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    text = "a\x0bb\x85c\u2028d\u2029e\r\n汉\x00"
+    log.row(event="sample", text=text)
+    (line,) = (tmp_path / METRICS).read_text().splitlines()
+    assert "汉" in line
+    assert json.loads(line)["text"] == text
+
+
+def test_rows_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.row(step=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / METRICS).stat().st_size
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        with pytest.raises(Bc2Error, match="while writing metrics") as caught:
+            log.rows([{"step": 2}, {"step": 3}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.where == str(tmp_path / METRICS)
+    assert list(read_rows(tmp_path / METRICS)) == [{"step": 1}]
+    assert log.content() == b'{"step": 1}\n'
+
+
+def test_the_last_row_of_an_event() -> None:
+    content = b'{"event": "eval", "step": 0}\n{"event": "eval", "step": 8}\n{"event": "step"}\n'
+    assert last_row(content, "eval") == {"event": "eval", "step": 8}
+    assert last_row(content, "sample") is None
+    assert last_row(b"", "eval") is None
 
 
 def test_timing_is_apart_from_results(tmp_path: Path) -> None:
@@ -66,6 +136,12 @@ def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None
     assert seen == pytest.approx([row["loss"] for row in steps], rel=1e-6)
     timing = [row for row in read_rows(folder / "timing.jsonl") if row["event"] == "step"]
     assert all(row["tokens_per_s"] > 0 and 0 < row["mfu"] < 1.5 for row in timing)
+    for row in timing:
+        assert set(row["parts"]) >= {"data", "forward", "head", "backward", "optimizer"}
+        parts = {name: value for name, value in row["parts"].items() if name != "save"}
+        assert 0 < sum(parts.values()) <= row["step_s"]
+    # the save after step 4 is counted to the step behind it
+    assert [row["step"] for row in timing if "save" in row["parts"]] == [5]
     png, svg = folder / "loss.png", folder / "loss.svg"
     assert png.read_bytes().startswith(b"\x89PNG")
     drawn = svg.read_text()

@@ -35,6 +35,7 @@ STEPS, EVERY, ROWS = 60, 3, 8
 LONG = [
     "--set", f"pretrain.length={STEPS} steps",
     "--set", f"pretrain.checkpoint_every={EVERY} steps",
+    "--set", "pretrain.sample_tokens=4",
 ]  # fmt: skip
 BF16 = ["--set", "pretrain.precision=bf16"]
 UNSAVED = ["--set", "pretrain.checkpoint_every=1000 steps"]
@@ -510,8 +511,8 @@ def batch(self, first, count):
     samples[made.tokens.tobytes()] = range(first, first + count)
     return made
 
-def objective(self, model, batch):
-    loss = call(self, model, batch)
+def objective(self, model, batch, clock=None):
+    loss = call(self, model, batch, clock)
     if not torch.is_grad_enabled():
         return loss
     mine = samples[batch.tokens.tobytes()]
@@ -533,20 +534,24 @@ ROLLBACK = [
     "--set", f"pretrain.length={ROLLBACK_STEPS} steps",
     "--set", "pretrain.checkpoint_every=6 steps",
     "--set", 'pretrain.guard.action="rollback"',
+    "--set", "pretrain.sample_tokens=4",
 ]  # fmt: skip
 
 
-def drive(folder: Path, at: int = -1, signum: int = 0) -> Process:
-    """Train on poisoned samples; `signum` meets it in the batch `at` (in steps of samples)."""
+def drive(folder: Path, at: float = -1, signum: int = 0) -> Process:
+    """Train on poisoned samples; `signum` meets it in the batch `at` (in steps of samples).
+
+    22.5 is the second micro-batch of the step that begins at 22: after it the step is made.
+    """
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
-    plan = [json.dumps([ROWS * bad for bad in BAD]), str(ROWS * at), str(int(signum))]
+    plan = [json.dumps([ROWS * bad for bad in BAD]), str(int(ROWS * at)), str(int(signum))]
     return launch(
         folder, [sys.executable, "-P", str(driver), *plan, *PRETRAIN, *ROLLBACK]
     )  # fmt: skip
 
 
-def disturb(folder: Path, at: int, signum: int) -> None:
+def disturb(folder: Path, at: float, signum: int) -> None:
     process = drive(folder, at, signum)
     _, err = process.communicate(timeout=120)
     died = -signum if signum == signal.SIGKILL else 128 + signum
@@ -576,9 +581,9 @@ def rollbacks_of(artifact: Artifact) -> list[dict[str, Any]]:
 def test_disturbed_rollbacks_end_as_undisturbed_ones(
     rolled_back: Artifact, prepared_home: Path, tmp_path: Path
 ) -> None:
-    """Saved off schedule right before a bad step, and killed in the next bad one."""
+    """Saved off schedule in a bad step, which is abandoned, and killed in the next bad one."""
     folder = copy_of(prepared_home, tmp_path / "disturbed")
-    disturb(folder, 21, signal.SIGTERM)
+    disturb(folder, 22, signal.SIGTERM)
     disturb(folder, 25, signal.SIGKILL)
     assert result(drive(folder))["made"] is True
     assert attempts(folder) == [("start", 0), ("resume", 22), ("resume", 22)]
@@ -591,8 +596,8 @@ def test_a_signal_after_a_rollback_saves_what_is_gone_on_from(
 ) -> None:
     """Step 19 after a rollback is further than step 22 before it."""
     folder = copy_of(prepared_home, tmp_path / "disturbed")
-    disturb(folder, 21, signal.SIGTERM)
     disturb(folder, 22, signal.SIGTERM)
+    disturb(folder, 24, signal.SIGTERM)
     assert timing(folder, "stop")[-1]["step"] == 19
     assert result(drive(folder))["made"] is True
     assert attempts(folder) == [("start", 0), ("resume", 22), ("resume", 19)]
@@ -601,9 +606,9 @@ def test_a_signal_after_a_rollback_saves_what_is_gone_on_from(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("at", [17, 22, 23, 26, 33, 34])
+@pytest.mark.parametrize("at", [17, 17.5, 22, 22.5, 23, 25.5, 26, 33, 33.5, 34])
 def test_one_disturbance_of_a_rollback(
-    rolled_back: Artifact, prepared_home: Path, tmp_path: Path, at: int, signum: int
+    rolled_back: Artifact, prepared_home: Path, tmp_path: Path, at: float, signum: int
 ) -> None:
     folder = copy_of(prepared_home, tmp_path / "disturbed")
     disturb(folder, at, signum)

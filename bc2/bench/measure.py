@@ -1,0 +1,255 @@
+"""Contenders in turn: a block of steps of one, then of the next, round after round.
+
+Whatever else the machine does falls on all of them, and a ratio is taken within a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from bc2.bench.data import write_shards
+from bc2.bench.process import WorkerProcess
+from bc2.bench.results import Checkpoint, Found, Memory, Peak, Ratio, Result
+from bc2.bench.spec import Spec
+from bc2.console import Progress, note, warn
+from bc2.errors import RunFailed
+from bc2.files import make_directory
+from bc2.model.config import ModelConfig
+from bc2.train.child import ChildFailed
+from bc2.train.config import PretrainConfig
+from bc2.train.device import pick_precision
+from bc2.train.memory import estimate
+
+#: Times that the device's peak is measured, before the rounds and again after them.
+PEAK_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. `Spec.shards` is filled in when the data is written."""
+
+    contenders: tuple[Spec, ...]
+    steps: int
+    """Optimizer steps of a block."""
+    rounds: int
+    """Blocks of each contender."""
+    documents: int
+    """Mean tokens of a document; 0: a row is one document."""
+    checkpoint: bool
+    """Time a checkpoint of each of ours."""
+    datasheet: float | None
+    """Peak FLOP/s of the device by its maker."""
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.contenders[0].model
+
+    @property
+    def training(self) -> PretrainConfig:
+        return self.contenders[0].training
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.training.device)
+
+    @property
+    def blocks(self) -> int:
+        """What progress counts: a warm-up and the rounds of every contender."""
+        return len(self.contenders) * (self.rounds + 1)
+
+
+@dataclass
+class _Running:
+    """A contender at work, and what is known of it so far."""
+
+    process: WorkerProcess
+    found: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Found`."""
+    parts: list[dict[str, float]] = field(default_factory=list)
+    """Mean seconds of each part, by block."""
+
+    @property
+    def spec(self) -> Spec:
+        return self.process.spec
+
+    @property
+    def failed(self) -> bool:
+        return "failed" in self.found
+
+    def attempt(self, act: Callable[[], None]) -> None:
+        """Do something with the worker; its failure becomes its result."""
+        if self.failed:
+            return
+        try:
+            act()
+        except ChildFailed as error:
+            self.found = {"failed": str(error)}
+            warn(f"{self.spec.name} failed: {error}")
+            # Its memory is the others'.
+            self.process.close()
+
+    def begin(self) -> None:
+        self.process.begin()
+        self.found["warmup_steps"] = self.process.ask("warmup")["steps"]
+        self.found["threads"] = self.process.ask("threads")["threads"]
+        self.found["rounds"] = []
+
+    def block(self, steps: int) -> None:
+        answer = self.process.ask("block", steps=steps)
+        self.found["rounds"].append(answer["seconds"])
+        self.parts.append(answer["parts"])
+        self.found["loss"] = answer["loss"]
+
+    def finish(self, steps: int, *, checkpoint: bool) -> None:
+        """What is measured after the rounds, alone."""
+        self.found["memory"] = Memory(**self.process.ask("memory"), estimate=_estimate(self.spec))
+        self._parts(steps)
+        if checkpoint and self.spec.kind == "bc2":
+            try:
+                self.found["checkpoint"] = Checkpoint(**self.process.ask("checkpoint", steps=steps))
+            except ChildFailed as error:
+                # The rounds were measured: a full disk must not take them.
+                warn(f"{self.spec.name}: no checkpoint could be timed: {error}")
+                self.found["checkpoint_failed"] = str(error)
+
+    def _parts(self, steps: int) -> None:
+        rounds, parts = self.found["rounds"], self.parts
+        if self.spec.training.device.startswith("cuda"):
+            answer = self.process.ask("block", steps=steps, wait=True)
+            rounds, parts = [answer["seconds"]], [answer["parts"]]
+        self.found["parts"] = {
+            name: statistics.fmean(part.get(name, 0.0) for part in parts) for name in parts[0]
+        }
+        self.found["parts_step_s"] = statistics.fmean(s for block in rounds for s in block)
+
+    def result(self) -> Found:
+        spec = self.spec
+        return Found(name=spec.name, kind=spec.kind, checkpointing=spec.checkpointing, **self.found)
+
+
+def _estimate(spec: Spec) -> dict[str, int] | None:
+    """Bytes that ours should take above the imports, by part; nothing is known of a peer."""
+    if spec.kind != "bc2":
+        return None
+    training = spec.training
+    device = torch.device(training.device)
+    expected = estimate(
+        spec.model,
+        training.micro_rows,
+        training.sequence_length,
+        pick_precision(training.precision, device),
+        spec.checkpointing,
+        device=device.type,
+        accumulated=training.micro_rows < training.batch_rows,
+    )
+    parts = {name: value for name, value in asdict(expected).items() if name != "accumulated"}
+    return {**parts, "total": expected.total}
+
+
+def measure(plan: Plan, scratch: Path, progress: Progress, header: Mapping[str, Any]) -> Result:
+    """Measure a plan.
+
+    Args:
+        scratch: a folder on the disk where checkpoints go; nothing is left in it.
+        progress: told of every block.
+        header: the fields of `Result` that say what was asked for, where and when.
+
+    Raises:
+        RunFailed: not one contender of ours could run; nothing is to be compared.
+    """
+    make_directory(scratch)
+    with TemporaryDirectory(dir=scratch, prefix="run-") as folder, ExitStack() as held:
+        shards = Path(folder) / "shards"
+        write_shards(shards, plan.model.vocab_size, plan.training, plan.documents)
+        named = [spec.model_copy(update={"shards": str(shards)}) for spec in plan.contenders]
+        products = held.enter_context(_matmul(named[0]))
+        running = [_warmed_up(spec, held, progress) for spec in named]
+        before = _peak(products)
+        _rounds(plan, running, progress)
+        after = _peak(products)
+        for each in running:
+            each.attempt(lambda each=each: each.finish(plan.steps, checkpoint=plan.checkpoint))  # type: ignore[misc]
+        found = [each.result() for each in running]
+    _require_ours(found)
+    return Result(
+        **header,
+        params=plan.model.num_params(),
+        tokens_per_step=plan.training.batch_rows * plan.training.sequence_length,
+        flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
+        peak=Peak(before=before, after=after, datasheet=plan.datasheet),
+        contenders=found,
+        ratios=list(_ratios(found)),
+    )
+
+
+@contextmanager
+def _matmul(spec: Spec) -> Iterator[WorkerProcess]:
+    products = spec.model_copy(update={"kind": "matmul", "name": "matmul", "tuned": True})
+    with WorkerProcess(products) as process:
+        process.begin()
+        yield process
+
+
+def _peak(products: WorkerProcess) -> float:
+    return max(float(products.ask("peak")["flops"]) for _ in range(PEAK_REPEATS))
+
+
+def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
+    """Start a contender, after the ones before it have come to rest, and warm it up."""
+    each = _Running(held.enter_context(WorkerProcess(spec)))
+    each.attempt(each.begin)
+    steps = each.found.get("warmup_steps", 0)
+    progress(1, f"{spec.name}: {steps} steps to warm up" if steps else "")
+    return each
+
+
+def _rounds(plan: Plan, running: list[_Running], progress: Progress) -> None:
+    for _ in range(plan.rounds):
+        for each in running:
+            each.attempt(lambda each=each: each.block(plan.steps))  # type: ignore[misc]
+            if not each.failed:
+                seconds = statistics.median(each.found["rounds"][-1])
+                progress(1, f"{each.spec.name}: {seconds * 1e3:.1f} ms a step")
+            else:
+                progress(1)
+
+
+def _require_ours(found: list[Found]) -> None:
+    ours = [each for each in found if each.kind == "bc2"]
+    if ours and all(each.failed for each in ours):
+        raise RunFailed(
+            f"{ours[0].name} could not be measured: {ours[0].failed}",
+            todo="lower pretrain.micro_batch, raise pretrain.activation_checkpointing, or look "
+            "at what `bc2 doctor` says",
+        )
+
+
+def _ratios(found: list[Found]) -> Iterator[Ratio]:
+    ran = [each for each in found if not each.failed]
+    for ours in (each for each in ran if each.kind == "bc2"):
+        for peer in (each for each in ran if each.kind == "hf"):
+            yield Ratio(ours=ours.name, peer=peer.name, rounds=_by_round(ours, peer))
+
+
+def _by_round(ours: Found, peer: Found) -> list[float]:
+    pairs = zip(ours.rounds, peer.rounds, strict=True)
+    return [statistics.median(theirs) / statistics.median(mine) for mine, theirs in pairs]
+
+
+def announce(plan: Plan) -> None:
+    """Say on stderr what is going to be measured."""
+    training = plan.training
+    note(
+        f"{plan.model.num_params():,} parameters, {training.batch_rows} x "
+        f"{training.sequence_length} tokens a step in micro-batches of {training.micro_batch}, "
+        f"{training.precision} on {training.device}: {plan.rounds} rounds of {plan.steps} steps "
+        f"of {', '.join(spec.name for spec in plan.contenders)} in turn"
+    )

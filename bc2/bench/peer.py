@@ -1,0 +1,121 @@
+"""The peer: transformers' Llama at the same shape, as one would train it in plain torch.
+
+It differs where the models do: no NormHead, no max-z loss, rotary positions also where the
+recipe has ALiBi, documents not kept apart, and S - 1 labels of a row of S tokens, since it
+shifts the labels itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bc2.bench.contenders import state_tensors
+from bc2.bench.data import read_steps
+from bc2.bench.spec import Spec
+from bc2.data.loader import Batch
+from bc2.errors import UsageError
+from bc2.train.clock import Clock
+from bc2.train.config import AdamWConfig
+
+
+def require_peer() -> None:
+    """Raises: UsageError where transformers is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UsageError(
+            "--against hf needs transformers, which is not installed",
+            todo="pip install transformers",
+        )
+
+
+class Llama:
+    """LlamaForCausalLM, fused AdamW and clipping, in one of the ways of `spec.PEERS`."""
+
+    def __init__(self, spec: Spec, held: ExitStack):
+        self.training = spec.training
+        self.device = torch.device(spec.training.device)
+        self.autocast = spec.weights == "autocast"
+        self.clock = Clock(self.device)
+        torch.manual_seed(spec.training.seed)
+        model = _llama(spec, self.device)
+        model.to(torch.bfloat16 if spec.weights == "bf16" else torch.float32)
+        self.model = model.to(self.device).train()
+        self.forward: Any = torch.compile(self.model) if spec.compile else self.model
+        self.optimizer = _adamw(self.model, spec.training.optimizer)
+        self.steps = held.enter_context(read_steps(Path(spec.shards), spec.training))
+
+    def step(self) -> float:
+        with self.clock.part("data"):
+            step = next(self.steps)
+        total = 0.0
+        for batch in step.batches:
+            with self.clock.part("forward"):
+                loss = self._loss(batch) / len(step.batches)
+            with self.clock.part("backward"):
+                torch.autograd.backward(loss)
+            total += float(loss.detach())
+        with self.clock.part("optimizer"):
+            torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.training.optimizer.clip_norm
+            )
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def lasting(self) -> Iterator[Tensor]:
+        yield from self.model.parameters()
+        yield from state_tensors(self.optimizer)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        tokens = torch.from_numpy(batch.tokens).to(self.device, non_blocking=True)
+        cast: AbstractContextManager[Any] = nullcontext()
+        if self.autocast:
+            cast = torch.autocast(self.device.type, torch.bfloat16)
+        with cast:
+            loss: Tensor = self.forward(input_ids=tokens, labels=tokens).loss
+        return loss
+
+
+def _llama(spec: Spec, device: torch.device) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = spec.model
+    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    # Typed as Any: `attn_implementation` is not among the arguments that it declares.
+    make: Any = LlamaConfig
+    config = make(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_heads,
+        max_position_embeddings=model.context_length,
+        rms_norm_eps=model.norm_eps,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="flash_attention_2" if flash and spec.weights != "fp32" else "sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
+def _adamw(model: torch.nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
+    parameters = list(model.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2]},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )

@@ -1,0 +1,117 @@
+"""From a recipe and what was asked for to a plan of contenders."""
+
+from __future__ import annotations
+
+import torch
+
+from bc2.bench.measure import Plan
+from bc2.bench.peer import require_peer
+from bc2.bench.spec import (
+    OURS,
+    PEERS,
+    Spec,
+    default_peers,
+    parse_names,
+    parse_sizes,
+    weights_of,
+)
+from bc2.console import note
+from bc2.errors import RecipeError
+from bc2.model.config import ModelConfig
+from bc2.recipe import Recipe
+from bc2.train.config import PretrainConfig
+from bc2.train.device import datasheet_flops, pick_device, pick_precision
+from bc2.train.micro_batch import choose_micro_batch
+
+
+def make_plan(
+    recipe: Recipe, *, steps: int, rounds: int, against: str | None, peers: str | None,
+    ours: str | None, checkpointing: str | None, peer_environment: str, documents: int,
+    checkpoint: bool,
+) -> Plan:  # fmt: skip
+    """Resolve device, precision and contenders; nothing is started.
+
+    Raises:
+        UsageError: an option names something that is not known or not installed.
+        RecipeError: a section is missing or broken.
+    """
+    model, training = recipe.get(ModelConfig), _resolved(recipe)
+    if training.sequence_length > model.context_length:
+        raise RecipeError(
+            f"pretrain.sequence_length = {training.sequence_length} is longer than "
+            f"model.context_length = {model.context_length}",
+            where=recipe.where(("pretrain", "sequence_length")),
+            todo="lower the one or raise the other",
+        )
+    specs = _ours(model, training, ours, checkpointing)
+    if against:
+        require_peer()
+        specs += _peers(model, training, peers, tuned=peer_environment == "same")
+    alone = len(specs) == 1
+    device = torch.device(training.device)
+    known = datasheet_flops(device, pick_precision(training.precision, device))
+    return Plan(
+        tuple(spec.model_copy(update={"alone": alone}) for spec in specs),
+        steps=steps,
+        rounds=rounds,
+        documents=documents,
+        checkpoint=checkpoint,
+        datasheet=known[0] if known else None,
+    )
+
+
+def _resolved(recipe: Recipe) -> PretrainConfig:
+    training = recipe.get(PretrainConfig)
+    device = pick_device(training.device)
+    precision = pick_precision(training.precision, device)
+    training = training.model_copy(update={"device": str(device), "precision": precision})
+    if training.micro_batch != "auto":
+        return training
+    choice = choose_micro_batch(recipe.get(ModelConfig), training)
+    note(str(choice))
+    return training.model_copy(update={"micro_batch": choice.rows})
+
+
+def _ours(
+    model: ModelConfig, training: PretrainConfig, ours: str | None, checkpointing: str | None
+) -> list[Spec]:
+    default = "compiled" if training.compile else "eager"
+    ways = parse_names(default if ours is None else ours, OURS, "--ours")
+    series: tuple[int, ...] = (training.activation_checkpointing,)
+    if checkpointing is not None:
+        series = parse_sizes(checkpointing, "--checkpointing")
+    return [
+        Spec(
+            name=f"bc2-{way}" + (f"-checkpointing-{size}" if size or len(series) > 1 else ""),
+            kind="bc2",
+            model=model,
+            training=training,
+            shards="",
+            compile=way == "compiled",
+            checkpointing=size,
+        )
+        for way in ways
+        for size in series
+    ]
+
+
+def _peers(
+    model: ModelConfig, training: PretrainConfig, peers: str | None, *, tuned: bool
+) -> list[Spec]:
+    precision = pick_precision(training.precision, torch.device(training.device))
+    names = default_peers(precision) if peers is None else parse_names(peers, PEERS, "--peers")
+    if model.position != "rope":
+        note(f"transformers' Llama has rotary positions where the recipe has {model.position}")
+    return [
+        Spec(
+            name=f"hf-{name}",
+            kind="hf",
+            model=model,
+            training=training,
+            shards="",
+            compile=name.endswith("compiled"),
+            weights=weights_of(name),
+            tuned=tuned,
+        )
+        for name in names
+    ]

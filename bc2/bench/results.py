@@ -1,0 +1,270 @@
+"""What a benchmark found, and the results that are kept."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError
+
+from bc2.console import warn
+from bc2.errors import DataError, RefError, nearest
+from bc2.files import make_directory, replace_durably
+from bc2.recipe import Settings
+
+#: Raised when the meaning of a field changes.
+VERSION = 1
+
+
+class Spread(Settings):
+    """A median with the lowest and the highest of what it was taken over."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Self:
+        return cls(median=statistics.median(values), low=min(values), high=max(values))
+
+
+class Memory(Settings):
+    """Bytes."""
+
+    baseline: int
+    """Resident after the imports."""
+    peak: int
+    """Most resident at once, from building the model to the last step."""
+    allocated: int
+    """Most that tensors took at once, on a GPU if it has one; on a CPU in one step."""
+    reserved: int | None
+    """Most that torch's allocator held on a GPU."""
+    estimate: dict[str, int] | None = None
+    """Of ours: what `bc2.train.memory` expects tensors to take, by part and in ``total``."""
+
+    @property
+    def taken(self) -> int:
+        """What training took: of the GPU if it has one, else of the host above the baseline."""
+        return self.peak - self.baseline if self.reserved is None else self.reserved
+
+
+class Checkpoint(Settings):
+    """One save beside training, in seconds."""
+
+    wait_s: float
+    """How long the loop stood still."""
+    save_s: float
+    """Until the checkpoint was published."""
+    bytes: int
+    """Written."""
+    before_s: list[float]
+    """Steps before the save."""
+    during_s: list[float]
+    """Steps while it went on."""
+
+    @property
+    def slower(self) -> float:
+        """Median step during the save over the median step before it."""
+        return statistics.median(self.during_s) / statistics.median(self.before_s)
+
+
+class Found(Settings):
+    """What was measured of one contender, or why nothing was."""
+
+    name: str
+    kind: str
+    failed: str | None = None
+    """Why there are no figures."""
+    checkpointing: int = 0
+    """Layers in a segment whose activations are recomputed."""
+    threads: int | None = None
+    warmup_steps: int = 0
+    rounds: list[list[float]] = Field(default_factory=list)
+    """Seconds of each step, by round."""
+    loss: float | None = None
+    """Nats a token in the last step: a sign that it trains."""
+    parts: dict[str, float] = Field(default_factory=dict)
+    """Mean seconds of each part of a step."""
+    parts_step_s: float | None = None
+    """Mean seconds of the steps whose parts those are."""
+    memory: Memory | None = None
+    checkpoint: Checkpoint | None = None
+    checkpoint_failed: str | None = None
+
+    @property
+    def step_s(self) -> Spread:
+        """Seconds of a step: the median over all steps, lowest and highest of the rounds."""
+        medians = [statistics.median(seconds) for seconds in self.rounds]
+        every = [second for seconds in self.rounds for second in seconds]
+        return Spread(median=statistics.median(every), low=min(medians), high=max(medians))
+
+
+class Ratio(Settings):
+    """How many times as fast one contender is as another, round by round."""
+
+    ours: str
+    peer: str
+    rounds: list[float]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(self.rounds)
+
+
+class Peak(Settings):
+    """FLOP/s of the device."""
+
+    before: float
+    """Of the best large matrix product before the rounds."""
+    after: float
+    """The same after them."""
+    datasheet: float | None
+    """Where the device is known."""
+
+    @property
+    def measured(self) -> float:
+        """The larger: the other was disturbed."""
+        return max(self.before, self.after)
+
+
+class Result(Settings):
+    """One run of `bc2 bench`."""
+
+    version: int = VERSION
+    id: str
+    """Recipe's name and time; the name of its file."""
+    time: str
+    """When it began, ISO 8601, UTC."""
+    recipe: dict[str, Any]
+    """Resolved, as far as it was used."""
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    """Of the command: steps, rounds, documents, environments."""
+    params: int
+    """Parameters of the model."""
+    tokens_per_step: int
+    flops_per_token: int
+    """Model FLOPs, by PaLM's convention."""
+    peak: Peak
+    contenders: list[Found]
+    ratios: list[Ratio]
+
+    def tokens_per_s(self, found: Found) -> Spread:
+        step = found.step_s
+        tokens = self.tokens_per_step
+        return Spread(median=tokens / step.median, low=tokens / step.high, high=tokens / step.low)
+
+    def mfu(self, found: Found, peak: float) -> float:
+        return self.tokens_per_s(found).median * self.flops_per_token / peak
+
+    def best_peer(self) -> str | None:
+        """The fastest way of the peer, None if none ran."""
+        ran = [found for found in self.contenders if found.kind == "hf" and not found.failed]
+        return min(ran, key=lambda found: found.step_s.median).name if ran else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything kept, and what is worked out from it."""
+        derived = [self._derived(found) for found in self.contenders]
+        kept = self.model_dump(mode="json")
+        kept["contenders"] = [
+            {**fields, **more} for fields, more in zip(kept["contenders"], derived, strict=True)
+        ]
+        kept["ratios"] = [
+            {**ratio.model_dump(), **ratio.spread.model_dump()} for ratio in self.ratios
+        ]
+        kept["peak"]["measured"] = self.peak.measured
+        kept["best_peer"] = self.best_peer()
+        return kept
+
+    def _derived(self, found: Found) -> dict[str, Any]:
+        if found.failed:
+            return {}
+        speed = self.tokens_per_s(found)
+        sheet = self.peak.datasheet
+        return {
+            "step_s": found.step_s.model_dump(),
+            "tokens_per_s": speed.model_dump(),
+            "flops": speed.median * self.flops_per_token,
+            "mfu_measured": self.mfu(found, self.peak.measured),
+            "mfu_datasheet": self.mfu(found, sheet) if sheet else None,
+        }
+
+
+def new_id(name: str, folder: Path) -> tuple[str, str]:
+    """An id that no kept result has, and the time that is in it."""
+    now = datetime.now(UTC)
+    stem = f"{name.replace('/', '-')}-{now:%Y%m%dT%H%M%S}"
+    taken = {path.stem for path in folder.glob(f"{stem}*.json")} if folder.is_dir() else set()
+    numbers = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(taken) + 2))
+    return next(each for each in numbers if each not in taken), now.isoformat(timespec="seconds")
+
+
+def keep(result: Result, folder: Path) -> Path:
+    """Write a result to the folder of kept ones, durably."""
+    make_directory(folder)
+    path = folder / f"{result.id}.json"
+    replace_durably(path, result.model_dump_json(indent=1).encode())
+    return path
+
+
+def read(path: Path) -> Result:
+    """Read a kept result.
+
+    Raises:
+        DataError: no such file, or not a result of this version of bc2.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text).get("version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"this is no benchmark result: {error}", where=str(path)) from None
+    if version != VERSION:
+        raise DataError(
+            f"this result has version {version}, not {VERSION}",
+            where=str(path),
+            todo="measure again",
+        )
+    try:
+        return Result.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"this is no benchmark result: {place}: {first['msg']}", where=str(path)
+        ) from None
+
+
+def kept(folder: Path) -> list[Result]:
+    """Every kept result, oldest first; one that cannot be read is left out with a warning."""
+    results = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            results.append(read(path))
+        except DataError as error:
+            warn(str(error))
+    return sorted(results, key=lambda result: result.time)
+
+
+def find(ref: str, folder: Path) -> Result:
+    """A result by path, id or the beginning of an id.
+
+    Raises:
+        RefError: none answers to it, or several do.
+    """
+    if ref.endswith(".json"):
+        return read(Path(ref))
+    ids = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    fits = [ref] if ref in ids else [each for each in ids if each.startswith(ref)]
+    if len(fits) == 1:
+        return read(folder / f"{fits[0]}.json")
+    if fits:
+        raise RefError(f"several results begin with {ref!r}", todo=f"name one: {', '.join(fits)}")
+    guess = nearest(ref, ids)
+    raise RefError(
+        f"no kept result {ref!r}",
+        where=str(folder),
+        todo=f"did you mean {guess!r}?" if guess else "see `bc2 bench --list`",
+    )

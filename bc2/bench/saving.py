@@ -1,0 +1,73 @@
+"""What a checkpoint costs a run: how long the loop waits, and steps during the save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bc2.bench.contenders import Ours
+from bc2.bench.spec import Spec
+from bc2.registry import Draft, Registry
+from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
+
+#: Steps that are timed at most while a save goes on.
+MOST = 200
+
+
+def save_while_training(
+    ours: Ours, spec: Spec, timed: Callable[[], tuple[float, float]], steps: int
+) -> dict[str, Any]:
+    """Take a snapshot, publish it on a thread, and train until it is on disk.
+
+    Args:
+        ours: its state is saved.
+        timed: makes a step; its seconds and loss.
+        steps: steps that are timed before the save.
+
+    Returns:
+        ``wait_s`` the loop stood still; ``save_s`` until published; ``bytes`` written;
+        ``before_s`` and ``during_s`` seconds of each step before and during the save.
+    """
+    before = [timed()[0] for _ in range(steps)]
+    with TemporaryDirectory(dir=Path(spec.shards).parent, prefix="save-") as folder:
+        saver = _saver(spec, Path(folder))
+        done: list[float] = []
+        began = time.perf_counter()
+        weights, optimizer = ours.engine.snapshot()
+        snapshot = Snapshot(TrainerState(1), weights, optimizer, b"", random_state())
+        saver.save(snapshot)
+        wait = time.perf_counter() - began
+        with ThreadPoolExecutor(1) as waiting:
+            saved = waiting.submit(saver.wait)
+            saved.add_done_callback(lambda _: done.append(time.perf_counter()))
+            during: list[float] = []
+            while not saved.done() and len(during) < MOST:
+                during.append(timed()[0])
+            artifact = saved.result()
+        assert artifact is not None
+        size = sum(artifact.file(name).stat().st_size for name in artifact.files())
+    # The last step began during the save and ended after it.
+    return {
+        "wait_s": wait,
+        "save_s": done[0] - began,
+        "bytes": size,
+        "before_s": before,
+        "during_s": during[:-1] or during,
+    }
+
+
+def _saver(spec: Spec, folder: Path) -> Saver:
+    tokenizer = folder / "tokenizer.model"
+    tokenizer.write_bytes(b"none")
+    return Saver(
+        Registry.open(folder / "home"),
+        Draft(kind="checkpoint", name="bench", key="0" * 64),
+        spec.model,
+        tokenizer,
+        tokens_per_sample=spec.training.sequence_length,
+        keep=1,
+    )

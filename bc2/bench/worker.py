@@ -1,0 +1,129 @@
+"""A contender in a process of its own: `python -m bc2.bench.worker`.
+
+The first line of stdin is a `Spec`; each line after it calls a method, see `bc2.train.child`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from contextlib import ExitStack
+
+import torch
+
+from bc2.bench.contenders import Contender, Ours, build
+from bc2.bench.spec import Spec
+from bc2.train.allocator import keep_freed_memory
+from bc2.train.child import Answer, serve
+from bc2.train.device import DTYPES, measure_matmul, pick_precision
+from bc2.train.peak import allocated_peak, device_peak, forget_peak, host_peak
+
+#: Steps of a warm-up: at least, at most, and seconds after which no more is begun.
+WARMUP = {False: (3, 12, 60.0), True: (5, 25, 240.0)}
+
+#: Steps have settled when the last three are within this of each other.
+SETTLED = 1.1
+
+
+class Worker:
+    """Answers commands about one contender."""
+
+    def __init__(self, spec: Spec, held: ExitStack):
+        self.spec = spec
+        self.device = torch.device(spec.training.device)
+        if spec.kind == "hf":
+            # What any program with these libraries holds is no part of the training.
+            importlib.import_module("transformers.models.llama.modeling_llama")
+        self.baseline = forget_peak()
+        if spec.tuned and self.device.type == "cpu":
+            keep_freed_memory()
+        self.contender: Contender = build(spec, held)
+
+    def warmup(self) -> Answer:
+        """Steps until their times settle, within bounds; compiling happens here."""
+        least, most, limit = WARMUP[self.spec.compile]
+        seconds: list[float] = []
+        began = time.perf_counter()
+        while len(seconds) < most and not (len(seconds) >= least and _settled(seconds)):
+            seconds.append(self._timed()[0])
+            if time.perf_counter() - began > limit and len(seconds) >= least:
+                break
+        self.contender.clock.take()
+        return {"steps": len(seconds), "seconds": seconds}
+
+    def block(self, steps: int, wait: bool = False) -> Answer:
+        """A block of steps.
+
+        Args:
+            wait: let the parts end when the device has done their work. True times of
+                parts, and a slower step on a GPU.
+        """
+        clock = self.contender.clock
+        clock.waits = wait and self.device.type == "cuda"
+        clock.take()
+        timed = [self._timed() for _ in range(steps)]
+        parts = {name: spent / steps for name, spent in clock.take().items()}
+        if self.device.type == "cuda" and not self.spec.alone:
+            torch.cuda.empty_cache()
+        return {"seconds": [s for s, _ in timed], "parts": parts, "loss": timed[-1][1]}
+
+    def memory(self) -> Answer:
+        """Peaks since the contender was built; on a CPU, of tensors in one step."""
+        peak, gpu = host_peak(), device_peak(self.device)
+        if gpu is None:
+            # After the peak: the profiler's own records take memory.
+            allocated = allocated_peak(self.contender.step, list(self.contender.lasting()))
+        else:
+            allocated = gpu[0]
+        return {
+            "baseline": self.baseline,
+            "peak": peak,
+            "allocated": allocated,
+            "reserved": gpu[1] if gpu else None,
+        }
+
+    def checkpoint(self, steps: int) -> Answer:
+        """One checkpoint, saved in the background while training goes on."""
+        from bc2.bench.saving import save_while_training
+
+        assert isinstance(self.contender, Ours)
+        return save_while_training(self.contender, self.spec, self._timed, steps)
+
+    def threads(self) -> Answer:
+        return {"threads": torch.get_num_threads()}
+
+    def _timed(self) -> tuple[float, float]:
+        began = time.perf_counter()
+        loss = self.contender.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began, loss
+
+
+class Matmul:
+    """Measures the device's peak, apart from the contenders' memory."""
+
+    def __init__(self, spec: Spec):
+        self.device = torch.device(spec.training.device)
+        self.dtype = DTYPES[pick_precision(spec.training.precision, self.device)]
+
+    def peak(self) -> Answer:
+        flops = measure_matmul(self.device, self.dtype)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {"flops": flops}
+
+
+def _settled(seconds: list[float]) -> bool:
+    last = seconds[-3:]
+    return len(last) == 3 and max(last) <= SETTLED * min(last)
+
+
+def _build(line: str, held: ExitStack) -> Worker | Matmul:
+    spec = Spec.model_validate_json(line)
+    return Matmul(spec) if spec.kind == "matmul" else Worker(spec, held)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(_build))

@@ -1,0 +1,174 @@
+"""The rows of a run as columns: what its curves and tables are drawn from."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bc2.train.runs import Attempt, Row, RunFolder, add_row, latest
+
+Floats = NDArray[np.float64]
+Axis = Literal["tokens", "step"]
+
+#: The parts of a step as `bc2.train.clock` names them, in the order in which they run.
+PARTS = ("data", "forward", "head", "backward", "optimizer", "save")
+
+#: Rows of metrics.jsonl about a step that was not made.
+BAD = ("skip", "rollback", "stop")
+
+
+def number(value: Any) -> float:
+    """A measured value; NaN for one that is missing or was not finite."""
+    if isinstance(value, bool | int | float):
+        return float(value)
+    return math.nan
+
+
+class Columns:
+    """Equally long columns of numbers, a row at a time; eight bytes a value."""
+
+    def __init__(self, *names: str):
+        self._columns = {name: array("d") for name in names}
+
+    def __len__(self) -> int:
+        return max((len(column) for column in self._columns.values()), default=0)
+
+    def __getitem__(self, name: str) -> Floats:
+        return np.array(self._columns[name], dtype=np.float64)
+
+    def names(self) -> list[str]:
+        return list(self._columns)
+
+    def add(self, row: Row) -> None:
+        """Append what the row has under the known names, NaN where it has nothing."""
+        for name, column in self._columns.items():
+            column.append(number(row.get(name)))
+
+    def widen(self, row: Row) -> None:
+        """Like `add`, and a name not seen before is a new column, NaN up to here."""
+        length = len(self)
+        for name in row:
+            if name not in self._columns:
+                self._columns[name] = array("d", [math.nan]) * length
+        self.add(row)
+
+
+class BadSteps(dict[tuple[int, ...], Row]):
+    """The bad steps of a training, by step and samples, from the rows of ``timing.jsonl``.
+
+    What ``metrics.jsonl`` has is less: a rollback undoes the row of one before it. Here a
+    step that is met again after a resume is still one.
+    """
+
+    def add(self, row: Row) -> None:
+        """A row of ``timing.jsonl``, of any event."""
+        if row["event"] == "start":
+            self.clear()
+        elif row["event"] == "bad":
+            self[(row["step"], *row["samples"])] = row
+
+
+@dataclass
+class History:
+    """Everything that happened in a run and was not gone back over.
+
+    A rollback takes the step back and never the tokens; in ``metrics.jsonl`` the steps it
+    undid are gone, so steps rise along every column as well, and tokens with a gap.
+    """
+
+    steps: Columns = field(
+        default_factory=lambda: Columns("step", "tokens", "ce", "grad_norm", "clipped", "lr")
+    )
+    evals: Columns = field(
+        default_factory=lambda: Columns("step", "tokens", "heldout_loss", "bits_per_byte")
+    )
+    bad: list[Row] = field(default_factory=list)
+    """What was done about bad steps: skipped, rolled back, or the run ended."""
+    met: BadSteps = field(default_factory=BadSteps)
+    """Every bad step that was met."""
+    samples: list[Row] = field(default_factory=list)
+    """Texts that the model wrote during the run."""
+    attempts: list[Attempt] = field(default_factory=list)
+    _times: Columns = field(
+        default_factory=lambda: Columns("step", "step_s", "tokens_per_s", "mfu")
+    )
+    _parts: Columns = field(default_factory=Columns)
+    _timed: int = 0
+
+    @classmethod
+    def read(cls, run: RunFolder) -> History:
+        """The history of a run so far."""
+        history = cls()
+        for row in run.metrics():
+            history.add_metrics(row)
+        for row in run.timing():
+            history.add_timing(row)
+        return history
+
+    def add_metrics(self, row: Row) -> None:
+        """A row of ``metrics.jsonl``."""
+        if row["event"] == "step":
+            self.steps.add(row)
+        elif row["event"] == "eval":
+            self.evals.add(row)
+        elif row["event"] == "sample":
+            self.samples.append(row)
+        elif row["event"] in BAD:
+            self.bad.append(row)
+
+    def add_timing(self, row: Row) -> None:
+        """A row of ``timing.jsonl``."""
+        add_row(self.attempts, row)
+        self.met.add(row)
+        if row["event"] in ("start", "resume"):
+            self._timed = row["step"]
+        elif row["event"] == "step":
+            # Parts are added up since the row before; after a rollback that is one step.
+            steps = max(1, row["step"] - self._timed)
+            self._timed = row["step"]
+            self._times.add(row)
+            parts = row.get("parts", {})
+            self._parts.widen({name: seconds / steps for name, seconds in parts.items()})
+
+    def times(self) -> dict[str, Floats]:
+        """Times of the steps that lasted: ``step``, ``tokens``, ``tokens_per_s``, ``mfu``,
+        ``step_s`` and the seconds of every part, per step, as ``parts.NAME``."""
+        kept = self._lasting()
+        step = self._times["step"][kept]
+        columns = {name: self._times[name][kept] for name in self._times.names()}
+        names = sorted(self._parts.names(), key=lambda name: (*PARTS, name).index(name))
+        parts = {f"parts.{name}": self._part(name)[kept] for name in names}
+        return {**columns, **parts, "tokens": self.tokens_at(step)}
+
+    def _part(self, name: str) -> Floats:
+        column = self._parts[name]
+        # Rows before the first that had parts are not in these columns.
+        return np.concatenate([np.full(len(self._times) - len(column), np.nan), column])
+
+    def _lasting(self) -> NDArray[np.intp]:
+        """Where the last time of each step stands: resumed runs make some steps twice."""
+        step = self._times["step"]
+        _, last = np.unique(step[::-1], return_index=True)
+        kept: NDArray[np.intp] = np.sort(len(step) - 1 - last)
+        return kept[np.isin(step[kept], self.steps["step"])]
+
+    def tokens_at(self, step: Floats | float) -> Floats:
+        """Tokens read by the end of a step."""
+        known = self.steps["step"]
+        if not len(known):
+            return np.zeros_like(np.asarray(step, dtype=np.float64))
+        # Nothing is read before the first step.
+        at = np.concatenate([[0.0], known]) if known[0] > 0 else known
+        tokens = self.steps["tokens"]
+        tokens = np.concatenate([[0.0], tokens]) if known[0] > 0 else tokens
+        return np.asarray(np.interp(step, at, tokens))
+
+    def restarts(self, axis: Axis) -> Floats:
+        """Where each attempt after the first went on."""
+        steps = np.array([float(one.step) for one in latest(self.attempts)[1:]])
+        return steps if axis == "step" else self.tokens_at(steps)

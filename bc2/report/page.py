@@ -1,0 +1,270 @@
+"""A run's page: one HTML file with everything in it, which loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import bc2
+from bc2.files import replace_durably
+from bc2.registry import Artifact, Registry
+from bc2.registry.lineage import Lineage, trace
+from bc2.report.curves import draw_run, figure, inline_svg
+from bc2.report.history import Floats, History
+from bc2.report.status import Status
+from bc2.report.words import NOTHING, amount, decimals, duration, moment, percent
+from bc2.train.runs import Attempt, Row, RunFolder, State, ended_as, latest
+
+PAGE = "report.html"
+#: Rows of one prompt's samples, and of bad steps, that a page shows at most.
+MOST_SAMPLES, MOST_BAD = 40, 200
+
+
+class Tile(NamedTuple):
+    """One figure of the summary."""
+
+    label: str
+    value: str
+    more: str = ""
+
+
+class Node(NamedTuple):
+    """One line of the lineage."""
+
+    depth: int
+    title: str
+    ref: str
+    again: bool
+    """Its own parents are drawn further up."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` wrote."""
+
+    page: Path
+    curves: tuple[Path, ...]
+    state: State
+
+
+def write(run: RunFolder, registry: Registry, out: Path | None = None) -> Written:
+    """Write a run's page and curves; an older page is replaced in one go.
+
+    Args:
+        out: where the page goes, alone; None: into the run's folder, as report.html,
+            with loss.svg and loss.png beside it.
+    """
+    history, status = History(), Status(run, registry)
+    status.update(on_metrics=history.add_metrics, on_timing=history.add_timing)
+    page = render(run, registry, history, status).encode()
+    target = out or run.path / PAGE
+    replace_durably(target, page)
+    curves = () if out else tuple(draw_run(run, history))
+    return Written(target, curves, status.state)
+
+
+def render(run: RunFolder, registry: Registry, history: History, status: Status) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, StrictUndefined
+
+    # What a model wrote is shown as text, whatever it looks like.
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((files(__package__) / "page.html.j2").read_text("utf-8"))
+    times = history.times()
+    artifact = _checkpoint(run, registry)
+    recipe = run.recipe()
+    return template.render(
+        title=run.path.name,
+        description=recipe.get("description", ""),
+        state=status.state,
+        written=f"{moment(time.time())} UTC",
+        version=bc2.__version__,
+        tiles=list(_tiles(status, times)),
+        curves=_curves(run, history) if len(history.steps) else {},
+        parts=_parts(times),
+        prompts=_samples(history.samples),
+        bad=_bad(history)[-MOST_BAD:],
+        more_bad=max(0, len(history.met) - MOST_BAD),
+        attempts=list(_attempts(history.attempts, alive=status.alive)),
+        settings=_settings(recipe),
+        lineage=list(_lineage(run, registry, artifact)),
+        environment=_environment(artifact),
+    )
+
+
+def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[Tile]:
+    now = status.as_json()
+    last = "final" if now["state"] == "finished" else "last"
+    best = f"best {decimals(now['best_heldout_loss'])}"
+    if now["heldout_loss"] is not None:
+        yield Tile(f"{last} held-out loss", decimals(now["heldout_loss"]), f"{best}, nats a token")
+        yield Tile("bits per byte", decimals(now["bits_per_byte"]), "held-out")
+    yield Tile(f"{last} training loss", decimals(now["loss"]), "nats a token")
+    yield Tile("tokens", amount(now["tokens"]), _of(now["tokens_total"]))
+    yield Tile("steps", f"{now['step']:,}", _of(now["steps"]))
+    yield Tile("tokens/s", amount(_median(times["tokens_per_s"])), "median of steps")
+    yield Tile("MFU", percent(_median(times["mfu"]), 1), "median of steps")
+    yield Tile("time", duration(now["seconds"]), "over all attempts")
+    if now["seconds_left"] is not None:
+        yield Tile("time left", duration(now["seconds_left"]), "at the recent pace")
+    yield Tile("restarts", f"{now['restarts']:,}")
+    yield Tile("bad steps", f"{now['bad_steps']:,}", "skipped or rolled back")
+
+
+def _of(total: int | None) -> str:
+    return f"of {amount(total)}" if total else ""
+
+
+def _median(values: Floats) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _curves(run: RunFolder, history: History) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    facts = run.facts
+    clip_norm = facts.clip_norm if facts else None
+    tokens = inline_svg(figure(history, "tokens", clip_norm=clip_norm), "tokens")
+    steps = inline_svg(figure(history, "step", clip_norm=clip_norm), "steps")
+    # Ours, made of numbers alone: the one thing that is not escaped.
+    return {"tokens": Markup(tokens), "steps": Markup(steps)}
+
+
+def _parts(times: Mapping[str, Floats]) -> list[tuple[str, float, str]]:
+    """Name, mean seconds a step, share of all parts."""
+    means = {
+        name.removeprefix("parts."): float(np.nanmean(values))
+        for name, values in times.items()
+        if name.startswith("parts.") and np.isfinite(values).any()
+    }
+    whole = sum(means.values())
+    return [(name, mean, percent(mean / whole, 1)) for name, mean in means.items()]
+
+
+def _samples(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Samples by prompt; of many, some from the first to the last."""
+    prompts: dict[str, list[Row]] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], []).append(row)
+    return [(prompt, _spread(found, MOST_SAMPLES)) for prompt, found in prompts.items()]
+
+
+def _bad(history: History) -> list[dict[str, Any]]:
+    """Each bad step with its samples and what was done about it."""
+    return [
+        {
+            "step": row["step"],
+            "samples": row["samples"],
+            "sources": row.get("sources", {}),
+            "reason": row["reason"],
+            "done": _done(row, history.bad),
+        }
+        for row in history.met.values()
+    ]
+
+
+def _done(bad: Row, answers: Sequence[Row]) -> str:
+    first, last = bad["samples"]
+    for row in answers:
+        begin, end = row["samples"]
+        if begin <= first and last <= end:
+            if row["event"] == "rollback":
+                return f"rolled back to step {row['step']}, samples {begin} to {end} left out"
+            return "skipped" if row["event"] == "skip" else "ended the run"
+    return "not in the run's history yet"
+
+
+def _spread(rows: list[Row], most: int) -> list[Row]:
+    if len(rows) <= most:
+        return rows
+    return [rows[at] for at in np.linspace(0, len(rows) - 1, most).astype(int)]
+
+
+def _attempts(attempts: Sequence[Attempt], *, alive: bool) -> Iterator[dict[str, Any]]:
+    restarted = len(attempts) - len(latest(attempts))
+    for number, attempt in enumerate(attempts, 1):
+        here = alive and number == len(attempts)
+        yield {
+            "number": number,
+            "event": "began anew" if number - 1 == restarted > 0 else attempt.event,
+            "first": attempt.step,
+            "last": attempt.last_step,
+            "began": moment(attempt.began),
+            "took": duration(attempt.seconds),
+            "end": State("running") if here else ended_as(attempt.end),
+            "facts": ", ".join(f"{name} {_value(value)}" for name, value in attempt.facts.items()),
+        }
+
+
+def _settings(recipe: Row) -> dict[str, list[tuple[str, str]]]:
+    """Every setting by section, nested ones by their dotted name."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            sections[name] = list(_flat(value))
+    return sections
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{number}")
+    else:
+        yield name, _value(value)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _checkpoint(run: RunFolder, registry: Registry) -> Artifact | None:
+    """The run's finished checkpoint, else its furthest."""
+    mine = [found for found in registry.list("checkpoint") if found.key.startswith(run.key)]
+    ordered = sorted(
+        mine, key=lambda one: (one.finished, one.position.tokens if one.position else 0)
+    )
+    return ordered[-1] if ordered else None
+
+
+def _lineage(run: RunFolder, registry: Registry, artifact: Artifact | None) -> Iterator[Node]:
+    drawn: set[str] = set()
+    if artifact is not None:
+        yield from _walk(trace(registry, artifact), artifact.digest, 0, drawn)
+        return
+    facts = run.facts
+    for digest in facts.parents if facts else ():
+        for parent in registry.with_prefix(digest):
+            yield from _walk(trace(registry, parent), digest, 0, drawn)
+
+
+def _walk(lineage: Lineage, digest: str, depth: int, drawn: set[str]) -> Iterator[Node]:
+    found = lineage.nodes[digest]
+    title = found.title if found else "not registered here"
+    above = lineage.steps.get(digest, [])
+    yield Node(depth, title, digest[:16], digest in drawn and bool(above))
+    if digest not in drawn:
+        drawn.add(digest)
+        for parent in above:
+            yield from _walk(lineage, parent, depth + 1, drawn)
+
+
+def _environment(artifact: Artifact | None) -> list[tuple[str, str]]:
+    """Code, Python, platform and packages, as the checkpoint's manifest has them."""
+    if artifact is None:
+        return []
+    manifest = artifact.manifest
+    return list(_flat({"code": manifest.code, **manifest.environment}))

@@ -1,0 +1,205 @@
+"""How a run stands, kept up to date row by row: what `bc2 watch` shows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bc2.registry import Registry
+from bc2.report.history import BadSteps, number
+from bc2.train.metrics import METRICS, TIMING
+from bc2.train.runs import Attempt, Row, RunFolder, State, Tail, add_row, ended_as, latest
+
+#: Steps that recent speeds and shares are taken over.
+RECENT = 100
+
+Visitor = Callable[[Row], None]
+
+
+def _ignore(_: Row) -> None:
+    """For who needs the state alone."""
+
+
+class Status:
+    """The state of one run, followed through its two growing files.
+
+    Args:
+        run: the run's folder.
+        registry: tells whether the run's finished checkpoint is there.
+    """
+
+    def __init__(self, run: RunFolder, registry: Registry):
+        self.run = run
+        self.registry = registry
+        self.alive = False
+        self.attempts: list[Attempt] = []
+        self._metrics = Tail(run.path / METRICS)
+        self._timing = Tail(run.path / TIMING)
+        self._forget_metrics()
+        self._forget_timing()
+
+    def update(self, on_metrics: Visitor = _ignore, on_timing: Visitor = _ignore) -> None:
+        """Read what was appended since the last call.
+
+        Args:
+            on_metrics: also gets each row of ``metrics.jsonl``.
+            on_timing: also gets each row of ``timing.jsonl``.
+        """
+        # In this order: a run that is dead now has written all that it will.
+        self.alive = self.run.running()
+        if self._metrics.is_new():
+            self._forget_metrics()
+        for row in self._metrics.rows():
+            self.add_metrics(row)
+            on_metrics(row)
+        if self._timing.is_new():
+            self._forget_timing()
+        for row in self._timing.rows():
+            self.add_timing(row)
+            on_timing(row)
+
+    def _forget_metrics(self) -> None:
+        self.losses = array("d")
+        self.clipped: deque[bool] = deque(maxlen=RECENT)
+        self.last: Row = {}
+        self.last_step: Row = {}
+        self.last_eval: Row = {}
+        self.best_heldout = math.inf
+
+    def _forget_timing(self) -> None:
+        self.attempts = []
+        self.bad = BadSteps()
+        self._begin_attempt()
+
+    def _begin_attempt(self) -> None:
+        self.times: deque[Row] = deque(maxlen=RECENT)
+
+    def add_metrics(self, row: Row) -> None:
+        """A row of ``metrics.jsonl``."""
+        self.last = row
+        if row["event"] == "step":
+            self.last_step = row
+            self.losses.append(number(row["ce"]))
+            self.clipped.append(bool(row["clipped"]))
+        elif row["event"] == "eval":
+            self.last_eval = row
+            loss = number(row["heldout_loss"])
+            self.best_heldout = min(self.best_heldout, math.inf if math.isnan(loss) else loss)
+
+    def add_timing(self, row: Row) -> None:
+        """A row of ``timing.jsonl``."""
+        add_row(self.attempts, row)
+        self.bad.add(row)
+        if row["event"] in ("start", "resume"):
+            self._begin_attempt()
+        elif row["event"] == "step":
+            if self.times and row["step"] <= self.times[-1]["step"]:
+                # Rolled back: the steps before tell nothing about the way ahead.
+                self.times.clear()
+            self.times.append(row)
+
+    @property
+    def state(self) -> State:
+        """Running, or how the last attempt ended."""
+        if self.alive:
+            return State("running")
+        end = ended_as(self.attempts[-1].end if self.attempts else None)
+        if end.name != "died":
+            return end
+        if self._is_registered():
+            return State("finished")
+        if self.last.get("event") == "stop":
+            return State("failed", self.last["reason"])
+        return end
+
+    def _is_registered(self) -> bool:
+        """Killed after its checkpoint was published: nothing is left to do."""
+        facts = self.run.facts
+        if facts is None or self.step < facts.steps:
+            return False
+        return self.registry.find("checkpoint", facts.key, finished=True) is not None
+
+    @property
+    def step(self) -> int:
+        return int(self.last.get("step", 0))
+
+    @property
+    def restarts(self) -> int:
+        return max(0, len(latest(self.attempts)) - 1)
+
+    @property
+    def seconds(self) -> float:
+        """Time that processes were at it, over all attempts of this training."""
+        return sum(attempt.seconds for attempt in latest(self.attempts))
+
+    def seconds_left(self) -> float | None:
+        """At the pace of the recent steps, evaluations and saves included."""
+        facts = self.run.facts
+        if facts is None or not self.times or not self.alive:
+            return None
+        return max(0, facts.steps - self.step) * self._seconds_a_step()
+
+    def _tokens_total(self) -> int | None:
+        """Tokens read at the end of the run; rollbacks read more than the steps tell."""
+        facts = self.run.facts
+        if facts is None:
+            return None
+        left = (facts.steps - self.step) * facts.tokens_per_step
+        return int(self.last.get("tokens", 0)) + left
+
+    def _seconds_a_step(self) -> float:
+        first, last = self.times[0], self.times[-1]
+        if last["step"] > first["step"] and "elapsed" in last and "elapsed" in first:
+            return float((last["elapsed"] - first["elapsed"]) / (last["step"] - first["step"]))
+        return float(statistics.median(row["step_s"] for row in self.times))
+
+    def share(self, part: str) -> float | None:
+        """The share of the recent steps' measured time that went to a part."""
+        parts = [row.get("parts", {}) for row in self.times]
+        total = sum(sum(seconds.values()) for seconds in parts)
+        return float(sum(seconds.get(part, 0.0) for seconds in parts) / total) if total else None
+
+    def recent(self, name: str) -> float | None:
+        """The median of a column of ``timing.jsonl`` over the recent steps."""
+        values = [row[name] for row in self.times if name in row]
+        return float(statistics.median(values)) if values else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON data; None where nothing was logged yet."""
+        facts, state = self.run.facts, self.state
+        return {
+            "run": self.run.path.name,
+            "path": str(self.run.path),
+            "state": state.name,
+            "detail": state.detail,
+            "step": self.step,
+            "steps": facts.steps if facts else None,
+            "tokens": self.last.get("tokens", 0),
+            "tokens_total": self._tokens_total(),
+            "loss": self.last_step.get("ce"),
+            "heldout_loss": self.last_eval.get("heldout_loss"),
+            "best_heldout_loss": None if math.isinf(self.best_heldout) else self.best_heldout,
+            "bits_per_byte": self.last_eval.get("bits_per_byte"),
+            "grad_norm": self.last_step.get("grad_norm"),
+            "clip_norm": facts.clip_norm if facts else None,
+            "clipped_share": _mean(self.clipped),
+            "learning_rate": self.last_step.get("lr"),
+            "tokens_per_s": self.recent("tokens_per_s"),
+            "mfu": self.recent("mfu"),
+            "data_share": self.share("data"),
+            "save_share": self.share("save"),
+            "seconds": self.seconds,
+            "seconds_left": self.seconds_left(),
+            "restarts": self.restarts,
+            "bad_steps": len(self.bad),
+            "last_bad": list(self.bad.values())[-1] if self.bad else None,
+        }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None

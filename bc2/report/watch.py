@@ -1,0 +1,162 @@
+"""Watching a run: a live view on a terminal, a line an interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from bc2.console import note
+from bc2.report.status import Status
+from bc2.report.words import NOTHING, amount, decimals, duration, percent, rate
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def watch(status: Status, *, interval_s: float | None = None) -> None:
+    """Follow a run until no process is at it, showing it on stderr meanwhile.
+
+    Args:
+        status: of the run; up to date when this returns.
+        interval_s: between two looks; None: 1 on a terminal, 10 elsewhere.
+    """
+    status.update()
+    if not status.alive:
+        return
+    if sys.stderr.isatty():
+        _live(status, interval_s or 1.0)
+    else:
+        _lines(status, interval_s or 10.0)
+
+
+def _live(status: Status, interval_s: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    # It vanishes at the end: the last state is the result, on stdout.
+    with Live(view(status), console=Console(stderr=True), auto_refresh=False, transient=True) as on:
+        while status.alive:
+            time.sleep(interval_s)
+            status.update()
+            on.update(view(status), refresh=True)
+
+
+def _lines(status: Status, interval_s: float) -> None:
+    shown = time.monotonic()
+    note(line(status))
+    while status.alive:
+        # The end is seen soon, whatever the interval.
+        time.sleep(min(interval_s, 1.0))
+        status.update()
+        if status.alive and time.monotonic() - shown >= interval_s:
+            shown = time.monotonic()
+            note(line(status))
+
+
+def line(status: Status) -> str:
+    """One line for a log."""
+    now = status.as_json()
+    of = f"/{now['steps']:,}" if now["steps"] else ""
+    parts = [
+        f"{now['run']}: {status.state}",
+        f"step {now['step']:,}{of}",
+        f"loss {decimals(now['loss'])}",
+        f"held-out {decimals(now['heldout_loss'])}",
+        f"|g| {decimals(now['grad_norm'], 2)}",
+        f"lr {rate(now['learning_rate'])}",
+        f"{amount(now['tokens_per_s'])} tok/s",
+        f"MFU {percent(now['mfu'])}",
+    ]
+    if now["seconds_left"] is not None:
+        parts.append(f"{duration(now['seconds_left'])} left")
+    parts += [f"{now['restarts']} restarts"] if now["restarts"] else []
+    parts += [f"{now['bad_steps']} bad steps"] if now["bad_steps"] else []
+    return "  ".join(parts)
+
+
+def rows(status: Status) -> list[tuple[str, str]]:
+    """The state as labels and values."""
+    now = status.as_json()
+    best = decimals(now["best_heldout_loss"])
+    heldout = f"{decimals(now['heldout_loss'])}  (best {best})"
+    bits = f"{decimals(now['bits_per_byte'])} bits/byte"
+    spark = sparkline(status.losses)
+    return [
+        ("run", now["run"]),
+        ("state", str(status.state)),
+        ("step", _of(now["step"], now["steps"])),
+        ("tokens", _of_tokens(now)),
+        ("loss", f"{decimals(now['loss'])}  {spark}".rstrip()),
+        ("held-out loss", f"{heldout}  {bits}" if now["heldout_loss"] is not None else NOTHING),
+        ("gradient norm", _norm(now)),
+        ("learning rate", rate(now["learning_rate"])),
+        ("tokens/s", f"{amount(now['tokens_per_s'])}  MFU {percent(now['mfu'], 1)}"),
+        ("waiting", _waiting(now)),
+        ("time", _time(now)),
+        ("restarts", f"{now['restarts']:,}"),
+        ("bad steps", _bad(now)),
+    ]
+
+
+def _of(value: int, total: int | None) -> str:
+    return f"{value:,} of {total:,}  ({percent(value / total)})" if total else f"{value:,}"
+
+
+def _of_tokens(now: dict[str, Any]) -> str:
+    total = now["tokens_total"]
+    return amount(now["tokens"]) + (f" of {amount(total)}" if total else "")
+
+
+def _norm(now: dict[str, Any]) -> str:
+    if now["grad_norm"] is None:
+        return NOTHING
+    to = f" to {now['clip_norm']:g}" if now["clip_norm"] else ""
+    clipped = f"{percent(now['clipped_share'])} of recent steps clipped{to}"
+    return f"{decimals(now['grad_norm'], 3)}  ({clipped})"
+
+
+def _waiting(now: dict[str, Any]) -> str:
+    data, save = percent(now["data_share"], 1), percent(now["save_share"], 1)
+    return f"{data} for data, {save} for saving"
+
+
+def _time(now: dict[str, Any]) -> str:
+    left = now["seconds_left"]
+    return duration(now["seconds"]) + (f", {duration(left)} left" if left is not None else "")
+
+
+def _bad(now: dict[str, Any]) -> str:
+    last = now["last_bad"]
+    if last is None:
+        return "0"
+    first, end = last["samples"]
+    at = f"the last: step {last['step']}, samples {first} to {end}"
+    return f"{now['bad_steps']:,}  ({at}: {last['reason']})"
+
+
+def view(status: Status) -> Any:
+    """The state as a rich renderable."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, show_header=False, pad_edge=False)
+    drawn.add_column(style="dim", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for label, value in rows(status):
+        drawn.add_row(label, Text(value))
+    return drawn
+
+
+def sparkline(values: Any, width: int = 40) -> str:
+    """Means of equal stretches of a run as bars, the lowest to the highest."""
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
+        return ""
+    edges = np.linspace(0, len(finite), min(width, len(finite)) + 1).astype(np.intp)
+    means = np.add.reduceat(finite, edges[:-1]) / np.diff(edges)
+    low, high = means.min(), means.max()
+    levels = (means - low) / (high - low) if high > low else np.zeros_like(means)
+    return "".join(BLOCKS[round(level * (len(BLOCKS) - 1))] for level in levels)

@@ -1,0 +1,201 @@
+"""What a run measures on held-out text: the loss, and how the model goes on with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bc2.data.loader import Batch, heldout_batches, read_ahead
+from bc2.data.shards import TokenShards
+from bc2.errors import RunFailed
+from bc2.generate.config import SamplingConfig
+from bc2.generate.engine import generate
+from bc2.model.transformer import Transformer
+from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.train.deterministic import in_any_order
+from bc2.train.engines.local import LocalEngine
+from bc2.train.objective import Objective
+from bc2.train.stream import waited
+
+#: Tokens of a held-out document that the model is given to go on from.
+PROMPT_TOKENS = 32
+
+#: Batches read ahead.
+_AHEAD = 4
+
+#: Tokens looked at once for the beginning of a document.
+_SCAN = 4096
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation."""
+
+    facts: dict[str, float]
+    """``heldout_loss`` in nats a token, ``bits_per_byte``, ``heldout_tokens``."""
+    samples: list[dict[str, str]]
+    """``prompt`` and ``text``, its greedy continuation."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.facts["heldout_loss"])
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Evaluations of the model that an engine trains."""
+
+    engine: LocalEngine
+    objective: Objective
+    shards: TokenShards
+    tokenizer: Tokenizer
+    sequence_length: int
+    micro_batch: int
+    tokens: int
+    """At most this many are read, and at least one batch."""
+    prompts: int
+    """Documents that are gone on with."""
+    new_tokens: int
+    """At most this many are added to each."""
+    timeout_s: float
+    """The longest wait for a batch."""
+    check: Callable[[], None]
+    """Called between batches and tokens; what it raises abandons the evaluation."""
+
+    def __call__(self) -> Measured:
+        """Evaluate the training-precision model; a function of its weights alone."""
+        batches = heldout_batches(self.shards, self.sequence_length, self.micro_batch)
+        limit = max(1, self.tokens // (self.sequence_length * self.micro_batch))
+        with read_ahead(batches, _AHEAD) as ready:
+            patient = waited(ready, self.timeout_s, self.check)
+            facts = heldout_loss(
+                self.engine, self.objective, patient, self.tokenizer.piece_bytes, limit
+            )
+        # Of logits that are no numbers there is no likeliest token.
+        broken = not math.isfinite(facts["heldout_loss"])
+        return Measured(facts, [] if broken or not self.prompts else self._samples())
+
+    def _samples(self) -> list[dict[str, str]]:
+        """The likeliest token each time.
+
+        Not temperature 0, which settles near ties by a pass over the whole text, so that other
+        prompts of a batch change nothing: here they are always the same, and a model that has
+        learnt nothing yet would be in a near tie at each token.
+        """
+        prompts = openings(self.shards, self.prompts, min(PROMPT_TOKENS, self.sequence_length))
+        settings = SamplingConfig(top_k=1, max_new_tokens=self.new_tokens)
+        # Compiled layers are compiled for training's shapes; here each token has its own. The
+        # draw adds up probabilities, of which all but one are 0.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, in_any_order(), _one_dtype(self.engine.model):
+            made = generate(
+                self.engine.model,
+                prompts,
+                settings,
+                eos_id=self.shards.eos_id,
+                on_token=lambda *_: self.check(),
+            )
+        return [
+            {"prompt": self._text(prompt), "text": self._text(new.ids)}
+            for prompt, new in zip(prompts, made, strict=True)
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        """U+FFFD for what is no text, and for ids that only the model has."""
+        known = self.tokenizer.vocab_size
+        pieces = [self.tokenizer.decode_bytes([i]) if i < known else b"\xff" for i in ids]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+
+@contextmanager
+def _one_dtype(model: Transformer) -> Iterator[None]:
+    """Every weight in the type of the layers, as `bc2 generate` loads a model."""
+    dtype = model.model.norm.weight.dtype
+    others = [(p, p.data) for p in model.parameters() if p.dtype != dtype]
+    try:
+        for parameter, data in others:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in others:
+            parameter.data = data
+
+
+@torch.no_grad()
+def heldout_loss(
+    engine: LocalEngine,
+    objective: Objective,
+    batches: Iterator[Batch],
+    piece_bytes: np.ndarray[Any, np.dtype[np.int32]],
+    limit: int,
+) -> dict[str, float]:
+    """Held-out cross-entropy of the training-precision model.
+
+    Returns:
+        ``heldout_loss`` in nats a token, ``bits_per_byte`` over the bytes of the predicted
+        tokens (an end of document has none), ``heldout_tokens``.
+    """
+    nats, tokens, size = 0.0, 0, 0
+    for _, batch in zip(range(limit), batches, strict=False):
+        nats += float(objective(engine.model, batch).sums["ce"].double())
+        labels = batch.labels[batch.labels >= 0]
+        tokens += len(labels)
+        size += int(piece_bytes[labels].sum())
+    if not tokens or not size:
+        raise RunFailed("the held-out split has no token to predict", todo="set eval_tokens = 0")
+    return {
+        "heldout_loss": nats / tokens,
+        "bits_per_byte": nats / size / math.log(2),
+        "heldout_tokens": tokens,
+    }
+
+
+def openings(shards: TokenShards, count: int, length: int) -> list[list[int]]:
+    """The first `length` tokens of `count` held-out documents, or all of a shorter one.
+
+    The sources take turns, and within one the documents are spread over its length.
+    Fewer than `count` if a source has no document with text where one is looked for.
+    """
+    sources = shards.sources("heldout")
+    found = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        turns = len(range(number % len(sources), count, len(sources)))
+        tokens = shards.num_tokens("heldout", source)
+        near = tokens * (number // len(sources)) // turns
+        opening = _opening(shards, source, near, length) or _opening(shards, source, 0, length)
+        if opening:
+            found.append(opening)
+    return found
+
+
+def _opening(shards: TokenShards, source: str, near: int, length: int) -> list[int]:
+    """The beginning of the first document that begins at `near` or later; [] if none does."""
+    tokens = shards.num_tokens("heldout", source)
+    start = _document(shards, source, near) if near else 0
+    while start < tokens:
+        ids: list[int] = shards.window(
+            "heldout", source, start, min(length, tokens - start)
+        ).tolist()
+        text = ids[: ids.index(shards.eos_id)] if shards.eos_id in ids else ids
+        if text:
+            return text
+        start += 1  # an empty document
+    return []
+
+
+def _document(shards: TokenShards, source: str, near: int) -> int:
+    """Where the first document at `near` or later begins; the source's end if none does."""
+    tokens = shards.num_tokens("heldout", source)
+    for at in range(near - 1, tokens, _SCAN):
+        window = shards.window("heldout", source, at, min(_SCAN, tokens - at))
+        ends = np.flatnonzero(window == shards.eos_id)
+        if ends.size:
+            return at + int(ends[0]) + 1
+    return tokens

@@ -1,0 +1,372 @@
+"""Runs from outside: where they are, whether a process is at one, and how each ended.
+
+Imports no torch, so that watching a run costs nothing to start. Nothing here can get in
+the way of training: a reader only asks the kernel for the mark of a running process, and
+takes no lock to find out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from bc2.console import note, warn
+from bc2.errors import DataError, RefError, nearest
+from bc2.files import make_directory, replace_durably
+from bc2.registry import Registry, refs
+from bc2.train.metrics import METRICS, TIMING
+
+Row = dict[str, Any]
+
+RUN = "run.json"
+RECIPE = "recipe.json"
+#: Empty; locked for as long as a process trains in the folder.
+MARK = "running"
+
+#: What tells a run folder from another one; the mark is the first to be there.
+_FILES = (TIMING, RUN, RECIPE, MARK)
+
+#: Linux's struct flock: type, whence, start, length (0: to the end), process.
+_FLOCK = "hhqqi"
+_WHOLE_FILE = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+@contextmanager
+def mark_running(folder: Path) -> Iterator[None]:
+    """Mark a run folder as being trained in; the kernel drops the mark with the process.
+
+    An open-file-description lock and not flock, because others can query it without
+    taking it: a probe by flock would, for a moment, hold what a starting trainer wants.
+    """
+    make_directory(folder)
+    with (folder / MARK).open("wb") as stream:
+        fcntl.fcntl(stream, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        yield
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process trains in this run folder now."""
+    try:
+        stream = (folder / MARK).open("rb")
+    except FileNotFoundError:
+        return False
+    with stream:
+        answer = fcntl.fcntl(stream, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What ``run.json`` says of a run; written when it starts."""
+
+    name: str
+    key: str
+    """The stage key of its checkpoints, 64 hex digits."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    tokens_per_step: int
+    tokens_per_sample: int
+    clip_norm: float
+    """What the gradient's norm is clipped to."""
+    parents: tuple[str, ...]
+    """Digests of what it is trained on: token shards and tokenizer."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunFacts:
+        return cls(**{**values, "parents": tuple(values["parents"])})
+
+    def write(self, folder: Path) -> None:
+        replace_durably(folder / RUN, json.dumps(asdict(self), indent=2).encode())
+
+
+class Tail:
+    """Reads a JSON-lines file as it grows, each row once; a line not yet whole is left."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.at = 0
+        self._stream: BinaryIO | None = None
+
+    def is_new(self) -> bool:
+        """Whether the file is another one than before, and will be read from its beginning.
+
+        True of a file seen for the first time. A run that goes back to a checkpoint puts
+        another ``metrics.jsonl`` in place of the old one.
+        """
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        # The old file is kept open, so that its inode cannot be given to the new one.
+        if self._stream is not None and there.st_size >= self.at:
+            here = os.fstat(self._stream.fileno())
+            if os.path.samestat(here, there):
+                return False
+        self.close()
+        self._stream = self.path.open("rb")
+        self.at = 0
+        return True
+
+    def rows(self) -> Iterator[Row]:
+        """The rows appended since the last call; a whole line that is none is left out and said."""
+        if self._stream is None:
+            return
+        self._stream.seek(self.at)
+        # By newline alone: a text may hold U+2028, which str.splitlines() breaks at.
+        for line in self._stream:
+            if not line.endswith(b"\n"):
+                return
+            where = f"{self.path}, byte {self.at}"
+            self.at += len(line)
+            if (row := _row(line)) is not None:
+                yield row
+            else:
+                warn(f"{where}: no row of a log, left out")
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+def _row(text: bytes) -> Row | None:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@dataclass
+class Attempt:
+    """One process at a run, from its start or resume to its end."""
+
+    event: Literal["start", "resume"]
+    step: int
+    """Optimizer steps behind it when it began."""
+    began: float
+    """By the wall clock, in seconds since 1970."""
+    facts: Row
+    """What else its first row says: device, threads, versions."""
+    last_step: int
+    seconds: float = 0.0
+    """From its start to its last row."""
+    end: Row | None = None
+    """The row that says how it ended; None while it goes on, and after a sudden death."""
+
+    @classmethod
+    def begin(cls, row: Row) -> Attempt:
+        named = ("event", "step", "time", "elapsed")
+        facts = {name: value for name, value in row.items() if name not in named}
+        return cls(row["event"], row["step"], row["time"], facts, row["step"])
+
+    def add(self, row: Row) -> None:
+        """A later row of ``timing.jsonl``, while no other attempt has begun."""
+        # The wall clock only where there is no other: it may jump.
+        seconds = row["elapsed"] if "elapsed" in row else row["time"] - self.began
+        self.seconds = max(self.seconds, seconds)
+        if row["event"] == "step":
+            self.last_step = row["step"]
+        if row["event"] in ("stop", "fail", "finish"):
+            self.end = row
+
+
+def add_row(attempts: list[Attempt], row: Row) -> None:
+    """Add a row of ``timing.jsonl`` to the attempts so far."""
+    if row["event"] in ("start", "resume"):
+        attempts.append(Attempt.begin(row))
+    elif attempts:
+        attempts[-1].add(row)
+
+
+def latest(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """The attempts of the training that goes on now or ended last.
+
+    What is before is a training that was finished, and then begun anew by ``--fresh``.
+    """
+    ends = [number for number, one in enumerate(attempts[:-1], 1) if _finished(one)]
+    return attempts[ends[-1] :] if ends else attempts
+
+
+def _finished(attempt: Attempt) -> bool:
+    return attempt.end is not None and attempt.end["event"] == "finish"
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands."""
+
+    name: Literal["running", "finished", "stopped", "failed", "died"]
+    detail: str = ""
+    """The signal it was stopped by, or why it failed."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.detail})" if self.detail else self.name
+
+
+def ended_as(end: Row | None) -> State:
+    """The state that the last row of an attempt tells; without one it died."""
+    if end is None:
+        return State("died", "killed, or crashed")
+    if end["event"] == "finish":
+        return State("finished")
+    if end["event"] == "stop":
+        return State("stopped", signal.Signals(end["signal"]).name)
+    return State("failed", str(end.get("what", "")))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder below ``.bc2/runs``: the logs of one run."""
+
+    path: Path
+
+    @property
+    def facts(self) -> RunFacts | None:
+        """What ``run.json`` says, or None if the run has none yet."""
+        values = self._json(RUN)
+        return RunFacts.from_json(values) if values else None
+
+    @property
+    def name(self) -> str:
+        return self.path.name.rpartition("-")[0] or self.path.name
+
+    @property
+    def key(self) -> str:
+        """The stage key of its checkpoints, or its beginning, which names the folder."""
+        facts = self.facts
+        return facts.key if facts else self.path.name.rpartition("-")[2]
+
+    def recipe(self) -> Row:
+        """The recipe with every default filled in; empty before the run wrote it."""
+        return self._json(RECIPE)
+
+    def _json(self, name: str) -> Row:
+        path = self.path / name
+        if not path.exists():
+            return {}
+        found = _row(path.read_bytes())
+        if found is None:
+            todo = "start the run again: it is written anew"
+            raise DataError("not a JSON object", where=str(path), todo=todo)
+        return found
+
+    def metrics(self) -> Iterator[Row]:
+        """The rows of ``metrics.jsonl``: one history, without what a resume went back over."""
+        return _rows(self.path / METRICS)
+
+    def timing(self) -> Iterator[Row]:
+        """The rows of ``timing.jsonl``: every attempt."""
+        return _rows(self.path / TIMING)
+
+    def attempts(self) -> list[Attempt]:
+        """Starts and resumes in their order, with how each ended."""
+        attempts: list[Attempt] = []
+        for row in self.timing():
+            add_row(attempts, row)
+        return attempts
+
+    def running(self) -> bool:
+        return is_running(self.path)
+
+    def last_written(self) -> float:
+        """When it last logged something, by the file system's clock."""
+        for name in _FILES:
+            if (self.path / name).exists():
+                return (self.path / name).stat().st_mtime
+        return 0.0
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    tail = Tail(path)
+    try:
+        tail.is_new()
+        yield from tail.rows()
+    finally:
+        tail.close()
+
+
+def list_runs(registry: Registry) -> list[RunFolder]:
+    """Every run folder of a home: those being trained in first, then the last written."""
+    if not registry.runs.is_dir():
+        return []
+    runs = [RunFolder(path) for path in registry.runs.iterdir() if _is_run(path)]
+    return sorted(runs, key=lambda run: (run.running(), run.last_written()), reverse=True)
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in _FILES)
+
+
+def find_run(registry: Registry, ref: str | None = None) -> RunFolder:
+    """The run that a person means.
+
+    Args:
+        ref: a run folder's path; a run's name, or the beginning of ``NAME-KEY``; or a
+            checkpoint (``checkpoint/tiny``, a digest). None: the newest run, which is then
+            said on stderr. Newest: being trained now, else the last to log something.
+
+    Raises:
+        RefError: no run answers to it, or several do.
+    """
+    if ref is not None and _is_run(Path(ref).expanduser()):
+        return RunFolder(Path(ref).expanduser().absolute())
+    runs = list_runs(registry)
+    if not runs and (ref is None or refs.parse(ref) is None):
+        raise _no_run(registry, ref, runs)
+    if ref is None:
+        note(f"taking the newest run, {runs[0].path.name}")
+        return runs[0]
+    named = [run for run in runs if run.name == ref]
+    if named:
+        if len(named) > 1:
+            note(f"{len(named)} runs are called {ref}: taking the newest, {named[0].path.name}")
+        return named[0]
+    begun = [run for run in runs if run.path.name.startswith(ref) and len(ref) > len(run.name)]
+    return _only(begun, ref) if begun else _of_checkpoint(registry, ref, runs)
+
+
+def _only(found: Sequence[RunFolder], ref: str) -> RunFolder:
+    if len(found) > 1:
+        choices = ", ".join(run.path.name for run in found[:8])
+        raise RefError(f"{ref!r} is ambiguous", todo=f"say which: {choices}")
+    return found[0]
+
+
+def _of_checkpoint(registry: Registry, ref: str, runs: Sequence[RunFolder]) -> RunFolder:
+    parsed = refs.parse(ref)
+    try:
+        artifact = registry.resolve(ref, "checkpoint")
+    except RefError:
+        if parsed is None or parsed.bare:
+            raise _no_run(registry, ref, runs) from None
+        raise
+    mine = [run for run in runs if artifact.key.startswith(run.key)]
+    # The same settings under two names are one key and two folders.
+    for run in sorted(mine, key=lambda run: run.name != artifact.name):
+        return run
+    raise RefError(
+        f"the run folder of {artifact.title} is not here",
+        where=str(registry.runs),
+        todo=f"what the run computed is in {artifact.path / METRICS}",
+    )
+
+
+def _no_run(registry: Registry, ref: str | None, runs: Iterable[RunFolder]) -> RefError:
+    known = [name for run in runs for name in (run.name, run.path.name)]
+    what = f"no run answers to {ref!r}" if ref is not None else "there is no run"
+    guess = nearest(ref or "", known)
+    if guess:
+        todo = f"did you mean {guess!r}?"
+    elif known:
+        todo = f"the runs: {', '.join(dict.fromkeys(known[1::2][:8]))}"
+    else:
+        todo = "make one with: bc2 pretrain RECIPE"
+    return RefError(what, where=str(registry.runs), todo=todo)

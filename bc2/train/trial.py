@@ -1,0 +1,105 @@
+"""Really training on micro-batches of a size, to see what that takes.
+
+`python -m bc2.train.trial`, see `bc2.train.child`: a process of its own, so that running out
+of memory is an answer and nothing of it stays behind.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from bc2.data.loader import Batch, pack
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+from bc2.recipe import Settings
+from bc2.train.child import Answer, serve
+from bc2.train.config import PretrainConfig
+from bc2.train.device import pick_precision
+from bc2.train.engines.local import LocalEngine
+from bc2.train.objective import NextToken
+from bc2.train.peak import forget_peak, host_peak
+
+
+class TrialSpec(Settings):
+    """What is tried."""
+
+    model: ModelConfig
+    training: PretrainConfig
+    """Device and precision resolved."""
+    margin: float
+    """Share of a GPU's free memory that is left alone."""
+
+
+class Trial:
+    """An engine that makes steps on micro-batches of any number of rows."""
+
+    def __init__(self, spec: TrialSpec):
+        self.spec = spec
+        training = spec.training
+        self.device = torch.device(training.device)
+        self.baseline = forget_peak()
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            torch.cuda.set_per_process_memory_fraction(
+                (1 - spec.margin) * free / total, self.device
+            )
+        model = Transformer(spec.model)
+        model.init_weights(torch.Generator().manual_seed(training.seed))
+        # Not compiled: that would take minutes, and eager layers keep at least as much.
+        self.engine = LocalEngine(
+            model.to(self.device),
+            training.optimizer,
+            precision=pick_precision(training.precision, self.device),
+            checkpointing=training.activation_checkpointing,
+        )
+        self.objective = NextToken(training.z_loss)
+
+    def fits(self, rows: int) -> Answer:
+        """Make two steps; the second has the optimizer's state beside it.
+
+        Returns:
+            ``fits``; and ``bytes``, the peak since this process had only its imports: on the
+            host for a CPU, where an answer is never False.
+        """
+        if self.device.type == "cpu":
+            self._steps(rows)
+            return {"fits": True, "bytes": host_peak() - self.baseline}
+        torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            self._steps(rows)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        self.engine.discard()
+        gc.collect()
+        taken = torch.cuda.max_memory_reserved(self.device)
+        torch.cuda.empty_cache()
+        return {"fits": fits, "bytes": taken}
+
+    def _steps(self, rows: int) -> None:
+        batch = self._batch(rows)
+        count = min(2, self.spec.training.batch_rows // rows)
+        for _ in range(2):
+            tokens = count * batch.num_labels
+            self.engine.accumulate([batch] * count, self.objective, tokens=tokens)
+            norm = self.engine.gradient_norm()
+            self.engine.update(0.0, norm=norm, clip_norm=1.0)
+
+    def _batch(self, rows: int) -> Batch:
+        """Random rows, each one document: what takes the most memory."""
+        shape = (rows, self.spec.training.sequence_length + 1)
+        tokens = np.random.default_rng(0).integers(0, self.spec.model.vocab_size, shape)
+        return pack(tokens, np.zeros(rows, dtype=np.int64), eos_id=-1)
+
+
+def _build(line: str, held: ExitStack) -> Trial:
+    return Trial(TrialSpec.model_validate_json(line))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(_build))

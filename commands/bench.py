@@ -1,0 +1,209 @@
+"""`bc2 bench [RECIPE]`: how fast it trains, beside a peer if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bc2.console import Output, note, progress, warn
+from bc2.errors import UsageError
+from bc2.options import Json, Set, verb
+from bc2.recipe import Recipe, load
+from bc2.registry import find_home
+
+if TYPE_CHECKING:
+    from bc2.bench.measure import Plan
+    from bc2.bench.results import Result
+
+app = verb()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that say what is measured."""
+
+    steps: int
+    rounds: int
+    against: str | None
+    peers: str | None
+    ours: str | None
+    checkpointing: str | None
+    peer_environment: str
+    documents: int
+    checkpoint: bool
+
+
+@app.command()
+def bench(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A path, or a shipped name.")
+    ] = "bench",
+    set_: Set = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of a block.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Blocks of each contender, in turn.")] = 8,
+    against: Annotated[
+        str | None, typer.Option(help="A peer at the same shape: hf, transformers' Llama.")
+    ] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="Ways of the peer, such as bf16-eager,autocast-compiled.")
+    ] = None,
+    ours: Annotated[
+        str | None, typer.Option(help="eager, compiled or both; else what the recipe says.")
+    ] = None,
+    checkpointing: Annotated[
+        str | None, typer.Option(help="A series of activation checkpointing, such as 0,1,2.")
+    ] = None,
+    peer_environment: Annotated[
+        str, typer.Option(help="same: bc2's process settings for the peer too; plain: without.")
+    ] = "same",
+    documents: Annotated[
+        int, typer.Option(help="Mean tokens of a packed document; 0: a row is one.")
+    ] = 0,
+    checkpoint: Annotated[
+        bool, typer.Option(help="Time a checkpoint, which writes one to disk.")
+    ] = True,
+    save: Annotated[bool, typer.Option(help="Keep the result below the registry home.")] = True,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result there too.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the kept results.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Show two kept results.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure training: speed, MFU, memory and the parts of a step, with random tokens.
+
+    The recipe needs [model] and [pretrain] alone; without one, a shape of 23M parameters is
+    measured. Each contender is a process of its own, and they take turns. --against hf
+    builds transformers' Llama at the same shape and tells how many times as fast bc2 is.
+    """
+    output = Output.of(json=json)
+    if list_:
+        return _list(output)
+    if compare is not None:
+        return _compare(output, *compare)
+    asked = Asked(
+        steps, rounds, against, peers, ours, checkpointing, peer_environment, documents, checkpoint
+    )
+    _check(asked)
+    _check_target(markdown)
+    result = _measure(load(recipe, set_ or []), asked)
+    _keep(result, save=save, markdown=markdown)
+    _show(output, result)
+
+
+def _folder() -> Path:
+    return find_home() / "bench"
+
+
+def _check(asked: Asked) -> None:
+    for name, value, least in (
+        ("--steps", asked.steps, 1),
+        ("--rounds", asked.rounds, 1),
+        ("--documents", asked.documents, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{name} {value} is too few", todo=f"give at least {least}")
+    if asked.against not in (None, "hf"):
+        raise UsageError(f"no peer is called {asked.against!r}", todo="there is: hf")
+    if asked.peer_environment not in ("same", "plain"):
+        raise UsageError(
+            f"--peer-environment {asked.peer_environment!r} is not known", todo="same or plain"
+        )
+    if asked.against is None and asked.peers is not None:
+        raise UsageError("--peers without a peer", todo="add --against hf")
+    if asked.against and asked.documents:
+        raise UsageError(
+            "the peer does not keep packed documents apart",
+            todo="leave out --documents or --against",
+        )
+
+
+def _check_target(markdown: Path | None) -> None:
+    """An unwritable target is known before minutes of measuring, not after."""
+    if markdown is not None and not markdown.absolute().parent.is_dir():
+        raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
+
+
+def _measure(recipe: Recipe, asked: Asked) -> Result:
+    from bc2.bench.machine import facts
+    from bc2.bench.measure import announce, measure
+    from bc2.bench.results import new_id
+
+    plan = _plan(recipe, asked)
+    announce(plan)
+    identity, time = new_id(recipe.name, _folder())
+    header = {
+        "id": identity,
+        "time": time,
+        "recipe": {
+            "model": plan.model.model_dump(mode="json"),
+            "pretrain": plan.training.model_dump(mode="json"),
+        },
+        "machine": facts(plan.device),
+        "settings": _settings(plan, asked),
+    }
+    with progress("measuring", plan.blocks, "blocks") as bar:
+        return measure(plan, _folder(), bar, header)
+
+
+def _plan(recipe: Recipe, asked: Asked) -> Plan:
+    from bc2.bench.plan import make_plan
+
+    return make_plan(recipe, **{name: getattr(asked, name) for name in Asked.__annotations__})
+
+
+def _settings(plan: Plan, asked: Asked) -> dict[str, Any]:
+    return {
+        "steps": asked.steps,
+        "rounds": asked.rounds,
+        "documents": asked.documents,
+        "peer_environment": asked.peer_environment,
+        "precision": plan.training.precision,
+        "device": plan.training.device,
+    }
+
+
+def _keep(result: Result, *, save: bool, markdown: Path | None) -> None:
+    from bc2.bench.render import markdown as as_markdown
+    from bc2.bench.results import keep
+
+    if save:
+        note(f"kept as {keep(result, _folder())}")
+    if markdown is not None:
+        markdown.write_text(as_markdown(result), encoding="utf-8")
+        note(f"written to {markdown}")
+
+
+def _show(output: Output, result: Result) -> None:
+    from bc2.bench.render import drawn, facts, tables
+
+    output.emit(result.as_json(), table=drawn(tables(result), list(facts(result))))
+
+
+def _list(output: Output) -> None:
+    from bc2.bench.render import drawn, listing
+    from bc2.bench.results import kept
+
+    results = kept(_folder())
+    output.emit(
+        {"results": [result.as_json() for result in results]}, table=drawn([listing(results)])
+    )
+
+
+def _compare(output: Output, first: str, second: str) -> None:
+    from bc2.bench.render import comparison, differences, drawn
+    from bc2.bench.results import find
+
+    one, other = find(first, _folder()), find(second, _folder())
+    unlike = list(differences(one, other))
+    for line in unlike:
+        warn(line)
+    output.emit(
+        {"first": one.as_json(), "second": other.as_json(), "differences": unlike},
+        table=drawn([comparison(one, other)]),
+    )

@@ -1,0 +1,64 @@
+"""`bc2 report [RUN]`: a run's page and curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bc2.console import Output, table
+from bc2.errors import UsageError
+from bc2.options import Json, verb
+from bc2.registry import Registry
+
+app = verb()
+
+
+@app.command(no_args_is_help=False)
+def report(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's name or folder, or a checkpoint."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.html", help="Write the page there, and only it."),
+    ] = None,
+    json: Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the page's path on stdout.")
+    ] = False,
+) -> None:
+    """Write a run's page: curves, samples, bad steps, attempts, settings and lineage.
+
+    One HTML file that needs no network and no JavaScript, into the run's folder, with
+    the curves beside it as loss.svg and loss.png. Without RUN the newest one is taken.
+    """
+    from bc2.report.page import write
+    from bc2.train.runs import find_run
+
+    if out is not None:
+        out = _checked(out)
+    registry = Registry.open()
+    found = find_run(registry, run)
+    written = write(found, registry, out)
+    paths = {"page": written.page, **{path.suffix[1:]: path for path in written.curves}}
+    value = {
+        "run": found.path.name,
+        "state": written.state.name,
+        **{name: str(path) for name, path in paths.items()},
+    }
+    drawn = table(("", ""), [(name, str(path)) for name, path in paths.items()])
+    Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)])
+
+
+def _checked(out: Path) -> Path:
+    """Raises: UsageError if no file can be there."""
+    out = out.expanduser().absolute()
+    if out.is_dir():
+        todo = f"name a file in it: {out / 'report.html'}"
+        raise UsageError("--out is a directory", where=str(out), todo=todo)
+    if not out.parent.is_dir():
+        raise UsageError("no such directory for --out", where=str(out.parent), todo="make it first")
+    return out

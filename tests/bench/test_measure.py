@@ -1,0 +1,141 @@
+"""Contenders in turn, the figures of each, and a contender that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bc2.bench.measure import _require_ours, measure
+from bc2.bench.plan import make_plan
+from bc2.bench.results import Found, Result
+from bc2.console import progress
+from bc2.errors import RunFailed
+from bc2.recipe import load
+
+SHAPE = """\
+name = "shape"
+
+[model]
+vocab_size = 256
+hidden_size = 64
+intermediate_size = 128
+num_layers = 2
+num_heads = 2
+context_length = 128
+
+[pretrain]
+length = "10 steps"
+batch_tokens = 1024
+micro_batch = 4
+sequence_length = 128
+precision = "fp32"
+
+[pretrain.schedule]
+warmup = "2 steps"
+"""
+
+HEADER = {"id": "x", "time": "t", "recipe": {}, "machine": {}, "settings": {}}
+
+
+def run(folder: Path, *overrides: str, **asked: object) -> Result:
+    options = {
+        "steps": 3, "rounds": 2, "against": "hf", "peers": "fp32-eager", "ours": None,
+        "checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": False,
+    }  # fmt: skip
+    (folder / "shape.toml").write_text(SHAPE)
+    plan = make_plan(load(folder / "shape.toml", overrides), **{**options, **asked})
+    with progress("test", None) as bar:
+        return measure(plan, folder / "scratch", bar, HEADER)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Two of ours and a peer, wide enough for the estimate of memory to mean something."""
+    folder = tmp_path_factory.mktemp("measured")
+    wide = ("model.vocab_size=4096", "model.hidden_size=256", "model.intermediate_size=768")
+    result = run(folder, *wide, checkpointing="0,1", checkpoint=True)
+    assert list((folder / "scratch").iterdir()) == []
+    return result
+
+
+def test_each_round_has_a_block_of_each_contender(measured: Result) -> None:
+    names = [found.name for found in measured.contenders]
+    assert names == ["bc2-eager-checkpointing-0", "bc2-eager-checkpointing-1", "hf-fp32-eager"]
+    for found in measured.contenders:
+        assert found.failed is None
+        assert [len(block) for block in found.rounds] == [3, 3]
+        assert found.warmup_steps >= 3
+        assert found.threads == 1
+        # Uniformly random tokens: nothing can be known of the next one but the vocabulary.
+        assert found.loss is not None
+        assert 8 < found.loss < 10
+    assert [(r.ours, r.peer, len(r.rounds)) for r in measured.ratios] == [
+        (names[0], names[2], 2),
+        (names[1], names[2], 2),
+    ]
+    assert measured.best_peer() == names[2]
+
+
+def test_parts_add_up_to_the_step(measured: Result) -> None:
+    ours, _, peer = measured.contenders
+    assert set(ours.parts) == {"data", "forward", "head", "backward", "optimizer"}
+    assert set(peer.parts) == {"data", "forward", "backward", "optimizer"}
+    for found in measured.contenders:
+        assert found.parts_step_s is not None
+        assert sum(found.parts.values()) == pytest.approx(found.parts_step_s, rel=0.15)
+        assert sum(found.parts.values()) <= found.parts_step_s
+
+
+def test_memory_is_each_contenders_own_and_near_the_estimate(measured: Result) -> None:
+    kept, recomputed, _ = (found.memory for found in measured.contenders)
+    assert kept is not None
+    assert recomputed is not None
+    for memory in (kept, recomputed):
+        assert memory.reserved is None
+        assert memory.estimate is not None
+        assert 0 < memory.allocated < memory.peak - memory.baseline < memory.peak
+        assert memory.allocated == pytest.approx(memory.estimate["total"], rel=0.1)
+    assert recomputed.allocated < kept.allocated
+
+
+def test_a_checkpoint_is_saved_while_training_goes_on(measured: Result) -> None:
+    ours, _, peer = measured.contenders
+    assert peer.checkpoint is None
+    saved = ours.checkpoint
+    assert saved is not None
+    assert 0 < saved.wait_s < saved.save_s
+    # weights and two moments, all fp32
+    assert saved.bytes == pytest.approx(3 * 4 * measured.params, rel=0.01)
+    assert len(saved.before_s) == 3
+    assert saved.during_s
+
+
+def test_a_peer_that_fails_is_a_result_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Llama rotates pairs of channels, and 33 / 3 is odd; ALiBi does not mind.
+    odd = ("model.position=alibi", "model.hidden_size=33", "model.num_heads=3")
+    result = run(tmp_path, *odd)
+    ours, peer = result.contenders
+    assert ours.failed is None
+    assert len(ours.rounds) == 2
+    assert peer.failed is not None
+    assert "Error" in peer.failed
+    assert peer.rounds == []
+    assert result.ratios == []
+    assert result.best_peer() is None
+    assert f"hf-fp32-eager failed: {peer.failed}" in capsys.readouterr().err
+
+
+def test_without_any_of_ours_there_is_no_result() -> None:
+    failed = Found(name="bc2-eager", kind="bc2", failed="RuntimeError: no")
+    with pytest.raises(RunFailed, match="bc2-eager could not be measured: RuntimeError: no"):
+        _require_ours([failed, Found(name="hf", kind="hf")])
+    _require_ours([failed, Found(name="bc2-compiled", kind="bc2")])
+
+
+@pytest.mark.slow
+def test_compiled_contenders_of_both_kinds(tmp_path: Path) -> None:
+    result = run(tmp_path, peers="autocast-compiled,bf16-compiled", ours="eager,compiled")
+    assert [found.failed for found in result.contenders] == [None] * 4

@@ -1,0 +1,136 @@
+"""Figures that are worked out, and results that are kept and found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bc2.bench.render import comparison, differences, markdown, tables
+from bc2.bench.results import Found, Memory, Peak, Ratio, Result, find, keep, kept, new_id, read
+from bc2.errors import DataError, RefError
+
+FOUND = Found(
+    name="bc2-eager",
+    kind="bc2",
+    rounds=[[0.5, 0.5, 0.7], [1.0, 0.4, 0.5]],
+    parts={"forward": 0.2, "backward": 0.3},
+    parts_step_s=0.6,
+    memory=Memory(baseline=100, peak=900, allocated=700, reserved=None, estimate={"total": 1000}),
+)
+FAILED = Found(name="hf-bf16-eager", kind="hf", failed="MemoryError: a | b")
+SLOWER = FOUND.model_copy(
+    update={"name": "hf-fp32-eager", "kind": "hf", "rounds": [[1.0] * 3, [1.0] * 3]}
+)
+
+
+def result(name: str = "one", **changes: object) -> Result:
+    fields = {
+        "id": name,
+        "time": f"2026-01-01T00:00:{len(name):02}+00:00",
+        "recipe": {"model": {"num_layers": 2}},
+        "machine": {"cpu": "a CPU", "cores": 2, "device": "cpu", "load": 0.5, "packages": {}},
+        "settings": {"precision": "bf16", "device": "cpu", "steps": 3, "rounds": 2},
+        "params": 10,
+        "tokens_per_step": 1000,
+        "flops_per_token": 60,
+        "peak": Peak(before=1.2e6, after=1e6, datasheet=None),
+        "contenders": [FOUND, FAILED, SLOWER],
+        "ratios": [Ratio(ours="bc2-eager", peer="hf-fp32-eager", rounds=[2.0, 1.9, 2.2])],
+    }
+    return Result(**{**fields, **changes})
+
+
+def test_speed_is_the_median_step_and_its_spread_is_over_rounds() -> None:
+    assert FOUND.step_s.model_dump() == {"median": 0.5, "low": 0.5, "high": 0.5}
+    speed = result().tokens_per_s(SLOWER)
+    assert speed.model_dump() == {"median": 1000.0, "low": 1000.0, "high": 1000.0}
+
+
+def test_mfu_is_of_the_larger_peak() -> None:
+    one = result()
+    # 2,000 tokens/s of 60 FLOPs over 1.2 MFLOP/s
+    assert one.mfu(FOUND, one.peak.measured) == pytest.approx(0.1)
+    derived = one.as_json()["contenders"]
+    assert derived[0]["mfu_measured"] == pytest.approx(0.1)
+    assert derived[0]["mfu_datasheet"] is None
+    assert "step_s" not in derived[1]
+
+
+def test_ratio_and_best_peer() -> None:
+    shown = result().as_json()
+    assert (shown["ratios"][0]["median"], shown["ratios"][0]["low"]) == (2.0, 1.9)
+    assert shown["best_peer"] == "hf-fp32-eager"
+
+
+def test_a_kept_result_is_found_by_id_prefix_and_path(tmp_path: Path) -> None:
+    path = keep(result("bench-1"), tmp_path)
+    keep(result("other-22"), tmp_path)
+    assert read(path) == result("bench-1")
+    assert find("bench-1", tmp_path) == find("ben", tmp_path) == find(str(path), tmp_path)
+    assert [each.id for each in kept(tmp_path)] == ["bench-1", "other-22"]
+
+
+def test_one_broken_result_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(result("bench-1"), tmp_path)
+    (tmp_path / "broken.json").write_text('{"version": 1}')
+    assert [each.id for each in kept(tmp_path)] == ["bench-1"]
+    assert "warning: this is no benchmark result: id: Field required" in capsys.readouterr().err
+
+
+def test_refs_that_name_none_or_several(tmp_path: Path) -> None:
+    keep(result("bench-1"), tmp_path)
+    keep(result("bench-2"), tmp_path)
+    with pytest.raises(RefError, match="several results"):
+        find("bench", tmp_path)
+    with pytest.raises(RefError, match="no kept result 'bnch-1'") as caught:
+        find("bnch-1", tmp_path)
+    assert caught.value.todo == "did you mean 'bench-1'?"
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"version": 1}', '{"version": 99}'])
+def test_a_file_that_is_no_result(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.where == str(path)
+
+
+def test_ids_do_not_repeat(tmp_path: Path) -> None:
+    names = set()
+    for _ in range(3):
+        name, _ = new_id("ladder/11m", tmp_path)
+        keep(result(name), tmp_path)
+        names.add(name)
+    assert len(names) == 3
+    assert all(name.startswith("ladder-11m-") for name in names)
+
+
+def test_tables_have_a_cell_for_each_column_and_say_why_one_failed() -> None:
+    made = tables(result())
+    for table in made:
+        assert table.rows, table.title
+        assert all(len(row) == len(table.columns) for row in table.rows), table.title
+    assert made[0].rows[1][1] == "failed: MemoryError: a | b"
+    assert made[1].rows == [
+        ["bc2-eager", "hf-fp32-eager", "2.000", "1.900 to 2.200", "the peer's best"]
+    ]
+
+
+def test_markdown_escapes_what_would_be_a_cell() -> None:
+    page = markdown(result())
+    assert "failed: MemoryError: a \\| b" in page
+    assert "| bc2-eager | 500.0 |" in page
+
+
+def test_comparison_and_what_differs() -> None:
+    other = result("two", machine={**result().machine, "cores": 4, "load": 9.0})
+    assert list(differences(result(), other)) == ["they differ in machine cores: 2 and 4"]
+    table = comparison(result(), other)
+    # the one that failed is in neither
+    assert [row[0] for row in table.rows] == ["bc2-eager", "hf-fp32-eager"]
+    assert table.rows[0][3] == "1.000"

@@ -1,0 +1,150 @@
+"""What is drawn of a run, and that a long run's extremes are."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bc2.report.curves import LIMIT, draw_run, figure, inline_svg, redraw, running_median, thin
+from bc2.report.history import Axis, History
+from bc2.train.runs import RunFolder
+
+LogRun = Callable[..., Path]
+
+VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400)
+SKIP = {"event": "skip", "step": 12, "tokens": 6144, "samples": [88, 95], "reason": "loss is nan"}
+
+
+@given(VALUES, st.integers(4, 60))
+def test_thinning_keeps_the_ends_and_the_extremes(values: list[float], limit: int) -> None:
+    y = np.array(values)
+    kept = thin(y, limit)
+    assert len(kept) <= limit + 2
+    assert (np.diff(kept) > 0).all()
+    assert kept[0] == 0
+    assert kept[-1] == len(y) - 1
+    assert y[kept].min() == y.min()
+    assert y[kept].max() == y.max()
+
+
+def test_a_spike_of_one_step_in_half_a_million_is_drawn() -> None:
+    y = np.zeros(500_000)
+    y[123_457] = 9.0
+    kept = thin(y)
+    assert 123_457 in kept
+    assert len(kept) <= LIMIT + 2
+
+
+@given(VALUES)
+def test_a_running_median_lies_within_the_values_and_ends_with_them(values: list[float]) -> None:
+    at, median = running_median(np.array(values), points=50)
+    assert len(at) == len(median) <= 50
+    assert min(values) <= median.min() <= median.max() <= max(values)
+    assert median[0] == values[0]
+
+
+def test_a_running_median_is_not_bent_by_a_spike() -> None:
+    y = np.ones(600)
+    y[300] = 100.0
+    assert running_median(y)[1].max() == 1.0
+
+
+def history_of(folder: Path) -> History:
+    return History.read(RunFolder(folder))
+
+
+def lines(axes: Any) -> dict[str, Any]:
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+@pytest.mark.parametrize(("axis", "scale"), [("tokens", 512 / 1000), ("step", 1)])
+def test_every_panel_has_its_data(log_run: LogRun, axis: Axis, scale: float) -> None:
+    history = history_of(log_run(attempts=(0, 15), more=[SKIP]))
+    drawn = figure(history, axis, clip_norm=0.5)
+    loss, norm, rate, speed, mfu, parts = drawn.axes
+    assert loss.get_ylabel() == "loss (nats per token)"
+    curves = lines(loss)
+    np.testing.assert_allclose(curves["training"].get_xdata(), scale * np.arange(1, 41))
+    assert curves["training"].get_ydata()[0] == 8.0
+    assert len(curves["training, running median"].get_xdata()) == 40
+    np.testing.assert_allclose(curves["held-out"].get_xdata(), scale * np.arange(0, 41, 10))
+    assert set(norm.get_lines()[0].get_ydata()) == {1.5}
+    assert lines(norm)["clipped above 0.5"].get_ydata()[0] == 0.5
+    assert set(rate.get_lines()[0].get_ydata()) == {1e-3}
+    assert set(speed.get_lines()[0].get_ydata()) == {512.0}
+    assert set(mfu.get_lines()[0].get_ydata()) == {25.0}
+    names = [text.get_text() for text in parts.get_legend().get_texts()]
+    assert names == ["data", "forward", "head", "backward", "optimizer"]
+    assert parts.get_ylim()[1] >= 1.0
+
+
+@pytest.mark.parametrize(("axis", "scale"), [("tokens", 512 / 1000), ("step", 1)])
+def test_restarts_and_bad_steps_are_marked_in_every_panel(
+    log_run: LogRun, axis: Axis, scale: float
+) -> None:
+    history = history_of(log_run(attempts=(0, 15, 30), more=[SKIP]))
+    drawn = figure(history, axis, clip_norm=0.5)
+    for axes in drawn.axes:
+        marks = lines(axes)
+        at = np.unique(marks["restart"].get_xdata())
+        np.testing.assert_allclose(at, scale * np.array([15, 30]))
+        np.testing.assert_allclose(np.unique(marks["skipped"].get_xdata()), scale * 12)
+
+
+def test_the_data_that_a_rollback_leaves_out_is_shaded_over_tokens(log_run: LogRun) -> None:
+    rollback = {
+        "event": "rollback", "step": 40, "tokens": 24_576, "samples": [320, 383],
+        "from_step": 44, "reason": "loss is nan",
+    }  # fmt: skip
+    history = history_of(log_run(more=[rollback]))
+    (span,) = figure(history, "tokens", clip_norm=None).axes[0].collections
+    x = span.get_paths()[0].vertices[:, 0]
+    assert (x.min(), x.max()) == pytest.approx((320 * 64 / 1000, 384 * 64 / 1000))
+
+
+def test_an_inline_svg_names_nothing_outside_of_the_page(log_run: LogRun) -> None:
+    history = history_of(log_run())
+    svg = inline_svg(figure(history, "tokens", clip_norm=0.5), "tokens")
+    assert svg.startswith("<svg")
+    assert "http" not in svg
+    assert "var(--heldout)" in svg
+    assert "xmlns" not in svg
+    named = ElementTree.fromstring(svg.replace("xlink:href", "href"))
+    ids = {node.get("id") for node in named.iter() if node.get("id")}
+    used = {node.get("href", "#")[1:] for node in named.iter("use")}
+    assert used
+    assert used <= ids
+    other = inline_svg(figure(history, "step", clip_norm=0.5), "step")
+    assert not ids & {
+        node.get("id")
+        for node in ElementTree.fromstring(other.replace("xlink:href", "href")).iter()
+        if node.get("id")
+    }
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_the_shortest_runs_are_drawn(log_run: LogRun, steps: int) -> None:
+    run = RunFolder(log_run(steps=steps, evals=0))
+    svg, png = draw_run(run)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert svg.read_text().rstrip().endswith("</svg>")
+
+
+def test_curves_are_drawn_again_only_when_there_is_more(log_run: LogRun) -> None:
+    import os
+
+    run = RunFolder(log_run())
+    redraw(run)
+    os.utime(run.path / "loss.svg", (2e9, 2e9))
+    redraw(run)
+    assert (run.path / "loss.svg").stat().st_mtime == 2e9
+    os.utime(run.path / "metrics.jsonl", (3e9, 3e9))
+    redraw(run)
+    assert (run.path / "loss.svg").stat().st_mtime != 2e9

@@ -1,0 +1,174 @@
+"""The state of a run, and how it is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bc2.registry import Draft, Position, Registry
+from bc2.report.status import Status
+from bc2.report.watch import line, rows, sparkline, watch
+from bc2.report.words import amount, duration
+from bc2.train.runs import RunFolder, mark_running
+
+LogRun = Callable[..., Path]
+
+KEY = "0123456789ab" + 52 * "c"
+
+
+def status_of(folder: Path) -> Status:
+    status = Status(RunFolder(folder), Registry.open())
+    status.update()
+    return status
+
+
+def append(path: Path, *rows: dict[str, Any]) -> None:
+    with path.open("a") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        ({"event": "finish"}, "finished"),
+        ({"event": "stop", "signal": 2}, "stopped (SIGINT)"),
+        ({"event": "fail", "what": "no space"}, "failed (no space)"),
+        (None, "died (killed, or crashed)"),
+    ],
+)
+def test_states(log_run: LogRun, end: dict[str, Any] | None, state: str) -> None:
+    folder = log_run(steps=20, end=end)
+    assert str(status_of(folder).state) == state
+    with mark_running(folder):
+        assert str(status_of(folder).state) == "running"
+
+
+def test_killed_after_its_checkpoint_was_published_is_finished(log_run: LogRun) -> None:
+    folder = log_run()
+    assert status_of(folder).state.name == "died"
+    registry = Registry.open()
+    with registry.stage(Draft("checkpoint", "made", KEY, position=Position(40, 20480))) as staged:
+        (staged.path / "data.bin").write_bytes(b"x")
+        staged.publish()
+    assert status_of(folder).state.name == "finished"
+    # --fresh: the same run is made again, and died on its way.
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(rows[:20]))
+    assert status_of(folder).state.name == "died"
+
+
+def test_ended_by_a_bad_step_without_a_word_of_it_in_the_timing(log_run: LogRun) -> None:
+    stop = {"event": "stop", "step": 20, "tokens": 1, "samples": [1, 2], "reason": "loss is nan"}
+    assert str(status_of(log_run(steps=20, more=[stop])).state) == "failed (loss is nan)"
+
+
+def test_the_values_of_a_running_run(log_run: LogRun) -> None:
+    folder = log_run(steps=20, attempts=(0, 5))
+    with mark_running(folder):
+        now = status_of(folder).as_json()
+    assert (now["step"], now["steps"]) == (20, 40)
+    assert (now["tokens"], now["tokens_total"]) == (20 * 512, 40 * 512)
+    assert now["loss"] == 4.2
+    assert (now["heldout_loss"], now["best_heldout_loss"]) == (7.0, 7.0)
+    assert (now["grad_norm"], now["clip_norm"], now["clipped_share"]) == (1.5, 0.5, 0.5)
+    assert (now["learning_rate"], now["tokens_per_s"], now["mfu"]) == (1e-3, 512.0, 0.25)
+    assert now["data_share"] == pytest.approx(0.1)
+    assert now["restarts"] == 1
+    # Twenty steps more, each two seconds by the monotonic clock and one by its own.
+    assert now["seconds_left"] == pytest.approx(40.0)
+    json.dumps(now, allow_nan=False)
+
+
+def test_no_time_is_left_when_nothing_runs(log_run: LogRun) -> None:
+    assert status_of(log_run(steps=20)).as_json()["seconds_left"] is None
+
+
+def test_only_what_is_new_is_read(log_run: LogRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = log_run(steps=20)
+    status = status_of(folder)
+    seen: list[dict[str, Any]] = []
+    row = {"event": "step", "step": 21, "tokens": 21 * 512, "ce": 1.0, "clipped": False}
+    append(folder / "metrics.jsonl", row)
+    status.update(on_metrics=seen.append)
+    assert seen == [row]
+    assert (status.step, status.losses[-1]) == (21, 1.0)
+
+
+def test_a_resume_takes_the_history_back(log_run: LogRun) -> None:
+    folder = log_run(steps=20)
+    status = status_of(folder)
+    kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:11]
+    (folder / "aside").write_text("".join(kept))
+    (folder / "aside").rename(folder / "metrics.jsonl")
+    status.update()
+    assert status.step == 10
+    assert len(status.losses) == 10
+
+
+def test_a_rollback_reads_more_tokens_and_forgets_the_pace(log_run: LogRun) -> None:
+    folder = log_run(steps=20)
+    bad = {"event": "bad", "time": 0.0, "elapsed": 50.0, "step": 21, "samples": [160, 167]}
+    row = {"event": "step", "time": 0.0, "elapsed": 60.0, "step": 11, "step_s": 3.0}
+    append(folder / "timing.jsonl", {**bad, "reason": "loss is nan"}, row)
+    rollback = {"event": "rollback", "step": 10, "tokens": 168 * 64, "samples": [80, 167]}
+    append(folder / "metrics.jsonl", {**rollback, "reason": "loss is nan"})
+    with mark_running(folder):
+        status = status_of(folder)
+        now = status.as_json()
+    assert now["tokens_total"] == 168 * 64 + 30 * 512
+    assert now["seconds_left"] == pytest.approx(30 * 3.0)
+    assert now["bad_steps"] == 1
+    assert "1  (the last: step 21, samples 160 to 167: loss is nan)" in dict(rows(status)).values()
+
+
+def test_a_run_of_which_nothing_is_known_yet(log_run: LogRun) -> None:
+    folder = log_run(steps=0, evals=0, facts=False)
+    status = status_of(folder)
+    assert dict(rows(status))["loss"] == "-"
+    assert "step 0" in line(status)
+    json.dumps(status.as_json(), allow_nan=False)
+
+
+def test_a_loss_that_is_not_a_number_does_not_hide_the_others(log_run: LogRun) -> None:
+    folder = log_run(steps=20)
+    append(
+        folder / "metrics.jsonl",
+        {"event": "eval", "step": 20, "tokens": 1, "heldout_loss": "nan", "bits_per_byte": "nan"},
+    )
+    status = status_of(folder)
+    assert status.as_json()["best_heldout_loss"] == 7.0
+    assert dict(rows(status))["held-out loss"].startswith("nan  (best 7.0000)")
+
+
+def test_watching_a_run_that_is_not_running_ends_at_once(
+    log_run: LogRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = Status(RunFolder(log_run()), Registry.open())
+    watch(status, interval_s=100.0)
+    assert status.step == 40
+    assert capsys.readouterr().err == ""
+
+
+def test_a_sparkline_falls_with_the_loss() -> None:
+    assert sparkline([]) == sparkline([1.0]) == ""
+    assert sparkline([8.0, float("nan"), 4.5, 1.0]) == "█▅▁"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert len(sparkline(range(1000))) == 40
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [amount(n) for n in (None, 999, 12_345, 2.6e12)] == ["-", "999", "12,345", "2.60T"]
+    assert [duration(s) for s in (None, 5, 3661, 200_000)] == [
+        "-", "5.0 s", "01:01:01", "2 d 07:33:20",
+    ]  # fmt: skip
+
+
+def test_looking_at_a_run_does_not_import_torch() -> None:
+    script = "import sys, bc2.report.watch, bc2.report.page; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", script], check=True)

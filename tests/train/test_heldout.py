@@ -1,0 +1,82 @@
+"""Samples over time: which documents are gone on with, and that they are greedy text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bc2.data.shards import TokenShards
+from bc2.generate.config import SamplingConfig
+from bc2.generate.engine import generate
+from bc2.model.store import load_model
+from bc2.registry import Artifact, Registry
+from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.train.heldout import PROMPT_TOKENS, openings
+
+EOS = 2
+
+
+def heldout_shards(root: Path, sources: dict[str, list[int]]) -> TokenShards:
+    splits: dict[str, dict[str, object]] = {"train": {}, "heldout": {}}
+    for source, ids in sources.items():
+        file = f"heldout/{source}/shard-00000.bin"
+        (root / file).parent.mkdir(parents=True)
+        np.array(ids, "<u2").tofile(root / file)
+        entry = {"tokens": len(ids), "documents": ids.count(EOS), "bytes": 9}
+        splits["heldout"][source] = {**entry, "shards": [{"file": file, **entry}]}
+    facts = {"dtype": "<u2", "vocab_size": 100, "eos_id": EOS, "tokenizer": "t", "splits": splits}
+    (root / "tokens.json").write_text(json.dumps(facts))
+    return TokenShards.open(root)
+
+
+def test_openings_are_beginnings_of_documents_of_all_sources(tmp_path: Path) -> None:
+    first = [EOS, 11, 12, EOS, *[13] * 5000, EOS, 14, 15, 16, 17, EOS, 18, EOS]
+    shards = heldout_shards(tmp_path, {"a": first, "b": [21, 22, EOS]})
+    # an empty document is passed over; the middle of "a" lies in its long document
+    assert openings(shards, 3, 3) == [[11, 12], [21, 22], [14, 15, 16]]
+    # near the end of "b" no document begins: the first one again
+    assert openings(shards, 4, 3)[1::2] == [[21, 22], [21, 22]]
+    assert openings(heldout_shards(tmp_path / "none", {"a": [EOS, EOS]}), 2, 3) == []
+
+
+def samples(artifact: Artifact) -> list[dict[str, object]]:
+    lines = artifact.file("metrics.jsonl").read_bytes().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == "sample"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_samples_are_what_the_saved_model_says(train, precision: str) -> None:
+    artifact = train(f"pretrain.precision={precision}", "pretrain.sample_tokens=8")
+    rows = samples(artifact)
+    assert [(row["step"], row["tokens"]) for row in rows] == [
+        (step, step * 512) for step in (0, 8, 12) for _ in range(3)
+    ]
+    registry = Registry.open()
+    tokens = next(a for a in registry.parents(artifact) if a.kind == "tokens")
+    shards = TokenShards.open(tokens.path)
+    pieces = Tokenizer.load(artifact.file("tokenizer.model"))
+    prompts = openings(shards, 3, PROMPT_TOKENS)
+    assert [row["prompt"] for row in rows[-3:]] == [pieces.decode(ids) for ids in prompts]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = load_model(artifact.path, dtype=dtype)
+    settings = SamplingConfig(top_k=1, max_new_tokens=8)
+    made = generate(model, prompts, settings, eos_id=shards.eos_id)
+    texts = [pieces.decode_bytes(new.ids).decode("utf-8", "replace") for new in made]
+    assert [row["text"] for row in rows[-3:]] == texts
+    assert any(texts)
+
+
+def test_none_are_made_where_none_are_wanted(train) -> None:
+    artifact = train("pretrain.sample_prompts=0")
+    assert samples(artifact) == []
+    assert artifact.finished
+
+
+def test_sampling_does_not_change_the_training(train, straight) -> None:
+    plain = train("pretrain.sample_prompts=0")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert plain.file(name).read_bytes() == straight().file(name).read_bytes()

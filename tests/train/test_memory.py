@@ -1,0 +1,119 @@
+"""The estimate of memory against what autograd really keeps, and limits of control groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from bc2.model import transformer
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+from bc2.train.config import AdamWConfig
+from bc2.train.device import Precision
+from bc2.train.engines.local import LocalEngine
+from bc2.train.memory import estimate, host_available
+
+ROWS, LENGTH = 4, 64
+
+
+def shape(position: str) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {
+            "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_layers": 4,
+            "num_heads": 4, "context_length": LENGTH, "position": position,
+        }
+    )  # fmt: skip
+
+
+def kept_bytes(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What a forward pass keeps: saved tensors and the rotary table, each storage once."""
+    weights = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
+    kept: list[torch.Tensor] = []
+    plain = transformer.rotary_table
+
+    def table(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        made = plain(*args)  # type: ignore[arg-type]
+        kept.extend(made)
+        return made
+
+    monkeypatch.setattr(transformer, "rotary_table", table)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    tokens = torch.randint(512, (ROWS * LENGTH,))
+    bounds = torch.arange(0, len(tokens) + 1, LENGTH, dtype=torch.int32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        engine.model(tokens, bounds, LENGTH)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for place, size in storages.items() if place not in weights)
+
+
+@pytest.mark.parametrize("checkpointing", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_activations_are_what_autograd_keeps(
+    position: str, precision: Precision, checkpointing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shape(position)
+    engine = LocalEngine(
+        Transformer(config), AdamWConfig(), precision=precision, checkpointing=checkpointing
+    )
+    expected = estimate(config, ROWS, LENGTH, precision, checkpointing)
+    assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.1)
+
+
+def test_weights_and_moments_are_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape("rope")
+    engine = LocalEngine(Transformer(config), AdamWConfig(), precision="bf16")
+    tensors = [*engine.model.parameters(), *engine.master]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    expected = estimate(config, ROWS, LENGTH, "bf16", 0)
+    assert expected.weights == sum(storages.values())
+    assert expected.moments == 2 * sum(4 * master.numel() for master in engine.master)
+
+
+def test_what_changes_the_total() -> None:
+    config = shape("rope")
+
+    def total(rows: int = 64, checkpointing: int = 0, **more: bool) -> int:
+        return estimate(config, rows, LENGTH, "bf16", checkpointing, **more).total  # type: ignore[arg-type]
+
+    assert total(128) > total(64) > total(1)
+    assert total(checkpointing=1) < total(checkpointing=0)
+    assert total(accumulated=True) > total()
+    # a segment longer than the model is the model
+    assert total(checkpointing=4) == total(checkpointing=99)
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
+    """Version 2: the tightest group on the way up, without the cache that can be given back."""
+    write(tmp_path / "a", "memory.max", "1000000", "memory.current", "700000", "inactive_file")
+    write(tmp_path / "a" / "b", "memory.max", "max", "memory.current", "5", "inactive_file")
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/a/b\n")
+    assert host_available(tmp_path, membership) == 1_000_000 - 700_000 + 40_000
+
+
+def test_the_limit_of_a_control_group_of_version_1_counts(tmp_path: Path) -> None:
+    names = ("memory.limit_in_bytes", "500000", "memory.usage_in_bytes", "100000")
+    write(tmp_path / "memory" / "a", *names, "total_inactive_file")
+    membership = tmp_path / "cgroup"
+    membership.write_text("5:cpu:/a\n4:memory:/a\n")
+    assert host_available(tmp_path, membership) == 440_000
+
+
+def write(folder: Path, limit: str, most: str, usage: str, used: str, cache: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / limit).write_text(most + "\n")
+    (folder / usage).write_text(used + "\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{cache} 40000\n")
+
+
+def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
+    available = psutil.virtual_memory().available
+    assert host_available(tmp_path, tmp_path / "none") == pytest.approx(available, rel=0.1)
