@@ -249,7 +249,13 @@ class Loop:
         self.engine.discard()
         self._keep()
         self.saver.wait()
-        self.log.time("stop", step=self.step, signal=self.stop.signum, seconds=self.stop.seconds())
+        self.log.time(
+            "stop",
+            step=self.step,
+            next_sample=self.samples,
+            signal=self.stop.signum,
+            seconds=self.stop.seconds(),
+        )
         raise Interrupted(
             f"stopped at step {self.step} of {self.schedule.total}; everything is saved",
             signum=self.stop.signum,

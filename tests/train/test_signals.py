@@ -50,7 +50,7 @@ def test_a_long_step_is_abandoned(small: Path, launch, train, straight) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     (row,) = timing(small, "stop")
-    assert (row["step"], row["signal"]) == (5, signal.SIGTERM)
+    assert (row["step"], row["next_sample"], row["signal"]) == (5, 40, signal.SIGTERM)
     assert row["seconds"] < 4, "it waited for the next micro-batches"
     assert "stopped at step 5 of 12; everything is saved" in err
     assert saved() == [4, 5]
