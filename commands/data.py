@@ -28,7 +28,7 @@ def tokenize(
     recipe: RecipeArg, set_: Set = None, fresh: Fresh = False, json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Cut a recipe's corpus into memory-mapped token shards."""
+    """Cut a recipe's corpus into token shards."""
     from bc2 import stages
 
     session = stages.Session(Registry.open(), fresh=fresh)

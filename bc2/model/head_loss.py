@@ -26,12 +26,12 @@ from bc2.errors import DataError
 IGNORE = -100
 
 #: Bytes of the [C, V] buffer: larger makes fewer passes over the weight's gradient.
-CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 
 #: Bytes of the [R, V] block in which softmax runs.
 BLOCK_BYTES = 1 << 23
 
-#: Rows of the weight that are normalised or scaled at a time.
+#: Rows of the weight that are normalised, scaled or added to at a time.
 WEIGHT_ROWS = 4096
 
 #: Labelled tokens are filled up to a multiple of this.
@@ -248,16 +248,16 @@ class _WeightGradient:
 
     def __init__(self, head: Tensor):
         self.total: Tensor | None = None
-        self.product = torch.empty_like(head)
+        self.shape = head.shape
 
     def add(self, scores: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
         wide = _wide(scores.dtype)
         if self.total is None:
-            self.total = torch.mm(scores.t(), hidden, out=self.product).to(wide)
-        elif scores.dtype == wide:
-            self.total.addmm_(scores.t(), hidden)
-        else:
-            self.total.add_(torch.mm(scores.t(), hidden, out=self.product))
+            self.total = torch.zeros(self.shape, dtype=wide, device=hidden.device)
+        for span in _spans(self.shape[0], WEIGHT_ROWS):
+            # By rows of the weight: what is added is still in the cache.
+            product = torch.mm(scores[:, span].t(), hidden)
+            self.total[span] += product
 
     def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
         """The gradient of the raw weight, times scale, in the weight's dtype; ends this sum."""
