@@ -55,6 +55,7 @@ precision = "fp32"
 checkpoint_every = "4 steps"
 eval_every = "8 steps"
 eval_tokens = 2048
+sample_tokens = 4
 
 [pretrain.optimizer]
 learning_rate = 3e-3

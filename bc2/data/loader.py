@@ -193,19 +193,24 @@ def read_ahead(batches: Iterator[Batch], ahead: int) -> Iterator[Ahead]:
         ready.close()
 
 
-def heldout_batches(shards: TokenShards, sequence_length: int, rows: int) -> Iterator[Batch]:
+def heldout_batches(
+    shards: TokenShards, sequence_length: int, rows: int, *, most: int | None = None
+) -> Iterator[Batch]:
     """The held-out split once through, `rows` windows a batch (fewer in the last).
 
     Each label comes once; the last window of a source is padded with label -100. Windows of
     the sources are interleaved evenly, so that a reader who stops early has seen of each its
     share; `Batch.source_ids` tells them apart.
+
+    Args:
+        most: stop after this many windows, however they are batched.
     """
     sources = shards.sources("heldout")
     counts = [-(-(shards.num_tokens("heldout", s) - 1) // sequence_length) for s in sources]
     source_ids = np.repeat(np.arange(len(sources)), counts)
     windows = np.concatenate([np.arange(n) for n in [0, *counts]])
     places = np.concatenate([(np.arange(n) + 0.5) / n for n in counts if n] or [np.empty(0)])
-    order = np.argsort(places, kind="stable")
+    order = np.argsort(places, kind="stable")[:most]
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
         batch = np.full((len(chosen), sequence_length + 1), IGNORED, dtype=np.int64)

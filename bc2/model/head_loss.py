@@ -12,6 +12,7 @@ computed in the forward pass, chunk by chunk, and [T, V] never exists: the memor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from bc2.errors import DataError
 IGNORE = -100
 
 #: Bytes of the [C, V] buffer: larger makes fewer passes over the weight's gradient.
-CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 170 << 20, "cuda": 1 << 30}
 
 #: Bytes of the [R, V] block in which softmax runs.
 BLOCK_BYTES = 1 << 23
@@ -93,8 +94,8 @@ def head_loss(
         rows = _labelled_first(labels, count)
         hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
     if chunk_tokens is None:
-        budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
-        chunk_tokens = max(64, budget // (len(weight) * hidden.element_size()) // 64 * 64)
+        size, device = hidden.element_size(), hidden.device.type
+        chunk_tokens = chunk_size(len(hidden), len(weight), size, device)
     with_grad = torch.is_grad_enabled()
     loss_sum, ce_sum, z_sum, z2_sum = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad
@@ -112,6 +113,14 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{hidden.dtype} is not supported; use bfloat16, float32 or float64")
     if weight.dtype != hidden.dtype and weight.dtype != _wide(hidden.dtype):
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
+
+
+def chunk_size(tokens: int, vocab_size: int, element_size: int, device: str) -> int:
+    """C: as few chunks as memory allows, all about as long, in multiples of 64 tokens."""
+    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
+    most = max(64, budget // (vocab_size * element_size) // 64 * 64)
+    chunks = max(1, math.ceil(tokens / most))
+    return math.ceil(tokens / chunks / 64) * 64 or 64
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

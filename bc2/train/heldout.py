@@ -58,7 +58,7 @@ class Heldout:
     sequence_length: int
     micro_batch: int
     tokens: int
-    """At most this many are read, and at least one batch."""
+    """At most this many are read, and at least one window."""
     prompts: int
     """Documents that are gone on with."""
     new_tokens: int
@@ -70,13 +70,12 @@ class Heldout:
 
     def __call__(self) -> Measured:
         """Evaluate the training-precision model; a function of its weights alone."""
-        batches = heldout_batches(self.shards, self.sequence_length, self.micro_batch)
-        limit = max(1, self.tokens // (self.sequence_length * self.micro_batch))
+        # Counted in windows: which ones are read must not depend on the micro-batch.
+        most = max(1, self.tokens // self.sequence_length)
+        batches = heldout_batches(self.shards, self.sequence_length, self.micro_batch, most=most)
         with read_ahead(batches, _AHEAD) as ready:
             patient = waited(ready, self.timeout_s, self.check)
-            facts = heldout_loss(
-                self.engine, self.objective, patient, self.tokenizer.piece_bytes, limit
-            )
+            facts = heldout_loss(self.engine, self.objective, patient, self.tokenizer.piece_bytes)
         # Of logits that are no numbers there is no likeliest token.
         broken = not math.isfinite(facts["heldout_loss"])
         return Measured(facts, [] if broken or not self.prompts else self._samples())
@@ -133,7 +132,6 @@ def heldout_loss(
     objective: Objective,
     batches: Iterator[Batch],
     piece_bytes: np.ndarray[Any, np.dtype[np.int32]],
-    limit: int,
 ) -> dict[str, float]:
     """Held-out cross-entropy of the training-precision model.
 
@@ -142,7 +140,7 @@ def heldout_loss(
         tokens (an end of document has none), ``heldout_tokens``.
     """
     nats, tokens, size = 0.0, 0, 0
-    for _, batch in zip(range(limit), batches, strict=False):
+    for batch in batches:
         nats += float(objective(engine.model, batch).sums["ce"].double())
         labels = batch.labels[batch.labels >= 0]
         tokens += len(labels)

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from bc2.model.config import ModelConfig
-from bc2.model.head_loss import BLOCK_BYTES, CHUNK_BYTES
+from bc2.model.head_loss import BLOCK_BYTES, WEIGHT_ROWS, chunk_size
 from bc2.train.device import Precision
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -128,10 +128,11 @@ def _head_bytes(model: ModelConfig, tokens: int, size: int, device: str) -> int:
     """The logits' buffer, the unit rows, the gradients that wait for the backward pass."""
     matrix = model.vocab_size * model.hidden_size
     row = model.vocab_size * size
-    chunk = max(64, CHUNK_BYTES[device] // row // 64 * 64)
+    chunk = chunk_size(tokens, model.vocab_size, size, device)
     blocks = 2 * min(BLOCK_BYTES, tokens * model.vocab_size * 4)
+    product = min(model.vocab_size, WEIGHT_ROWS) * model.hidden_size
     gradients = 4 * matrix + size * tokens * model.hidden_size
-    buffers = min(tokens, chunk) * row + 2 * size * matrix + blocks
+    buffers = min(tokens, chunk) * row + size * (matrix + product) + blocks
     return buffers + gradients
 
 

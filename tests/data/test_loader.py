@@ -227,6 +227,20 @@ def test_a_part_of_the_held_out_batches_holds_every_source(shards):
         assert abs(drawn[number] - count / 2) <= 2
 
 
+@pytest.mark.parametrize("most", [1, 7, 10**6])
+def test_which_windows_are_read_does_not_depend_on_the_batch(shards, most):
+    def read(rows):
+        batches = list(heldout_batches(shards, S, rows, most=most))
+        return np.concatenate([b.tokens for b in batches]), sum(b.num_labels for b in batches)
+
+    tokens, labels = read(1)
+    whole = sum(-(-(shards.num_tokens("heldout", s) - 1) // S) for s in shards.sources("heldout"))
+    assert len(tokens) == min(most, whole)
+    for rows in (2, 3, 8):
+        assert np.array_equal(read(rows)[0], tokens)
+        assert read(rows)[1] == labels
+
+
 def test_no_held_out_split(tmp_path, shards):
     shards = TokenShards(shards.root, {**shards.facts, "splits": {"train": {}, "heldout": {}}})
     assert list(heldout_batches(shards, S, 4)) == []
