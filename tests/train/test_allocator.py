@@ -15,14 +15,14 @@ PROGRAM = """
 import os, resource, torch
 from bc2.train.allocator import keep_freed_memory
 print(int("LEAVE" not in os.environ and keep_freed_memory()))
-model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(4)))
+model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(2)))
 def steps(count):
     for _ in range(count):
-        model(torch.ones(12000, 1024)).square().mean().backward()
+        model(torch.ones(40_000, 256)).square().mean().backward()
         model.zero_grad()
-steps(4)
+steps(2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-steps(4)
+steps(2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
