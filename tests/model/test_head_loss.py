@@ -10,7 +10,7 @@ from scipy.optimize import check_grad
 
 from bc2.errors import DataError
 from bc2.model import head_loss as module
-from bc2.model.head_loss import IGNORE, head_loss, row_max
+from bc2.model.head_loss import IGNORE, chunk_size, head_loss, row_max
 
 
 def naive(hidden, weight, labels, z_weight, norm_head=True):
@@ -349,6 +349,18 @@ def test_nan_in_is_nan_out():
     with torch.no_grad():
         hidden[3, 2] = float("nan")
     assert head_loss(hidden, weight, labels, z_weight=2e-4).loss_sum.isnan()
+
+
+@given(tokens=st.integers(0, 20_000), vocab=st.sampled_from([64, 16_384, 125_696]))
+def test_chunks_are_even_and_fit(tokens, vocab):
+    size = chunk_size(tokens, vocab, 2, "cpu")
+    assert size % 64 == 0
+    assert size > 0
+    assert size * vocab * 2 <= module.CHUNK_BYTES["cpu"]
+    if tokens > size:
+        # the last chunk is not a remnant
+        count = -(-tokens // size)
+        assert tokens - (count - 1) * size >= size - 64 * count
 
 
 def test_the_logits_never_exist():
