@@ -25,7 +25,7 @@ from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Draft, Kind, Registry, check_name, stage_key
 from bc2.tokenizer.config import TOKENIZER_FILE, TokenizerConfig
-from bc2.train.config import PretrainConfig
+from bc2.train.config import PretrainConfig, check_context
 from bc2.train.duration import Duration
 
 if TYPE_CHECKING:
@@ -199,14 +199,7 @@ def check(recipe: Recipe) -> None:
                 todo=f"set model.vocab_size = {pieces.vocab_size}",
             )
     if recipe.has(ModelConfig) and recipe.has(PretrainConfig):
-        model, training = recipe.get(ModelConfig), recipe.get(PretrainConfig)
-        if training.sequence_length > model.context_length:
-            raise RecipeError(
-                f"pretrain.sequence_length = {training.sequence_length} is longer than "
-                f"model.context_length = {model.context_length}",
-                where=recipe.where(("pretrain", "sequence_length")),
-                todo="lower the one or raise the other",
-            )
+        check_context(recipe)
 
 
 def _check_lengths(recipe: Recipe) -> None:

@@ -16,10 +16,9 @@ from bc2.bench.spec import (
     weights_of,
 )
 from bc2.console import note
-from bc2.errors import RecipeError
 from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe
-from bc2.train.config import PretrainConfig
+from bc2.train.config import PretrainConfig, check_context
 from bc2.train.device import datasheet_flops, pick_device, pick_precision
 from bc2.train.micro_batch import choose_micro_batch
 
@@ -36,13 +35,7 @@ def make_plan(
         RecipeError: a section is missing or broken.
     """
     model, training = recipe.get(ModelConfig), _resolved(recipe)
-    if training.sequence_length > model.context_length:
-        raise RecipeError(
-            f"pretrain.sequence_length = {training.sequence_length} is longer than "
-            f"model.context_length = {model.context_length}",
-            where=recipe.where(("pretrain", "sequence_length")),
-            todo="lower the one or raise the other",
-        )
+    check_context(recipe)
     specs = _ours(model, training, ours, checkpointing)
     if against:
         require_peer()

@@ -6,7 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bc2.recipe import UNKEYED, Section, Settings
+from bc2.errors import RecipeError
+from bc2.model.config import ModelConfig
+from bc2.recipe import UNKEYED, Recipe, Section, Settings
 from bc2.train.duration import Duration
 
 
@@ -174,3 +176,19 @@ class PretrainConfig(Section):
         """`micro_batch` as a number: for a run, where "auto" is resolved."""
         assert self.micro_batch != "auto", "resolved by bc2.train.micro_batch before it is used"
         return self.micro_batch
+
+
+def check_context(recipe: Recipe) -> None:
+    """Rows are no longer than the model is made for.
+
+    Raises:
+        RecipeError: they are.
+    """
+    model, training = recipe.get(ModelConfig), recipe.get(PretrainConfig)
+    if training.sequence_length > model.context_length:
+        raise RecipeError(
+            f"pretrain.sequence_length = {training.sequence_length} is longer than "
+            f"model.context_length = {model.context_length}",
+            where=recipe.where(("pretrain", "sequence_length")),
+            todo="lower the one or raise the other",
+        )
