@@ -14,7 +14,7 @@ quickstart: $(VENV)/.bc2-quickstart
 	@echo "curves: $$(ls .bc2/runs/tiny-*/loss.png)"
 
 test: $(VENV)/.bc2-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
 # Whole matrices, soaks, peers and real data; results belong in docs/benchmarks.md.
 test-slow: $(VENV)/.bc2-dev

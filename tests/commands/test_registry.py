@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -206,22 +205,15 @@ def test_exit_codes(house, capsys, args: list[str], code: int) -> None:
     assert ("error: " in capsys.readouterr().err) == (code != 0)
 
 
-def test_listing_is_quick_and_imports_no_torch(house) -> None:
+def test_listing_imports_nothing_heavy(house) -> None:
+    # How long it takes is for a benchmark; what would make it slow is known by name.
     script = (
         "import sys\n"
         "from importlib import import_module\n"
         "from typer.testing import CliRunner\n"
         "done = CliRunner().invoke(import_module('bc2.commands.registry').app, ['list', '-q'])\n"
         "assert len(done.stdout.split()) == 2, done.output\n"
-        "assert 'torch' not in sys.modules\n"
+        "heavy = 'torch numpy pyarrow daft matplotlib scipy sklearn transformers datasets'\n"
+        "assert not set(heavy.split()) & set(sys.modules), sorted(sys.modules)\n"
     )
-    # Processor time, the fastest of ten: what else the machine does is not our doing.
-    spent = (_processor_seconds([sys.executable, "-c", script]) for _ in range(10))
-    assert any(seconds < 0.5 for seconds in spent)
-
-
-def _processor_seconds(command: list[str]) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    subprocess.run([sys.executable, "-c", script], check=True)
