@@ -11,6 +11,7 @@ than queries, its queries are the last of its positions.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
+    products  sdpa with a backward pass compiled for a CPU in bf16; without ALiBi.
     varlen  torch.nn.attention.varlen (CUDA, 16 bits, no ALiBi).
     flash   the flash-attn package (CUDA, 16 bits, ALiBi inside the kernel).
 
@@ -33,8 +34,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bc2.errors import UsageError
+from bc2.model.products import attend_by_products
 
-Backend = Literal["auto", "sdpa", "varlen", "flash"]
+Backend = Literal["auto", "sdpa", "products", "varlen", "flash"]
 
 #: Documents are filled up to a multiple of this many tokens for sdpa.
 PAD_TO = 64
@@ -93,8 +95,10 @@ def attend(
     chosen = choose_backend(q, slopes) if backend == "auto" else backend
     if cu_seqlens_k is None or max_seqlen_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
-    if chosen == "sdpa":
-        return _sdpa(q, k, v, _lengths(cu_seqlens, q), _lengths(cu_seqlens_k, k), slopes)
+    if chosen in ("sdpa", "products"):
+        kernel = _products_batch if chosen == "products" else _sdpa_batch
+        lengths = _lengths(cu_seqlens, q), _lengths(cu_seqlens_k, k)
+        return _sdpa(q, k, v, *lengths, slopes, kernel)
     bounds = (cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
     if chosen == "flash":
         return _flash(q, k, v, bounds, slopes)
@@ -128,6 +132,9 @@ def _lengths(cu_seqlens: Tensor, x: Tensor) -> list[int]:
 
 # ------------------------------------------------------------------------------- sdpa
 
+#: [B, S, H, K] of q, k and v, and ALiBi's slopes -> [B, S, H, K].
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
 
 def _sdpa(
     q: Tensor,
@@ -136,9 +143,11 @@ def _sdpa(
     queries: list[int],
     keys: list[int],
     slopes: Tensor | None,
+    whole: Kernel,
 ) -> Tensor:
+    """Documents of any lengths; `whole` takes those that have no earlier keys."""
     if queries == keys:
-        return _sdpa_packed(q, k, v, tuple(queries), slopes)
+        return _sdpa_packed(q, k, v, tuple(queries), slopes, whole)
     if len(set(queries)) == 1 and len(set(keys)) == 1:
         count = len(queries)
         q, k, v = (x.view(count, len(x) // count, *x.shape[1:]) for x in (q, k, v))
@@ -149,7 +158,12 @@ def _sdpa(
 
 
 def _sdpa_packed(
-    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], slopes: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[int, ...],
+    slopes: Tensor | None,
+    kernel: Kernel,
 ) -> Tensor:
     """Documents of any lengths, a batch for each length rounded up to a multiple of PAD_TO.
 
@@ -158,7 +172,7 @@ def _sdpa_packed(
     """
     if lengths and lengths[0] % PAD_TO == 0 and len(set(lengths)) == 1:
         q, k, v = (x.view(len(lengths), lengths[0], *x.shape[1:]) for x in (q, k, v))
-        return _sdpa_batch(q, k, v, slopes).flatten(0, 1)
+        return kernel(q, k, v, slopes).flatten(0, 1)
     slots, groups = _padded(lengths)
     slots = slots.to(q.device)
     rows = sum(count * length for count, length in groups)
@@ -167,7 +181,7 @@ def _sdpa_packed(
     start = 0
     for count, length in groups:
         span, shape = slice(start, start + count * length), (count, length, *q.shape[1:])
-        batch = _sdpa_batch(q[span].view(shape), k[span].view(shape), v[span].view(shape), slopes)
+        batch = kernel(q[span].view(shape), k[span].view(shape), v[span].view(shape), slopes)
         done.append(batch.flatten(0, 1))
         start = span.stop
     out: Tensor = _Take.apply(torch.cat(done), slots) if done else q  # type: ignore[no-untyped-call]
@@ -230,6 +244,13 @@ def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tenso
         is_causal=mask is None and queries > 1,
     )
     return out.transpose(1, 2).to(dtype)
+
+
+def _products_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+    """`_sdpa_batch`, with the faster backward pass where there is one."""
+    if slopes is None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return attend_by_products(q, k, v)
+    return _sdpa_batch(q, k, v, slopes)
 
 
 def _causal(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -260,13 +260,17 @@ class _WeightGradient:
         self.shape = head.shape
 
     def add(self, scores: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
-        wide = _wide(scores.dtype)
+        first = self.total is None
         if self.total is None:
-            self.total = torch.zeros(self.shape, dtype=wide, device=hidden.device)
+            wide = _wide(scores.dtype)
+            self.total = torch.empty(self.shape, dtype=wide, device=hidden.device)
         for span in _spans(self.shape[0], WEIGHT_ROWS):
             # By rows of the weight: what is added is still in the cache.
             product = torch.mm(scores[:, span].t(), hidden)
-            self.total[span] += product
+            if first:
+                self.total[span] = product
+            else:
+                self.total[span] += product
 
     def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
         """The gradient of the raw weight, times scale, in the weight's dtype; ends this sum."""
@@ -276,9 +280,10 @@ class _WeightGradient:
         result = total if weight.dtype == total.dtype else torch.empty_like(weight)
         for span in _spans(len(weight), WEIGHT_ROWS):
             grad = total[span]
-            if lengths is not None:
-                _through_normalization_(grad, weight[span], lengths[span])
-            torch.mul(grad, scale, out=grad)
+            if lengths is None:
+                grad.mul_(scale)
+            else:
+                _through_normalization_(grad, weight[span], lengths[span], scale)
             if result is not total:
                 result[span] = grad
         return result
@@ -293,18 +298,18 @@ def _head(weight: Tensor, dtype: torch.dtype, norm_head: bool) -> tuple[Tensor, 
     lengths = torch.empty(len(weight), 1, dtype=wide, device=weight.device)
     for span in _spans(len(weight), WEIGHT_ROWS):
         rows = weight[span].to(wide)
-        lengths[span] = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=1e-12)
-        unit[span] = rows / lengths[span]
+        torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=lengths[span])
+        torch.div(rows, lengths[span].clamp_(min=1e-12), out=unit[span])
     return unit, lengths
 
 
-def _through_normalization_(grad: Tensor, weight: Tensor, lengths: Tensor) -> None:
-    """Gradient of unit rows -> gradient of the rows, in place: (g - (g·u) u) / length."""
-    unit = weight.to(grad.dtype) / lengths
-    along = (grad * unit).sum(dim=1, keepdim=True)
+def _through_normalization_(grad: Tensor, weight: Tensor, lengths: Tensor, scale: Tensor) -> None:
+    """Gradient of unit rows -> gradient of the rows, in place: scale (g - (g·w) w / l²) / l."""
+    rows = weight.to(grad.dtype)
+    along = torch.linalg.vecdot(grad, rows)[:, None] / lengths.square()
     # A row of no length is divided by a constant: nothing is projected away.
     along.masked_fill_(lengths <= 1e-12, 0.0)
-    grad.addcmul_(along, unit, value=-1.0).div_(lengths)
+    grad.addcmul_(along, rows, value=-1.0).mul_(scale / lengths)
 
 
 def _spans(total: int, size: int) -> Iterator[slice]:

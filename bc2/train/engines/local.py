@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
-from bc2.model.transformer import Transformer
+from bc2.model.transformer import Attention, Transformer
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.config import AdamWConfig
@@ -59,6 +59,8 @@ class LocalEngine:
             # By layer: one graph serves them all, and recomputation stays outside of it.
             for layer in model.model.layers:
                 layer.compile()
+            if model.lm_head.weight.device.type == "cpu":
+                _choose_products(model)
         self.optimizer = _adamw(self.master, config)
 
     def accumulate(
@@ -153,6 +155,13 @@ class LocalEngine:
                     kept[key] = value.to(master.device, copy=True)
         self._publish_weights()
         self.discard()
+
+
+def _choose_products(model: Transformer) -> None:
+    """Let a compiler that is there anyway make attention's backward pass on a CPU."""
+    for module in model.modules():
+        if isinstance(module, Attention) and module.backend == "auto":
+            module.backend = "products"
 
 
 def _masters(model: Transformer) -> list[torch.nn.Parameter]:

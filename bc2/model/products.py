@@ -1,0 +1,106 @@
+"""Causal attention on a CPU whose backward pass is five batched matrix products.
+
+torch's flash kernel for CPUs is fast forward; its backward pass is the largest part of a
+training step there. Compiled, the plain formulas over whole score matrices take about half of
+its time in bf16, for memory that grows with the square of a document (limited: see `CHUNK`).
+
+Shapes:
+    B  documents of one length      S  their tokens      H  heads      K  channels of a head
+    N  B · H, every head of every document
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Scores that are held at once, in each of about four bf16 buffers; at least one head's.
+CHUNK = 16 << 20
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √K) v, causally: [B, S, H, K] on a CPU -> [B, S, H, K]."""
+    out: Tensor = _Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)))  # type: ignore[no-untyped-call]
+    return out.transpose(1, 2)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, H, S, K]
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, log_sum = flash(q, k, v, dropout_p=0.0, is_causal=True)
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        saved = ctx.saved_tensors
+        heads, shape = saved[0].shape[:2].numel(), saved[0].shape
+        grad, q, k, v, out = (x.reshape(heads, *shape[2:]) for x in (grad, *saved[:4]))
+        log_sum = _columns(saved[4].reshape(heads, -1) * shape[-1] ** 0.5)
+        along = _columns((grad.float() * out.float()).sum(-1))
+        size = max(1, CHUNK // shape[2] ** 2)
+        parts = [
+            _compiled()(*(x[first : first + size] for x in (grad, q, k, v, log_sum, along)))
+            for first in range(0, heads, size)
+        ]
+        done = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return tuple(x.view(shape) for x in done)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """fp32 [N, S] as the sum of three columns in bf16, 8 bits each: [N, S, 3].
+
+    Not compiled: the compiler would leave the roundings out that this is about.
+    """
+    high = x.bfloat16()
+    middle = (x - high.float()).bfloat16()
+    low = (x - high.float() - middle.float()).bfloat16()
+    return torch.stack((high, middle, low), dim=-1)
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    # Lazily: to import torch's compiler takes a second. Dynamically: packed documents come in
+    # many shapes.
+    return torch.compile(_gradients, dynamic=None)
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, log_sum: Tensor, along: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, [N, S, K] each.
+
+    With P the probabilities: dv = Pᵀ do, dS = P · (do vᵀ - rowsum(do · o)) / √K, dq = dS k and
+    dk = dSᵀ q (FlashAttention, arXiv 2205.14135, appendix B.2).
+
+    Args:
+        log_sum: √K log Σ exp of the scores, in columns [N, S, 3].
+        along: rowsum(do · o), in columns.
+    """
+    scale = q.shape[-1] ** -0.5
+    place = torch.arange(q.shape[1])
+    seen = place[:, None] >= place
+    p = torch.where(seen, (_products_less(q, k, log_sum) * scale).exp(), 0.0)
+    ds = (p * _products_less(grad, v, along) * scale).to(q.dtype)
+    dv = torch.bmm(p.to(q.dtype).transpose(1, 2), grad)
+    return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv
+
+
+def _products_less(x: Tensor, y: Tensor, less: Tensor) -> Tensor:
+    """x yᵀ - less, rounded to 16 bits after the subtraction: [N, S, K] twice, [N, S, 3].
+
+    A score is large, and its distance from log Σ exp is small where the probability is large:
+    rounding the score itself would cost more than all other roundings to bf16 together.
+    """
+    fill = -(x.shape[-1] + 3) % 32  # what matrix units take at a time
+    left = F.pad(torch.cat((x, -less), dim=-1), (0, fill))
+    right = F.pad(torch.cat((y, torch.ones_like(less)), dim=-1), (0, fill))
+    return torch.bmm(left, right.transpose(1, 2)).float()

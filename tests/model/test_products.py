@@ -1,0 +1,104 @@
+"""Attention's backward pass by products, against float64 and torch's own kernel."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bc2.model import products
+from bc2.model.attention import attend
+from bc2.model.products import attend_by_products
+
+
+def draw(shape: tuple[int, ...], spread: float, seed: int = 0) -> list[Tensor]:
+    """q, k, v and the gradient of the result, in bf16."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(shape, generator=generator) for _ in range(4)]
+    return [(x * spread if i < 2 else x).bfloat16() for i, x in enumerate(drawn)]
+
+
+def gradients(attention, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    attention(*leaves).backward(grad)
+    return [x.grad for x in leaves]
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by its formula: [B, S, H, K]."""
+    scores = torch.einsum("bqhk,bshk->bhqs", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return torch.einsum("bhqs,bshk->bqhk", scores.masked_fill(future, -torch.inf).softmax(-1), v)
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def error(found: Tensor, right: Tensor) -> float:
+    return float((found.double() - right).norm() / right.norm())
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 3, 32), (1, 64, 1, 64), (3, 192, 2, 16)])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_gradients_are_about_as_close_to_float64_as_the_kernels(shape, spread):
+    q, k, v, grad = draw(shape, spread)
+    right = gradients(exact, *(x.double() for x in (q, k, v, grad)))
+    ours = gradients(attend_by_products, q, k, v, grad)
+    theirs = gradients(kernel, q, k, v, grad)
+    for mine, peer, truth in zip(ours, theirs, right, strict=True):
+        # Beyond the kernel's errors: log P, about log S where attention is spread out, has been
+        # rounded to 8 bits before the exponential.
+        assert error(mine, truth) < error(peer, truth) + 2**-9 * math.log(shape[1])
+    torch.testing.assert_close(attend_by_products(q, k, v), kernel(q, k, v), rtol=0, atol=0)
+
+
+def test_heads_in_chunks_are_the_heads_at_once(monkeypatch):
+    q, k, v, grad = draw((2, 128, 3, 32), 1.0)
+    whole = gradients(attend_by_products, q, k, v, grad)
+    monkeypatch.setattr(products, "CHUNK", 2 * 128**2)
+    for chunked, once in zip(gradients(attend_by_products, q, k, v, grad), whole, strict=True):
+        assert torch.equal(chunked, once)
+
+
+def test_bits_do_not_depend_on_the_shapes_that_came_before():
+    # A run that goes on from a checkpoint meets other shapes first than the one that did not.
+    shapes = [(2, 64, 2, 32), (1, 192, 3, 32), (4, 128, 2, 32), (1, 64, 1, 32)]
+    found = []
+    for order in (shapes, shapes[::-1]):
+        products._compiled.cache_clear()
+        torch._dynamo.reset()
+        grads = {s: gradients(attend_by_products, *draw(s, 1.0)) for s in order}
+        found.append([grads[s] for s in shapes])
+    for first, second in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [[64, 64], [40, 88], [130]])
+def test_packed_documents_agree_with_sdpa(lengths):
+    q, k, v, grad = (x[0] for x in draw((1, sum(lengths), 2, 32), 1.0))
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+
+    def through(backend):
+        return lambda *x: attend(*x, bounds, max(lengths), backend=backend)
+
+    ours = gradients(through("products"), q, k, v, grad)
+    theirs = gradients(through("sdpa"), q, k, v, grad)
+    for mine, peer in zip(ours, theirs, strict=True):
+        assert error(mine, peer.double()) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_types_take_the_kernel(dtype):
+    q, k, v, grad = (x[0].to(dtype) for x in draw((1, 64, 2, 32), 1.0))
+    bounds = torch.tensor([0, 64], dtype=torch.int32)
+    for mine, peer in zip(
+        gradients(lambda *x: attend(*x, bounds, 64, backend="products"), q, k, v, grad),
+        gradients(lambda *x: attend(*x, bounds, 64, backend="sdpa"), q, k, v, grad),
+        strict=True,
+    ):
+        assert torch.equal(mine, peer)
