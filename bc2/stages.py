@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -29,8 +30,13 @@ from bc2.train.config import PretrainConfig, check_context
 from bc2.train.duration import Duration
 
 if TYPE_CHECKING:
+    from bc2.data.prep.prepare import How
+    from bc2.report.description import Description
     from bc2.tokenizer.report import Report
     from bc2.train.pretrain import Run
+
+#: Bytes of each source that a dry run takes.
+SAMPLE_BYTES = 2 << 20
 
 Stage = Callable[["Session", Recipe], Artifact]
 
@@ -48,30 +54,91 @@ class Session:
     """Artifacts found or made so far by stage key: two stages may share an input."""
 
 
-def corpus(session: Session, recipe: Recipe) -> Artifact:
-    """The corpus of [corpus]: read, deduplicated, split."""
-    from bc2.data import prep
+def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact:
+    """The corpus of [corpus]: read, taken through the stages of the funnel, split, written."""
     from bc2.data.inputs import inputs
+    from bc2.data.prep import prepare
+    from bc2.data.prep.recipe import build_stages, stage_digests
 
     config = recipe.get(CorpusConfig)
     cache = session.registry.home / "digests.json"
+    stages = build_stages(config)
     found = inputs(config, cache=cache)
-    settings = {**config.keyed(), "inputs": [file._asdict() for file in found]}
-    key = stage_key("corpus", prep.VERSION, settings, ())
-    # Bytes of text are told; of compressed files nobody knows how many there will be.
-    packed = any(file.name.endswith((".gz", ".zst", ".parquet")) for file in found)
-    size = None if packed else sum(file.size for file in found)
+    settings = {
+        **config.keyed(),
+        "inputs": [file._asdict() for file in found],
+        "stages": {stage.name: stage.version for stage in stages},
+        "files": stage_digests(stages),
+    }
+    key = stage_key("corpus", prepare.VERSION, settings, ())
+    work = session.registry.work / f"corpus-{key}"
+    done = work / "parts"
 
     def make(out: Path) -> Mapping[str, Any]:
-        with progress("reading", size, "bytes") as bar:
-            facts = prep.prepare(config, out, progress=bar)
+        facts = prepare.prepare(config, out, work=done, how=how, bars=progress)
         if inputs(config, cache=cache) != found:
+            # What was read is kept under the key of what is gone.
+            shutil.rmtree(done)
             raise DataError(
                 "an input changed while it was read", todo="run it again when the files rest"
             )
         return facts
 
-    return _found_or_made(session, recipe, "corpus", key, (), make)
+    make_directory(work)
+    with lock_directory(work, wait=True):
+        artifact = _found_or_made(session, recipe, "corpus", key, (), make)
+        # What a killed attempt finished is of use until the whole is registered.
+        if done.exists():
+            shutil.rmtree(done)
+    return artifact
+
+
+def corpus_sample(recipe: Recipe, how: How) -> dict[str, Any]:
+    """What [corpus] would do, tried on the first of each source; nothing is registered.
+
+    Returns:
+        The stages with their settings, the inputs, and the sample's ``funnel``.
+    """
+    from bc2.data.inputs import describe_inputs
+    from bc2.data.prep import prepare
+    from bc2.data.prep.funnel import FUNNEL
+    from bc2.data.prep.recipe import build_stages
+
+    config = recipe.get(CorpusConfig)
+    names = [stage.name for stage in build_stages(config)]
+    sample = prepare.sample_of(config, SAMPLE_BYTES)
+    with tempfile.TemporaryDirectory(prefix="bc2-dry-run-") as folder:
+        prepare.prepare(sample, Path(folder) / "corpus", how=how, bars=progress)
+        funnel = json.loads((Path(folder) / "corpus" / FUNNEL).read_bytes())
+    return {
+        "stages": ", ".join(names),
+        **{f"source {name}": told for name, told in describe_inputs(config).items()},
+        "sample": f"at most {SAMPLE_BYTES:,} bytes of each source",
+        "funnel": funnel,
+    }
+
+
+def description(registry: Registry, ref: str | None) -> tuple[Artifact, Description]:
+    """A corpus or token shards, described; the newest corpus without a ref.
+
+    Raises:
+        RefError: no such artifact.
+        UsageError: it is of another kind.
+    """
+    from bc2.report.description import describe
+
+    artifact = registry.newest("corpus") if ref is None else registry.resolve(ref)
+    if artifact.kind not in ("corpus", "tokens"):
+        raise UsageError(
+            f"{artifact.title} is no corpus and no token shards",
+            todo="see `bc2 registry list --kind corpus`",
+        )
+    source = None
+    if artifact.kind == "tokens":
+        source = _parent(registry, artifact, "corpus").path
+    with progress("reading", None, "bytes") as bar:
+        found = describe(artifact.path, artifact.kind, corpus=source, progress=bar)
+    return artifact, found
 
 
 def tokenizer(session: Session, recipe: Recipe) -> Artifact:

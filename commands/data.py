@@ -1,8 +1,14 @@
-"""`bc2 data prep` and `bc2 data tokenize`."""
+"""`bc2 data prep`, `tokenize`, `report` and `train-quality`."""
 
 from __future__ import annotations
 
-from bc2.console import Output
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bc2.console import Output, note, table
+from bc2.errors import DataError, UsageError
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
 from bc2.recipe import load
 from bc2.registry import Registry
@@ -12,15 +18,57 @@ app = verb()
 
 @app.command()
 def prep(
-    recipe: RecipeArg, set_: Set = None, fresh: Fresh = False, json: Json = False,
-    quiet: Quiet = False,
+    recipe: RecipeArg, set_: Set = None, fresh: Fresh = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="This machine, or the cluster of RAY_ADDRESS.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one a core if not given.")
+    ] = None,
+    keep_dropped: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write what was removed there, with its reason."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and try it on a sample; keep nothing.")
+    ] = False,
+    json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Read a recipe's sources, drop exact duplicates and split off held-out documents."""
-    from bc2 import stages
+    """Turn raw text into a corpus: clean, deduplicated, scored and weighted.
 
+    Exact duplicates are always dropped; the recipe's tables below [corpus] switch the other
+    stages on. What was done is told by `bc2 data report`.
+    """
+    from bc2 import stages
+    from bc2.data.prep.prepare import How
+
+    read = load(recipe, set_ or [])
+    how = How(engine, workers, keep_dropped=_empty(keep_dropped))
+    if dry_run:
+        _dry_run(stages.corpus_sample(read, how), Output.of(json=json, quiet=quiet))
+        return
     session = stages.Session(Registry.open(), fresh=fresh)
-    corpus = stages.corpus(session, load(recipe, set_ or []))
+    corpus = stages.corpus(session, read, how)
+    if keep_dropped is not None and corpus not in session.built:
+        note("nothing was written to --keep-dropped: add --fresh to make the corpus again")
     stages.show(corpus, session, Output.of(json=json, quiet=quiet))
+
+
+def _empty(folder: Path | None) -> Path | None:
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError("--keep-dropped is not empty", where=str(folder), todo="name another")
+    return None if folder is None else folder.absolute()
+
+
+def _dry_run(plan: dict[str, object], output: Output) -> None:
+    from bc2.report import funnel_view
+    from bc2.report.funnel import Funnel
+
+    found = plan.pop("funnel")
+    for name, value in plan.items():
+        note(f"{name}: {value}")
+    funnel = Funnel.of(found)
+    output.emit({**plan, "funnel": found}, table=funnel_view.view(funnel), quiet=[])
 
 
 @app.command()
@@ -34,3 +82,72 @@ def tokenize(
     session = stages.Session(Registry.open(), fresh=fresh)
     tokens = stages.tokens(session, load(recipe, set_ or []))
     stages.show(tokens, session, Output.of(json=json, quiet=quiet))
+
+
+@app.command(no_args_is_help=False)
+def report(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="A corpus or token shards.")
+    ] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Show ten of what each reason removed.")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write the funnel's page there.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Write a data card there.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show a corpus or token shards: documents, languages, licences, lengths, the funnel.
+
+    Without REF the newest corpus is taken.
+    """
+    from bc2 import stages
+    from bc2.report import description_view, funnel_page, funnel_view
+
+    artifact, found = stages.description(Registry.open(), ref)
+    if (examples or page is not None) and found.funnel is None:
+        raise DataError(
+            f"{artifact.title} has no funnel: it was made without stages, or is no corpus",
+            where=str(artifact.path),
+            todo="name a corpus that `bc2 data prep` made",
+        )
+    if page is not None and found.funnel is not None:
+        licences = {one.source: one.licence for one in found.sources if one.licence}
+        funnel_page.write(found.funnel, page, artifact.title, licences=licences)
+        note(f"the page is {page}")
+    if markdown is not None:
+        markdown.write_text(description_view.markdown(found, artifact.title), encoding="utf-8")
+        note(f"the data card is {markdown}")
+    shown = description_view.view(found)
+    if examples and found.funnel is not None:
+        shown = funnel_view.examples_view(found.funnel)
+    Output.of(json=json).emit({"ref": artifact.ref, **found.as_json()}, table=shown)
+
+
+@app.command("train-quality")
+def train_quality(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory for the scorer.")],
+    good: Annotated[
+        list[str], typer.Option(metavar="PATH", help="Good text; a file, folder or glob.")
+    ],
+    bad: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Bad text; without it the good text, corrupted."),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
+    seed: Annotated[int, typer.Option(help="Seeds the choice of sentences.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train the scorer of sentences that [corpus.quality] and [corpus.safety] can use."""
+    from bc2.data.prep.corrupt import corrupted
+    from bc2.data.prep.scorer import train_scorer
+    from bc2.data.readers import texts_at
+
+    taken = texts_at(good, text_field)
+    worse = texts_at(bad, text_field) if bad else corrupted(texts_at(good, text_field), seed)
+    facts = train_scorer(taken, worse, out, seed=seed)
+    rows = [(name, str(value)) for name, value in facts.items()]
+    Output.of(json=json).emit(facts, table=table(("", ""), rows))

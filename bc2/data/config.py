@@ -7,6 +7,17 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from bc2.data.prep.config import (
+    ClustersSettings,
+    DecontaminateSettings,
+    HeuristicsSettings,
+    NearSettings,
+    NormaliseSettings,
+    PassagesSettings,
+    QualitySettings,
+    SafetySettings,
+    WeightsSettings,
+)
 from bc2.recipe import UNKEYED, Section, Settings
 
 #: Text that comes with Python or with the `quickstart` extra: see `bc2.data.environment`.
@@ -74,7 +85,11 @@ class SourceConfig(Settings):
 
 
 class CorpusConfig(Section):
-    """[corpus]: read the sources, drop exact duplicates, split off held-out documents."""
+    """[corpus]: read the sources, take them through the funnel, split off held-out documents.
+
+    Exact duplicates are always dropped. The other stages run if their table is there, in the
+    order of the keys here (Baichuan 2, arXiv 2309.10305, figure 2).
+    """
 
     section: ClassVar[str] = "corpus"
 
@@ -87,11 +102,41 @@ class CorpusConfig(Section):
     malformed: Literal["stop", "skip"] = "stop"
     """A row that cannot be read stops the run, or is counted by reason and skipped."""
 
+    max_malformed: float = Field(0.01, ge=0, le=1)
+    """Share of rows that may be skipped as malformed; more stop the run."""
+
     min_characters: int = Field(1, ge=1)
     """Documents with fewer Unicode characters are dropped (`too_short`)."""
 
     part_bytes: int = Field(64 * 2**20, ge=2**10)
     """UTF-8 bytes of text in a part of the corpus, the unit of parallel work."""
+
+    normalise: NormaliseSettings | None = None
+    """One form of the same text; before exact deduplication."""
+
+    heuristics: HeuristicsSettings | None = None
+    """Rules of thumb about form, by language."""
+
+    quality: QualitySettings | None = None
+    """A score for every sentence; low ones are cut."""
+
+    passages: PassagesSettings | None = None
+    """Paragraphs and sentences that stand in the corpus before."""
+
+    near: NearSettings | None = None
+    """Documents that are nearly the same."""
+
+    safety: SafetySettings | None = None
+    """What must not be learned, and personal data."""
+
+    decontaminate: DecontaminateSettings | None = None
+    """Text of benchmarks."""
+
+    clusters: ClustersSettings | None = None
+    """Topics."""
+
+    weights: WeightsSettings | None = None
+    """How often text is drawn."""
 
     @field_validator("sources")
     @classmethod

@@ -2,15 +2,19 @@
 
     train/SOURCE/part-00000.parquet   heldout/SOURCE/part-00000.parquet   corpus.json
 
-Columns: id, text, source, lang, origin_file, origin_row. Row groups are small, so that a
+Columns: id, text, source, lang, origin_file, origin_row, and what stages of the preparation
+noted (quality, paragraph_scores, sentence_scores, cluster). Row groups are small, so that a
 part is written and read in bounded memory.
+
+Where text is weighted (`bc2.data.prep.weights`), SOURCE is a stratum: an entry of `sources`
+then names the ``source`` it is of, and ``weights`` gives each stratum's share of what is drawn.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -56,12 +60,15 @@ class Part(NamedTuple):
 class PartWriter:
     """Writes the documents of one source and split as parts of about `part_bytes` of text."""
 
-    def __init__(self, root: Path, split: Split, source: str, part_bytes: int):
+    def __init__(
+        self, root: Path, split: Split, source: str, part_bytes: int, schema: pa.Schema = SCHEMA
+    ):
         self.folder = root / split / source
         self.part_bytes = part_bytes
+        self.schema = schema
         self.parts: list[dict[str, Any]] = []
         self.characters = 0
-        self._rows: list[Document] = []
+        self._rows: list[Sequence[Any]] = []
         self._held = 0
         self._writer: pq.ParquetWriter | None = None
 
@@ -78,11 +85,11 @@ class PartWriter:
             self._flush()
         self._close()
 
-    def add(self, document: Document, size: int) -> None:
-        """Append a document whose text has `size` UTF-8 bytes."""
-        self._rows.append(document)
+    def add(self, row: Sequence[Any], *, size: int, characters: int) -> None:
+        """Append a row of the schema whose text has `size` UTF-8 bytes."""
+        self._rows.append(row)
         self._held += size
-        self.characters += len(document.text)
+        self.characters += characters
         begun = self.parts[-1]["bytes"] if self._writer is not None else 0
         full = begun + self._held >= self.part_bytes
         if full or self._held >= ROW_GROUP_BYTES:
@@ -105,8 +112,9 @@ class PartWriter:
         if self._writer is None:
             self._begin()
         assert self._writer is not None
-        columns = [[getattr(row, name) for row in self._rows] for name in SCHEMA.names]
-        self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(self._rows))
+        columns = [list(column) for column in zip(*self._rows, strict=True)]
+        table = pa.table(columns, schema=self.schema)
+        self._writer.write_table(table, row_group_size=len(self._rows))
         part = self.parts[-1]
         part["documents"] += len(self._rows)
         part["bytes"] += self._held
@@ -118,7 +126,7 @@ class PartWriter:
         name = path.relative_to(self.folder.parent.parent).as_posix()
         self.parts.append({"file": name, "documents": 0, "bytes": 0})
         self._writer = pq.ParquetWriter(
-            path, SCHEMA, compression="zstd", write_page_checksum=True, use_dictionary=False
+            path, self.schema, compression="zstd", write_page_checksum=True, use_dictionary=False
         )
 
     def _close(self) -> None:
@@ -145,14 +153,44 @@ def corpus_facts(corpus: Path) -> dict[str, Any]:
     return facts
 
 
+def carried_weights(facts: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What token shards take over from a corpus: ``weights`` and ``strata``, or nothing.
+
+    Returns:
+        ``{"weights": {stratum: integer}, "strata": {stratum: source}}``, or ``{}`` of a corpus
+        that states no weights.
+
+    Raises:
+        DataError: weights that are none, or not one for each stratum that has text.
+    """
+    weights = facts.get("weights")
+    if weights is None:
+        return {}
+    strata = {entry["name"]: entry.get("source", entry["name"]) for entry in facts["sources"]}
+    filled = {e["name"] for e in facts["sources"] if any(e[split]["parts"] for split in SPLITS)}
+    usable = isinstance(weights, Mapping) and all(
+        type(weight) is int and weight >= 0 for weight in weights.values()
+    )
+    if not usable or not filled <= weights.keys() <= strata.keys() or not any(weights.values()):
+        raise DataError(
+            "the weights are not one integer for each stratum, with one above 0",
+            where=str(where / FACTS),
+            todo="make the corpus again with `bc2 data prep`",
+        )
+    return {"weights": {n: weights[n] for n in strata if n in weights}, "strata": strata}
+
+
 def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = None) -> list[Part]:
     """The parts of a corpus: by source as the recipe listed them, train before held-out.
+
+    Args:
+        source: a source, which stands for all its strata, or a stratum.
 
     Raises:
         DataError: no such source.
     """
     facts = corpus_facts(corpus)["sources"]
-    names = [entry["name"] for entry in facts]
+    names = {name: None for entry in facts for name in _names(entry)}
     if source is not None and source not in names:
         guess = nearest(source, names) or ", ".join(names)
         raise DataError(
@@ -161,11 +199,16 @@ def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = 
     return [
         Part(part_split, entry["name"], part["file"], part["documents"], part["bytes"])
         for entry in facts
-        if source in (None, entry["name"])
+        if source is None or source in _names(entry)
         for part_split in SPLITS
         if split in (None, part_split)
         for part in entry[part_split]["parts"]
     ]
+
+
+def _names(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an entry of `sources` answers to: its own name, and the source it is a stratum of."""
+    return entry.get("source", entry["name"]), entry["name"]
 
 
 def read_part(path: Path) -> Iterator[list[Document]]:

@@ -24,6 +24,9 @@ Reason = Literal[
     "duplicate",  # the same text was read before
 ]
 
+#: Malformed rows that are named, of each source.
+ROWS_NAMED = 20
+
 #: No document may be longer (UTF-8 bytes): what holds one document in memory is bounded by it.
 MAX_DOCUMENT_BYTES = 1 << 28
 
@@ -93,6 +96,8 @@ class Drops:
     malformed: Literal["stop", "skip"]
     documents: Counter[Reason] = field(default_factory=Counter)
     bytes: Counter[Reason] = field(default_factory=Counter)
+    rows: list[str] = field(default_factory=list)
+    """The first malformed rows, as FILE:ROW REASON."""
 
     def drop(self, reason: Reason, size: int) -> None:
         """Count one document of `size` bytes as dropped."""
@@ -112,6 +117,8 @@ class Drops:
                 todo='repair it, or set corpus.malformed = "skip" to count and skip such rows',
             )
         self.drop(bad.reason, size)
+        if len(self.rows) < ROWS_NAMED:
+            self.rows.append(f"{file}:{row} {bad.reason}")
 
     def facts(self) -> dict[str, dict[str, int]]:
         """``{reason: {"documents": n, "bytes": b}}``, sorted by reason."""

@@ -139,6 +139,23 @@ def inputs(config: CorpusConfig, cache: Path | None = None) -> list[InputFile]:
     return found
 
 
+def describe_inputs(config: CorpusConfig) -> dict[str, str]:
+    """Files and bytes of each source, for people.
+
+    Raises:
+        DataError: a source has no files, or one cannot be read.
+    """
+    told = {}
+    for source in config.sources:
+        if source.hf is not None:
+            told[source.name] = f"hf:{source.hf}, split {source.split}"
+            continue
+        files = source_files(source)
+        size = sum(file.path.stat().st_size for file in files)
+        told[source.name] = f"{len(files):,} files, {size:,} bytes"
+    return told
+
+
 def _inputs_of(source: SourceConfig, digests: DigestCache) -> Iterator[InputFile]:
     if source.hf is not None and not Path(source.hf).is_dir():
         yield InputFile(source.name, f"hf:{source.hf}", 0, f"git:{hub_commit(source)}")

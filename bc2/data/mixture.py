@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 
@@ -55,7 +55,12 @@ class Mixture:
             an empty source, or a weight too small for one sample in a block of 65,536.
     """
 
-    def __init__(self, windows: Mapping[str, int], weights: Mapping[str, float] | None, seed: int):
+    def __init__(
+        self,
+        windows: Mapping[str, int],
+        weights: Mapping[str, float | Fraction] | None,
+        seed: int,
+    ):
         self.windows = dict(windows)
         self.seed = seed
         self.sources = sorted(windows)
@@ -73,6 +78,13 @@ class Mixture:
         """The share of samples that comes from a source."""
         at = self.sources.index(source)
         return (self._bounds[at + 1] - self._bounds[at]) / self._bounds[-1]
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often the windows of each source come in so many samples; 0 if it has none."""
+        return {
+            source: self.share(source) * samples / max(1, self.windows[source])
+            for source in self.sources
+        }
 
     def draws_before(self, block: int) -> Int64:
         """[sources] samples of each source in the blocks before `block`."""
@@ -120,7 +132,84 @@ class Mixture:
         return order, rank
 
 
-def _shares(windows: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, int]:
+def stratum_weights(
+    windows: Mapping[str, int],
+    asked: Mapping[str, float],
+    carried: Mapping[str, int] | None,
+    source_of: Callable[[str], str],
+) -> dict[str, Fraction] | None:
+    """The weight of each stratum, from what a recipe asks for and what a corpus carries.
+
+    What is asked for wins. A source that has strata may be named for all of them: its weight is
+    that of their sum, which they divide as the corpus would have it (in proportion to windows
+    where it has no say). Strata without a window give their weight to the others of their
+    source, and a source without any gives it to the other sources, unless it was asked for.
+
+    Args:
+        windows: stratum -> windows in it.
+        asked: stratum or source -> weight; empty if the recipe leaves it to the corpus.
+        carried: stratum -> weight; None of token shards without weights.
+        source_of: the source that a stratum is of; itself for a source without strata.
+
+    Returns:
+        Weights as `Mixture` takes them; None for natural shares.
+
+    Raises:
+        RecipeError: an unknown name, or one named both by itself and with its source.
+    """
+    strata: dict[str, list[str]] = {}
+    for name in windows:
+        strata.setdefault(source_of(name), []).append(name)
+    if not asked:
+        if carried is None or not any(windows.values()):
+            return None
+        asked = {source: sum(carried[name] for name in strata[source]) for source in strata}
+        asked = {s: w if any(windows[name] for name in strata[s]) else 0 for s, w in asked.items()}
+    weights: dict[str, Fraction] = {}
+    for name, weight in asked.items():
+        if name not in windows and name not in strata:
+            raise _unknown(name, [*strata, *windows])
+        _check_weight(name, weight)
+        mine = strata.get(name, [name])
+        for stratum, share in _divided(mine, windows, carried).items():
+            if stratum in weights:
+                raise RecipeError(
+                    f"{stratum!r} has a weight of its own and one with its source",
+                    todo=f"name source {source_of(stratum)!r}, or each of its strata",
+                )
+            weights[stratum] = Fraction(weight) * share
+    return weights
+
+
+def _divided(
+    strata: list[str], windows: Mapping[str, int], carried: Mapping[str, int] | None
+) -> dict[str, Fraction]:
+    """The parts of 1 that the strata of one source get."""
+    sizes = {name: (carried[name] if carried else 0) if windows[name] else 0 for name in strata}
+    if not any(sizes.values()):
+        sizes = {name: windows[name] for name in strata}
+    if not any(sizes.values()):  # `Mixture` says that there is too little of it
+        sizes = dict.fromkeys(strata, 1)
+    return {name: Fraction(size, sum(sizes.values())) for name, size in sizes.items()}
+
+
+def _unknown(name: str, known: Iterable[str]) -> RecipeError:
+    names = list(dict.fromkeys(known))
+    guess = nearest(name, names)
+    return RecipeError(
+        f"a weight for a source that the tokens have not got: {name!r}",
+        todo=f"did you mean {guess!r}?" if guess else f"they have {', '.join(names)}",
+    )
+
+
+def _check_weight(name: str, weight: float | Fraction) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise RecipeError(f"the weight of source {name!r} is {weight}", todo="give 0 or more")
+
+
+def _shares(
+    windows: Mapping[str, int], weights: Mapping[str, float | Fraction] | None
+) -> dict[str, int]:
     """Integer shares in the exact proportion of the weights (a float is a fraction)."""
     if weights is None:
         if not any(windows.values()):
@@ -131,13 +220,8 @@ def _shares(windows: Mapping[str, int], weights: Mapping[str, float] | None) -> 
         return dict(windows)
     for name, weight in weights.items():
         if name not in windows:
-            guess = nearest(name, windows)
-            raise RecipeError(
-                f"a weight for a source that the tokens have not got: {name!r}",
-                todo=f"did you mean {guess!r}?" if guess else f"they have {', '.join(windows)}",
-            )
-        if not (math.isfinite(weight) and weight >= 0):
-            raise RecipeError(f"the weight of source {name!r} is {weight}", todo="give 0 or more")
+            raise _unknown(name, windows)
+        _check_weight(name, weight)
         if weight > 0 and not windows[name]:
             raise RecipeError(
                 f"source {name!r} has fewer tokens than one sample takes",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,14 +29,41 @@ def read_source(source: SourceConfig, drops: Drops) -> Iterator[Document]:
         DataError: nothing to read, a damaged file, or a malformed row that stops the run.
     """
     spent = 0
-    lang = source.lang
-    if lang is None and source.environment is not None:
-        lang = environment.TEXTS[source.environment].lang
+    lang = source_language(source)
     for text, file, row in _rows(source, drops):
         spent += len(text.encode())
         if source.max_bytes is not None and spent > source.max_bytes:
             return
         yield Document.of(text, source.name, lang, file, row)
+
+
+def texts_at(paths: Iterable[str], text_field: str) -> Iterator[str]:
+    """The texts of files, folders and globs, one path after another.
+
+    Raises:
+        DataError: nothing is there, a damaged file, or a malformed row.
+    """
+    for path in paths:
+        source = SourceConfig(name="texts", path=path, text_field=text_field)
+        for document in read_source(source, Drops(path, "stop")):
+            yield document.text
+
+
+def read_files(
+    source: SourceConfig, files: Iterable[SourceFile], drops: Drops
+) -> Iterator[Document]:
+    """The documents of some of a source's files, as `read_source` gives them."""
+    lang = source_language(source)
+    for file in files:
+        for text, name, row in _file_rows(file, source.text_field, drops):
+            yield Document.of(text, source.name, lang, name, row)
+
+
+def source_language(source: SourceConfig) -> str | None:
+    """What the recipe says the language is, or what the environment's text is in."""
+    if source.lang is None and source.environment is not None:
+        return environment.TEXTS[source.environment].lang
+    return source.lang
 
 
 def _rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:

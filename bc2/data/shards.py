@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,11 @@ class TokenShards:
         vocab_size: ids are below it.
         eos_id: the id after each document.
         tokenizer: digest of the tokenizer that made them.
+        weights: share of what is drawn of each source, up to a common factor; None if the
+            corpus states none.
         facts: the contents of `tokens.json`.
+
+    Where the corpus has strata, they are the sources here; `source_of` says whose they are.
     """
 
     def __init__(self, root: Path, facts: dict[str, Any]):
@@ -73,6 +77,8 @@ class TokenShards:
         self.vocab_size: int = facts["vocab_size"]
         self.eos_id: int = facts["eos_id"]
         self.tokenizer: str = facts["tokenizer"]
+        self.weights: dict[str, int] | None = facts.get("weights")
+        self._source_of: dict[str, str] = facts.get("strata", {})
         self._dtype = np.dtype(facts["dtype"])
         self._streams: dict[tuple[str, str], Stream] = {
             (split, source): _stream(entry)
@@ -105,6 +111,19 @@ class TokenShards:
     def sources(self, split: str) -> list[str]:
         """Names of the sources that have tokens in a split."""
         return [source for at, source in self._streams if at == split]
+
+    def source_of(self, name: str) -> str:
+        """The source of the recipe that a stratum is of; a source is its own."""
+        return self._source_of.get(name, name)
+
+    def in_turns(self, split: str) -> list[str]:
+        """The names of `sources`, each source's first stratum, then each one's second, ..."""
+        seen: Counter[str] = Counter()
+        turns: dict[str, int] = {}
+        for name in self.sources(split):
+            turns[name] = seen[self.source_of(name)]
+            seen[self.source_of(name)] += 1
+        return sorted(turns, key=turns.__getitem__)
 
     def num_tokens(self, split: str, source: str) -> int:
         """Tokens of a source, EOS included."""

@@ -7,26 +7,28 @@ goes on from there; the shards move to their place together at the end.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from bc2.console import Progress
-from bc2.data.corpus import SPLITS, Part, clear_directory, corpus_parts, read_part
+from bc2.data.corpus import (
+    SPLITS,
+    Part,
+    carried_weights,
+    clear_directory,
+    corpus_facts,
+    corpus_parts,
+    read_part,
+)
 from bc2.data.shards import INDEX, token_dtype
-from bc2.errors import DataError, ResourceError, RunFailed, from_os_error
+from bc2.data.workers import cores, no_ctrl_c, worker_pool
+from bc2.errors import DataError, RunFailed, from_os_error
 from bc2.files import make_directory, replace_durably, sha256_file, sync_directory, write_durably
 from bc2.tokenizer.tokenizer import Tokenizer
 
@@ -89,7 +91,7 @@ def tokenize(
     try:
         make_directory(work)
         shards = _shards(corpus, parts, tokenizer_path, tokenizer, work, workers, progress)
-        facts = _facts(tokenizer, dict(zip(parts, shards, strict=True)))
+        facts = _facts(corpus, tokenizer, dict(zip(parts, shards, strict=True)))
         for part in parts:
             _place(work / shard_name(part), out / shard_name(part))
         text = json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
@@ -118,7 +120,7 @@ def _place(made: Path, final: Path) -> None:
         shutil.copyfile(made, final)
 
 
-def _facts(tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dict[str, Any]:
+def _facts(corpus: Path, tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dict[str, Any]:
     splits: dict[str, Any] = {split: {} for split in SPLITS}
     for part, shard in shards.items():
         counts = {"tokens": shard.tokens, "documents": shard.documents, "bytes": shard.bytes}
@@ -134,6 +136,7 @@ def _facts(tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dict[str, Any]:
         "eos_id": tokenizer.eos_id,
         "tokenizer": tokenizer.digest,
         "tokens": {s: sum(e["tokens"] for e in splits[s].values()) for s in SPLITS},
+        **carried_weights(corpus_facts(corpus), corpus),
         "splits": splits,
     }
 
@@ -159,10 +162,11 @@ def _shards(
             if progress is not None:
                 progress(part.bytes, part.source)
         return shards
-    with _pool(count, tokenizer_path) as pool:
+    todo = "run the same again with fewer workers (tokens.workers); finished shards are kept"
+    with worker_pool(count, "tokenizing", todo, _begin_worker, tokenizer_path) as pool:
         # The largest first, so that no core waits long for the last.
         order = sorted(parts, key=lambda part: -part.bytes)
-        with _no_ctrl_c():  # the pool starts its processes here
+        with no_ctrl_c():  # the pool starts its processes here
             futures = {pool.submit(_in_worker, corpus, part, work): part for part in order}
         done = _results(futures, progress)
     return [done[part] for part in parts]
@@ -171,7 +175,7 @@ def _shards(
 def default_workers(parts: list[Part]) -> int:
     """A process a core, but none for less than `_WORTH_A_PROCESS` bytes of text."""
     worth = 1 + sum(part.bytes for part in parts) // _WORTH_A_PROCESS
-    return min(len(os.sched_getaffinity(0)), worth)
+    return min(cores(), worth)
 
 
 def _results(futures: dict[Future[Shard], Part], progress: Progress | None) -> dict[Part, Shard]:
@@ -184,37 +188,6 @@ def _results(futures: dict[Future[Shard], Part], progress: Progress | None) -> d
     return done
 
 
-@contextmanager
-def _pool(count: int, tokenizer_path: Path) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that end with this one, however it ends."""
-    # spawn: the parent may hold threads and locks that a fork would copy.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(count, context, _begin_worker, (tokenizer_path, stop))
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            "a tokenizing process died, as happens when memory runs out",
-            todo="run the same again with fewer workers (tokens.workers); finished shards are kept",
-        ) from error
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _no_ctrl_c() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C: it is for the parent, which tells them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Stopped(Exception):
     """The parent gave up."""
 
@@ -224,16 +197,7 @@ _worker: dict[str, Any] = {}
 
 
 def _begin_worker(tokenizer_path: Path, stop: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(tokenizer=Tokenizer.load(tokenizer_path), stop=stop)
-
-
-def _end_with_parent() -> None:
-    """A pool's workers outlive a killed parent, waiting for work: these do not."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _in_worker(corpus: Path, part: Part, work: Path) -> Shard:

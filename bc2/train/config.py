@@ -87,7 +87,11 @@ class PretrainConfig(Section):
     seed: int = Field(0, ge=0)
     """Seeds the weights and the order of samples."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Mixture weight of each source; empty: in proportion to its tokens."""
+    """Share of samples of each source, up to a common factor. Where the corpus has strata, a
+    source's name stands for the sum of its own, which keep their proportion. Empty: as the
+    corpus has it, and if it has no weights, in proportion to tokens."""
+    max_epochs: float | None = Field(None, gt=0, json_schema_extra=UNKEYED)
+    """A run that would read some text more often than this does not start."""
     z_loss: float = Field(2e-4, ge=0)
     """Weight of the squared largest logit (Baichuan 2, equation 1)."""
     optimizer: AdamWConfig = AdamWConfig()

@@ -160,7 +160,7 @@ def openings(shards: TokenShards, count: int, length: int) -> list[list[int]]:
     The sources take turns, and within one the documents are spread over its length.
     Fewer than `count` if a source has no document with text where one is looked for.
     """
-    sources = shards.sources("heldout")
+    sources = shards.in_turns("heldout")
     found = []
     for number in range(count):
         source = sources[number % len(sources)]

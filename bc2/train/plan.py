@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bc2.data.mixture import Mixture
+from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.shards import TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
@@ -37,6 +39,7 @@ def prepare(config: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> Pl
     shards = _open_tokens(tokens)
     mixture = _mixture(shards, config)
     schedule = _schedule(config, mixture)
+    _check_epochs(config, mixture, schedule.total)
     check_trackers(config.track)
     return Plan(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
 
@@ -53,7 +56,54 @@ def _mixture(shards: TokenShards, config: PretrainConfig) -> Mixture:
         source: (shards.num_tokens("train", source) - 1) // config.sequence_length
         for source in shards.sources("train")
     }
-    return Mixture(windows, config.weights or None, config.seed)
+    weights = stratum_weights(windows, config.weights, shards.weights, shards.source_of)
+    return Mixture(windows, weights, config.seed)
+
+
+def _check_epochs(config: PretrainConfig, mixture: Mixture, steps: int) -> None:
+    most = math.inf if config.max_epochs is None else config.max_epochs
+    epochs = mixture.epochs(steps * config.batch_rows)
+    above = sorted((s for s in epochs if epochs[s] > most), key=lambda s: -epochs[s])
+    if above:
+        rest = f", and {len(above) - 1} more" if above[1:] else ""
+        raise RecipeError(
+            f"{above[0]} would be read {epochs[above[0]]:.2f} times{rest}; "
+            f"pretrain.max_epochs is {most:g}",
+            where="pretrain.max_epochs",
+            todo="lower its weight, shorten the run, give more text, or raise max_epochs",
+        )
+
+
+#: Strata that `mixture_lines` shows of each source, those read most often.
+_SHOWN = 3
+
+
+def mixture_lines(config: PretrainConfig, plan: Plan) -> list[str]:
+    """What a run reads of each source, for a person: its share, and how often its text comes."""
+    carried = "weights of the corpus" if plan.shards.weights else "in proportion to tokens"
+    lines = [f"mixture: {'weights of the recipe' if config.weights else carried}"]
+    epochs = plan.mixture.epochs(plan.schedule.total * config.batch_rows)
+    sources: dict[str, list[str]] = {}
+    for name in plan.mixture.sources:
+        sources.setdefault(plan.shards.source_of(name), []).append(name)
+    for source, strata in sources.items():
+        lines.append(f"  {source}: {_source_line(strata, plan.mixture, epochs)}")
+    return lines
+
+
+def _source_line(strata: list[str], mixture: Mixture, epochs: Mapping[str, float]) -> str:
+    windows = sum(mixture.windows[name] for name in strata)
+    share = sum(mixture.share(name) for name in strata)
+    read = sum(epochs[name] * mixture.windows[name] for name in strata)
+    line = f"{share:.2%} of samples, {read / max(1, windows):.2f} epochs"
+    if len(strata) == 1:
+        return line
+    whole = [name for name in strata if mixture.windows[name]]
+    shown = sorted(whole, key=lambda name: (-epochs[name], name))[:_SHOWN]
+    most = ", ".join(f"{name} {epochs[name]:.2f}" for name in shown)
+    empty = len(strata) - len(whole)
+    left_out = f"; {empty} shorter than a sample, left out" if empty else ""
+    return f"{line}; {len(strata)} strata, most often read: {most}{left_out}"
 
 
 def _steps(config: PretrainConfig, length: str, mixture: Mixture) -> int:

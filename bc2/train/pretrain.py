@@ -34,14 +34,14 @@ from bc2.train.loop import Loop
 from bc2.train.metrics import MetricsLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
-from bc2.train.plan import Plan, prepare
+from bc2.train.plan import Plan, mixture_lines, prepare
 from bc2.train.runs import RunFacts, mark_running
 from bc2.train.schedule import Speed
 from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.stream import TokenStream
 
 #: Raised when the same settings would train another model.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -319,6 +319,8 @@ def _announce(run: Run, plan: Plan, speed: Speed, start: Snapshot | None, folder
         f"{speed.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{tokens / epoch:.2f} epochs of {epoch:,}; metrics in {folder}"
     )
+    for line in mixture_lines(run.config, plan):
+        note(line)
     if start is not None:
         note(f"going on from step {start.state.step} of {total}")
 

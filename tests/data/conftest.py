@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bc2.data.config import CorpusConfig, SourceConfig
-from bc2.data.prep import prepare
+from bc2.data.prep.prepare import prepare
 
 Write = Callable[[str, bytes], Path]
 

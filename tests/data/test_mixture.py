@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.data.mixture import MAX_BLOCK, MIN_BLOCK, Mixture, permute
+from bc2.data.mixture import MAX_BLOCK, MIN_BLOCK, Mixture, permute, stratum_weights
 from bc2.errors import RecipeError
 
 WINDOWS = {"zh": 700, "en": 311, "code": 1}
@@ -212,6 +212,112 @@ def test_a_source_of_weight_zero_never_comes():
 def test_negative_indices_are_refused():
     with pytest.raises(IndexError):
         Mixture(WINDOWS, None, 0).locate(np.array([-1]))
+
+
+# -- strata --------------------------------------------------------------------------------
+
+STRATA = {"web.c0": 60, "web.c1": 20, "web.rest": 0, "law": 20}
+CARRIED = {"web.c0": 100, "web.c1": 300, "web.rest": 50, "law": 550}
+
+
+def source_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+def weights(asked: dict[str, float], carried: dict[str, int] | None = CARRIED) -> dict | None:
+    return stratum_weights(STRATA, asked, carried, source_of)
+
+
+def test_weights_of_the_corpus_hold_where_the_recipe_has_none():
+    """A stratum without a window leaves its weight to its source."""
+    assert weights({}) == {
+        "web.c0": Fraction(450, 4),
+        "web.c1": Fraction(450 * 3, 4),
+        "web.rest": 0,
+        "law": 550,
+    }
+    mixture = Mixture(STRATA, weights({}), 0)
+    assert mixture.share("law") == pytest.approx(0.55)
+    assert mixture.share("web.c1") == pytest.approx(0.45 * 0.75)
+    assert mixture.share("web.rest") == 0
+
+
+def test_natural_shares_where_neither_has_weights():
+    assert weights({}, None) is None
+    assert stratum_weights({"a": 0}, {}, {"a": 1}, source_of) is None  # Mixture says why
+
+
+def test_a_source_is_the_sum_of_its_strata():
+    found = weights({"web": 3.0, "law": 1.0})
+    assert found == {"web.c0": Fraction(3, 4), "web.c1": Fraction(9, 4), "web.rest": 0, "law": 1}
+    natural = weights({"web": 3.0, "law": 1.0}, None)
+    assert natural == {"web.c0": Fraction(9, 4), "web.c1": Fraction(3, 4), "web.rest": 0, "law": 1}
+    zeros = dict.fromkeys(CARRIED, 0)
+    assert weights({"web": 3.0, "law": 1.0}, zeros) == natural
+
+
+def test_strata_by_name():
+    asked = {"web.c0": 1.0, "web.c1": 0.0, "web.rest": 0.0, "law": 2.0}
+    assert weights(asked) == asked
+
+
+def test_a_source_without_windows_leaves_its_weight_to_the_others():
+    found = stratum_weights({"a.x": 9, "b.x": 0}, {}, {"a.x": 1, "b.x": 9}, source_of)
+    assert found == {"a.x": 1, "b.x": 0}
+    asked = stratum_weights({"a.x": 9, "b.x": 0}, {"a": 1.0, "b": 1.0}, None, source_of)
+    with pytest.raises(RecipeError, match="fewer tokens"):
+        Mixture({"a.x": 9, "b.x": 0}, asked, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"wbe": 1.0, "law": 1.0}, "did you mean 'web'"),
+        ({"web": 1.0, "web.c1": 1.0, "law": 1.0}, "a weight of its own and one with its source"),
+        ({"web": -1.0, "law": 1.0}, "give 0 or more"),
+        ({"web": float("inf"), "law": 1.0}, "give 0 or more"),
+    ],
+)
+def test_impossible_weights_of_strata(asked, says):
+    with pytest.raises(RecipeError) as caught:
+        weights(asked)
+    assert says in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    windows=st.fixed_dictionaries({n: st.integers(0, 500) for n in CARRIED}),
+    carried=st.none() | st.fixed_dictionaries({n: st.integers(0, 9) for n in CARRIED}),
+    asked=st.just({}) | st.fixed_dictionaries({n: st.floats(0.1, 9) for n in ("web", "law")}),
+)
+def test_no_weight_is_lost_or_made(windows, carried, asked):
+    found = stratum_weights(windows, asked, carried, source_of)
+    if found is None:
+        assert not asked
+        assert carried is None or not any(windows.values())
+        return
+    assert found.keys() == windows.keys()
+    for source in ("web", "law"):
+        mine = [name for name in windows if source_of(name) == source]
+        there = any(windows[name] for name in mine)
+        total = sum(found[name] for name in mine)
+        if asked:
+            assert total == Fraction(asked[source])
+        else:
+            assert total == (sum(carried[name] for name in mine) if there else 0)
+        assert not there or all(windows[name] or not found[name] for name in mine)
+
+
+def test_recipe_weights_without_strata_are_as_before():
+    """The shares of a run that began before there were strata."""
+    asked = {"zh": 0.3, "en": 0.1, "code": 0.6}
+    found = stratum_weights(WINDOWS, asked, None, lambda name: name)
+    assert located(Mixture(WINDOWS, found, 4), 0, 99) == located(Mixture(WINDOWS, asked, 4), 0, 99)
+
+
+def test_epochs():
+    mixture = Mixture({"a": 100, "b": 50, "c": 0}, {"a": 1.0, "b": 3.0, "c": 0.0}, 0)
+    assert mixture.epochs(400) == {"a": 1.0, "b": 6.0, "c": 0.0}
 
 
 GOLDEN_HEAD = [(0, 28, 0), (1, 350, 0), (1, 921, 0), (0, 461, 0), (1, 913, 0), (1, 336, 0)]

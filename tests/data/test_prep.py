@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import corpus_parts, read_corpus, read_part
-from bc2.data.prep import is_held_out, prepare
+from bc2.data.prep.prepare import How, prepare
+from bc2.data.prep.write import is_held_out
 from bc2.errors import DataError, ResourceError
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -181,7 +183,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device", "corpus.json")
 
-    monkeypatch.setattr("bc2.data.prep.write_durably", full)
+    monkeypatch.setattr("bc2.data.prep.prepare.write_durably", full)
     with pytest.raises(ResourceError, match="disk full") as caught:
         prepare(config(tmp_path, {"a": ["a", "b"]}, heldout_fraction=0), tmp_path / "out")
     assert caught.value.exit_code == 6
@@ -226,20 +228,27 @@ def test_facts_name_licence_and_origin(tmp_path):
 
 
 def test_progress_adds_up(tmp_path):
-    told: list[float] = []
-    texts = {"a": ["x" * 1000 + str(i) for i in range(3000)]}
-    facts = prepare(
-        config(tmp_path, texts), tmp_path / "out", progress=lambda n, detail="": told.append(n)
-    )
-    assert sum(told) == facts["read"]["bytes"]
-    assert len(told) >= 3
+    told: dict[str, list[float]] = {}
+    totals: dict[str, float | None] = {}
+
+    @contextmanager
+    def bars(title, total, unit):
+        totals[title] = total
+        yield lambda advance, detail="": told.setdefault(title, []).append(advance)
+
+    made = config(tmp_path, {"a": ["x" * 1000 + str(i) for i in range(3000)]})
+    prepare(made, tmp_path / "out", bars=bars, how=How(part_bytes=1_000_000))
+    assert totals["reading"] == (tmp_path / "a.jsonl").stat().st_size
+    for title in ("reading", "exact", "writing"):
+        assert sum(told[title]) == totals[title], title
+    assert totals["exact"] == 4  # parts
 
 
 MEASURE = """
 import re, sys
 from pathlib import Path
 from bc2.data.config import *
-from bc2.data.prep import prepare
+from bc2.data.prep.prepare import How, prepare
 import pyarrow.parquet
 def peak():  # not ru_maxrss, which a child inherits
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -171,7 +171,7 @@ if __name__ == "__main__":
 def long_corpus(tmp_path_factory) -> Path:
     """Seconds of work for two processes."""
     from bc2.data.config import CorpusConfig, SourceConfig
-    from bc2.data.prep import prepare
+    from bc2.data.prep.prepare import prepare
 
     root = tmp_path_factory.mktemp("long")
     source = SourceConfig(name="p", environment="python-source")

@@ -1,43 +1,75 @@
-"""Raw text to a corpus: read, drop exact duplicates, split off held-out documents, write.
+"""Raw text to a corpus: the funnel of Baichuan 2 §2.1 (arXiv 2309.10305, figure 2), and its facts.
 
-After Baichuan 2 §2.1 (arXiv 2309.10305), whose funnel begins with exact deduplication.
-The same input and settings give the same bytes out.
+The same input and settings give the same bytes out, whatever the workers and the engine.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bc2.console import Progress
 from bc2.data import environment
 from bc2.data.config import CorpusConfig, SourceConfig
-from bc2.data.corpus import FACTS, PartWriter, clear_directory
-from bc2.data.documents import Document, Drops
+from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
-from bc2.data.readers import read_source
+from bc2.data.prep.engine import Engine, EngineName, open_engine
+from bc2.data.prep.funnel import FUNNEL, funnel_facts
+from bc2.data.prep.pipeline import Bars, Funnel, Parts, run_stages
+from bc2.data.prep.read import PART_BYTES, ReadTask, Unit, check_malformed, plan_units, read_unit
+from bc2.data.prep.recipe import build_stages
+from bc2.data.prep.write import SourceTask, Written, write_source
 from bc2.errors import DataError, from_os_error
-from bc2.files import write_durably
+from bc2.files import make_directory, write_durably
 
-#: Raised when the same input and settings give another corpus.
-VERSION = 1
-
-#: Progress is told about once so many bytes.
-_STRIDE = 1 << 20
+#: Raised when the same input and settings give another corpus, but for what stages say themselves.
+VERSION = 2
 
 
-def prepare(config: CorpusConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class How:
+    """How the work is done, which changes nothing of the result.
+
+    Attributes:
+        engine: this machine, or a Ray cluster.
+        workers: processes of this machine; chosen by the amount of text if None.
+        part_bytes: UTF-8 bytes of text that a worker holds (a few times over).
+        keep_dropped: documents that are dropped are written here, by stage.
+    """
+
+    engine: EngineName = "local"
+    workers: int | None = None
+    part_bytes: int = PART_BYTES
+    keep_dropped: Path | None = None
+
+
+def prepare(
+    config: CorpusConfig,
+    out: Path,
+    *,
+    work: Path | None = None,
+    how: How | None = None,
+    bars: Bars | None = None,
+) -> dict[str, Any]:
     """Make a corpus in `out`.
 
-    Of documents with the same text (SHA-256, 128 bits of it) the first survives, by source
-    as listed, file name and row. A document is held out if the hash of its text says so, so
-    that copies fall on one side whatever their source. Memory: two row groups of 4 MiB of
-    text, the longest document, and about 100 bytes for each distinct document.
+    Of documents with the same text the first survives, by source as listed, file name and row;
+    a document is held out if the hash of the text that was read says so, so that copies fall on
+    one side whatever their source. Memory: a few times `part_bytes` for each worker, and for the
+    stages that look at the whole corpus what each states a document or paragraph.
 
     Args:
         out: an empty or missing directory; left so if anything fails.
-        progress: told the bytes of text read.
+        work: a directory of this input and these settings alone, where finished parts are kept
+            for a next attempt; removed by whoever calls. None: one beside `out`, removed here.
+        bars: opens progress bars.
 
     Returns:
         The contents of ``corpus.json``: by source what was read, dropped (by reason) and
@@ -45,86 +77,168 @@ def prepare(config: CorpusConfig, out: Path, *, progress: Progress | None = None
 
     Raises:
         DataError: nothing to read, malformed rows, or nothing left.
-        ResourceError: the disk is full.
+        RecipeError: settings of stages that do not fit each other.
+        ResourceError: the disk is full, or a worker died.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError("the output directory is not empty", where=str(out), todo="name another")
     made_out = not out.exists()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    own = work is None
+    folder = work or Path(tempfile.mkdtemp(prefix=".prepare-", dir=out.parent))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        seen: set[bytes] = set()
-        sources = [_source(config, source, out, seen, progress) for source in config.sources]
-        facts = _facts(config, sources)
-        _check(config, facts)
-        text = json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
-        write_durably(out / FACTS, text.encode())
+        out.mkdir(exist_ok=True)
+        return _prepare(config, out, folder, how or How(), bars or _silent)
     except OSError as error:
         clear_directory(out, itself=made_out)
         raise from_os_error(error, "writing the corpus") from error
     except BaseException:
         clear_directory(out, itself=made_out)
         raise
+    finally:
+        if own:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sample_of(config: CorpusConfig, size: int) -> CorpusConfig:
+    """The same settings over at most `size` bytes of text of each source, none held out."""
+    sources = [
+        source.model_copy(update={"max_bytes": min(size, source.max_bytes or size)})
+        for source in config.sources
+    ]
+    return config.model_copy(update={"sources": tuple(sources), "heldout_fraction": 0.0})
+
+
+def _prepare(config: CorpusConfig, out: Path, work: Path, how: How, bars: Bars) -> dict[str, Any]:
+    stages = build_stages(config)
+    units = plan_units(config)
+    size = sum(unit.size for unit in units)
+    with open_engine(how.engine, how.workers, size) as engine:
+        read = _read(config, units, work / "read", how, engine, bars)
+        check_malformed(read, config.max_malformed if config.malformed == "skip" else 0.0)
+        _check_read(config, read)
+        parts = Parts(work / "read", [name for unit in read for name in unit["parts"]])
+        funnel = run_stages(stages, parts, work, engine, bars, how.keep_dropped)
+        written = _write(config, read, funnel.parts, out, engine, bars)
+    facts = _corpus_facts(config, read, funnel, written)
+    _check_left(config, facts)
+    report = funnel_facts(config, stages, read, funnel, written)
+    write_durably(out / FUNNEL, _pretty(report))
+    write_durably(out / FACTS, _pretty(facts))
     return facts
 
 
-def _source(
-    config: CorpusConfig,
-    source: SourceConfig,
-    out: Path,
-    seen: set[bytes],
-    progress: Progress | None,
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+@contextmanager
+def _silent(title: str, total: float | None, unit: str) -> Iterator[Progress]:
+    yield lambda advance, detail="": None
+
+
+def _read(
+    config: CorpusConfig, units: list[Unit], folder: Path, how: How, engine: Engine, bars: Bars
+) -> list[dict[str, Any]]:
+    make_directory(folder)
+    tasks = [
+        ReadTask(unit, config.malformed, config.min_characters, folder, how.part_bytes)
+        for unit in units
+    ]
+    found = []
+    with bars("reading", sum(unit.size for unit in units) or None, "bytes") as bar:
+        for unit, facts in zip(units, engine.map(read_unit, tasks), strict=True):
+            found.append(facts)
+            bar(unit.size, facts["source"])
+    return found
+
+
+def _check_read(config: CorpusConfig, read: list[dict[str, Any]]) -> None:
+    for source in config.sources:
+        units = [unit for unit in read if unit["source"] == source.name]
+        if not any(unit["read"]["documents"] or unit["drops"] for unit in units):
+            raise DataError(
+                f"source {source.name!r} has no documents",
+                where=source.path or source.hf or source.environment,
+                todo="give it text, or take it out of the recipe",
+            )
+
+
+def _write(
+    config: CorpusConfig, read: list[dict[str, Any]], parts: Parts, out: Path, engine: Engine,
+    bars: Bars,
+) -> list[Written]:  # fmt: skip
+    tasks = []
+    for source in config.sources:
+        names = [name for unit in read if unit["source"] == source.name for name in unit["parts"]]
+        paths = tuple(parts.path(name) for name in names)
+        task = SourceTask(source.name, paths, out, config.part_bytes, config.heldout_fraction)
+        tasks.append(task)
+    found = []
+    with bars("writing", len(tasks), "sources") as bar:
+        for written in engine.map(write_source, tasks):
+            found.append(written)
+            bar(1, written.source)
+    return found
+
+
+def _corpus_facts(
+    config: CorpusConfig, read: list[dict[str, Any]], funnel: Funnel, written: list[Written]
 ) -> dict[str, Any]:
-    drops = Drops(source.name, config.malformed)
-    documents = size_read = told = 0
-    with (
-        PartWriter(out, "train", source.name, config.part_bytes) as train,
-        PartWriter(out, "heldout", source.name, config.part_bytes) as heldout,
-    ):
-        for document in read_source(source, drops):
-            size = len(document.text.encode())
-            documents += 1
-            size_read += size
-            if _keep(document, size, config.min_characters, seen, drops):
-                held = is_held_out(document.id, config.heldout_fraction)
-                (heldout if held else train).add(document, size)
-            if progress is not None and size_read - told >= _STRIDE:
-                progress(size_read - told, source.name)
-                told = size_read
-    if progress is not None:
-        progress(size_read - told, source.name)
-    if not documents and not drops.documents:
-        raise DataError(
-            f"source {source.name!r} has no documents",
-            where=source.path or source.hf or source.environment,
-            todo="give it text, or take it out of the recipe",
-        )
-    return {
-        "name": source.name,
-        **_provenance(source),
-        "read": {"documents": documents, "bytes": size_read},
-        "drops": drops.facts(),
-        "train": train.facts(),
-        "heldout": heldout.facts(),
-    }
+    entries = []
+    for source, made in zip(config.sources, written, strict=True):
+        shared = {
+            **_provenance(source),
+            "read": _read_totals(source.name, read),
+            "drops": _drops(source.name, read, funnel),
+        }
+        for number, (name, splits) in enumerate(made.strata.items()):
+            entry: dict[str, Any] = {"name": name}
+            if name != source.name:
+                entry["source"] = source.name
+            # What was read and dropped is of the source, so it stands once.
+            own = shared if number == 0 else {**shared, "read": _ZERO, "drops": {}}
+            entries.append({**entry, **own, **splits})
+    weights = funnel.settled.get("weights")
+    facts: dict[str, Any] = {"version": VERSION, "heldout_fraction": config.heldout_fraction}
+    facts |= {"read": {unit: _sum(entries, "read", unit) for unit in ("documents", "bytes")}}
+    for split in ("train", "heldout"):
+        units = ("documents", "bytes", "characters")
+        facts[split] = {unit: _sum(entries, split, unit) for unit in units}
+    if weights is not None:
+        present = {entry["name"] for entry in entries}
+        facts["weights"] = {n: w for n, w in weights["weights"].items() if n in present}
+    return {**facts, "sources": entries}
 
 
-def _keep(
-    document: Document, size: int, min_characters: int, seen: set[bytes], drops: Drops
-) -> bool:
-    if len(document.text) < min_characters:
-        drops.drop("too_short", size)
-        return False
-    key = bytes.fromhex(document.id)
-    if key in seen:
-        drops.drop("duplicate", size)
-        return False
-    seen.add(key)
-    return True
+_ZERO = {"documents": 0, "bytes": 0}
 
 
-def is_held_out(document_id: str, fraction: float) -> bool:
-    """Whether a text belongs to the held-out side: the low 64 bits of its id, as a share."""
-    return int(document_id[16:], 16) < fraction * 2.0**64
+def _sum(entries: list[dict[str, Any]], side: str, unit: str) -> int:
+    return sum(int(entry[side][unit]) for entry in entries)
+
+
+def _read_totals(source: str, read: list[dict[str, Any]]) -> dict[str, int]:
+    units = [unit["read"] for unit in read if unit["source"] == source]
+    return {key: sum(unit[key] for unit in units) for key in ("documents", "bytes")}
+
+
+def _drops(source: str, read: list[dict[str, Any]], funnel: Funnel) -> dict[str, dict[str, int]]:
+    """Whole documents dropped, by reason."""
+    documents: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for unit in read:
+        if unit["source"] == source:
+            for reason, entry in unit["drops"].items():
+                documents[reason] += entry["documents"]
+                sizes[reason] += entry["bytes"]
+    for part in funnel.facts:
+        for stage in part["stages"]:
+            for name, _, reason, count, size, _, _ in stage["removed"]:
+                if name == source and count:
+                    documents[reason] += count
+                    sizes[reason] += size
+    return {r: {"documents": documents[r], "bytes": sizes[r]} for r in sorted(documents)}
 
 
 def _provenance(source: SourceConfig) -> dict[str, Any]:
@@ -149,28 +263,13 @@ def _provenance(source: SourceConfig) -> dict[str, Any]:
     return {"lang": source.lang, "licence": source.licence, "origin": origin}
 
 
-def _facts(config: CorpusConfig, sources: list[dict[str, Any]]) -> dict[str, Any]:
-    def total(side: str, unit: str) -> int:
-        return sum(int(source[side][unit]) for source in sources)
-
-    units = ("documents", "bytes", "characters")
-    return {
-        "version": VERSION,
-        "heldout_fraction": config.heldout_fraction,
-        "read": {unit: total("read", unit) for unit in ("documents", "bytes")},
-        "train": {unit: total("train", unit) for unit in units},
-        "heldout": {unit: total("heldout", unit) for unit in units},
-        "sources": sources,
-    }
-
-
-def _check(config: CorpusConfig, facts: dict[str, Any]) -> None:
+def _check_left(config: CorpusConfig, facts: dict[str, Any]) -> None:
     if not facts["train"]["documents"] and not facts["heldout"]["documents"]:
         lost = {name: n for source in facts["sources"] for name, n in source["drops"].items()}
         reasons = ", ".join(lost) or "no reason"
         raise DataError(
             f"every document was dropped ({reasons})",
-            todo="look at corpus.min_characters, the sources and their text_field",
+            todo="look at corpus.min_characters, the stages' limits, the sources and text_field",
         )
     if not facts["train"]["documents"]:
         raise DataError(

@@ -1,0 +1,1 @@
+"""The funnel of data preparation: a file a stage, and what runs them."""

@@ -1,0 +1,110 @@
+"""Groups of documents: candidate pairs from buckets, connected components, who stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+#: Members of a bucket up to which all are paired with all.
+WHOLE = 64
+#: In a larger bucket, a member is paired with so many first ones, and so many before it.
+LEADERS, NEIGHBOURS = 16, 16
+
+
+def bucket_pairs(members: Int64, ends: Int64) -> tuple[Int64, Int64, int]:
+    """Candidate pairs of buckets: at most 32 a member, whatever the size of its bucket.
+
+    In buckets of up to 64 all pairs. In larger ones each member with the 16 first of the
+    bucket and with the 16 before it: of m members that are all near to one another all are
+    connected still; two that are near only to each other are found if one is among the
+    first 16, if they stand within 16 of each other, or in another band.
+
+    Args:
+        members: the buckets' members, one bucket after the other.
+        ends: [buckets + 1] where buckets begin and end.
+
+    Returns:
+        first and second of each pair, first < second, in no order and perhaps more than
+        once; and the pairs of large buckets that were passed over.
+    """
+    sizes = np.diff(ends)
+    members = _sorted_within(members, sizes)
+    firsts, seconds, passed = [members[:0]], [members[:0]], 0
+    for size in np.unique(sizes[(sizes > 1) & (sizes <= WHOLE)]).tolist():
+        square = members[ends[:-1][sizes == size][:, None] + np.arange(size)]
+        one, two = np.triu_indices(size, 1)
+        firsts.append(square[:, one].ravel())
+        seconds.append(square[:, two].ravel())
+    for at in np.flatnonzero(sizes > WHOLE).tolist():
+        mine = members[ends[at] : ends[at + 1]]
+        one, two = _sparse_pairs(len(mine))
+        firsts.append(mine[one])
+        seconds.append(mine[two])
+        passed += len(mine) * (len(mine) - 1) // 2 - len(one)
+    return np.concatenate(firsts), np.concatenate(seconds), passed
+
+
+def _sorted_within(members: Int64, sizes: Int64) -> Int64:
+    bucket = np.repeat(np.arange(len(sizes)), sizes)
+    return members[np.lexsort((members, bucket))]
+
+
+def _sparse_pairs(count: int) -> tuple[Int64, Int64]:
+    """Places (i, j), i < j: i is among the first, or j is soon after."""
+    places = np.arange(count)
+    pairs = [(np.full(count - i - 1, i), places[i + 1 :]) for i in range(LEADERS)]
+    pairs += [(places[LEADERS:-d], places[LEADERS + d :]) for d in range(1, NEIGHBOURS + 1)]
+    return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
+
+
+class PairSet:
+    """Distinct pairs of numbers below `count` (at most 3e9): 8 bytes a pair, twice that to add."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._codes = np.zeros(0, np.int64)
+
+    def add(self, firsts: Int64, seconds: Int64) -> None:
+        codes = firsts * np.int64(self._count) + seconds
+        self._codes = np.unique(np.concatenate((self._codes, codes)))
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def both(self) -> tuple[Int64, Int64]:
+        """First and second of each pair, sorted by the first, then the second."""
+        first, second = np.divmod(self._codes, np.int64(max(self._count, 1)))
+        return first, second
+
+
+def components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
+    """[count] the connected component of each node, of undirected edges."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(firsts), np.int8), (firsts, seconds)), shape=(count, count))
+    labels: npt.NDArray[np.int32] = connected_components(edges, directed=False)[1]
+    return labels
+
+
+def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
+    """[count] for each node the node of its component that stays.
+
+    The one of the highest quality; of equals, or without any quality, the first. A node
+    whose quality is not a number comes after all others.
+    """
+    places = np.arange(len(labels))
+    columns: Iterable[npt.NDArray[np.generic]] = (places, labels)
+    if quality is not None:
+        columns = (places, -np.nan_to_num(quality, nan=-np.inf), labels)
+    order = np.lexsort(tuple(columns))
+    first = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
+    ordered = labels[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+    first[ordered[starts]] = order[starts]
+    return first[labels]

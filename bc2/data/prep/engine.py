@@ -1,0 +1,116 @@
+"""Where parts are worked on: processes of this machine, or tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from bc2.data.workers import cores, in_order, worker_pool
+from bc2.errors import UsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+    import daft
+
+EngineName = Literal["local", "ray"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Engine(ABC):
+    """Maps picklable functions over items, and opens Daft queries."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results in the order of items, a few items ahead."""
+
+    @abstractmethod
+    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
+        """A Daft query over Parquet files."""
+
+
+class LocalEngine(Engine):
+    """Processes of this machine, started with the first work for them.
+
+    Args:
+        workers: processes; with one, everything runs in this one.
+    """
+
+    def __init__(self, workers: int, held: ExitStack):
+        self.workers = workers
+        self._held = held
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        if self.workers == 1:
+            return map(function, items)
+        if self._pool is None:
+            todo = "run the same again with fewer --workers; finished parts are kept"
+            self._pool = self._held.enter_context(worker_pool(self.workers, "preparing", todo))
+        return in_order(self._pool, function, items, ahead=2 * self.workers)
+
+    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
+        import daft
+
+        return daft.read_parquet([str(path) for path in paths])
+
+
+class RayEngine(Engine):
+    """Tasks of a Ray cluster; every node must see the work directory under the same path."""
+
+    def __init__(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UsageError("--engine ray needs Ray", todo="pip install 'bc2[ray]'") from None
+        if not ray.is_initialized():
+            # RAY_ADDRESS names a cluster; without it a small one is started here. Queries
+            # inside a task are of its part alone.
+            native = {"env_vars": {"DAFT_RUNNER": "native"}}
+            ray.init(log_to_driver=False, include_dashboard=False, runtime_env=native)
+        import daft
+
+        daft.set_runner_ray()
+        self._ray = ray
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        task = self._ray.remote(function)
+        ahead = 2 * max(1, int(self._ray.cluster_resources()["CPU"]))
+        waiting: deque[Any] = deque()
+        items = iter(items)
+        waiting.extend(task.remote(item) for item in itertools.islice(items, ahead))
+        while waiting:
+            yield self._ray.get(waiting.popleft())
+            waiting.extend(task.remote(item) for item in itertools.islice(items, 1))
+
+    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
+        import daft
+
+        return daft.read_parquet([str(path) for path in paths])
+
+
+@contextmanager
+def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Iterator[Engine]:
+    """The engine by name, for as long as the context lasts.
+
+    Args:
+        workers: processes; if None one a core, but one alone for little text.
+        text_bytes: about how much there is to do.
+    """
+    with ExitStack() as held:
+        if name == "ray":
+            yield RayEngine()
+        else:
+            yield LocalEngine(workers or _worth(text_bytes), held)
+
+
+def _worth(text_bytes: int) -> int:
+    """A process a core, but none for less text than takes as long as its start."""
+    return min(cores(), 1 + text_bytes // (16 << 20))

@@ -1,0 +1,162 @@
+"""The stages of the funnel over the parts of the working set, one after another.
+
+A segment is one pass over the text: what a stage that has settled decided, the stages that
+look at a document alone, and the keys of the next stage that settles. Each part that a segment
+finished, and each settled stage, is kept until the corpus is made, so a killed run goes on from
+there; the text of a finished segment's predecessor is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import pyarrow.parquet as pq
+
+from bc2.console import Progress
+from bc2.data.prep.apply import Segment, Task, run_part
+from bc2.data.prep.engine import Engine
+from bc2.data.prep.stage import Stage, Work
+from bc2.files import make_directory, replace_durably
+
+if TYPE_CHECKING:
+    import daft
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Opens a progress bar by title, total and unit.
+Bars = Callable[[str, float | None, str], AbstractContextManager[Progress]]
+
+
+class Parts(NamedTuple):
+    """A working set: a folder and the names of the parts in it."""
+
+    folder: Path
+    names: list[str]
+
+    def path(self, name: str) -> Path:
+        """The Parquet file of a part."""
+        return self.folder / f"{name}.parquet"
+
+
+@dataclass
+class Funnel:
+    """What the stages did: facts of every part by segment, and of every stage that settled."""
+
+    parts: Parts
+    """What came out."""
+    facts: list[dict[str, Any]]
+    """By segment and part: see `bc2.data.prep.apply.run_part`."""
+    settled: dict[str, dict[str, Any]]
+
+
+def run_stages(
+    stages: list[Stage],
+    parts: Parts,
+    work: Path,
+    engine: Engine,
+    bars: Bars,
+    keep_dropped: Path | None = None,
+) -> Funnel:
+    """Take the working set through all stages.
+
+    Args:
+        parts: as read; removed once the first segment is done.
+        work: a directory of this input and these settings alone.
+        keep_dropped: documents that are dropped are written below it, by stage.
+    """
+    facts: list[dict[str, Any]] = []
+    settled: dict[str, dict[str, Any]] = {}
+    closing: Stage | None = None
+    for number, segment in enumerate(segments(stages) if parts.names else []):
+        folder = work / f"segment-{number}"
+        make_directory(folder / "keys")
+        verdicts = None
+        if closing is not None:
+            verdicts = work / f"settled-{closing.name}"
+            before = parts.folder / "keys"
+            settled[closing.name] = _settle(closing, parts, before, verdicts, engine, bars)
+        tasks = [
+            Task(segment, parts.path(name), folder, name, verdicts, keep_dropped)
+            for name in parts.names
+        ]
+        facts += _run(segment, tasks, engine, bars)
+        # Every fact and text of this segment is on disk: the one before is not needed.
+        for name in parts.names:
+            parts.path(name).unlink(missing_ok=True)
+        parts = Parts(folder, parts.names)
+        closing = segment.closing
+    return Funnel(parts, facts, settled)
+
+
+def segments(stages: Iterable[Stage]) -> list[Segment]:
+    """Stages cut before each one that settles."""
+    found: list[list[Stage]] = [[]]
+    for stage in stages:
+        if stage.needs_all:
+            found.append([])
+        found[-1].append(stage)
+    closings = [group[0] for group in found[1:]] + [None]
+    return [Segment(tuple(group), last) for group, last in zip(found, closings, strict=True)]
+
+
+def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> list[dict[str, Any]]:
+    known = {task.name: task.known() for task in tasks}
+    todo = [task for task in tasks if known[task.name] is None]
+    with bars(segment.title, len(tasks), "parts") as bar:
+        bar(len(tasks) - len(todo))
+        for task, made in zip(todo, engine.map(run_part, todo), strict=True):
+            known[task.name] = made
+            bar(1, f"{made['documents']:,} documents")
+    return [found for found in known.values() if found is not None]
+
+
+def _settle(
+    stage: Stage, parts: Parts, keys: Path, verdicts: Path, engine: Engine, bars: Bars
+) -> dict[str, Any]:
+    done = verdicts / "facts.json"
+    if done.exists():
+        found: dict[str, Any] = json.loads(done.read_bytes())
+        return found
+    shutil.rmtree(verdicts, ignore_errors=True)
+    make_directory(verdicts / "scratch")
+    with bars(f"settling {stage.name}", None, ""):
+        facts = stage.settle(_Work(parts, keys, verdicts, engine))
+    shutil.rmtree(verdicts / "scratch")
+    replace_durably(done, json.dumps(facts).encode())
+    return facts
+
+
+class _Work(Work):
+    """What `Stage.settle` sees."""
+
+    def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: Engine):
+        self.parts = parts.names
+        self.folder = verdicts / "scratch"
+        self._parts, self._keys, self._verdicts, self._engine = parts, keys, verdicts, engine
+
+    def part(self, name: str) -> Path:
+        return self._parts.path(name)
+
+    def keys(self, name: str) -> Path:
+        return self._keys / f"{name}.parquet"
+
+    def verdict(self, name: str) -> Path:
+        return self._verdicts / f"{name}.parquet"
+
+    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
+        return self._engine.frame(paths)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        return self._engine.map(function, items)
+
+
+def part_rows(parts: Parts) -> int:
+    """Documents in a working set, from the parts' metadata."""
+    return sum(pq.read_metadata(parts.path(name)).num_rows for name in parts.names)

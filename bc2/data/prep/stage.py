@@ -1,0 +1,176 @@
+"""What the stages of data preparation share: the record, what is removed, and a stage's shape.
+
+The working set is a list of parts: Parquet files of one input file's documents, in the order
+of `pos`. A stage maps a part to a part. Where a decision needs the whole corpus, `keys` says of
+each part what is needed (never text), `settle` decides, and `apply` carries it out.
+
+A part may be any run of documents, so what a stage does depends on rows alone: the same input
+and settings give the same bytes, whatever the size of parts, the workers or the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import daft
+
+#: Rows of a file that `pos` has room for, in bits.
+ROW_BITS = 40
+
+#: What every part begins with; stages append columns of their own.
+RECORD = pa.schema(
+    [
+        pa.field("pos", pa.int64(), nullable=False),  # file index << ROW_BITS | row
+        pa.field("id", pa.string(), nullable=False),  # of the text as it was read
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("lang", pa.string()),
+        pa.field("origin_file", pa.string(), nullable=False),
+        pa.field("origin_row", pa.int64(), nullable=False),
+    ]
+)
+
+#: One row a dropped document, or one a document and reason where text was cut out of it.
+REMOVED = pa.schema(
+    [
+        pa.field("pos", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),  # UTF-8, of the text that is gone
+        pa.field("whole", pa.bool_(), nullable=False),  # the document, not a piece of it
+        pa.field("detail", pa.string()),  # what matched or failed, at most DETAIL characters
+    ]
+)
+
+#: Characters of a detail.
+DETAIL = 200
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Outcome(NamedTuple):
+    """What a stage makes of a part."""
+
+    table: pa.Table
+    """Survivors in the order of `pos`: RECORD and columns of stages."""
+    removed: pa.Table
+    """REMOVED, in any order."""
+
+
+class Work(ABC):
+    """A stage's view of the working set while it settles."""
+
+    parts: list[str]
+    """Names of the parts, sorted."""
+    folder: Path
+    """Scratch of this stage; gone when the stage is done."""
+
+    @abstractmethod
+    def part(self, name: str) -> Path:
+        """The part as it comes into the stage."""
+
+    @abstractmethod
+    def keys(self, name: str) -> Path:
+        """What `Stage.keys` gave for the part."""
+
+    @abstractmethod
+    def verdict(self, name: str) -> Path:
+        """What `Stage.settle` writes for the part, whether or not it has rows."""
+
+    def hand_out(self, decided: pa.Table) -> None:
+        """Write every part's verdict: the rows of `decided` whose `pos` lies in the part.
+
+        Args:
+            decided: any columns beside `pos`, in the order of `pos`.
+        """
+        places = decided["pos"].to_numpy()
+        for name in self.parts:
+            low, high = pos_range(self.part(name)) or (0, -1)
+            first, last = np.searchsorted(places, [low, high + 1])
+            pq.write_table(decided.slice(first, last - first), self.verdict(name))
+
+    @abstractmethod
+    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
+        """A Daft query over Parquet files, on this run's engine; it keeps no order."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """A picklable function over items, side by side, results in the order of items."""
+
+
+class Stage(ABC):
+    """One step of the funnel. Picklable: it travels to workers."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised when the same input and settings give another result."""
+    reasons: ClassVar[tuple[str, ...]]
+    """Every reason for which it removes something."""
+    needs_all: ClassVar[bool] = False
+    """Whether `keys` and `settle` come before `apply`."""
+
+    @abstractmethod
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        """Map one part; `verdict` is what `settle` wrote for it, None unless `needs_all`."""
+
+    def check(self) -> None:  # noqa: B027  most stages have nothing to look for
+        """Look before any work whether what the settings name is there and usable.
+
+        Raises:
+            RecipeError, DataError: it is not.
+        """
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file that affects the result, by name: part of the corpus's key."""
+        return {}
+
+    def keys(self, table: pa.Table) -> pa.Table:
+        """What `settle` needs of a part: integers and short values, with `pos`, never text."""
+        raise NotImplementedError(f"{self.name} settles nothing")
+
+    def settle(self, work: Work) -> dict[str, Any]:
+        """Decide over the whole corpus, write each part's verdict, return facts (integers)."""
+        raise NotImplementedError(f"{self.name} settles nothing")
+
+
+def pos_range(part: Path) -> tuple[int, int] | None:
+    """The first and the last `pos` of a part, from its metadata; None if it has no rows."""
+    data = pq.read_metadata(part)
+    column = data.schema.names.index("pos")
+    found = [data.row_group(i).column(column).statistics for i in range(data.num_row_groups)]
+    if not data.num_rows:
+        return None
+    return min(s.min for s in found if s), max(s.max for s in found if s)
+
+
+def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
+    """REMOVED from rows in its order of columns, details cut to length."""
+    columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
+    details = [None if text is None else text[:DETAIL] for text in columns[4]]
+    return pa.table([*columns[:4], details], schema=REMOVED)
+
+
+def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:
+    """REMOVED for the whole documents that a boolean mask picks."""
+    import pyarrow.compute as pc
+
+    gone = table.filter(mask)
+    count = len(gone)
+    return pa.table(
+        [
+            gone["pos"],
+            pa.repeat(pa.scalar(reason), count),
+            pc.binary_length(gone["text"].cast(pa.large_binary())).cast(pa.int64()),
+            pa.repeat(pa.scalar(True), count),
+            pa.nulls(count, pa.string()),
+        ],
+        schema=REMOVED,
+    )

@@ -1,0 +1,202 @@
+"""A funnel in rows of numbers: by stage, source, language and reason, beside the paper's.
+
+Shares are of the raw text, as in Figure 2 of Baichuan 2 (arXiv 2309.10305).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from bc2.report.funnel import Amount, Funnel, Group, total
+
+#: A row that is no stage: what went before the first one got anything.
+READING = "read"
+
+#: A language that no source states.
+NOT_STATED = "not stated"
+
+
+def language(lang: str | None) -> str:
+    """A language as a table names it; "und" is BCP 47's word for one that is not known."""
+    return NOT_STATED if lang in (None, "", "und") else lang
+
+
+class PaperStep(NamedTuple):
+    """One step of the paper's funnel, in shares of its raw text."""
+
+    title: str
+    removed: float
+    left: float
+
+
+#: Baichuan 2, Figure 2, by the name of our stage; what the figure measures (documents, bytes or
+#: tokens) the paper does not say.
+PAPER: dict[str, PaperStep] = {
+    "exact": PaperStep("exact deduplication", 0.2989, 0.7011),
+    "heuristics": PaperStep("heuristics", 0.0177, 0.6834),
+    "quality": PaperStep("sentence-wise quality filter", 0.0306, 0.6528),
+    "passages": PaperStep("sentence-wise, paragraph-wise deduplication", 0.1447, 0.5081),
+    "near": PaperStep("document-wise deduplication", 0.1913, 0.3168),
+}
+PAPER_KEPT = 0.3168
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step's numbers. Shares are of the raw text; None where there was none."""
+
+    stage: str
+    documents_in: int
+    documents_removed: int
+    documents_out: int
+    bytes_in: int
+    bytes_removed: int
+    """Below zero where a stage made text longer."""
+    bytes_out: int
+    documents_removed_share: float | None
+    documents_left_share: float | None
+    bytes_removed_share: float | None
+    bytes_left_share: float | None
+    paper_removed_share: float | None
+    paper_left_share: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The funnel of one source, or of one language; shares are of its own raw text."""
+
+    name: str
+    read: Amount
+    kept: Amount
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What one stage removed for one reason."""
+
+    stage: str
+    reason: str
+    documents: int
+    bytes: int
+    cut_documents: int
+    """A document cut for two reasons counts for both."""
+    cut_bytes: int
+    bytes_share: float | None
+    """All its bytes, whole and cut, of the raw text."""
+
+
+def share(part: int, whole: int) -> float | None:
+    """`part` of `whole`; None of nothing."""
+    return part / whole if whole else None
+
+
+def rows(funnel: Funnel) -> list[Row]:
+    """A row a stage, in order. Where the stages began with less than was read, a row
+    `READING` comes first, so that what is removed and what is left make the whole."""
+    first = total(funnel.steps[0].before) if funnel.steps else funnel.read
+    found = [] if first == funnel.read else [_row(READING, funnel.read, first, funnel.read, None)]
+    return found + _rows(funnel, funnel.read, lambda group: True)
+
+
+def slices(funnel: Funnel, by: Literal["source", "lang"]) -> list[Slice]:
+    """The funnel of each source, or language, in the order in which they first came in.
+
+    Raw text is here what came into the first stage: what was read before it is not known by
+    source.
+    """
+    names = {getattr(one, by): None for step in funnel.steps for one in step.before + step.after}
+    found = []
+    for name in names:
+        mine = partial(_is, by, name)
+        read, kept = _of(funnel.steps[0].before, mine), _of(funnel.steps[-1].after, mine)
+        title = language(name) if by == "lang" else name
+        found.append(Slice(title, read, kept, tuple(_rows(funnel, read, mine))))
+    return found
+
+
+def reasons(funnel: Funnel) -> list[Reason]:
+    """Every reason that removed something, by stage, the one with the most bytes first."""
+    found = []
+    for step in funnel.steps:
+        mine = [
+            Reason(
+                step.name, reason, one.documents, one.bytes, one.cut_documents, one.cut_bytes,
+                share(one.bytes + one.cut_bytes, funnel.read.bytes),
+            )
+            for reason, one in step.removed.items()
+            if one.documents or one.cut_documents or one.bytes or one.cut_bytes
+        ]  # fmt: skip
+        found += sorted(mine, key=lambda one: (-one.bytes - one.cut_bytes, one.reason))
+    return found
+
+
+def as_json(funnel: Funnel) -> dict[str, Any]:
+    """Every number, as JSON data; the examples stay in `funnel.json`."""
+    return {
+        "read": funnel.read.model_dump(),
+        "kept": funnel.kept.model_dump(),
+        "kept_share": {
+            unit: share(getattr(funnel.kept, unit), getattr(funnel.read, unit))
+            for unit in ("documents", "bytes")
+        },
+        "paper_kept_share": PAPER_KEPT,
+        "stages": [asdict(row) for row in rows(funnel)],
+        "by_source": [_slice_json(one) for one in slices(funnel, "source")],
+        "by_language": [_slice_json(one) for one in slices(funnel, "lang")],
+        "reasons": [asdict(one) for one in reasons(funnel)],
+        "rewritten_bytes": {step.name: step.rewritten for step in funnel.steps if step.rewritten},
+        "malformed": {
+            source: {reason: one.model_dump() for reason, one in found.items()}
+            for source, found in funnel.malformed.items()
+        },
+    }
+
+
+def _slice_json(one: Slice) -> dict[str, Any]:
+    amounts = {"read": one.read.model_dump(), "kept": one.kept.model_dump()}
+    return {"name": one.name, **amounts, "stages": [asdict(row) for row in one.rows]}
+
+
+def _rows(funnel: Funnel, raw: Amount, mine: Callable[[Group], bool]) -> list[Row]:
+    return [
+        _row(
+            step.name, _of(step.before, mine), _of(step.after, mine), raw,
+            step.seconds,
+        )
+        for step in funnel.steps
+    ]  # fmt: skip
+
+
+def _is(by: str, name: str | None, group: Group) -> bool:
+    mine: str | None = getattr(group, by)
+    return mine == name
+
+
+def _of(groups: Iterable[Group], mine: Callable[[Group], bool]) -> Amount:
+    return total(group for group in groups if mine(group))
+
+
+def _row(name: str, before: Amount, after: Amount, raw: Amount, seconds: float | None) -> Row:
+    paper = PAPER.get(name)
+    documents, size = before.documents - after.documents, before.bytes - after.bytes
+    return Row(
+        stage=name,
+        documents_in=before.documents,
+        documents_removed=documents,
+        documents_out=after.documents,
+        bytes_in=before.bytes,
+        bytes_removed=size,
+        bytes_out=after.bytes,
+        documents_removed_share=share(documents, raw.documents),
+        documents_left_share=share(after.documents, raw.documents),
+        bytes_removed_share=share(size, raw.bytes),
+        bytes_left_share=share(after.bytes, raw.bytes),
+        paper_removed_share=paper.removed if paper else None,
+        paper_left_share=paper.left if paper else None,
+        seconds=seconds,
+    )

@@ -1,0 +1,135 @@
+"""What the tests of the stages share: a stage run in this process, and records from texts."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bc2.data.documents import text_id
+from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
+
+if TYPE_CHECKING:
+    import daft
+
+
+class LocalWork(Work):
+    """A working set in one folder: Daft's own engine, everything in this process."""
+
+    def __init__(self, folder: Path, tables: Sequence[pa.Table], stage: Stage):
+        self.base = folder
+        self.folder = folder / "scratch"
+        self.parts = [f"{number:05d}" for number in range(len(tables))]
+        self.folder.mkdir(parents=True)
+        for name, table in zip(self.parts, tables, strict=True):
+            pq.write_table(table, self.part(name))
+            if stage.needs_all:
+                pq.write_table(stage.keys(table), self.keys(name))
+
+    def part(self, name: str) -> Path:
+        return self.base / f"part-{name}.parquet"
+
+    def keys(self, name: str) -> Path:
+        return self.base / f"keys-{name}.parquet"
+
+    def verdict(self, name: str) -> Path:
+        return self.base / f"verdict-{name}.parquet"
+
+    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
+        import daft
+
+        return daft.read_parquet([str(path) for path in paths])
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(function, items)
+
+
+RunStage = Callable[[Stage, Sequence[pa.Table]], tuple[list[Outcome], dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def run_stage(tmp_path_factory: pytest.TempPathFactory) -> RunStage:
+    """``run_stage(stage, tables)``: the outcome of each table (a part), and settle's facts."""
+
+    def run(stage: Stage, tables: Sequence[pa.Table]) -> tuple[list[Outcome], dict[str, Any]]:
+        work = LocalWork(tmp_path_factory.mktemp(stage.name), tables, stage)
+        facts = stage.settle(work) if stage.needs_all else {}
+        outcomes = []
+        for name in work.parts:
+            verdict = pq.read_table(work.verdict(name)) if stage.needs_all else None
+            outcomes.append(stage.apply(pq.read_table(work.part(name)), verdict))
+        return outcomes, facts
+
+    return run
+
+
+Records = Callable[..., pa.Table]
+
+
+@pytest.fixture(scope="session")
+def records() -> Records:
+    """``records(texts, first=0, lang=None, **columns)``: RECORD, `pos` counting from `first`."""
+
+    def records(
+        texts: Sequence[str], first: int = 0, lang: str | None = None, **columns: Any
+    ) -> pa.Table:
+        count = len(texts)
+        table = pa.table(
+            {
+                "pos": range(first, first + count),
+                "id": [text_id(text) for text in texts],
+                "text": texts,
+                "source": ["s"] * count,
+                "lang": [lang] * count,
+                "origin_file": ["file.jsonl"] * count,
+                "origin_row": range(first + 1, first + count + 1),
+            },
+            schema=RECORD,
+        )
+        for name, values in columns.items():
+            table = table.append_column(name, pa.array(values))
+        return table
+
+    return records
+
+
+def _is_cjk(letter: str) -> bool:
+    return 0x3000 <= ord(letter) <= 0x9FFF or 0x20000 <= ord(letter) <= 0x3FFFF
+
+
+@pytest.fixture(scope="session")
+def naive_words() -> Callable[[str], list[str]]:
+    """The words that near-deduplication compares, letter by letter in plain Python."""
+
+    def words(text: str) -> list[str]:
+        found = [""]
+        for letter in unicodedata.normalize("NFKD", text):
+            if unicodedata.category(letter)[0] not in "LMN":
+                found.append("")
+            elif _is_cjk(letter):
+                found += [letter, ""]
+            else:
+                found[-1] += letter.lower()
+        return [word for word in found if word]
+
+    return words
+
+
+Shingles = Callable[[str], set[tuple[str, ...]]]
+
+
+@pytest.fixture(scope="session")
+def naive_shingles(naive_words: Callable[[str], list[str]]) -> Shingles:
+    """A text's set of shingles of five words, or of all its words if they are fewer."""
+
+    def shingles(text: str) -> set[tuple[str, ...]]:
+        words = naive_words(text)
+        windows = range(max(1, len(words) - 4)) if words else ()
+        return {tuple(words[i : i + 5]) for i in windows}
+
+    return shingles
