@@ -206,6 +206,13 @@ def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = 
     ]
 
 
+def source_parts(corpus: Path, split: Split) -> Iterator[tuple[str, Part]]:
+    """The parts of a split, each with its source, of which it may hold a stratum."""
+    of = {entry["name"]: _names(entry)[0] for entry in corpus_facts(corpus)["sources"]}
+    for part in corpus_parts(corpus, split):
+        yield of[part.source], part
+
+
 def _names(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """What an entry of `sources` answers to: its own name, and the source it is a stratum of."""
     return entry.get("source", entry["name"]), entry["name"]

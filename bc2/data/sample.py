@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bc2.data.corpus import corpus_parts, read_corpus
+from bc2.data.corpus import corpus_parts, read_corpus, source_parts
 from bc2.errors import DataError, RecipeError, nearest
 
 #: Documents are ranked by this many bits of a hash; a threshold is found in a histogram.
@@ -42,8 +42,8 @@ def sample_texts(
         DataError: no corpus, or the budget is less than one document.
     """
     sizes: dict[str, int] = {}
-    for part in corpus_parts(corpus, "train"):
-        sizes[part.source] = sizes.get(part.source, 0) + part.bytes
+    for source, part in source_parts(corpus, "train"):
+        sizes[source] = sizes.get(source, 0) + part.bytes
     targets = _targets(sizes, budget_bytes, weights)
     shares = {
         name: _share(corpus, name, sizes[name], target, seed) for name, target in targets.items()

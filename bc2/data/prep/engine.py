@@ -82,7 +82,8 @@ class RayEngine(Engine):
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         task = self._ray.remote(function)
-        ahead = 2 * max(1, int(self._ray.cluster_resources()["CPU"]))
+        nodes = self._ray.cluster_resources()  # type: ignore[no-untyped-call]
+        ahead = 2 * max(1, int(nodes["CPU"]))
         waiting: deque[Any] = deque()
         items = iter(items)
         waiting.extend(task.remote(item) for item in itertools.islice(items, ahead))

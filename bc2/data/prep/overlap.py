@@ -14,6 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,7 +199,10 @@ class Index:
         self.text, self.start = columns["text"], columns["start"]
         self.characters, self.edges = columns["characters"], columns["edges"]
         self._columns = columns
-        self.sizes: list[int] = np.unique(self.size).tolist()
+        sizes, first = np.unique(self.size, return_index=True)
+        self.sizes: list[int] = sizes.tolist()
+        ends = [*first.tolist(), len(self.size)]
+        self._range = dict(zip(self.sizes, pairwise(ends), strict=True))
         self.prefix = columns["prefix"]
         self._filter: Mask | None = None
 
@@ -253,7 +257,7 @@ class Index:
         left = units.left()[places]
         for length, sums in rolled(hashes, self.sizes, places, left):
             at = places[left >= length]
-            first, last = np.searchsorted(self.size, [length, length + 1])
+            first, last = self._range[length]
             grams = first + np.searchsorted(self.hash[first:last], sums)
             grams = np.minimum(grams, last - 1)
             right = self.hash[grams] == sums
@@ -274,7 +278,8 @@ class Index:
             self._filter = np.zeros(1 << width, bool)
             self._filter[self.prefix >> shift] = True
         ((_, sums),) = rolled(hashes, [least], places, left[places])
-        return places[self._filter[sums >> shift]]
+        candidates: Ints = places[self._filter[sums >> shift]]
+        return candidates
 
     def _is(self, gram: int, units: Units, unit: int, length: int) -> bool:
         """Whether the units are those of the gram."""

@@ -74,6 +74,8 @@ def run_stages(
     facts: list[dict[str, Any]] = []
     settled: dict[str, dict[str, Any]] = {}
     closing: Stage | None = None
+    for stage in stages:
+        stage.prepare(work / f"prepared-{stage.name}")
     for number, segment in enumerate(segments(stages) if parts.names else []):
         folder = work / f"segment-{number}"
         make_directory(folder / "keys")

@@ -128,6 +128,9 @@ class Stage(ABC):
             RecipeError, DataError: it is not.
         """
 
+    def prepare(self, folder: Path) -> None:  # noqa: B027
+        """Make once, in a folder that workers can read, what they would else each make."""
+
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that affects the result, by name: part of the corpus's key."""
         return {}
