@@ -10,7 +10,6 @@ from pydantic import Field, field_validator, model_validator
 from bc2.data.prep.config import (
     ClustersSettings,
     DecontaminateSettings,
-    HeuristicsSettings,
     NearSettings,
     NormaliseSettings,
     PassagesSettings,
@@ -18,6 +17,7 @@ from bc2.data.prep.config import (
     SafetySettings,
     WeightsSettings,
 )
+from bc2.data.prep.form_config import HeuristicsSettings
 from bc2.recipe import UNKEYED, Section, Settings
 
 #: Text that comes with Python or with the `quickstart` extra: see `bc2.data.environment`.
@@ -31,7 +31,8 @@ class SourceConfig(Settings):
     """Name of the source: a directory in the corpus, a key of mixture weights."""
 
     path: str | None = Field(None, min_length=1, json_schema_extra=UNKEYED)
-    """A file, a directory (all files below it) or a glob, relative to the working directory.
+    """A file, a directory (all files below it) or a glob, relative to the working directory; or
+    the same at an address that fsspec knows, such as s3://bucket/web/*.jsonl.zst.
 
     Read: .txt (a file is a document), .jsonl, .ndjson and .json (a line is a document), each
     also as .gz or .zst, and .parquet. Not keyed: the files' names and digests are."""

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bc2.errors import DataError
@@ -65,10 +64,13 @@ def text_id(text: str) -> str:
 
 
 class SourceFile(NamedTuple):
-    """A file of a source: its name relative to the source, and where it is on this machine."""
+    """A file of a source: its name relative to the source, and where it is.
+
+    On another file system than this machine's `path` is a `upath.UPath`, which reads alike.
+    """
 
     name: str
-    path: Path
+    path: Any
 
 
 class Row(NamedTuple):

@@ -35,7 +35,8 @@ class InputFile(NamedTuple):
     size: int
     """Bytes; 0 for a dataset on the hub."""
     sha256: str
-    """Hex SHA-256 of the file, or ``git:COMMIT`` for a dataset on the hub."""
+    """Hex SHA-256 of the file; ``git:COMMIT`` for a dataset on the hub, ``ukey:…`` for a file of
+    another file system: what that knows a version of it by."""
 
 
 def layout_of(name: str) -> Layout | None:
@@ -87,6 +88,10 @@ def _check_suffix(file: SourceFile) -> None:
 
 
 def _files_at(path: str) -> list[SourceFile]:
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    if "://" in path:
+        return _files_at_url(path)
     with reading(Path(path)):
         if os.path.isdir(path):
             return list(_walk(Path(path), Path(path), set()))
@@ -99,6 +104,46 @@ def _files_at(path: str) -> list[SourceFile]:
                 SourceFile(hit.relative_to(base).as_posix(), hit) for hit in hits if hit.is_file()
             ]
     raise DataError("no such file, directory or glob", where=path, todo="check the path")
+
+
+def _files_at_url(url: str) -> list[SourceFile]:
+    """Files of any file system that fsspec knows: s3, gs, http, memory, and what is installed."""
+    from upath import UPath
+
+    try:
+        root = UPath(url)
+        fs, place = root.fs, root.path
+        if glob.has_magic(place):
+            base, hits = _fixed_part(place).as_posix(), fs.glob(place)
+        elif fs.isdir(place):
+            base, hits = place, fs.find(place)
+        else:
+            base, hits = root.parent.path, [place] if fs.exists(place) else []
+        hidden = re.compile(r"(^|/)[._]")
+        names = {hit: _below(base, hit) for hit in hits if fs.isfile(hit)}
+        found = [
+            SourceFile(name, UPath(hit, protocol=root.protocol, **root.storage_options))
+            for hit, name in names.items()
+            if not hidden.search(name)
+        ]
+    except ImportError as error:
+        raise DataError(
+            f"no driver for this file system: {first_line(error)}", where=url, todo="install it"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot list these files: {first_line(error)}",
+            where=url,
+            todo="check the address, the network and the credentials",
+        ) from error
+    if not found:
+        raise DataError("no such file, directory or glob", where=url, todo="check the path")
+    return found
+
+
+def _below(base: str, path: str) -> str:
+    """A file's name below a directory, as the file system spells both."""
+    return path.strip("/").removeprefix(base.strip("/")).lstrip("/")
 
 
 def _walk(root: Path, folder: Path, seen: set[str]) -> Iterator[SourceFile]:
@@ -207,6 +252,10 @@ class DigestCache:
 
     def digest(self, path: Path) -> tuple[int, str]:
         """Size in bytes and hex SHA-256 of a file."""
+        if not isinstance(path, Path):
+            # An object store knows its objects by tag or version: nothing is fetched to ask.
+            with reading(path):
+                return int(path.stat().st_size), f"ukey:{path.fs.ukey(path.path)}"
         with reading(path):
             stat = path.stat()
             key = str(path.resolve())

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from bc2.data import environment
@@ -122,7 +123,10 @@ def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
         _arrow(file, pa.ArrowException),
         # Pages on demand: a row group may be larger than memory.
         pq.ParquetFile(
-            file.path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+            file.path if isinstance(file.path, Path) else file.path.open("rb"),
+            pre_buffer=False,
+            buffer_size=1 << 20,
+            page_checksum_verification=True,
         ) as parquet,
     ):
         _check_column(parquet.schema_arrow, field, file)

@@ -6,7 +6,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,12 +103,12 @@ def open_bytes(path: Path) -> Iterator[io.BufferedIOBase]:
     Raises:
         DataError: it is missing, damaged or cut short.
     """
-    with reading(path):
+    with reading(path), ExitStack() as held:
         stream: Any
         if path.suffix in (".gz", ".zst") and path.stat().st_size == 0:
             raise EOFError("the file is empty, which no compressed file is")
         if path.suffix == ".gz":
-            stream = gzip.GzipFile(path, "rb")
+            stream = gzip.GzipFile(fileobj=held.enter_context(path.open("rb")), mode="rb")
         elif path.suffix == ".zst":
             stream = io.BufferedReader(ZstdStream(path.open("rb")), 1 << 17)
         else:

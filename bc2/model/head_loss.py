@@ -27,7 +27,7 @@ from bc2.errors import DataError
 IGNORE = -100
 
 #: Bytes of the [C, V] buffer: larger makes fewer passes over the weight's gradient.
-CHUNK_BYTES = {"cpu": 170 << 20, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 #: Bytes of the [R, V] block in which softmax runs.
 BLOCK_BYTES = 1 << 23

@@ -41,18 +41,20 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        saved = ctx.saved_tensors
-        heads, shape = saved[0].shape[:2].numel(), saved[0].shape
-        grad, q, k, v, out = (x.reshape(heads, *shape[2:]) for x in (grad, *saved[:4]))
-        log_sum = _columns(saved[4].reshape(heads, -1) * shape[-1] ** 0.5)
-        along = _columns((grad.float() * out.float()).sum(-1))
-        size = max(1, CHUNK // shape[2] ** 2)
+        *saved, log_sum = ctx.saved_tensors
+        tensors = (grad, *saved)
+        shape = grad.shape
+        heads, length = shape[:2].numel(), shape[2]
+        # log Σ exp of scores before they are divided by √K, as the product below has them.
+        log_sum = _columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
+        size = max(1, CHUNK // length**2)
+        if size >= heads:
+            return tuple(x.view(shape) for x in _compiled()(*tensors, log_sum))
+        flat = (*(x.reshape(heads, length, -1) for x in tensors), log_sum)
         parts = [
-            _compiled()(*(x[first : first + size] for x in (grad, q, k, v, log_sum, along)))
-            for first in range(0, heads, size)
+            _compiled()(*(x[first : first + size] for x in flat)) for first in range(0, heads, size)
         ]
-        done = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        return tuple(x.view(shape) for x in done)
+        return tuple(torch.cat(x).view(shape) for x in zip(*parts, strict=True))
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 def _gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, log_sum: Tensor, along: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, [N, S, K] each.
 
@@ -82,14 +84,18 @@ def _gradients(
     dk = dSᵀ q (FlashAttention, arXiv 2205.14135, appendix B.2).
 
     Args:
+        grad, q, k, v, out: [N, S, K], or [B, H, S, K].
         log_sum: √K log Σ exp of the scores, in columns [N, S, 3].
-        along: rowsum(do · o), in columns.
     """
+    heads, length = log_sum.shape[:2]
+    grad, q, k, v, out = (x.reshape(heads, length, -1) for x in (grad, q, k, v, out))
     scale = q.shape[-1] ** -0.5
-    place = torch.arange(q.shape[1])
+    place = torch.arange(length)
     seen = place[:, None] >= place
     p = torch.where(seen, (_products_less(q, k, log_sum) * scale).exp(), 0.0)
-    ds = (p * _products_less(grad, v, along) * scale).to(q.dtype)
+    along = (grad.float() * out.float()).sum(-1, keepdim=True)
+    inner = torch.bmm(grad, v.transpose(1, 2)).float()
+    ds = (p * (inner - along) * scale).to(q.dtype)
     dv = torch.bmm(p.to(q.dtype).transpose(1, 2), grad)
     return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv
 

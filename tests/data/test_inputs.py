@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bc2.data import inputs as module
 from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.documents import Drops
 from bc2.data.inputs import DigestCache, inputs, layout_of, source_files
+from bc2.data.readers import read_source
 from bc2.errors import DataError
 
 
@@ -171,3 +176,41 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     with pytest.raises(DataError, match="the hub about this dataset: name not known") as caught:
         inputs(config(SourceConfig(name="h", hf="owner/set", revision="main")))
     assert "set revision to a full commit" in str(caught.value)
+
+
+def test_files_of_another_file_system_are_read_alike(tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    rows = b"".join(json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(5))
+    memory.pipe("/web/a.jsonl", rows)
+    memory.pipe("/web/deep/b.jsonl.gz", gzip.compress(rows))
+    memory.pipe("/web/_SUCCESS", b"")
+    table = pa.table({"text": [f"row {i}" for i in range(3)]})
+    with memory.open("/web/c.parquet", "wb") as stream:
+        pq.write_table(table, stream)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(rows)
+    (tmp_path / "deep" / "b.jsonl.gz").write_bytes(gzip.compress(rows))
+    pq.write_table(table, tmp_path / "c.parquet")
+
+    def read(path: str) -> list[tuple[str, str, int]]:
+        source = SourceConfig(name="s", path=path)
+        found = read_source(source, Drops("s", "stop"))
+        return [(d.text, d.origin_file, d.origin_row) for d in found]
+
+    assert read("memory://web") == read(str(tmp_path)) == read(f"file://{tmp_path}")
+    assert read("memory://web/*.jsonl") == read(f"{tmp_path}/*.jsonl")
+    assert read("memory://web/c.parquet") == [(f"row {i}", "c.parquet", i + 1) for i in range(3)]
+    before = inputs(CorpusConfig(sources=(SourceConfig(name="s", path="memory://web/a.jsonl"),)))
+    memory.pipe("/web/a.jsonl", rows + rows)
+    after = inputs(CorpusConfig(sources=(SourceConfig(name="s", path="memory://web/a.jsonl"),)))
+    assert before[0].sha256.startswith("ukey:")
+    assert before != after
+
+
+@pytest.mark.parametrize("url", ["memory://nothing/here", "nosuch://bucket/x.jsonl"])
+def test_an_address_with_nothing_behind_it(url):
+    with pytest.raises(DataError) as caught:
+        source_files(SourceConfig(name="s", path=url))
+    assert caught.value.where == url

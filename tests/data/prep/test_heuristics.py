@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bc2.data.prep import form as form_module
 from bc2.data.prep import repetition
-from bc2.data.prep.config import CodeRules, EnglishRules, FormRules, HeuristicsSettings
+from bc2.data.prep.form_config import CodeRules, EnglishRules, FormRules, HeuristicsSettings
 from bc2.data.prep.heuristics import RULES, Batch, HeuristicsStage, by_script, judge
 from bc2.errors import RecipeError
 

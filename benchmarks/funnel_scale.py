@@ -1,0 +1,121 @@
+"""Time and memory of `bc2 data prep` as the input grows.
+
+    python benchmarks/funnel_scale.py --corpus ../shared/data/corpus --documents 10000,100000
+
+Documents are drawn from real sentences: about 1.5 kB each, in English and Chinese. Memory is
+the resident memory of all processes of the command together, sampled ten times a second.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from bc2.data.prep.sentences import split_sentences
+
+TABLES = {
+    "near": "[corpus.near]\n",
+    "whole": "[corpus.normalise]\n[corpus.heuristics]\n[corpus.quality]\n[corpus.passages]\n"
+    "[corpus.near]\n[corpus.safety]\n",
+}
+
+#: Documents in an input file.
+FILE_DOCUMENTS = 20_000
+
+
+def sentences_of(corpus: Path) -> list[list[str]]:
+    """Sentences of English and of Chinese text, the first 30,000 of each file."""
+    found = []
+    for names in (["en_gutenberg", "en_docs"], ["zh_modern_translation", "zh_law"]):
+        pool: list[str] = []
+        for name in names:
+            with gzip.open(corpus / f"{name}.jsonl.gz", "rt", encoding="utf-8") as stream:
+                texts = (json.loads(line)["text"] for line in stream)
+                pieces = (piece for text in texts for piece in split_sentences(text))
+                long = (piece.strip() for piece in pieces if len(piece.strip()) > 20)
+                pool += itertools.islice(long, 30_000)
+        found.append(pool)
+    return found
+
+
+def write_documents(pools: list[list[str]], count: int, folder: Path) -> int:
+    """Made-up documents as JSONL; UTF-8 bytes of text."""
+    folder.mkdir()
+    rng = random.Random(0)
+    size = 0
+    for first in range(0, count, FILE_DOCUMENTS):
+        with (folder / f"{first:09d}.jsonl").open("w", encoding="utf-8") as stream:
+            for number in range(first, min(count, first + FILE_DOCUMENTS)):
+                text = " ".join(rng.choices(pools[number % 2], k=12))
+                size += len(text.encode())
+                stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    return size
+
+
+def measured(command: list[str], home: Path) -> tuple[float, int]:
+    """Wall seconds, and the highest resident bytes of the process and its children together."""
+    began = time.perf_counter()
+    run = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env={**os.environ, "BC2_HOME": str(home)}
+    )
+    peak = 0
+    process = psutil.Process(run.pid)
+    while run.poll() is None:
+        try:
+            family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(each.memory_full_info().pss for each in family))
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.1)
+    if run.returncode:
+        raise SystemExit("the command failed")
+    return time.perf_counter() - began, peak
+
+
+def main(
+    corpus: Annotated[Path, typer.Option(help="Folder of *.jsonl.gz.")],
+    documents: Annotated[str, typer.Option(help="Numbers of documents.")] = "10000,100000",
+    what: Annotated[str, typer.Option(help="near or whole.")] = "near",
+    workers: Annotated[int, typer.Option()] = 2,
+) -> None:
+    """One run of each size, and the exponent of time between neighbours."""
+    pools = sentences_of(corpus)
+    known: list[tuple[int, float]] = []
+    for count in map(int, documents.split(",")):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            size = write_documents(pools, count, folder / "in")
+            recipe = folder / "scale.toml"
+            recipe.write_text(
+                'name = "scale"\n[corpus]\nheldout_fraction = 0.0\n[[corpus.sources]]\n'
+                f'name = "s"\npath = "{folder / "in"}"\n{TABLES[what]}'
+            )
+            command = [sys.executable, "-m", "bc2", "data", "prep", str(recipe), "--quiet"]
+            command += ["--workers", str(workers)]
+            seconds, peak = measured(command, folder / "home")
+            shutil.rmtree(folder / "home")
+        line = f"{count:,} documents, {size / 1e6:,.0f} MB: {seconds:.1f} s, {peak / 1e6:,.0f} MB"
+        if known:
+            before, took = known[-1]
+            exponent = math.log(seconds / took) / math.log(count / before)
+            line += f", exponent {exponent:.2f}"
+        print(line, flush=True)
+        known.append((count, seconds))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,139 @@
+"""`bc2 data` from the command line: what is printed, exit codes, what wrong input leaves behind."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from bc2.cli import main
+
+RECIPE = """
+name = "small"
+[corpus]
+heldout_fraction = 0.1
+[[corpus.sources]]
+name = "web"
+path = "web"
+lang = "en"
+licence = "CC0"
+[corpus.normalise]
+[corpus.passages]
+[corpus.near]
+[corpus.safety]
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(RECIPE)
+    (tmp_path / "web").mkdir()
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(300)]
+    texts = [" ".join(rng.choices(words, k=80)) + "." for _ in range(60)]
+    texts += [texts[0], texts[1].replace("word", "Word", 3), f"Mail a.b@site.org. {texts[2]}"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "web" / "a.jsonl").write_text(lines)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", *args])
+    said = capsys.readouterr()
+    assert caught.value.code == code, said.err
+    return said.out, said.err
+
+
+def test_prep_then_report(home, capsys):
+    out, _ = run(capsys, "prep", "small.toml", "--json", "--keep-dropped", "gone")
+    made = json.loads(out)
+    assert made["kind"] == "corpus"
+    assert made["facts"]["read"]["documents"] == 63
+    assert {path.name for path in (home / "gone").iterdir()} >= {"exact", "near", "safety"}
+    _, err = run(capsys, "prep", "small.toml", "--quiet")
+    assert "registered already" in err
+    out, _ = run(capsys, "report", "corpus/small", "--json")
+    told = json.loads(out)
+    assert told["total"]["documents"] == 61
+    assert told["unlicensed"] == []
+    out, err = run(capsys, "report", "--page", "page.html", "--markdown", "card.md")
+    assert "near" in out
+    assert "CC0" in (home / "card.md").read_text()
+    page = (home / "page.html").read_text()
+    assert "near_duplicate" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    out, _ = run(capsys, "report", "--examples")
+    assert "a.jsonl:62" in out
+    assert "a.b@site.org" not in json.dumps(made)
+
+
+def test_a_dry_run_keeps_nothing(home, capsys):
+    out, err = run(capsys, "prep", "small.toml", "--dry-run", "--json")
+    told = json.loads(out)
+    assert told["stages"] == "normalise, exact, passages, near, safety"
+    assert told["funnel"]["read"]["documents"] == 63
+    assert "1 files" in told["source web"]
+    assert not list((home / "home").rglob("corpus.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"text_field": "body"}, 3, "a.jsonl:1"),
+        ({"binary": True}, 3, "not UTF-8"),
+        ({"cut": True}, 3, "damaged or cut short"),
+        ({"empty": True}, 3, "has no documents"),
+        ({"missing": True}, 3, "no such file"),
+        ({"key": "[corpus.nera]"}, 2, "near"),
+        ({"key": "[corpus.heuristics]\nmin_words = 3"}, 2, "min_words"),
+        ({"key": "[corpus.weights]\nquality = [[0.0, 1.0]]"}, 2, "quality"),
+        ({"key": '[corpus.decontaminate]\ntasks = ["no_such_task"]'}, 2, "no_such_task"),
+    ],
+)
+def test_wrong_input_is_one_message_and_leaves_nothing(home, capsys, change, code, said):
+    web, recipe = home / "web", home / "small.toml"
+    if "text_field" in change:
+        recipe.write_text(RECIPE.replace('lang = "en"', 'lang = "en"\ntext_field = "body"'))
+    elif "binary" in change:
+        (web / "a.jsonl").write_bytes(bytes(range(256)) * 40)
+    elif "cut" in change:
+        data = zstandard.compress((web / "a.jsonl").read_bytes())
+        (web / "a.jsonl.zst").write_bytes(data[: len(data) // 2])
+    elif "empty" in change:
+        (web / "a.jsonl").write_text("")
+    elif "missing" in change:
+        recipe.write_text(RECIPE.replace('path = "web"', 'path = "wbe"'))
+    else:
+        recipe.write_text(RECIPE + change["key"] + "\n")
+    out, err = run(capsys, "prep", "small.toml", code=code)
+    assert out == ""
+    assert err.count("error: ") == 1
+    assert said in err
+    assert not list((home / "home").rglob("corpus.json"))
+
+
+def test_report_on_what_has_no_funnel_or_is_no_corpus(home, capsys):
+    run(capsys, "report", code=4)
+    run(capsys, "report", "corpus/nothing", code=4)
+    run(capsys, "prep", "small.toml", "--workers", "0", code=2)
+    (home / "gone").mkdir()
+    (home / "gone" / "x").touch()
+    run(capsys, "prep", "small.toml", "--keep-dropped", "gone", code=2)
+
+
+def test_a_trained_scorer_can_be_used(home, capsys):
+    out, _ = run(capsys, "train-quality", "scorer", "--good", "web", "--json")
+    facts = json.loads(out)
+    assert (home / "scorer" / "scorer.json").exists()
+    assert facts
+    with (home / "small.toml").open("a") as recipe:
+        recipe.write('[corpus.quality]\nscorer = "scorer"\nmin_sentence = 0.0\n')
+    run(capsys, "prep", "small.toml", "--quiet")
+    run(capsys, "train-quality", "scorer", "--good", "web", code=3)
+    run(capsys, "train-quality", "other", "--good", "nowhere", code=3)
