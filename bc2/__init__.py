@@ -13,7 +13,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # Idle threads of GNU OpenMP soon sleep instead of spinning. Where another process wants
     # the cores too, a step of training is several times as fast for it (docs/benchmarks.md).
-    "GOMP_SPINCOUNT": "3000",
+    "GOMP_SPINCOUNT": "10000",
 }
 
 #: Set to 1 to have nothing set: for a benchmark's peer as it is without bc2.
