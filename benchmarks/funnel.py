@@ -63,20 +63,31 @@ def main():
     clean = source
     if what == "whole":
         clean, passages = f"{out}/clean", f"{out}/passages"
+        # Limits that nothing exceeds: every check is computed, and as many documents as with us
+        # come to the later stages (its English limits drop nine of ten of these).
+        top, repeated = ((2, 2), (3, 2), (4, 2)), tuple((n, 2) for n in range(5, 11))
         filters = [
-            GopherRepetitionFilter(language=words),
-            GopherQualityFilter(language=words),
-            C4QualityFilter(filter_no_terminal_punct=False, language=words),
-            FineWebQualityFilter(language=words),
+            GopherRepetitionFilter(2, 2, 2, 2, top, repeated, language=words),
+            GopherQualityFilter(1, 10**9, 0.01, 10**6, 10**6, 2, 2, 1e-9, 0, language=words),
+            C4QualityFilter(
+                filter_no_terminal_punct=False, min_num_sentences=0, min_words_per_line=0,
+                max_word_length=10**9, filter_javascript=False, filter_curly_bracket=False,
+                filter_policy=False, language=words,
+            ),
+            FineWebQualityFilter(
+                line_punct_thr=0, short_line_thr=2, char_duplicates_ratio=2,
+                new_line_ratio=10**6, language=words,
+            ),
         ]
         sentences = sentence_dedup.SentDedupConfig(n_sentences=3)
         stages += [
             ([JsonlReader(source), *filters, JsonlWriter(passages, compression=None),
-              sentence_dedup.SentenceDedupSignature(f"{out}/ssig", sentences, 1, words)], files),
+              sentence_dedup.SentenceDedupSignature(
+                  f"{out}/ssig", config=sentences, language=words)], files),
             ([sentence_dedup.SentenceFindDedups(f"{out}/ssig", f"{out}/sdup", config=sentences)],
              1),
             ([JsonlReader(passages),
-              sentence_dedup.SentenceDedupFilter(f"{out}/sdup", sentences, language=words),
+              sentence_dedup.SentenceDedupFilter(f"{out}/sdup", config=sentences, language=words),
               JsonlWriter(clean, compression=None)], files),
         ]
     last = [PIIFormatter()] if what == "whole" else []
