@@ -68,7 +68,7 @@ def test_prep_then_report(home, capsys):
     assert "CC0" in (home / "card.md").read_text()
     page = (home / "page.html").read_text()
     assert "near_duplicate" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "://" not in page.replace("http://www.w3.org", "")
     out, _ = run(capsys, "report", "--examples")
     assert "a.jsonl:61" in out
     assert "a.b@site.org" not in json.dumps(made)
