@@ -146,7 +146,17 @@ def test_malformed_row_names_file_and_row(text: Path) -> None:
     run = bc2(text, "data", "prep", "r.toml")
     assert run.returncode == 3
     assert "a.jsonl:41" in run.stderr
-    skipped = bc2(text, "data", "prep", "r.toml", "--set", "corpus.malformed=skip", "--json")
+    skipped = bc2(
+        text,
+        "data",
+        "prep",
+        "r.toml",
+        "--set",
+        "corpus.malformed=skip",
+        "--set",
+        "corpus.max_malformed=0.1",
+        "--json",
+    )
     assert skipped.returncode == 0
     assert '"documents": 1' in json.dumps(
         json.loads(skipped.stdout)["facts"]["sources"][0]["drops"]

@@ -133,7 +133,9 @@ def test_every_stage_removes_what_was_planted_and_the_funnel_adds_up(whole):
         came = sum(group["documents"] for group in stage["in"])
         left = sum(group["documents"] for group in stage["out"])
         assert came - left == sum(r["documents"] for r in stage["removed"].values())
-    Funnel.open(whole)  # which checks that each stage begins where the one before ended
+    Funnel.open(
+        whole / "funnel.json"
+    )  # which checks that each stage begins where the one before ended
     texts = [document.text for document in read_corpus(whole, "train")]
     assert len(set(texts)) == len(texts)
     assert not any("@harvestmail.net" in text or "\x07" in text for text in texts)
