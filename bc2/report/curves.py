@@ -56,7 +56,8 @@ PART_COLORS = (
     "#bab0ac",
 )
 
-_STYLE: Any = {
+#: How bc2's pictures are drawn.
+STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": COLORS["ink"],
     "axes.labelcolor": COLORS["ink"],
@@ -151,7 +152,7 @@ def figure(history: History, axis: Axis, *, clip_norm: float | None, title: str 
         ]
     if len(times["step"]) > 1 and any(name.startswith("parts.") for name in times):
         panels.append((1.5, lambda axes: _parts(axes, times, ruler)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(9, 1.15 * sum(height for height, _ in panels) + 0.5))
         drawn.set_layout_engine("constrained")
         drawn.suptitle(title)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bc2.files import replace_durably
-from bc2.report.curves import COLORS
+from bc2.report.curves import COLORS, STYLE
 from bc2.report.funnel import Funnel, Histogram
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, rows
 
@@ -22,17 +22,7 @@ if TYPE_CHECKING:
 
 SVG, PNG = "funnel.svg", "funnel.png"
 
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": COLORS["ink"],
-    "axes.labelcolor": COLORS["ink"],
-    "xtick.color": COLORS["ink"],
-    "ytick.color": COLORS["ink"],
-    "text.color": COLORS["ink"],
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+_STYLE: Any = {**STYLE, "axes.titlesize": 10, "axes.grid": False}
 
 
 class Bar(NamedTuple):

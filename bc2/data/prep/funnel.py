@@ -60,15 +60,6 @@ def funnel_facts(
     }
 
 
-def stage_seconds(funnel: Funnel) -> dict[str, float]:
-    """Seconds that workers spent in each stage, all together."""
-    spent: defaultdict[str, float] = defaultdict(float)
-    for part in funnel.facts:
-        for entry in part["stages"]:
-            spent[entry["name"]] += entry["seconds"]
-    return dict(spent)
-
-
 def _removed(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     units = ("documents", "bytes", "cut_documents", "cut_bytes")
     found: defaultdict[str, list[int]] = defaultdict(lambda: [0] * len(units))

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import pyarrow.parquet as pq
-
 from bc2.console import Progress
 from bc2.data.prep.apply import Segment, Task, run_part
 from bc2.data.prep.engine import Engine
@@ -157,8 +155,3 @@ class _Work(Work):
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return self._engine.map(function, items)
-
-
-def part_rows(parts: Parts) -> int:
-    """Documents in a working set, from the parts' metadata."""
-    return sum(pq.read_metadata(parts.path(name)).num_rows for name in parts.names)
