@@ -8,7 +8,8 @@ plain JSONL files and two worker processes; both start with an empty process, wh
 too. `near`: MinHash alone, with as many hashes, bands and words a shingle; ours also reads the
 files' digests, drops exact copies, verifies every pair and registers the corpus. `whole`:
 heuristics (Gopher, C4, FineWeb), sentence and document deduplication, personal data; ours also
-scores sentences. datatrove gets a tokenizer by regular expressions, faster than its own.
+scores sentences. `--tokenizer own` leaves datatrove its default, spaCy's English words;
+`--tokenizer regex` gives it regular expressions that tell Chinese characters apart, as ours do.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from datatrove.pipeline.filters import (
 from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
+from datatrove.utils.typeshelper import Languages
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 class Words(WordTokenizer):
@@ -55,9 +57,9 @@ class Words(WordTokenizer):
         return [match.span() for match in self.sentences.finditer(text)]
 
 def main():
-    what, source, out = sys.argv[1:4]
-    files, workers, bands, rows, shingle = map(int, sys.argv[4:])
-    words = Words()
+    what, source, out, tokenizer = sys.argv[1:5]
+    files, workers, bands, rows, shingle = map(int, sys.argv[5:])
+    words = Words() if tokenizer == "regex" else Languages.english
     config = minhash.MinhashConfig(n_grams=shingle, num_buckets=bands, hashes_per_bucket=rows)
     stages = []
     clean = source
@@ -167,6 +169,7 @@ def main(
     files: Annotated[int, typer.Option(help="Input files, the unit of datatrove's work.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes of each.")] = 2,
     runs: Annotated[int, typer.Option(help="Runs of each, alternating.")] = 3,
+    tokenizer: Annotated[Literal["own", "regex"], typer.Option(help="datatrove's.")] = "own",
     peer_bands: Annotated[bool, typer.Option(help="datatrove's own 14 bands of 8.")] = False,
 ) -> None:
     """Both on the same input, in turn."""
@@ -191,7 +194,8 @@ def main(
             f"{what}: {documents:,} documents, {size / 1e6:.0f} MB of text, {files} files; "
             f"{workers} workers, {os.cpu_count()} cores; shingles of {near.shingle} words\n"
             f"{versions}: {stage.bands} bands of {stage.rows}, threshold {near.threshold}\n"
-            f"datatrove, orjson {peer.stdout.strip()}: {bands} bands of {rows}",
+            f"datatrove, orjson {peer.stdout.strip()}: {bands} bands of {rows}, "
+            f"{tokenizer} tokenizer",
             flush=True,
         )
         seconds: dict[str, list[float]] = {"bc2": [], "datatrove": []}
@@ -200,6 +204,7 @@ def main(
             me = [sys.executable, "-m", "bc2", "data", "prep", str(recipe), "--json"]
             me += ["--workers", str(workers)]
             you = [str(datatrove), str(folder / "peer.py"), what, str(source), str(theirs)]
+            you += [tokenizer]
             you += [str(value) for value in (files, workers, bands, rows, near.shingle)]
             took, said = timed(me, folder / "mine.log", BC2_HOME=str(home))
             seconds["bc2"].append(took)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,7 +11,10 @@ from bc2.console import Output, note, table
 from bc2.errors import DataError, UsageError
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
 from bc2.recipe import load
-from bc2.registry import Registry
+from bc2.registry import Artifact, Registry
+
+if TYPE_CHECKING:
+    from bc2.report.description import Description
 
 app = verb()
 
@@ -60,15 +63,19 @@ def _empty(folder: Path | None) -> Path | None:
     return None if folder is None else folder.absolute()
 
 
-def _dry_run(plan: dict[str, object], output: Output) -> None:
-    from bc2.report import funnel_view
-    from bc2.report.funnel import Funnel
+def _dry_run(plan: dict[str, Any], output: Output) -> None:
+    from rich.console import Group
 
-    found = plan.pop("funnel")
+    from bc2.report import description_view, funnel_view
+    from bc2.report.funnel import Funnel
+    from bc2.report.timings import timings
+
+    found, rows = plan.pop("funnel"), plan.pop("timings")
     for name, value in plan.items():
         note(f"{name}: {value}")
-    funnel = Funnel.of(found)
-    output.emit({**plan, "funnel": found}, table=funnel_view.view(funnel), quiet=[])
+    took = description_view.timing_table(timings(rows))
+    shown = Group(funnel_view.view(Funnel.of(found)), "", took)
+    output.emit({**plan, "funnel": found, "timings": rows}, table=shown, quiet=[])
 
 
 @app.command()
@@ -92,6 +99,10 @@ def report(
     examples: Annotated[
         bool, typer.Option("--examples", help="Show ten of what each reason removed.")
     ] = False,
+    contamination: Annotated[
+        bool,
+        typer.Option("--contamination", help="Show the matches with benchmarks, both texts."),
+    ] = False,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the funnel's page there.")
     ] = None,
@@ -106,6 +117,7 @@ def report(
     """
     from bc2 import stages
     from bc2.report import description_view, funnel_page, funnel_view
+    from bc2.report.contamination import read_matches
 
     artifact, found = stages.description(Registry.open(), ref)
     if (examples or page is not None) and found.funnel is None:
@@ -116,15 +128,39 @@ def report(
         )
     if page is not None and found.funnel is not None:
         licences = {one.source: one.licence for one in found.sources if one.licence}
-        funnel_page.write(found.funnel, page, artifact.title, licences=licences)
+        matches = read_matches(found.contamination) if found.contamination else ()
+        funnel_page.write(
+            found.funnel, page, artifact.title, licences=licences, matches=matches,
+            timings=found.timings,
+        )  # fmt: skip
         note(f"the page is {page}")
     if markdown is not None:
         markdown.write_text(description_view.markdown(found, artifact.title), encoding="utf-8")
         note(f"the data card is {markdown}")
+    if contamination:
+        _show_contamination(artifact, found, Output.of(json=json))
+        return
     shown = description_view.view(found)
     if examples and found.funnel is not None:
         shown = funnel_view.examples_view(found.funnel)
     Output.of(json=json).emit({"ref": artifact.ref, **found.as_json()}, table=shown)
+
+
+def _show_contamination(artifact: Artifact, found: Description, output: Output) -> None:
+    from bc2.report.contamination import counts, read_matches, view
+
+    if found.contamination is None or found.funnel is None:
+        raise DataError(
+            f"{artifact.title} lists no matches: it was made without [corpus.decontaminate], or "
+            "by an older bc2",
+            where=str(artifact.path),
+            todo="make it with [corpus.decontaminate]",
+        )
+    if output.format == "json":
+        rows = [match.model_dump() for match in read_matches(found.contamination)]
+        output.emit({"ref": artifact.ref, **counts(found.funnel), "matches": rows})
+    else:
+        output.emit(None, table=view(read_matches(found.contamination), found.funnel))
 
 
 @app.command("train-quality")

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from bc2.data.prep.config import (
     ClustersSettings,
     DecontaminateSettings,
+    DenseSettings,
     NearSettings,
     NormaliseSettings,
     PassagesSettings,
@@ -126,6 +127,9 @@ class CorpusConfig(Section):
 
     near: NearSettings | None = None
     """Documents that are nearly the same."""
+
+    dense: DenseSettings | None = None
+    """Documents whose embeddings are nearly the same."""
 
     safety: SafetySettings | None = None
     """What must not be learned, and personal data."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -58,7 +60,10 @@ class Part(NamedTuple):
 
 
 class PartWriter:
-    """Writes the documents of one source and split as parts of about `part_bytes` of text."""
+    """Writes the documents of one source and split as parts of about `part_bytes` of text.
+
+    Holds at most a row group, and the rows it is given.
+    """
 
     def __init__(
         self, root: Path, split: Split, source: str, part_bytes: int, schema: pa.Schema = SCHEMA
@@ -68,7 +73,7 @@ class PartWriter:
         self.schema = schema
         self.parts: list[dict[str, Any]] = []
         self.characters = 0
-        self._rows: list[Sequence[Any]] = []
+        self._tables: list[pa.Table] = []
         self._held = 0
         self._writer: pq.ParquetWriter | None = None
 
@@ -85,17 +90,28 @@ class PartWriter:
             self._flush()
         self._close()
 
-    def add(self, row: Sequence[Any], *, size: int, characters: int) -> None:
-        """Append a row of the schema whose text has `size` UTF-8 bytes."""
-        self._rows.append(row)
-        self._held += size
+    def add(self, rows: pa.Table, sizes: npt.NDArray[np.int64], characters: int) -> None:
+        """Append rows of the schema whose texts have `sizes` [rows] UTF-8 bytes.
+
+        A row group ends with the row that fills it, and so does a part: how rows are divided
+        among calls changes nothing.
+        """
         self.characters += characters
-        begun = self.parts[-1]["bytes"] if self._writer is not None else 0
-        full = begun + self._held >= self.part_bytes
-        if full or self._held >= ROW_GROUP_BYTES:
-            self._flush()
-        if full:
-            self._close()
+        ends = np.cumsum(sizes)
+        first = 0
+        while first < len(rows):
+            before = int(ends[first - 1]) if first else 0
+            begun = self.parts[-1]["bytes"] if self._writer is not None else 0
+            room = min(ROW_GROUP_BYTES, self.part_bytes - begun) - self._held
+            last = min(int(np.searchsorted(ends, before + room)) + 1, len(rows))
+            self._tables.append(rows.slice(first, last - first))
+            self._held += int(ends[last - 1]) - before
+            full = begun + self._held >= self.part_bytes
+            if full or self._held >= ROW_GROUP_BYTES:
+                self._flush()
+            if full:
+                self._close()
+            first = last
 
     def facts(self) -> dict[str, Any]:
         """Totals and parts: ``{documents, bytes, characters, parts: [...]}``."""
@@ -107,18 +123,18 @@ class PartWriter:
         }
 
     def _flush(self) -> None:
-        if not self._rows:
+        if not self._tables:
             return
         if self._writer is None:
             self._begin()
         assert self._writer is not None
-        columns = [list(column) for column in zip(*self._rows, strict=True)]
-        table = pa.table(columns, schema=self.schema)
-        self._writer.write_table(table, row_group_size=len(self._rows))
+        # In one piece: where pieces meet would show in the file.
+        table = pa.concat_tables(self._tables).combine_chunks()
+        self._writer.write_table(table, row_group_size=len(table))
         part = self.parts[-1]
-        part["documents"] += len(self._rows)
+        part["documents"] += len(table)
         part["bytes"] += self._held
-        self._rows, self._held = [], 0
+        self._tables, self._held = [], 0
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

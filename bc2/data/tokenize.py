@@ -9,12 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from concurrent.futures import Future, as_completed
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from bc2.console import Progress
 from bc2.data.corpus import (
@@ -26,6 +33,7 @@ from bc2.data.corpus import (
     corpus_parts,
     read_part,
 )
+from bc2.data.documents import Document
 from bc2.data.shards import INDEX, token_dtype
 from bc2.data.workers import cores, no_ctrl_c, worker_pool
 from bc2.errors import DataError, RunFailed, from_os_error
@@ -38,6 +46,18 @@ VERSION = 1
 
 #: UTF-8 bytes of text whose tokenizing takes several times what a process takes to start.
 _WORTH_A_PROCESS = 32 * 2**20
+
+#: UTF-8 bytes of text that are tokenized at once, if no document is larger: a sixth of a second.
+_RUN_BYTES = 2**19
+
+#: Seconds between two looks at how far the workers are.
+_POLL_S = 0.25
+
+#: Seconds over which the speed is measured.
+_RECENT_S = 30.0
+
+#: Told of UTF-8 bytes of text as they are done.
+Told = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +92,8 @@ def tokenize(
         work: keeps finished shards between runs; whoever calls removes it afterwards.
         workers: processes; `default_workers` if None. Each holds the tokenizer and a row group
             (4 MiB of text) as text and as ids.
-        progress: told the bytes of text done.
+        progress: told the bytes of text done, several times a second, with the speed of the
+            last half minute and the time left; a finished shard of an earlier run counts at once.
 
     Returns:
         The contents of ``tokens.json``.
@@ -155,21 +176,17 @@ def _shards(
 ) -> list[Shard]:
     """One shard a part, in the order of `parts`."""
     count = min(workers or default_workers(parts), len(parts))
+    meter = _Meter(progress, sum(part.bytes for part in parts))
     if count == 1:
-        shards = []
-        for part in parts:
-            shards.append(make_shard(corpus, part, tokenizer, work))
-            if progress is not None:
-                progress(part.bytes, part.source)
-        return shards
+        return [make_shard(corpus, part, tokenizer, work, told=meter.add) for part in parts]
     todo = "run the same again with fewer workers (tokens.workers); finished shards are kept"
-    with worker_pool(count, "tokenizing", todo, _begin_worker, tokenizer_path) as pool:
-        # The largest first, so that no core waits long for the last.
-        order = sorted(parts, key=lambda part: -part.bytes)
-        with no_ctrl_c():  # the pool starts its processes here
-            futures = {pool.submit(_in_worker, corpus, part, work): part for part in order}
-        done = _results(futures, progress)
-    return [done[part] for part in parts]
+    # A place a part, which one worker alone writes: no lock that a killed one could leave shut.
+    shared = get_context("spawn").RawArray("q", len(parts))
+    with worker_pool(count, "tokenizing", todo, _begin_worker, tokenizer_path, shared) as pool:
+        done = _results(
+            pool, corpus, parts, work, 2 * count, meter, np.frombuffer(shared, np.int64)
+        )
+    return [done[number] for number in range(len(parts))]
 
 
 def default_workers(parts: list[Part]) -> int:
@@ -178,50 +195,103 @@ def default_workers(parts: list[Part]) -> int:
     return min(cores(), worth)
 
 
-def _results(futures: dict[Future[Shard], Part], progress: Progress | None) -> dict[Part, Shard]:
-    done: dict[Part, Shard] = {}
-    for future in as_completed(futures):
-        part = futures[future]
-        done[part] = future.result()
-        if progress is not None:
-            progress(part.bytes, part.source)
+def _results(
+    pool: ProcessPoolExecutor, corpus: Path, parts: list[Part], work: Path, ahead: int,
+    meter: _Meter, counts: npt.NDArray[np.int64],
+) -> dict[int, Shard]:  # fmt: skip
+    """The shard of each part by its number; `ahead` parts are under way or waiting."""
+    # The largest first, so that no core waits long for the last.
+    order = iter(sorted(range(len(parts)), key=lambda number: -parts[number].bytes))
+    done: dict[int, Shard] = {}
+    waiting: dict[Future[Shard], int] = {}
+    while len(done) < len(parts):
+        for number in islice(order, ahead - len(waiting)):
+            with no_ctrl_c():  # the pool may start a process here
+                waiting[pool.submit(_in_worker, corpus, parts[number], number, work)] = number
+        for future in wait(waiting, _POLL_S, FIRST_COMPLETED).done:
+            done[waiting.pop(future)] = future.result()
+        meter.at(int(counts.sum()))
     return done
+
+
+class _Meter:
+    """Says how much of the text is done, how fast that goes and how long the rest will take."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress = progress
+        self._total = total
+        self._marks = deque([(time.monotonic(), 0)])
+
+    def add(self, size: int) -> None:
+        """So many bytes more are done."""
+        self.at(self._marks[-1][1] + size)
+
+    def at(self, done: int) -> None:
+        """So many bytes are done in all."""
+        now = time.monotonic()
+        advance = done - self._marks[-1][1]
+        self._marks.append((now, done))
+        while len(self._marks) > 2 and self._marks[1][0] < now - _RECENT_S:
+            self._marks.popleft()
+        if self._progress is not None:
+            self._progress(advance, self._pace())
+
+    def _pace(self) -> str:
+        """Megabytes a second of late, and the time left at that: hours, minutes, seconds."""
+        (began, before), (now, done) = self._marks[0], self._marks[-1]
+        speed = (done - before) / max(now - began, 1e-9)
+        if not speed:
+            return ""
+        left = timedelta(seconds=round((self._total - done) / speed))
+        return f"{speed / 1e6:.1f} MB/s, {left} left"
 
 
 class _Stopped(Exception):
     """The parent gave up."""
 
 
-#: A worker's tokenizer and the parent's wish to stop, set once by `_begin_worker`.
+#: A worker's tokenizer, the bytes done of each part and the parent's wish to stop, set once by
+#: `_begin_worker`.
 _worker: dict[str, Any] = {}
 
 
-def _begin_worker(tokenizer_path: Path, stop: Any) -> None:
+def _begin_worker(tokenizer_path: Path, counts: Any, stop: Any) -> None:
     _worker.update(tokenizer=Tokenizer.load(tokenizer_path), stop=stop)
+    _worker.update(counts=np.frombuffer(counts, np.int64))
 
 
-def _in_worker(corpus: Path, part: Part, work: Path) -> Shard:
-    return make_shard(corpus, part, _worker["tokenizer"], work, _worker["stop"])
+def _in_worker(corpus: Path, part: Part, number: int, work: Path) -> Shard:
+    def told(size: int) -> None:
+        _worker["counts"][number] += size
+
+    return make_shard(corpus, part, _worker["tokenizer"], work, _worker["stop"], told)
 
 
 # -- one shard -----------------------------------------------------------------------------
 
 
 def make_shard(
-    corpus: Path, part: Part, tokenizer: Tokenizer, work: Path, stop: Any = None
-) -> Shard:
-    """The shard of one part, taken from an earlier run if it is there and whole."""
+    corpus: Path, part: Part, tokenizer: Tokenizer, work: Path, stop: Any = None,
+    told: Told = lambda size: None,
+) -> Shard:  # fmt: skip
+    """The shard of one part, taken from an earlier run if it is there and whole.
+
+    Args:
+        stop: an event; once it is set the part is given up.
+        told: told of the part's bytes as they are done.
+    """
     final = work / shard_name(part)
     sidecar = final.with_suffix(".json")
     digest = sha256_file(corpus / part.file)
     known = _finished(final, sidecar, digest, tokenizer.digest)
     if known is not None:
+        told(part.bytes)
         return known
     make_directory(final.parent)
     aside = final.with_suffix(f".{os.getpid()}.tmp")
     try:
         with aside.open("wb") as stream:
-            tokens, documents, size = _encode(corpus / part.file, tokenizer, stream, stop)
+            tokens, documents, size = _encode(corpus / part.file, tokenizer, stream, stop, told)
             stream.flush()
             os.fsync(stream.fileno())
         _check(part, documents, size)
@@ -249,20 +319,38 @@ def _finished(final: Path, sidecar: Path, part: str, tokenizer: str) -> Shard | 
         return None  # not finished: made again
 
 
-def _encode(part: Path, tokenizer: Tokenizer, stream: BinaryIO, stop: Any) -> tuple[int, int, int]:
+def _encode(
+    part: Path, tokenizer: Tokenizer, stream: BinaryIO, stop: Any, told: Told
+) -> tuple[int, int, int]:
     """Write the ids of a part; returns tokens, documents and UTF-8 bytes of text."""
     dtype = token_dtype(tokenizer.vocab_size)
     tokens = documents = size = 0
     for group in read_part(part):
-        if stop is not None and stop.is_set():
-            raise _Stopped
-        ids, lengths = tokenizer.encode_flat([document.text for document in group])
-        _check_ids(ids, lengths, tokenizer, part)
-        stream.write(ids.astype(dtype, copy=False).tobytes())
-        tokens += len(ids)
-        documents += len(group)
-        size += sum(len(document.text.encode()) for document in group)
+        for texts, run_bytes in _runs(group):
+            if stop is not None and stop.is_set():
+                raise _Stopped
+            ids, lengths = tokenizer.encode_flat(texts)
+            _check_ids(ids, lengths, tokenizer, part)
+            stream.write(ids.astype(dtype, copy=False).tobytes())
+            tokens += len(ids)
+            documents += len(texts)
+            size += run_bytes
+            told(run_bytes)
     return tokens, documents, size
+
+
+def _runs(group: list[Document]) -> Iterator[tuple[list[str], int]]:
+    """The texts of documents, `_RUN_BYTES` or one text more at a time, and their UTF-8 bytes."""
+    texts: list[str] = []
+    size = 0
+    for document in group:
+        texts.append(document.text)
+        size += len(document.text.encode())
+        if size >= _RUN_BYTES:
+            yield texts, size
+            texts, size = [], 0
+    if texts:
+        yield texts, size
 
 
 def _check_ids(ids: Any, lengths: Any, tokenizer: Tokenizer, part: Path) -> None:

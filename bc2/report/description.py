@@ -6,7 +6,7 @@ Parquet parts, a row group at a time; lengths of token shards from where EOS sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import numpy.typing as npt
 
 from bc2.console import Progress
 from bc2.data.corpus import SPLITS, corpus_facts, corpus_parts
+from bc2.data.prep.decontaminate import CONTAMINATION
 from bc2.data.prep.write import LENGTH_EDGES
 from bc2.data.shards import TokenShards
 from bc2.data.streams import reading
 from bc2.errors import IntegrityError, UsageError
 from bc2.report.funnel import FUNNEL, Funnel, Histogram
 from bc2.report.funnel_rows import NOT_STATED, as_json, language
+from bc2.report.timings import Timing
+from bc2.report.timings import timings as timings_of
 
 #: Tokens of a shard that are looked at together.
 _CHUNK = 1 << 22
@@ -77,6 +80,10 @@ class Description:
     length_unit: str
     """"characters" (Unicode) of a corpus, "tokens" (EOS included) of shards."""
     funnel: Funnel | None = None
+    contamination: Path | None = None
+    """The file of the matches with benchmarks, where they were looked for."""
+    timings: list[Timing] = field(default_factory=list)
+    """How long the corpus took, by step; nothing where nobody recorded it."""
 
     def total(self, split: str | None = None) -> Tally:
         """All sources together, in one split or in both."""
@@ -106,12 +113,14 @@ class Description:
             },
             "unlicensed": self.unlicensed,
             "funnel": as_json(self.funnel) if self.funnel else None,
+            "timings": [one.as_json() for one in self.timings],
         }
 
 
 def describe(
-    path: Path, kind: str, *, corpus: Path | None = None, progress: Progress | None = None
-) -> Description:
+    path: Path, kind: str, *, corpus: Path | None = None, progress: Progress | None = None,
+    timings: Iterable[Mapping[str, Any]] = (),
+) -> Description:  # fmt: skip
     """Count what is in an artifact's directory.
 
     Reads the text of a corpus once (unless its funnel has the lengths), and the ids of token
@@ -122,6 +131,7 @@ def describe(
         corpus: the corpus that shards were made of, which knows languages and licences; without
             it they are not stated.
         progress: told the bytes of text, or of ids, gone through.
+        timings: what `bc2.data.prep.timings` said when the corpus was made.
 
     Raises:
         UsageError: another kind.
@@ -129,12 +139,26 @@ def describe(
         IntegrityError: what is counted is not what the index says.
     """
     if kind == "corpus":
-        return _corpus(path, progress)
-    if kind == "tokens":
-        return _tokens(path, corpus, progress)
-    raise UsageError(
-        f"a {kind} has no documents to report on", todo="name a corpus or token shards"
-    )
+        found = _corpus(path, progress)
+    elif kind == "tokens":
+        found = _tokens(path, corpus, progress)
+    else:
+        raise UsageError(
+            f"a {kind} has no documents to report on", todo="name a corpus or token shards"
+        )
+    found.timings = timings_of(timings)
+    _add_what_stages_said(found, path if kind == "corpus" else corpus)
+    return found
+
+
+def _add_what_stages_said(found: Description, corpus: Path | None) -> None:
+    """The funnel with the stages' seconds, and where the matches with benchmarks are."""
+    if corpus is None or not (corpus / FUNNEL).exists():
+        return
+    funnel = found.funnel or Funnel.open(corpus / FUNNEL)
+    found.funnel = funnel.timed({one.step: one.seconds for one in found.timings})
+    if (corpus / CONTAMINATION).exists():
+        found.contamination = corpus / CONTAMINATION
 
 
 def _tally_json(one: Tally) -> dict[str, Any]:
@@ -238,12 +262,9 @@ def _tokens(path: Path, corpus: Path | None, progress: Progress | None) -> Descr
             languages.setdefault(lang, Tally()).add(*amounts)
             for lengths in _document_lengths(shards, split, name, progress):
                 _tally_lengths(counts, lang, lengths)
-    funnel = None
-    if corpus is not None and (corpus / FUNNEL).exists():
-        funnel = Funnel.open(corpus / FUNNEL)
     found = Description(
         "tokens", list(sources.values()), dict(sorted(languages.items())), _histograms(counts),
-        "tokens", funnel,
+        "tokens",
     )  # fmt: skip
     counted = sum(sum(one.documents) for one in found.lengths.values())
     _compare(path, found.total().documents, counted)

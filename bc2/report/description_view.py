@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from bc2.console import table
 from bc2.data.corpus import SPLITS
-from bc2.report import funnel_view
+from bc2.report import funnel_view, timings
 from bc2.report.description import Description, Source, Tally
 from bc2.report.funnel import Histogram
 from bc2.report.funnel_rows import PAPER_KEPT, language, rows, share
 from bc2.report.quote import size, visible
+from bc2.report.timings import Timing
 from bc2.report.words import NOTHING
 
 
@@ -34,13 +35,20 @@ def view(found: Description) -> Any:
     parts += [licence_note(found)]
     if found.funnel is not None:
         parts += ["", funnel_view.view(found.funnel)]
+    if found.timings:
+        parts += ["", timing_table(found.timings)]
     return Group(*parts)
+
+
+def timing_table(found: Sequence[Timing]) -> Any:
+    """A line a step of making the corpus: what came in, seconds, and how fast that is."""
+    return table(timings.COLUMNS, timings.lines(found), timings.TITLE)
 
 
 def markdown(found: Description, title: str) -> str:
     """The same as a Markdown document, for a data card."""
     parts = [f"# {_cell(title)}", licence_note(found)]
-    for sheet in [*sheets(found), *_funnel_sheets(found)]:
+    for sheet in [*sheets(found), *_funnel_sheets(found), *_timing_sheets(found)]:
         parts += [f"## {sheet.title}", _markdown_table(sheet)]
     return "\n\n".join(parts) + "\n"
 
@@ -166,6 +174,11 @@ def _funnel_sheets(found: Description) -> list[Sheet]:
     columns = ["stage", "documents removed", "of raw", "bytes removed", "of raw", "bytes left",
                "paper: removed", "paper: left"]  # fmt: skip
     return [Sheet("Funnel", columns, lines)]
+
+
+def _timing_sheets(found: Description) -> list[Sheet]:
+    lines = [[str(cell).strip() for cell in line] for line in timings.lines(found.timings)]
+    return [Sheet(timings.TITLE, timings.COLUMNS, lines)] if lines else []
 
 
 def _percent(part: float | None) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bc2
 from bc2.files import replace_durably
+from bc2.report import timings as steps
+from bc2.report.contamination import DECONTAMINATE, Match, counts
 from bc2.report.curves import inline_svg
 from bc2.report.funnel import Against, Example, Funnel, Histogram
 from bc2.report.funnel_picture import figure, histogram
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, language, reasons, rows, share, slices
 from bc2.report.funnel_view import exact, shelves
 from bc2.report.quote import language_tag, size, visible
+from bc2.report.timings import Timing
 from bc2.report.words import amount, duration, moment
 
 PAGE = "funnel.html"
@@ -25,10 +29,8 @@ PAGE = "funnel.html"
 MOST_CHARACTERS = 1000
 #: Matches with benchmarks that the page lists at most.
 MOST_MATCHES = 200
-#: The stage whose examples are matches with benchmarks: a section of their own.
-DECONTAMINATE = "decontaminate"
 
-#: The detail of such an example: the item's place, and both texts around what they share.
+#: The detail of an example of a match: the item's place, and both texts around what they share.
 _MATCH = re.compile(r"(?P<name>.*?): “(?P<theirs>.*?)” \| “(?P<ours>.*)”", re.DOTALL)
 
 
@@ -47,22 +49,31 @@ def write(
     *,
     description: str = "",
     licences: Mapping[str, str] = {},
+    matches: Iterable[Match] = (),
+    timings: Sequence[Timing] = (),
 ) -> Path:
     """Write the page to a file; an older one is replaced in one go. Arguments as `render`."""
-    page = render(funnel, title, description=description, licences=licences)
+    page = render(
+        funnel, title, description=description, licences=licences, matches=matches,
+        timings=timings,
+    )  # fmt: skip
     replace_durably(out, page.encode())
     return out
 
 
 def render(
-    funnel: Funnel, title: str, *, description: str = "", licences: Mapping[str, str] = {}
-) -> str:
+    funnel: Funnel, title: str, *, description: str = "", licences: Mapping[str, str] = {},
+    matches: Iterable[Match] = (), timings: Sequence[Timing] = (),
+) -> str:  # fmt: skip
     """The page as HTML.
 
     Args:
         title: name of the corpus.
         description: a sentence below the title.
         licences: by source, as they were recorded.
+        matches: with benchmarks, of which the first are shown. A corpus of an older version has
+            none, but examples of them.
+        timings: how long the corpus took, by step.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -72,7 +83,8 @@ def render(
     )
     environment.filters.update(exact=_exact, size=size, count=_count, seconds=duration)
     template = environment.from_string((files(__package__) / "funnel.html.j2").read_text("utf-8"))
-    matches = [one for one in funnel.examples if one.stage == DECONTAMINATE]
+    listed = [_listed(one) for one in islice(matches, MOST_MATCHES)]
+    examples = [one for one in funnel.examples if one.stage == DECONTAMINATE and not listed]
     others = [one for one in funnel.examples if one.stage != DECONTAMINATE]
     return template.render(
         title=visible(title),
@@ -95,8 +107,12 @@ def render(
         malformed=_malformed(funnel),
         lengths=_histograms(funnel.lengths, "length", "characters", log=True),
         scores=_histograms(funnel.scores, "score", "quality score", log=False),
-        matches=[_quoted(_match(one)) for one in matches[:MOST_MATCHES]],
-        more_matches=max(0, len(matches) - MOST_MATCHES),
+        listed=listed,
+        more_listed=max(0, counts(funnel)["pairs"] - len(listed)),
+        matches=[_quoted(_match(one)) for one in examples[:MOST_MATCHES]],
+        more_matches=max(0, len(examples) - MOST_MATCHES),
+        steps=steps.lines(timings),
+        step_heads=steps.COLUMNS,
         examples=list(_shelves(others)),
         facts=_facts(funnel),
         share=share,
@@ -113,7 +129,7 @@ def _tiles(funnel: Funnel) -> Iterator[Tile]:
     yield Tile("Baichuan 2 kept", _exact(PAPER_KEPT), "Figure 2 of the paper")
     seconds = [step.seconds for step in funnel.steps if step.seconds is not None]
     if seconds:
-        yield Tile("time", duration(sum(seconds)), f"{len(seconds)} stages")
+        yield Tile("work", duration(sum(seconds)), f"{len(seconds)} stages, all workers")
 
 
 def _exact(part: float | None) -> str:
@@ -171,6 +187,21 @@ def _match(one: Example) -> Example:
     against = Against(name=found["name"], text=found["theirs"])
     # What matched, and not how the document begins.
     return one.model_copy(update={"against": against, "text": found["ours"], "detail": None})
+
+
+def _listed(one: Match) -> dict[str, Any]:
+    before, shared, after = map(visible, one.pieces())
+    return {
+        "document": visible(one.document),
+        "benchmark": visible(f"{one.benchmark} {one.item}"),
+        "found_by": visible(one.found_by),
+        "done": visible(one.done),
+        "lang": language_tag(one.lang),
+        "before": before,
+        "shared": shared,
+        "after": after,
+        "theirs": visible(one.benchmark_text, MOST_CHARACTERS),
+    }
 
 
 def _quoted(one: Example) -> dict[str, Any]:

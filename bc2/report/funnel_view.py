@@ -44,7 +44,7 @@ def stage_table(funnel: Funnel, unit: Literal["documents", "bytes"]) -> Any:
     amounts = [_amount(one, unit) for one in (read, read - kept)]
     lines.append(["in all", *amounts, *map(exact, shares), *([""] if timed else [])])
     left = f"{_amount(kept, unit)}".strip() if unit == "bytes" else f"{kept:,}"
-    columns = [unit, "removed", "of raw", "left", "paper", "left", *(["time"] if timed else [])]
+    columns = [unit, "removed", "of raw", "left", "paper", "left", *(["work"] if timed else [])]
     return table(["stage", *columns], lines, f"Funnel by {unit}: {left} left")
 
 

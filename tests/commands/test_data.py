@@ -74,12 +74,65 @@ def test_prep_then_report(home, capsys):
     assert "a.b@site.org" not in json.dumps(made)
 
 
+def test_what_took_how_long_is_told_and_is_no_part_of_the_corpus(home, capsys):
+    out, _ = run(capsys, "prep", "small.toml", "--json")
+    made = json.loads(out)
+    steps = {row["step"]: row for row in made["facts"]["timings"]}
+    assert list(steps) == [
+        "reading", "normalise", "exact", "passages", "near", "safety", "parts", "writing",
+    ]  # fmt: skip
+    assert steps["reading"]["bytes"] == made["facts"]["read"]["bytes"]
+    assert all(row["seconds"] >= row["settling"] >= 0 for row in steps.values())
+    assert {name for name, row in steps.items() if row["settling"]} >= {"exact", "passages", "near"}
+    for file in Path(made["path"]).glob("*.json"):
+        assert ("timings" in file.read_text()) == (file.name == "manifest.json")
+    shown, _ = run(capsys, "prep", "small.toml")
+    assert "Seconds of work" in shown
+    again, _ = run(capsys, "prep", "small.toml", "--json", "--fresh")
+    assert json.loads(again)["digest"] == made["digest"]
+    out, _ = run(capsys, "report", "--json", "--markdown", "card.md", "--page", "page.html")
+    assert [row["step"] for row in json.loads(out)["timings"]] == list(steps)
+    assert "| writing |" in (home / "card.md").read_text()
+    assert "Seconds of work" in (home / "page.html").read_text()
+
+
+def test_matches_with_benchmarks_are_shown(home, capsys):
+    run(capsys, "prep", "small.toml", "--quiet")
+    run(capsys, "report", "--contamination", code=3)
+    rows = [json.loads(line)["text"] for line in (home / "web" / "a.jsonl").open()]
+    questions = [" ".join(text.split()[20:40]) for text in rows[:4]]
+    lines = "".join(json.dumps({"q": question}) + "\n" for question in questions)
+    (home / "quiz.jsonl").write_text(lines)
+    table = '[corpus.decontaminate]\nlisted = 1\naction = "report"\n'
+    table += '[[corpus.decontaminate.benchmarks]]\nname = "quiz"\npath = "quiz.jsonl"\n'
+    (home / "small.toml").write_text(f'{RECIPE}{table}fields = ["q"]\n')
+    run(capsys, "prep", "small.toml", "--quiet")
+    out, _ = run(capsys, "report", "--contamination", "--json")
+    told = json.loads(out)
+    assert told["pairs"] == len(told["matches"]) + told["not_listed"] >= 4
+    found = {match["item"].rpartition(":")[2]: match for match in told["matches"]}
+    assert sorted(found) == ["1", "2", "3", "4"]
+    for number, question in enumerate(questions, 1):
+        match = found[str(number)]
+        assert (match["row"], match["how"], match["done"]) == (number, "text", "reported")
+        assert match["text"][slice(*match["shared"])] == question.rstrip(".")
+        assert match["benchmark_text"] == question
+    out, _ = run(capsys, "report", "--contamination")
+    assert out.startswith(f"Matches with benchmarks: {told['pairs']}")
+    assert "web a.jsonl:3" in out
+    assert questions[2][:60] in out
+    run(capsys, "report", "--page", "page.html")
+    assert "<mark>" in (home / "page.html").read_text()
+
+
 def test_a_dry_run_keeps_nothing(home, capsys):
     out, _ = run(capsys, "prep", "small.toml", "--dry-run", "--json")
     told = json.loads(out)
     assert told["stages"] == "normalise, exact, passages, near, safety"
     assert told["funnel"]["read"]["documents"] == 62
     assert "1 files" in told["source web"]
+    assert told["timings"][0]["step"] == "reading"
+    assert "Seconds of work" in run(capsys, "prep", "small.toml", "--dry-run")[0]
     assert not list((home / "home").rglob("corpus.json"))
 
 

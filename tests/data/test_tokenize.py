@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from bc2.data import tokenize as module
 from bc2.data.corpus import Part, corpus_parts, read_corpus
+from bc2.data.documents import Document
 from bc2.data.shards import TokenShards
 from bc2.data.tokenize import default_workers, tokenize
 from bc2.errors import DataError, ResourceError, RunFailed
@@ -78,6 +80,55 @@ def test_two_processes_give_the_same_bytes(corpus, tokens, tokenizer_path, tmp_p
     )
     assert tree(tmp_path / "out") == tree(tokens)
     assert sum(told) == sum(e["bytes"] for s in facts["splits"].values() for e in s.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_moves_within_a_part(long_corpus, tokenizer_path, tmp_path, monkeypatch, workers):
+    """Many times a part, never beyond what there is, and at once for what an earlier run did."""
+    monkeypatch.setattr(module, "_POLL_S", 0.01)
+    root, work = long_corpus / "corpus", tmp_path / "work"
+    parts = corpus_parts(root)
+    whole = sum(part.bytes for part in parts)
+    told: list[tuple[float, str]] = []
+
+    def run(out: str) -> None:
+        told.clear()
+        tokenize(
+            root, tokenizer_path, tmp_path / out, work=work, workers=workers,
+            progress=lambda n, detail="": told.append((n, detail)),
+        )  # fmt: skip
+
+    run("one")
+    moves = [n for n, _ in told if n]
+    assert sum(moves) == whole
+    assert min(moves) > 0
+    assert max(moves) <= workers * max(part.bytes for part in parts)
+    assert len(moves) > 2 * len(parts)
+    assert re.fullmatch(r"\d+\.\d MB/s, 0:\d\d:\d\d left", told[-1][1])
+    run("two")
+    assert sum(n for n, _ in told) == whole
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+
+
+def test_runs_of_a_part_are_its_documents_in_order(monkeypatch):
+    monkeypatch.setattr(module, "_RUN_BYTES", 10)
+    texts = ["é" * 4, "a", "b", "", "c" * 30]
+    documents = [Document.of(text, "s", "en", "f", row) for row, text in enumerate(texts, 1)]
+    runs = list(module._runs(documents))
+    assert runs == [(["é" * 4, "a", "b"], 10), (["", "c" * 30], 30)]
+    assert list(module._runs([])) == []
+
+
+def test_the_time_left_is_of_the_last_half_minute(monkeypatch):
+    """What an earlier run did counts at once, and is soon no part of the speed."""
+    clock = iter([0.0, 0.0, 10.0, 20.0, 31.0, 40.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    told: list[tuple[float, str]] = []
+    meter = module._Meter(lambda n, detail="": told.append((n, detail)), 1_000_000_000)
+    for done in (900_000_000, 910_000_000, 920_000_000, 931_000_000, 940_000_000):
+        meter.at(done)
+    assert told[1] == (10_000_000, "91.0 MB/s, 0:00:01 left")
+    assert told[-1] == (9_000_000, "1.0 MB/s, 0:01:00 left")
 
 
 def test_finished_shards_are_not_made_again(corpus, tokens, tokenizer_path, tmp_path, monkeypatch):
@@ -205,6 +256,8 @@ def test_workers_end_with_their_parent(long_corpus, tokenizer_path, tmp_path, ho
 
 def test_a_dead_worker_is_an_error_that_says_so(long_corpus, tokenizer_path, tmp_path):
     def kill(advance: float, detail: str = "") -> None:
+        if not list(work.rglob("shard-*.json")):
+            return
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess):  # called again: it is dead already
                 if "spawn_main" in " ".join(child.cmdline()):  # not the resource tracker

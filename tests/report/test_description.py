@@ -109,6 +109,28 @@ def test_a_corpus_is_counted(corpus: Path) -> None:
     assert found.funnel is None
 
 
+def test_shards_know_the_funnel_of_their_corpus_and_how_long_it_took(
+    corpus: Path, tokens: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "corpus"
+    shutil.copytree(corpus, whole)
+    shutil.copy(corpus.parent / "funnel.json", whole)
+    (whole / "contamination.jsonl").touch()
+    took = [
+        {"step": "exact", "bytes": 10_000, "seconds": 61.0, "settling": 1.0},
+        {"step": "writing", "bytes": 10_000, "seconds": 2.0, "settling": 0.0},
+    ]
+    for path, kind in ((whole, "corpus"), (tokens, "tokens")):
+        found = describe(path, kind, corpus=whole, timings=took)
+        assert found.contamination == whole / "contamination.jsonl"
+        assert found.funnel is not None
+        assert [step.seconds for step in found.funnel.steps] == [61.0]
+        assert [row["step"] for row in found.as_json()["timings"]] == ["exact", "writing"]
+        assert "| writing | 10.00 kB | 2.0 | - | 3.2% | 0.0 |" in markdown(found, "x")
+    assert describe(whole, "corpus").timings == []
+    assert "Seconds of work" not in markdown(describe(whole, "corpus"), "x")
+
+
 @pytest.mark.parametrize("with_corpus", [False, True])
 @pytest.mark.parametrize("chunk", [100, 1 << 22])
 def test_token_shards_are_counted(

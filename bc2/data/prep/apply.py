@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bc2.data.prep.notes import keep_notes
 from bc2.data.prep.read import write_part
 from bc2.data.prep.stage import Outcome, Stage
 from bc2.errors import RunFailed
@@ -76,11 +78,14 @@ def run_part(task: Task) -> dict[str, Any]:
     """Take a part through a segment.
 
     Returns:
-        ``{"documents": n, "stages": [{"name", "in", "out", "removed", "examples", "seconds"}]}``:
-        in and out are rows ``[source, lang, documents, bytes]``; removed are rows ``[source,
-        lang, reason, documents, bytes, cut_documents, cut_bytes]``; all integers but the seconds.
+        ``{"documents": n, "stages": [{"name", "in", "out", "removed", "examples", "seconds"}],
+        "seconds": {"keys": {stage: seconds}, "rest"}}``: in and out are rows ``[source, lang,
+        documents, bytes]``; removed are rows ``[source, lang, reason, documents, bytes,
+        cut_documents, cut_bytes]``; all integers but the seconds.
     """
-    table = pq.read_table(task.source)
+    begun = time.perf_counter()
+    applying, spent = 0.0, {}
+    table = came = pq.read_table(task.source)
     stages = []
     before = _counts(table)
     for stage in task.segment.stages:
@@ -90,6 +95,7 @@ def run_part(task: Task) -> dict[str, Any]:
         began = time.perf_counter()
         outcome = stage.apply(table, verdict)
         seconds = time.perf_counter() - began
+        applying += seconds
         _check(stage, table, outcome)
         after = _counts(outcome.table)
         removed, examples = _removed(stage, table, outcome.removed)
@@ -105,14 +111,33 @@ def run_part(task: Task) -> dict[str, Any]:
         )
         if task.dropped is not None:
             _keep_dropped(task.dropped / stage.name, task.name, table, outcome.removed)
+        if outcome.notes is not None:
+            keep_notes(task.folder, stage.name, task.name, outcome.notes)
         table, before = outcome.table, after
     if task.segment.closing is not None:
+        began = time.perf_counter()
         keys = task.segment.closing.keys(table)
         pq.write_table(keys, task.folder / "keys" / f"{task.name}.parquet")
-    write_part(table, task.folder / f"{task.name}.parquet")
-    facts = {"documents": len(table), "stages": stages}
+        spent[task.segment.closing.name] = time.perf_counter() - began
+    _hand_on(task, None if table is came else table)
+    rest = time.perf_counter() - begun - sum(spent.values()) - applying
+    facts = {"documents": len(table), "stages": stages, "seconds": {"keys": spent, "rest": rest}}
     replace_durably(task.done, json.dumps(facts, ensure_ascii=False).encode())
     return facts
+
+
+def _hand_on(task: Task, table: pa.Table | None) -> None:
+    """Write the part that comes out; None: as it came in, so its file gets a second name."""
+    target = task.folder / f"{task.name}.parquet"
+    # Never written through: what a killed run left may be that second name.
+    target.unlink(missing_ok=True)
+    if table is None:
+        try:
+            os.link(task.source, target)
+            return
+        except OSError:  # a file system without links
+            table = pq.read_table(task.source)
+    write_part(table, target)
 
 
 def _check(stage: Stage, table: pa.Table, outcome: Outcome) -> None:

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from bc2.data.mixture import mix
 from bc2.data.prep.config import ClustersSettings
-from bc2.data.prep.embedding import embed
+from bc2.data.prep.embedding import check_model, embed, model_digests
 from bc2.data.prep.stage import Outcome, Stage, Work, pos_range, removed
 from bc2.errors import DataError
 
@@ -80,17 +80,10 @@ class ClustersStage(Stage):
 
     def check(self) -> None:
         """Look before any work. Raises: UsageError or DataError if the model cannot be used."""
-        if self.settings.model is not None:
-            from bc2.data.prep.embedding import check_model
-
-            check_model(self.settings.model)
+        check_model(self.settings.model, "corpus.clusters.model")
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file of the model, if it is a folder."""
-        if self.settings.model is None:
-            return {}
-        from bc2.data.prep.embedding import model_digests
-
         return model_digests(self.settings.model)
 
     def keys(self, table: pa.Table) -> pa.Table:

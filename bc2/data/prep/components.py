@@ -1,4 +1,4 @@
-"""Groups of documents: candidate pairs from buckets, connected components, who stays."""
+"""Groups of documents: candidate pairs from buckets, connected components, who stays, who goes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bc2.data.prep.stage import DETAIL, Outcome, dropped, kept
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -62,6 +66,20 @@ def _sparse_pairs(count: int) -> tuple[Int64, Int64]:
     return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
 
 
+def equal_groups(values: npt.NDArray[np.generic]) -> tuple[Int64, Int64]:
+    """Places of equal values, group after group, and [groups + 1] where groups end.
+
+    Groups of two and more, each in rising order; 24 bytes a value.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    cuts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True][: len(values) + 1])
+    sizes = np.diff(cuts)
+    sizes = np.where(sizes > 1, sizes, 0)
+    members = order[np.repeat(sizes > 0, np.diff(cuts))]
+    return members, np.concatenate(([0], np.cumsum(sizes[sizes > 0])))
+
+
 class PairSet:
     """Distinct pairs of numbers below `count` (at most 3e9): 8 bytes a pair, twice that to add."""
 
@@ -83,12 +101,20 @@ class PairSet:
 
 
 def components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
-    """[count] the connected component of each node, of undirected edges."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """[count] the connected component of each node, of undirected edges.
 
-    edges = coo_array((np.ones(len(firsts), np.int8), (firsts, seconds)), shape=(count, count))
-    labels: npt.NDArray[np.int32] = connected_components(edges, directed=False)[1]
+    Named by its first node. Each round joins every component to the first that an edge leads
+    to: SciPy does the same, but takes longer to import than most corpora take here.
+    """
+    labels = np.arange(count, dtype=np.int32)
+    one, two = labels[firsts], labels[seconds]
+    while len(one):
+        np.minimum.at(labels, np.maximum(one, two), np.minimum(one, two))
+        while not np.array_equal(labels, found := labels[labels]):
+            labels = found
+        one, two = labels[one], labels[two]
+        apart = one != two
+        one, two = one[apart], two[apart]
     return labels
 
 
@@ -108,3 +134,24 @@ def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
     first[ordered[starts]] = order[starts]
     return first[labels]
+
+
+# -- what is said of a document that goes --------------------------------------------------
+
+
+def survivor(file: str, row: int, measure: str) -> str:
+    """The detail of a dropped document: the one that stays, and how near it is.
+
+    A long name of a file loses its beginning, so that the measure is never cut.
+    """
+    told = f":{row} {measure}"
+    return f"of {file[len(told) + 3 - DETAIL :]}{told}"
+
+
+def drop_decided(table: pa.Table, verdict: pa.Table, reason: str) -> Outcome:
+    """Drop a part's documents that a verdict (`pos`, `detail`; in the order of `pos`) names."""
+    gone = pc.is_in(table["pos"], value_set=verdict["pos"])
+    removed = dropped(table, gone, reason)
+    at = removed.schema.get_field_index("detail")
+    removed = removed.set_column(at, removed.schema.field(at), verdict["detail"])
+    return Outcome(kept(table, gone), removed)

@@ -121,6 +121,51 @@ class NearSettings(Settings):
     """Words in a shingle (5: FineWeb). A CJK character is a word."""
 
 
+class EmbeddingSettings(Settings):
+    """What gives a document its vector: shared by the tables that compare documents so."""
+
+    model: str | None = Field(None, min_length=1)
+    """A sentence-transformers model, by name on the Hugging Face hub or as a folder: its
+    embeddings, instead of words. Needs `pip install sentence-transformers`; one text at a time
+    on one core, so that what becomes of a document never depends on its neighbours."""
+
+
+class DenseSettings(EmbeddingSettings):
+    """[corpus.dense]: documents whose embeddings are nearly the same, of which one stays.
+
+    How near two are is the cosine of their vectors as they are stored, in 8-bit integers.
+    Sign bits find candidates, exact integer products verify them, so the recall is a chance and
+    the precision, with respect to that cosine, is 1.
+    """
+
+    threshold: float = Field(0.95, gt=0, le=1)
+    """Least cosine of near-duplicates. For the embedding of words: a `model` has a scale of its
+    own, on which unlike texts may come to 0.8."""
+
+    recall: float = Field(0.97, gt=0, lt=1)
+    """Least chance of finding a pair that is just at the threshold; nearer ones have more.
+    The bands follow from it: 44 of 23 bits for 0.97 at 0.95."""
+
+    bits: int = Field(1024, ge=1, le=8192)
+    """Sign bits a document. More find the same recall with fewer candidates in vain, and take
+    time and room in proportion."""
+
+    dimensions: int = Field(256, ge=8, le=4096)
+    """Dimensions, and bytes, of the embedding of words; a cosine c is off by about
+    (1 - c^2) / sqrt(dimensions), 0.006 at 0.95. A `model` has dimensions of its own."""
+
+    span: int = Field(1000, ge=16)
+    """Characters that a `model` is given at once. A document's vector is the mean of its spans',
+    by their length, so no part of a long one goes unseen: most models pass over what is beyond
+    256 or 512 tokens."""
+
+    min_words: int = Field(20, ge=1)
+    """Documents of fewer words are left alone. A CJK character is a word."""
+
+    seed: int = Field(0, ge=0)
+    """Seeds the projection of words and the planes whose sides are the sign bits."""
+
+
 class WordListSettings(Settings):
     """[[corpus.safety.word_lists]]: a file of words, one a line, and when they are too many.
 
@@ -264,6 +309,10 @@ class DecontaminateSettings(Settings):
     """Matches in more documents than this are no evidence but common phrases (GPT-3: 10); all are
     evidence if none."""
 
+    listed: int = Field(100, ge=0)
+    """Documents that `contamination.jsonl` lists of each benchmark text, those that come first;
+    the rest are counted, as `not_listed` in the funnel's facts."""
+
     @model_validator(mode="after")
     def _something_to_find(self) -> Self:
         if not self.benchmarks and not self.tasks:
@@ -277,7 +326,7 @@ class DecontaminateSettings(Settings):
         return self
 
 
-class ClustersSettings(Settings):
+class ClustersSettings(EmbeddingSettings):
     """[corpus.clusters]: topics (Baichuan 2, section 2.1), as the column `cluster`."""
 
     clusters: int = Field(32, ge=2, le=1000)
@@ -295,11 +344,6 @@ class ClustersSettings(Settings):
 
     dimensions: int = Field(64, ge=1)
     """Dimensions of latent semantic analysis, in which the sample is clustered by k-means."""
-
-    model: str | None = Field(None, min_length=1)
-    """A sentence-transformers model, by name on the Hugging Face hub or as a folder: its
-    embeddings, instead of words. Needs `pip install sentence-transformers`; one document at a
-    time on one core, so that a document's cluster never depends on its neighbours."""
 
     seed: int = Field(0, ge=0)
     """Seeds the sample, the decomposition and the first centres."""

@@ -26,10 +26,36 @@ from bc2.data.prep.config import DecontaminateSettings
 from bc2.data.prep.overlap import Index, Sizes, Units
 from bc2.data.prep.passages import SCORES, scores_left
 from bc2.data.prep.sentences import cut_sentences, sentences_of, split_paragraphs
-from bc2.data.prep.stage import DETAIL, Outcome, Stage, Work, removed
+from bc2.data.prep.stage import DETAIL, Noted, Outcome, Stage, Work, removed
 from bc2.files import sha256_file
 
 REASON = "benchmark_overlap"
+
+#: File of the corpus that lists the matches.
+CONTAMINATION = "contamination.jsonl"
+
+#: A row of it: a document and a text of a benchmark that share words.
+MATCH = pa.schema(
+    [
+        pa.field("file", pa.string()),  # of the document
+        pa.field("row", pa.int64()),
+        pa.field("source", pa.string()),
+        pa.field("lang", pa.string()),
+        pa.field("benchmark", pa.string()),
+        pa.field("item", pa.string()),  # FILE:ROW, or lm-eval's TASK/SPLIT:NUMBER
+        pa.field(
+            "how", pa.string()
+        ),  # "text": the whole of the item's; "ngram": words in a row of it
+        pa.field("words", pa.int64()),  # words and CJK characters in the first place they share
+        pa.field("text", pa.string()),  # the document's around that place
+        pa.field("shared", pa.list_(pa.int64())),  # [start, stop] of the place in `text`
+        pa.field("benchmark_text", pa.string()),  # around it
+        pa.field("done", pa.string()),  # "dropped", "cut" or "reported"
+    ]
+)
+
+#: Characters of a match that are listed: on either side of what is shared, and of that itself.
+_AROUND, _SHARED = 100, 400
 
 #: What `keys` says of a match: its gram in the index, its characters in the text.
 KEYS = pa.schema(
@@ -60,16 +86,17 @@ class DecontaminateStage(Stage):
     `keys` reads all text and finds every match; `settle` leaves out what is common and counts;
     `apply` touches only documents with matches. A gram that several items hold is counted for the
     first of them. `detail`: benchmark, place of the item, how many other items match, and both
-    texts.
+    texts. `notes` are the matches one by one.
 
     Memory: the index, about 30 bytes a word of the benchmarks, mapped once a machine after
-    `prepare`; `settle` holds about 60 bytes a match.
+    `prepare`; `settle` holds about 120 bytes a match.
     """
 
     name: ClassVar[str] = "decontaminate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = (REASON,)
     needs_all: ClassVar[bool] = True
+    notes: ClassVar[str | None] = CONTAMINATION
 
     def __init__(self, settings: DecontaminateSettings):
         self.settings = settings
@@ -135,8 +162,9 @@ class DecontaminateStage(Stage):
         )
         common = self._common(found)
         kept = found.filter(pc.invert(pc.is_in(found["gram"], value_set=pa.array(common))))
-        work.hand_out(kept)
-        facts = {"matches": len(found), "common_grams": len(common)}
+        pairs, listed = self._pairs(kept)
+        work.hand_out(kept.append_column("listed", pa.array(listed)))
+        facts = {"matches": len(found), "common_grams": len(common), **pairs}
         return {**facts, "benchmarks": self._counts(kept)}
 
     def _common(self, found: pa.Table) -> npt.NDArray[np.int32]:
@@ -145,6 +173,21 @@ class DecontaminateStage(Stage):
         grams, documents = np.unique(pairs["gram"].to_numpy(), return_counts=True)
         most = self.settings.common
         return grams[documents > most] if most is not None else grams[:0]
+
+    def _pairs(self, found: pa.Table) -> tuple[dict[str, int], npt.NDArray[np.bool_]]:
+        """Pairs of documents and items, in all and not listed; [m] matches of listed ones."""
+        item = self.prepared().index.text[found["gram"].to_numpy()]
+        pos = found["pos"].to_numpy()
+        order = np.lexsort((pos, item))
+        next_item = np.diff(item[order], prepend=-1) != 0
+        next_pair = next_item | (np.diff(pos[order], prepend=-1) != 0)
+        number = np.cumsum(next_pair)
+        first = np.maximum.accumulate(np.where(next_item, number, 0))
+        listed = np.zeros(len(order), bool)
+        listed[order] = number - first < self.settings.listed
+        pairs = int(next_pair.sum())
+        shown = int((next_pair & listed[order]).sum())
+        return {"pairs": pairs, "not_listed": pairs - shown}, listed
 
     def _counts(self, found: pa.Table) -> dict[str, dict[str, int]]:
         """For each benchmark: its items, those too short to find, those found, and documents."""
@@ -169,20 +212,22 @@ class DecontaminateStage(Stage):
         assert verdict is not None
         if not len(verdict):
             return Outcome(table, removed([]))
-        matches: dict[int, list[dict[str, int]]] = {}
-        for match in verdict.to_pylist():
-            matches.setdefault(match["pos"], []).append(match)
+        matches = _by(verdict.to_pylist(), "pos")
         touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
-        kept, gone = [], []
+        kept: list[dict[str, Any]] = []
+        gone: list[tuple[int, str, int, bool, str | None]] = []
+        notes: list[dict[str, Any]] = []
         for row in table.filter(touched).to_pylist():
             left = self._left(row, matches[row["pos"]])
             lost = len(row["text"].encode()) - (len(left["text"].encode()) if left else 0)
             detail = self._detail(row["text"], matches[row["pos"]])
             gone.append((row["pos"], REASON, lost, left is None, detail))
             kept += [left] if left else []
+            notes += self._notes(row, matches[row["pos"]], whole=left is None)
         changed = pa.Table.from_pylist(kept, schema=table.schema)
         whole = pa.concat_tables([table.filter(pc.invert(touched)), changed])
-        return Outcome(whole.sort_by("pos"), removed(gone))
+        listed = pa.Table.from_pylist(notes, schema=MATCH)
+        return Noted(whole.sort_by("pos"), removed(gone), listed)
 
     def _left(self, row: dict[str, Any], matches: list[dict[str, int]]) -> dict[str, Any] | None:
         """The document without its matches; None if nothing stays."""
@@ -196,6 +241,29 @@ class DecontaminateStage(Stage):
             return None
         has_scores = any(row.get(name) is not None for name in SCORES)
         return {**row, "text": text, **(scores_left(row, text, flags) if has_scores else {})}
+
+    def _notes(
+        self, row: dict[str, Any], matches: list[dict[str, int]], *, whole: bool
+    ) -> Iterator[dict[str, Any]]:
+        """A row of MATCH for each item that is listed, in the order of the document's text."""
+        index, items = self.prepared().index, self.prepared().items
+        done = {"drop": "dropped", "cut": "cut", "report": "reported"}[self.settings.action]
+        origin = {"file": row["origin_file"], "row": row["origin_row"]}
+        listed = [{**m, "item": int(index.text[m["gram"]])} for m in matches if m["listed"]]
+        for number, found in _by(listed, "item").items():
+            item = items.slice(number, 1).to_pylist()[0]
+            shared = _shared(row["text"], found)
+            yield {
+                **origin,
+                "source": row["source"],
+                "lang": row["lang"],
+                "benchmark": item["benchmark"],
+                "item": item["place"],
+                "how": "text" if shared["words"] >= _words(item["text"]) else "ngram",
+                **shared,
+                "benchmark_text": _around(item["text"], int(index.start[found[0]["gram"]])),
+                "done": "dropped" if whole else done,
+            }
 
     def _detail(self, text: str, matches: list[dict[str, int]]) -> str:
         """The first match with both texts, and how many other items match."""
@@ -268,6 +336,39 @@ def _outside(text: str, matches: list[dict[str, int]], margin: int) -> list[list
             at += len(sentence)
         flags.append(stays)
     return flags
+
+
+def _by(matches: list[dict[str, int]], key: str) -> dict[int, list[dict[str, int]]]:
+    """Matches by one of their numbers, in the order of each one's first."""
+    found: dict[int, list[dict[str, int]]] = {}
+    for match in matches:
+        found.setdefault(match[key], []).append(match)
+    return found
+
+
+def _words(text: str) -> int:
+    return len(Units.of([text]).text)
+
+
+def _shared(text: str, matches: list[dict[str, int]]) -> dict[str, Any]:
+    """The document's side: the first place where it holds text of the item, and what is around."""
+    start, stop = matches[0]["start"], matches[0]["stop"]
+    for match in matches:
+        # the next gram of the same stretch begins a word later
+        stop = max(stop, match["stop"]) if match["start"] <= stop else stop
+    begin, end = max(0, start - _AROUND), min(stop, start + _SHARED)
+    return {
+        "words": _words(text[start:stop]),
+        "text": text[begin : end + _AROUND],
+        "shared": [start - begin, end - begin],
+    }
+
+
+def _around(text: str, start: int) -> str:
+    """A benchmark's text; of a long one, what is around a place."""
+    most = _SHARED + 2 * _AROUND
+    begin = max(0, start - _AROUND) if len(text) > most else 0
+    return text[begin : begin + most]
 
 
 def _excerpt(text: str, room: int) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import pyarrow.parquet as pq
+
+from bc2.data.prep.groups import Groups, Int64, queried_groups, sorted_groups
 from bc2.data.workers import cores, in_order, worker_pool
 from bc2.errors import UsageError
 
@@ -25,11 +28,15 @@ Result = TypeVar("Result")
 
 
 class Engine(ABC):
-    """Maps picklable functions over items, and opens Daft queries."""
+    """Maps picklable functions over items, groups rows, and opens Daft queries."""
 
     @abstractmethod
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results in the order of items, a few items ahead."""
+
+    @abstractmethod
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        """Rows of equal values in Parquet files."""
 
     @abstractmethod
     def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
@@ -55,6 +62,9 @@ class LocalEngine(Engine):
             todo = "run the same again with fewer --workers; finished parts are kept"
             self._pool = self._held.enter_context(worker_pool(self.workers, "preparing", todo))
         return in_order(self._pool, function, items, ahead=2 * self.workers)
+
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        return sorted_groups(paths, columns, without)
 
     def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
         import daft
@@ -90,6 +100,11 @@ class RayEngine(Engine):
         while waiting:
             yield self._ray.get(waiting.popleft())
             waiting.extend(task.remote(item) for item in itertools.islice(items, 1))
+
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        if not any(pq.read_metadata(path).num_rows for path in paths):
+            return Groups.none()  # Daft has no query over no files
+        return queried_groups(self.frame(paths), columns, without)
 
     def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
         import daft

@@ -9,7 +9,7 @@ Of a component the member of the highest `quality` stays, if an earlier stage ga
 equals, the first (`pos`). The detail of a dropped document names the survivor and how near
 the two are, which in a chain may be below the threshold.
 
-Memory of `settle`: 8 bytes a document; in queries about 24 bytes a document, one band at a
+Memory of `settle`: 8 bytes a document; while grouping 24 bytes a document, one band at a
 time; 16 bytes a distinct candidate pair and about 50 a verified one; some 100 bytes a
 document in such pairs. Scratch on disk: 8 bytes a word of the documents in candidate pairs.
 """
@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from bc2.data.prep import minhash
 from bc2.data.prep.components import PairSet, bucket_pairs, components, keepers
 from bc2.data.prep.config import NearSettings
-from bc2.data.prep.stage import DETAIL, Outcome, Stage, Work, dropped, pos_range
+from bc2.data.prep.groups import Groups
+from bc2.data.prep.stage import DETAIL, Outcome, Stage, Work, dropped, kept, pos_range
 
 Int64 = npt.NDArray[np.int64]
 
@@ -45,7 +46,7 @@ class NearStage(Stage):
     """
 
     name: ClassVar[str] = "near"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = ("near_duplicate",)
     needs_all: ClassVar[bool] = True
 
@@ -57,13 +58,11 @@ class NearStage(Stage):
 
     def keys(self, table: pa.Table) -> pa.Table:
         """pos, signature, band_00, band_01 ...: int64, of each document that has words."""
-        shingle, hashes = self.settings.shingle, self.bands * self.rows
         bands, has_words = [np.zeros((0, self.bands), np.int64)], [np.zeros(0, bool)]
         for texts in minhash.slices(table["text"]):
-            words = minhash.words_of(texts)
-            found = minhash.signatures(words, hashes, shingle)
+            found = minhash.signatures(texts, self.bands * self.rows, self.settings.shingle)
             bands.append(minhash.band_values(found, self.bands, self.rows))
-            has_words.append(pc.not_equal(words, "").to_numpy(zero_copy_only=False))
+            has_words.append(minhash.has_words(found))
         kept = np.concatenate(has_words)
         values = np.concatenate(bands)[kept]
         columns = {"pos": table["pos"].to_numpy()[kept], "signature": minhash.fold(values)}
@@ -103,7 +102,7 @@ class NearStage(Stage):
         removed = dropped(table, gone, "near_duplicate")
         at = removed.schema.get_field_index("detail")
         removed = removed.set_column(at, removed.schema.field(at), verdict["detail"])
-        return Outcome(table.filter(pc.invert(gone)), removed)
+        return Outcome(kept(table, gone), removed)
 
     def _near(self, overlaps: Int64) -> npt.NDArray[np.bool_]:
         near: npt.NDArray[np.bool_] = overlaps[:, 0] / overlaps[:, 1] >= self.settings.threshold
@@ -115,54 +114,32 @@ class NearStage(Stage):
         columns = [pq.read_table(path, columns=["pos"])["pos"].to_numpy() for path in paths]
         documents = np.sort(np.concatenate([np.zeros(0, np.int64), *columns]))
         found = PairSet(len(documents))
-        identical = buckets = passed = 0
-        if len(documents):
-            members, ends = _same_signature(work, paths)
-            leaders = np.repeat(np.minimum.reduceat(members, ends[:-1]), np.diff(ends))
-            first, second = (np.searchsorted(documents, side) for side in (leaders, members))
-            found.add(first[first != second], second[first != second])
-            identical = len(members) - len(ends) + 1
-            for band in map(_band, range(self.bands)):
-                members, ends = _same_band(work, paths, band)
-                first, second, more = bucket_pairs(np.searchsorted(documents, members), ends)
-                found.add(first, second)
-                buckets, passed = buckets + len(ends) - 1, passed + more
+        alike = work.groups("signature")
+        copies = alike.later()
+        found.add(*(np.searchsorted(documents, side) for side in _linked(alike)))
+        buckets = passed = 0
+        for band in map(_band, range(self.bands)):
+            # Equal signatures have all bands in common: one of them stands for them.
+            alike = work.groups(band, without=copies)
+            members = np.searchsorted(documents, alike.members)
+            first, second, more = bucket_pairs(members, alike.ends)
+            found.add(first, second)
+            buckets, passed = buckets + len(alike.sizes), passed + more
         first, second = found.both()
-        facts = {"documents": len(documents), "identical": identical, "buckets": buckets}
+        facts = {"documents": len(documents), "identical": len(copies), "buckets": buckets}
         facts |= {"passed_over": passed, "candidates": len(found)}
         return documents[first], documents[second], facts
-
-
-# -- buckets: equal numbers, by Daft on the engine of the run ------------------------------
 
 
 def _band(number: int) -> str:
     return f"band_{number:02d}"
 
 
-def _same_signature(work: Work, paths: list[Path]) -> tuple[Int64, Int64]:
-    """`pos` of documents of equal signatures, group after group, and where groups end."""
-    frame = work.frame(paths).select("pos", "signature")
-    return _groups(frame.groupby("signature"))
-
-
-def _same_band(work: Work, paths: list[Path], band: str) -> tuple[Int64, Int64]:
-    """`pos` of documents of one value in a band, the first alone of each signature."""
-    from daft import col
-
-    frame = work.frame(paths).select("pos", "signature", band)
-    leaders = frame.groupby("signature", band).agg(col("pos").min())
-    return _groups(leaders.groupby(band))
-
-
-def _groups(grouped: Any) -> tuple[Int64, Int64]:
-    from daft import col
-
-    pos = col("pos")
-    groups = grouped.agg(pos.list_agg().alias("members"), pos.count().alias("size"))
-    members = groups.where(col("size") != 1).select("members").to_arrow()["members"]
-    sizes = pc.list_value_length(members).to_numpy().astype(np.int64)
-    return pc.list_flatten(members).to_numpy(), np.concatenate(([0], np.cumsum(sizes)))
+def _linked(alike: Groups) -> tuple[Int64, Int64]:
+    """Pairs of the first of each group with every other of it."""
+    firsts = alike.firsts()
+    others = firsts != alike.members
+    return firsts[others], alike.members[others]
 
 
 # -- verification --------------------------------------------------------------------------
@@ -260,7 +237,7 @@ def _write_sets(job: _Job) -> None:
     ends = [np.zeros(1, np.int64)]
     with open(f"{job.stem}.sets", "wb") as stream:
         for texts in minhash.slices(table["text"]):
-            values, more = minhash.shingle_sets(minhash.words_of(texts), job.shingle)
+            values, more = minhash.shingle_sets(texts, job.shingle)
             values.tofile(stream)
             ends.append(ends[-1][-1] + more[1:])
     np.save(f"{job.stem}.npy", np.concatenate(ends))

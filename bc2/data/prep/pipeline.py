@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from bc2.console import Progress
 from bc2.data.prep.apply import Segment, Task, run_part
 from bc2.data.prep.engine import Engine
+from bc2.data.prep.groups import Groups, Int64
 from bc2.data.prep.stage import Stage, Work
 from bc2.files import make_directory, replace_durably
 
@@ -52,6 +54,8 @@ class Funnel:
     facts: list[dict[str, Any]]
     """By segment and part: see `bc2.data.prep.apply.run_part`."""
     settled: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    """Of preparing and settling, by stage."""
 
 
 def run_stages(
@@ -72,8 +76,11 @@ def run_stages(
     facts: list[dict[str, Any]] = []
     settled: dict[str, dict[str, Any]] = {}
     closing: Stage | None = None
+    seconds: dict[str, float] = {}
     for stage in stages:
+        began = time.perf_counter()
         stage.prepare(work / f"prepared-{stage.name}")
+        seconds[stage.name] = time.perf_counter() - began
     for number, segment in enumerate(segments(stages) if parts.names else []):
         folder = work / f"segment-{number}"
         make_directory(folder / "keys")
@@ -82,6 +89,7 @@ def run_stages(
             verdicts = work / f"settled-{closing.name}"
             before = parts.folder / "keys"
             settled[closing.name] = _settle(closing, parts, before, verdicts, engine, bars)
+            seconds[closing.name] += _seconds(verdicts)
         tasks = [
             Task(segment, parts.path(name), folder, name, verdicts, keep_dropped)
             for name in parts.names
@@ -92,7 +100,7 @@ def run_stages(
             parts.path(name).unlink(missing_ok=True)
         parts = Parts(folder, parts.names)
         closing = segment.closing
-    return Funnel(parts, facts, settled)
+    return Funnel(parts, facts, settled, seconds)
 
 
 def segments(stages: Iterable[Stage]) -> list[Segment]:
@@ -126,11 +134,20 @@ def _settle(
         return found
     shutil.rmtree(verdicts, ignore_errors=True)
     make_directory(verdicts / "scratch")
+    began = time.perf_counter()
     with bars(f"settling {stage.name}", None, ""):
         facts = stage.settle(_Work(parts, keys, verdicts, engine))
     shutil.rmtree(verdicts / "scratch")
+    took = time.perf_counter() - began
+    replace_durably(verdicts / "seconds.json", json.dumps(took).encode())
     replace_durably(done, json.dumps(facts).encode())
     return facts
+
+
+def _seconds(verdicts: Path) -> float:
+    """How long a stage took to settle; 0 if a version that did not say it settled it."""
+    path = verdicts / "seconds.json"
+    return float(json.loads(path.read_bytes())) if path.exists() else 0.0
 
 
 class _Work(Work):
@@ -149,6 +166,9 @@ class _Work(Work):
 
     def verdict(self, name: str) -> Path:
         return self._verdicts / f"{name}.parquet"
+
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        return self._engine.group(paths, columns, without)
 
     def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
         return self._engine.frame(paths)

@@ -22,9 +22,11 @@ from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.prep.engine import Engine, EngineName, open_engine
 from bc2.data.prep.funnel import FUNNEL, funnel_facts
+from bc2.data.prep.notes import list_notes
 from bc2.data.prep.pipeline import Bars, Funnel, Parts, run_stages
 from bc2.data.prep.read import PART_BYTES, ReadTask, Unit, check_malformed, plan_units, read_unit
 from bc2.data.prep.recipe import build_stages
+from bc2.data.prep.timings import TIMINGS, timings
 from bc2.data.prep.write import SourceTask, Written, write_source
 from bc2.errors import DataError, from_os_error
 from bc2.files import make_directory, write_durably
@@ -68,7 +70,8 @@ def prepare(
     Args:
         out: an empty or missing directory; left so if anything fails.
         work: a directory of this input and these settings alone, where finished parts are kept
-            for a next attempt; removed by whoever calls. None: one beside `out`, removed here.
+            for a next attempt, and `TIMINGS` at the end; removed by whoever calls. None: one
+            beside `out`, removed here.
         bars: opens progress bars.
 
     Returns:
@@ -123,8 +126,12 @@ def _prepare(config: CorpusConfig, out: Path, work: Path, how: How, bars: Bars) 
     facts = _corpus_facts(config, read, funnel, written)
     _check_left(config, facts)
     report = funnel_facts(config, stages, read, funnel, written)
+    for stage in stages:
+        if stage.notes is not None:
+            list_notes(work, stage.name, out / stage.notes)
     write_durably(out / FUNNEL, _pretty(report))
     write_durably(out / FACTS, _pretty(facts))
+    (work / TIMINGS).write_bytes(_pretty(timings(report, read, funnel, written)))
     return facts
 
 

@@ -7,6 +7,7 @@ whole source where its rows have one order only (`max_bytes`, Hugging Face, the 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def read_unit(task: ReadTask) -> dict[str, Any]:
 
     Returns:
         ``{"source", "parts": [names], "read": {documents, bytes}, "drops": by reason,
-        "rows": the first malformed rows as FILE:ROW}``; the file it is kept in comes last.
+        "rows": the first malformed rows as FILE:ROW, "seconds"}``; the file it is kept in comes
+        last.
 
     Raises:
         DataError: a damaged file, or a malformed row where the recipe says to stop.
@@ -103,9 +105,10 @@ def read_unit(task: ReadTask) -> dict[str, Any]:
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_bytes())
         return found
+    began = time.perf_counter()
     reader = _Reader(task)
     reader.run()
-    facts = reader.facts()
+    facts = {**reader.facts(), "seconds": time.perf_counter() - began}
     replace_durably(done, json.dumps(facts).encode())
     return facts
 

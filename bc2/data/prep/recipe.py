@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from bc2.data.config import CorpusConfig
 from bc2.data.prep.clusters import ClustersStage
 from bc2.data.prep.decontaminate import DecontaminateStage
+from bc2.data.prep.dense import DenseStage
 from bc2.data.prep.exact import ExactStage
 from bc2.data.prep.heuristics import HeuristicsStage
 from bc2.data.prep.near import NearStage
@@ -48,6 +49,8 @@ def _stages(config: CorpusConfig) -> Iterator[Stage]:
         yield PassagesStage(config.passages)
     if config.near is not None:
         yield NearStage(config.near)
+    if config.dense is not None:
+        yield DenseStage(config.dense)
     if config.safety is not None:
         yield SafetyStage(config.safety)
     if config.decontaminate is not None:

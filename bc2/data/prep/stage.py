@@ -11,13 +11,15 @@ and settings give the same bytes, whatever the size of parts, the workers or the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from bc2.data.prep.groups import Groups, Int64
 
 if TYPE_CHECKING:
     import daft
@@ -64,6 +66,22 @@ class Outcome(NamedTuple):
     removed: pa.Table
     """REMOVED, in any order."""
 
+    @property
+    def notes(self) -> pa.Table | None:
+        """Rows for the file that `Stage.notes` names, in the order of `pos`; None: none."""
+        return None
+
+
+class Noted(Outcome):
+    """An outcome with `notes`."""
+
+    notes: pa.Table | None = None
+
+    def __new__(cls, table: pa.Table, removed: pa.Table, notes: pa.Table) -> Noted:
+        made = super().__new__(cls, table, removed)
+        made.notes = notes
+        return made
+
 
 class Work(ABC):
     """A stage's view of the working set while it settles."""
@@ -97,6 +115,19 @@ class Work(ABC):
             first, last = np.searchsorted(places, [low, high + 1])
             pq.write_table(decided.slice(first, last - first), self.verdict(name))
 
+    def groups(self, *columns: str, without: Int64 | None = None) -> Groups:
+        """Documents of equal values in columns of the keys, each int64.
+
+        Args:
+            without: `pos` of documents to leave out, sorted.
+        """
+        paths = [self.keys(name) for name in self.parts]
+        return self.group(paths, columns, np.zeros(0, np.int64) if without is None else without)
+
+    @abstractmethod
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        """Rows of equal values in Parquet files, on this run's engine; see `groups`."""
+
     @abstractmethod
     def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
         """A Daft query over Parquet files, on this run's engine; it keeps no order."""
@@ -116,10 +147,15 @@ class Stage(ABC):
     """Every reason for which it removes something."""
     needs_all: ClassVar[bool] = False
     """Whether `keys` and `settle` come before `apply`."""
+    notes: ClassVar[str | None] = None
+    """Name of the corpus's file that lists what `apply` notes, a JSON object a line."""
 
     @abstractmethod
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Map one part; `verdict` is what `settle` wrote for it, None unless `needs_all`."""
+        """Map one part; `verdict` is what `settle` wrote for it, None unless `needs_all`.
+
+        Where nothing changes, giving back `table` itself saves writing it again.
+        """
 
     def check(self) -> None:  # noqa: B027  most stages have nothing to look for
         """Look before any work whether what the settings name is there and usable.
@@ -159,6 +195,13 @@ def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
     columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
     details = [None if text is None else text[:DETAIL] for text in columns[4]]
     return pa.table([*columns[:4], details], schema=REMOVED)
+
+
+def kept(table: pa.Table, gone: Any) -> pa.Table:
+    """The rows that a boolean mask does not pick: the table itself if it picks none."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.invert(gone)) if pc.any(gone).as_py() else table
 
 
 def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.corpus import SCHEMA, PartWriter, Split
@@ -46,10 +48,12 @@ class Written:
     strata: dict[str, dict[str, Any]] = field(default_factory=dict)
     lengths: dict[str, list[int]] = field(default_factory=dict)
     scores: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def write_source(task: SourceTask) -> Written:
     """Write the documents of a source, held-out ones apart."""
+    began = time.perf_counter()
     written = Written(task.source)
     with ExitStack() as held:
         writers = _Writers(task, held)
@@ -67,6 +71,7 @@ def write_source(task: SourceTask) -> Written:
     for split in ("train", "heldout"):
         if (task.out / split).is_dir():
             sync_tree(task.out / split)
+    written.seconds = time.perf_counter() - began
     return written
 
 
@@ -95,18 +100,21 @@ class _Writers:
 
 def _write(batch: pa.RecordBatch, task: SourceTask, writers: _Writers, written: Written) -> None:
     schema = _corpus_schema(batch.schema)
-    rows = zip(*(batch.column(name).to_pylist() for name in schema.names), strict=True)
-    strata = batch.column("stratum").to_pylist() if "stratum" in batch.schema.names else None
-    at = {name: place for place, name in enumerate(schema.names)}
-    for number, row in enumerate(rows):
-        text, lang = row[at["text"]], row[at["lang"]] or "und"
-        split: Split = "heldout" if is_held_out(row[at["id"]], task.heldout_fraction) else "train"
-        name = task.source if strata is None else strata[number]
-        writer = writers.of(split, name, schema)
-        writer.add(row, size=len(text.encode()), characters=len(text))
-        _count(written.lengths, lang, LENGTH_EDGES, len(text))
-        if "quality" in at and row[at["quality"]] is not None:
-            _count(written.scores, lang, SCORE_EDGES, row[at["quality"]])
+    rows = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+    sizes = pc.binary_length(rows["text"]).to_numpy().astype(np.int64)
+    lengths = pc.utf8_length(rows["text"]).to_numpy()
+    held_out = [is_held_out(each, task.heldout_fraction) for each in rows["id"].to_pylist()]
+    strata = [task.source] * len(rows)
+    if "stratum" in batch.schema.names:
+        strata = batch.column("stratum").to_pylist()
+    for place in dict.fromkeys(zip(held_out, strata, strict=True)):
+        mine = np.array([each == place for each in zip(held_out, strata, strict=True)])
+        writer = writers.of("heldout" if place[0] else "train", place[1], schema)
+        writer.add(rows.filter(pa.array(mine)), sizes[mine], int(lengths[mine].sum()))
+    _count(written.lengths, LENGTH_EDGES, rows["lang"], lengths)
+    if "quality" in schema.names:
+        scored = rows.filter(pc.is_valid(rows["quality"]))
+        _count(written.scores, SCORE_EDGES, scored["lang"], scored["quality"].to_numpy())
 
 
 def _corpus_schema(schema: pa.Schema) -> pa.Schema:
@@ -115,6 +123,12 @@ def _corpus_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([*SCHEMA, *(column for column in schema if column.name not in own)])
 
 
-def _count(table: dict[str, list[int]], key: str, edges: tuple[float, ...], value: float) -> None:
-    counts = table.setdefault(key, [0] * len(edges))
-    counts[bisect_right(edges, value) - 1] += 1
+def _count(
+    table: dict[str, list[int]], edges: tuple[float, ...], langs: pa.ChunkedArray, values: Any
+) -> None:
+    """Add to the histogram of each language: values [rows] from each of the edges on."""
+    bins = np.searchsorted(edges, values, "right") - 1
+    spoken = np.array([lang or "und" for lang in langs.to_pylist()], dtype=object)
+    for lang in dict.fromkeys(spoken):
+        here = np.bincount(bins[spoken == lang], minlength=len(edges))
+        table[lang] = (np.array(table.get(lang, 0)) + here).tolist()

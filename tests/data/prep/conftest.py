@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bc2.data.documents import text_id
+from bc2.data.prep.groups import Groups, Int64, sorted_groups
 from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class LocalWork(Work):
 
     def verdict(self, name: str) -> Path:
         return self.base / f"verdict-{name}.parquet"
+
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        return sorted_groups(paths, columns, without)
 
     def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
         import daft

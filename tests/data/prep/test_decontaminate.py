@@ -149,6 +149,85 @@ def test_a_detail_names_the_item_and_shows_both_texts(run_stage, records, benchm
     assert outcomes[0].table["text"].to_pylist() == texts
 
 
+def notes_of(outcomes):
+    return pa.concat_tables([o.notes for o in outcomes if o.notes is not None]).to_pylist()
+
+
+def test_every_match_is_listed_with_both_texts(run_stage, records, benchmark_file):
+    whole = QUESTIONS[0].upper().replace(" ", "  ")
+    part = " ".join(QUESTIONS[1].split()[1:])
+    short = QUESTIONS[2]
+    texts = [FILLER, f"{FILLER * 3}{whole} {FILLER} {part} {FILLER}{whole}", QUESTIONS[3], short]
+    outcomes, facts = run_stage(stage_of(benchmark_file), [records(texts, lang="en")])
+    rows = notes_of(outcomes)
+    place = f"{benchmark_file.parent.name}/questions.jsonl"
+    assert [(row["row"], row["item"], row["how"], row["words"]) for row in rows] == [
+        (2, f"{place}:1", "text", 18),
+        (2, f"{place}:2", "ngram", 13),
+        (3, f"{place}:4", "text", len(list(naive_units(QUESTIONS[3])))),
+        (4, f"{place}:3", "text", 8),
+    ]
+    assert {(r["file"], r["source"], r["lang"], r["benchmark"], r["done"]) for r in rows} == {
+        ("file.jsonl", "s", "en", "quiz", "dropped")
+    }
+    assert (facts["pairs"], facts["not_listed"]) == (4, 0)
+    shared = [row["text"][slice(*row["shared"])] for row in rows]
+    bare = [text.rstrip("?？") for text in (whole, part, QUESTIONS[3], short)]
+    assert shared == bare
+    first = texts[1].index(whole)
+    assert rows[0]["text"] == texts[1][first - 100 : first + len(whole) - 1 + 100]
+    assert [row["benchmark_text"] for row in rows] == [QUESTIONS[i] for i in (0, 1, 3, 2)]
+
+
+def test_long_matches_are_listed_in_part(run_stage, records, tmp_path):
+    words = [f"word{number}" for number in range(400)]
+    long = " ".join(words)
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"question": long}) + "\n")
+    texts = [FILLER + long, FILLER + " ".join(words[200:213])]
+    outcomes, _ = run_stage(stage_of(path), [records(texts)])
+    rows = notes_of(outcomes)
+    assert [row["words"] for row in rows] == [400, 13]
+    assert rows[0]["text"] == texts[0][: len(FILLER) + 400 + 100]
+    assert rows[0]["shared"] == [len(FILLER), len(FILLER) + 400]
+    assert rows[0]["benchmark_text"] == long[:600]
+    at = long.index("word200")
+    assert rows[1]["benchmark_text"] == long[at - 100 : at + 500]
+
+
+@pytest.mark.parametrize("action", ["drop", "cut", "report"])
+def test_what_was_done_is_listed(run_stage, records, benchmark_file, action):
+    texts = [QUESTIONS[0], f"{FILLER} {QUESTIONS[0]} {FILLER}"]
+    outcomes, _ = run_stage(stage_of(benchmark_file, action=action, margin=0), [records(texts)])
+    done = [row["done"] for row in notes_of(outcomes)]
+    wanted = {"drop": ["dropped"] * 2, "cut": ["dropped", "cut"], "report": ["reported"] * 2}
+    assert done == wanted[action]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 100])
+def test_the_first_documents_of_each_item_are_listed_and_the_rest_counted(
+    run_stage, records, benchmark_file, limit
+):
+    picks = random.Random(limit)
+    chosen = [picks.sample(QUESTIONS[:3], picks.randrange(4)) for _ in range(40)]
+    texts = [FILLER + " ".join(questions) for questions in chosen]
+    table = records(texts)
+    stage = stage_of(benchmark_file, listed=limit, min_words=8)
+    whole, facts = run_stage(stage, [table])
+    listed, pairs = [], 0
+    for row, questions in enumerate(chosen, 1):
+        for question in questions:
+            pairs += 1
+            earlier = sum(question in others for others in chosen[: row - 1])
+            listed += [(row, QUESTIONS.index(question) + 1)] if earlier < limit else []
+    rows = notes_of(whole)
+    assert [(row["row"], int(row["item"].rpartition(":")[2])) for row in rows] == listed
+    assert (facts["pairs"], facts["not_listed"]) == (pairs, pairs - len(listed))
+    parts, parts_facts = run_stage(stage, [table.slice(a, 7) for a in range(0, 40, 7)])
+    assert notes_of(parts) == rows
+    assert parts_facts == facts
+
+
 def test_cutting_takes_the_sentences_near_a_match(run_stage, records, benchmark_file):
     before, after = "The first one stays. ", "This one is near. The last one stays, being far."
     text = before + QUESTIONS[0] + " " + after

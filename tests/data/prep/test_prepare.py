@@ -56,8 +56,19 @@ def write_sources(folder: Path) -> None:
     zh = [chinese(rng, 30) for _ in range(40)]
     # A word of every paragraph is another, so that no paragraph is a copy.
     near = "\n\n".join(f"So {part}" for part in en[3].split("\n\n"))
+    # Every paragraph's first sentence stands last: too few shingles are left, not too few words.
+    split = [part.strip().split(". ", 1) for part in en[7].split("\n\n")]
+    turned = "\n\n".join(f"{rest} {first}." for first, rest in split)
     shared = en[5].split("\n\n")[1]
-    web = [*en[:20], en[0], near, f"{english(rng, 16)}\n\n{shared}\n", "short", "\x07" + en[21]]
+    web = [
+        *en[:20],
+        en[0],
+        near,
+        turned,
+        f"{english(rng, 16)}\n\n{shared}\n",
+        "short",
+        "\x07" + en[21],
+    ]
     web.append(f"Write to jane.doe@harvestmail.net about it.\n\n{english(rng, 20)}")
     for name, texts in {"books": en[20:], "web": web, "law": [*zh, zh[1], en[2]]}.items():
         half = len(texts) // 2
@@ -83,6 +94,7 @@ def settings(folder: Path, **more: Any) -> CorpusConfig:
         "quality": {},
         "passages": {},
         "near": {},
+        "dense": {},
         "safety": {},
         "decontaminate": {"benchmarks": [benchmark]},
         "clusters": {"clusters": 3, "sample": 60},
@@ -120,11 +132,12 @@ def test_every_stage_removes_what_was_planted_and_the_funnel_adds_up(whole):
     facts = json.loads((whole / "funnel.json").read_bytes())
     stages = {stage["name"]: stage for stage in facts["stages"]}
     assert list(stages) == [
-        "normalise", "exact", "heuristics", "quality", "passages", "near", "safety",
-        "decontaminate", "clusters", "weights",
+        "normalise", "exact", "heuristics", "quality", "passages", "near", "dense",
+        "safety", "decontaminate", "clusters", "weights",
     ]  # fmt: skip
     assert stages["exact"]["removed"]["duplicate"]["documents"] == 4
     assert stages["near"]["removed"]["near_duplicate"]["documents"] >= 1
+    assert stages["dense"]["removed"]["dense_duplicate"]["documents"] == 1
     assert stages["normalise"]["removed"]["control_characters"]["cut_documents"] == 1
     assert stages["safety"]["removed"]["personal_email"]["cut_documents"] == 1
     assert stages["decontaminate"]["removed"]["benchmark_overlap"]["documents"] == 1
@@ -159,6 +172,30 @@ def test_scores_clusters_and_strata_are_in_the_corpus(whole):
 def test_the_same_bytes_from_small_parts_and_two_processes(raw, whole, tmp_path):
     prepare(settings(raw), tmp_path / "out", how=How(workers=2, part_bytes=9_000))
     assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_matches_with_benchmarks_are_listed_the_same_whatever_the_parts(raw, tmp_path):
+    rows = [json.loads(line) for line in (raw / "books" / "a.jsonl").read_text().splitlines()]
+    texts = [row["text"] for row in rows if isinstance(row["text"], str)][:5]
+    quiz = tmp_path / "quiz.jsonl"
+    quiz.write_text("".join(json.dumps({"q": " ".join(t.split()[9:40])}) + "\n" for t in texts))
+    benchmark = {"name": "quiz", "path": str(quiz), "fields": ["q"]}
+    config = settings(raw, decontaminate={"benchmarks": [benchmark], "action": "report"})
+    prepare(config, tmp_path / "one", how=How(workers=1))
+    prepare(config, tmp_path / "two", how=How(workers=2, part_bytes=4_000))
+    listed = (tmp_path / "one" / "contamination.jsonl").read_bytes()
+    assert listed == (tmp_path / "two" / "contamination.jsonl").read_bytes()
+    found = [json.loads(line) for line in listed.splitlines()]
+    assert len(found) >= 5
+    assert {(row["source"], row["done"]) for row in found} == {("books", "reported")}
+    places = [(row["file"], row["row"]) for row in found]
+    assert places == sorted(places)
+    (facts,) = (
+        stage["facts"]
+        for stage in json.loads((tmp_path / "one" / "funnel.json").read_bytes())["stages"]
+        if stage["name"] == "decontaminate"
+    )
+    assert (facts["pairs"], facts["not_listed"]) == (len(found), 0)
 
 
 def test_the_same_bytes_from_ray(raw, whole, tmp_path):
@@ -220,6 +257,26 @@ def test_what_is_finished_is_not_done_again(raw, whole, tmp_path, monkeypatch):
     prepare(settings(raw), tmp_path / "two", work=work, how=How(workers=1))
     assert done == []
     assert tree(tmp_path / "two") == tree(whole)
+
+
+def test_seconds_are_of_every_step_and_outlive_the_attempt(raw, tmp_path):
+    work = tmp_path / "work"
+    prepare(settings(raw), tmp_path / "one", work=work, how=How(workers=1, part_bytes=9_000))
+    first = {row["step"]: row for row in json.loads((work / "timings.json").read_bytes())}
+    stages = json.loads((tmp_path / "one" / "funnel.json").read_bytes())["stages"]
+    names = [stage["name"] for stage in stages]
+    assert list(first) == ["reading", *names, "parts", "writing"]
+    for stage in stages:
+        assert first[stage["name"]]["bytes"] == sum(group["bytes"] for group in stage["in"])
+    assert all(row["seconds"] > 0 for row in first.values())
+    assert {"exact", "passages", "near", "decontaminate"} <= {
+        name for name, row in first.items() if row["seconds"] > row["settling"] > 0
+    }
+    prepare(settings(raw), tmp_path / "two", work=work, how=How(workers=1))
+    again = {row["step"]: row for row in json.loads((work / "timings.json").read_bytes())}
+    # what was finished is not done again, and still counts
+    for name in ("reading", "heuristics", "parts"):
+        assert again[name] == first[name]
 
 
 def test_dropped_documents_are_kept_where_asked(raw, whole, tmp_path):
