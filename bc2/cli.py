@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from bc2 import __version__
 from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
+from bc2.ranks import RankFailed, first, leave_word, rank
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -31,7 +32,9 @@ VERBS: dict[str, Verb] = {
     "data": Verb("Prepare a corpus and turn it into token shards.", "data"),
     "train-tokenizer": Verb("Train a SentencePiece tokenizer on a corpus.", "train_tokenizer"),
     "pretrain": Verb("Train a base model, building what it needs first.", "pretrain"),
+    "plan": Verb("Say what a run takes on given devices, and the layouts that fit.", "plan"),
     "bench": Verb("Measure training: speed, MFU, memory; beside a peer if asked.", "bench"),
+    "verify": Verb("Prove on your machine that a run survives kills.", "verify"),
     "watch": Verb("Show a run as it goes on: loss, speed, time left.", "watch"),
     "report": Verb("Write a run's page: curves, samples, settings, lineage.", "report"),
     "generate": Verb("Continue a prompt with a trained model.", "generate"),
@@ -136,6 +139,8 @@ def _out_of_torch_memory(error: BaseException) -> bool:
 
 def render(error: Bc2Error) -> str:
     """The lines a person sees on stderr."""
+    if isinstance(error, RankFailed):
+        return error.said
     lines = [f"error: {error.what}"]
     if error.where:
         lines.append(f"  where: {error.where}")
@@ -167,11 +172,10 @@ def _fail(error: BaseException, *, debug: bool) -> Any:
         import traceback
 
         traceback.print_exception(error)
-    if known is None:
-        print("error: this is a defect of bc2, please report it", file=sys.stderr)
-        return 1
-    print(render(known), file=sys.stderr)
-    return known.exit_code
+    told = render(known) if known else "error: this is a defect of bc2, please report it"
+    if not leave_word(told):
+        print(told if first() else f"rank {rank()}: {told}", file=sys.stderr)
+    return known.exit_code if known else 1
 
 
 if __name__ == "__main__":

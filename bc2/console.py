@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TextIO
 
+from bc2.ranks import first
+
 Format = Literal["table", "json", "quiet"]
 
 
@@ -29,7 +31,12 @@ def drop(stream: TextIO) -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr for a person: what is happening, or what was chosen."""
+    """One line on stderr for a person: what is happening, or what was chosen.
+
+    Of a run's ranks the first one speaks.
+    """
+    if not first():
+        return
     try:
         print(message, file=sys.stderr, flush=True)
     except BrokenPipeError:
@@ -60,6 +67,8 @@ class Output:
             table: a rich renderable or a string for people; the JSON if None.
             quiet: lines for ``--quiet``, refs as a rule.
         """
+        if not first():
+            return
         try:
             self._print(value, table, quiet)
             sys.stdout.flush()
@@ -121,7 +130,9 @@ class Progress(Protocol):
 @contextmanager
 def progress(title: str, total: float | None, unit: str = "") -> Iterator[Progress]:
     """A rich bar on a terminal; elsewhere one plain line every ten seconds."""
-    if sys.stderr.isatty():
+    if not first():
+        yield lambda advance, detail="": None
+    elif sys.stderr.isatty():
         with _bar(title, total) as step:
             yield step
     else:

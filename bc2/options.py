@@ -18,6 +18,17 @@ Fresh = Annotated[
 ]
 
 
+NProc = Annotated[int, typer.Option("--nproc", min=1, help="Ranks to start on this machine.")]
+NNodes = Annotated[str, typer.Option("--nnodes", help="Machines: 2, or 2:4 for at least 2.")]
+NodeRank = Annotated[int | None, typer.Option("--node-rank", min=0, help="Which machine this is.")]
+Rendezvous = Annotated[
+    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Of the first machine.")
+]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Start failed ranks again so often.")
+]
+
+
 def verb() -> typer.Typer:
     """The Typer app of a verb's module: plain help, no completion, our own errors."""
     return typer.Typer(

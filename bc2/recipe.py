@@ -29,6 +29,7 @@ SECTIONS: dict[str, str] = {
     "tokenizer": "bc2.tokenizer.config:TokenizerConfig",
     "tokens": "bc2.data.config:TokensConfig",
     "model": "bc2.model.config:ModelConfig",
+    "parallel": "bc2.parallel.config:ParallelConfig",
     "pretrain": "bc2.train.config:PretrainConfig",
 }
 

@@ -23,10 +23,12 @@ from bc2.data.config import CorpusConfig, TokensConfig
 from bc2.errors import DataError, RecipeError, RefError, UsageError
 from bc2.files import lock_directory, make_directory
 from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig, check_layout
+from bc2.ranks import first, world_size
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Draft, Kind, Registry, check_name, stage_key
 from bc2.tokenizer.config import TOKENIZER_FILE, TokenizerConfig
-from bc2.train.config import PretrainConfig, check_context
+from bc2.train.config import PretrainConfig, check_batches, check_context
 from bc2.train.duration import Duration
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact
     from bc2.data.inputs import inputs
     from bc2.data.prep import prepare
     from bc2.data.prep.recipe import build_stages, stage_digests
+    from bc2.data.prep.timings import TIMINGS
 
     config = recipe.get(CorpusConfig)
     cache = session.registry.home / "digests.json"
@@ -82,7 +85,7 @@ def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact
             raise DataError(
                 "an input changed while it was read", todo="run it again when the files rest"
             )
-        return facts
+        return {**facts, "timings": json.loads((done / TIMINGS).read_bytes())}
 
     make_directory(work)
     with lock_directory(work, wait=True):
@@ -97,24 +100,28 @@ def corpus_sample(recipe: Recipe, how: How) -> dict[str, Any]:
     """What [corpus] would do, tried on the first of each source; nothing is registered.
 
     Returns:
-        The stages with their settings, the inputs, and the sample's ``funnel``.
+        The stages with their settings, the inputs, and the sample's ``funnel`` and ``timings``.
     """
     from bc2.data.inputs import describe_inputs
     from bc2.data.prep import prepare
     from bc2.data.prep.funnel import FUNNEL
     from bc2.data.prep.recipe import build_stages
+    from bc2.data.prep.timings import TIMINGS
 
     config = recipe.get(CorpusConfig)
     names = [stage.name for stage in build_stages(config)]
     sample = prepare.sample_of(config, SAMPLE_BYTES)
     with tempfile.TemporaryDirectory(prefix="bc2-dry-run-") as folder:
-        prepare.prepare(sample, Path(folder) / "corpus", how=how, bars=progress)
+        work = Path(folder) / "work"
+        prepare.prepare(sample, Path(folder) / "corpus", work=work, how=how, bars=progress)
+        took = json.loads((work / TIMINGS).read_bytes())
         funnel = json.loads((Path(folder) / "corpus" / FUNNEL).read_bytes())
     return {
         "stages": ", ".join(names),
         **{f"source {name}": told for name, told in describe_inputs(config).items()},
         "sample": f"at most {SAMPLE_BYTES:,} bytes of each source",
         "funnel": funnel,
+        "timings": took,
     }
 
 
@@ -133,11 +140,12 @@ def description(registry: Registry, ref: str | None) -> tuple[Artifact, Descript
             f"{artifact.title} is no corpus and no token shards",
             todo="see `bc2 registry list --kind corpus`",
         )
-    source = None
-    if artifact.kind == "tokens":
-        source = _parent(registry, artifact, "corpus").path
+    source = artifact if artifact.kind == "corpus" else _parent(registry, artifact, "corpus")
+    timings = source.manifest.facts.get("timings", ())
     with progress("reading", None, "bytes") as bar:
-        found = describe(artifact.path, artifact.kind, corpus=source, progress=bar)
+        found = describe(
+            artifact.path, artifact.kind, corpus=source.path, progress=bar, timings=timings
+        )
     return artifact, found
 
 
@@ -202,6 +210,7 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
         command: what a person types to go on with the run if it stops.
     """
     check(recipe)
+    from bc2.plan.check import check_fits
     from bc2.report.curves import draw_run, redraw
     from bc2.train.device import pick_device
     from bc2.train.pretrain import pretrain
@@ -216,13 +225,36 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
     known = None if session.fresh else run.finished(session.registry)
     if known is not None:
         note(f"{known.title} is registered already ({known.ref})")
-        redraw(RunFolder(run.folder(session.registry)))
+        if first():
+            redraw(RunFolder(run.folder(session.registry)))
         return known
+    check_fits(recipe, world_size())
     with shards.hold():
         artifact = pretrain(run, session.registry, fresh=session.fresh)
-    draw_run(RunFolder(run.folder(session.registry)))
+    if first():
+        draw_run(RunFolder(run.folder(session.registry)))
     session.built.append(artifact)
     return artifact
+
+
+def base_inputs(session: Session, recipe: Recipe, world: int) -> Artifact:
+    """The token shards of [pretrain], for ranks that are still to be started.
+
+    Args:
+        world: how many there will be, at least.
+
+    Raises:
+        RecipeError: the recipe is broken, or does not fit so many ranks.
+    """
+    check(recipe)
+    parallel, training = _layout(recipe), recipe.get(PretrainConfig)
+    check_layout(parallel, recipe.get(ModelConfig), world, recipe.where(("parallel",)))
+    check_batches(training, parallel, world)
+    return _upstream(session, recipe, training.tokens, "tokens", TokensConfig, tokens)
+
+
+def _layout(recipe: Recipe) -> ParallelConfig:
+    return recipe.get(ParallelConfig) if recipe.has(ParallelConfig) else ParallelConfig()
 
 
 def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]) -> Run:
@@ -239,7 +271,8 @@ def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]
         )
     pieces = _parent(session.registry, shards, "tokenizer")
     config = recipe.get(PretrainConfig)
-    return Run.plan(recipe.name, config, model, shards, pieces, recipe.resolved(), command)
+    resolved, parallel = recipe.resolved(), _layout(recipe)
+    return Run.plan(recipe.name, config, model, shards, pieces, resolved, command, parallel)
 
 
 def check(recipe: Recipe) -> None:
@@ -379,8 +412,21 @@ def show(artifact: Artifact, session: Session, output: Output) -> None:
         "facts": dict(artifact.manifest.facts),
     }
     rows = [("ref", artifact.ref), ("artifact", artifact.title), ("path", str(artifact.path))]
-    rows += [(key, _short(value)) for key, value in artifact.manifest.facts.items()]
-    output.emit(result, table=table(("", ""), rows), quiet=[artifact.ref])
+    facts = {k: value for k, value in artifact.manifest.facts.items() if k != "timings"}
+    rows += [(key, _short(value)) for key, value in facts.items()]
+    drawn = table(("", ""), rows)
+    timings = artifact.manifest.facts.get("timings")
+    output.emit(result, table=_timed(drawn, timings) if timings else drawn, quiet=[artifact.ref])
+
+
+def _timed(drawn: Any, rows: list[dict[str, Any]]) -> Any:
+    """A table, and below it how long each step took."""
+    from rich.console import Group
+
+    from bc2.report.description_view import timing_table
+    from bc2.report.timings import timings
+
+    return Group(drawn, "", timing_table(timings(rows)))
 
 
 def _short(value: Any) -> str:

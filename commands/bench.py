@@ -51,7 +51,8 @@ def bench(
         str | None, typer.Option(help="Ways of the peer, such as bf16-eager,autocast-compiled.")
     ] = None,
     ours: Annotated[
-        str | None, typer.Option(help="eager, compiled or both; else what the recipe says.")
+        str | None,
+        typer.Option(help="Any of eager, compiled, zero1, zero2, zero3; else as the recipe."),
     ] = None,
     checkpointing: Annotated[
         str | None, typer.Option(help="A series of activation checkpointing, such as 0,1,2.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from torch import Tensor
 from bc2.bench.data import read_steps
 from bc2.bench.spec import Spec
 from bc2.model.transformer import Transformer
+from bc2.parallel.config import ParallelConfig
+from bc2.parallel.mesh import make_mesh
 from bc2.train.clock import Clock
 from bc2.train.device import Precision, pick_precision
+from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
 
@@ -41,16 +44,7 @@ class Ours:
         device = torch.device(spec.training.device)
         self.clock = Clock(device)
         torch.manual_seed(spec.training.seed)
-        model = Transformer(spec.model)
-        model.init_weights(torch.Generator().manual_seed(spec.training.seed))
-        self.engine = LocalEngine(
-            model.to(device),
-            spec.training.optimizer,
-            precision=_precision(spec, device),
-            compile=spec.compile,
-            checkpointing=spec.checkpointing,
-            clock=self.clock,
-        )
+        self.engine = _engine(spec, device, self.clock)
         self.objective = NextToken(spec.training.z_loss)
         self.steps = held.enter_context(read_steps(Path(spec.shards), spec.training))
 
@@ -65,8 +59,34 @@ class Ours:
 
     def lasting(self) -> Iterator[Tensor]:
         yield from self.engine.model.parameters()
-        yield from self.engine.master
-        yield from state_tensors(self.engine.optimizer)
+        yield from self.engine.lasting()
+
+
+def _engine(spec: Spec, device: torch.device, clock: Clock) -> Engine:
+    settings: dict[str, Any] = {
+        "precision": _precision(spec, device),
+        "compile": spec.compile,
+        "checkpointing": spec.checkpointing,
+        "clock": clock,
+    }
+    training = spec.training
+    if not spec.zero:
+        model = Transformer(spec.model)
+        model.init_weights(torch.Generator().manual_seed(training.seed))
+        return LocalEngine(model.to(device), training.optimizer, **settings)
+    from bc2.train.engines.deepspeed import DeepSpeedEngine
+
+    parallel = ParallelConfig(zero=spec.zero)
+    mesh = make_mesh(parallel, device)
+    return DeepSpeedEngine(
+        spec.model,
+        training.optimizer,
+        parallel,
+        mesh,
+        device=device,
+        seed=training.seed,
+        **settings,
+    )
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ from bc2.bench.peer import require_peer
 from bc2.bench.spec import (
     OURS,
     PEERS,
+    ZERO,
     Spec,
     default_peers,
     parse_names,
@@ -20,6 +21,7 @@ from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe
 from bc2.train.config import PretrainConfig, check_context
 from bc2.train.device import datasheet_flops, pick_device, pick_precision
+from bc2.train.memory import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
 
 
@@ -58,6 +60,7 @@ def _resolved(recipe: Recipe) -> PretrainConfig:
     device = pick_device(training.device)
     precision = pick_precision(training.precision, device)
     training = training.model_copy(update={"device": str(device), "precision": precision})
+    training = settle_checkpointing(recipe.get(ModelConfig), training)
     if training.micro_batch != "auto":
         return training
     choice = choose_micro_batch(recipe.get(ModelConfig), training)
@@ -70,7 +73,7 @@ def _ours(
 ) -> list[Spec]:
     default = "compiled" if training.compile else "eager"
     ways = parse_names(default if ours is None else ours, OURS, "--ours")
-    series: tuple[int, ...] = (training.activation_checkpointing,)
+    series: tuple[int, ...] = (training.segment_layers,)
     if checkpointing is not None:
         series = parse_sizes(checkpointing, "--checkpointing")
     return [
@@ -81,6 +84,7 @@ def _ours(
             training=training,
             shards="",
             compile=way == "compiled",
+            zero=ZERO.get(way, 0),
             checkpointing=size,
         )
         for way in ways

@@ -37,8 +37,8 @@ def save_while_training(
         saver = _saver(spec, Path(folder))
         done: list[float] = []
         began = time.perf_counter()
-        weights, optimizer = ours.engine.snapshot()
-        snapshot = Snapshot(TrainerState(1), weights, optimizer, b"", random_state())
+        held = ours.engine.snapshot()
+        snapshot = Snapshot(TrainerState(1), held.weights, held.optimizer, b"", random_state())
         saver.save(snapshot)
         wait = time.perf_counter() - began
         with ThreadPoolExecutor(1) as waiting:

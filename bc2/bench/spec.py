@@ -16,8 +16,9 @@ PEERS = (
     "fp32-eager", "fp32-compiled",
 )  # fmt: skip
 
-#: How our model can be run.
-OURS = ("eager", "compiled")
+#: How our model can be run: the local engine eager or compiled, or DeepSpeed's ZeRO on one rank.
+OURS = ("eager", "compiled", "zero1", "zero2", "zero3")
+ZERO: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 Weights = Literal["bf16", "autocast", "fp32"]
 
@@ -39,6 +40,8 @@ class Spec(Settings):
     """Run through torch.compile."""
     weights: Weights = "fp32"
     """Of a peer: bf16 weights, bf16 autocast over fp32 weights, or fp32 throughout."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """Of ours: 0 is the local engine, else DeepSpeed's stage."""
     checkpointing: int = 0
     """Of ours: layers in a segment whose activations are recomputed; 0: none are."""
     tuned: bool = True

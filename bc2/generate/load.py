@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bc2.errors import DataError
-from bc2.model.store import CONFIG, WEIGHTS, load_model
+from bc2.model.store import CONFIG, WEIGHTS, load_model, weight_files
 from bc2.model.transformer import Transformer
 from bc2.registry import Artifact
 from bc2.tokenizer.config import TOKENIZER_FILE
@@ -35,7 +35,9 @@ def open_model(
         DataError: the artifact has no model or no tokenizer.
         IntegrityError: a file is not what was published.
     """
-    missing = {CONFIG, WEIGHTS, TOKENIZER_FILE} - set(artifact.files())
+    weights = weight_files(artifact.files())
+    there = {*artifact.files(), *([WEIGHTS] if weights else [])}
+    missing = {CONFIG, WEIGHTS, TOKENIZER_FILE} - there
     if missing:
         raise DataError(
             f"{artifact.title} holds no {min(missing)}",
@@ -43,8 +45,8 @@ def open_model(
             todo="name a checkpoint: bc2 registry list --kind checkpoint",
         )
     with artifact.hold():
-        artifact.file(CONFIG)
-        artifact.file(WEIGHTS)
+        for name in (CONFIG, *weights):
+            artifact.file(name)
         model = load_model(artifact.path, device=device, dtype=dtype)
         tokenizer = Tokenizer.load(artifact.file(TOKENIZER_FILE))
         yield LanguageModel(model.eval(), tokenizer, artifact)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,8 +41,7 @@ ROUND_TOKENS = 128
 MAX_COLUMNS = 256
 
 
-@dataclass(frozen=True)
-class HeadLoss:
+class HeadLoss(NamedTuple):
     """Sums over the labelled tokens; only `loss_sum` carries a gradient."""
 
     loss_sum: Tensor
@@ -54,8 +52,27 @@ class HeadLoss:
     """Σ z, the largest logits: fp64."""
     z2_sum: Tensor
     """Σ z²: fp64."""
-    count: int
+    labelled: int
     """Tokens summed over."""
+
+
+class VocabularyShard(Protocol):
+    """Some rows of a head whose other rows are on other ranks, of which each has the tokens."""
+
+    @property
+    def first(self) -> int:
+        """The whole head's row that is the first here."""
+
+    @property
+    def size(self) -> int:
+        """Rows of the whole head."""
+
+    def max_(self, x: Tensor) -> Tensor:
+        """The largest over the ranks, in place."""
+
+    def min_(self, x: Tensor) -> Tensor: ...
+
+    def sum_(self, x: Tensor) -> Tensor: ...
 
 
 def head_loss(
@@ -66,6 +83,7 @@ def head_loss(
     z_weight: float,
     norm_head: bool = True,
     chunk_tokens: int | None = None,
+    shard: VocabularyShard | None = None,
 ) -> HeadLoss:
     """Cross-entropy and max-z loss of a linear head, without ever holding all logits.
 
@@ -82,13 +100,16 @@ def head_loss(
         z_weight: weight of z² (2e-4 in the paper, 0 when fine-tuning).
         norm_head: scale the weight's rows to unit length first.
         chunk_tokens: C; chosen by memory if None.
+        shard: `weight` is this part of the head. Logits stay where they are: of each token
+            three numbers pass between the ranks. Every rank gets the whole sums, the gradient
+            of its own rows, and the whole gradient of `hidden`.
 
     Raises:
         DataError: a label outside the vocabulary.
         ValueError: shapes or dtypes that do not belong together.
     """
     _check(hidden, weight, labels)
-    _check_labels(labels, len(weight))
+    _check_labels(labels, shard.size if shard else len(weight))
     count = int(torch.count_nonzero(labels != IGNORE))
     if count < len(labels):
         rows = _labelled_first(labels, count)
@@ -98,7 +119,7 @@ def head_loss(
         chunk_tokens = chunk_size(len(hidden), len(weight), size, device)
     with_grad = torch.is_grad_enabled()
     loss_sum, ce_sum, z_sum, z2_sum = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad
+        hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad, shard
     )
     return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, count)
 
@@ -162,6 +183,7 @@ class _HeadLoss(torch.autograd.Function):
         norm_head: bool,
         chunk_tokens: int,
         with_grad: bool,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wants_hidden = with_grad and ctx.needs_input_grad[0]
         wants_weight = with_grad and ctx.needs_input_grad[1]
@@ -177,14 +199,18 @@ class _HeadLoss(torch.autograd.Function):
             torch.mm(hidden[chunk], head.t(), out=scores)
             known = slice(chunk.start, max(chunk.start, min(chunk.stop, count)))
             here = known.stop - known.start
-            _losses_(scores[:here], labels[known], ce[known], z[known], z_weight)
+            losses = (scores[:here], labels[known], ce[known], z[known], z_weight)
+            if shard is None:
+                _losses_(*losses)
+            else:
+                _sharded_losses_(*losses, shard)
             scores[here:] = 0.0
             if grad_hidden is not None:
                 torch.mm(scores, head, out=grad_hidden[chunk])
             if grad_weight is not None:
                 grad_weight.add(scores, hidden[chunk])
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
-        ctx.weight, ctx.lengths = weight, lengths
+        ctx.weight, ctx.lengths, ctx.shard = weight, lengths, shard
         ce_sum, z_sum, z2_sum = ce.double().sum(), z.double().sum(), z.double().square().sum()
         ctx.mark_non_differentiable(ce_sum, z_sum, z2_sum)
         return (ce_sum + z_weight * z2_sum).to(wide), ce_sum, z_sum, z2_sum
@@ -199,12 +225,14 @@ class _HeadLoss(torch.autograd.Function):
             if grad_hidden is None:
                 raise RuntimeError("the head's loss can be taken backward once, and with gradients")
             grad_hidden.mul_(scale.to(grad_hidden.dtype))
+            if ctx.shard is not None:
+                ctx.shard.sum_(grad_hidden)
         total = None
         if ctx.needs_input_grad[1]:
             if grad_weight is None:
                 raise RuntimeError("the head's loss can be taken backward once, and with gradients")
             total = grad_weight.of(ctx.weight, ctx.lengths, scale)
-        return grad_hidden, total, None, None, None, None, None, None
+        return grad_hidden, total, None, None, None, None, None, None, None
 
 
 def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float) -> None:
@@ -227,6 +255,42 @@ def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: fl
         probability.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
         probability.scatter_add_(1, top, 2 * z_weight * top_logit)
         scores[block] = probability
+
+
+def _sharded_losses_(
+    scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float, shard: VocabularyShard
+) -> None:
+    """`_losses_` where each rank has some columns of the logits.
+
+    The maximum first, then where it is (the lowest id among equals), then the sum of
+    exponentials and the label's logit, which one rank has.
+    """
+    columns = scores.shape[1]
+    spans = list(_spans(len(scores), max(1, BLOCK_BYTES // (columns * ce.element_size()))))
+    label = labels[:, None] - shard.first
+    mine = (label >= 0) & (label < columns)
+    label = label.clamp(0, columns - 1)
+    top = torch.empty_like(label)
+    sums = torch.empty(len(scores), 2, dtype=ce.dtype, device=ce.device)
+    for block in spans:
+        x = scores[block].to(ce.dtype)
+        z[block, None], top[block] = row_max(x)
+        sums[block, 0] = (x - z[block, None]).exp_().sum(dim=-1)
+        sums[block, 1:] = x.gather(1, label[block]).masked_fill_(~mine[block], 0.0)
+    own = z.clone()
+    shard.max_(z)
+    sums[:, 0] *= (own - z).exp_()
+    shard.sum_(sums)
+    # A maximum over ranks may pass over NaN; a sum does not.
+    z.masked_fill_(sums[:, 0].isnan() & z.isfinite(), math.nan)
+    torch.sub(z + sums[:, 0].log(), sums[:, 1], out=ce)
+    where = torch.where((own == z)[:, None], top + shard.first, shard.size)
+    tops = shard.min_(where) - shard.first == top
+    for block in spans:
+        p = scores[block].to(ce.dtype).sub_(z[block, None]).exp_().div_(sums[block, :1])
+        p.scatter_add_(1, label[block], -mine[block].to(p.dtype))
+        p.scatter_add_(1, top[block], tops[block] * (2 * z_weight * z[block, None]))
+        scores[block] = p
 
 
 def row_max(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bc2.errors import DataError, IntegrityError, from_os_error, nearest
-from bc2.files import sync_directory, sync_file
+from bc2.files import sync_directory, sync_file, write_durably
 from bc2.model.config import ModelConfig
 from bc2.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
+#: One file, or several as Hugging Face names them.
+_WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
@@ -34,17 +37,21 @@ def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -
         Bc2Error: the disk is full or may not be written.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    _check_shapes(shapes, config, "state to save")
+    check_shapes(shapes, config, "state to save")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
         save_tensors(tensors, folder / WEIGHTS)
-        text = json.dumps(config.model_dump(mode="json"), indent=2)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         sync_file(folder / WEIGHTS)
-        sync_file(folder / CONFIG)
+        save_config(folder, config)
         sync_directory(folder)
     except OSError as error:
         raise from_os_error(error, "saving the model") from error
+
+
+def save_config(folder: Path, config: ModelConfig) -> None:
+    """Write `model.json` and sync it."""
+    text = json.dumps(config.model_dump(mode="json"), indent=2)
+    write_durably(folder / CONFIG, f"{text}\n".encode())
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -99,7 +106,7 @@ def load_model(
             shape, or of different dtypes.
     """
     config = load_config(folder)
-    tensors = load_weights(folder / WEIGHTS, config)
+    tensors = load_weights(folder, config)
     stored = {tensor.dtype for tensor in tensors.values()}
     if dtype is None and len(stored) > 1:
         kinds = ", ".join(sorted(map(str, stored)))
@@ -118,18 +125,26 @@ def load_model(
     return model.requires_grad_(True)
 
 
-def load_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read a safetensors file that holds exactly the tensors of `config`, on the CPU."""
-    if not path.is_file():
-        raise DataError("no such file while loading the model", where=str(path))
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Of a directory's file names those that hold a model's weights, in their order."""
+    return sorted(name for name in names if _WEIGHT_FILE.fullmatch(name))
+
+
+def load_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """Read the safetensors files of `folder`, which hold exactly the tensors of `config`."""
+    paths = [folder / name for name in weight_files(os.listdir(folder))]
+    if not paths:
+        raise DataError("no such file while loading the model", where=str(folder / WEIGHTS))
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(shapes, config, str(path))
-            return {name: file.get_tensor(name) for name in shapes}
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+            holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+            shapes = {n: tuple(file.get_slice(n).get_shape()) for n, file in holder.items()}
+            check_shapes(shapes, config, str(paths[0]))
+            return {name: file.get_tensor(name) for name, file in holder.items()}
     except SafetensorError as error:
         raise IntegrityError(
-            f"not a complete safetensors file: {error}", where=str(path)
+            f"not a complete safetensors file: {error}", where=str(paths[0])
         ) from error
 
 
@@ -140,7 +155,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
+def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
     expected = expected_shapes(config)
     problems = [f"{name} is missing" for name in expected if name not in found]
     for name, shape in found.items():

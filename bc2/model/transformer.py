@@ -12,6 +12,8 @@ Parameters have the released names, from `model.embed_tokens.weight` to `lm_head
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from bc2.model.attention import Backend, alibi_slopes, attend
 from bc2.model.cache import KVCache
 from bc2.model.config import ModelConfig
+from bc2.model.head_loss import HeadLoss, VocabularyShard, head_loss
 
 
 class Linear(nn.Linear):
@@ -39,6 +42,32 @@ class Embedding(nn.Embedding):
         nn.init.zeros_(self.weight)
 
 
+class Head(Linear):
+    """The scores of the next token, and their loss, over rows of unit length with NormHead."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.hidden_size, config.vocab_size)
+        self.norm_head = config.norm_head
+        #: Which of the vocabulary's rows these are, where a rank has some of them.
+        self.shard: VocabularyShard | None = None
+
+    def loss(self, hidden: Tensor, labels: Tensor, *, z_weight: float) -> HeadLoss:
+        """See `head_loss`."""
+        # Through __call__: what gathers a module's weights from other ranks hooks into it.
+        found: HeadLoss = self(hidden, labels, z_weight)
+        return found
+
+    def forward(self, hidden: Tensor, labels: Tensor, z_weight: float) -> HeadLoss:  # type: ignore[override]
+        return head_loss(
+            hidden,
+            self.weight,
+            labels,
+            z_weight=z_weight,
+            norm_head=self.norm_head,
+            shard=self.shard,
+        )
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight, computed in fp32 (fp64 for fp64 input), returned in x's dtype."""
 
@@ -53,6 +82,16 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
+class Exchange(Protocol):
+    """Tokens against heads between ranks: see `bc2.parallel.sequence`."""
+
+    def to_heads(self, x: Tensor) -> Tensor:
+        """[T of this rank, ..., H, K] -> [all T, ..., H of this rank, K]."""
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """And back."""
+
+
 class Attention(nn.Module):
     """Multi-head causal attention with Q, K and V in one matrix, in thirds."""
 
@@ -60,19 +99,28 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.backend: Backend = "auto"
+        #: Which of the model's heads these are, where a rank has some of them.
+        self.heads = slice(None)
+        #: Where a rank has some of the tokens: brings all of them here, for fewer heads.
+        self.exchange: Exchange | None = None
         self.W_pack = Linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, at: Positions, cache: KVCache | None, layer: int) -> Tensor:
         # The number of heads follows from the weights, so that a shard of them runs too.
         qkv = self.W_pack(x).view(len(x), 3, -1, self.head_dim)  # [T, 3, H, K]
+        if self.exchange is not None:
+            qkv = self.exchange.to_heads(qkv)
         q, k, v = qkv.unbind(1)
         if at.rotary is not None:
             q, k = rotate(qkv[:, :2], *at.rotary).unbind(1)
+        slopes = None if at.slopes is None else at.slopes[self.heads]
         if cache is None:
-            out = attend(q, k, v, at.cu_seqlens, at.max_seqlen, at.slopes, self.backend)
+            out = attend(q, k, v, at.cu_seqlens, at.max_seqlen, slopes, self.backend)
         else:
-            out = cache.attend(layer, q, k, v, at.cu_seqlens, at.slopes, self.backend)
+            out = cache.attend(layer, q, k, v, at.cu_seqlens, slopes, self.backend)
+        if self.exchange is not None:
+            out = self.exchange.to_tokens(out)
         mixed: Tensor = self.o_proj(out.flatten(1))
         return mixed
 
@@ -153,7 +201,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config)
 
     def forward(
         self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KVCache | None = None
@@ -200,18 +248,24 @@ class Transformer(nn.Module):
             generator: on the CPU, where everything is drawn in fp32.
         """
         for name, weight in self.named_parameters():
-            if weight.is_meta:
-                continue
-            if weight.dim() == 1:
-                weight.fill_(1.0)
-                continue
-            drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-            if name == "lm_head.weight" and self.config.norm_head:
-                bound = self.config.hidden_size**-0.5
-                drawn.uniform_(-bound, bound, generator=generator)
-            else:
-                drawn.normal_(0.0, self.config.initializer_range, generator=generator)
-            weight.copy_(drawn)
+            if not weight.is_meta:
+                weight.copy_(draw_weight(self.config, name, weight.shape, generator))
+
+
+def draw_weight(
+    config: ModelConfig, name: str, shape: torch.Size, generator: torch.Generator
+) -> Tensor:
+    """A parameter as `Transformer.init_weights` draws it, in fp32 on the CPU.
+
+    Called for each parameter in the model's order: the generator goes on.
+    """
+    drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if drawn.dim() == 1:
+        return drawn.fill_(1.0)
+    if name == "lm_head.weight" and config.norm_head:
+        bound = config.hidden_size**-0.5
+        return drawn.uniform_(-bound, bound, generator=generator)
+    return drawn.normal_(0.0, config.initializer_range, generator=generator)
 
 
 class Positions:

@@ -8,28 +8,33 @@ does not exist, so no reader can take half of one.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bc2.console import warn
-from bc2.errors import Bc2Error, IntegrityError, from_os_error
+from bc2.errors import Bc2Error, IntegrityError, RunFailed, from_os_error
 from bc2.model.config import ModelConfig
-from bc2.model.store import save_model, save_tensors
+from bc2.model.store import check_shapes, save_config, weight_files
+from bc2.parallel.layout import Part
+from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.state import Held, Stored, TensorFile, index_of, write_fragments
 from bc2.registry import Artifact, Draft, Position, Registry
+from bc2.registry.staging import Staged
 from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.train.metrics import METRICS
 
-OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
-WEIGHTS = "model.safetensors"
+#: A tensor beside the optimizer's: torch's global generator.
+RANDOM = "random_state"
 
 
 @dataclass(frozen=True)
@@ -50,36 +55,140 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment of a run, in host memory."""
+    """One moment of a run: in host memory, what this rank has of it; or as it was saved."""
 
     state: TrainerState
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    weights: Held | Stored
+    optimizer: Held | Stored
     metrics: bytes
     random: Tensor
 
     @classmethod
-    def load(cls, artifact: Artifact) -> Snapshot:
-        """Read a checkpoint, each file checked against its digest.
+    def load(cls, artifact: Artifact, mesh: Mesh | None = None) -> Snapshot:
+        """Open a checkpoint, each file checked against its digest.
+
+        Args:
+            mesh: the ranks, each of which checks some files; they all call this.
 
         Raises:
-            IntegrityError: a file is not what was published, or is not a training state.
+            IntegrityError: a file is not what was published, or is not a training state; on
+                every rank alike.
         """
-        optimizer = load_file(artifact.file(OPTIMIZER))
-        random = optimizer.pop("random_state")
-        try:
-            state = TrainerState(**json.loads(artifact.file(TRAINER).read_text()))
-        except (TypeError, ValueError) as error:
-            raise IntegrityError(f"not a trainer state: {error}", where=TRAINER) from None
-        weights = load_file(artifact.file(WEIGHTS))
-        return cls(state, weights, optimizer, artifact.file(METRICS).read_bytes(), random)
+        world = (mesh or Mesh()).world
+        with alike(world):
+            for name in artifact.files()[world.rank :: world.size]:
+                artifact.file(name)
+        with alike(world):
+            state = _trainer_state(artifact.path / TRAINER)
+            names = artifact.files()
+            weights, optimizer = (
+                Stored.open([artifact.path / name for name in found])
+                for found in (weight_files(names), _optimizer_files(names))
+            )
+            metrics = (artifact.path / METRICS).read_bytes()
+        return cls(state, weights, optimizer, metrics, optimizer.whole(RANDOM))
 
-    def write(self, folder: Path, config: ModelConfig, tokenizer: Path) -> None:
-        save_model(folder, config, self.weights)
-        save_tensors({**self.optimizer, "random_state": self.random}, folder / OPTIMIZER)
+    def write(self, folder: Path, config: ModelConfig, tokenizer: Path, mesh: Mesh) -> None:
+        """Write into an empty directory. Every rank of `mesh` calls it, on a thread of its own.
+
+        Raises:
+            Exception: what any rank failed with; on every rank.
+        """
+        files = self._files()
+        with alike(mesh.side):
+            if mesh.first:
+                for name, file in files.items():
+                    file.create(folder / name)
+                self._write_rest(folder, config, tokenizer)
+        with alike(mesh.side):
+            _see(folder / TRAINER, mesh.side)
+            for held in (self.weights, self.optimizer):
+                assert isinstance(held, Held)
+                write_fragments(folder, files, held.fragments)
+
+    def _files(self) -> dict[str, TensorFile]:
+        assert isinstance(self.weights, Held)
+        assert isinstance(self.optimizer, Held)
+        if RANDOM not in self.optimizer:
+            self.optimizer.add(RANDOM, Part(tuple(self.random.shape)), 0, self.random)
+        return {**self.weights.files("model"), **self.optimizer.files("optimizer")}
+
+    def _write_rest(self, folder: Path, config: ModelConfig, tokenizer: Path) -> None:
+        assert isinstance(self.weights, Held)
+        check_shapes(self.weights.shapes, config, "state to save")
+        weights = self.weights.files("model")
+        if len(weights) > 1:
+            (folder / "model.safetensors.index.json").write_bytes(index_of(weights))
+        save_config(folder, config)
         (folder / TRAINER).write_text(json.dumps(asdict(self.state)))
         (folder / METRICS).write_bytes(self.metrics)
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+
+
+def _optimizer_files(names: Iterable[str]) -> list[str]:
+    return sorted(n for n in names if n.startswith("optimizer") and n.endswith(".safetensors"))
+
+
+def _trainer_state(path: Path) -> TrainerState:
+    try:
+        return TrainerState(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise IntegrityError(f"not a trainer state: {error}", where=TRAINER) from None
+
+
+def see_together(folder: Path, mesh: Mesh) -> None:
+    """What the first rank writes into a folder, the others must see.
+
+    Raises:
+        RunFailed: on every rank, if one does not.
+    """
+    mark = mesh.world.from_first(secrets.token_hex(8))
+    path = folder / f".seen-{mark}"
+    with alike(mesh.world):
+        if mesh.first:
+            path.touch()
+    with alike(mesh.world):
+        _see(path, mesh.world)
+    if mesh.first:
+        path.unlink()
+
+
+def _see(path: Path, ranks: Group) -> None:
+    """A file that rank 0 wrote must be there for every rank."""
+    if not path.exists():
+        raise RunFailed(
+            f"rank {ranks.rank} does not see what rank 0 writes",
+            where=str(path.parent),
+            todo="put BC2_HOME on a file system that all machines share",
+        )
+
+
+@contextmanager
+def alike(ranks: Group) -> Iterator[None]:
+    """What fails on one rank fails on all: none waits for what will not come."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    told = None if error is None else _tellable(error, ranks)
+    errors = ranks.each(told)
+    if error is not None:
+        raise error
+    for other in errors:
+        if other is not None:
+            raise other
+
+
+def _tellable(error: Exception, ranks: Group) -> Exception:
+    """An error as the other ranks raise it."""
+    where = f"rank {ranks.rank}"
+    if isinstance(error, Bc2Error):
+        where += f", {error.where}" if error.where else ""
+        return type(error)(error.what, where=where, todo=error.todo)
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, where)
+    return RunFailed(f"{type(error).__name__}: {error}", where=where)
 
 
 def random_state() -> Tensor:
@@ -108,6 +217,7 @@ class Saver:
         anchor: the newest checkpoint that was saved on schedule: what a rollback goes back
             to. One saved by a signal is not, or a disturbed run would roll back elsewhere.
         on_publish: told of each checkpoint as soon as it exists.
+        mesh: the ranks that save together: every one writes what it holds, the first publishes.
     """
 
     def __init__(
@@ -122,6 +232,7 @@ class Saver:
         latest: Artifact | None = None,
         anchor: Artifact | None = None,
         on_publish: Callable[[Artifact], None] | None = None,
+        mesh: Mesh | None = None,
     ):
         self.registry = registry
         self.draft = draft
@@ -135,6 +246,7 @@ class Saver:
         """Of the newest save: published, or going on."""
         self.broken = False
         """Whether a save has failed."""
+        self.mesh = mesh or Mesh()
         self._on_publish = on_publish
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -185,17 +297,35 @@ class Saver:
 
     def _publish(self, snapshot: Snapshot, draft: Draft, scheduled: bool) -> None:
         try:
-            with self.registry.stage(draft) as staged:
-                snapshot.write(staged.path, self.config, self.tokenizer)
-                self.latest = staged.publish()
+            self.latest = self._write(snapshot, draft)
             if scheduled:
                 self.anchor = self.latest
-            if self._on_publish is not None:
-                self._on_publish(self.latest)
-            self._drop_old()
+            if self.mesh.first:
+                if self._on_publish is not None:
+                    self._on_publish(self.latest)
+                self._drop_old()
         except BaseException as error:
             self.broken = True
             self._error = _explained(error, snapshot.state.step)
+
+    def _write(self, snapshot: Snapshot, draft: Draft) -> Artifact:
+        """Stage, write together, publish: any rank's failure is everybody's."""
+        side = self.mesh.side
+        with ExitStack() as held:
+            staged: Staged | None = None
+            with alike(side):
+                if self.mesh.first:
+                    staged = held.enter_context(self.registry.stage(draft))
+            folder = side.from_first(staged.path if staged else None)
+            assert folder is not None
+            snapshot.write(folder, self.config, self.tokenizer, self.mesh)
+            digest: str | None = None
+            with alike(side):
+                if staged is not None:
+                    digest = staged.publish().digest
+            digest = side.from_first(digest)
+            assert digest is not None
+        return self.registry.get(digest)
 
     def _drop_old(self) -> None:
         """Unregister the run's older checkpoints, except tagged or needed ones.

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bc2.errors import RecipeError
 from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig, offer
 from bc2.recipe import UNKEYED, Recipe, Section, Settings
 from bc2.train.duration import Duration
 
@@ -102,9 +103,9 @@ class PretrainConfig(Section):
     """[pretrain.guard]"""
     compile: bool = False
     """Run the model through torch.compile."""
-    activation_checkpointing: int = Field(0, ge=0, json_schema_extra=UNKEYED)
+    activation_checkpointing: int | Literal["auto"] = Field(0, json_schema_extra=UNKEYED)
     """Recompute activations by segments of this many layers: 0 keeps all, 1 every layer,
-    k segments of k layers."""
+    k segments of k layers. "auto": as many as have the fewest activations in memory at once."""
     deterministic: bool = Field(False, json_schema_extra=UNKEYED)
     """Only kernels that give the same bits each time (see docs/training.md); on a GPU slower."""
     data_timeout_s: float = Field(300.0, gt=0, json_schema_extra=UNKEYED)
@@ -148,6 +149,13 @@ class PretrainConfig(Section):
             return value
         raise ValueError('must be a number of sequences above 0, or "auto"')
 
+    @field_validator("activation_checkpointing", mode="plain")
+    @classmethod
+    def _layers_or_auto(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and value >= 0):
+            return value
+        raise ValueError('must be a number of layers, 0 for none, or "auto"')
+
     @model_validator(mode="after")
     def _whole_batches(self) -> PretrainConfig:
         """A batch is a whole number of micro-batches; say which ones would be."""
@@ -180,6 +188,45 @@ class PretrainConfig(Section):
         """`micro_batch` as a number: for a run, where "auto" is resolved."""
         assert self.micro_batch != "auto", "resolved by bc2.train.micro_batch before it is used"
         return self.micro_batch
+
+    @property
+    def segment_layers(self) -> int:
+        """`activation_checkpointing` as a number: for a run, where "auto" is resolved."""
+        assert self.activation_checkpointing != "auto", "settle_checkpointing comes before"
+        return self.activation_checkpointing
+
+
+def check_batches(config: PretrainConfig, parallel: ParallelConfig, world: int) -> None:
+    """A step is the same whatever the ranks, so they must share it evenly.
+
+    Raises:
+        RecipeError: they cannot; it names what would do.
+    """
+    data = max(1, world // parallel.ranks_of_a_replica)
+    if config.sequence_length % parallel.sequence:
+        raise RecipeError(
+            f"parallel.sequence = {parallel.sequence} does not divide "
+            f"pretrain.sequence_length = {config.sequence_length}",
+            where="[parallel]",
+            todo=offer("parallel.sequence", config.sequence_length),
+        )
+    if world == 1:
+        return
+    if config.micro_batch == "auto":
+        raise RecipeError(
+            'micro_batch = "auto" is tried on one rank alone',
+            where="pretrain.micro_batch",
+            todo="set a number of sequences",
+        )
+    if config.batch_rows % (config.micro_rows * data):
+        fit = [n for n in range(1, config.batch_rows + 1) if config.batch_rows % (n * data) == 0]
+        rows = f"pretrain.micro_batch may be {', '.join(map(str, fit[:8]))}"
+        raise RecipeError(
+            f"a step of {config.batch_rows} sequences is no whole number of micro-batches of "
+            f"{config.micro_rows} on {data} data-parallel ranks",
+            where="pretrain.batch_tokens",
+            todo=rows if fit else offer("the data-parallel ranks", config.batch_rows),
+        )
 
 
 def check_context(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from bc2.generate.engine import generate
 from bc2.model.transformer import Transformer
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.deterministic import in_any_order
-from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.base import Engine
 from bc2.train.objective import Objective
 from bc2.train.stream import waited
 
@@ -51,7 +52,7 @@ class Measured:
 class Heldout:
     """Evaluations of the model that an engine trains."""
 
-    engine: LocalEngine
+    engine: Engine
     objective: Objective
     shards: TokenShards
     tokenizer: Tokenizer
@@ -78,7 +79,9 @@ class Heldout:
             facts = heldout_loss(self.engine, self.objective, patient, self.tokenizer.piece_bytes)
         # Of logits that are no numbers there is no likeliest token.
         broken = not math.isfinite(facts["heldout_loss"])
-        return Measured(facts, [] if broken or not self.prompts else self._samples())
+        # One rank must have the whole model; and the others have nothing to say.
+        silent = self.engine.shares_weights or not self.engine.mesh.first
+        return Measured(facts, [] if broken or silent or not self.prompts else self._samples())
 
     def _samples(self) -> list[dict[str, str]]:
         """The likeliest token each time.
@@ -126,25 +129,34 @@ def _one_dtype(model: Transformer) -> Iterator[None]:
             parameter.data = data
 
 
-@torch.no_grad()
 def heldout_loss(
-    engine: LocalEngine,
+    engine: Engine,
     objective: Objective,
     batches: Iterator[Batch],
     piece_bytes: np.ndarray[Any, np.dtype[np.int32]],
 ) -> dict[str, float]:
     """Held-out cross-entropy of the training-precision model.
 
+    Every rank is given all batches; those that read other samples take turns.
+
     Returns:
         ``heldout_loss`` in nats a token, ``bits_per_byte`` over the bytes of the predicted
         tokens (an end of document has none), ``heldout_tokens``.
     """
+    data = engine.mesh.data
     nats, tokens, size = 0.0, 0, 0
-    for batch in batches:
-        nats += float(objective(engine.model, batch).sums["ce"].double())
-        labels = batch.labels[batch.labels >= 0]
-        tokens += len(labels)
-        size += int(piece_bytes[labels].sum())
+    while turn := list(itertools.islice(batches, data.size)):
+        mine = data.rank < len(turn)
+        # Ranks that share weights must all go along: one without a batch takes the last again.
+        batch = turn[data.rank if mine else -1]
+        sums = engine.evaluate(objective, batch)
+        if mine:
+            labels = batch.labels[batch.labels >= 0]
+            nats += sums["ce"]
+            tokens += len(labels)
+            size += int(piece_bytes[labels].sum())
+    each = data.each((nats, tokens, size))
+    nats, tokens, size = sum(e[0] for e in each), sum(e[1] for e in each), sum(e[2] for e in each)
     if not tokens or not size:
         raise RunFailed("the held-out split has no token to predict", todo="set eval_tokens = 0")
     return {

@@ -9,6 +9,7 @@ that is killed and resumed is the run that was not.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from bc2.data.loader import Batch
 from bc2.errors import Bc2Error, Interrupted, ResourceError, RunFailed
 from bc2.registry import Artifact
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
-from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.base import Engine
 from bc2.train.guard import Guard
 from bc2.train.heldout import Measured
-from bc2.train.metrics import MetricsLog, last_row
+from bc2.train.metrics import Log, last_row
 from bc2.train.objective import Objective
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
@@ -45,14 +46,14 @@ class Stream(Protocol):
 class Loop:
     """One run of training. `run` is called once."""
 
-    engine: LocalEngine
+    engine: Engine
     objective: Objective
     stream: Stream
     schedule: Schedule
     speed: Speed
     guard: Guard
     saver: Saver
-    log: MetricsLog
+    log: Log
     evaluate: Callable[[], Measured] | None
     progress: Progress
     stop: Stop
@@ -119,7 +120,7 @@ class Loop:
             with self._named(str(self.place)):
                 with self.engine.clock.part("data"):
                     step = next(steps)
-                measured = self._measure(step)
+                measured = self._measure(step, self._agree(step))
                 reason = self.guard.judge(measured["loss"], measured["grad_norm"])
                 if reason is None:
                     self._accept(step, measured, began)
@@ -127,15 +128,22 @@ class Loop:
                 return
             self._pause()
 
-    def _measure(self, step: Step) -> dict[str, float]:
+    def _agree(self, step: Step) -> int:
+        """Supervised tokens of the step on all ranks, if none was told to stop."""
+        tokens, stop = self.engine.agree(step.labels, bool(self.stop))
+        if stop:
+            self.stop.follow()
+        return tokens
+
+    def _measure(self, step: Step, tokens: int) -> dict[str, float]:
         """Forward and backward of one optimizer step; nothing is changed yet."""
-        if not step.labels:
+        if not tokens:
             raise RunFailed(
                 f"no supervised token in samples {step.first} to {step.first + step.rows - 1}",
                 todo="look at the token shards: every label of the batch is masked",
             )
         measured = self.engine.accumulate(
-            self._unless_stopped(step.batches), self.objective, tokens=step.labels
+            self._unless_stopped(step.batches), self.objective, tokens=tokens
         )
         norm = self.engine.gradient_norm()
         clipped = norm > self.schedule.clip_norm
@@ -143,9 +151,10 @@ class Loop:
         return {**measured, "grad_norm": norm, "clipped": clipped, "lr": rate}
 
     def _unless_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """A step may be long: a signal ends it between two micro-batches."""
+        """A step may be long: a signal ends it between two micro-batches, if this rank is alone."""
         for batch in batches:
-            self.stop.check()
+            if self.engine.mesh.world.size == 1:
+                self.stop.check()
             yield batch
 
     def _accept(self, step: Step, measured: dict[str, float], began: float) -> None:
@@ -182,13 +191,20 @@ class Loop:
         self.engine.discard()
         worst = max(self.guard.bad, self.rollbacks) + 1
         action = self.guard.config.action
-        facts = {"samples": [*self.place[1:]], "sources": step.sources, "reason": reason}
+        read = Counter[str]()
+        for sources in self.engine.mesh.data.each(step.sources):
+            read.update(sources)
+        facts = {
+            "samples": [*self.place[1:]],
+            "sources": dict(read.most_common()),
+            "reason": reason,
+        }
         self.log.time("bad", step=self.place.step, **facts)
         if action == "stop" or worst >= self.guard.config.max_bad:
             self._refuse(facts, worst)
-        sources = ", ".join(f"{name} {count}" for name, count in step.sources.items())
+        told = ", ".join(f"{name} {count}" for name, count in read.most_common())
         then = "skipped" if action == "skip" else "rolling back"
-        warn(f"{reason} at {self.place} ({sources}): {then}")
+        warn(f"{reason} at {self.place} ({told}): {then}")
         if action == "rollback":
             return self._roll_back(step, facts)
         with self._changing():
@@ -216,7 +232,7 @@ class Loop:
         self.saver.wait()
         assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
         with self.saver.anchor.hold():
-            snapshot = Snapshot.load(self.saver.anchor)
+            snapshot = Snapshot.load(self.saver.anchor, self.engine.mesh)
         self._restore(snapshot)
         self._evaluate_if_due()
         with self._changing():
@@ -266,9 +282,12 @@ class Loop:
         """Save what can be saved before an error leaves, and name it in the log."""
         try:
             self.engine.discard()
-            if not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
+            # Ranks save together, and the others may know nothing of this.
+            alone = self.engine.mesh.world.size == 1
+            if alone and not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
                 self._keep()
-            self.saver.wait()
+            if alone:
+                self.saver.wait()
         except Exception as second:
             warn(f"and the state could not be saved: {second}")
         saved = self.saver.latest.position if self.saver.latest else None
@@ -350,11 +369,13 @@ class Loop:
         if scheduled:
             self.rollbacks = 0
         with self.engine.clock.part("save"):
-            weights, optimizer = self.engine.snapshot()
+            held = self.engine.snapshot()
             state = TrainerState(
                 self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
             )
-            snapshot = Snapshot(state, weights, optimizer, self.log.content(), random_state())
+            snapshot = Snapshot(
+                state, held.weights, held.optimizer, self.log.content(), random_state()
+            )
             self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
 
     def _restore(self, snapshot: Snapshot) -> None:

@@ -65,6 +65,44 @@ def last_row(content: bytes, event: str) -> dict[str, Any] | None:
     return None
 
 
+class Log(Protocol):
+    """Where the loop writes what happens: see `MetricsLog`."""
+
+    def reset(self, content: bytes) -> None: ...
+
+    def content(self) -> bytes: ...
+
+    def row(self, **values: Any) -> None: ...
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def time(self, event: str, **values: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoLog:
+    """The log of every rank but the first, which writes for all."""
+
+    def reset(self, content: bytes) -> None:
+        pass
+
+    def content(self) -> bytes:
+        return b""
+
+    def row(self, **values: Any) -> None:
+        pass
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def time(self, event: str, **values: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class MetricsLog:
     """Appends to both files of a run folder; a row is visible at once to a reader.
 

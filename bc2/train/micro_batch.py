@@ -192,7 +192,7 @@ def _estimate(spec: TrialSpec, rows: int) -> int:
         rows,
         training.sequence_length,
         pick_precision(training.precision, device),
-        training.activation_checkpointing,
+        training.segment_layers,
         device=device.type,
         accumulated=rows < training.batch_rows,
     ).total

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
-from bc2.model.head_loss import head_loss
 from bc2.model.transformer import Transformer
 from bc2.train.clock import Clock
 
@@ -51,11 +50,5 @@ class NextToken:
         with clock.part("forward"):
             hidden = model(tokens, boundaries, batch.max_seqlen)
         with clock.part("head"):
-            parts = head_loss(
-                hidden,
-                model.lm_head.weight,
-                labels,
-                z_weight=self.z_weight,
-                norm_head=model.config.norm_head,
-            )
+            parts = model.lm_head.loss(hidden, labels, z_weight=self.z_weight)
         return Loss(parts.loss_sum, {"ce": parts.ce_sum, "z": parts.z_sum})

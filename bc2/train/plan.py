@@ -28,15 +28,20 @@ class Plan:
     tokenizer: Path
 
 
-def prepare(config: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> Plan:
+def prepare(
+    config: PretrainConfig, tokens: Artifact, tokenizer: Artifact, *, verify: bool = True
+) -> Plan:
     """Open what a run reads, every file checked, and work out its schedule.
+
+    Args:
+        verify: check digests; of several ranks one does.
 
     Raises:
         RecipeError: settings that do not fit the data.
         IntegrityError: a file is not what was published.
         UsageError: a tracker that is not installed.
     """
-    shards = _open_tokens(tokens)
+    shards = _open_tokens(tokens, verify)
     mixture = _mixture(shards, config)
     schedule = _schedule(config, mixture)
     _check_epochs(config, mixture, schedule.total)
@@ -44,9 +49,9 @@ def prepare(config: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> Pl
     return Plan(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
 
 
-def _open_tokens(tokens: Artifact) -> TokenShards:
+def _open_tokens(tokens: Artifact, verify: bool) -> TokenShards:
     """Open token shards after checking every file against its digest."""
-    for name in tokens.files():
+    for name in tokens.files() if verify else ():
         tokens.file(name)
     return TokenShards.open(tokens.path)
 

@@ -6,32 +6,42 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from bc2.console import note, progress
+import bc2
+from bc2 import __version__
+from bc2.console import note, progress, warn
 from bc2.data.loader import Loader
-from bc2.errors import RunFailed
-from bc2.files import lock_directory, make_directory, replace_durably
+from bc2.errors import IntegrityError, RunFailed
+from bc2.files import lock_directory, make_directory, replace_durably, sha256_file, sha256_json
 from bc2.model.config import ModelConfig
-from bc2.model.transformer import Transformer
+from bc2.parallel.build import Drawn, build_model
+from bc2.parallel.config import ParallelConfig, check_layout
+from bc2.parallel.mesh import Mesh, make_mesh, same_everywhere
+from bc2.parallel.state import Held
+from bc2.ranks import LOST, local_rank, world_size
 from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.checkpoint import Saver, Snapshot, reading_order
-from bc2.train.config import PretrainConfig
+from bc2.train.checkpoint import Saver, Snapshot, alike, reading_order, see_together
+from bc2.train.config import PretrainConfig, check_batches
 from bc2.train.deterministic import deterministic
 from bc2.train.device import peak_flops, pick_device, pick_precision
+from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
+from bc2.train.footprint import Footprint
 from bc2.train.guard import Guard
 from bc2.train.heldout import Heldout
 from bc2.train.loop import Loop
-from bc2.train.metrics import MetricsLog, open_trackers
+from bc2.train.memory import settle_checkpointing
+from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
 from bc2.train.plan import Plan, mixture_lines, prepare
@@ -56,17 +66,25 @@ class Run:
     recipe: Mapping[str, Any]
     command: str
     """What a person types to go on with it."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How it is laid out over ranks, which changes no result but rounding."""
 
     @classmethod
     def plan(
         cls, name: str, config: PretrainConfig, model: ModelConfig, tokens: Artifact,
         tokenizer: Artifact, recipe: Mapping[str, Any], command: list[str],
+        parallel: ParallelConfig | None = None,
     ) -> Run:  # fmt: skip
         """Resolve what the machine decides, so that it is part of the key."""
         device = pick_device(config.device)
+        if device == torch.device("cuda") and world_size() > 1:
+            device = torch.device("cuda", local_rank())
         precision = pick_precision(config.precision, device)
         config = config.model_copy(update={"precision": precision, "device": str(device)})
-        return cls(name, config, model, tokens, tokenizer, recipe, shlex.join(command))
+        layout = parallel or ParallelConfig()
+        config = settle_checkpointing(model, config, layout.tensor)
+        spoken = shlex.join(command)
+        return cls(name, config, model, tokens, tokenizer, recipe, spoken, layout)
 
     @property
     def key(self) -> str:
@@ -140,20 +158,88 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         RunFailed: another process is at the same run, or too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
-    plan = prepare(run.config, run.tokens, run.tokenizer)
-    with _alone(run, registry):
-        make_directory(run.folder(registry))
-        if fresh:
-            run.start_over(registry)
-        known = run.finished(registry)
+    mesh = _join(run)
+    with _following(mesh):
+        return _pretrain(run, registry, mesh, fresh)
+
+
+def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact:
+    with alike(mesh.world):
+        plan = prepare(run.config, run.tokens, run.tokenizer, verify=mesh.first)
+    with _alone(run, registry, mesh):
+        known = mesh.world.from_first(_begin(run, registry, fresh) if mesh.first else None)
         if known is not None:
-            return known
-        registry.sweep()
-        with mark_running(run.folder(registry)), deterministic(run.config.deterministic):
+            return registry.get(known)
+        with _marked(run, registry, mesh), deterministic(run.config.deterministic):
             config = settle_micro_batch(run.model, run.config, run.folder(registry), anew=fresh)
-            artifact = _train(replace(run, config=config), plan, registry)
-        (run.folder(registry) / FRESH).unlink(missing_ok=True)
+            artifact = _train(replace(run, config=config), plan, registry, mesh)
+        if mesh.first:
+            (run.folder(registry) / FRESH).unlink(missing_ok=True)
     return artifact
+
+
+def _join(run: Run) -> Mesh:
+    """The ranks of the run, which all must be at the same one.
+
+    Raises:
+        RecipeError: they do not fit the layout, or differ.
+    """
+    check_layout(run.parallel, run.model, world_size(), "[parallel]")
+    check_batches(run.config, run.parallel, world_size())
+    mesh = make_mesh(run.parallel, torch.device(run.config.device))
+    same_everywhere(mesh.world, "recipe or input", _told(run))
+    same_everywhere(mesh.world, "code", _code())
+    return mesh
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Every setting of a run by its name: ranks must agree in those too that change no result."""
+    config = run.config.model_dump(mode="json", exclude={"device", "tokens"})
+    told = {f"pretrain.{name}": value for name, value in config.items()}
+    model = run.model.model_dump(mode="json")
+    told |= {f"model.{name}": value for name, value in model.items()}
+    return {**told, "name": run.name, "tokens": run.tokens.digest}
+
+
+def _code() -> dict[str, str]:
+    """What the ranks run."""
+    root = Path(bc2.__file__).parent
+    sources = {str(path.relative_to(root)): sha256_file(path) for path in root.rglob("*.py")}
+    return {"bc2": __version__, "torch": torch.__version__, "source": sha256_json(sources)[:16]}
+
+
+@contextmanager
+def _following(mesh: Mesh) -> Iterator[None]:
+    """A rank whose collective broke has lost another one, which says why.
+
+    Raises:
+        RunFailed: that it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if mesh.world.size == 1 or not lost:
+            raise
+        raise RunFailed(
+            f"rank {mesh.world.rank} {LOST}: {str(error).splitlines()[0]}",
+            todo="see what the rank that failed first said, and start all again",
+        ) from error
+
+
+def _begin(run: Run, registry: Registry, fresh: bool) -> str | None:
+    """Make the run's folder and clear what is left of others; the digest if it is finished."""
+    make_directory(run.folder(registry))
+    if fresh:
+        run.start_over(registry)
+    known = run.finished(registry)
+    if known is None:
+        registry.sweep()
+    return known.digest if known else None
+
+
+def _marked(run: Run, registry: Registry, mesh: Mesh) -> AbstractContextManager[None]:
+    return mark_running(run.folder(registry)) if mesh.first else nullcontext()
 
 
 #: How long to try again when something else holds a run, seconds: it may only have looked.
@@ -161,8 +247,17 @@ _LOOKED_AT_S = 2.0
 
 
 @contextmanager
-def _alone(run: Run, registry: Registry) -> Iterator[None]:
-    """Be the only process at a run. Raises: RunFailed if there is another one."""
+def _alone(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
+    """Be the only ranks at a run. Raises: RunFailed, on all of them, if there are others."""
+    with ExitStack() as held:
+        with alike(mesh.world):
+            if mesh.first:
+                held.enter_context(_locked(run, registry))
+        yield
+
+
+@contextmanager
+def _locked(run: Run, registry: Registry) -> Iterator[None]:
     # By key, not by name: the same settings under two names are one run.
     lock = registry.work / f"pretrain-{run.key}"
     make_directory(lock)
@@ -181,17 +276,77 @@ def _alone(run: Run, registry: Registry) -> Iterator[None]:
         time.sleep(0.05)
 
 
-def _train(run: Run, plan: Plan, registry: Registry) -> Artifact:
+def _train(run: Run, plan: Plan, registry: Registry, mesh: Mesh) -> Artifact:
     config, folder = run.config, run.folder(registry)
-    replace_durably(folder / "recipe.json", json.dumps(run.recipe, indent=2).encode())
-    _facts(run, plan).write(folder)
+    if mesh.first:
+        replace_durably(folder / "recipe.json", json.dumps(run.recipe, indent=2).encode())
+        _facts(run, plan).write(folder)
+    see_together(folder, mesh)
     # Measuring the peak may draw random numbers; the seed is set after it.
-    speed = _speed(run)
-    engine = _engine(run)
+    speed = _speed(run, mesh)
+    footprint = Footprint(run.model, config, run.parallel, mesh.world.size)
+    engine = _engine(run, mesh)
     objective = NextToken(config.z_loss)
-    earlier = run.checkpoints(registry)
-    start = _load(earlier[-1]) if earlier else None
+    earlier = _earlier(run, registry, mesh)
+    earlier, start = _load_newest(earlier, mesh)
     _announce(run, plan, speed, start, folder)
+    log = _log(run, folder, start, mesh)
+    total = plan.schedule.total
+    with _closing(log), progress(run.name, total, "steps") as bar, stop_on_signals() as stop:
+        artifact = Loop(
+            engine=engine,
+            objective=objective,
+            stream=_stream(config, plan, _check(stop, mesh), mesh),
+            schedule=plan.schedule,
+            speed=speed,
+            guard=Guard(config.guard),
+            saver=_saver(run, plan, registry, earlier, mesh),
+            log=log,
+            evaluate=_evaluator(config, plan, engine, objective, _check(stop, mesh)),
+            progress=bar,
+            stop=stop,
+            resume_command=run.command,
+        ).run(start)
+        log.time("memory", step=total, **footprint.row())
+        log.time("finish", step=total)
+    return artifact
+
+
+def _check(stop: Stop, mesh: Mesh) -> Callable[[], None]:
+    """What ends a wait early: ranks stop together, between two steps."""
+    return stop.check if mesh.world.size == 1 else lambda: None
+
+
+def _earlier(run: Run, registry: Registry, mesh: Mesh) -> list[Artifact]:
+    """The run's checkpoints as the first rank sees them."""
+    digests = [a.digest for a in run.checkpoints(registry)] if mesh.first else None
+    found = mesh.world.from_first(digests)
+    assert found is not None
+    return [registry.get(digest) for digest in found]
+
+
+def _load_newest(earlier: list[Artifact], mesh: Mesh) -> tuple[list[Artifact], Snapshot | None]:
+    """The newest checkpoint that is whole, and the list up to it.
+
+    Raises:
+        IntegrityError: there are checkpoints and none is whole.
+    """
+    for at in range(len(earlier), 0, -1):
+        checkpoint = earlier[at - 1]
+        try:
+            with checkpoint.hold():
+                return earlier[:at], Snapshot.load(checkpoint, mesh)
+        except IntegrityError as error:
+            if at == 1:
+                raise
+            warn(f"{checkpoint.title} is not whole ({error}): going on from the one before")
+    return [], None
+
+
+def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
+    if not mesh.first:
+        return NoLog()
+    config = run.config
     log = MetricsLog(folder)
     log.time(
         "resume" if start else "start",
@@ -199,26 +354,11 @@ def _train(run: Run, plan: Plan, registry: Registry) -> Artifact:
         deterministic=config.deterministic,
         threads=torch.get_num_threads(),
         micro_batch=config.micro_rows,
+        checkpointing=config.segment_layers,
+        ranks=mesh.world.size,
     )
     log.trackers = open_trackers(config.track, folder, run=run.name, recipe=run.recipe)
-    total = plan.schedule.total
-    with _closing(log), progress(run.name, total, "steps") as bar, stop_on_signals() as stop:
-        artifact = Loop(
-            engine=engine,
-            objective=objective,
-            stream=_stream(config, plan, stop),
-            schedule=plan.schedule,
-            speed=speed,
-            guard=Guard(config.guard),
-            saver=_saver(run, plan, registry, earlier),
-            log=log,
-            evaluate=_evaluator(config, plan, engine, objective, stop),
-            progress=bar,
-            stop=stop,
-            resume_command=run.command,
-        ).run(start)
-        log.time("finish", step=total)
-    return artifact
+    return log
 
 
 def _facts(run: Run, plan: Plan) -> RunFacts:
@@ -234,12 +374,9 @@ def _facts(run: Run, plan: Plan) -> RunFacts:
     )
 
 
-def _load(checkpoint: Artifact) -> Snapshot:
-    with checkpoint.hold():
-        return Snapshot.load(checkpoint)
-
-
-def _stream(config: PretrainConfig, plan: Plan, stop: Stop) -> TokenStream:
+def _stream(
+    config: PretrainConfig, plan: Plan, check: Callable[[], None], mesh: Mesh
+) -> TokenStream:
     shards = plan.shards
     loader = Loader(shards, "train", plan.mixture, config.sequence_length, shards.eos_id)
     return TokenStream(
@@ -247,11 +384,13 @@ def _stream(config: PretrainConfig, plan: Plan, stop: Stop) -> TokenStream:
         config.batch_rows,
         config.micro_rows,
         timeout_s=config.data_timeout_s,
-        check=stop.check,
+        check=check,
+        rank=mesh.data.rank,
+        ranks=mesh.data.size,
     )
 
 
-def _saver(run: Run, plan: Plan, registry: Registry, earlier: list[Artifact]) -> Saver:
+def _saver(run: Run, plan: Plan, registry: Registry, earlier: list[Artifact], mesh: Mesh) -> Saver:
     every = plan.schedule.checkpoint_every
     scheduled = [artifact for artifact in earlier if _step(artifact) % every == 0]
     return Saver(
@@ -264,39 +403,54 @@ def _saver(run: Run, plan: Plan, registry: Registry, earlier: list[Artifact]) ->
         latest=earlier[-1] if earlier else None,
         anchor=scheduled[-1] if scheduled else None,
         on_publish=partial(run.renew, registry),
+        mesh=mesh,
     )
 
 
 @contextmanager
-def _closing(log: MetricsLog) -> Iterator[None]:
+def _closing(log: Log) -> Iterator[None]:
     try:
         yield
     finally:
         log.close()
 
 
-def _engine(run: Run) -> LocalEngine:
+def _engine(run: Run, mesh: Mesh) -> Engine:
     config = run.config
     device = torch.device(config.device)
     torch.manual_seed(config.seed)
-    model = Transformer(run.model)
-    model.init_weights(torch.Generator().manual_seed(config.seed))
     precision = pick_precision(config.precision, device)
-    return LocalEngine(
-        model.to(device),
-        config.optimizer,
-        precision=precision,
-        compile=config.compile,
-        checkpointing=config.activation_checkpointing,
-    )
+    shared: dict[str, Any] = {
+        "precision": precision,
+        "compile": config.compile,
+        "checkpointing": config.segment_layers,
+    }
+    if run.parallel.zero:
+        from bc2.train.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            run.model,
+            config.optimizer,
+            run.parallel,
+            mesh,
+            device=device,
+            seed=config.seed,
+            **shared,
+        )
+    model = build_model(run.model, mesh).to_empty(device=device)
+    engine = LocalEngine(model, config.optimizer, mesh=mesh, **shared)
+    engine.restore(Drawn(run.model, config.seed), Held())
+    return engine
 
 
-def _speed(run: Run) -> Speed:
+def _speed(run: Run, mesh: Mesh) -> Speed:
     config = run.config
     device = torch.device(config.device)
     peak, source = peak_flops(device, pick_precision(config.precision, device))
-    note(f"{device}, {config.precision}: peak {peak / 1e12:.2f} TFLOP/s ({source})")
-    return Speed(config.batch_tokens, run.model.flops_per_token(config.sequence_length), peak)
+    ranks = f" on each of {mesh.world.size} ranks" if mesh.world.size > 1 else ""
+    note(f"{device}, {config.precision}: peak {peak / 1e12:.2f} TFLOP/s{ranks} ({source})")
+    flops = run.model.flops_per_token(config.sequence_length)
+    return Speed(config.batch_tokens, flops, peak * mesh.world.size)
 
 
 def _draft(run: Run) -> Draft:
@@ -326,7 +480,11 @@ def _announce(run: Run, plan: Plan, speed: Speed, start: Snapshot | None, folder
 
 
 def _evaluator(
-    config: PretrainConfig, plan: Plan, engine: LocalEngine, objective: Objective, stop: Stop
+    config: PretrainConfig,
+    plan: Plan,
+    engine: Engine,
+    objective: Objective,
+    check: Callable[[], None],
 ) -> Heldout | None:
     if not config.eval_tokens or not plan.shards.sources("heldout"):
         return None
@@ -341,5 +499,5 @@ def _evaluator(
         prompts=config.sample_prompts,
         new_tokens=config.sample_tokens,
         timeout_s=config.data_timeout_s,
-        check=stop.check,
+        check=check,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
 from bc2.console import note
 
@@ -31,6 +32,12 @@ class Stop:
         """To be called where a step or an evaluation can be abandoned. Raises: Stopped."""
         if self:
             raise Stopped
+
+    def follow(self) -> NoReturn:
+        """Stop, because this rank or another one was told to. Raises: Stopped."""
+        if not self:
+            self.signum, self.at = signal.SIGTERM, time.monotonic()
+        raise Stopped
 
     def seconds(self) -> float:
         """How long ago the signal came."""

@@ -31,14 +31,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """The data of one optimizer step."""
+    """The data of one optimizer step, as far as this rank reads it."""
 
     first: int
     """Global index of the first sample."""
     rows: int
-    """Samples in the step: indices first to first + rows - 1."""
+    """Samples in the step, on all ranks: indices first to first + rows - 1."""
     batches: list[Batch]
-    """Its micro-batches."""
+    """This rank's micro-batches."""
     names: tuple[str, ...] = ()
     """Names of the sources, by `Batch.source_ids`."""
 
@@ -63,22 +63,28 @@ class TokenStream:
     rows: int
     """Samples in a step."""
     micro_batch: int
-    """Samples in a micro-batch; divides `rows`."""
+    """Samples in a micro-batch; with `ranks` it divides `rows`."""
     timeout_s: float
     """No batch for this long: the reader is stuck."""
     check: Callable[[], None]
     """Called while waiting; what it raises ends the wait."""
+    rank: int = 0
+    """Of the ranks that read other samples of a step, which this is."""
+    ranks: int = 1
+    """They take turns by micro-batch, so that a step has the same samples whatever their number."""
 
     @contextmanager
     def steps(self, first: int) -> Iterator[Iterator[Step]]:
         """The steps from global sample `first` on; reading stops with the block."""
-        with self.loader.iterate(first, self.micro_batch) as batches:
+        begin, stride = first + self.rank * self.micro_batch, self.ranks * self.micro_batch
+        with self.loader.iterate(begin, self.micro_batch, stride=stride) as batches:
             yield self._group(first, waited(batches, self.timeout_s, self.check))
 
     def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[Step]:
         names = tuple(self.loader.mixture.sources)
         while True:
-            group = [next(batches) for _ in range(self.rows // self.micro_batch)]
+            count = self.rows // (self.micro_batch * self.ranks)
+            group = [next(batches) for _ in range(count)]
             yield Step(first, self.rows, group, names)
             first += self.rows
 

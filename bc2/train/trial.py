@@ -55,7 +55,7 @@ class Trial:
             model.to(self.device),
             training.optimizer,
             precision=pick_precision(training.precision, self.device),
-            checkpointing=training.activation_checkpointing,
+            checkpointing=training.segment_layers,
         )
         self.objective = NextToken(training.z_loss)
 

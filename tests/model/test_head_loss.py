@@ -60,7 +60,7 @@ def test_float64_agrees_with_the_plain_loss(
     found = torch.autograd.grad(out.loss_sum, (hidden, weight))
     values = [x.item() for x in (out.loss_sum, out.ce_sum, out.z_sum, out.z2_sum)]
     assert values == pytest.approx(sums, rel=1e-12, abs=1e-12)
-    assert out.count == int((labels != IGNORE).sum())
+    assert out.labelled == int((labels != IGNORE).sum())
     torch.testing.assert_close(found, grads, rtol=1e-9, atol=1e-12)
 
 
@@ -117,7 +117,7 @@ def test_sizes_are_round_whatever_is_labelled(monkeypatch, labelled):
     labels[torch.randperm(512)[: 512 - labelled]] = IGNORE
     sums, grads = naive(hidden, weight, labels, 0.1) if labelled else ([0.0], None)
     out = head_loss(hidden, weight, labels, z_weight=0.1)
-    assert out.count == labelled
+    assert out.labelled == labelled
     assert out.loss_sum.item() == pytest.approx(sums[0], rel=1e-12)
     assert {n for shape in seen for n in shape} <= {40, 8, 128, 256, 384, 512}
     if grads:
@@ -220,7 +220,7 @@ def test_nothing_labelled_is_zero_and_not_nan(tokens, dtype):
     labels = torch.full((tokens,), IGNORE)
     out = head_loss(hidden, weight, labels, z_weight=2e-4)
     out.loss_sum.backward()
-    assert out.count == 0
+    assert out.labelled == 0
     for value in (out.loss_sum, out.ce_sum, out.z_sum, out.z2_sum):
         assert value.item() == 0.0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))

@@ -55,8 +55,8 @@ def test_of_two_at_once_one_trains(small: Path, launch, straight, rounds: tuple[
         (trains,) = [process for process in pair if process is not refused]
         _, err = refused.communicate()
         assert refused.returncode == 1, err
-        (folder,) = Registry.open().runs.iterdir()
         assert "error: another process is training 'small'" in err
+        (folder,) = Registry.open().runs.iterdir()
         assert f"where: {folder}" in err
         assert "Traceback" not in err
         go.write_text(str(last))

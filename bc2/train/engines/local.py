@@ -1,38 +1,44 @@
-"""One process, one device, plain torch.
+"""Plain torch: every rank holds the states of its whole model. DeepSpeed is not imported.
 
 bf16 layers in the forward and backward pass over fp32 master weights, fp32 accumulated
-gradients and fp32 optimizer state (Baichuan 2 §2.6); or fp32 throughout. DeepSpeed is not
-imported.
+gradients and fp32 optimizer state (Baichuan 2 §2.6); or fp32 throughout. Alone it is one
+process on one device. Data-parallel ranks each update all weights alike (ZeRO 0), after
+their fp32 gradients were summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
 from bc2.model.transformer import Attention, Transformer
+from bc2.parallel.build import parts
+from bc2.parallel.layout import Part
+from bc2.parallel.mesh import Mesh
+from bc2.parallel.state import Held, Source
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.config import AdamWConfig
 from bc2.train.device import DTYPES, Precision
+from bc2.train.engines.base import MOMENTS, Engine, EngineState, add_sums, root
 from bc2.train.objective import Objective
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-class LocalEngine:
+class LocalEngine(Engine):
     """Holds the model, its fp32 master weights and AdamW.
 
     Args:
-        model: built on the device in fp32; its weights become the master weights.
+        model: built on the device in fp32, this rank's part of it; its weights become the
+            master weights.
         config: AdamW settings.
         precision: type of the forward and backward pass.
         compile: run each layer through torch.compile.
         checkpointing: recompute activations by segments of this many layers; 0: keep them.
         clock: told how long forward, head, backward and optimizer take.
+        mesh: the ranks; None: this one alone.
     """
 
     def __init__(
@@ -44,12 +50,15 @@ class LocalEngine:
         compile: bool = False,
         checkpointing: int = 0,
         clock: Clock | None = None,
+        mesh: Mesh | None = None,
     ):
         if model.lm_head.weight.device.type == "cpu":
             keep_freed_memory()
         self.model = model
+        self.mesh = mesh or Mesh()
         self.clock = clock or Clock()
-        self.names = [name for name, _ in model.named_parameters()]
+        self.parts = parts(model.config, self.mesh)
+        self.shares_weights = self.mesh.tensor.size > 1 or self.mesh.sequence.size > 1
         self.master = _masters(model) if precision == "bf16" else list(model.parameters())
         if precision == "bf16":
             for half in (model.model.layers, model.model.norm):
@@ -66,25 +75,19 @@ class LocalEngine:
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
-        """Forward and backward over the micro-batches of one step.
-
-        Args:
-            batches: the micro-batches.
-            objective: returns sums over supervised tokens.
-            tokens: supervised tokens of all of them: what the sums are divided by.
-
-        Returns:
-            Means over the step: ``loss`` (the objective) and what it logs.
-        """
         self.discard()
         sums: dict[str, float] = {}
         for batch in batches:
-            loss = objective(self.model, batch, self.clock)
+            loss = self.loss(objective, batch)
             with self.clock.part("backward"):
                 torch.autograd.backward(loss.total / tokens)
                 self._collect()
-            for name, value in {"loss": loss.total, **loss.sums}.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach().double())
+            add_sums(sums, loss)
+        with self.clock.part("backward"):
+            for master in self.master:
+                if master.grad is not None:
+                    self.mesh.replicas.sum_(master.grad)
+            sums = self._summed(sums, data=True)
         return {name: value / tokens for name, value in sums.items()}
 
     def _collect(self) -> None:
@@ -105,13 +108,23 @@ class LocalEngine:
                 yield parameter, master
 
     def gradient_norm(self) -> float:
-        """Global L2 norm of the accumulated gradient."""
         with self.clock.part("optimizer"):
-            grads = [p.grad for p in self.master if p.grad is not None]
-            return float(torch.nn.utils.get_total_norm(grads))
+            if self.mesh.tensor.size == 1:
+                grads = [p.grad for p in self.master if p.grad is not None]
+                return float(torch.nn.utils.get_total_norm(grads))
+            return self._norm_of_parts()
+
+    def _norm_of_parts(self) -> float:
+        """Of cut matrices each tensor rank has some; what is not cut counts once."""
+        cut: list[Tensor] = []
+        whole: list[Tensor] = []
+        for part, master in zip(self.parts.values(), self.master, strict=True):
+            if master.grad is not None:
+                (whole if part.dim is None else cut).append(master.grad)
+        squares = [torch.nn.utils.get_total_norm(some).double().square() for some in (cut, whole)]
+        return root(float(self.mesh.tensor.sum_(squares[0]) + squares[1]))
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
-        """Clip and make one optimizer step."""
         with self.clock.part("optimizer"):
             # Clipping divides inside AdamW's kernel: one pass over the gradient fewer.
             excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
@@ -123,7 +136,6 @@ class LocalEngine:
             self.discard()
 
     def discard(self) -> None:
-        """Forget the accumulated gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
 
@@ -133,28 +145,48 @@ class LocalEngine:
         if copies:
             torch._foreach_copy_([half for half, _ in copies], [master for _, master in copies])
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Copies in host memory of the fp32 weights and of the optimizer state."""
-        weights = {n: _to_host(p) for n, p in zip(self.names, self.master, strict=True)}
-        state: dict[str, Tensor] = {}
-        for name, master in zip(self.names, self.master, strict=True):
+    def snapshot(self) -> EngineState:
+        state = EngineState()
+        for (name, part), master in zip(self.parts.items(), self.master, strict=True):
+            _hold(state.weights, name, part, master, self.mesh)
             for key, value in self.optimizer.state[master].items():
-                state[f"{key}.{name}"] = _to_host(value)
-        return weights, state
+                whole = part if value.dim() else Part(())
+                _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh)
+        return state
+
+    def lasting(self) -> Iterator[Tensor]:
+        yield from self.master
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
 
     @torch.no_grad()
-    def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Take back what `snapshot` gave, bit for bit."""
-        for name, master in zip(self.names, self.master, strict=True):
-            master.copy_(weights[name])
+    def restore(self, weights: Source, optimizer: Source) -> None:
+        for (name, part), master in zip(self.parts.items(), self.master, strict=True):
+            read = weights.read(name, part, 0, master.numel())
+            master.copy_(read.view_as(master))
             kept = self.optimizer.state[master]
             kept.clear()
-            for key in ("step", *MOMENTS):
-                value = state.get(f"{key}.{name}")
-                if value is not None:
-                    kept[key] = value.to(master.device, copy=True)
+            for key in MOMENTS:
+                if f"{key}.{name}" in optimizer:
+                    value = optimizer.read(f"{key}.{name}", part, 0, master.numel())
+                    kept[key] = value.view_as(master).to(master.device, copy=True)
+            if f"step.{name}" in optimizer:
+                step = optimizer.read(f"step.{name}", Part(()), 0, 1).reshape(())
+                kept["step"] = step.to(master.device, copy=True)
         self._publish_weights()
         self.discard()
+
+
+def _hold(held: Held, name: str, part: Part, value: Tensor, mesh: Mesh) -> None:
+    """Keep this rank's share of what all replicas have, so that each writes some of it."""
+    flat, group = value.detach().reshape(-1), mesh.replicas
+    if part.dim is None and mesh.tensor.rank:
+        # Not cut: another tensor rank writes it.
+        held.add(name, part, 0, None)
+        return
+    share = -(-len(flat) // group.size)
+    first = min(group.rank * share, len(flat))
+    held.add(name, part, first, _to_host(flat[first : first + share]))
 
 
 def _choose_products(model: Transformer) -> None:

@@ -45,7 +45,7 @@ def batch(drawn: np.ndarray) -> Batch:
 
 
 def gradients(engine: LocalEngine) -> dict[str, Tensor]:
-    pairs = zip(engine.names, engine.master, strict=True)
+    pairs = zip(engine.parts, engine.master, strict=True)
     return {name: p.grad.clone() for name, p in pairs if p.grad is not None}
 
 
@@ -90,7 +90,7 @@ def test_updates_follow_adamw_with_clipping_and_no_decay_of_norms() -> None:
     config = AdamWConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.1)
     engine = LocalEngine(model(), config)
     weights = {
-        n: p.detach().double().clone() for n, p in zip(engine.names, engine.master, strict=True)
+        n: p.detach().double().clone() for n, p in zip(engine.parts, engine.master, strict=True)
     }
     moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in weights.items()}
     clipped = 0
@@ -102,12 +102,12 @@ def test_updates_follow_adamw_with_clipping_and_no_decay_of_norms() -> None:
         lr = config.learning_rate / step
         reference_step(weights, moments, gradients(engine), step, config, lr)
         engine.update(lr, norm=norm, clip_norm=config.clip_norm)
-        for name, master in zip(engine.names, engine.master, strict=True):
+        for name, master in zip(engine.parts, engine.master, strict=True):
             torch.testing.assert_close(
                 master.detach().double(), weights[name], rtol=2e-5, atol=2e-7, msg=name
             )
         # what follows compares single steps, not the drift of two precisions
-        for name, master in zip(engine.names, engine.master, strict=True):
+        for name, master in zip(engine.parts, engine.master, strict=True):
             weights[name].copy_(master.detach().double())
     assert clipped, "clipping was never exercised"
 
@@ -118,7 +118,7 @@ def test_bf16_computes_with_rounded_weights_over_fp32_master_and_state() -> None
     for _ in range(3):
         engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
         engine.update(1e-4, norm=engine.gradient_norm(), clip_norm=0.5)
-    pairs = list(zip(engine.names, engine.model.parameters(), engine.master, strict=True))
+    pairs = list(zip(engine.parts, engine.model.parameters(), engine.master, strict=True))
     for name, parameter, master in pairs:
         assert master.dtype == torch.float32
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -157,24 +157,25 @@ def test_snapshot_and_restore_are_exact(precision: str) -> None:
 
     straight = LocalEngine(model(), AdamWConfig(), precision=precision)  # type: ignore[arg-type]
     advance(straight, 0, 3)
-    weights, state = copy.deepcopy(straight.snapshot())
+    state = copy.deepcopy(straight.snapshot())
     advance(straight, 3, 6)
     resumed = LocalEngine(model(seed=9), AdamWConfig(), precision=precision)  # type: ignore[arg-type]
-    resumed.restore(weights, state)
+    resumed.restore(state.weights, state.optimizer)
     advance(resumed, 3, 6)
-    for one, two in zip(straight.snapshot(), resumed.snapshot(), strict=True):
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = straight.snapshot(), resumed.snapshot()
+    for ours, theirs in ((one.weights, two.weights), (one.optimizer, two.optimizer)):
+        assert ours.shapes == theirs.shapes
+        assert all(torch.equal(ours.whole(name), theirs.whole(name)) for name in ours.shapes)
 
 
 def test_snapshot_is_a_copy() -> None:
     engine = LocalEngine(model(), AdamWConfig())
     data = batch(rows(4))
     engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
-    weights, _ = engine.snapshot()
-    before = weights["lm_head.weight"].clone()
+    weights = engine.snapshot().weights
+    before = weights.whole("lm_head.weight").clone()
     engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
-    assert torch.equal(weights["lm_head.weight"], before)
+    assert torch.equal(weights.whole("lm_head.weight"), before)
 
 
 def test_discard_forgets_the_gradient() -> None:

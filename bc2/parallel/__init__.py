@@ -1,0 +1,1 @@
+"""How a model that is built for one device is laid out over many."""

@@ -1,0 +1,118 @@
+"""`[parallel]`: how one training run is laid out over ranks. It changes no result but rounding."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bc2.errors import RecipeError
+from bc2.model.config import ModelConfig
+from bc2.recipe import UNKEYED, Section
+
+Axis = Literal["tensor", "sequence", "data"]
+
+#: Ranks next to each other differ in tensor first, then in sequence, then in data.
+ORDER: tuple[Axis, ...] = ("tensor", "sequence", "data")
+
+
+class ParallelConfig(Section):
+    """Settings of every stage that trains. The number of ranks is said where a run is started."""
+
+    section: ClassVar[str] = "parallel"
+
+    tensor: int = Field(1, ge=1, json_schema_extra=UNKEYED)
+    """Ranks that share the heads, the feed-forward channels and the vocabulary of one model."""
+    sequence: int = Field(1, ge=1, json_schema_extra=UNKEYED)
+    """Ranks that share the tokens of a micro-batch (DeepSpeed-Ulysses, arXiv 2309.14509)."""
+    zero: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=UNKEYED)
+    """What data-parallel ranks share (ZeRO, arXiv 1910.02054): 0 nothing; 1 optimizer states;
+    2 gradients too; 3 weights too. Above 0 DeepSpeed trains."""
+    zero_group: int | None = Field(None, ge=2, json_schema_extra=UNKEYED)
+    """With zero = 3: every group of so many ranks holds all weights between them, so that they
+    are gathered inside a machine (hpZ of ZeRO++, arXiv 2306.10209), while optimizer states are
+    shared by all ranks: the hierarchical partition of Baichuan 2 §2.7. None: no such copy."""
+    offload_optimizer: bool = Field(False, json_schema_extra=UNKEYED)
+    """Keep fp32 weights and optimizer states in the host's memory and update there (zero 1-3)."""
+    overlap: bool = Field(True, json_schema_extra=UNKEYED)
+    """Reduce gradients while the backward pass goes on (zero 1-3)."""
+    order: tuple[Axis, ...] = Field(ORDER, json_schema_extra=UNKEYED)
+    """Which coordinate differs between neighbouring ranks, the fastest first. Neighbours share a
+    machine, so what talks most comes first."""
+
+    @field_validator("order", mode="before")
+    @classmethod
+    def _as_tuple(cls, order: object) -> object:
+        return tuple(order) if isinstance(order, list) else order
+
+    @model_validator(mode="after")
+    def _fits(self) -> ParallelConfig:
+        if sorted(self.order) != sorted(ORDER):
+            raise ValueError(f"order must name each of {', '.join(ORDER)} once")
+        if self.zero_group is not None and self.zero != 3:
+            raise ValueError("zero_group needs zero = 3: below, every rank has all weights anyway")
+        if self.zero_group is not None and self.tensor > 1:
+            raise ValueError("zero_group needs tensor = 1: DeepSpeed groups neighbouring ranks")
+        if self.offload_optimizer and not self.zero:
+            raise ValueError("offload_optimizer needs zero = 1, 2 or 3")
+        return self
+
+    @property
+    def ranks_of_a_replica(self) -> int:
+        """Ranks that work on one micro-batch together."""
+        return self.tensor * self.sequence
+
+
+def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where: str) -> None:
+    """What a layout divides must come out even.
+
+    Args:
+        world: ranks of the run.
+        where: the recipe, for the message.
+
+    Raises:
+        RecipeError: something does not divide; it names what would.
+    """
+    unit = parallel.ranks_of_a_replica
+    if world % unit:
+        raise RecipeError(
+            f"{world} ranks cannot be parted into tensor x sequence = {parallel.tensor} x "
+            f"{parallel.sequence}",
+            where=where,
+            todo=f"start a multiple of {unit} ranks, or set parallel.tensor and .sequence to "
+            f"divisors of {world}",
+        )
+    _even(parallel.tensor, "tensor", model.num_heads, "model.num_heads", where)
+    _even(parallel.tensor, "tensor", model.intermediate_size, "model.intermediate_size", where)
+    _even(parallel.tensor, "tensor", model.vocab_size, "model.vocab_size", where)
+    heads = model.num_heads // parallel.tensor
+    _even(parallel.sequence, "sequence", heads, "heads of a tensor rank", where)
+    if parallel.zero_group and (world // parallel.tensor) % parallel.zero_group:
+        raise RecipeError(
+            f"parallel.zero_group = {parallel.zero_group} does not divide the "
+            f"{world // parallel.tensor} ranks that share a model's states",
+            where=where,
+            todo=offer("parallel.zero_group", world // parallel.tensor, least=2),
+        )
+
+
+def _even(ranks: int, key: str, size: int, name: str, where: str) -> None:
+    if size % ranks:
+        raise RecipeError(
+            f"parallel.{key} = {ranks} does not divide {name} = {size}",
+            where=where,
+            todo=offer(f"parallel.{key}", size),
+        )
+
+
+def offer(key: str, size: int, *, least: int = 1) -> str:
+    """Which values of a key divide a size."""
+    fit = [n for n in range(least, size + 1) if size % n == 0 and (n <= 64 or n == size)]
+    return f"{key} may be {', '.join(map(str, fit[:8]))}" if fit else f"leave {key} out"
+
+
+def even_tensor(model: ModelConfig, most: int) -> list[int]:
+    """The tensor-parallel sizes up to `most` that divide heads, channels and vocabulary."""
+    common = math.gcd(model.num_heads, model.intermediate_size, model.vocab_size)
+    return [n for n in range(1, most + 1) if common % n == 0]

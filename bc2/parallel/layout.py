@@ -1,0 +1,65 @@
+"""What part of each parameter a tensor-parallel rank holds.
+
+Column-parallel matrices are cut by rows of the weight (their outputs), row-parallel ones by
+its columns (their inputs), after Megatron-LM (arXiv 1909.08053, section 3). W_pack holds Q, K
+and V in thirds, each cut by heads, so a rank has three runs of its rows. The embedding and
+the head are cut by rows: by the vocabulary. Norms are whole on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Last names of the modules that are cut, and how.
+_BY_ROWS = {"gate_proj", "up_proj", "embed_tokens", "lm_head"}
+_BY_COLUMNS = {"o_proj", "down_proj"}
+_BY_THIRDS = {"W_pack"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a parameter that a rank holds.
+
+    Attributes:
+        shape: of the whole parameter.
+        dim: the dimension that is cut; None: the rank has all of it.
+        runs: first and end along `dim`, in the order in which the part has them.
+    """
+
+    shape: tuple[int, ...]
+    dim: int | None = None
+    runs: tuple[tuple[int, int], ...] = ()
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The part of a whole parameter: a copy unless it is all of it."""
+        if self.dim is None:
+            return whole
+        return torch.cat([whole.narrow(self.dim, a, b - a) for a, b in self.runs], self.dim)
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        if self.dim is None:
+            return self.shape
+        held = sum(b - a for a, b in self.runs)
+        return (*self.shape[: self.dim], held, *self.shape[self.dim + 1 :])
+
+
+def part_of(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> Part:
+    """What rank `rank` of `ranks` has of a parameter by its name and whole shape."""
+    module = name.split(".")[-2]
+    if ranks == 1 or not module_is_cut(module):
+        return Part(shape)
+    dim = 1 if module in _BY_COLUMNS else 0
+    pieces = 3 if module in _BY_THIRDS else 1
+    piece = shape[dim] // pieces
+    size = piece // ranks
+    runs = tuple((i * piece + rank * size, i * piece + (rank + 1) * size) for i in range(pieces))
+    return Part(shape, dim, runs)
+
+
+def module_is_cut(module: str) -> bool:
+    """Whether tensor parallelism cuts the parameter of a module of this name."""
+    return module in _BY_ROWS | _BY_COLUMNS | _BY_THIRDS

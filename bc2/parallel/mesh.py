@@ -1,0 +1,211 @@
+"""Ranks and their groups: which part of the model, the tokens and the data each works on.
+
+A rank has three coordinates. Ranks that differ in `tensor` alone share one model's matrices,
+those that differ in `sequence` alone share a micro-batch's tokens, and those that differ in
+`data` alone work on other samples with the same part of the model. What ranks of the latter
+two kinds together hold, gradients are summed and states are parted over: `replicas`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bc2.errors import RecipeError
+from bc2.parallel.config import ORDER, Axis, ParallelConfig
+from bc2.ranks import follow_srun, world_size
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some ranks that talk with each other; alone it does nothing."""
+
+    ranks: tuple[int, ...] = (0,)
+    rank: int = 0
+    """This rank's place among them."""
+    handle: Any = None
+    """torch's process group; None where there is one rank."""
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Sum over the group, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self.handle)
+        return x
+
+    def max_(self, x: Tensor) -> Tensor:
+        """Largest over the group, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, dist.ReduceOp.MAX, group=self.handle)
+        return x
+
+    def min_(self, x: Tensor) -> Tensor:
+        """Smallest over the group, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, dist.ReduceOp.MIN, group=self.handle)
+        return x
+
+    def from_first(self, value: T) -> T:
+        """What the first rank of the group says."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=self.ranks[0], group=self.handle)
+        return box[0]
+
+    def each(self, value: T) -> list[T]:
+        """What every rank says, in their order."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.handle)
+        return found
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """All ranks of a run, as one of them sees them."""
+
+    world: Group = field(default_factory=Group)
+    tensor: Group = field(default_factory=Group)
+    sequence: Group = field(default_factory=Group)
+    data: Group = field(default_factory=Group)
+    replicas: Group = field(default_factory=Group)
+    """Ranks with the same part of the model: `sequence` times `data`."""
+    side: Group = field(default_factory=Group)
+    """All ranks once more, over the host, for a thread beside the training."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks for all: it logs and publishes."""
+        return self.world.rank == 0
+
+
+def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1800.0) -> Mesh:
+    """Join the other ranks. Called once, by every rank.
+
+    Args:
+        timeout_s: how long a collective may wait for a rank.
+
+    Raises:
+        RecipeError: the ranks do not fit the layout.
+    """
+    world = world_size()
+    if world == 1:
+        if config.ranks_of_a_replica > 1:
+            raise RecipeError(
+                f"[parallel] asks for a multiple of {config.ranks_of_a_replica} ranks; this is one",
+                todo=f"start it with --nproc {config.ranks_of_a_replica}",
+            )
+        return _alone(device) if config.zero else Mesh()
+    if not dist.is_initialized():
+        follow_srun()
+        dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))
+    everyone = Group(tuple(range(world)), dist.get_rank(), dist.group.WORLD)
+    # Before groups are made of it: ranks that differ would wait for each other there.
+    same_everywhere(everyone, "[parallel]", config.model_dump(mode="json"))
+    return _groups(config, world)
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _alone(device: torch.device) -> Mesh:
+    """One rank that DeepSpeed finds groups for."""
+    if not dist.is_initialized():
+        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    return Mesh(replicas=Group(handle=dist.group.WORLD))
+
+
+def _groups(config: ParallelConfig, world: int) -> Mesh:
+    everyone = tuple(range(world))
+    me = dist.get_rank()
+    found: dict[str, Group] = {}
+    for name, groups in group_ranks(config, world).items():
+        # Every rank must make every group, its own or not, in one order.
+        for ranks in groups:
+            # Of replicas DeepSpeed wants a group even where there is one.
+            needed = len(ranks) > 1 or name == "replicas"
+            handle = dist.new_group(ranks) if needed and len(ranks) < world else dist.group.WORLD
+            if me in ranks:
+                found[name] = Group(ranks, ranks.index(me), handle if needed else None)
+    side = Group(everyone, me, dist.new_group(everyone, backend="gloo"))
+    return Mesh(world=Group(everyone, me, dist.group.WORLD), side=side, **found)
+
+
+#: What ranks of a group have in common.
+_SHARED: dict[str, tuple[Axis, ...]] = {
+    "tensor": ("sequence", "data"),
+    "sequence": ("tensor", "data"),
+    "data": ("tensor", "sequence"),
+    "replicas": ("tensor",),
+}
+
+
+def group_ranks(config: ParallelConfig, world: int) -> dict[str, list[tuple[int, ...]]]:
+    """The groups of each kind: every rank is in one, and ranks ascend in it."""
+    places = [coordinates(config, world, rank) for rank in range(world)]
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for name, same in _SHARED.items():
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for rank, place in enumerate(places):
+            groups.setdefault(tuple(place[axis] for axis in same), []).append(rank)
+        found[name] = [tuple(groups[key]) for key in sorted(groups)]
+    return found
+
+
+def coordinates(config: ParallelConfig, world: int, rank: int) -> dict[str, int]:
+    """Where a rank stands: tensor, sequence, data."""
+    sizes = {
+        "tensor": config.tensor,
+        "sequence": config.sequence,
+        "data": world // config.ranks_of_a_replica,
+    }
+    place = {}
+    for axis in config.order:
+        rank, place[axis] = divmod(rank, sizes[axis])
+    return {axis: place[axis] for axis in ORDER}
+
+
+def _unlike(one: Any, two: Any) -> tuple[str, str]:
+    """Two values that differ, for people: of settings by name, the first that does."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        name = next(name for name in {**one, **two} if one.get(name) != two.get(name))
+        return f"{name} = {one.get(name)!r}", repr(two.get(name))
+    return repr(one), repr(two)
+
+
+def same_everywhere(group: Group, what: str, value: Any) -> None:
+    """All ranks must have started from the same.
+
+    Raises:
+        RecipeError: on every rank alike, naming the ranks that differ from the first.
+    """
+    values: Sequence[Any] = group.each(value)
+    others = [str(rank) for rank, there in enumerate(values) if there != values[0]]
+    if others:
+        there, here = _unlike(values[int(others[0])], values[0])
+        raise RecipeError(
+            f"rank {', '.join(others)} has another {what} than rank 0: {there} and {here}",
+            todo="start all ranks with the same command, recipe and version of bc2",
+        )
+
+
+def _call(function: Callable[..., Tensor], *given: Any) -> Tensor:
+    return function(*given)
+
+
+#: Kept out of compilers: what passes between ranks stays in the order it is written in.
+in_order: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]

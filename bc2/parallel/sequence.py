@@ -1,0 +1,90 @@
+"""Sequence parallelism: the tokens of a micro-batch over a few ranks (DeepSpeed-Ulysses).
+
+Everything but attention looks at a token alone, so each rank takes a run of the packed
+tokens through it. Around attention tokens are exchanged against heads, all to all (Jacobs
+et al. 2023, arXiv 2309.14509): each rank then has all tokens of some heads, with the
+boundaries of documents as they are, and attends as one device does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bc2.model.transformer import Layer, Transformer
+from bc2.parallel.mesh import Group, in_order
+
+
+def cut_sequence(model: Transformer, group: Group) -> None:
+    """Let a model work on this rank's run of the tokens that it is given.
+
+    `Transformer.forward` still takes all tokens and boundaries; the hidden states that it
+    returns are those of `own_tokens`.
+
+    Args:
+        group: the ranks that share the tokens; they have one set of weights (or, under
+            tensor parallelism, one part of it). Heads and tokens must divide.
+    """
+    if group.size == 1:
+        return
+
+    def keep_own(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, *rest = args
+        return (tokens[own_tokens(len(tokens), group)], *rest)
+
+    model.model.register_forward_pre_hook(keep_own)
+    for layer in model.model.layers:
+        assert isinstance(layer, Layer)
+        attention = layer.self_attn
+        attention.exchange = Ulysses(group)
+        here = range(model.config.num_heads)[attention.heads]
+        share = len(here) // group.size
+        first = here.start + group.rank * share
+        attention.heads = slice(first, first + share)
+
+
+def own_tokens(total: int, group: Group) -> slice:
+    """Which of a micro-batch's tokens are this rank's."""
+    share = total // group.size
+    return slice(group.rank * share, (group.rank + 1) * share)
+
+
+@dataclass(frozen=True)
+class Ulysses:
+    """`bc2.model.transformer.Exchange` over a group of ranks."""
+
+    group: Group
+
+    def to_heads(self, x: Tensor) -> Tensor:  # [T/n, ..., H, K] -> [T, ..., H/n, K]
+        return in_order(_Exchange.apply, x, self.group, True)
+
+    def to_tokens(self, x: Tensor) -> Tensor:  # [T, ..., H/n, K] -> [T/n, ..., H, K]
+        return in_order(_Exchange.apply, x, self.group, False)
+
+
+class _Exchange(torch.autograd.Function):
+    """One all-to-all; its gradient is the other one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, to_heads: bool) -> Tensor:
+        ctx.group, ctx.to_heads = group, to_heads
+        return _exchange(x, group, to_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _exchange(grad, ctx.group, not ctx.to_heads), None, None
+
+
+def _exchange(x: Tensor, group: Group, to_heads: bool) -> Tensor:
+    heads, tokens = x.dim() - 2, 0
+    cut, joined = (heads, tokens) if to_heads else (tokens, heads)
+    sent = torch.stack(x.chunk(group.size, dim=cut))  # [n, ...]: one piece for each rank
+    got = torch.empty_like(sent)
+    dist.all_to_all_single(got, sent, group=group.handle)
+    return torch.cat(got.unbind(), dim=joined)

@@ -1,0 +1,338 @@
+"""Training state on disk, the same whatever the layout that wrote it.
+
+A file holds whole tensors, as safetensors has them, at places that follow from their names
+and shapes alone. So every rank writes what it holds straight to where it belongs, all at
+once, and what comes out is what one process would have written, byte for byte. A rank of
+any other layout maps the files and takes the runs that it needs: nothing is converted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bc2.errors import IntegrityError
+from bc2.files import sync_file, write_durably
+from bc2.parallel.layout import Part
+
+#: Bytes of tensors in a file, unless one is larger: files are digested side by side.
+FILE_BYTES = 8 << 30
+
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
+_NAMES = {torch.float32: "F32", torch.uint8: "U8"}
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of a tensor that one rank holds."""
+
+    name: str
+    part: Part
+    """What a tensor-parallel rank has of the tensor."""
+    first: int
+    """Where in that part, flattened, the run begins."""
+    data: Tensor
+    """[n], in host memory."""
+
+
+class Source(Protocol):
+    """Where an engine takes tensors from."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+        """[count] numbers of a part, flattened, from `first` on; called in the model's order."""
+
+
+@dataclass
+class Held:
+    """What a rank holds of some tensors, in host memory: a `Source` for the same layout."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of all whole tensors, those of which this rank holds nothing included."""
+    fragments: list[Fragment] = field(default_factory=list)
+    _by_name: dict[str, Fragment] = field(default_factory=dict, init=False, repr=False)
+
+    def add(self, name: str, part: Part, first: int, data: Tensor | None) -> None:
+        """One more tensor; None where this rank holds nothing of it."""
+        self.shapes[name] = part.shape
+        if data is not None and data.numel():
+            self._by_name[name] = Fragment(name, part, first, data.reshape(-1))
+            self.fragments.append(self._by_name[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+        held = self._by_name.get(name)
+        begin = first - held.first if held else 0
+        if held is None or held.part != part or not 0 <= begin <= len(held.data) - count:
+            raise KeyError(f"{name} is not held here")
+        return held.data[begin : begin + count]
+
+    def files(self, stem: str) -> dict[str, TensorFile]:
+        """Where all of them, from every rank, go: see `plan_files`."""
+        dtypes = {f.name: _NAMES[f.data.dtype] for f in self.fragments}
+        # What this rank has nothing of is a parameter or a moment.
+        return plan_files(stem, {n: (dtypes.get(n, "F32"), s) for n, s in self.shapes.items()})
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor of which this rank has everything."""
+        shape = self.shapes[name]
+        return self.read(name, Part(shape), 0, prod(shape)).reshape(shape)
+
+
+# -- places ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    """Bytes from the file's beginning."""
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file: its first bytes, and where its tensors are."""
+
+    header: bytes
+    places: Mapping[str, Place]
+    size: int
+
+    @classmethod
+    def plan(cls, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> TensorFile:
+        """Of tensors by name: type and shape. As safetensors itself lays them out."""
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name in sorted(tensors, key=lambda n: (-_DTYPES[tensors[n][0]].itemsize, n)):
+            dtype, shape = tensors[name]
+            end = at + prod(shape) * _DTYPES[dtype].itemsize
+            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        header = struct.pack("<Q", len(text)) + text
+        return cls(header, _places(entries, len(header)), len(header) + at)
+
+    @classmethod
+    def open(cls, path: Path) -> TensorFile:
+        """Of a file that is there.
+
+        Raises:
+            IntegrityError: it is no complete safetensors file of such tensors.
+        """
+        total = path.stat().st_size
+        try:
+            with path.open("rb") as stream:
+                size = stream.read(8)
+                (length,) = struct.unpack("<Q", size)
+                text = stream.read(min(length, total))
+            if len(text) < length:
+                raise ValueError("its header is cut off")
+            header = size + text
+            places = _places(json.loads(text), len(header))
+        except _NO_HEADER as error:
+            raise IntegrityError(f"not a safetensors file: {error!r}", where=str(path)) from error
+        ends = [p.offset + prod(p.shape) * p.dtype.itemsize for p in places.values()]
+        if total != max(ends, default=len(header)):
+            raise IntegrityError("not a complete safetensors file", where=str(path))
+        return cls(header, places, total)
+
+    def create(self, path: Path) -> None:
+        """The file with all its bytes, zeros but for the header.
+
+        Raises:
+            OSError: the disk is full; found here, for a write to a mapping cannot say so.
+        """
+        write_durably(path, self.header)
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, self.size)
+
+    def arrays(self, path: Path, mode: str) -> Mapped:
+        return Mapped(self, np.memmap(path, np.uint8, mode))  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A file's tensors as arrays over its bytes."""
+
+    file: TensorFile
+    raw: Array
+
+    def __getitem__(self, name: str) -> Array:
+        place = self.file.places[name]
+        size = prod(place.shape) * place.dtype.itemsize
+        return self.raw[place.offset : place.offset + size].view(place.dtype).reshape(place.shape)
+
+
+#: What bytes that are no header can raise when they are read as one.
+_NO_HEADER = (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _places(entries: Mapping[str, Any], begin: int) -> dict[str, Place]:
+    """Of a header's entries, which lie one after another. Raises: one of `_NO_HEADER`."""
+    found = {}
+    at = 0
+    tensors = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
+    for name, entry in sorted(tensors, key=lambda tensor: tuple(tensor[1]["data_offsets"])):
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is {entry['dtype']}, not {' or '.join(_DTYPES)}")
+        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        first, end = entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, first, end)):
+            raise ValueError(f"{name} has no shape or place")
+        if first != at or end - first != prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} is not where it must be")
+        found[name] = Place(shape, dtype, begin + first)
+        at = end
+    return found
+
+
+def runs(whole: Array, part: Part, first: int, count: int) -> Iterator[tuple[Array, slice]]:
+    """Views of a whole tensor that together are a run of a part, and which of it each is."""
+    if part.dim is None:
+        yield whole.reshape(-1)[first : first + count], slice(0, count)
+        return
+    if part.dim == 0:
+        yield from _row_runs(whole, part, first, count)
+        return
+    ((begin, end),) = part.runs
+    columns, width = whole[:, begin:end], end - begin
+    at = first
+    while at < first + count:
+        row, column = divmod(at, width)
+        rows = (first + count - at) // width if column == 0 else 0
+        if rows:  # whole rows at once
+            view, size = columns[row : row + rows], rows * width
+        else:
+            size = min(width - column, first + count - at)
+            view = columns[row, column : column + size]
+        yield view, slice(at - first, at - first + size)
+        at += size
+
+
+def _row_runs(whole: Array, part: Part, first: int, count: int) -> Iterator[tuple[Array, slice]]:
+    width = prod(part.shape[1:])
+    flat = whole.reshape(-1)
+    before = 0
+    for begin, end in part.runs:
+        size = (end - begin) * width
+        low, high = max(first, before), min(first + count, before + size)
+        if low < high:
+            shift = begin * width - before
+            yield flat[low + shift : high + shift], slice(low - first, high - first)
+        before += size
+
+
+# -- sets of files --------------------------------------------------------------------------
+
+
+def plan_files(
+    stem: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], limit: int = FILE_BYTES
+) -> dict[str, TensorFile]:
+    """By file name. One file ``STEM.safetensors``, or several as Hugging Face names them."""
+    groups: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+    held = 0
+    for name, (dtype, shape) in tensors.items():
+        size = prod(shape) * _DTYPES[dtype].itemsize
+        if groups[-1] and held + size > limit:
+            groups.append({})
+            held = 0
+        groups[-1][name] = (dtype, shape)
+        held += size
+    if len(groups) == 1:
+        return {f"{stem}.safetensors": TensorFile.plan(groups[0])}
+    total = len(groups)
+    return {
+        f"{stem}-{number:05d}-of-{total:05d}.safetensors": TensorFile.plan(group)
+        for number, group in enumerate(groups, 1)
+    }
+
+
+def index_of(files: Mapping[str, TensorFile]) -> bytes:
+    """The ``STEM.safetensors.index.json`` of several files."""
+    where = {name: path for path, file in files.items() for name in file.places}
+    total = sum(file.size - len(file.header) for file in files.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def write_fragments(
+    folder: Path, files: Mapping[str, TensorFile], fragments: Sequence[Fragment]
+) -> None:
+    """Put this rank's fragments into files that `TensorFile.create` made, and sync them."""
+    for name, file in files.items():
+        mine = [fragment for fragment in fragments if fragment.name in file.places]
+        if not mine:
+            continue
+        mapped = file.arrays(folder / name, "r+")
+        for fragment in mine:
+            whole = mapped[fragment.name]
+            data = fragment.data.numpy()
+            for view, which in runs(whole, fragment.part, fragment.first, len(data)):
+                view[...] = data[which].reshape(view.shape)
+        mapped.raw.flush()  # type: ignore[attr-defined]
+        sync_file(folder / name)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of some files: a `Source`."""
+
+    files: Mapping[str, Mapped]
+    """By tensor."""
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> Stored:
+        """Map files, which may then be unlinked.
+
+        Raises:
+            IntegrityError: one is no complete safetensors file, or two have the same tensor.
+        """
+        found: dict[str, Mapped] = {}
+        for path in paths:
+            mapped = TensorFile.open(path).arrays(path, "r")
+            twice = mapped.file.places.keys() & found.keys()
+            if twice:
+                raise IntegrityError(f"{min(twice)} is in another file too", where=str(path))
+            found.update(dict.fromkeys(mapped.file.places, mapped))
+        return cls(found)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+        if name not in self.files:
+            raise IntegrityError(f"{name} is missing")
+        whole = self.files[name][name]
+        if whole.shape != part.shape:
+            raise IntegrityError(f"{name} is {list(whole.shape)}, not {list(part.shape)}")
+        found = np.empty(count, whole.dtype)
+        for view, which in runs(whole, part, first, count):
+            found[which] = view.reshape(-1)
+        return torch.from_numpy(found)
+
+    def whole(self, name: str) -> Tensor:
+        """All of a tensor, in its shape."""
+        shape = self.files[name].file.places[name].shape
+        return self.read(name, Part(shape), 0, prod(shape)).reshape(shape)

@@ -1,0 +1,147 @@
+"""Tensor parallelism: one model's matrices over a few ranks, after Megatron-LM.
+
+Attention is cut by heads and the feed-forward by channels (arXiv 1909.08053, section 3), the
+embedding and the head by the vocabulary. The model keeps its code: its matrices are replaced
+by parts, and what passes between ranks happens in hooks around its modules. A layer sums
+twice forward and twice backward over the ranks; the logits are never brought together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bc2.model.transformer import Embedding, Layer, Transformer
+from bc2.parallel.layout import part_of
+from bc2.parallel.mesh import Group, in_order
+
+
+def cut_tensors(model: Transformer, group: Group) -> None:
+    """Leave of a model this rank's part.
+
+    Args:
+        model: best on the meta device: weights that are there are cut too.
+        group: the ranks that share it. Sizes must divide: `check_layout`.
+    """
+    if group.size == 1:
+        return
+    for name, parameter in list(model.named_parameters()):
+        part = part_of(name, tuple(parameter.shape), group.rank, group.size)
+        if part.dim is None:
+            continue
+        mine = nn.Parameter(part.of(parameter.detach()).contiguous(), parameter.requires_grad)
+        mine.model_parallel = True  # type: ignore[attr-defined]  # by this DeepSpeed knows it
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, mine)
+    vocabulary = Vocabulary(group, model.config.vocab_size)
+    rows = model.model.embed_tokens.weight
+    assert isinstance(rows, nn.Parameter)
+    model.lm_head.shard = vocabulary
+    model.model.embed_tokens = ShardedEmbedding(rows, vocabulary)
+    for layer in model.model.layers:
+        assert isinstance(layer, Layer)
+        _cut_layer(layer, group, model.config.num_heads)
+
+
+def _cut_layer(layer: Layer, group: Group, heads: int) -> None:
+    share = heads // group.size
+    layer.self_attn.heads = slice(group.rank * share, (group.rank + 1) * share)
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_enter(args[0], group), *args[1:])
+
+    def leave(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
+        return _leave(out, group)
+
+    for entered in (layer.self_attn, layer.mlp):
+        entered.register_forward_pre_hook(enter)
+    for left in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        left.register_forward_hook(leave)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The rows of a whole vocabulary that this rank has: `head_loss.VocabularyShard`."""
+
+    group: Group
+    size: int
+
+    @property
+    def rows(self) -> int:
+        return self.size // self.group.size
+
+    @property
+    def first(self) -> int:
+        return self.group.rank * self.rows
+
+    def max_(self, x: Tensor) -> Tensor:
+        return self.group.max_(x)
+
+    def min_(self, x: Tensor) -> Tensor:
+        return self.group.min_(x)
+
+    def sum_(self, x: Tensor) -> Tensor:
+        return self.group.sum_(x)
+
+
+class ShardedEmbedding(Embedding):
+    """Rows of an embedding by the vocabulary: a token is looked up where it is.
+
+    The sum over the ranks adds zeros to one row, so it is exact.
+    """
+
+    def __init__(self, weight: nn.Parameter, vocabulary: Vocabulary):
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.padding_idx = self.max_norm = None
+        self.scale_grad_by_freq = self.sparse = False
+        self.norm_type = 2.0
+        self.weight = weight
+        self.vocabulary = vocabulary
+
+    def forward(self, tokens: Tensor) -> Tensor:  # [T] -> [T, D]
+        local = tokens - self.vocabulary.first
+        elsewhere = (local < 0) | (local >= self.vocabulary.rows)
+        found = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        found = found.masked_fill(elsewhere[:, None], 0.0)
+        return _leave(found, self.vocabulary.group)
+
+
+class _Enter(torch.autograd.Function):
+    """What all ranks have goes into parts that each has one of: gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.sum_(grad.contiguous()), None
+
+
+class _Leave(torch.autograd.Function):
+    """The parts' outputs are summed; the gradient is every rank's as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        return group.sum_(x.clone())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _enter(x: Tensor, group: Group) -> Tensor:
+    return in_order(_Enter.apply, x, group)
+
+
+def _leave(x: Tensor, group: Group) -> Tensor:
+    return in_order(_Leave.apply, x, group)

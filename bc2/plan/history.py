@@ -1,0 +1,45 @@
+"""How good the predictions were: what runs stored beside what they took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bc2.train.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Past:
+    """One attempt at a run."""
+
+    run: str
+    layout: str
+    measure: str
+    """What was measured: resident on the host, or allocated on a GPU."""
+    predicted: int
+    """Bytes."""
+    measured: int
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, as a share of what was measured."""
+        return self.predicted / self.measured - 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "error": self.error}
+
+
+def history(runs: Iterable[RunFolder]) -> list[Past]:
+    """Every "memory" row of the runs' ``timing.jsonl``, in the runs' order."""
+    found = []
+    for run in runs:
+        rows = [row for row in run.timing() if row.get("event") == "memory"]
+        found += [_past(run.path.name, row) for row in rows if row.get("measured")]
+    return found
+
+
+def _past(run: str, row: dict[str, Any]) -> Past:
+    layout = " ".join(f"{name}={value}" for name, value in row["layout"].items())
+    predicted = int(row["predicted"]["total"])
+    return Past(run, layout, row["measure"], predicted, int(row["measured"]))

@@ -1,0 +1,311 @@
+"""Layouts of a recipe over devices: which fit, and which of them should be fastest.
+
+What ranks them is a model of a step, the same for all: computing at an assumed share of the
+peak, computing again what checkpointing dropped, and bytes over links at the links' speed. It
+is for comparing layouts; it does not predict a throughput.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from bc2.errors import RecipeError
+from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig, check_layout, even_tensor
+from bc2.plan.devices import Device
+from bc2.train.config import PretrainConfig
+from bc2.train.device import Precision
+from bc2.train.memory import MemoryEstimate, estimate, least_segment
+
+#: Most sequences of a micro-batch that are tried.
+MOST_ROWS = 64
+
+#: Share of the computing that reductions and gathers of ZeRO can hide behind (`overlap`).
+HIDDEN = 0.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be laid out, and on what."""
+
+    model: ModelConfig
+    training: PretrainConfig
+    precision: Precision
+    device: Device
+    gpus: int
+    mfu: float
+    """Share of the peak that computing reaches while nobody waits."""
+
+    def at(self, gpus: int) -> Work:
+        """The same on another number of devices."""
+        return Work(self.model, self.training, self.precision, self.device, gpus, self.mfu)
+
+    @property
+    def size(self) -> int:
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds a step computes, on all devices together."""
+        flops = self.model.flops_per_token(self.training.sequence_length)
+        return flops * self.training.batch_tokens / (self.gpus * self.device.flops * self.mfu)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay a recipe out."""
+
+    work: Work
+    parallel: ParallelConfig
+    checkpointing: int
+    micro_batch: int
+    own: bool = False
+    """It is what the recipe says."""
+
+    @property
+    def data(self) -> int:
+        """Ranks that read other samples."""
+        return self.work.gpus // self.parallel.ranks_of_a_replica
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step."""
+        return self.work.training.batch_rows // (self.micro_batch * self.data)
+
+    @cached_property
+    def memory(self) -> MemoryEstimate:
+        work = self.work
+        return estimate(
+            work.model,
+            self.micro_batch,
+            work.training.sequence_length,
+            work.precision,
+            self.checkpointing,
+            device=work.device.kind,
+            accumulated=self.accumulation > 1,
+            parallel=self.parallel,
+            world=work.gpus,
+        )
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.work.device.usable
+
+    # -- time -------------------------------------------------------------------------------
+
+    @property
+    def recompute(self) -> float:
+        """Seconds a step computes again: the layers' forward pass, a third of their work."""
+        if not self.checkpointing:
+            return 0.0
+        model, length = self.work.model, self.work.training.sequence_length
+        head = 6 * model.vocab_size * model.hidden_size
+        share = 1 - head / model.flops_per_token(length)
+        return self.work.compute_s * share / 3
+
+    @cached_property
+    def traffic(self) -> dict[str, float]:
+        """Bytes that a device sends in a step: by tensor, sequence, data."""
+        return {
+            "tensor": self._tensor_bytes(),
+            "sequence": self._sequence_bytes(),
+            "data": self._data_bytes(),
+        }
+
+    @property
+    def _passes(self) -> int:
+        """Times that a layer's collectives run: forward, backward, and forward again."""
+        return 3 if self.checkpointing else 2
+
+    @property
+    def _hidden_bytes(self) -> float:
+        """Hidden states of a device's tokens, over all micro-batches of a step."""
+        tokens = self.work.training.batch_tokens / (self.data * self.parallel.sequence)
+        return tokens * self.work.model.hidden_size * self.work.size
+
+    def _tensor_bytes(self) -> float:
+        """Two sums a layer and pass (Megatron-LM, section 3); the embedding's and the head's."""
+        ranks = self.parallel.tensor
+        sums = 2 * self._passes * self.work.model.num_layers + 2
+        return sums * self._hidden_bytes * 2 * (ranks - 1) / ranks
+
+    def _sequence_bytes(self) -> float:
+        """Q, K and V there and the mixture back, all to all (Ulysses)."""
+        ranks = self.parallel.sequence
+        each = 4 * self._hidden_bytes / self.parallel.tensor
+        return each * self._passes * self.work.model.num_layers * (ranks - 1) / ranks
+
+    def _data_bytes(self) -> float:
+        """As DeepSpeed reduces: 1 once a step, 2 and 3 every micro-batch; 3 gathers twice."""
+        work, ranks = self.work, self.data * self.parallel.sequence
+        share = (ranks - 1) / ranks
+        weights = work.size * work.model.num_params() / self.parallel.tensor * share
+        if self.parallel.zero == 0:
+            return 2 * 4 / work.size * weights
+        if self.parallel.zero == 3:
+            gathers = 1 if self.parallel.zero_group else 2
+            return (gathers + 1) * weights * self.accumulation
+        reductions = self.accumulation if self.parallel.zero == 2 else 1
+        return (2 * reductions + 1) * weights
+
+    def _bandwidth(self, ranks: int) -> float:
+        """Of links between ranks of which each that many share a group, neighbours first."""
+        device = self.work.device
+        return device.near if ranks <= device.machine else device.far
+
+    @cached_property
+    def waits(self) -> dict[str, float]:
+        """Seconds a step waits for links, by what passes."""
+        inner = self.parallel.ranks_of_a_replica
+        seconds = {
+            "tensor": self.traffic["tensor"] / self._bandwidth(self.parallel.tensor),
+            "sequence": self.traffic["sequence"] / self._bandwidth(inner),
+            "data": self.traffic["data"] / self._bandwidth(self.work.gpus),
+        }
+        if self.parallel.zero and self.parallel.overlap:
+            seconds["data"] = max(0.0, seconds["data"] - HIDDEN * self.work.compute_s)
+        return seconds
+
+    @cached_property
+    def slowdown(self) -> float:
+        """Of a step against computing alone."""
+        offload = 0.0
+        if self.parallel.offload_optimizer:
+            # Gradients there and weights back over PCIe, 25 GB/s.
+            shared = self.work.model.num_params() / self.work.gpus
+            offload = (4 + self.work.size) * shared / 25e9
+        seconds = self.recompute + sum(self.waits.values()) + offload
+        return 1 + seconds / self.work.compute_s
+
+    def reason(self) -> str:
+        """Why it stands where it stands."""
+        said = []
+        for name, sent in self.traffic.items():
+            if sent:
+                link = {
+                    "tensor": self.parallel.tensor,
+                    "sequence": self.parallel.ranks_of_a_replica,
+                    "data": self.work.gpus,
+                }[name]
+                where = "in a machine" if link <= self.work.device.machine else "between machines"
+                said.append(f"{name} {sent / 1e9:,.1f} GB a step {where}")
+        if self.checkpointing:
+            again = self.recompute / self.work.compute_s
+            every = "layer" if self.checkpointing == 1 else f"{self.checkpointing} layers"
+            said.append(f"computes every {every} again, {again:.0%}")
+        if self.parallel.offload_optimizer:
+            said.append(f"{self.memory.host / 1e9:,.0f} GB a rank in the host's memory")
+        return "; ".join(said) or "nothing passes and nothing is computed again"
+
+    @property
+    def name(self) -> str:
+        """As one would write it."""
+        parallel = self.parallel
+        said = [f"tensor={parallel.tensor}"] if parallel.tensor > 1 else []
+        said += [f"sequence={parallel.sequence}"] if parallel.sequence > 1 else []
+        said += [f"data={self.data}", f"zero={parallel.zero}"]
+        said += [f"zero_group={parallel.zero_group}"] if parallel.zero_group else []
+        said += ["offload_optimizer"] if parallel.offload_optimizer else []
+        return " ".join(said)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tensor": self.parallel.tensor,
+            "sequence": self.parallel.sequence,
+            "data": self.data,
+            "zero": self.parallel.zero,
+            "zero_group": self.parallel.zero_group,
+            "offload_optimizer": self.parallel.offload_optimizer,
+            "activation_checkpointing": self.checkpointing,
+            "micro_batch": self.micro_batch,
+            "accumulation": self.accumulation,
+            "own": self.own,
+            "fits": self.fits,
+            "memory": {**self.memory.parts, "total": self.memory.total},
+            "phase": self.memory.phase,
+            "host_memory": self.memory.host,
+            "sent_bytes_a_step": self.traffic,
+            "recompute_share": self.recompute / self.work.compute_s,
+            "relative_time": self.slowdown,
+            "reason": self.reason(),
+        }
+
+
+def layouts_that_fit(work: Work, *, offload: bool = False) -> list[Layout]:
+    """The best of each tensor, sequence, zero and group that fits, the fastest first."""
+    best: list[Layout] = []
+    for parallel in _parallels(work, offload):
+        ways = [way for way in _ways(work, parallel) if way is not None]
+        if ways:
+            best.append(min(ways, key=_order))
+    return sorted(best, key=_order)
+
+
+def _order(layout: Layout) -> tuple[float, int, int]:
+    # What is as fast: simpler first, then what leaves more memory.
+    parallel = layout.parallel
+    return (round(layout.slowdown, 4), parallel.zero + parallel.tensor, layout.memory.total)
+
+
+def possible(work: Work) -> Iterator[ParallelConfig]:
+    """Every parting of the devices that divides what it must, fitting or not."""
+    return _parallels(work, offload=False)
+
+
+def _parallels(work: Work, offload: bool) -> Iterator[ParallelConfig]:
+    inside = min(work.gpus, work.device.machine if work.device.kind == "cuda" else work.gpus)
+    tensors = even_tensor(work.model, inside)
+    for tensor, sequence in product(tensors, range(1, inside + 1)):
+        for zero, group in ((0, None), (1, None), (2, None), (3, None), (3, work.device.machine)):
+            chosen = {
+                "tensor": tensor, "sequence": sequence, "zero": zero, "zero_group": group,
+                "offload_optimizer": offload,
+            }  # fmt: skip
+            if group is not None and (group == 1 or work.gpus <= group):
+                continue
+            if tensor * sequence > inside or (zero and work.gpus == tensor and not offload):
+                continue
+            found = _checked(work, chosen)
+            if found is not None:
+                yield found
+
+
+def _checked(work: Work, chosen: dict[str, Any]) -> ParallelConfig | None:
+    try:
+        parallel = ParallelConfig(**chosen)
+        check_layout(parallel, work.model, work.gpus, "")
+    except (ValidationError, RecipeError):
+        return None
+    training = work.training
+    data = work.gpus // parallel.ranks_of_a_replica
+    if training.sequence_length % parallel.sequence or training.batch_rows % data:
+        return None
+    return parallel
+
+
+def _ways(work: Work, parallel: ParallelConfig) -> Iterator[Layout | None]:
+    least = segment_of(work, parallel.tensor)
+    for checkpointing in sorted({0, 1, least}):
+        yield largest(work, parallel, checkpointing)
+
+
+def segment_of(work: Work, tensor: int) -> int:
+    """The k of k layers a segment that holds least (Alignment report: √(layers / n))."""
+    length, kind = work.training.sequence_length, work.device.kind
+    return least_segment(work.model, length, work.precision, kind, tensor)
+
+
+def largest(work: Work, parallel: ParallelConfig, checkpointing: int) -> Layout | None:
+    """With the largest micro-batch that fits; None if one row does not."""
+    rows = work.training.batch_rows // (work.gpus // parallel.ranks_of_a_replica)
+    for micro_batch in reversed([n for n in range(1, min(rows, MOST_ROWS) + 1) if rows % n == 0]):
+        layout = Layout(work, parallel, checkpointing, micro_batch)
+        if layout.fits:
+            return layout
+    return None

@@ -1,0 +1,298 @@
+"""A recipe's plan: what it takes, and the layouts that fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bc2.errors import RecipeError, ResourceError, UsageError
+from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig, check_layout
+from bc2.plan.devices import DEVICES, Device
+from bc2.plan.layouts import Layout, Work, largest, layouts_that_fit, possible, segment_of
+from bc2.recipe import Recipe
+from bc2.train.config import PretrainConfig, check_batches
+from bc2.train.device import Precision, pick_precision
+from bc2.train.duration import Duration
+
+#: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
+MFU = 0.577
+
+#: Bytes of a checkpoint, a parameter: fp32 weights and AdamW's two moments.
+CHECKPOINT = {"weights": 4, "moments": 8}
+
+#: Most devices that are tried when nothing fits.
+_MOST_GPUS = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training a recipe on some devices takes."""
+
+    name: str
+    work: Work
+    layouts: list[Layout]
+    """Those that fit, the recipe's own first, then the fastest first."""
+    own: Layout | None
+    """The recipe's own, whether it fits or not; None if it does not divide the devices."""
+    refused: str | None = None
+    """Why it does not."""
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps; None if the length is said in epochs of data not looked at here."""
+        length = Duration.parse(self.work.training.length)
+        if length.unit == "epochs":
+            return None
+        return length.steps(batch_tokens=self.work.training.batch_tokens, epoch_tokens=0)
+
+    @property
+    def flops_a_step(self) -> int:
+        training = self.work.training
+        return self.work.model.flops_per_token(training.sequence_length) * training.batch_tokens
+
+    @property
+    def hours(self) -> float | None:
+        """At the assumed MFU, which counts no recomputing (`ModelConfig.flops_per_token`)."""
+        return None if self.steps is None else self.steps * self.work.compute_s / 3600
+
+    @property
+    def device_hours(self) -> float | None:
+        return None if self.hours is None else self.hours * self.work.gpus
+
+    @property
+    def cost(self) -> float | None:
+        price = self.work.device.price
+        hours = self.device_hours
+        return None if price is None or hours is None else price * hours
+
+    @cached_property
+    def checkpoints(self) -> int | None:
+        """How many stay on disk; None if that grows with a length that is not known."""
+        training = self.work.training
+        if training.keep_checkpoints:
+            return training.keep_checkpoints
+        every = Duration.parse(training.checkpoint_every)
+        if self.steps is None or every.unit == "epochs":
+            return None
+        gap = every.steps(batch_tokens=training.batch_tokens, epoch_tokens=0)
+        return math.ceil(self.steps / gap)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return sum(CHECKPOINT.values()) * self.work.model.num_params()
+
+    def batches(self) -> list[dict[str, int]]:
+        """Every solution of batch_tokens = micro_batch x data x accumulation x sequence_length."""
+        rows = self.work.training.batch_rows
+        sizes = {self.work.gpus // p.ranks_of_a_replica for p in possible(self.work)}
+        return [
+            {"data": data, "micro_batch": micro, "accumulation": rows // (data * micro)}
+            for data in sorted(sizes, reverse=True)
+            for micro in range(1, rows // data + 1)
+            if rows % (data * micro) == 0
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        work, training = self.work, self.work.training
+        return {
+            "recipe": self.name,
+            "parameters": work.model.num_params(),
+            "precision": work.precision,
+            "gpus": work.gpus,
+            "device": {
+                "name": work.device.name, "memory": work.device.memory,
+                "usable": work.device.usable, "flops": work.device.flops,
+                "price": work.device.price,
+            },
+            "batch": {
+                "batch_tokens": training.batch_tokens,
+                "sequence_length": training.sequence_length,
+                "rows": training.batch_rows,
+                "solutions": self.batches(),
+            },
+            "steps": self.steps,
+            "flops": {
+                "token": work.model.flops_per_token(training.sequence_length),
+                "step": self.flops_a_step,
+                "run": None if self.steps is None else self.steps * self.flops_a_step,
+            },
+            "mfu": work.mfu,
+            "step_seconds": work.compute_s,
+            "hours": self.hours,
+            "device_hours": self.device_hours,
+            "cost": self.cost,
+            "disk": {
+                "checkpoint": self.checkpoint_bytes,
+                "kept": self.checkpoints,
+                "total": None
+                if self.checkpoints is None
+                else self.checkpoints * self.checkpoint_bytes,
+            },
+            "own": self.own.as_json() if self.own else None,
+            "own_refused": self.refused,
+            "layouts": [layout.as_json() for layout in self.layouts],
+        }  # fmt: skip
+
+
+def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = None) -> Plan:
+    """Plan a recipe's pretraining.
+
+    Args:
+        gpus: devices, all machines together.
+        mfu: share of the peak that training reaches; None: `MFU`.
+
+    Raises:
+        UsageError: numbers that make no sense, or devices that no layout divides.
+        ResourceError: nothing fits; it names what would.
+    """
+    work = work_of(recipe, device, gpus, MFU if mfu is None else mfu)
+    if not any(True for _ in possible(work)):
+        raise _indivisible(work)
+    own, refused = _own(recipe, work)
+    found = layouts_that_fit(work)
+    if own and own.fits:
+        found = [own, *(layout for layout in found if not _alike(layout, own))]
+    if not found:
+        raise nothing_fits(work, own)
+    return Plan(recipe.name, work, found, own, refused)
+
+
+def _own(recipe: Recipe, work: Work) -> tuple[Layout | None, str | None]:
+    """The recipe's layout; or why so many devices cannot have it."""
+    try:
+        return own_layout(recipe, work), None
+    except RecipeError as error:
+        return None, str(error)
+
+
+def _alike(one: Layout, other: Layout) -> bool:
+    def key(layout: Layout) -> tuple[object, ...]:
+        return layout.parallel, layout.checkpointing, layout.micro_batch
+
+    return key(one) == key(other)
+
+
+def work_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> Work:
+    """What a recipe asks for.
+
+    Raises:
+        UsageError: no devices, or an MFU outside of 0 to 1.
+    """
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus} is too few", todo="give at least 1")
+    if not 0 < mfu <= 1:
+        raise UsageError(f"--mfu {mfu:g} is no share of the peak", todo="give 0 to 1, e.g. 0.4")
+    training = recipe.get(PretrainConfig)
+    return Work(recipe.get(ModelConfig), training, _precision(training, device), device, gpus, mfu)
+
+
+def _precision(training: PretrainConfig, device: Device) -> Precision:
+    if device.kind == "cpu":
+        import torch
+
+        return pick_precision(training.precision, torch.device("cpu"))
+    return "fp32" if training.precision == "fp32" else "bf16"
+
+
+def own_layout(recipe: Recipe, work: Work) -> Layout:
+    """As the recipe says it; "auto" is what the run itself would find.
+
+    Raises:
+        RecipeError: it does not divide what it must.
+    """
+    parallel = recipe.get(ParallelConfig) if recipe.has(ParallelConfig) else ParallelConfig()
+    training = work.training
+    check_layout(parallel, work.model, work.gpus, recipe.where(("parallel",)))
+    if training.micro_batch != "auto":
+        check_batches(training, parallel, work.gpus)
+    chosen = training.activation_checkpointing
+    layers = segment_of(work, parallel.tensor) if chosen == "auto" else chosen
+    found = largest(work, parallel, layers) if training.micro_batch == "auto" else None
+    rows = found.micro_batch if found else 1
+    micro_batch = rows if training.micro_batch == "auto" else training.micro_batch
+    return Layout(work, parallel, layers, micro_batch, own=True)
+
+
+def _indivisible(work: Work) -> UsageError:
+    """No layout divides the batch and the model over so many devices."""
+    near = range(max(1, work.gpus // 2), 2 * work.gpus + 1)
+    fit = [n for n in near if any(True for _ in possible(work.at(n)))]
+    fit.sort(key=lambda n: abs(n - work.gpus))
+    return UsageError(
+        f"{work.gpus} devices cannot share a step of {work.training.batch_rows} sequences, nor "
+        f"{work.model.num_heads} heads, evenly",
+        where="--gpus",
+        todo=f"take {', '.join(map(str, sorted(fit[:4])))}",
+    )
+
+
+def nothing_fits(work: Work, own: Layout | None, available: float | None = None) -> ResourceError:
+    """What a person hears when nothing fits, with what would."""
+    room = work.device.usable if available is None else available
+    taken = f"{_needs(own)}, and " if own else ""
+    return ResourceError(
+        f"{taken}{room / 1e9:,.1f} GB of each of {work.gpus} can be used; "
+        f"no {'other ' if own else ''}layout of {work.gpus} fits{' either' if own else ''}",
+        where=f"{work.gpus} x {work.device.name}",
+        todo="; or ".join(what_would(work)) or "train a smaller model",
+    )
+
+
+def _needs(own: Layout) -> str:
+    return (
+        f"{own.name} micro_batch={own.micro_batch} activation_checkpointing={own.checkpointing} "
+        f"takes {own.memory.total / 1e9:,.1f} GB ({_largest_parts(own)})"
+    )
+
+
+def _largest_parts(layout: Layout) -> str:
+    parts = sorted(layout.memory.parts.items(), key=lambda part: -part[1])[:3]
+    return ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts)
+
+
+def what_would(work: Work) -> list[str]:
+    """Ways out where nothing fits, the nearest first."""
+    ways = [_more_devices(work), _offloaded(work), _larger(work)]
+    return [way for way in ways if way]
+
+
+def _more_devices(work: Work) -> str:
+    gpus = work.gpus
+    if work.device.kind == "cpu":
+        return ""
+    while (gpus := gpus * 2) <= _MOST_GPUS:
+        found = layouts_that_fit(work.at(gpus))
+        if found:
+            return f"take {gpus} devices: {_said(found[0])}"
+    return ""
+
+
+def _offloaded(work: Work) -> str:
+    found = layouts_that_fit(work, offload=True) if work.device.kind == "cuda" else []
+    if not found:
+        return ""
+    host = found[0].memory.host * min(work.gpus, work.device.machine) / 1e9
+    return f"offload: {_said(found[0])} with {host:,.0f} GB of host memory a machine"
+
+
+def _larger(work: Work) -> str:
+    for device in sorted(DEVICES.values(), key=lambda device: device.memory):
+        if work.device.kind == "cuda" and device.memory > work.device.memory:
+            larger = Work(
+                work.model, work.training, work.precision, device, work.gpus, work.mfu
+            )  # fmt: skip
+            found = layouts_that_fit(larger)
+            if found:
+                return f"take {device.name}: {_said(found[0])}"
+    return ""
+
+
+def _said(layout: Layout) -> str:
+    return (
+        f"{layout.name} micro_batch={layout.micro_batch} "
+        f"activation_checkpointing={layout.checkpointing} "
+        f"({layout.memory.total / 1e9:,.1f} GB each)"
+    )

@@ -1,0 +1,97 @@
+"""Which of a run's processes this is, from what its launcher says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+
+from bc2.errors import Bc2Error
+
+#: Set for ranks that `bc2.launch` started: they leave their errors to it.
+LAUNCHED = "BC2_LAUNCHED"
+
+#: What a rank says when it fails only because another one is gone.
+LOST = "lost the other ranks"
+
+#: Where torch's agent lets a rank say what it failed with, and how often it began.
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+#: What torchrun, the deepspeed launcher and `bc2 --nproc` set; then what srun sets.
+_NAMES = {
+    "world": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+    "rank": ("RANK", "SLURM_PROCID"),
+    "local": ("LOCAL_RANK", "SLURM_LOCALID"),
+}
+
+
+def world_size() -> int:
+    """Ranks of the run that this process was started in; 1 if it was started by hand."""
+    return _read("world", 1)
+
+
+def rank() -> int:
+    """This process's rank, from 0."""
+    return _read("rank", 0)
+
+
+def local_rank() -> int:
+    """Its number among the ranks of its machine: which GPU it takes."""
+    return _read("local", 0)
+
+
+def first() -> bool:
+    """Whether this process speaks for the run."""
+    return world_size() == 1 or rank() == 0
+
+
+def follow_srun() -> None:
+    """Say what srun said by the names that torch reads.
+
+    MASTER_ADDR and MASTER_PORT are the batch script's to set.
+    """
+    if world_size() > 1:
+        for theirs, srun in _NAMES.values():
+            os.environ.setdefault(theirs, os.environ.get(srun, "0"))
+
+
+def _read(what: str, default: int) -> int:
+    for name in _NAMES[what]:
+        if name in os.environ:
+            return int(os.environ[name])
+    return default
+
+
+def restarted() -> bool:
+    """Whether the launcher has started this run's ranks before."""
+    return int(os.environ.get(_RESTARTS, "0")) > 0
+
+
+def launched_with() -> list[str]:
+    """The options that this rank's launcher was started with, for the command to go on with."""
+    return shlex.split(os.environ.get(LAUNCHED, ""))
+
+
+def leave_word(text: str) -> bool:
+    """What this rank failed with, for `launch` to say; False if it must say it itself."""
+    path = os.environ.get(_ERROR_FILE)
+    if LAUNCHED not in os.environ or not path:
+        return False
+    message = {
+        "message": text,
+        "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))},
+    }
+    Path(path).write_text(json.dumps({"message": message}))
+    return True
+
+
+class RankFailed(Bc2Error):
+    """What a rank said, as it said it."""
+
+    def __init__(self, said: str, exit_code: int):
+        super().__init__(said)
+        self.said = said
+        self.exit_code = exit_code

@@ -1,0 +1,135 @@
+"""What every engine does alike: the same update from the same samples, whatever the layout."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bc2.data.loader import Batch
+from bc2.model.transformer import Transformer
+from bc2.parallel.mesh import Mesh
+from bc2.parallel.sequence import own_tokens
+from bc2.parallel.state import Held, Source
+from bc2.train.clock import Clock
+from bc2.train.objective import Loss, Objective
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class EngineState:
+    """This rank's share of the fp32 weights and of the optimizer's state, in host memory."""
+
+    weights: Held = field(default_factory=Held)
+    optimizer: Held = field(default_factory=Held)
+    """``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``; nothing before the first update."""
+
+
+class Engine(ABC):
+    """Holds a model and its optimizer on this rank.
+
+    Every rank calls every method, in the same order. What comes back is of all ranks: sums of
+    losses, the gradient's norm. `accumulate` and `gradient_norm` change no weight, so a step
+    can be judged before `update` makes it.
+    """
+
+    model: Transformer
+    mesh: Mesh
+    clock: Clock
+    shares_weights: bool = False
+    """Whether no rank has the whole model, as it must to generate text."""
+
+    @abstractmethod
+    def accumulate(
+        self, batches: Iterable[Batch], objective: Objective, *, tokens: int
+    ) -> dict[str, float]:
+        """Forward and backward over this rank's micro-batches of one step.
+
+        Args:
+            objective: returns sums over supervised tokens.
+            tokens: supervised tokens of the step on all ranks: what the sums are divided by.
+
+        Returns:
+            Means over the step: ``loss`` (the objective) and what it logs.
+        """
+
+    @abstractmethod
+    def gradient_norm(self) -> float:
+        """Global L2 norm of the accumulated gradient."""
+
+    @abstractmethod
+    def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
+        """Clip and make one optimizer step."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the accumulated gradient."""
+
+    @abstractmethod
+    def snapshot(self) -> EngineState:
+        """Copies of what this rank holds."""
+
+    @abstractmethod
+    def restore(self, weights: Source, optimizer: Source) -> None:
+        """Take over a state, of whatever layout it was saved in."""
+
+    @abstractmethod
+    def lasting(self) -> Iterator[Tensor]:
+        """What is held between steps beside the model: fp32 weights, moments."""
+
+    def agree(self, labels: int, stop: bool) -> tuple[int, bool]:
+        """Supervised tokens on all ranks, and whether any was told to stop."""
+        world = self.mesh.world
+        if world.size == 1:
+            return labels, stop
+        device = next(self.model.parameters()).device
+        sums = world.sum_(torch.tensor([labels, int(stop)], dtype=torch.int64, device=device))
+        total, stops = sums.tolist()
+        # Ranks of a replica have the same samples.
+        return total // (world.size // self.mesh.data.size), stops > 0
+
+    def loss(self, objective: Objective, batch: Batch) -> Loss:
+        """The objective of this rank's tokens of a micro-batch."""
+        return objective(self.model, self._own(batch), self.clock)
+
+    @torch.no_grad()
+    def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:
+        """Sums over a batch that the ranks of `mesh.sequence` share."""
+        return self._summed(_sums(self.loss(objective, batch)), data=False)
+
+    def _own(self, batch: Batch) -> Batch:
+        """With this rank's labels alone; tokens and boundaries are needed whole."""
+        if self.mesh.sequence.size == 1:
+            return batch
+        labels = batch.labels.reshape(-1)
+        return replace(batch, labels=labels[own_tokens(len(labels), self.mesh.sequence)])
+
+    def _summed(self, sums: Mapping[str, float], *, data: bool) -> dict[str, float]:
+        """Sums over the ranks that have other tokens, the same on every rank."""
+        group = self.mesh.replicas if data else self.mesh.sequence
+        if group.size == 1:
+            return dict(sums)
+        device = next(self.model.parameters()).device
+        values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+        return dict(zip(sums, group.sum_(values).tolist(), strict=True))
+
+
+def add_sums(sums: dict[str, float], loss: Loss) -> None:
+    """Add a micro-batch's sums to those before it."""
+    for name, value in _sums(loss).items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def _sums(loss: Loss) -> dict[str, float]:
+    every = {"loss": loss.total, **loss.sums}
+    return {name: float(value.detach().double()) for name, value in every.items()}
+
+
+def root(square: float) -> float:
+    """A norm from its square; NaN and inf stay what they are."""
+    return math.sqrt(square) if square >= 0 else math.nan

@@ -1,0 +1,338 @@
+"""DeepSpeed's ZeRO: ranks share optimizer states (1), gradients (2) and weights (3).
+
+The loop, the objective and the samples are those of the local engine; DeepSpeed is given the
+reduction of gradients and the partition of states, and asked for nothing else: losses are
+divided by the step's tokens here, clipping happens in AdamW's kernel, and the norm is taken
+before anything is updated, so that a bad step can be left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bc2.data.loader import Batch
+from bc2.errors import RunFailed
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+from bc2.parallel.build import Drawn, build_model, parts
+from bc2.parallel.config import ParallelConfig
+from bc2.parallel.layout import Part
+from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.state import Held, Source
+from bc2.ranks import local_rank
+from bc2.train.clock import Clock
+from bc2.train.config import AdamWConfig
+from bc2.train.device import DTYPES, Precision
+from bc2.train.engines.base import MOMENTS, Engine, EngineState, add_sums, root
+from bc2.train.engines.zero import Run, Zero, zero_of
+from bc2.train.objective import Loss, Objective
+
+
+class DeepSpeedEngine(Engine):
+    """See `Engine`. Weights are drawn from `seed` unless a checkpoint is restored."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        adamw: AdamWConfig,
+        parallel: ParallelConfig,
+        mesh: Mesh,
+        *,
+        device: torch.device,
+        precision: Precision = "fp32",
+        compile: bool = False,
+        checkpointing: int = 0,
+        seed: int = 0,
+        clock: Clock | None = None,
+    ):
+        self.mesh = mesh
+        self.clock = clock or Clock()
+        self.parts = parts(config, mesh)
+        whole = parallel.zero < 3 and parallel.ranks_of_a_replica == 1
+        self.shares_weights = not whole
+        held = sum(prod(part.part_shape) for part in self.parts.values())
+        settings = ds_settings(parallel, precision, held)
+        with _quiet():
+            deepspeed = _import(device)
+            model = build_model(config, mesh)
+            _materialise(model, device, DTYPES[precision], mesh, settings, deepspeed)
+            model.model.checkpointing = checkpointing
+            if compile:
+                for layer in model.model.layers:
+                    layer.compile()
+            self.parameters = dict(model.named_parameters())
+            self._adamw = _adamw(self.parameters, self.parts, adamw)
+            self._engine, *_ = deepspeed.initialize(
+                model=_Objective(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
+            )
+        self.model = model
+        self._zero: Zero = zero_of(self._engine)
+        # DeepSpeed takes its fp32 weights from rounded ones: these are not.
+        self.restore(Drawn(config, seed), Held())
+
+    def accumulate(
+        self, batches: Iterable[Batch], objective: Objective, *, tokens: int
+    ) -> dict[str, float]:
+        self.discard()
+        sums: dict[str, float] = {}
+        for batch, last in _with_last(batches):
+            # ZeRO reduces as gradients come; what is to be done at the end follows the last.
+            self._engine.set_gradient_accumulation_boundary(last)
+            loss = self.loss(objective, batch)
+            with self.clock.part("backward"):
+                # DeepSpeed averages over the replicas.
+                mean = loss.total * (self.mesh.replicas.size / tokens)
+                self._engine.backward(mean, scale_wrt_gas=False)
+            add_sums(sums, loss)
+        sums = self._summed(sums, data=True)
+        return {name: value / tokens for name, value in sums.items()}
+
+    def gradient_norm(self) -> float:
+        with self.clock.part("optimizer"):
+            device = next(iter(self.parameters.values())).device
+            squares = torch.zeros(2, dtype=torch.float64, device=device)
+            for name, parameter in self.parameters.items():
+                grad = self._zero.gradient(parameter)
+                if grad is not None:
+                    cut = self.parts[name].dim is not None
+                    squares[0 if cut else 1] += grad.double().square().sum().to(device)
+            self.mesh.replicas.sum_(squares)
+            self.mesh.tensor.sum_(squares[:1])
+            return root(float(squares.sum()))
+
+    def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
+        with self.clock.part("optimizer"):
+            excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
+            self._adamw.grad_scale = None if excess is None else torch.tensor(excess)  # type: ignore[attr-defined]
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate
+            self._engine.step()
+            if getattr(self._engine.optimizer, "overflow", False):
+                raise RunFailed("DeepSpeed left out an update that was judged good")
+
+    def discard(self) -> None:
+        self._zero.forget()
+
+    def loss(self, objective: Objective, batch: Batch) -> Loss:
+        total, sums = self._engine(objective, self._own(batch), self.clock)
+        return Loss(total, sums)
+
+    def snapshot(self) -> EngineState:
+        state = EngineState()
+        for name, parameter in self.parameters.items():
+            part, run = self.parts[name], self._zero.run(parameter)
+            # What is not cut, every tensor rank has: the first one writes it.
+            mine = run is not None and not (part.dim is None and self.mesh.tensor.rank)
+            _hold(state.weights, name, part, run if mine else None, None)
+            for key in MOMENTS if self._zero.stepped else ():
+                _hold(state.optimizer, f"{key}.{name}", part, run if mine else None, key)
+            if self._zero.stepped:
+                step = self._zero.step().cpu().float() if self.mesh.world.rank == 0 else None
+                state.optimizer.add(f"step.{name}", Part(()), 0, step)
+        return state
+
+    def lasting(self) -> Iterator[Tensor]:
+        for flat in self._zero.flat:
+            yield flat
+            yield from (v for v in self._adamw.state[flat].values() if isinstance(v, Tensor))
+
+    @torch.no_grad()
+    def restore(self, weights: Source, optimizer: Source) -> None:
+        stepped = any(f"exp_avg.{name}" in optimizer for name in self.parameters)
+        self._zero.make_moments(stepped)
+        step: Tensor | None = None
+        for name, parameter in self.parameters.items():
+            part, run = self.parts[name], self._zero.run(parameter)
+            first, count = (run.first, run.count) if run else (0, 0)
+            read = weights.read(name, part, first, count)
+            if run is not None:
+                run.weight.copy_(read)
+                for key in MOMENTS if stepped else ():
+                    run.moment(key).copy_(optimizer.read(f"{key}.{name}", part, first, count))
+            if step is None and f"step.{name}" in optimizer:
+                step = optimizer.read(f"step.{name}", Part(()), 0, 1)
+        if step is not None:
+            self._zero.set_step(step)
+        self._zero.publish_weights()
+        self.discard()
+
+
+def _hold(held: Held, name: str, part: Part, run: Run | None, key: str | None) -> None:
+    if run is None:
+        held.add(name, part, 0, None)
+        return
+    value = run.weight if key is None else run.moment(key)
+    data = value.detach().float()
+    copy = data.clone() if data.device.type == "cpu" else data.cpu()
+    held.add(name, part, run.first, copy)
+
+
+#: Gradients that are reduced at once, at most: DeepSpeed sets room aside for so many.
+BUCKET = 500_000_000
+
+
+def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int) -> dict[str, Any]:
+    """What DeepSpeed is told.
+
+    Args:
+        parameters: of this rank's part of the model.
+    """
+    zero: dict[str, Any] = {
+        "stage": parallel.zero,
+        "reduce_bucket_size": min(BUCKET, parameters),
+        "allgather_bucket_size": min(BUCKET, parameters),
+        "overlap_comm": parallel.overlap,
+        "contiguous_gradients": True,
+    }
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if parallel.zero_group is not None:
+        zero["zero_hpz_partition_size"] = parallel.zero_group
+    return {
+        # Batches are made and counted by the loop.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "bf16": {"enabled": precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # torch's AdamW, wherever its states are: one optimizer for every layout.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _import(device: torch.device) -> Any:
+    # DeepSpeed would look for a GPU that it is not to use.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", str(local_rank()))
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=torch.distributed.get_backend(), dist_init_required=False
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """stdout is for results: what DeepSpeed prints there goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, sys.stdout.fileno())
+        os.close(kept)
+
+
+def _materialise(
+    model: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    mesh: Mesh,
+    settings: dict[str, Any],
+    deepspeed: Any,
+) -> None:
+    """Give a model its memory; with ZeRO 3 a piece at a time, each parted before the next."""
+    from deepspeed.utils import groups
+
+    pieces = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
+    for piece in pieces:
+        piece.to_empty(device=device)
+        piece.to(dtype)
+        if settings["zero_optimization"]["stage"] == 3:
+            deepspeed.zero.Init(
+                module=piece,
+                data_parallel_group=mesh.replicas.handle,
+                config_dict_or_path=settings,
+                mpu=_Groups(mesh),
+                # Made for the first piece, if the recipe asks for such groups.
+                zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
+            )
+
+
+def _adamw(
+    parameters: dict[str, nn.Parameter], parts: dict[str, Part], config: AdamWConfig
+) -> torch.optim.AdamW:
+    # By the shape of the whole: a parameter that ZeRO 3 parted has none.
+    decayed = [p for name, p in parameters.items() if len(parts[name].shape) >= 2]
+    plain = [p for name, p in parameters.items() if len(parts[name].shape) < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether none follows."""
+    waiting = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting, False
+        waiting = batch
+    if waiting is not None:
+        yield waiting, True
+
+
+class _Objective(nn.Module):
+    """A model up to its loss: DeepSpeed takes a forward pass to end with what is minimised."""
+
+    def __init__(self, model: Transformer):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, objective: Objective, batch: Batch, clock: Clock
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = objective(self.model, batch, clock)
+        return loss.total, dict(loss.sums)
+
+
+class _Groups:
+    """The mesh as DeepSpeed asks for it (Megatron's ``mpu``)."""
+
+    def __init__(self, mesh: Mesh):
+        self._model, self._data = mesh.tensor, mesh.replicas
+
+    def get_model_parallel_rank(self) -> int:
+        return self._model.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._model.size
+
+    def get_model_parallel_group(self) -> Any:
+        return _alone(self._model)
+
+    def get_data_parallel_rank(self) -> int:
+        return self._data.rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._data.size
+
+    def get_data_parallel_group(self) -> Any:
+        return _alone(self._data)
+
+
+def _alone(group: Group) -> Any:
+    return group.handle

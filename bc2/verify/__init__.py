@@ -1,0 +1,1 @@
+"""Proofs on the user's own recipe and machine: `bc2 verify`."""

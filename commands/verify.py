@@ -1,0 +1,80 @@
+"""`bc2 verify resume RECIPE`: proof, on this machine, that nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bc2.console import Output, note
+from bc2.errors import RunFailed, UsageError
+from bc2.options import Json, NProc, Quiet, RecipeArg, Set, verb
+from bc2.ranks import world_size
+from bc2.recipe import load
+from bc2.registry import Registry
+
+app = verb()
+
+
+@app.callback()
+def _verify() -> None:
+    """Prove on your own recipe and machine what bc2 promises of it."""
+
+
+@app.command()
+def resume(
+    recipe: RecipeArg,
+    set_: Set = None,
+    nproc: NProc = 1,
+    steps: Annotated[int, typer.Option(min=4, help="Steps of each run.")] = 12,
+    kills: Annotated[int, typer.Option(min=1, help="How often the killed run is killed.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the moments of the kills.")] = 0,
+    ranks: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Go on with so many ranks, one after another.")
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N:KEY=VALUE,...", help="Go on so, e.g. 4:zero=2,tensor=2."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the certificate goes.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Hold short runs of a recipe against each other: straight, killed, and laid out anew.
+
+    The killed one must be the straight one to the bit. The one that goes on with other
+    numbers of ranks must read the same samples and find the same losses but for rounding.
+    The certificate is kept below the home, or in --out, and with the recipe's finished
+    checkpoint if there is one.
+    """
+    if world_size() > 1:
+        raise UsageError("this is one of several ranks", todo="start it by hand, with --nproc")
+    from bc2 import stages
+    from bc2.verify import certificate as kept
+    from bc2.verify.layouts import other_layouts, own_layout
+    from bc2.verify.resume import Asked, finished_checkpoint, tokenizer_of, verify_resume
+
+    registry, loaded = Registry.open(), load(recipe, set_ or [])
+    base = own_layout(loaded, nproc)
+    others = other_layouts(loaded, base, ranks, layout)
+    tokens = stages.base_inputs(stages.Session(registry), loaded, nproc)
+    pieces = tokenizer_of(registry, tokens)
+    asked = Asked(loaded, tokens, pieces, base, others, steps, kills, seed)
+    found = verify_resume(asked, registry)
+    path = out or registry.home / "verify" / f"resume-{loaded.name}.json"
+    kept.write(found, path)
+    note(f"the certificate is {path}")
+    checkpoint = finished_checkpoint(asked, registry) if found.holds else None
+    artifact = kept.register(found, registry, checkpoint) if checkpoint else None
+    refs = [artifact.ref] if artifact else []
+    answer = {**found.as_json(), "file": str(path), "ref": refs[0] if refs else None}
+    Output.of(json=json, quiet=quiet).emit(answer, table=found.as_table(), quiet=refs)
+    if not found.holds:
+        raise RunFailed(
+            found.first_difference() or "",
+            where=str(path),
+            todo="on a GPU, bits need --set pretrain.deterministic=true",
+        )

@@ -1,0 +1,189 @@
+"""`bc2 verify resume` from the command line: what it proves, keeps and finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from bc2.cli import main
+from bc2.registry import Artifact, Draft, Registry
+from bc2.verify.compare import bits, near
+
+
+def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "bc2", "verify", "resume", "small.toml", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
+def contents(home: Path) -> dict[str, str]:
+    """Every file below a home but the index, with its digest."""
+    return {
+        str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in home.rglob("*")
+        if path.is_file() and not path.name.startswith("index.sqlite")
+    }
+
+
+def test_one_rank_against_kills_and_two(small: Path) -> None:
+    """Table and certificate; the home is as it was before, but for the certificate."""
+    before = contents(small / "home")
+    options = ["--steps", "8", "--kills", "2", "--ranks", "2", "--json", "--out", "here/it.json"]
+    run = verify(small, *options)
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert answer["holds"] is True
+    assert answer["first_difference"] is None
+    killed, two, back = answer["comparisons"]
+    assert killed["by"] == "bits"
+    assert 1 <= len(killed["figures"]["kills"]) <= 2
+    assert killed["figures"]["digest"] == killed["figures"]["digest_of_other"]
+    assert killed["figures"]["samples"] == 8 * 8
+    assert (two["on"], back["on"]) == ("2 ranks", "1 rank")
+    assert (two["figures"]["since_step"], back["figures"]["since_step"]) == (2, 4)
+    for one in (two, back):
+        assert one["by"] == "1e-05 relative"
+        assert one["same"] is True
+        assert one["figures"]["samples"] == 64
+        assert one["figures"]["largest_relative"] < 1e-5
+        assert one["figures"]["weights_relative"] < 1e-4
+    kept = json.loads((small / "here" / "it.json").read_text())
+    assert kept["comparisons"] == answer["comparisons"]
+    assert kept["run"]["precision"] == "fp32"
+    assert kept["layout"]["ranks"] == 1
+    assert kept["environment"]["packages"]["torch"]
+    assert str(small) not in (small / "here" / "it.json").read_text()
+    assert answer["ref"] is None
+    assert contents(small / "home") == before
+    assert not list((small / "home" / "staging").glob("*"))
+
+
+@pytest.mark.slow
+def test_two_ranks_and_a_finished_model(small: Path) -> None:
+    """The certificate is a child of the recipe's finished checkpoint."""
+    trained = [sys.executable, "-P", "-m", "bc2", "pretrain", "small.toml", "--quiet"]
+    ref = subprocess.run(trained, capture_output=True, text=True, cwd=small, check=True)
+    run = verify(
+        small, "--nproc", "2", "--set", "parallel.zero=1", "--ranks", "1",
+        "--layout", "4:tensor=2,zero=0", "--quiet",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    registry = Registry.open(small / "home")
+    artifact = registry.resolve(run.stdout.split()[-1], "scores")
+    (parent,) = registry.parents(artifact)
+    assert parent.ref == ref.stdout.split()[-1]
+    answer = json.loads(artifact.file("certificate.json").read_text())
+    ons = [one["on"] for one in answer["comparisons"]]
+    assert ons == ["2 ranks, zero 1", "4 ranks, tensor 2", "1 rank, zero 1", "2 ranks, zero 1"]
+    assert json.loads((small / "home" / "verify" / "resume-small.json").read_text()) == answer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--ranks", "two"], "--ranks 'two' is no number of ranks"),
+        (["--ranks", "3"], "a step of 8 sequences"),
+        (["--layout", "2:tensor"], "cannot read 'tensor'"),
+        (["--layout", "3:tensor=3"], "parallel.tensor = 3 does not divide model.num_heads = 2"),
+        (["--layout", "2:zero=2,zero_group=2"], "zero_group needs zero = 3"),
+        (["--steps", "4", "--ranks", "1,2,2,2,2"], "--steps 4 is too few"),
+        (["--set", "parallel.tensor=2", "--nproc", "3"], "3 ranks cannot be parted"),
+    ],
+)
+def test_wrong_usage(
+    small: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], what: str
+) -> None:
+    before = contents(small / "home")
+    with pytest.raises(SystemExit) as left:
+        main(["verify", "resume", "small.toml", *arguments])
+    assert left.value.code == 2
+    assert what in capsys.readouterr().err
+    assert contents(small / "home") == before
+
+
+def test_a_run_that_fails_says_why(small: Path) -> None:
+    """As `bc2 pretrain` says it, with its exit code."""
+    run = verify(small, "--set", "pretrain.max_epochs=0.00001", "--ranks", "1")
+    assert run.returncode == 2, run.stderr
+    assert "pretrain.max_epochs is 1e-05" in run.stderr
+    assert run.stderr.count("error:") == 1
+    assert not list((small / "home" / "staging").glob("*"))
+
+
+def rows(steps: int, **changed: Any) -> list[dict[str, Any]]:
+    """Metrics of a run; `changed`: ``loss7=1.0`` for the loss of step 7."""
+    return [
+        {
+            "event": "step",
+            "step": step,
+            "samples": [8 * step - 8, 8 * step - 1 + changed.get(f"more{step}", 0)],
+            "loss": changed.get(f"loss{step}", 2.0),
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def checkpoint(
+    registry: Registry, metrics: list[dict[str, Any]], weight: float = 1.0, name: str = "x"
+) -> Artifact:
+    with registry.stage(Draft("checkpoint", name, "0" * 64)) as staged:
+        tensors = {"a": np.ones(4, np.float32), "b": np.full((2, 2), weight, np.float32)}
+        save_file(tensors, staged.path / "model.safetensors")
+        text = "".join(json.dumps(row) + "\n" for row in metrics)
+        (staged.path / "metrics.jsonl").write_text(text)
+        return staged.publish()
+
+
+def test_the_first_difference_is_named(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    one = checkpoint(registry, rows(4))
+    assert bits(one, one)[0] is None
+    assert near(one, one, 2, 1e-5)[0] is None
+    row = checkpoint(registry, rows(4, loss3=2.5), 1.5)
+    expected = "step 3, samples [16, 23]: loss of the step is 2.0 and 2.5"
+    assert bits(one, row)[0] == expected
+    tensor = checkpoint(registry, rows(4), 1.5)
+    assert bits(one, tensor)[0] == "the tensor b of model.safetensors: 4 of 4 numbers"
+    assert load_file(tensor.path / "model.safetensors")["b"].max() == 1.5
+    shorter = checkpoint(registry, rows(3))
+    assert bits(one, shorter)[0] == "4 rows of metrics, and 3"
+    renamed = checkpoint(registry, rows(4), name="y")
+    assert bits(one, renamed)[0] == f"the digests {one.ref} and {renamed.ref}"
+
+
+def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    one = checkpoint(registry, rows(4))
+    close = checkpoint(registry, rows(4, loss2=2.00001))
+    found, figures = near(one, close, 1, 1e-5)
+    assert found is None
+    assert figures["at_step"] == 2
+    assert figures["largest_relative"] == pytest.approx(5e-6)
+    far = checkpoint(registry, rows(4, loss2=2.0001))
+    expected = "step 2, samples [8, 15]: losses are 5.0e-05 apart, relative"
+    assert near(one, far, 1, 1e-5)[0] == expected
+    broken = checkpoint(registry, rows(4, loss2="nan"))
+    expected = "step 2, samples [8, 15]: losses are inf apart, relative"
+    assert near(one, broken, 1, 1e-5)[0] == expected
+    other = checkpoint(registry, rows(4, more2=1))
+    assert near(one, other, 1, 1e-5)[0] == (
+        "step 2: step with samples [8, 15], and step with [8, 16]"
+    )
+
+
+def test_it_is_not_a_rank(small: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "bc2", "verify", "resume", "small.toml"],
+        capture_output=True, text=True, cwd=small, check=False,
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "start it by hand, with --nproc" in run.stderr

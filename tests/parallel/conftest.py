@@ -1,0 +1,113 @@
+"""Starts ranks for tests: real processes over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).with_name("driver.py")
+
+Curves = list[list[float]]
+Spread = Callable[..., list[Curves]]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Spread:
+    """Train under layouts, one after another, on a number of ranks; losses and norms of each."""
+
+    def run(world: int, runs: list[dict[str, Any]], timeout: float = 400) -> list[Curves]:
+        port = free_port()
+        folder = tmp_path_factory.mktemp("spread")
+        command = [sys.executable, str(DRIVER), json.dumps(runs), str(folder)]
+        ranks = [
+            subprocess.Popen(
+                command,
+                env=rank_environment(rank, world, port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        try:
+            ended = [rank.communicate(timeout=timeout) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        failed = [err for rank, (_, err) in zip(ranks, ended, strict=True) if rank.returncode]
+        assert not failed, failed[0][-3000:]
+        lines = [line for line in ended[0][0].splitlines() if line.startswith("[[")]
+        assert len(lines) == len(runs)
+        return [json.loads(line) for line in lines]
+
+    return run
+
+
+#: How soon two ranks that do not belong together must have ended, seconds, on a busy machine.
+SOON_S = 60.0
+
+Pair = Callable[..., list[tuple[int, str]]]
+
+
+@pytest.fixture
+def pair(small: Path) -> Pair:
+    """Start `bc2 pretrain small.toml` as two ranks, as another launcher would.
+
+    Args (of what is returned):
+        own: more arguments of each rank.
+        environment: of rank 1 alone.
+
+    Returns:
+        How each ended, and what it said.
+    """
+
+    def run(*own: list[str], environment: dict[str, str] | None = None) -> list[tuple[int, str]]:
+        port = free_port()
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "bc2", "pretrain", "small.toml", *more],
+                cwd=small,
+                env={**rank_environment(rank, 2, port), **((environment or {}) if rank else {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, more in enumerate(own)
+        ]
+        try:
+            said = [rank.communicate(timeout=SOON_S)[1] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert not [err for err in said if "Traceback" in err], said
+        return [(rank.returncode, err) for rank, err in zip(ranks, said, strict=True)]
+
+    return run

@@ -1,0 +1,119 @@
+"""Trains a tiny model under some layouts, as one rank of several. Run by `test_layouts`.
+
+    python driver.py JSON FOLDER
+
+A list of runs goes in; rank 0 prints a line of JSON for each: losses, norms, samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bc2.data.loader import Batch, pack
+from bc2.model.config import ModelConfig
+from bc2.parallel.build import Drawn, build_model
+from bc2.parallel.config import ParallelConfig
+from bc2.parallel.mesh import Mesh, make_mesh
+from bc2.parallel.state import Held, Stored, write_fragments
+from bc2.train.config import AdamWConfig
+from bc2.train.engines.base import Engine
+from bc2.train.engines.local import LocalEngine
+from bc2.train.objective import NextToken
+
+ROWS, LENGTH, EOS = 8, 16, 2
+SHAPE = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2,
+    "num_heads": 4, "context_length": LENGTH,
+}  # fmt: skip
+
+
+def engine_of(run: dict[str, Any], mesh: Mesh) -> Engine:
+    parallel = ParallelConfig(**run.get("parallel", {}))
+    model = ModelConfig(**SHAPE, position=run.get("position", "rope"))
+    settings = {
+        "precision": run.get("precision", "fp32"),
+        "checkpointing": run.get("checkpointing", 0),
+    }
+    adamw = AdamWConfig(learning_rate=1e-2)
+    if parallel.zero:
+        from bc2.train.engines.deepspeed import DeepSpeedEngine
+
+        device = torch.device("cpu")
+        return DeepSpeedEngine(model, adamw, parallel, mesh, device=device, **settings)
+    built = build_model(model, mesh).to_empty(device="cpu")
+    engine = LocalEngine(built, adamw, mesh=mesh, **settings)
+    engine.restore(Drawn(model, 0), Held())
+    return engine
+
+
+def batches(step: int, mesh: Mesh) -> list[Batch]:
+    """This rank's micro-batches: rows of documents of uneven length, one row each."""
+    rng = np.random.default_rng(step)
+    rows = rng.integers(3, 64, size=(ROWS, LENGTH + 1))
+    rows[rng.random(rows.shape) < np.linspace(0.02, 0.4, ROWS)[:, None]] = EOS
+    ids = np.zeros(1, np.int64)
+    every = [pack(rows[i : i + 1], ids, EOS) for i in range(ROWS)]
+    return every[mesh.data.rank :: mesh.data.size]
+
+
+def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
+    """Write what all ranks hold, spoil the engine, and read it back."""
+    state = engine.snapshot()
+    files = {**state.weights.files("model"), **state.optimizer.files("optimizer")}
+    if mesh.first:
+        folder.mkdir()
+        for name, file in files.items():
+            file.create(folder / name)
+    mesh.world.each(None)
+    for held in (state.weights, state.optimizer):
+        write_fragments(folder, files, held.fragments)
+    mesh.world.each(None)
+    engine.restore(Drawn(engine.model.config, 9), Held())
+    stored = Stored.open([folder / name for name in files])
+    engine.restore(stored, stored)
+
+
+def train(run: dict[str, Any]) -> list[list[float]]:
+    """Loss and gradient norm of each step."""
+    mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
+    engine = engine_of(run, mesh)
+    objective = NextToken(2e-4)
+    found = []
+    for step in range(run.get("steps", 20)):
+        mine = batches(step, mesh)
+        tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
+        if step == run.get("left_out"):
+            # What was accumulated and is not wanted must leave nothing behind.
+            engine.accumulate(mine, objective, tokens=tokens)
+            engine.discard()
+            continue
+        measured = engine.accumulate(mine, objective, tokens=tokens)
+        norm = engine.gradient_norm()
+        engine.update(1e-2, norm=norm, clip_norm=0.5)
+        found.append([measured["loss"], norm])
+    if run.get("again"):
+        # A state that is taken back must be the one that was given.
+        through_files(engine, mesh, Path(sys.argv[2]) / run["again"])
+        mine = batches(99, mesh)
+        tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
+        found.append([engine.accumulate(mine, objective, tokens=tokens)["loss"], 0.0])
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for run in json.loads(sys.argv[1]):
+        found = train(run)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{json.dumps(found)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

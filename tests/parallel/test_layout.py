@@ -1,0 +1,77 @@
+"""Which part of a parameter a rank has, against cutting the tensors by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bc2.model.config import ModelConfig
+from bc2.model.transformer import Transformer
+from bc2.parallel.layout import Part, part_of
+
+CONFIG = ModelConfig(
+    vocab_size=24, hidden_size=24, intermediate_size=36, num_layers=2, num_heads=12,
+    context_length=16,
+)  # fmt: skip
+RANKS = (1, 2, 3, 4, 6, 12)
+
+
+def numbered(config: ModelConfig = CONFIG) -> dict[str, Tensor]:
+    """Every parameter, no two of its numbers alike."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {
+        name: torch.arange(p.numel(), dtype=torch.float32).view(p.shape)
+        for name, p in model.named_parameters()
+    }
+
+
+def by_hand(name: str, whole: Tensor, rank: int, ranks: int) -> Tensor:
+    """What Megatron-LM's layers have: whole heads, channels and words of one rank."""
+    kind = name.split(".")[-2]
+    if kind == "W_pack":
+        heads = whole.view(3, CONFIG.num_heads, CONFIG.head_dim, -1)
+        share = CONFIG.num_heads // ranks
+        return heads[:, rank * share : (rank + 1) * share].reshape(-1, whole.shape[1])
+    if kind in ("gate_proj", "up_proj", "embed_tokens", "lm_head"):
+        return whole.chunk(ranks, dim=0)[rank]
+    if kind in ("o_proj", "down_proj"):
+        return whole.chunk(ranks, dim=1)[rank]
+    assert kind.endswith("norm"), f"{name}: a new parameter needs a rule here and in bc2"
+    return whole
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_every_parameter_of_a_model_is_cut_as_by_hand(ranks: int) -> None:
+    for name, whole in numbered().items():
+        for rank in range(ranks):
+            part = part_of(name, tuple(whole.shape), rank, ranks)
+            expected = by_hand(name, whole, rank, ranks)
+            assert torch.equal(part.of(whole), expected), (name, rank)
+            assert part.part_shape == tuple(expected.shape)
+            assert part.shape == tuple(whole.shape)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_the_ranks_parts_together_are_the_whole(ranks: int) -> None:
+    for name, whole in numbered().items():
+        every = [part_of(name, tuple(whole.shape), rank, ranks) for rank in range(ranks)]
+        if every[0].dim is None:
+            assert set(every) == {Part(tuple(whole.shape))}
+            continue
+        dim, pieces = every[0].dim, len(every[0].runs)
+        # Piece by piece: thirds of W_pack, of each rank in turn.
+        cut = [part.of(whole).chunk(pieces, dim) for part in every]
+        joined = torch.cat([torch.cat(piece, dim) for piece in zip(*cut, strict=True)], dim)
+        assert torch.equal(joined, whole), name
+        taken = sorted(run for part in every for run in part.runs)
+        assert [first for first, _ in taken] == [0, *(end for _, end in taken[:-1])]
+        assert taken[-1][1] == whole.shape[dim]
+
+
+def test_alone_a_rank_has_everything_and_no_copy() -> None:
+    for name, whole in numbered().items():
+        part = part_of(name, tuple(whole.shape), 0, 1)
+        assert part.dim is None
+        assert part.of(whole) is whole
