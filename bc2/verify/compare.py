@@ -79,7 +79,10 @@ def near(
         since: the step after which the layouts differ, for the figures.
         tolerance: of losses, relative.
     """
-    mine, theirs = rows_of(straight), rows_of(other)
+    # Text is sampled only where a rank has the whole model.
+    mine, theirs = (
+        [row for row in rows_of(one) if row["event"] != "sample"] for one in (straight, other)
+    )
     apart = _losses_apart(mine, theirs)
     worst, at = max((far, row["step"]) for far, row in apart) if apart else (0.0, 0)
     figures = {

@@ -167,6 +167,8 @@ def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
     assert found is None
     assert figures["at_step"] == 2
     assert figures["largest_relative"] == pytest.approx(5e-6)
+    sampled = checkpoint(registry, [*rows(4), {"event": "sample", "step": 4, "text": "so"}])
+    assert near(one, sampled, 1, 1e-5)[0] is None
     far = checkpoint(registry, rows(4, loss2=2.0001))
     expected = "step 2, samples [8, 15]: losses are 5.0e-05 apart, relative"
     assert near(one, far, 1, 1e-5)[0] == expected
