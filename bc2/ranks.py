@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import time
 from pathlib import Path
 
@@ -80,11 +81,15 @@ def leave_word(text: str) -> bool:
     path = os.environ.get(_ERROR_FILE)
     if LAUNCHED not in os.environ or not path:
         return False
+    # It ends anyway, and half a word would be none.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     message = {
         "message": text,
         "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))},
     }
-    Path(path).write_text(json.dumps({"message": message}))
+    aside = Path(f"{path}.{os.getpid()}")
+    aside.write_text(json.dumps({"message": message}))
+    os.replace(aside, path)
     return True
 
 

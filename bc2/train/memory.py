@@ -395,13 +395,6 @@ def _parted(share: Share) -> int:
     return -(-share.params // share.replicas)
 
 
-def _square(share: Share) -> int:
-    """`DeepSpeedEngine.gradient_norm`: a parameter's run in fp64, and its square."""
-    if share.layout.zero == 3:
-        return 16 * -(-share.largest // share.replicas)
-    return 16 * min(share.largest, _parted(share))
-
-
 def _in_buckets(share: Share, buckets: int) -> int:
     """Bytes of DeepSpeed's buckets: made whole on a GPU, resident as far as they fill on a CPU."""
     whole = buckets * BUCKET
@@ -439,7 +432,7 @@ def _zero_1_bf16(share: Share, accumulated: bool) -> States:
         head=0 if accumulated else 2 * share.matrix,
         arrived={"gradients": half},
         reduced={"gradients": half, "buffers": joined + half},
-        normed={"gradients": half, "buffers": _square(share)},
+        normed={"gradients": half},
         updated={"gradients": half, "buffers": shared},
     )  # fmt: skip
 
@@ -464,7 +457,7 @@ def _zero_1_2(share: Share, accumulated: bool) -> States:
         head=size * share.matrix,
         arrived={"gradients": own, "buffers": bucket},
         reduced={"gradients": own, "buffers": bucket + joined},
-        normed={"gradients": 4 * part, "buffers": _square(share)},
+        normed={"gradients": 4 * part},
         updated={"gradients": 8 * part if not shared else 0, "buffers": shared},
         passing=bucket + joined if params > BUCKET else 0,
         host=host,
@@ -494,7 +487,7 @@ def _zero_3(share: Share, accumulated: bool) -> States:
         arrived={},
         # And the embedding with its gradient, which come last and are still held.
         reduced={"buffers": joined + scattered + 2 * size * share.matrix},
-        normed={"buffers": _square(share)},
+        normed={},
         updated={"gradients": 0 if share.layout.offload_optimizer else 4 * part},
         gathered=size * near,
         passing=joined + scattered if params > BUCKET else 0,

@@ -90,7 +90,7 @@ def timing(folder: Path, *events: str) -> list[dict[str, Any]]:
 
 
 def wait_until(process: Process, holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not holds():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "it neither trains nor ends"
@@ -282,7 +282,7 @@ def test_a_rank_that_fails_speaks_for_all(prepared_home: Path, tmp_path: Path) -
 
 
 #: The soak's run: short steps, and so many that 30 starts do not make them all.
-KILLS, SOAK_STEPS = 30, 900
+KILLS, SOAK_STEPS = 30, 310
 
 
 @pytest.mark.slow

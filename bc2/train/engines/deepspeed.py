@@ -104,7 +104,8 @@ class DeepSpeedEngine(Engine):
                 grad = self._zero.gradient(parameter)
                 if grad is not None:
                     cut = self.parts[name].dim is not None
-                    squares[0 if cut else 1] += grad.double().square().sum().to(device)
+                    norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+                    squares[0 if cut else 1] += norm.double().square().to(device)
             self.mesh.replicas.sum_(squares)
             self.mesh.tensor.sum_(squares[:1])
             return root(float(squares.sum()))
