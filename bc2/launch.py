@@ -129,6 +129,9 @@ def launch(ranks: Ranks, arguments: list[str], scratch: Path) -> None:
 def _prepare_environment(ranks: Ranks) -> None:
     os.environ[LAUNCHED] = shlex.join(ranks.options)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
+    # Else torch keeps one store over all starts, and a rank that is started again may find the
+    # address of one that is dead.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # Ranks of one machine share its cores.
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks.nproc)))

@@ -23,6 +23,7 @@ from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
 from bc2.files import make_directory
 from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig
 from bc2.train.child import ChildFailed
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_precision
@@ -149,8 +150,13 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
         spec.checkpointing,
         device=device.type,
         accumulated=training.micro_rows < training.batch_rows,
+        parallel=ParallelConfig(zero=spec.zero) if spec.zero else None,
     )
-    parts = {name: value for name, value in asdict(expected).items() if name != "accumulated"}
+    parts = {
+        name: value
+        for name, value in asdict(expected).items()
+        if isinstance(value, int) and name != "host"
+    }
     return {**parts, "total": expected.total}
 
 

@@ -93,14 +93,15 @@ class Engine(ABC):
         # Ranks of a replica have the same samples.
         return total // (world.size // self.mesh.data.size), stops > 0
 
-    def loss(self, objective: Objective, batch: Batch) -> Loss:
+    def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
-        return objective(self.model, self._own(batch), self.clock)
+        return objective(self.model, self._own(batch), clock)
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:
         """Sums over a batch that the ranks of `mesh.sequence` share."""
-        return self._summed(_sums(self.loss(objective, batch)), data=False)
+        # On a clock of its own: this is no part of a step.
+        return self._summed(_sums(self.loss(objective, batch, Clock())), data=False)
 
     def _own(self, batch: Batch) -> Batch:
         """With this rank's labels alone; tokens and boundaries are needed whole."""

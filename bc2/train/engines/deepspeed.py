@@ -87,7 +87,7 @@ class DeepSpeedEngine(Engine):
         for batch, last in _with_last(batches):
             # ZeRO reduces as gradients come; what is to be done at the end follows the last.
             self._engine.set_gradient_accumulation_boundary(last)
-            loss = self.loss(objective, batch)
+            loss = self.loss(objective, batch, self.clock)
             with self.clock.part("backward"):
                 # DeepSpeed averages over the replicas.
                 mean = loss.total * (self.mesh.replicas.size / tokens)
@@ -123,8 +123,8 @@ class DeepSpeedEngine(Engine):
     def discard(self) -> None:
         self._zero.forget()
 
-    def loss(self, objective: Objective, batch: Batch) -> Loss:
-        total, sums = self._engine(objective, self._own(batch), self.clock)
+    def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
+        total, sums = self._engine(objective, self._own(batch), clock)
         return Loss(total, sums)
 
     def snapshot(self) -> EngineState:

@@ -78,7 +78,7 @@ class LocalEngine(Engine):
         self.discard()
         sums: dict[str, float] = {}
         for batch in batches:
-            loss = self.loss(objective, batch)
+            loss = self.loss(objective, batch, self.clock)
             with self.clock.part("backward"):
                 torch.autograd.backward(loss.total / tokens)
                 self._collect()
