@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from bc2 import __version__
 from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
-from bc2.ranks import RankFailed, first, leave_word, rank
+from bc2.ranks import RankFailed, first, follow_launcher, leave_word, rank
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -153,6 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
+    follow_launcher()
     try:
         app(args=args, prog_name="bc2")
     except BaseException as error:

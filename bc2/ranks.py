@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def _read(what: str, default: int) -> int:
         if name in os.environ:
             return int(os.environ[name])
     return default
+
+
+def follow_launcher() -> None:
+    """End with the launcher, however it ends: a rank alone would train on for nobody."""
+    if LAUNCHED in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def restarted() -> bool:

@@ -285,6 +285,18 @@ def test_a_rank_that_fails_speaks_for_all(prepared_home: Path, tmp_path: Path) -
 KILLS, SOAK_STEPS = 30, 310
 
 
+def test_ranks_end_with_a_killed_launcher(small: Path) -> None:
+    with running(small, [*BC2, *RUN, *LENGTH, *TWO]) as process:
+        wait_for_step(process, small, 1)
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        process.kill()
+        end = time.monotonic() + SOON_S
+        while any(alive(rank) for rank in ranks.values()):
+            assert time.monotonic() < end, "a rank trains on for nobody"
+            time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_soak_of_random_kills(prepared_home: Path, tmp_path: Path) -> None:
     """30 SIGKILLs at random ranks at random moments; the launcher alone starts all again."""

@@ -137,7 +137,8 @@ class DeepSpeedEngine(Engine):
             for key in MOMENTS if self._zero.stepped else ():
                 _hold(state.optimizer, f"{key}.{name}", part, run if mine else None, key)
             if self._zero.stepped:
-                step = self._zero.step().cpu().float() if self.mesh.world.rank == 0 else None
+                # A copy, as everything here: it is written while training goes on.
+                step = self._zero.step().float().cpu().clone() if self.mesh.first else None
                 state.optimizer.add(f"step.{name}", Part(()), 0, step)
         return state
 
