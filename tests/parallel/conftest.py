@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,29 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Spread:
         port = free_port()
         folder = tmp_path_factory.mktemp("spread")
         command = [sys.executable, str(DRIVER), json.dumps(runs), str(folder)]
-        ranks = [
-            subprocess.Popen(
-                command,
-                env=rank_environment(rank, world, port),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        try:
-            ended = [rank.communicate(timeout=timeout) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        failed = [err for rank, (_, err) in zip(ranks, ended, strict=True) if rank.returncode]
-        assert not failed, failed[0][-3000:]
-        lines = [line for line in ended[0][0].splitlines() if line.startswith("[[")]
+        # Into files: a rank whose pipe is full would wait for its reader, and the others for it.
+        logs = [(folder / f"{rank}.out", folder / f"{rank}.err") for rank in range(world)]
+        with ExitStack() as held:
+            ranks = [
+                subprocess.Popen(
+                    command,
+                    env=rank_environment(rank, world, port),
+                    stdout=held.enter_context(out.open("w")),
+                    stderr=held.enter_context(err.open("w")),
+                )
+                for rank, (out, err) in enumerate(logs)
+            ]
+            try:
+                for rank in ranks:
+                    rank.wait(timeout=timeout)
+            finally:
+                for rank in ranks:
+                    rank.kill()
+                    rank.wait()
+        failed = [err for rank, (_, err) in zip(ranks, logs, strict=True) if rank.returncode]
+        assert not failed, failed[0].read_text()[-3000:]
+        said = logs[0][0].read_text()
+        lines = [line for line in said.splitlines() if line.startswith("[[")]
         assert len(lines) == len(runs)
         return [json.loads(line) for line in lines]
 

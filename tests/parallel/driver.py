@@ -85,8 +85,11 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
     engine.restore(stored, stored)
     again = engine.snapshot()
     for held, back in ((state.weights, again.weights), (state.optimizer, again.optimizer)):
-        pairs = zip(held.fragments, back.fragments, strict=True)
-        assert all(torch.equal(one.data, two.data) for one, two in pairs)
+        kept = {fragment.name: fragment.data for fragment in held.fragments}
+        got = {fragment.name: fragment.data for fragment in back.fragments}
+        assert kept.keys() == got.keys()
+        wrong = [name for name in kept if not torch.equal(kept[name], got[name])]
+        assert not wrong, wrong
 
 
 def train(run: dict[str, Any]) -> list[list[float]]:
