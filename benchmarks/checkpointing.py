@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from bc2.model.config import ModelConfig
-from bc2.train.memory import MemoryEstimate, estimate, least_segment
+from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
 
 app = typer.Typer(add_completion=False)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 #: What a rank needs, imported once: each rank is forked from there.
 PRELOADED = [
-    "deepspeed", "bc2.data.loader", "bc2.train.engines.deepspeed", "bc2.train.memory",
+    "deepspeed", "bc2.data.loader", "bc2.train.engines.deepspeed", "bc2.train.memory.estimate",
     "bc2.train.objective", "bc2.train.peak",
 ]  # fmt: skip
 
@@ -85,7 +85,7 @@ def draw(number: int, rng: random.Random) -> dict[str, Any]:
 def predict(case: dict[str, Any]) -> int:
     from bc2.model.config import ModelConfig
     from bc2.parallel.config import ParallelConfig
-    from bc2.train.memory import estimate
+    from bc2.train.memory.estimate import estimate
 
     return estimate(
         ModelConfig(**case["model"]),

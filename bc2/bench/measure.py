@@ -27,7 +27,7 @@ from bc2.parallel.config import ParallelConfig
 from bc2.train.child import ChildFailed
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_precision
-from bc2.train.memory import estimate
+from bc2.train.memory.estimate import estimate
 
 #: Times that the device's peak is measured, before the rounds and again after them.
 PEAK_REPEATS = 3

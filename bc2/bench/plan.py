@@ -21,7 +21,7 @@ from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe
 from bc2.train.config import PretrainConfig, check_context
 from bc2.train.device import datasheet_flops, pick_device, pick_precision
-from bc2.train.memory import settle_checkpointing
+from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
 
 

@@ -13,7 +13,7 @@ from bc2.plan.plan import nothing_fits, own_layout, work_of
 from bc2.recipe import Recipe
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_device
-from bc2.train.memory import device_available
+from bc2.train.memory.available import device_available
 
 #: An estimate this much above what is free cannot be right by luck.
 CLEAR = 1.15

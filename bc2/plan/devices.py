@@ -100,7 +100,7 @@ def _cpu(flops: float | None, ranks: int) -> Device:
     import torch
 
     from bc2.train.device import DTYPES, measure_matmul, pick_precision
-    from bc2.train.memory import host_available
+    from bc2.train.memory.available import host_available
 
     cpu = torch.device("cpu")
     peak = flops or measure_matmul(cpu, DTYPES[pick_precision("auto", cpu)])

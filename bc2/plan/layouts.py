@@ -21,7 +21,7 @@ from bc2.parallel.config import ParallelConfig, check_layout, even_tensor
 from bc2.plan.devices import Device
 from bc2.train.config import PretrainConfig
 from bc2.train.device import Precision
-from bc2.train.memory import MemoryEstimate, estimate, least_segment
+from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
 
 #: Most sequences of a micro-batch that are tried.
 MOST_ROWS = 64

@@ -9,7 +9,7 @@ from bc2.console import table
 from bc2.plan.history import Past
 from bc2.plan.layouts import Layout
 from bc2.plan.plan import Plan
-from bc2.train.memory import PARTS
+from bc2.train.memory.estimate import PARTS
 
 #: Layouts that a person is shown.
 SHOWN = 10

@@ -8,11 +8,10 @@ does not exist, so no reader can take half of one.
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ import torch
 from torch import Tensor
 
 from bc2.console import warn
-from bc2.errors import Bc2Error, IntegrityError, RunFailed, from_os_error
+from bc2.errors import Bc2Error, IntegrityError, from_os_error
 from bc2.model.config import ModelConfig
 from bc2.model.store import check_shapes, save_config, weight_files
 from bc2.parallel.layout import Part
-from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import Held, Stored, TensorFile, index_of, write_fragments
+from bc2.parallel.together import alike, see
 from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry.staging import Staged
 from bc2.tokenizer.config import TOKENIZER_FILE
@@ -101,7 +101,7 @@ class Snapshot:
                     file.create(folder / name)
                 self._write_rest(folder, config, tokenizer)
         with alike(mesh.side):
-            _see(folder / TRAINER, mesh.side)
+            see(folder / TRAINER, mesh.side)
             for held in (self.weights, self.optimizer):
                 assert isinstance(held, Held)
                 write_fragments(folder, files, held.fragments)
@@ -134,61 +134,6 @@ def _trainer_state(path: Path) -> TrainerState:
         return TrainerState(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise IntegrityError(f"not a trainer state: {error}", where=TRAINER) from None
-
-
-def see_together(folder: Path, mesh: Mesh) -> None:
-    """What the first rank writes into a folder, the others must see.
-
-    Raises:
-        RunFailed: on every rank, if one does not.
-    """
-    mark = mesh.world.from_first(secrets.token_hex(8))
-    path = folder / f".seen-{mark}"
-    with alike(mesh.world):
-        if mesh.first:
-            path.touch()
-    with alike(mesh.world):
-        _see(path, mesh.world)
-    if mesh.first:
-        path.unlink()
-
-
-def _see(path: Path, ranks: Group) -> None:
-    """A file that rank 0 wrote must be there for every rank."""
-    if not path.exists():
-        raise RunFailed(
-            f"rank {ranks.rank} does not see what rank 0 writes",
-            where=str(path.parent),
-            todo="put BC2_HOME on a file system that all machines share",
-        )
-
-
-@contextmanager
-def alike(ranks: Group) -> Iterator[None]:
-    """What fails on one rank fails on all: none waits for what will not come."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    told = None if error is None else _tellable(error, ranks)
-    errors = ranks.each(told)
-    if error is not None:
-        raise error
-    for other in errors:
-        if other is not None:
-            raise other
-
-
-def _tellable(error: Exception, ranks: Group) -> Exception:
-    """An error as the other ranks raise it."""
-    where = f"rank {ranks.rank}"
-    if isinstance(error, Bc2Error):
-        where += f", {error.where}" if error.where else ""
-        return type(error)(error.what, where=where, todo=error.todo)
-    if isinstance(error, OSError):
-        return OSError(error.errno, error.strerror, where)
-    return RunFailed(f"{type(error).__name__}: {error}", where=where)
 
 
 def random_state() -> Tensor:

@@ -10,7 +10,7 @@ from bc2.model.config import ModelConfig
 from bc2.parallel.config import ParallelConfig
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_precision
-from bc2.train.memory import estimate
+from bc2.train.memory.estimate import estimate
 from bc2.train.peak import device_peak, forget_peak, host_peak
 
 

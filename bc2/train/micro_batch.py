@@ -22,7 +22,8 @@ from bc2.model.config import ModelConfig
 from bc2.train.child import Child, ChildFailed
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_precision
-from bc2.train.memory import device_available, estimate
+from bc2.train.memory.available import device_available
+from bc2.train.memory.estimate import estimate
 from bc2.train.trial import TrialSpec
 
 #: Share of the free memory that is left alone: documents of other lengths fragment it.

@@ -5,33 +5,30 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-import bc2
-from bc2 import __version__
 from bc2.console import note, progress, warn
 from bc2.data.loader import Loader
-from bc2.errors import IntegrityError, RunFailed
-from bc2.files import lock_directory, make_directory, replace_durably, sha256_file, sha256_json
+from bc2.errors import IntegrityError
+from bc2.files import make_directory, replace_durably
 from bc2.model.config import ModelConfig
 from bc2.parallel.build import Drawn, build_model
-from bc2.parallel.config import ParallelConfig, check_layout
-from bc2.parallel.mesh import Mesh, make_mesh, same_everywhere
+from bc2.parallel.config import ParallelConfig
+from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import Held
-from bc2.ranks import LOST, local_rank, world_size
+from bc2.parallel.together import alike, see_together
+from bc2.ranks import local_rank, world_size
 from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.checkpoint import Saver, Snapshot, alike, reading_order, see_together
-from bc2.train.config import PretrainConfig, check_batches
+from bc2.train.checkpoint import Saver, Snapshot, reading_order
+from bc2.train.config import PretrainConfig
 from bc2.train.deterministic import deterministic
 from bc2.train.device import peak_flops, pick_device, pick_precision
 from bc2.train.engines.base import Engine
@@ -39,8 +36,9 @@ from bc2.train.engines.local import LocalEngine
 from bc2.train.footprint import Footprint
 from bc2.train.guard import Guard
 from bc2.train.heldout import Heldout
+from bc2.train.joining import alone, following, join
 from bc2.train.loop import Loop
-from bc2.train.memory import settle_checkpointing
+from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
@@ -158,16 +156,20 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         RunFailed: another process is at the same run, or too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
-    mesh = _join(run)
-    with _following(mesh):
+    mesh = join(run)
+    with following(mesh):
         return _pretrain(run, registry, mesh, fresh)
 
 
 def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact:
     with alike(mesh.world):
         plan = prepare(run.config, run.tokens, run.tokenizer, verify=mesh.first)
-    with _alone(run, registry, mesh):
-        known = mesh.world.from_first(_begin(run, registry, fresh) if mesh.first else None)
+    with alone(run, registry, mesh):
+        known = None
+        with alike(mesh.world):
+            if mesh.first:
+                known = _begin(run, registry, fresh)
+        known = mesh.world.from_first(known)
         if known is not None:
             return registry.get(known)
         with _marked(run, registry, mesh), deterministic(run.config.deterministic):
@@ -176,55 +178,6 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
         if mesh.first:
             (run.folder(registry) / FRESH).unlink(missing_ok=True)
     return artifact
-
-
-def _join(run: Run) -> Mesh:
-    """The ranks of the run, which all must be at the same one.
-
-    Raises:
-        RecipeError: they do not fit the layout, or differ.
-    """
-    check_layout(run.parallel, run.model, world_size(), "[parallel]")
-    check_batches(run.config, run.parallel, world_size())
-    mesh = make_mesh(run.parallel, torch.device(run.config.device))
-    same_everywhere(mesh.world, "recipe or input", _told(run))
-    same_everywhere(mesh.world, "code", _code())
-    return mesh
-
-
-def _told(run: Run) -> dict[str, Any]:
-    """Every setting of a run by its name: ranks must agree in those too that change no result."""
-    config = run.config.model_dump(mode="json", exclude={"device", "tokens"})
-    told = {f"pretrain.{name}": value for name, value in config.items()}
-    model = run.model.model_dump(mode="json")
-    told |= {f"model.{name}": value for name, value in model.items()}
-    return {**told, "name": run.name, "tokens": run.tokens.digest}
-
-
-def _code() -> dict[str, str]:
-    """What the ranks run."""
-    root = Path(bc2.__file__).parent
-    sources = {str(path.relative_to(root)): sha256_file(path) for path in root.rglob("*.py")}
-    return {"bc2": __version__, "torch": torch.__version__, "source": sha256_json(sources)[:16]}
-
-
-@contextmanager
-def _following(mesh: Mesh) -> Iterator[None]:
-    """A rank whose collective broke has lost another one, which says why.
-
-    Raises:
-        RunFailed: that it has.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if mesh.world.size == 1 or not lost:
-            raise
-        raise RunFailed(
-            f"rank {mesh.world.rank} {LOST}: {str(error).splitlines()[0]}",
-            todo="see what the rank that failed first said, and start all again",
-        ) from error
 
 
 def _begin(run: Run, registry: Registry, fresh: bool) -> str | None:
@@ -240,40 +193,6 @@ def _begin(run: Run, registry: Registry, fresh: bool) -> str | None:
 
 def _marked(run: Run, registry: Registry, mesh: Mesh) -> AbstractContextManager[None]:
     return mark_running(run.folder(registry)) if mesh.first else nullcontext()
-
-
-#: How long to try again when something else holds a run, seconds: it may only have looked.
-_LOOKED_AT_S = 2.0
-
-
-@contextmanager
-def _alone(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
-    """Be the only ranks at a run. Raises: RunFailed, on all of them, if there are others."""
-    with ExitStack() as held:
-        with alike(mesh.world):
-            if mesh.first:
-                held.enter_context(_locked(run, registry))
-        yield
-
-
-@contextmanager
-def _locked(run: Run, registry: Registry) -> Iterator[None]:
-    # By key, not by name: the same settings under two names are one run.
-    lock = registry.work / f"pretrain-{run.key}"
-    make_directory(lock)
-    until = time.monotonic() + _LOOKED_AT_S
-    while True:
-        with lock_directory(lock) as mine:
-            if mine:
-                yield
-                return
-        if time.monotonic() > until:
-            raise RunFailed(
-                f"another process is training {run.name!r}",
-                where=str(run.folder(registry)),
-                todo="wait for it or stop it; two processes cannot go on with one run",
-            )
-        time.sleep(0.05)
 
 
 def _train(run: Run, plan: Plan, registry: Registry, mesh: Mesh) -> Artifact:

@@ -19,7 +19,7 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.config import ParallelConfig, check_layout, even_tensor
 from bc2.train.config import AdamWConfig, PretrainConfig, check_batches
 from bc2.train.engines.local import LocalEngine
-from bc2.train.memory import estimate, least_segment, settle_checkpointing
+from bc2.train.memory.estimate import estimate, least_segment, settle_checkpointing
 from bc2.train.objective import NextToken
 
 Spread = Callable[..., list[list[list[float]]]]

@@ -13,7 +13,7 @@ from bc2.parallel.config import ParallelConfig
 from bc2.plan.history import history
 from bc2.train.config import PretrainConfig
 from bc2.train.footprint import Footprint
-from bc2.train.memory import PARTS
+from bc2.train.memory.estimate import PARTS
 from bc2.train.runs import RunFolder
 
 ROW = {

@@ -15,7 +15,7 @@ from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
 from bc2.plan.layouts import Layout
 from bc2.plan.plan import Plan, make_plan, own_layout, work_of
 from bc2.recipe import Recipe, load
-from bc2.train.memory import MemoryEstimate, estimate
+from bc2.train.memory.estimate import MemoryEstimate, estimate
 
 H100 = DEVICES["h100"]
 

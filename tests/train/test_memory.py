@@ -14,7 +14,8 @@ from bc2.model.transformer import Transformer
 from bc2.train.config import AdamWConfig
 from bc2.train.device import Precision
 from bc2.train.engines.local import LocalEngine
-from bc2.train.memory import estimate, host_available
+from bc2.train.memory.available import host_available
+from bc2.train.memory.estimate import estimate
 
 ROWS, LENGTH = 4, 64
 

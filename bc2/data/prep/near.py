@@ -27,10 +27,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep import minhash
-from bc2.data.prep.components import PairSet, bucket_pairs, components, keepers
+from bc2.data.prep.components import (
+    PairSet,
+    bucket_pairs,
+    components,
+    drop_decided,
+    keepers,
+    survivor,
+)
 from bc2.data.prep.config import NearSettings
 from bc2.data.prep.groups import Groups
-from bc2.data.prep.stage import DETAIL, Outcome, Stage, Work, dropped, kept, pos_range
+from bc2.data.prep.stage import Outcome, Stage, Work, pos_range
 
 Int64 = npt.NDArray[np.int64]
 
@@ -98,11 +105,7 @@ class NearStage(Stage):
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
         """Drop what `settle` named; its details are in the order of `pos`, as the rows are."""
         assert verdict is not None
-        gone = pc.is_in(table["pos"], value_set=verdict["pos"])
-        removed = dropped(table, gone, "near_duplicate")
-        at = removed.schema.get_field_index("detail")
-        removed = removed.set_column(at, removed.schema.field(at), verdict["detail"])
-        return Outcome(kept(table, gone), removed)
+        return drop_decided(table, verdict, "near_duplicate")
 
     def _near(self, overlaps: Int64) -> npt.NDArray[np.bool_]:
         near: npt.NDArray[np.bool_] = overlaps[:, 0] / overlaps[:, 1] >= self.settings.threshold
@@ -197,14 +200,9 @@ class _Sets:
             told = zip(rows["origin_file"], rows["origin_row"], strict=True)
             origins |= dict(zip(mine.tolist(), told, strict=True))
         return [
-            _detail(*origins[rank], shared / united)
+            survivor(*origins[rank], f"jaccard {shared / united:.2f}")
             for rank, (shared, united) in zip(ranks.tolist(), overlaps.tolist(), strict=True)
         ]
-
-
-def _detail(file: str, row: int, jaccard: float) -> str:
-    told = f":{row} jaccard {jaccard:.2f}"
-    return f"of {file[len(told) + 3 - DETAIL :]}{told}"
 
 
 class _Job(NamedTuple):

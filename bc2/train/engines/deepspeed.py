@@ -32,7 +32,15 @@ from bc2.ranks import local_rank
 from bc2.train.clock import Clock
 from bc2.train.config import AdamWConfig
 from bc2.train.device import DTYPES, Precision
-from bc2.train.engines.base import MOMENTS, Engine, EngineState, add_sums, root
+from bc2.train.engines.base import (
+    MOMENTS,
+    Engine,
+    EngineState,
+    add_sums,
+    make_adamw,
+    root,
+    set_update,
+)
 from bc2.train.engines.zero import Run, Zero, zero_of
 from bc2.train.objective import Loss, Objective
 
@@ -70,7 +78,7 @@ class DeepSpeedEngine(Engine):
                 for layer in model.model.layers:
                     layer.compile()
             self.parameters = dict(model.named_parameters())
-            self._adamw = _adamw(self.parameters, self.parts, adamw)
+            self._adamw = make_adamw(self.parameters, self.parts, adamw)
             self._engine, *_ = deepspeed.initialize(
                 model=_Objective(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
             )
@@ -112,10 +120,7 @@ class DeepSpeedEngine(Engine):
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
-            excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
-            self._adamw.grad_scale = None if excess is None else torch.tensor(excess)  # type: ignore[attr-defined]
-            for group in self._adamw.param_groups:
-                group["lr"] = learning_rate
+            set_update(self._adamw, learning_rate, norm=norm, clip_norm=clip_norm)
             self._engine.step()
             if getattr(self._engine.optimizer, "overflow", False):
                 raise RunFailed("DeepSpeed left out an update that was judged good")
@@ -266,24 +271,6 @@ def _materialise(
                 # Made for the first piece, if the recipe asks for such groups.
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
             )
-
-
-def _adamw(
-    parameters: dict[str, nn.Parameter], parts: dict[str, Part], config: AdamWConfig
-) -> torch.optim.AdamW:
-    # By the shape of the whole: a parameter that ZeRO 3 parted has none.
-    decayed = [p for name, p in parameters.items() if len(parts[name].shape) >= 2]
-    plain = [p for name, p in parameters.items() if len(parts[name].shape) < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

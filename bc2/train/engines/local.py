@@ -23,7 +23,15 @@ from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.config import AdamWConfig
 from bc2.train.device import DTYPES, Precision
-from bc2.train.engines.base import MOMENTS, Engine, EngineState, add_sums, root
+from bc2.train.engines.base import (
+    MOMENTS,
+    Engine,
+    EngineState,
+    add_sums,
+    make_adamw,
+    root,
+    set_update,
+)
 from bc2.train.objective import Objective
 
 
@@ -70,7 +78,8 @@ class LocalEngine(Engine):
                 layer.compile()
             if model.lm_head.weight.device.type == "cpu":
                 _choose_products(model)
-        self.optimizer = _adamw(self.master, config)
+        named = dict(zip(self.parts, self.master, strict=True))
+        self.optimizer = make_adamw(named, self.parts, config)
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
@@ -126,11 +135,7 @@ class LocalEngine(Engine):
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
-            # Clipping divides inside AdamW's kernel: one pass over the gradient fewer.
-            excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
-            self.optimizer.grad_scale = None if excess is None else torch.tensor(excess)  # type: ignore[attr-defined]
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+            set_update(self.optimizer, learning_rate, norm=norm, clip_norm=clip_norm)
             self.optimizer.step()
             self._publish_weights()
             self.discard()
@@ -208,21 +213,6 @@ def _masters(model: Transformer) -> list[torch.nn.Parameter]:
         p if p in own else torch.nn.Parameter(p.detach().float().clone())
         for p in model.parameters()
     ]
-
-
-def _adamw(parameters: list[torch.nn.Parameter], config: AdamWConfig) -> torch.optim.AdamW:
-    decayed = [p for p in parameters if p.ndim >= 2]
-    plain = [p for p in parameters if p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
 
 
 def _to_host(value: Tensor) -> Tensor:

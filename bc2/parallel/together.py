@@ -1,0 +1,66 @@
+"""What ranks do as one: fail alike, and see the same files."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bc2.errors import Bc2Error, RunFailed
+from bc2.parallel.mesh import Group, Mesh
+
+
+@contextmanager
+def alike(ranks: Group) -> Iterator[None]:
+    """What fails on one rank fails on all: none waits for what will not come."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    told = None if error is None else _tellable(error, ranks)
+    errors = ranks.each(told)
+    if error is not None:
+        raise error
+    for other in errors:
+        if other is not None:
+            raise other
+
+
+def _tellable(error: Exception, ranks: Group) -> Exception:
+    """An error as the other ranks raise it."""
+    where = f"rank {ranks.rank}"
+    if isinstance(error, Bc2Error):
+        where += f", {error.where}" if error.where else ""
+        return type(error)(error.what, where=where, todo=error.todo)
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, where)
+    return RunFailed(f"{type(error).__name__}: {error}", where=where)
+
+
+def see_together(folder: Path, mesh: Mesh) -> None:
+    """What the first rank writes into a folder, the others must see.
+
+    Raises:
+        RunFailed: on every rank, if one does not.
+    """
+    mark = mesh.world.from_first(secrets.token_hex(8))
+    path = folder / f".seen-{mark}"
+    with alike(mesh.world):
+        if mesh.first:
+            path.touch()
+    with alike(mesh.world):
+        see(path, mesh.world)
+    if mesh.first:
+        path.unlink()
+
+
+def see(path: Path, ranks: Group) -> None:
+    """A file that rank 0 wrote must be there for every rank."""
+    if not path.exists():
+        raise RunFailed(
+            f"rank {ranks.rank} does not see what rank 0 writes",
+            where=str(path.parent),
+            todo="put BC2_HOME on a file system that all machines share",
+        )

@@ -1,0 +1,110 @@
+"""The ranks of a run come together: at the same run, and nobody else at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+import bc2
+from bc2 import __version__
+from bc2.errors import RunFailed
+from bc2.files import lock_directory, make_directory, sha256_file, sha256_json
+from bc2.parallel.config import check_layout
+from bc2.parallel.mesh import Mesh, make_mesh, same_everywhere
+from bc2.parallel.together import alike
+from bc2.ranks import LOST, world_size
+from bc2.registry import Registry
+from bc2.train.config import check_batches
+
+if TYPE_CHECKING:
+    from bc2.train.pretrain import Run
+
+
+def join(run: Run) -> Mesh:
+    """The ranks of the run, which all must be at the same one.
+
+    Raises:
+        RecipeError: they do not fit the layout, or differ.
+    """
+    check_layout(run.parallel, run.model, world_size(), "[parallel]")
+    check_batches(run.config, run.parallel, world_size())
+    mesh = make_mesh(run.parallel, torch.device(run.config.device))
+    if mesh.world.size > 1:
+        same_everywhere(mesh.world, "recipe or input", _told(run))
+        same_everywhere(mesh.world, "code", _code())
+    return mesh
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Every setting of a run by its name: ranks must agree in those too that change no result."""
+    config = run.config.model_dump(mode="json", exclude={"device", "tokens"})
+    told = {f"pretrain.{name}": value for name, value in config.items()}
+    model = run.model.model_dump(mode="json")
+    told |= {f"model.{name}": value for name, value in model.items()}
+    return {**told, "name": run.name, "tokens": run.tokens.digest}
+
+
+def _code() -> dict[str, str]:
+    """What the ranks run."""
+    root = Path(bc2.__file__).parent
+    sources = {str(path.relative_to(root)): sha256_file(path) for path in root.rglob("*.py")}
+    return {"bc2": __version__, "torch": torch.__version__, "source": sha256_json(sources)[:16]}
+
+
+@contextmanager
+def following(mesh: Mesh) -> Iterator[None]:
+    """A rank whose collective broke has lost another one, which says why.
+
+    Raises:
+        RunFailed: that it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if mesh.world.size == 1 or not lost:
+            raise
+        raise RunFailed(
+            f"rank {mesh.world.rank} {LOST}: {str(error).splitlines()[0]}",
+            todo="see what the rank that failed first said, and start all again",
+        ) from error
+
+
+#: How long to try again when something else holds a run, seconds: it may only have looked.
+_LOOKED_AT_S = 2.0
+
+
+@contextmanager
+def alone(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
+    """Be the only ranks at a run. Raises: RunFailed, on all of them, if there are others."""
+    with ExitStack() as held:
+        with alike(mesh.world):
+            if mesh.first:
+                held.enter_context(_locked(run, registry))
+        yield
+
+
+@contextmanager
+def _locked(run: Run, registry: Registry) -> Iterator[None]:
+    # By key, not by name: the same settings under two names are one run.
+    lock = registry.work / f"pretrain-{run.key}"
+    make_directory(lock)
+    until = time.monotonic() + _LOOKED_AT_S
+    while True:
+        with lock_directory(lock) as mine:
+            if mine:
+                yield
+                return
+        if time.monotonic() > until:
+            raise RunFailed(
+                f"another process is training {run.name!r}",
+                where=str(run.folder(registry)),
+                todo="wait for it or stop it; two processes cannot go on with one run",
+            )
+        time.sleep(0.05)

@@ -1,0 +1,54 @@
+"""What memory this process can still take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+import torch
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def host_available(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Bytes that this process can still take: of the machine, and of its control groups."""
+    limits = list(_cgroup_room(cgroups, membership))
+    return max(0, min([int(psutil.virtual_memory().available), *limits]))
+
+
+def device_available(device: torch.device) -> int:
+    """Bytes free on a GPU, or on the host."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return host_available()
+
+
+def _cgroup_room(root: Path, membership: Path) -> Iterator[int]:
+    """What the limits of this process's groups, and of those above them, leave."""
+    if not membership.exists():
+        return
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            names = ("memory.max", "memory.current", "inactive_file")
+            yield from _rooms(root, path, *names)
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _rooms(root / "memory", path, *names)
+
+
+def _rooms(root: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[int]:
+    group = PurePosixPath(path.lstrip("/"))
+    for folder in dict.fromkeys([root / group, *(root / above for above in group.parents)]):
+        try:
+            most = (folder / limit).read_text().strip()
+            used = int((folder / usage).read_text())
+            kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except FileNotFoundError:  # the root has no limit; a container may not see the groups above
+            continue
+        if most != "max":
+            # Pages of files that nobody uses are given back before memory runs out.
+            yield int(most) - used + int(kept.get(cache, 0))
