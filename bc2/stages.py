@@ -23,7 +23,7 @@ from bc2.data.config import CorpusConfig, TokensConfig
 from bc2.errors import DataError, RecipeError, RefError, UsageError
 from bc2.files import lock_directory, make_directory
 from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig, check_layout
+from bc2.parallel.config import check_layout, parallel_of
 from bc2.ranks import first, world_size
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Draft, Kind, Registry, check_name, stage_key
@@ -247,14 +247,10 @@ def base_inputs(session: Session, recipe: Recipe, world: int) -> Artifact:
         RecipeError: the recipe is broken, or does not fit so many ranks.
     """
     check(recipe)
-    parallel, training = _layout(recipe), recipe.get(PretrainConfig)
+    parallel, training = parallel_of(recipe), recipe.get(PretrainConfig)
     check_layout(parallel, recipe.get(ModelConfig), world, recipe.where(("parallel",)))
     check_batches(training, parallel, world)
     return _upstream(session, recipe, training.tokens, "tokens", TokensConfig, tokens)
-
-
-def _layout(recipe: Recipe) -> ParallelConfig:
-    return recipe.get(ParallelConfig) if recipe.has(ParallelConfig) else ParallelConfig()
 
 
 def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]) -> Run:
@@ -271,7 +267,7 @@ def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]
         )
     pieces = _parent(session.registry, shards, "tokenizer")
     config = recipe.get(PretrainConfig)
-    resolved, parallel = recipe.resolved(), _layout(recipe)
+    resolved, parallel = recipe.resolved(), parallel_of(recipe)
     return Run.plan(recipe.name, config, model, shards, pieces, resolved, command, parallel)
 
 

@@ -30,6 +30,7 @@ class Asked:
     against: str | None
     peers: str | None
     ours: str | None
+    layouts: tuple[str, ...]
     checkpointing: str | None
     peer_environment: str
     documents: int
@@ -52,7 +53,13 @@ def bench(
     ] = None,
     ours: Annotated[
         str | None,
-        typer.Option(help="Any of eager, compiled, zero1, zero2, zero3; else as the recipe."),
+        typer.Option(help="In one process: eager, compiled or both; else as the recipe."),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N:KEY=VALUE,...", help="Over N ranks too, e.g. 2:zero=1; as often as you like."
+        ),
     ] = None,
     checkpointing: Annotated[
         str | None, typer.Option(help="A series of activation checkpointing, such as 0,1,2.")
@@ -80,7 +87,8 @@ def bench(
 
     The recipe needs [model] and [pretrain] alone; without one, a shape of 23M parameters is
     measured. Each contender is a process of its own, and they take turns. --against hf
-    builds transformers' Llama at the same shape and tells how many times as fast bc2 is.
+    builds transformers' Llama at the same shape and tells how many times as fast bc2 is;
+    --layout runs the recipe over ranks of this machine beside the one process.
     """
     output = Output.of(json=json)
     if list_:
@@ -88,8 +96,9 @@ def bench(
     if compare is not None:
         return _compare(output, *compare)
     asked = Asked(
-        steps, rounds, against, peers, ours, checkpointing, peer_environment, documents, checkpoint
-    )
+        steps, rounds, against, peers, ours, tuple(layout or ()), checkpointing, peer_environment,
+        documents, checkpoint,
+    )  # fmt: skip
     _check(asked)
     _check_target(markdown)
     result = _measure(load(recipe, set_ or []), asked)

@@ -53,8 +53,9 @@ def resume(
     if world_size() > 1:
         raise UsageError("this is one of several ranks", todo="start it by hand, with --nproc")
     from bc2 import stages
+    from bc2.train.layout import own_layout
     from bc2.verify import certificate as kept
-    from bc2.verify.layouts import other_layouts, own_layout
+    from bc2.verify.layouts import other_layouts
     from bc2.verify.resume import Asked, finished_checkpoint, tokenizer_of, verify_resume
 
     registry, loaded = Registry.open(), load(recipe, set_ or [])

@@ -12,6 +12,7 @@ import numpy as np
 from bc2.data.loader import Loader
 from bc2.data.mixture import Mixture
 from bc2.data.shards import INDEX, TokenShards, token_dtype
+from bc2.parallel.mesh import Mesh
 from bc2.train.config import PretrainConfig
 from bc2.train.stream import Step, TokenStream
 
@@ -54,21 +55,26 @@ def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, docume
     (folder / INDEX).write_text(json.dumps(facts))
 
 
-def stream(folder: Path, training: PretrainConfig) -> TokenStream:
-    """Training's own stream over the shards."""
+def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> TokenStream:
+    """Training's own stream over the shards: what this rank of `mesh` reads."""
+    data = (mesh or Mesh()).data
     return TokenStream(
         _loader(folder, training),
         training.batch_rows,
         training.micro_rows,
         timeout_s=training.data_timeout_s,
         check=_nothing,
+        rank=data.rank,
+        ranks=data.size,
     )
 
 
 @contextmanager
-def read_steps(folder: Path, training: PretrainConfig) -> Iterator[Iterator[Step]]:
+def read_steps(
+    folder: Path, training: PretrainConfig, mesh: Mesh | None = None
+) -> Iterator[Iterator[Step]]:
     """The steps of training on the shards, without end, read ahead on a thread."""
-    with stream(folder, training).steps(0) as steps:
+    with stream(folder, training, mesh).steps(0) as steps:
         yield steps
 
 

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 
 from bc2.bench.data import write_shards
-from bc2.bench.process import WorkerProcess
+from bc2.bench.process import Workers
 from bc2.bench.results import Checkpoint, Found, Memory, Peak, Ratio, Result
 from bc2.bench.spec import Spec
 from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
 from bc2.files import make_directory
 from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
 from bc2.train.child import ChildFailed
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_precision
@@ -71,7 +70,7 @@ class Plan:
 class _Running:
     """A contender at work, and what is known of it so far."""
 
-    process: WorkerProcess
+    workers: Workers
     found: dict[str, Any] = field(default_factory=dict)
     """Fields of `Found`."""
     parts: list[dict[str, float]] = field(default_factory=list)
@@ -79,7 +78,7 @@ class _Running:
 
     @property
     def spec(self) -> Spec:
-        return self.process.spec
+        return self.workers.spec
 
     @property
     def failed(self) -> bool:
@@ -95,27 +94,29 @@ class _Running:
             self.found = {"failed": str(error)}
             warn(f"{self.spec.name} failed: {error}")
             # Its memory is the others'.
-            self.process.close()
+            self.workers.close()
 
     def begin(self) -> None:
-        self.process.begin()
-        self.found["warmup_steps"] = self.process.ask("warmup")["steps"]
-        self.found["threads"] = self.process.ask("threads")["threads"]
+        self.workers.begin()
+        self.found["warmup_steps"] = self.workers.ask("warmup")["steps"]
+        self.found["threads"] = self.workers.ask("threads")["threads"]
         self.found["rounds"] = []
 
     def block(self, steps: int) -> None:
-        answer = self.process.ask("block", steps=steps)
+        answer = self.workers.ask("block", steps=steps)
         self.found["rounds"].append(answer["seconds"])
         self.parts.append(answer["parts"])
         self.found["loss"] = answer["loss"]
 
     def finish(self, steps: int, *, checkpoint: bool) -> None:
         """What is measured after the rounds, alone."""
-        self.found["memory"] = Memory(**self.process.ask("memory"), estimate=_estimate(self.spec))
+        ranks = [Memory(**each) for each in self.workers.ask_each("memory")]
+        most = max(ranks, key=lambda memory: memory.taken)
+        self.found["memory"] = most.model_copy(update={"estimate": _estimate(self.spec)})
         self._parts(steps)
         if checkpoint and self.spec.kind == "bc2":
             try:
-                self.found["checkpoint"] = Checkpoint(**self.process.ask("checkpoint", steps=steps))
+                self.found["checkpoint"] = Checkpoint(**self.workers.ask("checkpoint", steps=steps))
             except ChildFailed as error:
                 # The rounds were measured: a full disk must not take them.
                 warn(f"{self.spec.name}: no checkpoint could be timed: {error}")
@@ -124,7 +125,7 @@ class _Running:
     def _parts(self, steps: int) -> None:
         rounds, parts = self.found["rounds"], self.parts
         if self.spec.training.device.startswith("cuda"):
-            answer = self.process.ask("block", steps=steps, wait=True)
+            answer = self.workers.ask("block", steps=steps, wait=True)
             rounds, parts = [answer["seconds"]], [answer["parts"]]
         self.found["parts"] = {
             name: statistics.fmean(part.get(name, 0.0) for part in parts) for name in parts[0]
@@ -133,7 +134,15 @@ class _Running:
 
     def result(self) -> Found:
         spec = self.spec
-        return Found(name=spec.name, kind=spec.kind, checkpointing=spec.checkpointing, **self.found)
+        return Found(
+            name=spec.name,
+            kind=spec.kind,
+            checkpointing=spec.training.segment_layers if spec.kind == "bc2" else 0,
+            ranks=spec.ranks,
+            devices=spec.ranks if spec.training.device.startswith("cuda") else 1,
+            parallel=spec.parallel.model_dump(mode="json"),
+            **self.found,
+        )
 
 
 def _estimate(spec: Spec) -> dict[str, int] | None:
@@ -142,15 +151,17 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
         return None
     training = spec.training
     device = torch.device(training.device)
+    data = spec.ranks // spec.parallel.ranks_of_a_replica
     expected = estimate(
         spec.model,
         training.micro_rows,
         training.sequence_length,
         pick_precision(training.precision, device),
-        spec.checkpointing,
+        training.segment_layers,
         device=device.type,
-        accumulated=training.micro_rows < training.batch_rows,
-        parallel=ParallelConfig(zero=spec.zero) if spec.zero else None,
+        accumulated=training.micro_rows * data < training.batch_rows,
+        parallel=spec.parallel,
+        world=spec.ranks,
     )
     parts = {
         name: value
@@ -197,20 +208,20 @@ def measure(plan: Plan, scratch: Path, progress: Progress, header: Mapping[str, 
 
 
 @contextmanager
-def _matmul(spec: Spec) -> Iterator[WorkerProcess]:
-    products = spec.model_copy(update={"kind": "matmul", "name": "matmul", "tuned": True})
-    with WorkerProcess(products) as process:
-        process.begin()
-        yield process
+def _matmul(spec: Spec) -> Iterator[Workers]:
+    own = {"kind": "matmul", "name": "matmul", "tuned": True, "ranks": 1}
+    with Workers(spec.model_copy(update=own)) as products:
+        products.begin()
+        yield products
 
 
-def _peak(products: WorkerProcess) -> float:
+def _peak(products: Workers) -> float:
     return max(float(products.ask("peak")["flops"]) for _ in range(PEAK_REPEATS))
 
 
 def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
     """Start a contender, after the ones before it have come to rest, and warm it up."""
-    each = _Running(held.enter_context(WorkerProcess(spec)))
+    each = _Running(held.enter_context(Workers(spec)))
     each.attempt(each.begin)
     steps = each.found.get("warmup_steps", 0)
     progress(1, f"{spec.name}: {steps} steps to warm up" if steps else "")
@@ -239,10 +250,14 @@ def _require_ours(found: list[Found]) -> None:
 
 
 def _ratios(found: list[Found]) -> Iterator[Ratio]:
+    """Each of ours over every peer, and over the first of ours."""
     ran = [each for each in found if not each.failed]
-    for ours in (each for each in ran if each.kind == "bc2"):
-        for peer in (each for each in ran if each.kind == "hf"):
-            yield Ratio(ours=ours.name, peer=peer.name, rounds=_by_round(ours, peer))
+    ours = [each for each in ran if each.kind == "bc2"]
+    peers = [each for each in ran if each.kind == "hf"]
+    for one in ours:
+        others = [each for each in ours[:1] if each is not one]
+        for other in peers + others:
+            yield Ratio(ours=one.name, peer=other.name, rounds=_by_round(one, other))
 
 
 def _by_round(ours: Found, peer: Found) -> list[float]:

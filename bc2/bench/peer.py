@@ -21,6 +21,7 @@ from bc2.bench.data import read_steps
 from bc2.bench.spec import Spec
 from bc2.data.loader import Batch
 from bc2.errors import UsageError
+from bc2.parallel.mesh import Mesh
 from bc2.train.clock import Clock
 from bc2.train.config import AdamWConfig
 
@@ -42,11 +43,12 @@ class Llama:
         self.device = torch.device(spec.training.device)
         self.autocast = spec.weights == "autocast"
         self.clock = Clock(self.device)
+        self.mesh = Mesh()
         torch.manual_seed(spec.training.seed)
         model = _llama(spec, self.device)
         model.to(torch.bfloat16 if spec.weights == "bf16" else torch.float32)
         self.model = model.to(self.device).train()
-        self.forward: Any = torch.compile(self.model) if spec.compile else self.model
+        self.forward: Any = torch.compile(self.model) if spec.training.compile else self.model
         self.optimizer = _adamw(self.model, spec.training.optimizer)
         self.steps = held.enter_context(read_steps(Path(spec.shards), spec.training))
 

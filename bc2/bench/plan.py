@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from bc2.bench.measure import Plan
@@ -9,7 +12,6 @@ from bc2.bench.peer import require_peer
 from bc2.bench.spec import (
     OURS,
     PEERS,
-    ZERO,
     Spec,
     default_peers,
     parse_names,
@@ -21,14 +23,15 @@ from bc2.model.config import ModelConfig
 from bc2.recipe import Recipe
 from bc2.train.config import PretrainConfig, check_context
 from bc2.train.device import datasheet_flops, pick_device, pick_precision
+from bc2.train.layout import check_fits, layout_of, own_layout
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
 
 
 def make_plan(
     recipe: Recipe, *, steps: int, rounds: int, against: str | None, peers: str | None,
-    ours: str | None, checkpointing: str | None, peer_environment: str, documents: int,
-    checkpoint: bool,
+    ours: str | None, layouts: Sequence[str], checkpointing: str | None, peer_environment: str,
+    documents: int, checkpoint: bool,
 ) -> Plan:  # fmt: skip
     """Resolve device, precision and contenders; nothing is started.
 
@@ -39,6 +42,7 @@ def make_plan(
     model, training = recipe.get(ModelConfig), _resolved(recipe)
     check_context(recipe)
     specs = _ours(model, training, ours, checkpointing)
+    specs += _laid_out(recipe, model, training, layouts)
     if against:
         require_peer()
         specs += _peers(model, training, peers, tuned=peer_environment == "same")
@@ -81,14 +85,37 @@ def _ours(
             name=f"bc2-{way}" + (f"-checkpointing-{size}" if size or len(series) > 1 else ""),
             kind="bc2",
             model=model,
-            training=training,
+            training=training.model_copy(
+                update={"compile": way == "compiled", "activation_checkpointing": size}
+            ),
             shards="",
-            compile=way == "compiled",
-            zero=ZERO.get(way, 0),
-            checkpointing=size,
         )
         for way in ways
         for size in series
+    ]
+
+
+def _laid_out(
+    recipe: Recipe, model: ModelConfig, training: PretrainConfig, layouts: Sequence[str]
+) -> list[Spec]:
+    """The recipe over ranks, as `--layout` says."""
+    base = replace(own_layout(recipe, 1), micro_batch=training.micro_rows)
+    found = [layout_of(recipe, base, text) for text in dict.fromkeys(layouts)]
+    for layout in found:
+        check_fits(recipe, layout)
+        if layout.micro_batch != training.micro_rows:
+            note(f"{layout}: micro-batches of {layout.micro_batch}, for a rank's share of a step")
+    return [
+        Spec(
+            name=f"bc2-{layout.typed}",
+            kind="bc2",
+            model=model,
+            training=training.model_copy(update={"micro_batch": layout.micro_batch}),
+            shards="",
+            ranks=layout.ranks,
+            parallel=layout.parallel,
+        )
+        for layout in found
     ]
 
 
@@ -104,9 +131,8 @@ def _peers(
             name=f"hf-{name}",
             kind="hf",
             model=model,
-            training=training,
+            training=training.model_copy(update={"compile": name.endswith("compiled")}),
             shards="",
-            compile=name.endswith("compiled"),
             weights=weights_of(name),
             tuned=tuned,
         )

@@ -1,20 +1,97 @@
-"""The parent's end of a contender's process."""
+"""The parent's end of a contender's processes."""
 
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
 
 from bc2 import ENVIRONMENT, KEEP_ENVIRONMENT
 from bc2.bench.spec import Spec
-from bc2.train.child import Child
+from bc2.train.child import Answer, Child, ChildFailed
 
 
-class WorkerProcess(Child):
-    """A contender in a process of its own; see `bc2.bench.worker`."""
+class Workers:
+    """A contender in processes of its own, one a rank; see `bc2.bench.worker`."""
 
     def __init__(self, spec: Spec):
         self.spec = spec
-        super().__init__("bc2.bench.worker", spec.model_dump_json(), environment(tuned=spec.tuned))
+        self._ranks = [
+            Child("bc2.bench.worker", spec.model_dump_json(), environment)
+            for environment in _environments(spec)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def begin(self) -> None:
+        """Wait until every rank is built. Raises: ChildFailed if one cannot be."""
+        for rank in self._ranks:
+            rank.tell_first()
+        self._hear()
+
+    def ask(self, do: str, **arguments: Any) -> Answer:
+        """Have a method called on every rank, and the first one's answer.
+
+        Raises:
+            ChildFailed: it raised on a rank, or one died.
+        """
+        return self.ask_each(do, **arguments)[0]
+
+    def ask_each(self, do: str, **arguments: Any) -> list[Answer]:
+        """The same with every rank's answer."""
+        # All are told before one is heard: they wait for each other.
+        for rank in self._ranks:
+            rank.tell(do, **arguments)
+        return self._hear()
+
+    def close(self) -> None:
+        """End the processes and wait for them."""
+        for rank in self._ranks:
+            rank.close()
+
+    def _hear(self) -> list[Answer]:
+        answers: list[Answer] = []
+        failures: list[ChildFailed] = []
+        for rank in self._ranks:
+            try:
+                answers.append(rank.hear())
+            except ChildFailed as error:
+                failures.append(error)
+        if failures:
+            # The others lost a rank: it is that one's word that says why.
+            raise min(failures, key=lambda error: "onnection closed" in str(error))
+        return answers
+
+
+def _environments(spec: Spec) -> Iterator[dict[str, str]]:
+    """One for each rank, with what torch's launchers would say."""
+    shared = environment(tuned=spec.tuned)
+    if spec.ranks == 1:
+        yield shared
+        return
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+    # Ranks of one machine share its cores.
+    cores = len(os.sched_getaffinity(0))
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores // spec.ranks)))
+    for rank in range(spec.ranks):
+        number = str(rank)
+        yield {
+            **shared, "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": str(spec.ranks),
+            "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+        }  # fmt: skip
 
 
 def environment(*, tuned: bool) -> dict[str, str]:

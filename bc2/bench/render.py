@@ -96,8 +96,8 @@ def _between(low: float, high: float, scale: float, digits: int) -> str:
 def _ratios(result: Result) -> Table:
     best = result.best_peer()
     rows = [_ratio(ratio, best) for ratio in result.ratios]
-    columns = ["ours", "peer", "times as fast", "lowest to highest round", ""]
-    return Table("Against the peer", columns, rows)
+    columns = ["ours", "against", "times as fast", "lowest to highest round", ""]
+    return Table("Against each other", columns, rows)
 
 
 def _ratio(ratio: Ratio, best: str | None) -> list[str]:

@@ -32,7 +32,7 @@ class Spread(Settings):
 
 
 class Memory(Settings):
-    """Bytes."""
+    """Bytes; of the rank that took most."""
 
     baseline: int
     """Resident after the imports."""
@@ -80,6 +80,12 @@ class Found(Settings):
     """Why there are no figures."""
     checkpointing: int = 0
     """Layers in a segment whose activations are recomputed."""
+    ranks: int = 1
+    """Processes that made its steps together; on a CPU they share the cores."""
+    devices: int = 1
+    """Devices that they ran on."""
+    parallel: dict[str, Any] = Field(default_factory=dict)
+    """How ours was laid out over them."""
     threads: int | None = None
     warmup_steps: int = 0
     rounds: list[list[float]] = Field(default_factory=list)
@@ -158,7 +164,7 @@ class Result(Settings):
         return Spread(median=tokens / step.median, low=tokens / step.high, high=tokens / step.low)
 
     def mfu(self, found: Found, peak: float) -> float:
-        return self.tokens_per_s(found).median * self.flops_per_token / peak
+        return self.tokens_per_s(found).median * self.flops_per_token / peak / found.devices
 
     def best_peer(self) -> str | None:
         """The fastest way of the peer, None if none ran."""

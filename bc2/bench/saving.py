@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bc2.bench.contenders import Ours
 from bc2.bench.spec import Spec
+from bc2.parallel.mesh import Group, Mesh
 from bc2.registry import Draft, Registry
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 
@@ -32,9 +34,10 @@ def save_while_training(
         ``wait_s`` the loop stood still; ``save_s`` until published; ``bytes`` written;
         ``before_s`` and ``during_s`` seconds of each step before and during the save.
     """
+    world = ours.mesh.world
     before = [timed()[0] for _ in range(steps)]
-    with TemporaryDirectory(dir=Path(spec.shards).parent, prefix="save-") as folder:
-        saver = _saver(spec, Path(folder))
+    with _shared_folder(Path(spec.shards).parent, world) as folder:
+        saver = _saver(spec, folder, ours.mesh)
         done: list[float] = []
         began = time.perf_counter()
         held = ours.engine.snapshot()
@@ -45,7 +48,7 @@ def save_while_training(
             saved = waiting.submit(saver.wait)
             saved.add_done_callback(lambda _: done.append(time.perf_counter()))
             during: list[float] = []
-            while not saved.done() and len(during) < MOST:
+            while world.from_first(not saved.done() and len(during) < MOST):
                 during.append(timed()[0])
             artifact = saved.result()
         assert artifact is not None
@@ -60,9 +63,23 @@ def save_while_training(
     }
 
 
-def _saver(spec: Spec, folder: Path) -> Saver:
+@contextmanager
+def _shared_folder(parent: Path, ranks: Group) -> Iterator[Path]:
+    """A directory that the first rank makes, and removes when all are done with it."""
+    with ExitStack() as held:
+        folder = None
+        if ranks.rank == 0:
+            folder = held.enter_context(TemporaryDirectory(dir=parent, prefix="save-"))
+        folder = ranks.from_first(folder)
+        assert folder is not None
+        yield Path(folder)
+        ranks.each(None)
+
+
+def _saver(spec: Spec, folder: Path, mesh: Mesh) -> Saver:
     tokenizer = folder / "tokenizer.model"
-    tokenizer.write_bytes(b"none")
+    if mesh.first:
+        tokenizer.write_bytes(b"none")
     return Saver(
         Registry.open(folder / "home"),
         Draft(kind="checkpoint", name="bench", key="0" * 64),
@@ -70,4 +87,5 @@ def _saver(spec: Spec, folder: Path) -> Saver:
         tokenizer,
         tokens_per_sample=spec.training.sequence_length,
         keep=1,
+        mesh=mesh,
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from bc2.errors import UsageError, nearest
 from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig
 from bc2.recipe import Settings
 from bc2.train.config import PretrainConfig
 from bc2.train.device import Precision
@@ -16,9 +19,8 @@ PEERS = (
     "fp32-eager", "fp32-compiled",
 )  # fmt: skip
 
-#: How our model can be run: the local engine eager or compiled, or DeepSpeed's ZeRO on one rank.
-OURS = ("eager", "compiled", "zero1", "zero2", "zero3")
-ZERO: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
+#: How our model can be run in one process; layouts over ranks come beside it.
+OURS = ("eager", "compiled")
 
 Weights = Literal["bf16", "autocast", "fp32"]
 
@@ -33,17 +35,15 @@ class Spec(Settings):
     model: ModelConfig
     """The shape, the same for all."""
     training: PretrainConfig
-    """Batch, optimizer, device and precision; the last two and micro_batch resolved."""
+    """Batch, optimizer, device, compilation, activation checkpointing: all resolved."""
     shards: str
     """Directory of the token shards that all contenders read."""
-    compile: bool = False
-    """Run through torch.compile."""
     weights: Weights = "fp32"
     """Of a peer: bf16 weights, bf16 autocast over fp32 weights, or fp32 throughout."""
-    zero: Literal[0, 1, 2, 3] = 0
-    """Of ours: 0 is the local engine, else DeepSpeed's stage."""
-    checkpointing: int = 0
-    """Of ours: layers in a segment whose activations are recomputed; 0: none are."""
+    ranks: int = 1
+    """Of ours: processes that make its steps together."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """Of ours: how they share the work."""
     tuned: bool = True
     """Run in bc2's own process environment (sleeping OpenMP threads, allocator settings)."""
     alone: bool = True

@@ -14,6 +14,7 @@ import torch
 
 from bc2.bench.contenders import Contender, Ours, build
 from bc2.bench.spec import Spec
+from bc2.ranks import local_rank
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.child import Answer, serve
 from bc2.train.device import DTYPES, measure_matmul, pick_precision
@@ -30,7 +31,7 @@ class Worker:
     """Answers commands about one contender."""
 
     def __init__(self, spec: Spec, held: ExitStack):
-        self.spec = spec
+        self.spec = spec = _on_own_device(spec)
         self.device = torch.device(spec.training.device)
         if spec.kind == "hf":
             # What any program with these libraries holds is no part of the training.
@@ -42,13 +43,17 @@ class Worker:
 
     def warmup(self) -> Answer:
         """Steps until their times settle, within bounds; compiling happens here."""
-        least, most, limit = WARMUP[self.spec.compile]
+        least, most, limit = WARMUP[self.spec.training.compile]
         seconds: list[float] = []
         began = time.perf_counter()
-        while len(seconds) < most and not (len(seconds) >= least and _settled(seconds)):
+        again = True
+        while again:
             seconds.append(self._timed()[0])
-            if time.perf_counter() - began > limit and len(seconds) >= least:
-                break
+            done = _settled(seconds) or time.perf_counter() - began > limit
+            # The first rank's clock is everybody's: they step together or not at all.
+            again = self.contender.mesh.world.from_first(
+                len(seconds) < least or (len(seconds) < most and not done)
+            )
         self.contender.clock.take()
         return {"steps": len(seconds), "seconds": seconds}
 
@@ -84,7 +89,7 @@ class Worker:
         }
 
     def checkpoint(self, steps: int) -> Answer:
-        """One checkpoint, saved in the background while training goes on."""
+        """One checkpoint, saved in the background by all ranks while training goes on."""
         from bc2.bench.saving import save_while_training
 
         assert isinstance(self.contender, Ours)
@@ -99,6 +104,14 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - began, loss
+
+
+def _on_own_device(spec: Spec) -> Spec:
+    """With this rank's GPU, where there are several."""
+    training = spec.training
+    if spec.ranks > 1 and torch.device(training.device).type == "cuda":
+        training = training.model_copy(update={"device": f"cuda:{local_rank()}"})
+    return spec.model_copy(update={"training": training})
 
 
 class Matmul:

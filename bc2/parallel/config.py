@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bc2.errors import RecipeError
 from bc2.model.config import ModelConfig
-from bc2.recipe import UNKEYED, Section
+from bc2.recipe import UNKEYED, Recipe, Section
 
 Axis = Literal["tensor", "sequence", "data"]
 
@@ -62,6 +62,11 @@ class ParallelConfig(Section):
     def ranks_of_a_replica(self) -> int:
         """Ranks that work on one micro-batch together."""
         return self.tensor * self.sequence
+
+
+def parallel_of(recipe: Recipe) -> ParallelConfig:
+    """A recipe's ``[parallel]``, or one rank's."""
+    return recipe.get(ParallelConfig) if recipe.has(ParallelConfig) else ParallelConfig()
 
 
 def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bc2.errors import RecipeError, ResourceError, UsageError
 from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig, check_layout
+from bc2.parallel.config import check_layout, parallel_of
 from bc2.plan.devices import DEVICES, Device
 from bc2.plan.layouts import Layout, Work, largest, layouts_that_fit, possible, segment_of
 from bc2.recipe import Recipe
@@ -203,7 +203,7 @@ def own_layout(recipe: Recipe, work: Work) -> Layout:
     Raises:
         RecipeError: it does not divide what it must.
     """
-    parallel = recipe.get(ParallelConfig) if recipe.has(ParallelConfig) else ParallelConfig()
+    parallel = parallel_of(recipe)
     training = work.training
     check_layout(parallel, work.model, work.gpus, recipe.where(("parallel",)))
     if training.micro_batch != "auto":

@@ -66,7 +66,8 @@ class Child:
 
     def begin(self) -> None:
         """Wait until the child is built. Raises: ChildFailed if it cannot be."""
-        self._answer(self._first)
+        self.tell_first()
+        self.hear()
 
     def ask(self, do: str, **arguments: Any) -> Answer:
         """Have a method called, and its answer.
@@ -74,7 +75,16 @@ class Child:
         Raises:
             ChildFailed: the method raised, or the child died.
         """
-        return self._answer(json.dumps({"do": do, **arguments}))
+        self.tell(do, **arguments)
+        return self.hear()
+
+    def tell_first(self) -> None:
+        """`begin` without waiting: `hear` does."""
+        self._write(self._first)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """`ask` without waiting: `hear` does."""
+        self._write(json.dumps({"do": do, **arguments}))
 
     def close(self) -> None:
         """End the child, and whatever compilers it started, and wait for it."""
@@ -88,15 +98,17 @@ class Child:
         self._process.wait()
         self._stderr.close()
 
-    def _answer(self, line: str) -> Answer:
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        # A dead child says so when it is heard.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-            said = self._process.stdout.readline()
-        except BrokenPipeError:
-            said = ""
+
+    def hear(self) -> Answer:
+        """What the child answers to what it was told. Raises: ChildFailed, as `ask`."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
         if not said:
             raise ChildFailed(self._why_dead())
         answer: Answer = json.loads(said)

@@ -19,10 +19,8 @@ from bc2.data.loader import Loader
 from bc2.errors import IntegrityError
 from bc2.files import make_directory, replace_durably
 from bc2.model.config import ModelConfig
-from bc2.parallel.build import Drawn, build_model
 from bc2.parallel.config import ParallelConfig
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.state import Held
 from bc2.parallel.together import alike, see_together
 from bc2.ranks import local_rank, world_size
 from bc2.registry import Artifact, Draft, Registry, stage_key
@@ -32,7 +30,7 @@ from bc2.train.config import PretrainConfig
 from bc2.train.deterministic import deterministic
 from bc2.train.device import peak_flops, pick_device, pick_precision
 from bc2.train.engines.base import Engine
-from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.make import make_engine
 from bc2.train.footprint import Footprint
 from bc2.train.guard import Guard
 from bc2.train.heldout import Heldout
@@ -204,7 +202,7 @@ def _train(run: Run, plan: Plan, registry: Registry, mesh: Mesh) -> Artifact:
     # Measuring the peak may draw random numbers; the seed is set after it.
     speed = _speed(run, mesh)
     footprint = Footprint(run.model, config, run.parallel, mesh.world.size)
-    engine = _engine(run, mesh)
+    engine = make_engine(run.model, config, run.parallel, mesh)
     objective = NextToken(config.z_loss)
     earlier = _earlier(run, registry, mesh)
     earlier, start = _load_newest(earlier, mesh)
@@ -332,34 +330,6 @@ def _closing(log: Log) -> Iterator[None]:
         yield
     finally:
         log.close()
-
-
-def _engine(run: Run, mesh: Mesh) -> Engine:
-    config = run.config
-    device = torch.device(config.device)
-    torch.manual_seed(config.seed)
-    precision = pick_precision(config.precision, device)
-    shared: dict[str, Any] = {
-        "precision": precision,
-        "compile": config.compile,
-        "checkpointing": config.segment_layers,
-    }
-    if run.parallel.zero:
-        from bc2.train.engines.deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(
-            run.model,
-            config.optimizer,
-            run.parallel,
-            mesh,
-            device=device,
-            seed=config.seed,
-            **shared,
-        )
-    model = build_model(run.model, mesh).to_empty(device=device)
-    engine = LocalEngine(model, config.optimizer, mesh=mesh, **shared)
-    engine.restore(Drawn(run.model, config.seed), Held())
-    return engine
 
 
 def _speed(run: Run, mesh: Mesh) -> Speed:

@@ -15,12 +15,12 @@ import torch
 
 from bc2.data.loader import Batch, pack
 from bc2.model.config import ModelConfig
-from bc2.model.transformer import Transformer
+from bc2.parallel.config import ParallelConfig
+from bc2.parallel.mesh import Mesh
 from bc2.recipe import Settings
 from bc2.train.child import Answer, serve
 from bc2.train.config import PretrainConfig
-from bc2.train.device import pick_precision
-from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from bc2.train.peak import forget_peak, host_peak
 
@@ -48,15 +48,9 @@ class Trial:
             torch.cuda.set_per_process_memory_fraction(
                 (1 - spec.margin) * free / total, self.device
             )
-        model = Transformer(spec.model)
-        model.init_weights(torch.Generator().manual_seed(training.seed))
         # Not compiled: that would take minutes, and eager layers keep at least as much.
-        self.engine = LocalEngine(
-            model.to(self.device),
-            training.optimizer,
-            precision=pick_precision(training.precision, self.device),
-            checkpointing=training.segment_layers,
-        )
+        eager = training.model_copy(update={"compile": False})
+        self.engine = make_engine(spec.model, eager, ParallelConfig(), Mesh())
         self.objective = NextToken(training.z_loss)
 
     def fits(self, rows: int) -> Answer:

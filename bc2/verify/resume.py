@@ -28,11 +28,11 @@ from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
 from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_device, pick_precision
+from bc2.train.layout import Layout
 from bc2.train.pretrain import Run
 from bc2.verify.attempts import Hit, disturb, finish
 from bc2.verify.certificate import Certificate
 from bc2.verify.compare import TOLERANCES, Comparison, bits, near
-from bc2.verify.layouts import Layout
 from bc2.verify.scratch import Home, Scratch, scratch, write_recipe
 
 #: Bytes of a parameter in a checkpoint: fp32 weight and two moments.

@@ -97,6 +97,25 @@ def test_results_are_kept_listed_and_compared(folder: Path) -> None:
     assert any("num_layers" in line for line in unlike)
 
 
+def test_layouts_over_ranks_are_measured_beside_one_process(tmp_path: Path) -> None:
+    layouts = ("--layout", "2:zero=1", "--layout", "2:tensor=2")
+    shown = json.loads(ok(tmp_path, *TINY, *layouts, "--json"))
+    alone, zero, tensor = shown["contenders"]
+    assert [each["name"] for each in (alone, zero, tensor)] == [
+        "bc2-eager", "bc2-2:zero=1", "bc2-2:tensor=2",
+    ]  # fmt: skip
+    assert [each["ranks"] for each in (alone, zero, tensor)] == [1, 2, 2]
+    assert tensor["parallel"]["tensor"] == 2
+    # The same samples from the same weights; compared after as many steps as warming up took.
+    assert all(2 < each["loss"] < 8 for each in (alone, zero, tensor))
+    assert all(each["checkpoint"]["bytes"] > 0 for each in (alone, zero, tensor))
+    # A rank of two holds half of most things.
+    assert tensor["memory"]["estimate"]["total"] < 0.75 * alone["memory"]["estimate"]["total"]
+    assert [(r["ours"], r["peer"]) for r in shown["ratios"]] == [
+        ("bc2-2:zero=1", "bc2-eager"), ("bc2-2:tensor=2", "bc2-eager"),
+    ]  # fmt: skip
+
+
 def test_a_signal_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "bc2", "bench", *TINY, "--rounds", "1000"]
     environment = {**os.environ, "BC2_HOME": str(tmp_path / "home")}
@@ -131,6 +150,11 @@ def test_an_unknown_result_is_exit_4(folder: Path) -> None:
         (["--against", "hf", "--peer-environment", "x"], "--peer-environment 'x'"),
         (["--against", "hf", "--documents", "9"], "does not keep packed documents apart"),
         (["--ours", "jit"], "--ours does not know 'jit'"),
+        (["--layout", "two"], "--layout 'two' is no number of ranks"),
+        (["--layout", "2:tensr=2"], "cannot read 'tensr=2'"),
+        (["--layout", "2:zero=7"], "zero: Input should be 0, 1, 2 or 3"),
+        (["--layout", "5:tensor=5"], "parallel.tensor = 5 does not divide model.num_heads = 6"),
+        (["--layout", "3"], "no whole number of micro-batches"),
         (["--checkpointing", "a"], "--checkpointing cannot read 'a'"),
         (["--markdown", "none/page.md"], "no such directory"),
         (["--set", "model.context_length=256"], "longer than model.context_length"),

@@ -1,0 +1,53 @@
+"""The engine that a layout asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bc2.model.config import ModelConfig
+from bc2.parallel.build import Drawn, build_model
+from bc2.parallel.config import ParallelConfig
+from bc2.parallel.mesh import Mesh
+from bc2.parallel.state import Held
+from bc2.train.clock import Clock
+from bc2.train.config import PretrainConfig
+from bc2.train.device import pick_precision
+from bc2.train.engines.base import Engine
+from bc2.train.engines.local import LocalEngine
+
+
+def make_engine(
+    model: ModelConfig,
+    config: PretrainConfig,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+    *,
+    clock: Clock | None = None,
+) -> Engine:
+    """This rank's engine, with the weights that the seed draws.
+
+    Args:
+        config: device and activation checkpointing resolved.
+        clock: told how long the parts of a step take.
+    """
+    device = torch.device(config.device)
+    torch.manual_seed(config.seed)
+    shared: dict[str, Any] = {
+        "precision": pick_precision(config.precision, device),
+        "compile": config.compile,
+        "checkpointing": config.segment_layers,
+        "clock": clock,
+        "mesh": mesh,
+    }
+    if parallel.zero:
+        from bc2.train.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            model, config.optimizer, parallel, device=device, seed=config.seed, **shared
+        )
+    built = build_model(model, mesh).to_empty(device=device)
+    engine = LocalEngine(built, config.optimizer, **shared)
+    engine.restore(Drawn(model, config.seed), Held())
+    return engine

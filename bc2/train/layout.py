@@ -1,0 +1,112 @@
+"""A number of ranks and how a recipe is laid out over them, as commands name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from bc2.errors import UsageError
+from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig, check_layout, parallel_of
+from bc2.recipe import Recipe
+from bc2.train.config import PretrainConfig, check_batches
+
+#: What `--layout` can say, beside the number of ranks.
+_NUMBERS = ("tensor", "sequence", "zero", "zero_group")
+_SWITCHES = ("offload_optimizer", "overlap")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """So many ranks, laid out so."""
+
+    ranks: int
+    parallel: ParallelConfig
+    micro_batch: int | None
+    """Sequences a rank sees at once; None: what the recipe's "auto" comes to."""
+
+    def __str__(self) -> str:
+        told = [f"{key} {'x'.join(v) if key == 'order' else v}" for key, v in self._own().items()]
+        return ", ".join([f"{self.ranks} rank{'s' if self.ranks > 1 else ''}", *told])
+
+    @property
+    def typed(self) -> str:
+        """What `layout_of` reads: ``2:zero=1``."""
+        own = {key: v for key, v in self._own().items() if key != "order"}
+        return f"{self.ranks}:" + ",".join(f"{key}={v}".lower() for key, v in own.items())
+
+    def _own(self) -> dict[str, Any]:
+        plain = ParallelConfig().model_dump()
+        return {key: v for key, v in self.parallel.model_dump().items() if v != plain[key]}
+
+    def as_json(self) -> dict[str, Any]:
+        parallel = self.parallel.model_dump(mode="json")
+        return {"ranks": self.ranks, "micro_batch": self.micro_batch, "parallel": parallel}
+
+
+def own_layout(recipe: Recipe, ranks: int) -> Layout:
+    """The recipe's, on the ranks that were asked for."""
+    micro = recipe.get(PretrainConfig).micro_batch
+    return Layout(ranks, parallel_of(recipe), None if micro == "auto" else micro)
+
+
+def layout_of(recipe: Recipe, base: Layout, text: str) -> Layout:
+    """Read ``RANKS:key=value,key=value``; what is not said is as in `base`.
+
+    Raises:
+        UsageError: it cannot be read, or contradicts itself.
+    """
+    number, _, rest = text.partition(":")
+    values = dict(_setting(text, part) for part in rest.split(",") if part.strip())
+    try:
+        parallel = ParallelConfig(**{**base.parallel.model_dump(), **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = "".join(f"{place}: " for place in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--layout {text!r}: {key}{what}") from None
+    return fill_rows(recipe, Layout(read_ranks(number, "--layout"), parallel, base.micro_batch))
+
+
+def _setting(text: str, part: str) -> tuple[str, int | bool]:
+    key, _, value = (word.strip() for word in part.partition("="))
+    if key in _NUMBERS and value.isdecimal():
+        return key, int(value)
+    if key in _SWITCHES and value in ("true", "false"):
+        return key, value == "true"
+    raise UsageError(
+        f"--layout {text!r}: cannot read {part!r}",
+        todo=f"e.g. 4:zero=2,tensor=2; numbers: {', '.join(_NUMBERS)}; true or false: "
+        f"{', '.join(_SWITCHES)}",
+    )
+
+
+def read_ranks(text: str, option: str) -> int:
+    """A number of ranks as it is typed."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UsageError(f"{option} {text!r} is no number of ranks", todo=f"e.g. {option} 2")
+    return int(text)
+
+
+def fill_rows(recipe: Recipe, layout: Layout) -> Layout:
+    """The largest micro-batch, up to the recipe's, that shares a step among the ranks."""
+    training = recipe.get(PretrainConfig)
+    share = training.batch_rows // max(1, layout.ranks // layout.parallel.ranks_of_a_replica)
+    most = layout.micro_batch or (1 if layout.ranks > 1 else 0)
+    fit = [n for n in range(1, most + 1) if share % n == 0]
+    return Layout(layout.ranks, layout.parallel, fit[-1] if fit else layout.micro_batch)
+
+
+def check_fits(recipe: Recipe, layout: Layout) -> None:
+    """The recipe must divide among the ranks.
+
+    Raises:
+        RecipeError: it does not; it names what would.
+    """
+    check_layout(layout.parallel, recipe.get(ModelConfig), layout.ranks, str(layout))
+    training = recipe.get(PretrainConfig)
+    if layout.micro_batch is not None:
+        training = training.model_copy(update={"micro_batch": layout.micro_batch})
+    check_batches(training, layout.parallel, layout.ranks)
