@@ -41,7 +41,7 @@ HEADER = {"id": "x", "time": "t", "recipe": {}, "machine": {}, "settings": {}}
 def run(folder: Path, *overrides: str, **asked: object) -> Result:
     options = {
         "steps": 3, "rounds": 2, "against": "hf", "peers": "fp32-eager", "ours": None,
-        "checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": False,
+        "layouts": (), "checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": False,
     }  # fmt: skip
     (folder / "shape.toml").write_text(SHAPE)
     plan = make_plan(load(folder / "shape.toml", overrides), **{**options, **asked})
@@ -73,6 +73,7 @@ def test_each_round_has_a_block_of_each_contender(measured: Result) -> None:
     assert [(r.ours, r.peer, len(r.rounds)) for r in measured.ratios] == [
         (names[0], names[2], 2),
         (names[1], names[2], 2),
+        (names[1], names[0], 2),
     ]
     assert measured.best_peer() == names[2]
 
