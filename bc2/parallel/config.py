@@ -28,7 +28,7 @@ class ParallelConfig(Section):
     """Ranks that share the tokens of a micro-batch (DeepSpeed-Ulysses, arXiv 2309.14509)."""
     zero: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=UNKEYED)
     """What data-parallel ranks share (ZeRO, arXiv 1910.02054): 0 nothing; 1 optimizer states;
-    2 gradients too; 3 weights too. Above 0 DeepSpeed trains."""
+    2 gradients too; 3 weights too. Above 0 DeepSpeed trains, where several ranks can share."""
     zero_group: int | None = Field(None, ge=2, json_schema_extra=UNKEYED)
     """With zero = 3: every group of so many ranks holds all weights between them, so that they
     are gathered inside a machine (hpZ of ZeRO++, arXiv 2306.10209), while optimizer states are
@@ -62,6 +62,15 @@ class ParallelConfig(Section):
     def ranks_of_a_replica(self) -> int:
         """Ranks that work on one micro-batch together."""
         return self.tensor * self.sequence
+
+    def on(self, world: int) -> ParallelConfig:
+        """What it comes to on so many ranks: one replica has nobody to share states with.
+
+        DeepSpeed would do the same work there in more passes over memory.
+        """
+        if self.offload_optimizer or world // self.tensor > 1:
+            return self
+        return self.model_copy(update={"zero": 0, "zero_group": None})
 
 
 def parallel_of(recipe: Recipe) -> ParallelConfig:

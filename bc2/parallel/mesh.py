@@ -108,7 +108,7 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
                 f"[parallel] asks for a multiple of {config.ranks_of_a_replica} ranks; this is one",
                 todo=f"start it with --nproc {config.ranks_of_a_replica}",
             )
-        return _alone(device) if config.zero else Mesh()
+        return _alone(device) if config.on(1).zero else Mesh()
     if not dist.is_initialized():
         follow_srun()
         dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))

@@ -263,3 +263,22 @@ def test_segments_change_no_bit_where_two_ranks_share_a_model(spread: Spread) ->
     kept, *others = spread(2, [{**run, "checkpointing": segment} for segment in (0, 1, 2)])
     assert len(kept) == 5
     assert all(other == kept for other in others)
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "zero"),
+    [
+        ({"zero": 3}, 1, 0),
+        ({"zero": 2, "tensor": 4}, 4, 0),
+        ({"zero": 2, "tensor": 2}, 4, 2),
+        ({"zero": 1, "sequence": 2}, 2, 1),
+        ({"zero": 1, "offload_optimizer": True}, 1, 1),
+        ({"zero": 3, "zero_group": 2}, 1, 0),
+    ],
+)
+def test_one_replica_shares_its_states_with_nobody(
+    settings: dict[str, Any], world: int, zero: int
+) -> None:
+    found = ParallelConfig(**settings).on(world)
+    assert found.zero == zero
+    assert found.tensor == settings.get("tensor", 1)

@@ -33,6 +33,7 @@ def make_engine(
         clock: told how long the parts of a step take.
     """
     device = torch.device(config.device)
+    parallel = parallel.on(mesh.world.size)
     torch.manual_seed(config.seed)
     shared: dict[str, Any] = {
         "precision": pick_precision(config.precision, device),

@@ -92,7 +92,7 @@ def estimate(
         parallel: how the ranks share the work; None: there is one.
         world: ranks.
     """
-    layout = parallel or ParallelConfig()
+    layout = (parallel or ParallelConfig()).on(world)
     share = Share(model, layout, world, rows, sequence_length, precision, device)
     activations = activations_of(share, checkpointing)
     states = zero_states(share, accumulated) if layout.zero else local_states(share, accumulated)
