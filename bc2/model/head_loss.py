@@ -13,7 +13,6 @@ computed in the forward pass, chunk by chunk, and [T, V] never exists: the memor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bc2.errors import DataError
+from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
 
 #: A label that takes no part in the loss.
 IGNORE = -100
@@ -30,9 +30,6 @@ CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 #: Bytes of the [R, V] block in which softmax runs.
 BLOCK_BYTES = 1 << 23
-
-#: Rows of the weight that are normalised, scaled or added to at a time.
-WEIGHT_ROWS = 4096
 
 #: Labelled tokens are filled up to a multiple of this.
 ROUND_TOKENS = 128
@@ -84,6 +81,7 @@ def head_loss(
     norm_head: bool = True,
     chunk_tokens: int | None = None,
     shard: VocabularyShard | None = None,
+    compiled: bool = False,
 ) -> HeadLoss:
     """Cross-entropy and max-z loss of a linear head, without ever holding all logits.
 
@@ -103,6 +101,7 @@ def head_loss(
         shard: `weight` is this part of the head. Logits stay where they are: of each token
             three numbers pass between the ranks. Every rank gets the whole sums, the gradient
             of its own rows, and the whole gradient of `hidden`.
+        compiled: run the passes over the weight through torch.compile, made for a CPU.
 
     Raises:
         DataError: a label outside the vocabulary.
@@ -119,7 +118,7 @@ def head_loss(
         chunk_tokens = chunk_size(len(hidden), len(weight), size, device)
     with_grad = torch.is_grad_enabled()
     loss_sum, ce_sum, z_sum, z2_sum = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad, shard
+        hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad, shard, compiled
     )
     return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, count)
 
@@ -132,7 +131,7 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
     if hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         # In fp16 most of a softmax over a large vocabulary is below the smallest number.
         raise ValueError(f"{hidden.dtype} is not supported; use bfloat16, float32 or float64")
-    if weight.dtype != hidden.dtype and weight.dtype != _wide(hidden.dtype):
+    if weight.dtype != hidden.dtype and weight.dtype != at_least_fp32(hidden.dtype):
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
 
 
@@ -142,10 +141,6 @@ def chunk_size(tokens: int, vocab_size: int, element_size: int, device: str) -> 
     most = max(64, budget // (vocab_size * element_size) // 64 * 64)
     chunks = max(1, math.ceil(tokens / most))
     return math.ceil(tokens / chunks / 64) * 64 or 64
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_labels(labels: Tensor, vocab_size: int) -> None:
@@ -184,17 +179,18 @@ class _HeadLoss(torch.autograd.Function):
         chunk_tokens: int,
         with_grad: bool,
         shard: VocabularyShard | None,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wants_hidden = with_grad and ctx.needs_input_grad[0]
         wants_weight = with_grad and ctx.needs_input_grad[1]
-        wide = _wide(hidden.dtype)
-        head, lengths = _head(weight, hidden.dtype, norm_head)
+        wide = at_least_fp32(hidden.dtype)
+        head, lengths = head_rows(weight, hidden.dtype, norm_head, compiled=compiled)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = _WeightGradient(head) if wants_weight else None
+        grad_weight = WeightGradient(head, compiled=compiled) if wants_weight else None
         ce, z = (torch.zeros(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
         rows = min(chunk_tokens, len(labels))
         buffer = torch.empty(rows, len(weight), dtype=hidden.dtype, device=hidden.device)
-        for chunk in _spans(len(labels), chunk_tokens):
+        for chunk in spans(len(labels), chunk_tokens):
             scores = buffer[: chunk.stop - chunk.start]
             torch.mm(hidden[chunk], head.t(), out=scores)
             known = slice(chunk.start, max(chunk.start, min(chunk.stop, count)))
@@ -232,7 +228,7 @@ class _HeadLoss(torch.autograd.Function):
             if grad_weight is None:
                 raise RuntimeError("the head's loss can be taken backward once, and with gradients")
             total = grad_weight.of(ctx.weight, ctx.lengths, scale)
-        return grad_hidden, total, None, None, None, None, None, None, None
+        return grad_hidden, total, None, None, None, None, None, None, None, None
 
 
 def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float) -> None:
@@ -241,7 +237,7 @@ def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: fl
     shape = (min(rows, len(scores)), scores.shape[1])
     same = scores.dtype == ce.dtype
     logits, p = (torch.empty(shape, dtype=ce.dtype, device=scores.device) for _ in range(2))
-    for block in _spans(len(scores), rows):
+    for block in spans(len(scores), rows):
         count = block.stop - block.start
         x = scores[block] if same else logits[:count].copy_(scores[block])
         probability = p[:count]
@@ -266,13 +262,13 @@ def _sharded_losses_(
     exponentials and the label's logit, which one rank has.
     """
     columns = scores.shape[1]
-    spans = list(_spans(len(scores), max(1, BLOCK_BYTES // (columns * ce.element_size()))))
+    blocks = list(spans(len(scores), max(1, BLOCK_BYTES // (columns * ce.element_size()))))
     label = labels[:, None] - shard.first
     mine = (label >= 0) & (label < columns)
     label = label.clamp(0, columns - 1)
     top = torch.empty_like(label)
     sums = torch.empty(len(scores), 2, dtype=ce.dtype, device=ce.device)
-    for block in spans:
+    for block in blocks:
         x = scores[block].to(ce.dtype)
         z[block, None], top[block] = row_max(x)
         sums[block, 0] = (x - z[block, None]).exp_().sum(dim=-1)
@@ -286,7 +282,7 @@ def _sharded_losses_(
     torch.sub(z + sums[:, 0].log(), sums[:, 1], out=ce)
     where = torch.where((own == z)[:, None], top + shard.first, shard.size)
     tops = shard.min_(where) - shard.first == top
-    for block in spans:
+    for block in blocks:
         p = scores[block].to(ce.dtype).sub_(z[block, None]).exp_().div_(sums[block, :1])
         p.scatter_add_(1, label[block], -mine[block].to(p.dtype))
         p.scatter_add_(1, top[block], tops[block] * (2 * z_weight * z[block, None]))
@@ -314,68 +310,3 @@ def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
         where = torch.where(later, place + groups * MAX_COLUMNS, where)
         value = torch.where(later, rest, value)
     return value, where
-
-
-class _WeightGradient:
-    """Σ over chunks of dlogitsᵀ hidden, in fp32 or better whatever the products are in."""
-
-    def __init__(self, head: Tensor):
-        self.total: Tensor | None = None
-        self.shape = head.shape
-
-    def add(self, scores: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
-        first = self.total is None
-        if self.total is None:
-            wide = _wide(scores.dtype)
-            self.total = torch.empty(self.shape, dtype=wide, device=hidden.device)
-        for span in _spans(self.shape[0], WEIGHT_ROWS):
-            # By rows of the weight: what is added is still in the cache.
-            product = torch.mm(scores[:, span].t(), hidden)
-            if first:
-                self.total[span] = product
-            else:
-                self.total[span] += product
-
-    def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
-        """The gradient of the raw weight, times scale, in the weight's dtype; ends this sum."""
-        total, self.total = self.total, None
-        if total is None:
-            return torch.zeros_like(weight)
-        result = total if weight.dtype == total.dtype else torch.empty_like(weight)
-        for span in _spans(len(weight), WEIGHT_ROWS):
-            grad = total[span]
-            if lengths is None:
-                grad.mul_(scale)
-            else:
-                _through_normalization_(grad, weight[span], lengths[span], scale)
-            if result is not total:
-                result[span] = grad
-        return result
-
-
-def _head(weight: Tensor, dtype: torch.dtype, norm_head: bool) -> tuple[Tensor, Tensor | None]:
-    """The head as used in `dtype`; and its rows' lengths [V, 1], at least 1e-12, if it has them."""
-    if not norm_head:
-        return weight.to(dtype), None
-    unit = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    wide = _wide(dtype)
-    lengths = torch.empty(len(weight), 1, dtype=wide, device=weight.device)
-    for span in _spans(len(weight), WEIGHT_ROWS):
-        rows = weight[span].to(wide)
-        torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=lengths[span])
-        torch.div(rows, lengths[span].clamp_(min=1e-12), out=unit[span])
-    return unit, lengths
-
-
-def _through_normalization_(grad: Tensor, weight: Tensor, lengths: Tensor, scale: Tensor) -> None:
-    """Gradient of unit rows -> gradient of the rows, in place: scale (g - (g·w) w / l²) / l."""
-    rows = weight.to(grad.dtype)
-    along = torch.linalg.vecdot(grad, rows)[:, None] / lengths.square()
-    # A row of no length is divided by a constant: nothing is projected away.
-    along.masked_fill_(lengths <= 1e-12, 0.0)
-    grad.addcmul_(along, rows, value=-1.0).mul_(scale / lengths)
-
-
-def _spans(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))

@@ -1,16 +1,18 @@
-"""Causal attention on a CPU whose backward pass is five batched matrix products.
+"""Backward passes on a CPU in bf16, by the matrix products that are fast there.
 
 torch's flash kernel for CPUs is fast forward; its backward pass is the largest part of a
 training step there. Compiled, the plain formulas over whole score matrices take about half of
 its time in bf16, for memory that grows with the square of a document (limited: see `CHUNK`).
 
 Shapes:
+    T  tokens      I, O  inputs and outputs of a linear layer
     B  documents of one length      S  their tokens      H  heads      K  channels of a head
     N  B · H, every head of every document
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -28,6 +30,44 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √K) v, causally: [B, S, H, K] on a CPU -> [B, S, H, K]."""
     out: Tensor = _Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)))  # type: ignore[no-untyped-call]
     return out.transpose(1, 2)
+
+
+def linear_by_products(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ, for compiled layers: [T, I], [O, I] -> [T, O].
+
+    The gradient of W, gᵀ x, sums over tokens, which neither g nor x has next to each other in
+    memory. A CPU's product takes twice as long for that, so the narrower of the two is
+    transposed first, which the compiler does in passing.
+    """
+    out: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        if x.shape[1] < grad.shape[1]:
+            along = _as_laid_out(x.t().contiguous(), grad).t().contiguous()
+        else:
+            along = _as_laid_out(grad.t().contiguous(), x)
+        return grad @ weight, along
+
+
+@torch.library.custom_op("bc2::as_laid_out", mutates_args=())
+def _as_laid_out(x: Tensor, y: Tensor) -> Tensor:
+    """x y, [A, B] and [B, C] -> [A, C], of operands that a compiler must lay out as given."""
+    return torch.mm(x, y)
+
+
+@_as_laid_out.register_fake
+def _(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], y.shape[1])
 
 
 class _Attention(torch.autograd.Function):
@@ -90,9 +130,12 @@ def _gradients(
     heads, length = log_sum.shape[:2]
     grad, q, k, v, out = (x.reshape(heads, length, -1) for x in (grad, q, k, v, out))
     scale = q.shape[-1] ** -0.5
-    place = torch.arange(length)
+    place = torch.arange(length, dtype=torch.int32)
     seen = place[:, None] >= place
-    p = torch.where(seen, (_products_less(q, k, log_sum) * scale).exp(), 0.0)
+    # The compiler writes whole matrices of exp() to memory where they are used twice, and of
+    # exp2() not.
+    less = _products_less(q, k, log_sum) * (scale * math.log2(math.e))
+    p = torch.where(seen, less.exp2(), 0.0)
     along = (grad.float() * out.float()).sum(-1, keepdim=True)
     inner = torch.bmm(grad, v.transpose(1, 2)).float()
     ds = (p * (inner - along) * scale).to(q.dtype)

@@ -23,6 +23,7 @@ from bc2.model.attention import Backend, alibi_slopes, attend
 from bc2.model.cache import KVCache
 from bc2.model.config import ModelConfig
 from bc2.model.head_loss import HeadLoss, VocabularyShard, head_loss
+from bc2.model.products import linear_by_products
 
 
 class Linear(nn.Linear):
@@ -30,6 +31,13 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
+        #: Whether its backward pass is `linear_by_products`.
+        self.products = False
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, I] -> [T, O]
+        if self.products and x.dtype == torch.bfloat16:
+            return linear_by_products(x, self.weight)
+        return F.linear(x, self.weight)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -50,6 +58,8 @@ class Head(Linear):
         self.norm_head = config.norm_head
         #: Which of the vocabulary's rows these are, where a rank has some of them.
         self.shard: VocabularyShard | None = None
+        #: Whether the passes over the weight are compiled, as `head_loss` explains.
+        self.compiled = False
 
     def loss(self, hidden: Tensor, labels: Tensor, *, z_weight: float) -> HeadLoss:
         """See `head_loss`."""
@@ -65,6 +75,7 @@ class Head(Linear):
             z_weight=z_weight,
             norm_head=self.norm_head,
             shard=self.shard,
+            compiled=self.compiled,
         )
 
 

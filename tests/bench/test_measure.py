@@ -41,7 +41,8 @@ HEADER = {"id": "x", "time": "t", "recipe": {}, "machine": {}, "settings": {}}
 def run(folder: Path, *overrides: str, **asked: object) -> Result:
     options = {
         "steps": 3, "rounds": 2, "against": "hf", "peers": "fp32-eager", "ours": None,
-        "layouts": (), "checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": False,
+        "layouts": (), "checkpointing": None, "peer_environment": "same", "documents": 0,
+        "checkpoint": False,
     }  # fmt: skip
     (folder / "shape.toml").write_text(SHAPE)
     plan = make_plan(load(folder / "shape.toml", overrides), **{**options, **asked})

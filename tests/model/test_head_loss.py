@@ -10,6 +10,7 @@ from scipy.optimize import check_grad
 
 from bc2.errors import DataError
 from bc2.model import head_loss as module
+from bc2.model import head_weight
 from bc2.model.head_loss import IGNORE, chunk_size, head_loss, row_max
 
 
@@ -189,7 +190,7 @@ def test_blocks_of_rows_do_not_show(monkeypatch):
     whole = head_loss(hidden, weight, labels, z_weight=0.1)
     expected = torch.autograd.grad(whole.loss_sum, (hidden, weight))
     monkeypatch.setattr(module, "BLOCK_BYTES", 700 * 8 * 3)
-    monkeypatch.setattr(module, "WEIGHT_ROWS", 64)
+    monkeypatch.setattr(head_weight, "WEIGHT_ROWS", 64)
     blocks = head_loss(hidden, weight, labels, z_weight=0.1)
     found = torch.autograd.grad(blocks.loss_sum, (hidden, weight))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
@@ -266,7 +267,7 @@ def test_no_grad_skips_the_gradient_work(monkeypatch):
     def refuse(*_):
         raise AssertionError("gradient work")
 
-    monkeypatch.setattr(module._WeightGradient, "add", refuse)
+    monkeypatch.setattr(head_weight.WeightGradient, "add", refuse)
     hidden, weight, labels = inputs(9, 4, 11)
     with torch.no_grad():
         out = head_loss(hidden, weight, labels, z_weight=0.1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
-from bc2.model.transformer import Attention, Transformer
+from bc2.model.transformer import Attention, Head, Linear, Transformer
 from bc2.parallel.build import parts
 from bc2.parallel.layout import Part
 from bc2.parallel.mesh import Mesh
@@ -195,10 +195,14 @@ def _hold(held: Held, name: str, part: Part, value: Tensor, mesh: Mesh) -> None:
 
 
 def _choose_products(model: Transformer) -> None:
-    """Let a compiler that is there anyway make attention's backward pass on a CPU."""
+    """Take the ways of computing that a compiler makes fast on a CPU, since it is there anyway."""
     for module in model.modules():
         if isinstance(module, Attention) and module.backend == "auto":
             module.backend = "products"
+        elif isinstance(module, Head):
+            module.compiled = True
+        elif isinstance(module, Linear):
+            module.products = True
 
 
 def _masters(model: Transformer) -> list[torch.nn.Parameter]:
