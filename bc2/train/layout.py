@@ -33,9 +33,10 @@ class Layout:
 
     @property
     def typed(self) -> str:
-        """What `layout_of` reads: ``2:zero=1``."""
+        """What `layout_of` reads: ``2:zero=1``, or ``2``."""
         own = {key: v for key, v in self._own().items() if key != "order"}
-        return f"{self.ranks}:" + ",".join(f"{key}={v}".lower() for key, v in own.items())
+        settings = ",".join(f"{key}={v}".lower() for key, v in own.items())
+        return f"{self.ranks}:{settings}" if settings else str(self.ranks)
 
     def _own(self) -> dict[str, Any]:
         plain = ParallelConfig().model_dump()

@@ -21,7 +21,7 @@ BASE = Layout(1, ParallelConfig(), 4)
 
 @pytest.mark.parametrize(
     "text",
-    ["1:", "2:zero=1", "4:tensor=2,zero=3", "2:zero=2,offload_optimizer=true", "2:overlap=false"],
+    ["1", "2:zero=1", "4:tensor=2,zero=3", "2:zero=2,offload_optimizer=true", "2:overlap=false"],
 )
 def test_what_is_typed_is_read_and_written_alike(recipe: Recipe, text: str) -> None:
     assert layout_of(recipe, BASE, text).typed == text
