@@ -65,6 +65,33 @@ def test_float64_agrees_with_the_plain_loss(
     torch.testing.assert_close(found, grads, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "limit", "norm_head"),
+    [(torch.float32, 1e-6, True), (torch.bfloat16, 6e-3, True), (torch.float32, 1e-6, False)],
+)
+def test_compiled_passes_over_the_weight_agree_with_the_plain_loss(dtype, limit, norm_head):
+    # More rows than a span has, and one of no length.
+    hidden, weight, labels = inputs(40, 16, 5000, dtype)
+    with torch.no_grad():
+        weight[7] = 0.0
+    wide = weight.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    options = {"z_weight": 0.01, "norm_head": norm_head, "chunk_tokens": 16}
+    out = head_loss(hidden, wide, labels, compiled=True, **options)
+    found = torch.autograd.grad(out.loss_sum, (hidden, wide))
+    plain = head_loss(hidden, wide, labels, **options)
+    expected = torch.autograd.grad(plain.loss_sum, (hidden, wide))
+    assert out.loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=limit)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert relative(ours, theirs.double()) < limit
+    right = naive(hidden, wide, labels, 0.01, norm_head)[1]
+    # The reference has no row of no length: it would divide by nothing.
+    errors = []
+    for mine in (found[1].clone(), expected[1].clone()):
+        mine[7] = right[1][7]
+        errors.append(relative(mine, right[1]))
+    assert errors[0] < 1.1 * errors[1]
+
+
 @pytest.mark.parametrize("norm_head", [True, False])
 def test_gradients_are_the_differences_of_the_loss(norm_head):
     hidden, weight, labels = inputs(5, 4, 9)

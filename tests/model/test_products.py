@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bc2.model import products
 from bc2.model.attention import attend
-from bc2.model.products import attend_by_products
+from bc2.model.products import attend_by_products, linear_by_products
 
 
 def draw(shape: tuple[int, ...], spread: float, seed: int = 0) -> list[Tensor]:
@@ -55,6 +55,23 @@ def test_gradients_are_about_as_close_to_float64_as_the_kernels(shape, spread):
         # rounded to 8 bits before the exponential.
         assert error(mine, truth) < error(peer, truth) + 2**-9 * math.log(shape[1])
     torch.testing.assert_close(attend_by_products(q, k, v), kernel(q, k, v), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 96), (96, 32), (48, 48)])
+def test_a_linear_layer_by_products_has_the_layers_gradients(inputs, outputs):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        torch.randn(shape, generator=generator).bfloat16()
+        for shape in ((200, inputs), (outputs, inputs), (200, outputs))
+    ]
+    x, weight = (t.clone().requires_grad_() for t in drawn[:2])
+    out = torch.compile(linear_by_products)(x, weight)
+    out.backward(drawn[2])
+    assert torch.equal(out, F.linear(x, weight))
+    assert weight.grad.is_contiguous()
+    exact_x, exact_weight, exact_grad = (t.double() for t in drawn)
+    assert error(x.grad, exact_grad @ exact_weight) < 2**-8
+    assert error(weight.grad, exact_grad.t() @ exact_x) < 2**-8
 
 
 def test_heads_in_chunks_are_the_heads_at_once(monkeypatch):
