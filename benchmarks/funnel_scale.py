@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import math
 import os
 import random
 import shutil
@@ -22,8 +21,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import psutil
 import typer
+from scipy.optimize import curve_fit
 
 from bc2.data.prep.sentences import split_sentences
 
@@ -86,15 +87,49 @@ def measured(command: list[str], home: Path) -> tuple[float, int]:
     return time.perf_counter() - began, peak
 
 
+def fitted(points: list[tuple[int, float, int]]) -> tuple[float, float]:
+    """Seconds to begin with, and the exponent of what grows: seconds = a + b · documents^c."""
+    documents, seconds, _ = (np.array(column, float) for column in zip(*points, strict=True))
+    (start, _, exponent), _ = curve_fit(
+        lambda n, a, b, c: a + b * n**c,
+        documents / documents[0],
+        seconds,
+        p0=(seconds[0] / 2, seconds[0] / 2, 1.0),
+        # Each point counts by its share.
+        sigma=seconds,
+        bounds=(0, (seconds[0], np.inf, 3.0)),
+    )
+    return float(start), float(exponent)
+
+
+def picture(points: list[tuple[int, float, int]], exponent: float, out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    documents, seconds, peaks = zip(*points, strict=True)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left.loglog(documents, seconds, "o-", ms=4)
+    slope = [seconds[-1] * n / documents[-1] for n in documents]
+    left.loglog(documents, slope, ":", color="grey", label="linear through the last")
+    left.set(xlabel="documents", ylabel="seconds", title=f"time, exponent {exponent:.2f}")
+    left.legend()
+    right.semilogx(documents, [peak / 1e6 for peak in peaks], "o-", ms=4)
+    right.set(xlabel="documents", ylabel="MB", title="memory of all processes", ylim=(0, None))
+    figure.savefig(out)
+
+
 def main(
     corpus: Annotated[Path, typer.Option(help="Folder of *.jsonl.gz.")],
     documents: Annotated[str, typer.Option(help="Numbers of documents.")] = "10000,100000",
     what: Annotated[str, typer.Option(help="near or whole.")] = "near",
     workers: Annotated[int, typer.Option()] = 2,
+    out: Annotated[Path | None, typer.Option(help="Picture, .svg or .png.")] = None,
 ) -> None:
-    """One run of each size, and the exponent of time between neighbours."""
+    """One run of each size, and how time grows from the first to the last."""
     pools = sentences_of(corpus)
-    known: list[tuple[int, float]] = []
+    points: list[tuple[int, float, int]] = []
     for count in map(int, documents.split(",")):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -109,12 +144,13 @@ def main(
             seconds, peak = measured(command, folder / "home")
             shutil.rmtree(folder / "home")
         line = f"{count:,} documents, {size / 1e6:,.0f} MB: {seconds:.1f} s, {peak / 1e6:,.0f} MB"
-        if known:
-            before, took = known[-1]
-            exponent = math.log(seconds / took) / math.log(count / before)
-            line += f", exponent {exponent:.2f}"
         print(line, flush=True)
-        known.append((count, seconds))
+        points.append((count, seconds, peak))
+    if len(points) > 3:
+        start, exponent = fitted(points)
+        print(f"{start:.1f} s to begin with, exponent {exponent:.3f} of what grows")
+        if out is not None:
+            picture(points, exponent, out)
 
 
 if __name__ == "__main__":
