@@ -40,6 +40,17 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """Write all bytes from `offset` on.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
 def sync_file(path: Path) -> None:
     """fsync a file that something else wrote."""
     fd = os.open(path, os.O_RDONLY)

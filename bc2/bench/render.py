@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bc2.bench.results import Found, Memory, Ratio, Result
+from bc2.bench.results import Checkpoint, Found, Memory, Ratio, Result
 from bc2.console import table
 from bc2.train.clock import PARTS
 
@@ -171,17 +171,25 @@ def _checkpoints(saves: Sequence[Found]) -> Table:
     for found in saves:
         saved = found.checkpoint
         if saved is None:
-            rows.append([found.name, f"failed: {found.checkpoint_failed}", "", "", "", ""])
+            rows.append([found.name, f"failed: {found.checkpoint_failed}", "", "", "", "", ""])
             continue
         before, during = statistics.median(saved.before_s), statistics.median(saved.during_s)
         rows.append(
             [
                 found.name, f"{saved.wait_s * 1e3:.1f}", f"{saved.save_s:.2f}",
                 f"{saved.bytes / 1e6:,.0f}", f"{before * 1e3:.1f}", f"{during * 1e3:.1f}",
+                _lost(saved),
             ]
         )  # fmt: skip
     columns = ["contender", "loop waits, ms", "saved after, s", "MB", "ms a step", "during a save"]
+    columns.append("lost in all, of a step")
     return Table("A checkpoint", columns, rows)
+
+
+def _lost(saved: Checkpoint) -> str:
+    if saved.lost_s is None or saved.lost_share is None:
+        return ""
+    return f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.0%}"
 
 
 def listing(results: Sequence[Result]) -> Table:

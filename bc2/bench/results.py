@@ -58,6 +58,8 @@ class Checkpoint(Settings):
     """How long the loop stood still."""
     save_s: float
     """Until the checkpoint was published."""
+    lost_s: float | None = None
+    """That wait and what steps took longer meanwhile; None in results from before it was kept."""
     bytes: int
     """Written."""
     before_s: list[float]
@@ -66,9 +68,9 @@ class Checkpoint(Settings):
     """Steps while it went on."""
 
     @property
-    def slower(self) -> float:
-        """Median step during the save over the median step before it."""
-        return statistics.median(self.during_s) / statistics.median(self.before_s)
+    def lost_share(self) -> float | None:
+        """Of a step."""
+        return None if self.lost_s is None else self.lost_s / statistics.median(self.before_s)
 
 
 class Found(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ def save_while_training(
 
     Returns:
         ``wait_s`` the loop stood still; ``save_s`` until published; ``bytes`` written;
+        ``lost_s``, that wait and what steps beside the save took longer;
         ``before_s`` and ``during_s`` seconds of each step before and during the save.
     """
     world = ours.mesh.world
@@ -54,8 +56,10 @@ def save_while_training(
         assert artifact is not None
         size = sum(artifact.file(name).stat().st_size for name in artifact.files())
     # The last step began during the save and ended after it.
+    usual = statistics.median(before)
     return {
         "wait_s": wait,
+        "lost_s": wait + sum(during) - usual * len(during),
         "save_s": done[0] - began,
         "bytes": size,
         "before_s": before,

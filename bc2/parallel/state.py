@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bc2.errors import IntegrityError
-from bc2.files import sync_file, write_durably
+from bc2.files import sync_file, write_at, write_durably
 from bc2.parallel.layout import Part
 
 #: Bytes of tensors in a file, unless one is larger: files are digested side by side.
@@ -283,13 +283,23 @@ def write_fragments(
         if not mine:
             continue
         mapped = file.arrays(folder / name, "r+")
-        for fragment in mine:
-            whole = mapped[fragment.name]
-            data = fragment.data.numpy()
-            for view, which in runs(whole, fragment.part, fragment.first, len(data)):
-                view[...] = data[which].reshape(view.shape)
+        with (folder / name).open("r+b") as stream:
+            for fragment in mine:
+                data = fragment.data.numpy()
+                whole = mapped[fragment.name]
+                for view, which in runs(whole, fragment.part, fragment.first, len(data)):
+                    _put(stream.fileno(), mapped.raw, view, data[which])
         mapped.raw.flush()  # type: ignore[attr-defined]
         sync_file(folder / name)
+
+
+def _put(fd: int, raw: Array, view: Array, data: Array) -> None:
+    """Write to where a view of a mapped file is."""
+    if view.flags.c_contiguous:
+        # Each page that is written through a mapping is a fault: that takes several times as long.
+        write_at(fd, data.view(np.uint8).data, view.ctypes.data - raw.ctypes.data)
+    else:
+        view[...] = data.reshape(view.shape)
 
 
 @dataclass(frozen=True)
