@@ -115,6 +115,8 @@ def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    # The deepspeed launcher gives it to whatever it starts, and says it in LOCAL_RANK too.
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Global options; the verbs are in `VERBS`."""
 

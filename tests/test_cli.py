@@ -72,6 +72,11 @@ def test_traceback_only_with_debug(tmp_path: Path) -> None:
     assert "Traceback" in run.stderr
 
 
+def test_what_the_deepspeed_launcher_adds_is_taken(tmp_path: Path) -> None:
+    run = bc2("--local_rank=1", "recipe", "show", "nosuch", cwd=tmp_path)
+    assert "no such recipe" in run.stderr
+
+
 def test_recipe_show_json_has_the_sizes(tmp_path: Path) -> None:
     shown = json.loads(bc2("recipe", "show", "7b", "--json", cwd=tmp_path).stdout)
     assert shown["params"] == 7_505_973_248

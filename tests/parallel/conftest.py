@@ -27,6 +27,12 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture
+def port() -> int:
+    """One that nothing listens at."""
+    return free_port()
+
+
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
     return {
         **os.environ,
