@@ -78,6 +78,9 @@ class DeepSpeedEngine(Engine):
                 for layer in model.model.layers:
                     layer.compile()
             self.parameters = dict(model.named_parameters())
+            for name, parameter in self.parameters.items():
+                # Or a norm of its own, which nobody reads, fails for want of anything to measure.
+                parameter.tensor_model_parallel = self.parts[name].dim is not None  # type: ignore[attr-defined]
             self._adamw = make_adamw(self.parameters, self.parts, adamw)
             self._engine, *_ = deepspeed.initialize(
                 model=_Objective(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
