@@ -228,6 +228,9 @@ def _import(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(local_rank()))
     import deepspeed
 
+    # For inference alone: building it takes a compiler and half a minute, and a build that was
+    # killed leaves a lock that every later one waits for without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(
             dist_backend=torch.distributed.get_backend(), dist_init_required=False
