@@ -296,7 +296,7 @@ def write_fragments(
 def _put(fd: int, raw: Array, view: Array, data: Array) -> None:
     """Write to where a view of a mapped file is."""
     if view.flags.c_contiguous:
-        # Each page that is written through a mapping is a fault: that takes several times as long.
+        # A disk that fails says so here; a page of a mapping could not.
         write_at(fd, data.view(np.uint8).data, view.ctypes.data - raw.ctypes.data)
     else:
         view[...] = data.reshape(view.shape)
