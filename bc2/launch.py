@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from bc2.errors import Bc2Error, Interrupted, RunFailed, UsageError
 from bc2.files import make_directory
-from bc2.ranks import LAUNCHED, LOST, RankFailed, world_size
+from bc2.ranks import LAUNCHED, LOST, RankFailed, threads_of_each, world_size
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -132,9 +132,7 @@ def _prepare_environment(ranks: Ranks) -> None:
     # Else torch keeps one store over all starts, and a rank that is started again may find the
     # address of one that is dead.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # Ranks of one machine share its cores.
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks.nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(ranks.nproc)))
 
 
 def _config(ranks: Ranks, folder: Path) -> Any:

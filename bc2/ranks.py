@@ -45,6 +45,11 @@ def local_rank() -> int:
     return _read("local", 0)
 
 
+def threads_of_each(ranks: int) -> int:
+    """Threads that leave each of so many ranks its share of this machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
 def first() -> bool:
     """Whether this process speaks for the run."""
     return world_size() == 1 or rank() == 0

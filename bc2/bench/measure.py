@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -210,7 +210,7 @@ def measure(plan: Plan, scratch: Path, progress: Progress, header: Mapping[str, 
 @contextmanager
 def _matmul(spec: Spec) -> Iterator[Workers]:
     own = {"kind": "matmul", "name": "matmul", "tuned": True, "ranks": 1}
-    with Workers(spec.model_copy(update=own)) as products:
+    with closing(Workers(spec.model_copy(update=own))) as products:
         products.begin()
         yield products
 
@@ -221,7 +221,7 @@ def _peak(products: Workers) -> float:
 
 def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
     """Start a contender, after the ones before it have come to rest, and warm it up."""
-    each = _Running(held.enter_context(Workers(spec)))
+    each = _Running(held.enter_context(closing(Workers(spec))))
     each.attempt(each.begin)
     steps = each.found.get("warmup_steps", 0)
     progress(1, f"{spec.name}: {steps} steps to warm up" if steps else "")

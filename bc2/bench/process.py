@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from bc2 import ENVIRONMENT, KEEP_ENVIRONMENT
 from bc2.bench.spec import Spec
+from bc2.ranks import threads_of_each
 from bc2.train.child import Answer, Child, ChildFailed
 
 
@@ -22,17 +22,6 @@ class Workers:
             Child("bc2.bench.worker", spec.model_dump_json(), environment)
             for environment in _environments(spec)
         ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def begin(self) -> None:
         """Wait until every rank is built. Raises: ChildFailed if one cannot be."""
@@ -70,7 +59,7 @@ class Workers:
                 failures.append(error)
         if failures:
             # The others lost a rank: it is that one's word that says why.
-            raise min(failures, key=lambda error: "onnection closed" in str(error))
+            raise min(failures, key=lambda error: "gloo" in str(error))
         return answers
 
 
@@ -83,9 +72,7 @@ def _environments(spec: Spec) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port: int = probe.getsockname()[1]
-    # Ranks of one machine share its cores.
-    cores = len(os.sched_getaffinity(0))
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores // spec.ranks)))
+    shared.setdefault("OMP_NUM_THREADS", str(threads_of_each(spec.ranks)))
     for rank in range(spec.ranks):
         number = str(rank)
         yield {

@@ -53,19 +53,20 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         if x.shape[1] < grad.shape[1]:
-            along = _as_laid_out(x.t().contiguous(), grad).t().contiguous()
+            grad_weight = _product(x.t().contiguous(), grad).t().contiguous()
         else:
-            along = _as_laid_out(grad.t().contiguous(), x)
-        return grad @ weight, along
+            grad_weight = _product(grad.t().contiguous(), x)
+        return grad @ weight, grad_weight
 
 
-@torch.library.custom_op("bc2::as_laid_out", mutates_args=())
-def _as_laid_out(x: Tensor, y: Tensor) -> Tensor:
-    """x y, [A, B] and [B, C] -> [A, C], of operands that a compiler must lay out as given."""
+# An operator of its own: of torch's the compiler would change the layout back.
+@torch.library.custom_op("bc2::product", mutates_args=())
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """x y: [A, B] and [B, C] -> [A, C]."""
     return torch.mm(x, y)
 
 
-@_as_laid_out.register_fake
+@_product.register_fake
 def _(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], y.shape[1])
 

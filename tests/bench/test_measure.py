@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from bc2.bench.data import write_shards
 from bc2.bench.measure import _require_ours, measure
 from bc2.bench.plan import make_plan
+from bc2.bench.process import Workers
 from bc2.bench.results import Found, Result
 from bc2.console import progress
 from bc2.errors import RunFailed
 from bc2.recipe import load
+from bc2.train.child import ChildFailed
 
 SHAPE = """\
 name = "shape"
@@ -77,6 +81,23 @@ def test_each_round_has_a_block_of_each_contender(measured: Result) -> None:
         (names[1], names[0], 2),
     ]
     assert measured.best_peer() == names[2]
+
+
+def test_of_several_ranks_the_one_that_died_says_why(tmp_path: Path) -> None:
+    (tmp_path / "shape.toml").write_text(SHAPE)
+    recipe = load(tmp_path / "shape.toml", ["pretrain.micro_batch=1"])
+    asked = {"steps": 1, "rounds": 1, "against": None, "peers": None, "ours": None}
+    more = {"checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": False}
+    plan = make_plan(recipe, layouts=("2",), **asked, **more)
+    shards = tmp_path / "shards"
+    write_shards(shards, plan.model.vocab_size, plan.training, 0)
+    spec = plan.contenders[1].model_copy(update={"shards": str(shards)})
+    with closing(Workers(spec)) as workers:
+        workers.begin()
+        assert len(workers.ask_each("block", steps=1)) == 2
+        workers._ranks[1]._process.kill()
+        with pytest.raises(ChildFailed, match="killed by the system"):
+            workers.ask("block", steps=1)
 
 
 def test_parts_add_up_to_the_step(measured: Result) -> None:
