@@ -11,18 +11,18 @@ import pytest
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
+#: One tensor of 40 MB after another, each freed before the next: above the 32 MB that glibc
+#: may come to keep by itself.
 PROGRAM = """
 import os, resource, torch
 from bc2.train.allocator import keep_freed_memory
 print(int("LEAVE" not in os.environ and keep_freed_memory()))
-model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(2)))
-def steps(count):
-    for _ in range(count):
-        model(torch.ones(40_000, 256)).square().mean().backward()
-        model.zero_grad()
-steps(2)
+def fill(times):
+    for _ in range(times):
+        torch.ones(10_000_000)
+fill(2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-steps(2)
+fill(10)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
