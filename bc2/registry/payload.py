@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bc2.errors import DataError, IntegrityError, from_os_error
@@ -50,12 +50,35 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def measure(root: Path) -> tuple[FileEntry, ...]:
-    """Path, size in bytes and SHA-256 of every file below `root`, by path."""
-    return tuple(
-        FileEntry(path=path, size=(root / path).stat().st_size, sha256=sha256_file(root / path))
-        for path in paths(root)
-    )
+def measure(root: Path, known: Iterable[FileEntry] = ()) -> tuple[FileEntry, ...]:
+    """Path, size in bytes and SHA-256 of every file below `root`, by path.
+
+    Args:
+        known: files whose digests their writer took as it wrote; these are not read.
+
+    Raises:
+        IntegrityError: a known file is missing, or has not the size that was written.
+    """
+    given = {entry.path: entry for entry in known}
+    for entry in given.values():
+        _check_written(root, entry)
+    return tuple(given.get(path) or _entry(root, path) for path in paths(root))
+
+
+def _check_written(root: Path, entry: FileEntry) -> None:
+    path = root / entry.path
+    found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is missing"
+    if found != f"has {entry.size:,} bytes":
+        raise IntegrityError(
+            f"a file {found}, and {entry.size:,} bytes were written",
+            where=str(path),
+            todo="run the same again; if it comes back, look at the disk",
+        )
+
+
+def _entry(root: Path, path: str) -> FileEntry:
+    file = root / path
+    return FileEntry(path=path, size=file.stat().st_size, sha256=sha256_file(file))
 
 
 def check_size(root: Path, entry: FileEntry) -> Path:

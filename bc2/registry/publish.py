@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,21 @@ from bc2.registry.artifact import Artifact, Draft, check_json, place_of
 _PAUSE_S = 0.01
 
 
-def seal(aside: Path, draft: Draft, facts: Mapping[str, Any]) -> mf.Manifest:
+def seal(
+    aside: Path, draft: Draft, facts: Mapping[str, Any], known: Iterable[mf.FileEntry] = ()
+) -> mf.Manifest:
     """Measure and sync the payload in `aside`, and write its manifest.
 
     Raises:
         DataError: an empty payload, links or special files in it, or a manifest of its own.
+        IntegrityError: a file of `known` has another size.
     """
     check_json(facts, f"the facts of {draft.name}")
     if (aside / mf.FILENAME).exists():
         raise DataError(
             f"a payload may not hold a file {mf.FILENAME!r} at its top", where=str(aside)
         )
-    entries = payload.measure(aside)
+    entries = payload.measure(aside, known)
     if not entries:
         raise DataError(f"nothing was written for {draft.kind}/{draft.name}", where=str(aside))
     files.sync_tree(aside)

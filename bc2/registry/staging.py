@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bc2 import files
 from bc2.registry.artifact import Artifact, Draft
 
-Publish = Callable[[Path, Draft, Mapping[str, Any]], Artifact]
+if TYPE_CHECKING:
+    from bc2.registry.manifest import FileEntry
+
+    Publish = Callable[[Path, Draft, Mapping[str, Any], Iterable[FileEntry]], Artifact]
 
 
 class Staged:
@@ -31,22 +34,27 @@ class Staged:
         self._lock = lock
         self._published: Artifact | None = None
 
-    def publish(self, facts: Mapping[str, Any] | None = None) -> Artifact:
+    def publish(
+        self, facts: Mapping[str, Any] | None = None, *, known: Iterable[FileEntry] = ()
+    ) -> Artifact:
         """Hash, sync and register what is below `path`, all or nothing; then it is read-only.
 
         Args:
             facts: more to record, over the draft's facts.
+            known: files that are not read: their digests were taken as they were written,
+                and are of what was to be written. Their sizes are checked.
 
         Returns:
             The artifact; the one already registered, if it is the same to the byte.
 
         Raises:
             DataError: the payload is empty, or holds links or special files.
+            IntegrityError: a file of `known` has not the size that was written.
             RunFailed: a parent is not registered (any more).
             ResourceError: the disk is full; nothing is left behind.
         """
         if self._published is None:
-            self._published = self._publish(self.path, self.draft, facts or {})
+            self._published = self._publish(self.path, self.draft, facts or {}, known)
             self._lock.close()
         return self._published
 

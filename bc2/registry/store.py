@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from bc2.registry import refs, staging
 from bc2.registry.artifact import Artifact, Draft, Kind, check_kind, check_name
 
 if TYPE_CHECKING:
+    from bc2.registry.manifest import FileEntry
     from bc2.registry.rebuild import Found
 
 #: Which command makes an artifact of each kind, for messages.
@@ -159,11 +160,13 @@ class Registry:
             finally:
                 staged.close()
 
-    def _publish(self, aside: Path, draft: Draft, facts: Mapping[str, Any]) -> Artifact:
+    def _publish(
+        self, aside: Path, draft: Draft, facts: Mapping[str, Any], known: Iterable[FileEntry]
+    ) -> Artifact:
         from bc2.registry.publish import place, seal
 
         try:
-            manifest = seal(aside, draft, facts)
+            manifest = seal(aside, draft, facts, known)
             place(self.home, self.index, aside, manifest)
         except OSError as error:
             raise from_os_error(error, f"publishing {draft.kind}/{draft.name}") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from bc2.errors import DataError, IntegrityError
 from bc2.registry import payload
+from bc2.registry.manifest import FileEntry
 
 
 def test_a_flipped_byte_anywhere_is_found_and_named(registry, publish) -> None:
@@ -88,3 +90,42 @@ def test_odd_file_names_survive(registry, publish) -> None:
     registry.verify(artifact)
     assert set(artifact.files()) == names
     assert all(artifact.file(name).read_text() == name for name in names)
+
+
+def entry(path: str, data: bytes, size: int | None = None) -> FileEntry:
+    size = len(data) if size is None else size
+    return FileEntry(path=path, size=size, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_files_whose_digests_are_known_are_not_read(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "deep").mkdir()
+    written = {"a": b"1234", "deep/b": b"5"}
+    for name, data in written.items():
+        (tmp_path / name).write_bytes(data)
+    expected = tuple(entry(name, data) for name, data in written.items())
+    assert payload.measure(tmp_path) == expected
+    read: list[Path] = []
+    monkeypatch.setattr(payload, "sha256_file", lambda path: read.append(path) or "0" * 64)
+    assert payload.measure(tmp_path, expected) == expected
+    assert read == []
+    first, second = payload.measure(tmp_path, expected[1:])
+    assert (first.sha256, second) == ("0" * 64, expected[1])
+    assert read == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "complaint"),
+    [
+        ("a", 5, "has 4 bytes, and 5 bytes were written"),
+        ("a", 3, "has 4 bytes, and 3 bytes were written"),
+        ("b", 4, "is missing, and 4 bytes were written"),
+        ("b", 0, "is missing, and 0 bytes were written"),
+        ("c", 0, "is missing, and 0 bytes were written"),
+    ],
+)
+def test_a_known_file_has_the_size_that_was_written(tmp_path, path, size, complaint) -> None:
+    (tmp_path / "a").write_bytes(b"1234")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(IntegrityError, match=complaint) as caught:
+        payload.measure(tmp_path, [entry(path, b"", size)])
+    assert caught.value.where == str(tmp_path / path)

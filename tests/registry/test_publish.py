@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from bc2 import files
 from bc2.errors import DataError, IntegrityError, ResourceError, RunFailed
 from bc2.registry import Draft, Registry
 from bc2.registry import index as ix
+from bc2.registry.manifest import FileEntry
 
 KEY = "2" * 64
 
@@ -37,6 +39,33 @@ def test_payloads_that_cannot_be(registry, write, complaint: str) -> None:
         write(staged.path)
         with pytest.raises(DataError, match=complaint):
             staged.publish()
+    assert nothing_left(registry)
+
+
+def known(data: bytes, **changes: object) -> list[FileEntry]:
+    facts = {"path": "x", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return [FileEntry.model_validate({**facts, **changes})]
+
+
+def test_a_known_digest_is_published_and_proved_like_any_other(registry, publish) -> None:
+    with registry.stage(Draft("corpus", "tiny", KEY)) as staged:
+        (staged.path / "x").write_bytes(b"abc")
+        artifact = staged.publish(known=known(b"abc"))
+    registry.verify(artifact)
+    # What was to be written, not what is there: the disk answers for it ever after.
+    with registry.stage(Draft("corpus", "other", KEY)) as staged:
+        (staged.path / "x").write_bytes(b"abd")
+        artifact = staged.publish(known=known(b"abc"))
+    with pytest.raises(IntegrityError, match="does not match its SHA-256"):
+        registry.verify(artifact)
+
+
+@pytest.mark.parametrize("changes", [{"size": 4}, {"path": "y"}])
+def test_a_known_file_that_is_not_there_so_is_not_published(registry, changes) -> None:
+    with registry.stage(Draft("corpus", "a", KEY)) as staged:
+        (staged.path / "x").write_bytes(b"abc")
+        with pytest.raises(IntegrityError, match="were written"):
+            staged.publish(known=known(b"abc", **changes))
     assert nothing_left(registry)
 
 
