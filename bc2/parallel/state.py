@@ -8,10 +8,11 @@ any other layout maps the files and takes the runs that it needs: nothing is con
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bc2.errors import IntegrityError
-from bc2.files import sync_file, write_at, write_durably
+from bc2.files import write_durably, writing_in_place
 from bc2.parallel.layout import Part
 
 #: Bytes of tensors in a file, unless one is larger: files are digested side by side.
@@ -276,30 +277,66 @@ def index_of(files: Mapping[str, TensorFile]) -> bytes:
 
 def write_fragments(
     folder: Path, files: Mapping[str, TensorFile], fragments: Sequence[Fragment]
-) -> None:
-    """Put this rank's fragments into files that `TensorFile.create` made, and sync them."""
+) -> dict[str, str]:
+    """Put this rank's fragments into files that `TensorFile.create` made, and sync them.
+
+    Returns:
+        By name, the hex SHA-256 of each file that this rank wrote from end to end.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    digests = {}
     for name, file in files.items():
         mine = [fragment for fragment in fragments if fragment.name in file.places]
-        if not mine:
+        digest = _write(folder / name, file, mine) if mine else None
+        if digest is not None:
+            digests[name] = digest
+    return digests
+
+
+def _write(path: Path, file: TensorFile, fragments: Sequence[Fragment]) -> str | None:
+    """Write fragments; the file's SHA-256 if they are all that is in it."""
+    # Nothing is read from the mapping: it has the addresses that `runs` reckons with.
+    mapped = file.arrays(path, "r")
+    found = _joined(piece for fragment in fragments for piece in _pieces(mapped, fragment))
+    begin = len(file.header)
+    sha256 = None
+    if [(at, sum(map(len, pieces))) for at, pieces in found] == [(begin, file.size - begin)]:
+        # The header is there already: it is written again to pass by with the rest.
+        found = [(0, [np.frombuffer(file.header, np.uint8), *found[0][1]])]
+        sha256 = hashlib.sha256()
+    with writing_in_place(path) as out:
+        for at, pieces in found:
+            out.run(at, pieces, sha256.update if sha256 else None)
+    return sha256.hexdigest() if sha256 else None
+
+
+def _pieces(mapped: Mapped, fragment: Fragment) -> Iterator[tuple[int, Array]]:
+    """The bytes of a fragment, cut where they lie apart in the file, each with its offset."""
+    numbers = fragment.data.numpy()
+    whole = mapped[fragment.name]
+    for view, which in runs(whole, fragment.part, fragment.first, len(numbers)):
+        at = view.ctypes.data - mapped.raw.ctypes.data
+        if view.flags.c_contiguous:
+            yield at, numbers[which].view(np.uint8)
             continue
-        mapped = file.arrays(folder / name, "r+")
-        with (folder / name).open("r+b") as stream:
-            for fragment in mine:
-                data = fragment.data.numpy()
-                whole = mapped[fragment.name]
-                for view, which in runs(whole, fragment.part, fragment.first, len(data)):
-                    _put(stream.fileno(), mapped.raw, view, data[which])
-        mapped.raw.flush()  # type: ignore[attr-defined]
-        sync_file(folder / name)
+        for row, values in enumerate(numbers[which].reshape(view.shape)):
+            yield at + row * view.strides[0], values.view(np.uint8)
 
 
-def _put(fd: int, raw: Array, view: Array, data: Array) -> None:
-    """Write to where a view of a mapped file is."""
-    if view.flags.c_contiguous:
-        # A disk that fails says so here; a page of a mapping could not.
-        write_at(fd, data.view(np.uint8).data, view.ctypes.data - raw.ctypes.data)
-    else:
-        view[...] = data.reshape(view.shape)
+def _joined(pieces: Iterable[tuple[int, Array]]) -> list[tuple[int, list[Array]]]:
+    """Pieces that follow each other without a gap, together; by offset."""
+    found: list[tuple[int, list[Array]]] = []
+    end = None
+    for at, data in sorted(pieces, key=lambda piece: piece[0]):
+        if not len(data):
+            continue
+        if at != end:
+            found.append((at, []))
+        found[-1][1].append(data)
+        end = at + len(data)
+    return found
 
 
 @dataclass(frozen=True)

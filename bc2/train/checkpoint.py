@@ -21,13 +21,15 @@ from torch import Tensor
 
 from bc2.console import warn
 from bc2.errors import Bc2Error, IntegrityError, from_os_error
+from bc2.files import sha256_file
 from bc2.model.config import ModelConfig
 from bc2.model.store import check_shapes, save_config, weight_files
 from bc2.parallel.layout import Part
-from bc2.parallel.mesh import Mesh
+from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.state import Held, Stored, TensorFile, index_of, write_fragments
 from bc2.parallel.together import alike, see
 from bc2.registry import Artifact, Draft, Position, Registry
+from bc2.registry.manifest import FileEntry
 from bc2.registry.staging import Staged
 from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.train.metrics import METRICS
@@ -88,8 +90,13 @@ class Snapshot:
             metrics = (artifact.path / METRICS).read_bytes()
         return cls(state, weights, optimizer, metrics, optimizer.whole(RANDOM))
 
-    def write(self, folder: Path, config: ModelConfig, tokenizer: Path, mesh: Mesh) -> None:
+    def write(
+        self, folder: Path, config: ModelConfig, tokenizer: Path, mesh: Mesh
+    ) -> list[FileEntry]:
         """Write into an empty directory. Every rank of `mesh` calls it, on a thread of its own.
+
+        Returns:
+            The files of tensors: on every rank, what all ranks found.
 
         Raises:
             Exception: what any rank failed with; on every rank.
@@ -100,11 +107,14 @@ class Snapshot:
                 for name, file in files.items():
                     file.create(folder / name)
                 self._write_rest(folder, config, tokenizer)
+        digests: dict[str, str] = {}
         with alike(mesh.side):
             see(folder / TRAINER, mesh.side)
             for held in (self.weights, self.optimizer):
                 assert isinstance(held, Held)
-                write_fragments(folder, files, held.fragments)
+                digests |= write_fragments(folder, files, held.fragments)
+        digests = _with_others(digests, folder, files, mesh.side)
+        return [FileEntry(path=n, size=files[n].size, sha256=digests[n]) for n in sorted(files)]
 
     def _files(self) -> dict[str, TensorFile]:
         assert isinstance(self.weights, Held)
@@ -123,6 +133,22 @@ class Snapshot:
         (folder / TRAINER).write_text(json.dumps(asdict(self.state)))
         (folder / METRICS).write_bytes(self.metrics)
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+
+
+def _with_others(
+    mine: Mapping[str, str], folder: Path, files: Iterable[str], ranks: Group
+) -> dict[str, str]:
+    """The SHA-256 of all files: of those that a rank wrote alone, and of the rest, read in turn."""
+    found = _united(ranks.each(mine))
+    missing = sorted(set(files) - found.keys())
+    read: dict[str, str] = {}
+    with alike(ranks):
+        read = {name: sha256_file(folder / name) for name in missing[ranks.rank :: ranks.size]}
+    return found | _united(ranks.each(read))
+
+
+def _united(all_ranks: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    return {name: value for one in all_ranks for name, value in one.items()}
 
 
 def _optimizer_files(names: Iterable[str]) -> list[str]:
@@ -263,11 +289,11 @@ class Saver:
                     staged = held.enter_context(self.registry.stage(draft))
             folder = side.from_first(staged.path if staged else None)
             assert folder is not None
-            snapshot.write(folder, self.config, self.tokenizer, self.mesh)
+            known = snapshot.write(folder, self.config, self.tokenizer, self.mesh)
             digest: str | None = None
             with alike(side):
                 if staged is not None:
-                    digest = staged.publish().digest
+                    digest = staged.publish(known=known).digest
             digest = side.from_first(digest)
             assert digest is not None
         return self.registry.get(digest)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
 import struct
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +24,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bc2 import files as durable
 from bc2.errors import IntegrityError, ResourceError, from_os_error
+from bc2.files import sha256_file
 from bc2.model.config import ModelConfig
 from bc2.model.store import load_model, load_weights, save_config
 from bc2.model.transformer import Transformer
@@ -171,6 +175,64 @@ def test_any_fragments_make_the_whole_and_any_others_are_read_from_it(
                 for first, count in runs_of(part, rng):
                     read = stored.read(name, part, first, count)
                     assert torch.equal(read, flat[first : first + count])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=5),
+    ranks=st.sampled_from([1, 2, 4]),
+    writers=st.integers(1, 3),
+    rng=st.randoms(use_true_random=False),
+)
+def test_blocks_past_the_page_cache_change_nothing(
+    sizes: list[tuple[int, int]], ranks: int, writers: int, rng: random.Random
+) -> None:
+    """Tensors of many blocks, cut in rows and columns, from writers that are all at it."""
+    shapes = {
+        f"{number}.{rng.choice(list(CUTS))}.weight": (12 * rows, 12 * columns)
+        for number, (rows, columns) in enumerate(sizes)
+    }
+    made = {name: numbers(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}
+    fragments: list[list[Fragment]] = [[] for _ in range(writers)]
+    for name, whole in made.items():
+        for rank in range(ranks):
+            part = part_for(name, tuple(whole.shape), rank, ranks)
+            if part.dim is None and rank:
+                continue
+            flat = part.of(whole).reshape(-1)
+            for first, count in runs_of(part, rng, most=2):
+                run = Fragment(name, part, first, flat[first : first + count])
+                rng.choice(fragments).append(run)
+    with TemporaryDirectory() as folder_name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable, "ROOM", rng.choice([2, 16]) * durable.BLOCK)
+        patch.setattr(durable, "LEAST_DIRECT", durable.BLOCK)
+        folder = Path(folder_name)
+        file = TensorFile.plan(planned(made))
+        file.create(folder / "file")
+        with ThreadPoolExecutor(writers) as pool:
+            digests = list(
+                pool.map(lambda mine: write_fragments(folder, {"file": file}, mine), fragments)
+            )
+        expected = reference(made, folder)
+        assert (folder / "file").read_bytes() == expected
+        true = {"file": hashlib.sha256(expected).hexdigest()}
+        assert all(digest in ({}, true) for digest in digests)
+        alone = [bool(mine) for mine in fragments].count(True) == 1
+        assert not alone or true in digests or ranks > 1
+
+
+def test_a_rank_that_writes_a_whole_file_knows_its_digest(tmp_path: Path) -> None:
+    made = {"a": numbers((300, 500)), "b": numbers((7,), 1, torch.uint8), "c": torch.tensor(2.0)}
+    planned_files = plan_files("x", planned(made), limit=600_000)
+    first, second = planned_files
+    mine = [Fragment(n, Part(tuple(t.shape)), 0, t.reshape(-1)) for n, t in made.items()]
+    for name, file in planned_files.items():
+        file.create(tmp_path / name)
+    digests = write_fragments(tmp_path, planned_files, mine)
+    assert digests == {name: sha256_file(tmp_path / name) for name in (first, second)}
+    assert write_fragments(tmp_path, planned_files, mine[:2]) == {first: digests[first]}
+    half = Fragment("a", Part((300, 500)), 0, made["a"].reshape(-1)[:1000])
+    assert write_fragments(tmp_path, planned_files, [half]) == {}
 
 
 # -- several files ------------------------------------------------------------------------

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bc2 import files
 from bc2.errors import Bc2Error
 from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry import publish as publishing
+from bc2.registry.manifest import FileEntry
 from bc2.registry.rebuild import in_place
 
 KEY = "5" * 64
@@ -266,9 +268,22 @@ def make(registry: Registry, name: str, parents: tuple[str, ...] = ()) -> Artifa
     with registry.stage(draft) as staged:
         (staged.path / "weights").write_bytes(name.encode() * 50)
         (staged.path / "optimizer" / "deep").mkdir(parents=True)
-        for part in ("a", "b"):
-            (staged.path / "optimizer" / "deep" / part).write_bytes(part.encode() * 70)
-        return staged.publish()
+        (staged.path / "optimizer" / "deep" / "a").write_bytes(b"a" * 70)
+        return staged.publish(known=[write_in_place(staged.path, "optimizer/deep/b")])
+
+
+def write_in_place(root: Path, path: str) -> FileEntry:
+    """As a checkpoint's tensors are written: past the page cache, and digested on the way."""
+    sha256, data = hashlib.sha256(), np.arange(files.BLOCK, dtype=np.uint16).view(np.uint8)
+    (root / path).write_bytes(bytes(len(data)))
+    with files.writing_in_place(root / path) as out:
+        out.run(0, [data], sha256.update)
+    return FileEntry(path=path, size=len(data), sha256=sha256.hexdigest())
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LEAST_DIRECT", files.BLOCK)
 
 
 def sound(registry: Registry) -> set[str]:
