@@ -27,6 +27,10 @@ from bc2.model.transformer import Transformer
 
 FinishReason = Literal["eos", "stop", "length"]
 
+#: Scores [B, V] of what follows each of some documents that are packed one after another:
+#: ``(tokens int64 [T], bounds int32 [B+1], tokens of the longest)``, as `Transformer` takes them.
+NextScores = Callable[[Tensor, Tensor, int], Tensor]
+
 #: ``on_token(prompt's number, token id)``, for every token but the end of text.
 OnToken = Callable[[int, int], None]
 
@@ -57,6 +61,7 @@ def generate(
     use_cache: bool = True,
     on_token: OnToken | None = None,
     decode_bytes: DecodeBytes | None = None,
+    scores: NextScores | None = None,
 ) -> list[Generated]:
     """Continue each prompt; results in the prompts' order.
 
@@ -66,6 +71,8 @@ def generate(
         use_cache: keep keys and values; without it every token reads its whole prefix.
         on_token: called as tokens come, for streaming.
         decode_bytes: needed for `settings.stop`; fills `Generated.data`.
+        scores: asked instead of the model, whose weights are on several ranks. Every token
+            reads its whole prefix, and there must be a temperature.
 
     Raises:
         DataError: a prompt that is empty, too long for the context, or holds an id that
@@ -73,14 +80,14 @@ def generate(
         UsageError: stop texts without `decode_bytes`, or an empty one.
     """
     _check(model, prompts, settings, decode_bytes)
-    run = _Run(model, settings, eos_id, on_token, decode_bytes)
+    run = _Run(model, settings, eos_id, on_token, decode_bytes, scores)
     sequences = [
         _Sequence(index, list(prompt), len(prompt), prompt_generator(settings.seed, index))
         for index, prompt in enumerate(prompts)
     ]
     with torch.inference_mode():
         for start in range(0, len(sequences), settings.batch_size):
-            run.finish(sequences[start : start + settings.batch_size], use_cache)
+            run.finish(sequences[start : start + settings.batch_size], use_cache and not scores)
     return [run.result(sequence) for sequence in sequences]
 
 
@@ -143,26 +150,28 @@ class _Run:
         eos_id: int,
         on_token: OnToken | None,
         decode_bytes: DecodeBytes | None,
+        scores: NextScores | None,
     ):
         self.model = model
         self.settings = settings
         self.eos_id = eos_id
         self.on_token = on_token
         self.decode_bytes = decode_bytes
+        self.scores = scores
         self.stops = [text.encode("utf-8", "surrogatepass") for text in settings.stop]
-        with torch.inference_mode():
-            # NormHead's rows do not change from token to token.
-            self.head = model.head_weight()
-            self.longest_row = float(torch.linalg.vector_norm(self.head.float(), dim=1).max())
+        self.device = model.lm_head.weight.device
+        if scores is None:
+            with torch.inference_mode():
+                # NormHead's rows do not change from token to token.
+                self.head = model.head_weight()
+                self.longest_row = float(torch.linalg.vector_norm(self.head.float(), dim=1).max())
 
     def finish(self, batch: list[_Sequence], use_cache: bool) -> None:
         """Extend every sequence of a batch to its end."""
         cache = self._cache(batch) if use_cache else None
         running = batch
         while running:
-            hidden = self._last_hidden(running, cache)
-            logits = F.linear(hidden, self.head)
-            for sequence, token in zip(running, self._choose(running, hidden, logits), strict=True):
+            for sequence, token in zip(running, self._next(running, cache), strict=True):
                 self._push(sequence, token)
             running = [sequence for sequence in running if sequence.reason is None]
 
@@ -181,26 +190,31 @@ class _Run:
             sequence.row = row
         return KVCache(self.model.config, len(batch), capacity, self.head.dtype, self.head.device)
 
-    def _last_hidden(self, running: list[_Sequence], cache: KVCache | None) -> Tensor:
-        """One pass over what has not been read: the last token's hidden state, [B, D]."""
+    def _next(self, running: list[_Sequence], cache: KVCache | None) -> list[int]:
+        """One pass over what has not been read, and a token for each sequence."""
         if cache is not None:
             cache.select([sequence.row for sequence in running])
         unread = [sequence.ids[sequence.read :] for sequence in running]
-        device = self.head.device
-        tokens = torch.tensor([i for ids in unread for i in ids], device=device)
-        lengths = torch.tensor([0, *map(len, unread)], device=device)
-        bounds = lengths.cumsum(0, dtype=torch.int32)
-        hidden: Tensor = self.model(tokens, bounds, max(map(len, unread)), cache)
+        tokens = torch.tensor([i for ids in unread for i in ids], device=self.device)
+        lengths = torch.tensor([0, *map(len, unread)], device=self.device)
+        bounds, longest = lengths.cumsum(0, dtype=torch.int32), max(map(len, unread))
+        if self.scores is not None:
+            return self._draw(running, self.scores(tokens, bounds, longest))
+        hidden: Tensor = self.model(tokens, bounds, longest, cache)[bounds[1:].long() - 1]
         if cache is not None:
             for sequence in running:
                 sequence.read = len(sequence.ids)
-        return hidden[bounds[1:].long() - 1]
-
-    def _choose(self, running: list[_Sequence], hidden: Tensor, logits: Tensor) -> list[int]:
+        logits = F.linear(hidden, self.head)
         if self.settings.temperature > 0:
-            generators = [sequence.generator for sequence in running]
-            chosen: list[int] = sample(logits, self.settings, generators).tolist()
-            return chosen
+            return self._draw(running, logits)
+        return self._likeliest(running, hidden, logits)
+
+    def _draw(self, running: list[_Sequence], logits: Tensor) -> list[int]:
+        generators = [sequence.generator for sequence in running]
+        drawn: list[int] = sample(logits, self.settings, generators).tolist()
+        return drawn
+
+    def _likeliest(self, running: list[_Sequence], hidden: Tensor, logits: Tensor) -> list[int]:
         top = logits.amax(dim=-1)
         floor = top.double() - tolerance(self.model, hidden, self.longest_row, top)
         near = logits.double() >= floor[:, None]

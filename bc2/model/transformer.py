@@ -67,7 +67,20 @@ class Head(Linear):
         found: HeadLoss = self(hidden, labels, z_weight)
         return found
 
-    def forward(self, hidden: Tensor, labels: Tensor, z_weight: float) -> HeadLoss:  # type: ignore[override]
+    def scores(self, hidden: Tensor) -> Tensor:
+        """The logits of the rows that are here: [T, D] -> [T, V], or this rank's of V."""
+        found: Tensor = self(hidden, None, 0.0)
+        return found
+
+    def rows(self) -> Tensor:
+        """The weight as used: rows of unit length with NormHead."""
+        return normalize_rows(self.weight) if self.norm_head else self.weight
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, labels: Tensor | None, z_weight: float
+    ) -> HeadLoss | Tensor:
+        if labels is None:
+            return F.linear(hidden, self.rows().to(hidden.dtype))
         return head_loss(
             hidden,
             self.weight,
@@ -242,8 +255,7 @@ class Transformer(nn.Module):
 
     def head_weight(self) -> Tensor:
         """The head's weight [V, D] as used: rows of unit length with NormHead."""
-        weight = self.lm_head.weight
-        return normalize_rows(weight) if self.config.norm_head else weight
+        return self.lm_head.rows()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -64,6 +64,20 @@ class Group:
         dist.broadcast_object_list(box, src=self.ranks[0], group=self.handle)
         return box[0]
 
+    def joined(self, x: Tensor, dim: int) -> Tensor:
+        """What every rank has, side by side in their order."""
+        if self.size == 1:
+            return x
+        found = [torch.empty_like(x) for _ in self.ranks]
+        dist.all_gather(found, x, group=self.handle)
+        return torch.cat(found, dim)
+
+    def first_(self, x: Tensor) -> Tensor:
+        """What the first rank of the group has, in place."""
+        if self.size > 1:
+            dist.broadcast(x, src=self.ranks[0], group=self.handle)
+        return x
+
     def each(self, value: T) -> list[T]:
         """What every rank says, in their order."""
         if self.size == 1:

@@ -79,8 +79,8 @@ class Heldout:
             facts = heldout_loss(self.engine, self.objective, patient, self.tokenizer.piece_bytes)
         # Of logits that are no numbers there is no likeliest token.
         broken = not math.isfinite(facts["heldout_loss"])
-        # One rank must have the whole model; and the others have nothing to say.
-        silent = self.engine.shares_weights or not self.engine.mesh.first
+        # Where one rank can do it alone, the others have nothing to say.
+        silent = not (self.engine.shares_weights or self.engine.mesh.first)
         return Measured(facts, [] if broken or silent or not self.prompts else self._samples())
 
     def _samples(self) -> list[dict[str, str]]:
@@ -102,6 +102,7 @@ class Heldout:
                 settings,
                 eos_id=self.shards.eos_id,
                 on_token=lambda *_: self.check(),
+                scores=self.engine.next_scores if self.engine.shares_weights else None,
             )
         return [
             {"prompt": self._text(prompt), "text": self._text(new.ids)}

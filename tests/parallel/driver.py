@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from bc2.data.loader import Batch, pack
+from bc2.generate.config import SamplingConfig
+from bc2.generate.engine import generate
 from bc2.model.config import ModelConfig
 from bc2.parallel.build import Drawn, build_model
 from bc2.parallel.config import ParallelConfig
@@ -92,6 +94,21 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
         assert not wrong, wrong
 
 
+def continuations(engine: Engine, mesh: Mesh) -> list[list[float]]:
+    """How the model goes on with two prompts, by the likeliest token and by drawn ones."""
+    scores = engine.next_scores if engine.shares_weights else None
+    found = []
+    for top_k in (1, 0):
+        settings = SamplingConfig(top_k=top_k, max_new_tokens=6, seed=3)
+        prompts = [[5, 40, 9], [33, 8, 7, 60, 21, 4]]
+        # The likeliest token is soon the end; drawn texts may end, each at its own length.
+        eos = -1 if top_k else EOS
+        made = generate(engine.model, prompts, settings, eos_id=eos, scores=scores)
+        found += [[float(i) for i in new.ids] for new in made]
+    assert mesh.world.each(found) == [found] * mesh.world.size
+    return found
+
+
 def train(run: dict[str, Any]) -> list[list[float]]:
     """Loss and gradient norm of each step."""
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
@@ -101,6 +118,8 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     for step in range(run.get("steps", 20)):
         mine = batches(step, mesh)
         tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
+        if step == run.get("says_before"):
+            found += continuations(engine, mesh)
         if step == run.get("left_out"):
             # What was accumulated and is not wanted must leave nothing behind.
             engine.accumulate(mine, objective, tokens=tokens)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bc2.data.loader import Batch
 from bc2.model.transformer import Transformer
 from bc2.parallel.layout import Part
 from bc2.parallel.mesh import Mesh
+from bc2.parallel.scores import next_scores
 from bc2.parallel.sequence import own_tokens
 from bc2.parallel.state import Held, Source
 from bc2.train.clock import Clock
@@ -44,7 +46,7 @@ class Engine(ABC):
     mesh: Mesh
     clock: Clock
     shares_weights: bool = False
-    """Whether no rank has the whole model, as it must to generate text."""
+    """Whether no rank can run the model alone: all must, as to generate text."""
 
     @abstractmethod
     def accumulate(
@@ -97,7 +99,20 @@ class Engine(ABC):
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
-        return objective(self.model, self._own(batch), clock)
+        found: Loss = self.through(objective, self._own(batch), clock)
+        return found
+
+    # What ZeRO 3 brings here may stay and be trained on: an inference tensor could not be.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def next_scores(self, tokens: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        """What follows each document, [N, V]: see `bc2.parallel.scores`."""
+        found: Tensor = self.through(next_scores, self.mesh, tokens, bounds, longest)
+        return found
+
+    def through(self, ask: Callable[..., Any], *given: Any) -> Any:
+        """``ask(model, *given)``: one pass through the model, wherever its weights are."""
+        return ask(self.model, *given)
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -83,7 +83,7 @@ class DeepSpeedEngine(Engine):
                 parameter.tensor_model_parallel = self.parts[name].dim is not None  # type: ignore[attr-defined]
             self._adamw = make_adamw(self.parameters, self.parts, adamw)
             self._engine, *_ = deepspeed.initialize(
-                model=_Objective(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
+                model=_Asked(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
             )
         self.model = model
         self._zero: Zero = zero_of(self._engine)
@@ -132,8 +132,12 @@ class DeepSpeedEngine(Engine):
         self._zero.forget()
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
-        total, sums = self._engine(objective, self._own(batch), clock)
+        # DeepSpeed looks for tensors in what comes out, and knows tuples and dictionaries.
+        total, sums = self.through(_total_and_sums, objective, self._own(batch), clock)
         return Loss(total, sums)
+
+    def through(self, ask: Callable[..., Any], *given: Any) -> Any:
+        return self._engine(ask, *given)
 
     def snapshot(self) -> EngineState:
         state = EngineState()
@@ -290,18 +294,22 @@ def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         yield waiting, True
 
 
-class _Objective(nn.Module):
-    """A model up to its loss: DeepSpeed takes a forward pass to end with what is minimised."""
+def _total_and_sums(
+    model: Transformer, objective: Objective, batch: Batch, clock: Clock
+) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = objective(model, batch, clock)
+    return loss.total, dict(loss.sums)
+
+
+class _Asked(nn.Module):
+    """A model up to what is wanted of it: its loss, for DeepSpeed, is part of a forward pass."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, objective: Objective, batch: Batch, clock: Clock
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = objective(self.model, batch, clock)
-        return loss.total, dict(loss.sums)
+    def forward(self, ask: Callable[..., Any], *given: Any) -> Any:
+        return ask(self.model, *given)
 
 
 class _Groups:
