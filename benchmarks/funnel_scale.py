@@ -30,9 +30,15 @@ from bc2.data.prep.sentences import split_sentences
 
 TABLES = {
     "near": "[corpus.near]\n",
-    "whole": "[corpus.normalise]\n[corpus.heuristics]\n[corpus.quality]\n[corpus.passages]\n"
-    "[corpus.near]\n[corpus.safety]\n",
+    "whole": "[corpus.normalise]\n[corpus.heuristics]\n[corpus.quality]\n"
+    "[corpus.passages]\n[corpus.near]\n[corpus.dense]\n[corpus.safety]\n"
+    '[corpus.decontaminate]\naction = "report"\n[[corpus.decontaminate.benchmarks]]\n'
+    'name = "made-up"\npath = "{quiz}"\nfields = ["question"]\n'
+    "[corpus.clusters]\n[corpus.weights]\n",
 }
+
+#: Made-up questions of a benchmark: sentences that stand in documents.
+QUESTIONS = 1000
 
 #: Documents in an input file.
 FILE_DOCUMENTS = 20_000
@@ -53,15 +59,39 @@ def sentences_of(corpus: Path) -> list[list[str]]:
     return found
 
 
-def write_documents(pools: list[list[str]], count: int, folder: Path) -> int:
-    """Made-up documents as JSONL; UTF-8 bytes of text."""
+def crossed(rng: random.Random, pool: list[str]) -> str:
+    """The first half of one sentence, the second of another: there are enough of these."""
+    halves = []
+    for text in rng.choices(pool, k=2):
+        at = text.find(" ", len(text) // 2)
+        at = at if at > 0 else len(text) // 2
+        halves.append((text[:at], text[at:]))
+    return halves[0][0] + halves[1][1]
+
+
+def write_questions(pools: list[list[str]], path: Path) -> None:
+    """A benchmark whose questions are sentences."""
+    texts = [text for pool in pools for text in pool[: QUESTIONS // 2]]
+    rows = (json.dumps({"question": text}, ensure_ascii=False) for text in texts)
+    path.write_text("".join(f"{row}\n" for row in rows), "utf-8")
+
+
+def write_documents(pools: list[list[str]], count: int, folder: Path, own: bool) -> int:
+    """Made-up documents as JSONL; UTF-8 bytes of text.
+
+    Args:
+        own: one sentence in twelve stands in many documents, the others in this one alone.
+    """
     folder.mkdir()
     rng = random.Random(0)
     size = 0
     for first in range(0, count, FILE_DOCUMENTS):
         with (folder / f"{first:09d}.jsonl").open("w", encoding="utf-8") as stream:
             for number in range(first, min(count, first + FILE_DOCUMENTS)):
-                text = " ".join(rng.choices(pools[number % 2], k=12))
+                pool = pools[number % 2]
+                pieces = rng.choices(pool, k=1 if own else 12)
+                pieces += [crossed(rng, pool) for _ in range(11 if own else 0)]
+                text = " ".join(pieces)
                 size += len(text.encode())
                 stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     return size
@@ -127,17 +157,22 @@ def main(
     workers: Annotated[int, typer.Option()] = 2,
     out: Annotated[Path | None, typer.Option(help="Picture, .svg or .png.")] = None,
 ) -> None:
-    """One run of each size, and how time grows from the first to the last."""
+    """One run of each size, and how time grows from the first to the last.
+
+    With `--what whole` every stage of the funnel runs.
+    """
     pools = sentences_of(corpus)
     points: list[tuple[int, float, int]] = []
     for count in map(int, documents.split(",")):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            size = write_documents(pools, count, folder / "in")
+            size = write_documents(pools, count, folder / "in", own=what == "whole")
+            write_questions(pools, folder / "quiz.jsonl")
             recipe = folder / "scale.toml"
             recipe.write_text(
                 'name = "scale"\n[corpus]\nheldout_fraction = 0.0\n[[corpus.sources]]\n'
-                f'name = "s"\npath = "{folder / "in"}"\n{TABLES[what]}'
+                f'name = "s"\npath = "{folder / "in"}"\n'
+                + TABLES[what].replace("{quiz}", str(folder / "quiz.jsonl"))
             )
             command = [sys.executable, "-m", "bc2", "data", "prep", str(recipe), "--quiet"]
             command += ["--workers", str(workers)]

@@ -35,8 +35,8 @@ class InputFile(NamedTuple):
     size: int
     """Bytes; 0 for a dataset on the hub."""
     sha256: str
-    """Hex SHA-256 of the file; ``git:COMMIT`` for a dataset on the hub, ``ukey:…`` for a file of
-    another file system: what that knows a version of it by."""
+    """Hex SHA-256 of the file; ``git:COMMIT`` for a dataset on the hub; of a file of another file
+    system what that knows a version of it by: ``etag:…``, or ``ukey:…`` if it has no such tag."""
 
 
 def layout_of(name: str) -> Layout | None:
@@ -113,6 +113,7 @@ def _files_at_url(url: str) -> list[SourceFile]:
     try:
         root = UPath(url)
         fs, place = root.fs, root.path
+        fs.invalidate_cache()  # a process may ask twice: what it heard then may have changed
         if glob.has_magic(place):
             base, hits = _fixed_part(place).as_posix(), fs.glob(place)
         elif fs.isdir(place):
@@ -130,7 +131,7 @@ def _files_at_url(url: str) -> list[SourceFile]:
         raise DataError(
             f"no driver for this file system: {first_line(error)}", where=url, todo="install it"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each file system's own: no common class
         raise DataError(
             f"cannot list these files: {first_line(error)}",
             where=url,
@@ -255,7 +256,7 @@ class DigestCache:
         if not isinstance(path, Path):
             # An object store knows its objects by tag or version: nothing is fetched to ask.
             with reading(path):
-                return int(path.stat().st_size), f"ukey:{path.fs.ukey(path.path)}"
+                return int(path.stat().st_size), _version(path)
         with reading(path):
             stat = path.stat()
             key = str(path.resolve())
@@ -274,6 +275,17 @@ class DigestCache:
         if self._path is not None and self._changed:
             make_directory(self._path.parent)
             replace_durably(self._path, json.dumps(self._known).encode())
+
+
+#: How file systems name the tag of an object's contents.
+_TAGS = ("ETag", "etag")
+
+
+def _version(path: Any) -> str:
+    """By the tag alone where there is one: listing and asking tell the rest differently."""
+    info = path.fs.info(path.path)
+    tag = next((str(info[name]) for name in _TAGS if info.get(name)), None)
+    return f"ukey:{path.fs.ukey(path.path)}" if tag is None else "etag:" + tag.strip('"')
 
 
 def _load(path: Path | None) -> dict[str, list[Any]]:

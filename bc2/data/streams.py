@@ -13,7 +13,7 @@ from typing import IO, Any
 import zstandard
 
 from bc2.data.documents import MAX_DOCUMENT_BYTES
-from bc2.errors import DataError, from_os_error
+from bc2.errors import Bc2Error, DataError, from_os_error
 
 #: Compressed bytes given to zstd at once. A block of 4 bytes may hold 128 KiB, so this
 #: bounds what one step can expand to (256 MiB, for input made to do so).
@@ -71,15 +71,26 @@ class ZstdStream(io.RawIOBase):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say what is wrong with a file: damaged or cut short (3), missing (3), forbidden (1)."""
+    """Say what is wrong with a file: damaged or cut short (3), missing (3), forbidden (1).
+
+    Of a file that is not this machine's, all is a matter of its file system (3).
+    """
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        if error.errno is None:  # pyarrow's way to say that a file is no Parquet
-            raise _damaged(path, error) from error
+        if error.errno is None and not isinstance(error, PermissionError):
+            raise _damaged(path, error) from error  # pyarrow's way to say: no Parquet
+        if not isinstance(path, Path):
+            raise _unreached(path, error) from error
         raise from_os_error(error, f"reading {path}") from error
+    except Bc2Error:
+        raise
+    except Exception as error:  # each file system's own: no common class
+        if isinstance(path, Path):
+            raise
+        raise _unreached(path, error) from error
 
 
 def first_line(error: Exception) -> str:
@@ -93,6 +104,14 @@ def _damaged(path: Path, error: Exception) -> DataError:
         f"the file is damaged or cut short: {first_line(error)}",
         where=str(path),
         todo="fetch it again, or leave it out of the source",
+    )
+
+
+def _unreached(path: Any, error: Exception) -> DataError:
+    return DataError(
+        f"cannot read from this file system: {first_line(error)}",
+        where=str(path),
+        todo="check the address, the network and the credentials; then run the same again",
     )
 
 

@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -79,7 +80,8 @@ def read_task(name: str, folder: str | None) -> Iterator[Item]:
     """The questions of an lm-eval task or group: test and validation documents as prompts.
 
     A multiple-choice question is its `doc_to_text`; where that is an index or a list of choices
-    (Winogrande), every choice is a text.
+    (Winogrande), every choice is a text. What all prompts of a task have around them
+    ("Question:", "Answer:") is left out, or short questions, found as a whole, never would be.
 
     Args:
         folder: where further tasks are described, in YAML files.
@@ -131,11 +133,33 @@ def _task_items(name: str, key: str, task: Any) -> Iterator[Item]:
             "test": task.test_docs() if task.has_test_docs() else None,
             "validation": task.validation_docs() if task.has_validation_docs() else None,
         }
-        for split, docs in splits.items():
-            for number, doc in enumerate(docs or (), 1):
-                prompt = task.doc_to_text(doc)
-                texts = _texts(prompt if isinstance(prompt, str) else task.doc_to_choice(doc))
-                yield from (Item(name, f"{key}/{split}:{number}", text) for text in texts)
+        asked = [
+            (f"{key}/{split}:{number}", doc, task.doc_to_text(doc))
+            for split, docs in splits.items()
+            for number, doc in enumerate(docs or (), 1)
+        ]
+        bare = iter(_bare([prompt for _, _, prompt in asked if isinstance(prompt, str)]))
+        for place, doc, prompt in asked:
+            value = next(bare) if isinstance(prompt, str) else task.doc_to_choice(doc)
+            yield from (Item(name, place, text) for text in _texts(value))
+
+
+_shared = os.path.commonprefix  # of characters, not of names
+
+#: Prompts from which what they have in common is taken for a template, not chance.
+_MANY = 20
+
+
+def _bare(prompts: list[str]) -> list[str]:
+    """Prompts without what all begin with, up to a colon or line, and the lines all end with."""
+    if len(prompts) < _MANY:
+        return prompts
+    head = re.match(r".*[:：\n]", _shared(prompts), re.DOTALL)
+    ends = _shared([prompt[::-1] for prompt in prompts])[::-1]
+    tail = re.search(r"\n.*", ends, re.DOTALL)
+    first = len(head[0]) if head else 0
+    last = len(tail[0]) if tail else 0
+    return [prompt[first : len(prompt) - last].strip() or prompt for prompt in prompts]
 
 
 @contextmanager

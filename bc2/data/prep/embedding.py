@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from bc2.data.mixture import mix
 from bc2.data.prep import minhash
+from bc2.data.streams import first_line
 from bc2.errors import DataError, UsageError
 from bc2.files import sha256_file
 
@@ -80,11 +81,12 @@ def embed(name: str, texts: Sequence[str]) -> Int64:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [model.encode(text, normalize_embeddings=True) for text in texts]
+        rows = [
+            model.encode(text, normalize_embeddings=True, show_progress_bar=False) for text in texts
+        ]
     finally:
         torch.set_num_threads(threads)
-    width = model.get_sentence_embedding_dimension()
-    vectors = np.array(rows, np.float64).reshape(len(texts), width)
+    vectors = np.array(rows, np.float64).reshape(len(texts), _width(model))
     return np.rint(vectors * _SCALE).astype(np.int64)
 
 
@@ -100,13 +102,27 @@ def embed_spans(name: str, texts: Sequence[str], span: int) -> Int64:
     return np.add.reduceat(vectors, starts) if texts else vectors
 
 
+def _width(model: Any) -> int:
+    """Dimensions; version 6 of the library gave the method another name."""
+    ask = getattr(model, "get_embedding_dimension", None)
+    return int((ask or model.get_sentence_embedding_dimension)())
+
+
 @lru_cache(maxsize=1)
 def _model(name: str) -> Any:
+    """Raises: DataError if the folder or the hub's name holds no model that can be loaded."""
     check_model(name, "an embedding's model")
     from sentence_transformers import SentenceTransformer
 
     path = Path(name).expanduser()
-    return SentenceTransformer(str(path) if path.is_dir() else name, device="cpu")
+    try:
+        return SentenceTransformer(str(path) if path.is_dir() else name, device="cpu")
+    except Exception as error:  # the library, the hub and their HTTP library: no common class
+        raise DataError(
+            f"cannot load the embedding's model: {first_line(error)}",
+            where=name,
+            todo="check its name and the network, or give the folder of a model",
+        ) from error
 
 
 # -- from words alone ----------------------------------------------------------------------

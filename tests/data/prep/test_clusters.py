@@ -206,7 +206,7 @@ class FakeModel:
     def __init__(self, name: str, device: str):
         assert device == "cpu"
 
-    def encode(self, text: str, normalize_embeddings: bool) -> np.ndarray:
+    def encode(self, text: str, normalize_embeddings: bool, show_progress_bar: bool):
         assert normalize_embeddings
         counts = [1.0 + sum(text.count(word) for word in words) for words in TOPICS.values()]
         return np.array(counts, np.float32) / np.float32(np.linalg.norm(counts))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bc2.data.prep.benchmarks import read_benchmark
+from bc2.data.prep.benchmarks import _bare, read_benchmark
 from bc2.data.prep.config import BenchmarkSettings, DecontaminateSettings
 from bc2.data.prep.decontaminate import DecontaminateStage
 from bc2.data.prep.overlap import Index, Sizes, Units
@@ -367,6 +367,41 @@ def test_questions_come_from_tasks_of_lm_eval(run_stage, records, task_folder):
     assert outcomes[0].table["pos"].to_pylist() == [0]
     assert facts["benchmarks"]["bc2_quiz"]["found"] == 2
     assert outcomes[0].removed.to_pylist()[0]["detail"].startswith("bc2_quiz/bc2_quiz/test:1: “")
+
+
+def test_a_short_question_of_a_task_is_found_without_its_template(
+    run_stage, records, task_folder, tmp_path
+):
+    names = ["copper", "amber", "walnut", "linen", "basalt"]
+    asked = [
+        f"Which {one} bridge did the {two} merchants cross at dawn"
+        for one in names
+        for two in names
+    ]
+    rows = "".join(json.dumps({"q": f"{q}?", "o": ["yes", "no"], "a": 0}) + "\n" for q in asked)
+    (tmp_path / "asked.jsonl").write_text(rows)
+    (task_folder / "asked.yaml").write_text(
+        "task: bc2_asked\ndataset_path: json\noutput_type: multiple_choice\n"
+        f"dataset_kwargs:\n  data_files:\n    test: {tmp_path / 'asked.jsonl'}\n"
+        'test_split: test\ndoc_to_text: "Question: {{q}}\\nAnswer:"\n'
+        "doc_to_choice: o\ndoc_to_target: a\n"
+    )
+    (task_folder / "group.yaml").write_text("group: bc2_both\ntask: [bc2_quiz, bc2_asked]\n")
+    stage = DecontaminateStage(
+        DecontaminateSettings(tasks=("bc2_both",), task_path=str(task_folder))
+    )
+    texts = [FILLER, f"{FILLER} {asked[7]}, he wondered. {FILLER}", FILLER + QUESTIONS[0]]
+    outcomes, _ = run_stage(stage, [records(texts)])
+    assert outcomes[0].table["pos"].to_pylist() == [0]
+
+
+def test_what_prompts_share_is_left_out_but_no_words_of_questions():
+    prompts = [f"Question: Who was number {i}a?\nAnswer:" for i in range(20)]
+    assert _bare(prompts)[3] == "Who was number 3a?"
+    assert _bare(prompts[:19]) == prompts[:19]
+    assert _bare([f"题目：第{n}题\n答案：" for n in range(20)])[3] == "第3题"
+    assert _bare([f"unlike {n} ly?" for n in range(20)])[0] == "unlike 0 ly?"
+    assert _bare(["the:\nsame?"] * 20) == ["the:\nsame?"] * 20
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def told(monkeypatch):
             def __init__(self, name: str, device: str):
                 assert device == "cpu"
 
-            def encode(self, text: str, normalize_embeddings: bool) -> np.ndarray:
+            def encode(self, text: str, normalize_embeddings: bool, show_progress_bar: bool):
                 assert normalize_embeddings
                 vector = np.array(encode(text), np.float32)
                 return vector / max(np.float32(np.linalg.norm(vector)), np.float32(1e-9))
