@@ -176,7 +176,7 @@ def _fail(error: BaseException, *, debug: bool) -> Any:
 
         traceback.print_exception(error)
     told = render(known) if known else "error: this is a defect of bc2, please report it"
-    if not leave_word(told):
+    if not leave_word(told, lasting=known is not None and known.lasting):
         print(told if first() else f"rank {rank()}: {told}", file=sys.stderr)
     return known.exit_code if known else 1
 

@@ -23,6 +23,9 @@ class Bc2Error(Exception):
 
     exit_code = 1
 
+    #: Whether the same would come again, whoever tries and how often.
+    lasting = False
+
     def __init__(self, what: str, *, where: str | None = None, todo: str | None = None):
         super().__init__(what)
         self.what = what
@@ -39,10 +42,17 @@ class RunFailed(Bc2Error):
     """The work was understood and could not be done (exit 1)."""
 
 
+class BadTraining(RunFailed):
+    """What is trained came to nothing: the same steps would come to it again (exit 1)."""
+
+    lasting = True
+
+
 class UsageError(Bc2Error):
     """The command line asks for something impossible (exit 2)."""
 
     exit_code = 2
+    lasting = True
 
 
 class RecipeError(UsageError):
@@ -53,24 +63,28 @@ class DataError(Bc2Error):
     """Input data is missing, malformed, empty or too little (exit 3)."""
 
     exit_code = 3
+    lasting = True
 
 
 class RefError(Bc2Error):
     """No artifact answers to a reference, or several do (exit 4)."""
 
     exit_code = 4
+    lasting = True
 
 
 class IntegrityError(Bc2Error):
     """An artifact is not what its manifest says (exit 5)."""
 
     exit_code = 5
+    lasting = True
 
 
 class ResourceError(Bc2Error):
     """Out of memory or disk (exit 6)."""
 
     exit_code = 6
+    lasting = True
 
 
 class Interrupted(Bc2Error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -14,6 +15,9 @@ from bc2.errors import Bc2Error
 
 #: Set for ranks that `bc2.launch` started: they leave their errors to it.
 LAUNCHED = "BC2_LAUNCHED"
+
+#: Names the file in which a rank of each machine says how many steps are made.
+STEPS = "BC2_STEPS_FILE"
 
 #: What a rank says when it fails only because another one is gone.
 LOST = "lost the other ranks"
@@ -94,8 +98,26 @@ def launched_with() -> list[str]:
     return shlex.split(os.environ.get(LAUNCHED, ""))
 
 
-def leave_word(text: str) -> bool:
-    """What this rank failed with, for `launch` to say; False if it must say it itself."""
+def tell_step(step: int) -> None:
+    """How far the run is, for a launcher on this machine that wonders whether to go on."""
+    stream = _steps()
+    if stream is not None:
+        os.pwrite(stream, f"{step:20}".encode(), 0)
+
+
+@functools.cache
+def _steps() -> int | None:
+    path = os.environ.get(STEPS)
+    wanted = LAUNCHED in os.environ and path and local_rank() == 0
+    return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600) if path and wanted else None
+
+
+def leave_word(text: str, *, lasting: bool = False) -> bool:
+    """What this rank failed with, for `launch` to say; False if it must say it itself.
+
+    Args:
+        lasting: starting the ranks again would not help.
+    """
     path = os.environ.get(_ERROR_FILE)
     if LAUNCHED not in os.environ or not path:
         return False
@@ -104,6 +126,7 @@ def leave_word(text: str) -> bool:
     message = {
         "message": text,
         "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))},
+        "lasting": lasting,
     }
     aside = Path(f"{path}.{os.getpid()}")
     aside.write_text(json.dumps({"message": message}))

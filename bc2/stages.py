@@ -223,18 +223,21 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
     shards = _upstream(session, recipe, named, "tokens", TokensConfig, tokens)
     run = _plan(session, recipe, shards, command)
     known = None if session.fresh else run.finished(session.registry)
-    if known is not None:
-        note(f"{known.title} is registered already ({known.ref})")
-        if first():
-            redraw(RunFolder(run.folder(session.registry)))
-        return known
-    check_fits(recipe, world_size())
-    with shards.hold():
-        artifact = pretrain(run, session.registry, fresh=session.fresh)
+    # Ranks find out together: they may not see the same home.
+    if known is None or world_size() > 1:
+        check_fits(recipe, world_size())
+        with shards.hold():
+            artifact = pretrain(run, session.registry, fresh=session.fresh)
+        if artifact != known:
+            if first():
+                draw_run(RunFolder(run.folder(session.registry)))
+            session.built.append(artifact)
+            return artifact
+        known = artifact
+    note(f"{known.title} is registered already ({known.ref})")
     if first():
-        draw_run(RunFolder(run.folder(session.registry)))
-    session.built.append(artifact)
-    return artifact
+        redraw(RunFolder(run.folder(session.registry)))
+    return known
 
 
 def base_inputs(session: Session, recipe: Recipe, world: int) -> Artifact:

@@ -19,7 +19,8 @@ import torch
 
 from bc2.console import Progress, note, warn
 from bc2.data.loader import Batch
-from bc2.errors import Bc2Error, Interrupted, ResourceError, RunFailed
+from bc2.errors import BadTraining, Bc2Error, Interrupted, ResourceError, RunFailed
+from bc2.ranks import tell_step
 from bc2.registry import Artifact
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 from bc2.train.engines.base import Engine
@@ -219,7 +220,7 @@ class Loop:
         assert self.place is not None
         self._keep()
         self.log.row(**{**self._at("stop"), "step": self.place.step}, **facts)
-        raise RunFailed(
+        raise BadTraining(
             f"{facts['reason']} (bad steps or rollbacks without progress: {worst})",
             where=str(self.place),
             todo="look at these samples; a higher pretrain.guard.max_bad goes on from the last "
@@ -309,7 +310,7 @@ class Loop:
                 self._keep()
             self._record(measured)
             if not measured.finite:
-                raise RunFailed(
+                raise BadTraining(
                     f"the held-out loss is {measured.facts['heldout_loss']} after the last step, "
                     "so the model is not published as finished",
                     todo="another learning rate or precision is another run",
@@ -390,6 +391,7 @@ class Loop:
 
     def _advance(self, step: Step) -> None:
         self.step += 1
+        tell_step(self.step)
         self.samples = step.first + step.rows
         self.rewound = False
 

@@ -160,6 +160,8 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
 
 
 def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact:
+    make_directory(registry.work)
+    see_together(registry.work, mesh)
     with alike(mesh.world):
         plan = prepare(run.config, run.tokens, run.tokenizer, verify=mesh.first)
     with alone(run, registry, mesh):
@@ -198,7 +200,6 @@ def _train(run: Run, plan: Plan, registry: Registry, mesh: Mesh) -> Artifact:
     if mesh.first:
         replace_durably(folder / "recipe.json", json.dumps(run.recipe, indent=2).encode())
         _facts(run, plan).write(folder)
-    see_together(folder, mesh)
     # Measuring the peak may draw random numbers; the seed is set after it.
     speed = _speed(run, mesh)
     footprint = Footprint(run.model, config, run.parallel, mesh.world.size)

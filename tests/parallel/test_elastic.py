@@ -170,6 +170,7 @@ def test_a_killed_rank_is_started_again(
         ranks_of(process)[1].kill()
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
+    assert "rank 1 was killed by SIGKILL; starting all ranks again (restart 1 of 1)" in err
     began = [(row["event"], row["step"]) for row in timing(folder, "start", "resume")]
     assert [event for event, _ in began] == ["start", "resume"]
     assert 4 <= began[1][1] < STEPS
@@ -264,11 +265,14 @@ if os.environ.get("RANK") == "1":
 
 
 def test_a_rank_that_fails_speaks_for_all(prepared_home: Path, tmp_path: Path) -> None:
-    """The other one only loses it: no time-out, and its own words are not said."""
+    """The other one only loses it: no time-out, and its own words are not said.
+
+    Bad data stays bad: the ranks are not started again.
+    """
     folder = copy_of(prepared_home, tmp_path / "faulty")
     (tmp_path / "fault").mkdir()
     (tmp_path / "fault" / "sitecustomize.py").write_text(FAULT)
-    command = [*BC2, *RUN, *LENGTH, *TWO]
+    command = [*BC2, *RUN, *LENGTH, *TWO, "--max-restarts", "9"]
     with running(folder, command, PYTHONPATH=str(tmp_path / "fault")) as process:
         wait_for_step(process, folder, 5)
         began = time.monotonic()
@@ -276,6 +280,8 @@ def test_a_rank_that_fails_speaks_for_all(prepared_home: Path, tmp_path: Path) -
     assert process.returncode == 3, err
     assert time.monotonic() - began < SOON_S
     assert "error: a fault of rank 1, at step 6, samples 40 to 47\n  where: here" in err
+    assert "not started again: the same would come again" in err
+    assert "starting all ranks again" not in err
     assert "step 4 is saved; go on from there with: bc2 pretrain" in err
     assert err.count("error:") == 1
     assert "Traceback" not in err

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from bc2.cli import main
+from bc2.launch import is_foreign
 
 Pair = Callable[..., list[tuple[int, str]]]
 
@@ -73,6 +77,12 @@ def sets(*overrides: str) -> list[str]:
         (sets("parallel.tensor=2"), "1 ranks cannot be parted", "start a multiple of 2 ranks"),
         (["--nnodes", "2", "--nproc", "2"], "--nnodes 2 needs --rendezvous", "HOST:PORT"),
         (["--nnodes", "two", "--nproc", "2"], "--nnodes two is no number of machines", "e.g. 2"),
+        (["--nnodes", "2", "--rendezvous", "here"], "here is no HOST:PORT", "first-machine:29500"),
+        (
+            ["--nnodes", "2", "--rendezvous", "here:29500", "--node-rank", "2"],
+            "--node-rank 2 is none of --nnodes 2",
+            "number the machines from 0 to 1",
+        ),
     ],
 )
 def test_what_does_not_fit(
@@ -110,6 +120,40 @@ def test_a_port_in_use(
     assert "is in use on this machine" in err
     assert f"--rendezvous {place}" in err
     assert "give all machines another port" in err
+
+
+@pytest.mark.parametrize(("place", "answers"), [([], False), (["--node-rank", "1"], True)])
+def test_a_port_of_somebody_else(
+    small: Path, capsys: pytest.CaptureFixture[str], place: list[str], answers: bool
+) -> None:
+    """Machines that do not know which is first find something there that is no launcher."""
+    with socket.create_server(("localhost", 0)) as taken:
+        if answers:
+            threading.Thread(target=hang_up, args=(taken,), daemon=True).start()
+        there = f"localhost:{taken.getsockname()[1]}"
+        code, err = refused(capsys, "--nnodes", "2", "--rendezvous", there, *place)
+    assert code == 1
+    assert "of localhost is no launcher of bc2" in err
+    assert f"--rendezvous {there}" in err
+
+
+def hang_up(server: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            server.accept()[0].close()
+
+
+def test_a_port_of_another_launcher_is_where_to_meet(port: int) -> None:
+    assert not is_foreign("localhost", port)
+    store = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    assert not is_foreign("localhost", port)
+    del store
+
+
+def test_a_machine_that_is_not_there(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = refused(capsys, "--nnodes", "2", "--rendezvous", "nowhere.invalid:29500")
+    assert code == 1
+    assert "there is no machine 'nowhere.invalid'" in err
 
 
 @pytest.mark.parametrize(
@@ -162,3 +206,23 @@ def test_a_home_that_is_not_shared(small: Path, pair: Pair) -> None:
         assert "does not see what rank 0 writes" in err
         assert "put BC2_HOME on a file system that all machines share" in err
     assert first[1].count("error:") == 1
+
+
+def test_a_home_that_is_not_shared_where_the_run_is_finished(
+    small: Path, pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rank that sees it finished leaves no other one waiting for it."""
+    shutil.copytree(small / "home", small / "other")
+    short = sets("pretrain.length=2 steps", "pretrain.schedule.warmup=1 steps")
+    short += sets("pretrain.eval_tokens=0")
+    with pytest.raises(SystemExit) as left:
+        main(["pretrain", "small.toml", *short])
+    assert left.value.code == 0, capsys.readouterr().err
+    first, second = pair(short, short, environment={"BC2_HOME": str(small / "other")})
+    for code, err in (first, second):
+        assert code == 1, err
+        assert "does not see what rank 0 writes" in err
+    assert first[1].count("error:") == 1
+    shared = pair(short, short)
+    assert [code for code, _ in shared] == [0, 0], shared
+    assert "is registered already" in shared[0][1]
