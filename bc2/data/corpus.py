@@ -63,16 +63,25 @@ class PartWriter:
     """Writes the documents of one source and split as parts of about `part_bytes` of text.
 
     Holds at most a row group, and the rows it is given.
+
+    Args:
+        first: number of the first part.
     """
 
     def __init__(
-        self, root: Path, split: Split, source: str, part_bytes: int, schema: pa.Schema = SCHEMA
+        self,
+        root: Path,
+        split: Split,
+        source: str,
+        part_bytes: int,
+        schema: pa.Schema = SCHEMA,
+        first: int = 0,
     ):
         self.folder = root / split / source
         self.part_bytes = part_bytes
         self.schema = schema
         self.parts: list[dict[str, Any]] = []
-        self.characters = 0
+        self._first = first
         self._tables: list[pa.Table] = []
         self._held = 0
         self._writer: pq.ParquetWriter | None = None
@@ -90,13 +99,12 @@ class PartWriter:
             self._flush()
         self._close()
 
-    def add(self, rows: pa.Table, sizes: npt.NDArray[np.int64], characters: int) -> None:
+    def add(self, rows: pa.Table, sizes: npt.NDArray[np.int64]) -> None:
         """Append rows of the schema whose texts have `sizes` [rows] UTF-8 bytes.
 
         A row group ends with the row that fills it, and so does a part: how rows are divided
         among calls changes nothing.
         """
-        self.characters += characters
         ends = np.cumsum(sizes)
         first = 0
         while first < len(rows):
@@ -112,15 +120,6 @@ class PartWriter:
             if full:
                 self._close()
             first = last
-
-    def facts(self) -> dict[str, Any]:
-        """Totals and parts: ``{documents, bytes, characters, parts: [...]}``."""
-        return {
-            "documents": sum(part["documents"] for part in self.parts),
-            "bytes": sum(part["bytes"] for part in self.parts),
-            "characters": self.characters,
-            "parts": self.parts,
-        }
 
     def _flush(self) -> None:
         if not self._tables:
@@ -138,7 +137,7 @@ class PartWriter:
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"part-{len(self.parts):05d}.parquet"
+        path = self.folder / f"part-{self._first + len(self.parts):05d}.parquet"
         name = path.relative_to(self.folder.parent.parent).as_posix()
         self.parts.append({"file": name, "documents": 0, "bytes": 0})
         self._writer = pq.ParquetWriter(

@@ -53,14 +53,14 @@ class Document:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, text: str, source: str, lang: str | None, file: str, row: int) -> Document:
+    def of(cls, row: Row, source: str, lang: str | None) -> Document:
         """A document as it is read, with the id that its text gives it."""
-        return cls(text_id(text), text, source, lang, file, row)
+        return cls(text_id(row.utf8), row.text, source, lang, row.file, row.row)
 
 
-def text_id(text: str) -> str:
+def text_id(utf8: bytes) -> str:
     """The id of a text: 32 hex digits of its SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(utf8).hexdigest()[:32]
 
 
 class SourceFile(NamedTuple):
@@ -77,8 +77,15 @@ class Row(NamedTuple):
     """A text as a reader finds it: file and row (from 1) are its origin."""
 
     text: str
+    utf8: bytes
+    """The text once more, since its size and its hash are asked for."""
     file: str
     row: int
+
+    @classmethod
+    def of(cls, text: str, file: str, row: int) -> Row:
+        """A row of a text that was no bytes before."""
+        return cls(text, text.encode(), file, row)
 
 
 class BadRow(Exception):

@@ -99,7 +99,7 @@ def _source_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
     for file in files:
         text = _read(file, drops)
         if text is not None:
-            yield Row(text, file.name, 1)
+            yield Row.of(text, file.name, 1)
 
 
 def _docs_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
@@ -113,12 +113,12 @@ def _docs_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
             tree = ast.parse(text)
         if file.name == _TOPICS:
             for row, topic in enumerate(_topics(tree), 1):
-                yield Row(topic, file.name, row)
+                yield Row.of(topic, file.name, row)
             continue
         module = file.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         told = [f"{name}\n\n{doc}\n" for name, doc in docstrings(tree, module)]
         if told:
-            yield Row("\n".join(told), file.name, 1)
+            yield Row.of("\n".join(told), file.name, 1)
 
 
 def _topics(tree: ast.Module) -> Iterator[str]:
@@ -177,7 +177,7 @@ def _review_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
     """A review a document."""
     for file in files:
         for number, text in _lines(file, drops):
-            yield Row(text, file.name, number)
+            yield Row.of(text, file.name, number)
 
 
 def _news_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
@@ -189,12 +189,12 @@ def _news_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
             text = untag(tagged)
             headline = not text.endswith(tuple("。！？：；”’』）》…，、"))
             if headline and told:
-                yield Row("\n".join(article), file.name, begin)
+                yield Row.of("\n".join(article), file.name, begin)
                 article, begin, told = [], number, False
             article.append(text)
             told = told or not headline
         if article:
-            yield Row("\n".join(article), file.name, begin)
+            yield Row.of("\n".join(article), file.name, begin)
 
 
 def untag(line: str) -> str:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from bc2.data import environment
 from bc2.data.config import SourceConfig
 from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, Row, SourceFile
@@ -29,13 +31,9 @@ def read_source(source: SourceConfig, drops: Drops) -> Iterator[Document]:
     Raises:
         DataError: nothing to read, a damaged file, or a malformed row that stops the run.
     """
-    spent = 0
     lang = source_language(source)
-    for text, file, row in _rows(source, drops):
-        spent += len(text.encode())
-        if source.max_bytes is not None and spent > source.max_bytes:
-            return
-        yield Document.of(text, source.name, lang, file, row)
+    for row in source_rows(source, drops):
+        yield Document.of(row, source.name, lang)
 
 
 def texts_at(paths: Iterable[str], text_field: str) -> Iterator[str]:
@@ -50,14 +48,20 @@ def texts_at(paths: Iterable[str], text_field: str) -> Iterator[str]:
             yield document.text
 
 
-def read_files(
-    source: SourceConfig, files: Iterable[SourceFile], drops: Drops
-) -> Iterator[Document]:
-    """The documents of some of a source's files, as `read_source` gives them."""
-    lang = source_language(source)
+def source_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
+    """The rows of a source up to its ``max_bytes``; raises as `read_source`."""
+    spent = 0
+    for row in _rows(source, drops):
+        spent += len(row.utf8)
+        if source.max_bytes is not None and spent > source.max_bytes:
+            return
+        yield row
+
+
+def file_rows(source: SourceConfig, files: Iterable[SourceFile], drops: Drops) -> Iterator[Row]:
+    """The rows of some of a source's files, as `source_rows` gives them."""
     for file in files:
-        for text, name, row in _file_rows(file, source.text_field, drops):
-            yield Document.of(text, source.name, lang, name, row)
+        yield from _file_rows(file, source.text_field, drops)
 
 
 def source_language(source: SourceConfig) -> str | None:
@@ -74,8 +78,7 @@ def _rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
         text = environment.TEXTS[source.environment]
         yield from text.rows(source_files(source), drops)
     else:
-        for file in source_files(source):
-            yield from _file_rows(file, source.text_field, drops)
+        yield from file_rows(source, source_files(source), drops)
 
 
 def _file_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
@@ -93,11 +96,12 @@ def _text_row(file: SourceFile, drops: Drops) -> Iterator[Row]:
     with open_bytes(file.path) as stream:
         data = stream.read(MAX_DOCUMENT_BYTES + 1)
     try:
-        text = decode(data.removeprefix(b"\xef\xbb\xbf"))
+        data = data.removeprefix(b"\xef\xbb\xbf")
+        text = decode(data)
     except BadRow as bad:
         drops.reject(bad, str(file.path), 1, len(data))
         return
-    yield Row(text, file.name, 1)
+    yield Row(text, data, file.name, 1)
 
 
 def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
@@ -107,11 +111,11 @@ def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
             if line is not None and not line.strip():
                 continue
             try:
-                text = text_of(parse_line(line), field)
+                text, utf8 = text_of(parse_line(line), field)
             except BadRow as bad:
                 drops.reject(bad, str(file.path), number, size)
                 continue
-            yield Row(text, file.name, number)
+            yield Row(text, utf8, file.name, number)
 
 
 def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
@@ -139,7 +143,7 @@ def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
                 except BadRow as bad:
                     drops.reject(bad, str(file.path), number, len(value or b""))
                     continue
-                yield Row(text, file.name, number)
+                yield Row(text, value, file.name, number)
 
 
 @contextmanager
@@ -192,11 +196,11 @@ def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
         if row is None:
             return
         try:
-            text = text_of(row, source.text_field)
+            text, utf8 = text_of(row, source.text_field)
         except BadRow as bad:
             drops.reject(bad, f"hf:{origin}", number, 0)
             continue
-        yield Row(text, origin, number)
+        yield Row(text, utf8, origin, number)
 
 
 @contextmanager
@@ -219,15 +223,18 @@ def parse_line(line: bytes | None) -> Any:
     """
     if line is None:
         raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
-    text = decode(line)
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        text = decode(line)  # Python's own knows more (NaN), and says what is wrong
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRow("bad_json", f"not JSON: {error}") from None
 
 
-def text_of(row: Any, field: str) -> str:
-    """The text of a row.
+def text_of(row: Any, field: str) -> tuple[str, bytes]:
+    """The text of a row, and its UTF-8 bytes.
 
     Raises:
         BadRow: the row is no object, or the field is missing, no string or no Unicode text.
@@ -241,14 +248,14 @@ def text_of(row: Any, field: str) -> str:
     if not isinstance(text, str):
         raise BadRow("text_not_string", f"field {field!r} holds a {type(text).__name__}")
     try:
-        size = len(text.encode())
+        utf8 = text.encode()
     except UnicodeEncodeError as error:
         raise BadRow(
             "lone_surrogate", f"half a surrogate pair at character {error.start}"
         ) from None
-    if size > MAX_DOCUMENT_BYTES:
+    if len(utf8) > MAX_DOCUMENT_BYTES:
         raise BadRow("too_long", f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
-    return text
+    return text, utf8
 
 
 def _present(value: Any, field: str) -> Any:

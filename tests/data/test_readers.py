@@ -175,12 +175,12 @@ def test_documents_above_the_limit(write, monkeypatch):
 def test_any_line_is_a_text_or_a_named_reason(line):
     verdict = None
     try:
-        text = text_of(parse_line(line), "text")
+        text, utf8 = text_of(parse_line(line), "text")
     except BadRow as bad:
         verdict = bad.reason
     if verdict is None:
         assert json.loads(line)["text"] == text
-        text.encode()
+        assert text.encode() == utf8
     else:
         assert verdict in get_args(documents.Reason)
 

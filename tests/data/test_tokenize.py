@@ -20,7 +20,7 @@ import pytest
 
 from bc2.data import tokenize as module
 from bc2.data.corpus import Part, corpus_parts, read_corpus
-from bc2.data.documents import Document
+from bc2.data.documents import Document, Row
 from bc2.data.shards import TokenShards
 from bc2.data.tokenize import default_workers, tokenize
 from bc2.errors import DataError, ResourceError, RunFailed
@@ -113,7 +113,9 @@ def test_progress_moves_within_a_part(long_corpus, tokenizer_path, tmp_path, mon
 def test_runs_of_a_part_are_its_documents_in_order(monkeypatch):
     monkeypatch.setattr(module, "_RUN_BYTES", 10)
     texts = ["é" * 4, "a", "b", "", "c" * 30]
-    documents = [Document.of(text, "s", "en", "f", row) for row, text in enumerate(texts, 1)]
+    documents = [
+        Document.of(Row.of(text, "f", row), "s", "en") for row, text in enumerate(texts, 1)
+    ]
     runs = list(module._runs(documents))
     assert runs == [(["é" * 4, "a", "b"], 10), (["", "c" * 30], 30)]
     assert list(module._runs([])) == []

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.notes import keep_notes
-from bc2.data.prep.read import write_part
+from bc2.data.prep.parts import SUFFIX, read_part, write_keys, write_part
 from bc2.data.prep.stage import Outcome, Stage
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
@@ -85,7 +85,7 @@ def run_part(task: Task) -> dict[str, Any]:
     """
     begun = time.perf_counter()
     applying, spent = 0.0, {}
-    table = came = pq.read_table(task.source)
+    table = came = read_part(task.source)
     stages = []
     before = _counts(table)
     for stage in task.segment.stages:
@@ -117,7 +117,7 @@ def run_part(task: Task) -> dict[str, Any]:
     if task.segment.closing is not None:
         began = time.perf_counter()
         keys = task.segment.closing.keys(table)
-        pq.write_table(keys, task.folder / "keys" / f"{task.name}.parquet")
+        write_keys(keys, task.folder / "keys" / f"{task.name}.parquet")
         spent[task.segment.closing.name] = time.perf_counter() - began
     _hand_on(task, None if table is came else table)
     rest = time.perf_counter() - begun - sum(spent.values()) - applying
@@ -128,7 +128,7 @@ def run_part(task: Task) -> dict[str, Any]:
 
 def _hand_on(task: Task, table: pa.Table | None) -> None:
     """Write the part that comes out; None: as it came in, so its file gets a second name."""
-    target = task.folder / f"{task.name}.parquet"
+    target = task.folder / f"{task.name}{SUFFIX}"
     # Never written through: what a killed run left may be that second name.
     target.unlink(missing_ok=True)
     if table is None:
@@ -136,7 +136,7 @@ def _hand_on(task: Task, table: pa.Table | None) -> None:
             os.link(task.source, target)
             return
         except OSError:  # a file system without links
-            table = pq.read_table(task.source)
+            table = read_part(task.source)
     write_part(table, target)
 
 

@@ -35,7 +35,8 @@ import pyarrow.parquet as pq
 from bc2.data.mixture import mix
 from bc2.data.prep.config import ClustersSettings
 from bc2.data.prep.embedding import check_model, embed, model_digests
-from bc2.data.prep.stage import Outcome, Stage, Work, pos_range, removed
+from bc2.data.prep.parts import pos_range, read_part
+from bc2.data.prep.stage import Outcome, Stage, Work, removed
 from bc2.errors import DataError
 
 Int64 = npt.NDArray[np.int64]
@@ -173,7 +174,7 @@ def _within(chosen: Int64, part: Path) -> Int64:
 def _excerpts(item: tuple[Path, Int64, int]) -> list[tuple[int, str]]:
     """`pos` and excerpt of the chosen documents of a part."""
     path, chosen, characters = item
-    table = pq.read_table(path, columns=["pos", "text"])
+    table = read_part(path, ["pos", "text"])
     table = table.filter(pc.is_in(table["pos"], value_set=pa.array(chosen)))
     texts = (excerpt(text.as_py(), characters) for text in table["text"])
     return list(zip(table["pos"].to_pylist(), texts, strict=True))
@@ -349,7 +350,7 @@ def _assign(task: tuple[Path, Path, int, ClustersSettings]) -> tuple[pa.Table, I
     """`pos` and cluster of a part's documents; [K, 2] documents and bytes of each cluster."""
     path, folder, stamp, settings = task
     fitted = _loaded(folder, stamp)
-    table = pq.read_table(path, columns=["pos", "text"])
+    table = read_part(path, ["pos", "text"])
     found = [np.zeros(0, np.int64)]
     for first in range(0, len(table), _AT_ONCE):
         texts = table["text"].slice(first, _AT_ONCE)

@@ -57,6 +57,7 @@ from bc2.data.prep.embedding import (
     project,
     quantise,
 )
+from bc2.data.prep.parts import read_part
 from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
 from bc2.errors import RecipeError
 
@@ -339,12 +340,9 @@ def _about(work: Work, wanted: Int64) -> pa.Table:
     schema = pa.schema([*(RECORD.field(name) for name in _ORIGIN), ("quality", pa.float32())])
     tables = [schema.empty_table()]
     for name in work.parts:
-        there = [
-            column for column in schema.names if column in pq.read_schema(work.part(name)).names
-        ]
-        table = pq.read_table(work.part(name), columns=there)
+        table = read_part(work.part(name), schema.names)
         table = table.filter(pc.is_in(table["pos"], value_set=pa.array(wanted)))
-        if "quality" not in there:
+        if "quality" not in table.schema.names:
             table = table.append_column("quality", pa.nulls(len(table), pa.float32()))
         tables.append(table.select(schema.names).cast(schema))
     return pa.concat_tables(tables).sort_by("pos")

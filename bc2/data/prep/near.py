@@ -37,7 +37,8 @@ from bc2.data.prep.components import (
 )
 from bc2.data.prep.config import NearSettings
 from bc2.data.prep.groups import Groups
-from bc2.data.prep.stage import Outcome, Stage, Work, pos_range
+from bc2.data.prep.parts import pos_range, read_part
+from bc2.data.prep.stage import Outcome, Stage, Work
 
 Int64 = npt.NDArray[np.int64]
 
@@ -226,10 +227,9 @@ def _about(stem: str) -> str:
 def _write_sets(job: _Job) -> None:
     """Write of a part's wanted documents the sets, where they end, and what says who stays."""
     names = ["quality", "origin_file", "origin_row", "text"]
-    columns = [name for name in names if name in pq.read_schema(job.part).names]
-    mine = pc.field("pos").isin(job.wanted)
-    table = pq.read_table(job.part, columns=columns, filters=mine)
-    if "quality" not in columns:
+    table = read_part(job.part, ["pos", *names])
+    table = table.filter(pc.is_in(table["pos"], value_set=pa.array(job.wanted)))
+    if "quality" not in table.schema.names:
         table = table.append_column("quality", pa.nulls(len(table), pa.float32()))
     pq.write_table(table.select(names[:3]), _about(job.stem))
     ends = [np.zeros(1, np.int64)]

@@ -21,6 +21,7 @@ from bc2.console import Progress
 from bc2.data.prep.apply import Segment, Task, run_part
 from bc2.data.prep.engine import Engine
 from bc2.data.prep.groups import Groups, Int64
+from bc2.data.prep.parts import SUFFIX
 from bc2.data.prep.stage import Stage, Work
 from bc2.files import make_directory, replace_durably
 
@@ -41,8 +42,8 @@ class Parts(NamedTuple):
     names: list[str]
 
     def path(self, name: str) -> Path:
-        """The Parquet file of a part."""
-        return self.folder / f"{name}.parquet"
+        """The file of a part."""
+        return self.folder / f"{name}{SUFFIX}"
 
 
 @dataclass

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,15 @@ from bc2.data.prep.pipeline import Bars, Funnel, Parts, run_stages
 from bc2.data.prep.read import PART_BYTES, ReadTask, Unit, check_malformed, plan_units, read_unit
 from bc2.data.prep.recipe import build_stages
 from bc2.data.prep.timings import TIMINGS, timings
-from bc2.data.prep.write import SourceTask, Written, write_source
+from bc2.data.prep.write import (
+    LookTask,
+    PartTask,
+    Written,
+    WrittenPart,
+    look_at,
+    write_part,
+    write_source,
+)
 from bc2.errors import DataError, from_os_error
 from bc2.files import make_directory, write_durably
 
@@ -175,17 +183,24 @@ def _write(
     config: CorpusConfig, read: list[dict[str, Any]], parts: Parts, out: Path, engine: Engine,
     bars: Bars,
 ) -> list[Written]:  # fmt: skip
-    tasks = []
-    for source in config.sources:
-        names = [name for unit in read if unit["source"] == source.name for name in unit["parts"]]
-        paths = tuple(parts.path(name) for name in names)
-        task = SourceTask(source.name, paths, out, config.part_bytes, config.heldout_fraction)
-        tasks.append(task)
+    tasks = [
+        LookTask(parts.path(name), unit["source"], config.heldout_fraction)
+        for unit in read
+        for name in unit["parts"]
+    ]
+    looks = [*zip(tasks, engine.map(look_at, tasks), strict=True)]
+    size = sum(int(sizes.sum()) for _, look in looks for sizes in look.sizes.values())
     found = []
-    with bars("writing", len(tasks), "sources") as bar:
-        for written in engine.map(write_source, tasks):
-            found.append(written)
-            bar(1, written.source)
+    with bars("writing", size, "bytes") as bar:
+
+        def run(tasks: Iterable[PartTask]) -> Iterator[WrittenPart]:
+            for part in engine.map(write_part, tasks):
+                bar(part.facts["bytes"], part.facts["file"])
+                yield part
+
+        for source in config.sources:
+            mine = [look for task, look in looks if task.source == source.name]
+            found.append(write_source(source.name, mine, out, config.part_bytes, run))
     return found
 
 

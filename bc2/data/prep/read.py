@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bc2.data.config import CorpusConfig, SourceConfig
-from bc2.data.documents import Document, Drops, SourceFile
+from bc2.data.documents import Drops, Row, SourceFile, text_id
 from bc2.data.inputs import source_files
+from bc2.data.prep.parts import SUFFIX, write_part
 from bc2.data.prep.stage import RECORD, ROW_BITS
-from bc2.data.readers import read_files, read_source
+from bc2.data.readers import file_rows, source_language, source_rows
 from bc2.errors import DataError
 from bc2.files import replace_durably
 
@@ -129,47 +129,47 @@ class _Reader:
     def run(self) -> None:
         unit = self.task.unit
         if unit.files is None:
-            documents = read_source(unit.source, self.drops)
+            rows = source_rows(unit.source, self.drops)
         else:
-            documents = read_files(unit.source, unit.files, self.drops)
-        for document in documents:
-            self._take(document)
+            rows = file_rows(unit.source, unit.files, self.drops)
+        for row in rows:
+            self._take(row)
         self._flush()
 
-    def _take(self, document: Document) -> None:
-        size = len(document.text.encode())
+    def _take(self, row: Row) -> None:
+        size = len(row.utf8)
         self.documents += 1
         self.size += size
-        if len(document.text) < self.task.min_characters:
+        if len(row.text) < self.task.min_characters:
             self.drops.drop("too_short", size)
             return
-        self.rows.append(
-            (
-                self._position(document),
-                document.id,
-                document.text,
-                document.source,
-                document.lang,
-                document.origin_file,
-                document.origin_row,
-            )
-        )
+        self.rows.append((self._position(row), text_id(row.utf8), row.utf8, row.file, row.row))
         self.held += size
         if self.held >= self.task.part_bytes:
             self._flush()
 
-    def _position(self, document: Document) -> int:
-        name = document.origin_file
+    def _position(self, row: Row) -> int:
         # A dataset from the hub is one file, whatever it is called.
-        number = self.task.unit.first_file + self.numbers.get(name, 0)
-        return number << ROW_BITS | document.origin_row
+        number = self.task.unit.first_file + self.numbers.get(row.file, 0)
+        return number << ROW_BITS | row.row
 
     def _flush(self) -> None:
         if not self.rows:
             return
         name = f"{self.task.unit.number:06d}-{len(self.parts):05d}"
-        columns = [list(column) for column in zip(*self.rows, strict=True)]
-        write_part(pa.table(columns, schema=RECORD), self.task.folder / f"{name}.parquet")
+        pos, ids, texts, files, rows = map(list, zip(*self.rows, strict=True))
+        source = self.task.unit.source
+        columns = {
+            "pos": pos,
+            "id": ids,
+            # A view: a cast would look again whether it is UTF-8.
+            "text": pa.array(texts, pa.large_binary()).view(pa.large_string()),
+            "source": pa.repeat(source.name, len(pos)),
+            "lang": pa.repeat(pa.scalar(source_language(source), pa.string()), len(pos)),
+            "origin_file": files,
+            "origin_row": rows,
+        }
+        write_part(pa.table(columns, schema=RECORD), self.task.folder / f"{name}{SUFFIX}")
         self.parts.append(name)
         self.rows, self.held = [], 0
 
@@ -181,11 +181,6 @@ class _Reader:
             "drops": self.drops.facts(),
             "rows": self.drops.rows,
         }
-
-
-def write_part(table: pa.Table, path: Path) -> None:
-    """A part of the working set: fast to write and read, for this run alone."""
-    pq.write_table(table, path, compression="lz4", use_dictionary=["source", "lang", "origin_file"])
 
 
 def check_malformed(units: list[dict[str, Any]], limit: float) -> None:

@@ -40,7 +40,7 @@ def build_stages(config: CorpusConfig) -> list[Stage]:
 def _stages(config: CorpusConfig) -> Iterator[Stage]:
     if config.normalise is not None:
         yield NormaliseStage(config.normalise)
-    yield ExactStage()
+    yield ExactStage(as_read=config.normalise is None)
     if config.heuristics is not None:
         yield HeuristicsStage(config.heuristics)
     if config.quality is not None:

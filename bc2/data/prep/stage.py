@@ -1,8 +1,8 @@
 """What the stages of data preparation share: the record, what is removed, and a stage's shape.
 
-The working set is a list of parts: Parquet files of one input file's documents, in the order
-of `pos`. A stage maps a part to a part. Where a decision needs the whole corpus, `keys` says of
-each part what is needed (never text), `settle` decides, and `apply` carries it out.
+The working set is a list of parts (`bc2.data.prep.parts`): documents of one input file, in the
+order of `pos`. A stage maps a part to a part. Where a decision needs the whole corpus, `keys`
+says of each part what is needed (never text), `settle` decides, and `apply` carries it out.
 
 A part may be any run of documents, so what a stage does depends on rows alone: the same input
 and settings give the same bytes, whatever the size of parts, the workers or the engine.
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bc2.data.prep.groups import Groups, Int64
+from bc2.data.prep.parts import pos_range
 
 if TYPE_CHECKING:
     import daft
@@ -178,16 +179,6 @@ class Stage(ABC):
     def settle(self, work: Work) -> dict[str, Any]:
         """Decide over the whole corpus, write each part's verdict, return facts (integers)."""
         raise NotImplementedError(f"{self.name} settles nothing")
-
-
-def pos_range(part: Path) -> tuple[int, int] | None:
-    """The first and the last `pos` of a part, from its metadata; None if it has no rows."""
-    data = pq.read_metadata(part)
-    column = data.schema.names.index("pos")
-    found = [data.row_group(i).column(column).statistics for i in range(data.num_row_groups)]
-    if not data.num_rows:
-        return None
-    return min(s.min for s in found if s), max(s.max for s in found if s)
 
 
 def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:

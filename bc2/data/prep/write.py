@@ -1,20 +1,27 @@
-"""The working set to a corpus on disk: by source or stratum, in the order of `pos`."""
+"""The working set to a corpus on disk: by source or stratum, in the order of `pos`.
+
+First every part of the working set is looked at: what of it goes where, and how large it is.
+From that follows where the corpus's parts begin and end, so that any worker can write any of them.
+"""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bc2.data.corpus import SCHEMA, PartWriter, Split
-from bc2.files import sync_tree
+from bc2.data.corpus import SCHEMA, SPLITS, PartWriter, Split
+from bc2.data.prep.parts import read_part
+
+Int64 = npt.NDArray[np.int64]
 
 #: Rows taken out of a part at a time.
 _BATCH = 256
@@ -24,24 +31,15 @@ LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 7) for digit in (1,
 SCORE_EDGES = tuple(step / 20 for step in range(20))
 
 
-@dataclass(frozen=True)
-class SourceTask:
-    """The parts of one source, and where its documents go."""
-
-    source: str
-    parts: tuple[Path, ...]
-    out: Path
-    part_bytes: int
-    heldout_fraction: float
-
-
 @dataclass
 class Written:
     """What one source became.
 
     Attributes:
-        strata: name -> split -> `PartWriter.facts`; the source itself where nothing is weighted.
+        strata: name -> split -> ``{documents, bytes, characters, parts: [...]}``; the source
+            itself where nothing is weighted.
         lengths, scores: language -> documents from each edge on.
+        seconds: of all workers.
     """
 
     source: str
@@ -51,31 +49,40 @@ class Written:
     seconds: float = 0.0
 
 
-def write_source(task: SourceTask) -> Written:
-    """Write the documents of a source, held-out ones apart."""
-    began = time.perf_counter()
-    written = Written(task.source)
-    with ExitStack() as held:
-        writers = _Writers(task, held)
-        for path in task.parts:
-            with pq.ParquetFile(path) as part:
-                for batch in part.iter_batches(_BATCH):
-                    _write(batch, task, writers, written)
-        made = writers.made
-    names = sorted({name for _, name in made}) or [task.source]
-    for name in names:
-        written.strata[name] = {
-            split: made[split, name].facts() if (split, name) in made else _EMPTY
-            for split in ("train", "heldout")
+def write_source(
+    source: str,
+    looks: Sequence[Look],
+    out: Path,
+    part_bytes: int,
+    run: Callable[[Iterable[PartTask]], Iterator[WrittenPart]],
+) -> Written:
+    """Write the documents of a source, held-out ones apart.
+
+    Holds 16 bytes a document of the largest stratum.
+
+    Args:
+        looks: at its parts, in their order.
+        run: `write_part` of each task, in their order.
+    """
+    written = Written(source, seconds=sum(look.seconds for look in looks))
+    for look in looks:
+        _add_up(written.lengths, look.lengths)
+        _add_up(written.scores, look.scores)
+    names = sorted({place.stratum for look in looks for place in look.sizes}) or [source]
+    places = [Place(split, name) for name in names for split in SPLITS]
+    tasks = [task for place in places for task in _tasks(place, looks, out, part_bytes)]
+    made: dict[Place, list[dict[str, Any]]] = {place: [] for place in places}
+    for task, part in zip(tasks, run(tasks), strict=True):
+        made[task.place].append(part.facts)
+        written.seconds += part.seconds
+    for place in places:
+        facts: dict[str, Any] = {
+            unit: sum(part[unit] for part in made[place]) for unit in ("documents", "bytes")
         }
-    for split in ("train", "heldout"):
-        if (task.out / split).is_dir():
-            sync_tree(task.out / split)
-    written.seconds = time.perf_counter() - began
+        facts["characters"] = sum(look.characters.get(place, 0) for look in looks)
+        facts["parts"] = made[place]
+        written.strata.setdefault(place.stratum, {})[place.split] = facts
     return written
-
-
-_EMPTY: dict[str, Any] = {"documents": 0, "bytes": 0, "characters": 0, "parts": []}
 
 
 def is_held_out(document_id: str, fraction: float) -> bool:
@@ -83,44 +90,71 @@ def is_held_out(document_id: str, fraction: float) -> bool:
     return int(document_id[16:], 16) < fraction * 2.0**64
 
 
-class _Writers:
-    """A writer for each split and stratum, made when its first document comes."""
-
-    def __init__(self, task: SourceTask, held: ExitStack):
-        self.task = task
-        self.made: dict[tuple[Split, str], PartWriter] = {}
-        self._held = held
-
-    def of(self, split: Split, name: str, schema: pa.Schema) -> PartWriter:
-        if (split, name) not in self.made:
-            writer = PartWriter(self.task.out, split, name, self.task.part_bytes, schema)
-            self.made[split, name] = self._held.enter_context(writer)
-        return self.made[split, name]
+# -- what goes where -----------------------------------------------------------------------
 
 
-def _write(batch: pa.RecordBatch, task: SourceTask, writers: _Writers, written: Written) -> None:
-    schema = _corpus_schema(batch.schema)
-    rows = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-    sizes = pc.binary_length(rows["text"]).to_numpy().astype(np.int64)
-    lengths = pc.utf8_length(rows["text"]).to_numpy()
-    held_out = [is_held_out(each, task.heldout_fraction) for each in rows["id"].to_pylist()]
-    strata = [task.source] * len(rows)
-    if "stratum" in batch.schema.names:
-        strata = batch.column("stratum").to_pylist()
-    for place in dict.fromkeys(zip(held_out, strata, strict=True)):
-        mine = np.array([each == place for each in zip(held_out, strata, strict=True)])
-        writer = writers.of("heldout" if place[0] else "train", place[1], schema)
-        writer.add(rows.filter(pa.array(mine)), sizes[mine], int(lengths[mine].sum()))
-    _count(written.lengths, LENGTH_EDGES, rows["lang"], lengths)
-    if "quality" in schema.names:
-        scored = rows.filter(pc.is_valid(rows["quality"]))
-        _count(written.scores, SCORE_EDGES, scored["lang"], scored["quality"].to_numpy())
+class Place(NamedTuple):
+    """A directory of the corpus."""
+
+    split: Split
+    stratum: str
 
 
-def _corpus_schema(schema: pa.Schema) -> pa.Schema:
-    """The corpus's own columns first, then those of stages."""
-    own = {*SCHEMA.names, "pos", "stratum"}
-    return pa.schema([*SCHEMA, *(column for column in schema if column.name not in own)])
+class LookTask(NamedTuple):
+    """A part of the working set."""
+
+    part: Path
+    source: str
+    heldout_fraction: float
+
+
+@dataclass
+class Look:
+    """What of a part goes where.
+
+    Attributes:
+        sizes: UTF-8 bytes of each document, in their order, by place.
+        characters: by place.
+        lengths, scores: as in `Written`.
+    """
+
+    part: Path
+    sizes: dict[Place, Int64] = field(default_factory=dict)
+    characters: dict[Place, int] = field(default_factory=dict)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    scores: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def look_at(task: LookTask) -> Look:
+    """Look at a part, and leave beside it which of the places each row goes to."""
+    began = time.perf_counter()
+    table = read_part(task.part)
+    found = Look(task.part)
+    sizes = pc.binary_length(table["text"]).to_numpy().astype(np.int64)
+    lengths = pc.utf8_length(table["text"]).to_numpy()
+    held_out = [is_held_out(each, task.heldout_fraction) for each in table["id"].to_pylist()]
+    strata = [task.source] * len(table)
+    if "stratum" in table.schema.names:
+        strata = table["stratum"].to_pylist()
+    splits = (SPLITS[held] for held in held_out)
+    rows = [Place(split, stratum) for split, stratum in zip(splits, strata, strict=True)]
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(rows))}
+    goes_to = np.array([numbers[row] for row in rows], np.int32)
+    for place, number in numbers.items():
+        found.sizes[place] = sizes[goes_to == number]
+        found.characters[place] = int(lengths[goes_to == number].sum())
+    np.save(_beside(task.part), goes_to)
+    _count(found.lengths, LENGTH_EDGES, table["lang"], lengths)
+    if "quality" in table.schema.names:
+        scored = table.select(["lang", "quality"]).filter(pc.is_valid(table["quality"]))
+        _count(found.scores, SCORE_EDGES, scored["lang"], scored["quality"].to_numpy())
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _beside(part: Path) -> Path:
+    return part.with_suffix(".places.npy")
 
 
 def _count(
@@ -130,5 +164,103 @@ def _count(
     bins = np.searchsorted(edges, values, "right") - 1
     spoken = np.array([lang or "und" for lang in langs.to_pylist()], dtype=object)
     for lang in dict.fromkeys(spoken):
-        here = np.bincount(bins[spoken == lang], minlength=len(edges))
-        table[lang] = (np.array(table.get(lang, 0)) + here).tolist()
+        table[lang] = np.bincount(bins[spoken == lang], minlength=len(edges)).tolist()
+
+
+def _add_up(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+    for lang, counts in more.items():
+        before = total.get(lang, [0] * len(counts))
+        total[lang] = [one + two for one, two in zip(before, counts, strict=True)]
+
+
+# -- the corpus's parts --------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Documents of a part of the working set that go to one place."""
+
+    part: Path
+    number: int
+    """Of the place, in that part."""
+    first: int
+    last: int
+    """Of the documents that go there, from this to before that."""
+
+
+class PartTask(NamedTuple):
+    """One part of the corpus."""
+
+    out: Path
+    place: Place
+    number: int
+    part_bytes: int
+    pieces: tuple[Piece, ...]
+
+
+class WrittenPart(NamedTuple):
+    """As ``corpus.json`` lists it; and seconds."""
+
+    facts: dict[str, Any]
+    seconds: float
+
+
+def _tasks(place: Place, looks: Sequence[Look], out: Path, part_bytes: int) -> Iterator[PartTask]:
+    """The parts of a place: each ends with the document that fills it."""
+    mine = [look for look in looks if place in look.sizes]
+    before = np.cumsum([0, *(len(look.sizes[place]) for look in mine)])
+    empty = np.zeros(0, np.int64)
+    bounds = cut(np.concatenate([empty, *(look.sizes[place] for look in mine)]), part_bytes)
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        pieces = []
+        for at in range(np.searchsorted(before, begin, "right") - 1, len(mine)):
+            first, last = max(begin, before[at]), min(end, before[at + 1])
+            if first >= last:
+                break
+            which = list(mine[at].sizes).index(place)
+            ends = int(first - before[at]), int(last - before[at])
+            pieces.append(Piece(mine[at].part, which, *ends))
+        yield PartTask(out, place, number, part_bytes, tuple(pieces))
+
+
+def cut(sizes: Int64, limit: int) -> list[int]:
+    """Where runs of documents begin and end, each with the one that brings it to `limit`."""
+    ends = np.cumsum(sizes)
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        before = int(ends[bounds[-1] - 1]) if bounds[-1] else 0
+        last = int(np.searchsorted(ends, before + limit)) + 1
+        bounds.append(min(last, len(sizes)))
+    return bounds
+
+
+def write_part(task: PartTask) -> WrittenPart:
+    """Write one part of the corpus."""
+    began = time.perf_counter()
+    table = read_part(task.pieces[0].part)
+    schema = _corpus_schema(table.schema)
+    place = task.place
+    with PartWriter(
+        task.out, place.split, place.stratum, task.part_bytes, schema, task.number
+    ) as writer:
+        for piece in task.pieces:
+            for rows in _batches(piece, schema):
+                writer.add(rows, pc.binary_length(rows["text"]).to_numpy().astype(np.int64))
+    (facts,) = writer.parts
+    return WrittenPart(facts, time.perf_counter() - began)
+
+
+def _batches(piece: Piece, schema: pa.Schema) -> Iterator[pa.Table]:
+    table = read_part(piece.part, schema.names).select(schema.names)
+    rows = np.flatnonzero(np.load(_beside(piece.part)) == piece.number)[piece.first : piece.last]
+    for begin in range(0, len(rows), _BATCH):
+        mine = rows[begin : begin + _BATCH]
+        if mine[-1] - mine[0] < len(mine):
+            yield table.slice(mine[0], len(mine)).cast(schema)
+        else:
+            yield table.take(pa.array(mine)).cast(schema)
+
+
+def _corpus_schema(schema: pa.Schema) -> pa.Schema:
+    """The corpus's own columns first, then those of stages."""
+    own = {*SCHEMA.names, "pos", "stratum"}
+    return pa.schema([*SCHEMA, *(column for column in schema if column.name not in own)])

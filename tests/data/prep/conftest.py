@@ -13,6 +13,7 @@ import pytest
 
 from bc2.data.documents import text_id
 from bc2.data.prep.groups import Groups, Int64, sorted_groups
+from bc2.data.prep.parts import read_part, write_part
 from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ class LocalWork(Work):
         self.parts = [f"{number:05d}" for number in range(len(tables))]
         self.folder.mkdir(parents=True)
         for name, table in zip(self.parts, tables, strict=True):
-            pq.write_table(table, self.part(name))
+            write_part(table, self.part(name))
             if stage.needs_all:
                 pq.write_table(stage.keys(table), self.keys(name))
 
     def part(self, name: str) -> Path:
-        return self.base / f"part-{name}.parquet"
+        return self.base / f"part-{name}.arrow"
 
     def keys(self, name: str) -> Path:
         return self.base / f"keys-{name}.parquet"
@@ -66,7 +67,7 @@ def run_stage(tmp_path_factory: pytest.TempPathFactory) -> RunStage:
         outcomes = []
         for name in work.parts:
             verdict = pq.read_table(work.verdict(name)) if stage.needs_all else None
-            outcomes.append(stage.apply(pq.read_table(work.part(name)), verdict))
+            outcomes.append(stage.apply(read_part(work.part(name)), verdict))
         return outcomes, facts
 
     return run
@@ -86,7 +87,7 @@ def records() -> Records:
         table = pa.table(
             {
                 "pos": range(first, first + count),
-                "id": [text_id(text) for text in texts],
+                "id": [text_id(text.encode()) for text in texts],
                 "text": texts,
                 "source": ["s"] * count,
                 "lang": [lang] * count,

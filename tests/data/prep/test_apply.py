@@ -6,11 +6,10 @@ import os
 from typing import ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bc2.data.prep.apply import Segment, Task, run_part
-from bc2.data.prep.read import write_part
+from bc2.data.prep.parts import read_part, write_part
 from bc2.data.prep.stage import Outcome, Stage, dropped, kept, removed
 
 
@@ -43,18 +42,18 @@ class Upper(Stage):
 
 @pytest.fixture
 def task(tmp_path, records):
-    write_part(records(["one", "three"]), tmp_path / "p.parquet")
+    write_part(records(["one", "three"]), tmp_path / "p.arrow")
     (tmp_path / "out").mkdir()
 
     def task(*stages: Stage) -> Task:
         segment = Segment(stages, None)
-        return Task(segment, tmp_path / "p.parquet", tmp_path / "out", "p", None, None)
+        return Task(segment, tmp_path / "p.arrow", tmp_path / "out", "p", None, None)
 
     return task
 
 
 def texts(path) -> list[str]:
-    return pq.read_table(path)["text"].to_pylist()
+    return read_part(path)["text"].to_pylist()
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
@@ -66,7 +65,7 @@ def test_an_unchanged_part_is_the_same_file(task, links, monkeypatch):
         monkeypatch.setattr(os, "link", refuse)
     unchanged = task(Shortest(2))
     facts = run_part(unchanged)
-    target = unchanged.folder / "p.parquet"
+    target = unchanged.folder / "p.arrow"
     assert facts["documents"] == 2
     assert os.path.samefile(unchanged.source, target) == links
     unchanged.source.unlink()
@@ -79,5 +78,5 @@ def test_an_unchanged_part_is_the_same_file(task, links, monkeypatch):
 def test_what_came_in_is_never_written_through_a_second_name(task, stage, expected):
     run_part(task())  # as a killed run leaves it
     run_part(task(stage))
-    assert texts(task().folder / "p.parquet") == expected
+    assert texts(task().folder / "p.arrow") == expected
     assert texts(task().source) == ["one", "three"]

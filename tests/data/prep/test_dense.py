@@ -13,7 +13,6 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,8 +24,8 @@ from bc2.data.prep.config import DenseSettings, NearSettings
 from bc2.data.prep.dense import DenseStage
 from bc2.data.prep.engine import open_engine
 from bc2.data.prep.near import NearStage
+from bc2.data.prep.parts import SUFFIX, read_part, write_part
 from bc2.data.prep.pipeline import Parts, run_stages
-from bc2.data.prep.read import write_part
 from bc2.data.prep.stage import REMOVED
 from bc2.errors import DataError, RecipeError, UsageError
 
@@ -513,11 +512,11 @@ def test_one_process_and_two_with_small_parts(records, tmp_path):
         (folder / "in").mkdir(parents=True)
         names = [f"{first:05d}" for first in range(0, len(table), size)]
         for name in names:
-            write_part(table.slice(int(name), size), folder / "in" / f"{name}.parquet")
+            write_part(table.slice(int(name), size), folder / "in" / f"{name}{SUFFIX}")
         with open_engine("local", workers, 0) as engine:
             stages = [DenseStage(DenseSettings())]
             funnel = run_stages(stages, Parts(folder / "in", names), folder, engine, silent)
-        left = [pq.read_table(funnel.parts.path(name)) for name in names]
+        left = [read_part(funnel.parts.path(name)) for name in names]
         found[workers] = pa.concat_tables(left).combine_chunks(), funnel.settled
     assert found[1][1] == found[2][1]
     assert found[1][0].equals(found[2][0])

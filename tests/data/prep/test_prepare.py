@@ -21,8 +21,8 @@ from bc2.data.config import CorpusConfig
 from bc2.data.corpus import corpus_parts, read_corpus
 from bc2.data.prep import pipeline
 from bc2.data.prep.apply import EXAMPLES, Segment, Task, run_part
+from bc2.data.prep.parts import write_part
 from bc2.data.prep.prepare import How, prepare
-from bc2.data.prep.read import write_part
 from bc2.data.prep.stage import Outcome, Stage, removed
 from bc2.errors import DataError, RecipeError, RunFailed
 from bc2.report.funnel import Funnel
