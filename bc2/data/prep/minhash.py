@@ -76,16 +76,17 @@ def shingles(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
     """
     words, counts = hashed_words(texts)
     ends = np.cumsum(counts)
-    values = np.zeros(len(words), np.uint64)
+    first, *factors = _odd(shingle)
+    values = words * first
     begins = np.ones(len(words), bool)
-    for number, factor in enumerate(_odd(shingle)):
-        ahead = words[number:] * factor
+    room = np.empty_like(words)
+    for number, factor in enumerate(factors, 1):
+        ahead = np.multiply(words[number:], factor, out=room[: max(0, len(words) - number)])
         # A text of fewer words ends before: those of the next are none of its own.
         short = (ends - counts)[(counts > 0) & (counts <= number)]
         ahead[short[short < len(ahead)]] = 0
         values[: len(ahead)] += ahead
-        if number:
-            begins[(ends - number)[counts > number]] = False
+        begins[(ends - number)[counts > number]] = False
     return mix(values[begins]), np.where(counts > 0, np.maximum(counts - shingle + 1, 1), 0)
 
 
@@ -146,7 +147,10 @@ def has_words(signature: UInt32) -> npt.NDArray[np.bool_]:
 
 def _spread(values: UInt64, counts: Int64, hashes: int) -> UInt32:
     """[N, hashes] each shingle at the place its upper half says, the least lower half staying."""
-    places = ((values >> _HALF) * np.uint64(hashes) >> _HALF).astype(np.int64)
+    upper = values >> _HALF
+    upper *= np.uint64(hashes)
+    upper >>= _HALF
+    places = upper.view(np.int64)
     places += np.repeat(np.arange(len(counts)) * hashes, counts)
     least = np.full(len(counts) * hashes, _EMPTY, np.uint32)
     np.minimum.at(least, places, values.astype(np.uint32))
