@@ -1,4 +1,8 @@
-"""Sources on S3, through s3fs, against a server of moto's that speaks S3 on the loopback."""
+"""Sources on S3, through s3fs, against a server of moto's that speaks S3 on the loopback.
+
+`pip install 'bc2[s3]'`, then `pip install 'moto[s3]' flask flask-cors`: at once, and beside all of
+the `dev` extra, pip takes many minutes to find a botocore for both.
+"""
 
 from __future__ import annotations
 
