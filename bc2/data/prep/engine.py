@@ -140,7 +140,13 @@ def _join_cluster(ray: Any, address: str) -> None:
         _knock(address)
         # Queries inside a task are of its part alone.
         native = {"env_vars": {"DAFT_RUNNER": "native"}}
-        ray.init(log_to_driver=False, include_dashboard=False, runtime_env=native)
+        # Named: Ray would rather join whatever cluster somebody runs on this machine.
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            include_dashboard=False,
+            runtime_env=native,
+        )
     except (OSError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else None
         todo = "check RAY_ADDRESS and that the cluster runs, or unset it to start one here"

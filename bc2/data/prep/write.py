@@ -160,7 +160,7 @@ def _beside(part: Path) -> Path:
 def _count(
     table: dict[str, list[int]], edges: tuple[float, ...], langs: pa.ChunkedArray, values: Any
 ) -> None:
-    """Add to the histogram of each language: values [rows] from each of the edges on."""
+    """The histogram of each language: values [rows] from each of the edges on."""
     bins = np.searchsorted(edges, values, "right") - 1
     spoken = np.array([lang or "und" for lang in langs.to_pylist()], dtype=object)
     for lang in dict.fromkeys(spoken):

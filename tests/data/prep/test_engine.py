@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from bc2.data.prep.engine import RayEngine
+from bc2.data.prep.engine import RayEngine, _join_cluster
 from bc2.errors import DataError, ResourceError, RunFailed
 
 ray = pytest.importorskip("ray", reason="needs ray")
@@ -52,3 +52,10 @@ def test_what_a_cluster_gives_up_is_an_error_of_ours(lost, becomes):
         engine._result("task")
     if becomes is DataError:
         assert caught.value.what == "bad row"
+
+
+@pytest.mark.parametrize(("named", "taken"), [("", "local"), ("auto", "auto")])
+def test_a_cluster_that_nobody_named_is_not_joined(named, taken):
+    given: dict[str, object] = {}
+    _join_cluster(types.SimpleNamespace(init=given.update), named)
+    assert given["address"] == taken
