@@ -97,24 +97,48 @@ def write_documents(pools: list[list[str]], count: int, folder: Path, own: bool)
     return size
 
 
-def measured(command: list[str], home: Path) -> tuple[float, int]:
-    """Wall seconds, and the highest resident bytes of the process and its children together."""
+def measured(command: list[str], home: Path) -> tuple[float, dict[str, int]]:
+    """Wall seconds, and the highest resident bytes of the process and its children by phase.
+
+    Pages that several of them share count once (PSS). A phase begins when its folder appears.
+    """
     began = time.perf_counter()
     run = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, env={**os.environ, "BC2_HOME": str(home)}
     )
-    peak = 0
-    process = psutil.Process(run.pid)
+    process, phase = psutil.Process(run.pid), "start"
+    peaks: dict[str, int] = {}
     while run.poll() is None:
         try:
             family = [process, *process.children(recursive=True)]
-            peak = max(peak, sum(each.memory_full_info().pss for each in family))
+            resident = sum(each.memory_full_info().pss for each in family)
         except psutil.NoSuchProcess:
-            pass
+            continue
+        phase = next((name for name in phases(home) if name not in peaks), phase)
+        peaks[phase] = max(peaks.get(phase, 0), resident)
         time.sleep(0.1)
     if run.returncode:
         raise SystemExit("the command failed")
-    return time.perf_counter() - began, peak
+    return time.perf_counter() - began, peaks
+
+
+def phases(home: Path) -> list[str]:
+    """What the work on a corpus has come to: reading, settling a stage, applying it, writing."""
+    found = [path.name for path in home.glob("work/*/parts/read")]
+    found += [path.parent.name for path in home.glob("work/*/parts/settled-*/scratch")]
+    done = home.glob("work/*/parts/settled-*/facts.json")
+    found += [path.parent.name.replace("settled", "applied") for path in done]
+    return found + ["written" for _ in home.glob("staging/*/train")]
+
+
+def worked(home: Path) -> list[str]:
+    """Seconds of work by step, from the manifest of the corpus."""
+    (manifest,) = home.glob("artifacts/corpus/*/*/manifest.json")
+    return [
+        f"{row['step']} {row['seconds']:.1f}"
+        + (f" ({row['settling']:.1f})" if row["settling"] >= 0.1 else "")
+        for row in json.loads(manifest.read_bytes())["facts"]["timings"]
+    ]
 
 
 def fitted(points: list[tuple[int, float, int]]) -> tuple[float, float]:
@@ -176,10 +200,14 @@ def main(
             )
             command = [sys.executable, "-m", "bc2", "data", "prep", str(recipe), "--quiet"]
             command += ["--workers", str(workers)]
-            seconds, peak = measured(command, folder / "home")
+            seconds, peaks = measured(command, folder / "home")
+            steps = worked(folder / "home")
             shutil.rmtree(folder / "home")
+        peak = max(peaks.values())
         line = f"{count:,} documents, {size / 1e6:,.0f} MB: {seconds:.1f} s, {peak / 1e6:,.0f} MB"
-        print(line, flush=True)
+        print(line)
+        print("  MB:", ", ".join(f"{name} {found / 1e6:,.0f}" for name, found in peaks.items()))
+        print("  s of work (settling):", ", ".join(steps), flush=True)
         points.append((count, seconds, peak))
     if len(points) > 3:
         start, exponent = fitted(points)

@@ -22,7 +22,6 @@ from bc2.errors import ResourceError, RunFailed, UsageError
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-    import daft
 
 EngineName = Literal["local", "ray"]
 
@@ -34,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class Engine(ABC):
-    """Maps picklable functions over items, groups rows, and opens Daft queries."""
+    """Maps picklable functions over items, and groups rows."""
 
     @abstractmethod
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -43,10 +42,6 @@ class Engine(ABC):
     @abstractmethod
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         """Rows of equal values in Parquet files."""
-
-    @abstractmethod
-    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
-        """A Daft query over Parquet files."""
 
 
 class LocalEngine(Engine):
@@ -71,11 +66,6 @@ class LocalEngine(Engine):
 
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         return sorted_groups(paths, columns, without)
-
-    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
-        import daft
-
-        return daft.read_parquet([str(path) for path in paths])
 
 
 class RayEngine(Engine):
@@ -126,12 +116,10 @@ class RayEngine(Engine):
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         if not any(pq.read_metadata(path).num_rows for path in paths):
             return Groups.none()  # Daft has no query over no files
-        return queried_groups(self.frame(paths), columns, without)
-
-    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
         import daft
 
-        return daft.read_parquet([str(path) for path in paths])
+        rows = daft.read_parquet([str(path) for path in paths])
+        return queried_groups(rows, columns, without)
 
 
 def _join_cluster(ray: Any, address: str) -> None:

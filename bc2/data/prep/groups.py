@@ -59,11 +59,11 @@ def sorted_groups(paths: Sequence[Path], columns: Sequence[str], without: Int64)
     Args:
         without: `pos` of rows to leave out, sorted.
     """
-    values = _column(paths, columns[0])
+    values = column(paths, columns[0])
     mine = _repeated(values)
-    values = np.stack([values[mine], *(_column(paths, name)[mine] for name in columns[1:])])
-    pos = _column(paths, "pos")[mine]
-    kept = ~_among(pos, without)
+    values = np.stack([values[mine], *(column(paths, name)[mine] for name in columns[1:])])
+    pos = column(paths, "pos")[mine]
+    kept = ~among(pos, without)
     pos, values = pos[kept], values[:, kept]
     order = np.lexsort(values)
     values = values[:, order]
@@ -88,18 +88,19 @@ def queried_groups(rows: daft.DataFrame, columns: Sequence[str], without: Int64)
     return Groups(flat.to_numpy(), np.concatenate(([0], np.cumsum(sizes))))
 
 
-def _column(paths: Sequence[Path], name: str) -> Int64:
+def column(paths: Sequence[Path], name: str) -> Int64:
+    """A column of Parquet files, one file after the other, in its own integer type."""
     found = [pq.ParquetFile(path).read([name])[name].to_numpy() for path in paths]
-    return np.concatenate([np.zeros(0, np.int64), *found])
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def _repeated(values: Int64) -> npt.NDArray[np.bool_]:
     """[n] whether another of `values` [n] is the same."""
     ordered = np.sort(values)
-    return _among(values, ordered[1:][ordered[1:] == ordered[:-1]])
+    return among(values, ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def _among(values: Int64, known: Int64) -> npt.NDArray[np.bool_]:
+def among(values: Int64, known: Int64) -> npt.NDArray[np.bool_]:
     """[n] whether each of `values` [n] is in `known`, which is sorted."""
     if not len(known):
         return np.zeros(len(values), bool)

@@ -11,10 +11,10 @@ document of the corpus, or earlier in the same one; only what was a dropped docu
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, compress, count
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,34 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.config import PassagesSettings
+from bc2.data.prep.groups import among, column
+from bc2.data.prep.repeats import PASSAGES, repeated
 from bc2.data.prep.sentences import cut_sentences, sentences_of, split_paragraphs
 from bc2.data.prep.stage import Outcome, Stage, Work, removed
 
-if TYPE_CHECKING:
-    import daft
-
 PARAGRAPH, SENTENCE, DOCUMENT = 0, 1, 2
-
-#: What `keys` says of a passage. Texts hold fewer than 2^31 characters.
-KEYS = pa.schema(
-    [
-        pa.field("pos", pa.int64()),
-        pa.field("hash", pa.int64()),  # of kind and compared form
-        pa.field("kind", pa.int8()),  # PARAGRAPH or SENTENCE
-        pa.field("index", pa.int32()),  # among the document's paragraphs or sentences
-        pa.field("inside", pa.int32()),  # the paragraph that it is or lies in
-        pa.field("characters", pa.int32()),
-        pa.field("bytes", pa.int32()),  # UTF-8
-        pa.field("all_characters", pa.int32()),  # of the document
-        pa.field("all_bytes", pa.int32()),
-    ]
-)
 
 #: Columns of scores, a number a piece.
 SCORES = ("paragraph_scores", "sentence_scores")
-
-#: Passages that one query groups: bounds its memory, since Daft's own engine does not spill.
-_ROUND = 1 << 26
 
 Ints = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -63,8 +44,8 @@ class PassagesStage(Stage):
     ``sentence_scores`` (lists, one number a piece) stay in step with the text; they become null
     where the pieces of the text that is left are not the pieces that were kept.
 
-    Memory of `settle`: about 60 bytes a passage while Daft groups 2^26 of them at once, then
-    about 150 bytes for each passage that stands several times.
+    Memory of `settle`: what `repeats.repeated` takes, then about 100 bytes for each passage
+    that stands several times.
     """
 
     name: ClassVar[str] = "passages"
@@ -93,7 +74,9 @@ class PassagesStage(Stage):
         lengths = np.repeat(np.array(sizes, np.int64).reshape(-1, 2), counts, axis=0)
         pos = np.repeat(table["pos"].to_numpy(), counts)
         columns = [pos, *passages, lengths[:, 0], lengths[:, 1]]
-        return pa.table([pa.array(column) for column in columns], names=KEYS.names).cast(KEYS)
+        return pa.table([pa.array(column) for column in columns], names=PASSAGES.names).cast(
+            PASSAGES
+        )
 
     def _passages(self, text: str, lang: str | None) -> Iterator[tuple[int, ...]]:
         """hash, kind, index, inside, characters and bytes of what is long enough."""
@@ -129,36 +112,13 @@ class PassagesStage(Stage):
 
     def settle(self, work: Work) -> dict[str, Any]:
         """Find every repeated passage, and what each document loses."""
-        paths = [work.keys(name) for name in work.parts]
-        total = sum(pq.read_metadata(path).num_rows for path in paths)
-        if not total:
-            work.hand_out(_verdict(np.zeros((0, 3), np.int64)))
-            return _facts(0, 0, np.zeros((0, 3), np.int64))
-        rounds = math.ceil(total / _ROUND)
-        found = [self._repeated(work.frame(paths), rounds, number) for number in range(rounds)]
-        repeated = pa.concat_tables(found)
-        decided = _decide(_Passages.of(repeated), self.settings)
-        work.hand_out(_verdict(decided))
-        return _facts(total, len(repeated), decided)
-
-    def _repeated(self, keys: daft.DataFrame, rounds: int, number: int) -> pa.Table:
-        """Rows of the passages that stand often enough, of one of `rounds` classes of hashes."""
-        from daft import col, lit
-        from daft.functions import when
-
-        if rounds > 1:  # a remainder has the sign of the hash
-            remainder = (col("hash") % lit(rounds) + lit(rounds)) % lit(rounds)
-            keys = keys.where(remainder.is_in([number]))
         settings = self.settings
-        is_paragraph = col("kind") == PARAGRAPH
-        least = when(is_paragraph, settings.paragraph_repeats).otherwise(settings.sentence_repeats)
-        often = (
-            keys.groupby("hash", "kind")
-            .agg(col("pos").count().alias("times"))
-            .where(col("times") >= least)
-            .select("hash")
-        )
-        return keys.join(often, on="hash", how="semi").to_arrow().select(KEYS.names).cast(KEYS)
+        least = {PARAGRAPH: settings.paragraph_repeats, SENTENCE: settings.sentence_repeats}
+        passages = _Passages.of(repeated(work, least))
+        decided = _decide(passages, settings)
+        work.hand_out(_verdict(decided))
+        compared = sum(pq.read_metadata(work.keys(name)).num_rows for name in work.parts)
+        return _facts(compared, len(passages.group), decided)
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
         """Carry the verdict out on the documents that it names."""
@@ -230,7 +190,7 @@ class _Passages(NamedTuple):
     document: Ints  # [n] index of the document
     kind: Ints  # [n]
     place: Ints  # [n] index among the document's paragraphs or sentences
-    paragraph: Ints  # [n] document << 32 | the paragraph that it is or lies in
+    inside: Ints  # [n] the paragraph that it is or lies in
     characters: Ints  # [n]
     bytes: Ints  # [n]
     pos: Ints  # [d]
@@ -238,25 +198,35 @@ class _Passages(NamedTuple):
     all_bytes: Ints  # [d]
 
     @classmethod
-    def of(cls, rows: pa.Table) -> _Passages:
-        """From rows of KEYS in any order."""
-        c = {name: rows[name].to_numpy() for name in KEYS.names}
-        order = np.lexsort((c["index"], c["pos"], c["kind"], c["hash"]))
-        c = {name: column[order] for name, column in c.items()}
+    def of(cls, files: Sequence[Path]) -> _Passages:
+        """From Parquet files of `repeats.PASSAGES`."""
+        hashes, kind = column(files, "hash"), column(files, "kind")
+        order = np.lexsort((column(files, "index"), column(files, "pos"), kind, hashes))
+        hashes, kind = hashes[order], kind[order]
         new = np.ones(len(order), bool)
-        new[1:] = (np.diff(c["hash"]) != 0) | (np.diff(c["kind"]) != 0)
-        pos, first, document = np.unique(c["pos"], return_index=True, return_inverse=True)
+        new[1:] = (hashes[1:] != hashes[:-1]) | (kind[1:] != kind[:-1])
+        del hashes
+        all_pos = column(files, "pos")[order]
+        pos = np.unique(all_pos)
+        document = np.searchsorted(pos, all_pos).astype(np.int32)
+        del all_pos
+
+        def by_document(name: str) -> Ints:
+            found = np.zeros(len(pos), np.int64)
+            found[document] = column(files, name)[order]
+            return found
+
         return cls(
-            np.cumsum(new),
+            np.cumsum(new, dtype=np.int32),
             document,
-            c["kind"],
-            c["index"],
-            document << 32 | c["inside"],
-            c["characters"].astype(np.int64),
-            c["bytes"].astype(np.int64),
+            kind,
+            column(files, "index")[order],
+            column(files, "inside")[order],
+            column(files, "characters")[order],
+            column(files, "bytes")[order],
             pos,
-            c["all_characters"][first].astype(np.int64),
-            c["all_bytes"][first].astype(np.int64),
+            by_document("all_characters"),
+            by_document("all_bytes"),
         )
 
     def copies(self, alive: Mask) -> Mask:
@@ -271,7 +241,8 @@ class _Passages(NamedTuple):
     def lost(self, copies: Mask) -> tuple[Ints, Ints]:
         """Characters and bytes [d] that documents lose; sentences of cut paragraphs count once."""
         paragraphs = copies & (self.kind == PARAGRAPH)
-        inside = np.isin(self.paragraph, self.paragraph[paragraphs])
+        paragraph = self.document.astype(np.int64) << 32 | self.inside
+        inside = among(paragraph, np.unique(paragraph[paragraphs]))
         counted = paragraphs | (copies & (self.kind == SENTENCE) & ~inside)
         at, sizes = self.document[counted], (self.characters[counted], self.bytes[counted])
         characters, lost_bytes = (np.zeros(len(self.pos), np.int64) for _ in sizes)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bc2.console import Progress
 from bc2.data.prep.apply import Segment, Task, run_part
@@ -24,9 +24,6 @@ from bc2.data.prep.groups import Groups, Int64
 from bc2.data.prep.parts import SUFFIX
 from bc2.data.prep.stage import Stage, Work
 from bc2.files import make_directory, replace_durably
-
-if TYPE_CHECKING:
-    import daft
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -170,9 +167,6 @@ class _Work(Work):
 
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         return self._engine.group(paths, columns, without)
-
-    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
-        return self._engine.frame(paths)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return self._engine.map(function, items)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,6 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.groups import Groups, Int64
 from bc2.data.prep.parts import pos_range
-
-if TYPE_CHECKING:
-    import daft
 
 #: Rows of a file that `pos` has room for, in bits.
 ROW_BITS = 40
@@ -128,10 +125,6 @@ class Work(ABC):
     @abstractmethod
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         """Rows of equal values in Parquet files, on this run's engine; see `groups`."""
-
-    @abstractmethod
-    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
-        """A Daft query over Parquet files, on this run's engine; it keeps no order."""
 
     @abstractmethod
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +16,9 @@ from bc2.data.prep.groups import Groups, Int64, sorted_groups
 from bc2.data.prep.parts import read_part, write_part
 from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
 
-if TYPE_CHECKING:
-    import daft
-
 
 class LocalWork(Work):
-    """A working set in one folder: Daft's own engine, everything in this process."""
+    """A working set in one folder: everything in this process."""
 
     def __init__(self, folder: Path, tables: Sequence[pa.Table], stage: Stage):
         self.base = folder
@@ -44,11 +41,6 @@ class LocalWork(Work):
 
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         return sorted_groups(paths, columns, without)
-
-    def frame(self, paths: Iterable[Path]) -> daft.DataFrame:
-        import daft
-
-        return daft.read_parquet([str(path) for path in paths])
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return map(function, items)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from itertools import chain, pairwise
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bc2.data.prep import passages as module
+from bc2.data.prep import repeats
 from bc2.data.prep.config import PassagesSettings
-from bc2.data.prep.passages import KEYS, PARAGRAPH, SENTENCE, PassagesStage
+from bc2.data.prep.passages import PARAGRAPH, SENTENCE, PassagesStage
+from bc2.data.prep.repeats import PASSAGES
 from bc2.data.prep.sentences import cut_sentences, sentences_of, split_paragraphs, split_sentences
 
 LOOSE = PassagesSettings(paragraph_bytes=12, sentence_bytes=9, sentence_repeats=2, min_left=4)
@@ -180,11 +185,11 @@ def test_scores_stay_in_step_with_the_text(run_stage, records):
     assert outcomes[0].table["sentence_scores"].to_pylist() == [[0.5], None]
 
 
-def test_many_rounds_find_what_one_does(run_stage, records, monkeypatch):
+def test_many_classes_find_what_one_does(run_stage, records, monkeypatch):
     picks = random.Random(5)
     texts = [" ".join(picks.choices(SENTENCES, k=picks.randrange(1, 9))) for _ in range(40)]
     once, facts = run_stage(PassagesStage(LOOSE), [records(texts)])
-    monkeypatch.setattr(module, "_ROUND", 25)
+    monkeypatch.setattr(repeats, "_CLASS", 25)
     often, facts_often = run_stage(PassagesStage(LOOSE), [records(texts)])
     assert facts == facts_often
     assert facts["cut_sentences"] > 0
@@ -194,42 +199,52 @@ def test_many_rounds_find_what_one_does(run_stage, records, monkeypatch):
 def test_keys_hold_no_text_and_say_where_passages_are(records):
     table = records([SENTENCES[0] + " " + SENTENCES[2], "", "Yes."], first=7)
     keys = PassagesStage(LOOSE).keys(table)
-    assert keys.schema == KEYS
+    assert keys.schema == PASSAGES
     assert keys.select(["pos", "kind", "index", "inside"]).to_pylist() == [
         {"pos": 7, "kind": kind, "index": index, "inside": 0}
         for kind, index in [(PARAGRAPH, 0), (SENTENCE, 0), (SENTENCE, 1)]
     ]
 
 
+SETTLING = """
+import sys
+from pathlib import Path
+import scipy.sparse, pyarrow.parquet
+from bc2.data.prep.passages import PassagesSettings, PassagesStage
+folder = Path(sys.argv[1])
+parts = [path.stem for path in folder.glob("*.parquet")]
+kept = []
+work = type("Work", (), dict(parts=parts, folder=folder, map=lambda self, *items: map(*items),
+    keys=lambda self, name: folder / f"{name}.parquet",
+    hand_out=lambda self, decided: kept.append(decided)))()
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+before = peak()
+PassagesStage(PassagesSettings()).settle(work)
+print(peak() - before, len(kept[0]))
+"""
+
+
 @pytest.mark.slow
 def test_settling_two_million_passages_takes_little_memory(tmp_path):
-    """Half of them stand twice. Measured: see PassagesStage."""
-    import subprocess
-    import sys
-
-    script = f"""
-import resource, sys
-import numpy as np, pyarrow as pa
-import bc2.data.prep.passages as p
-n = 2_000_000
-hashes = np.random.default_rng(1).permutation(np.arange(n) % (n * 3 // 4)) * 7919
-pos = np.arange(n) // 10
-columns = dict(pos=pos, hash=hashes, kind=0, index=np.arange(n) % 10, inside=np.arange(n) % 10,
-    characters=100, bytes=100, all_characters=1000, all_bytes=1000)
-table = pa.table({{k: np.broadcast_to(v, n) for k, v in columns.items()}}).cast(p.KEYS)
-import daft, pyarrow.parquet as pq
-path = {str(tmp_path / "keys.parquet")!r}
-pq.write_table(table, path)
-stage = p.PassagesStage(p.PassagesSettings())
-work = type("Work", (), dict(parts=["a"], keys=lambda self, name: path,
-    frame=lambda self, paths: daft.read_parquet(list(paths)),
-    hand_out=lambda self, decided: print(len(decided))))()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(stage.settle(work))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 // n)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(run.stdout.split()[-1]) < 400, run.stdout
+    """Half of them stand twice: about 100 bytes for each of those, and what libraries take."""
+    n = 2_000_000
+    rng = np.random.default_rng(1)
+    columns = {
+        "pos": np.arange(n) // 10,
+        "hash": rng.permutation(np.arange(n) % (n * 3 // 4)) * 7919,
+        "index": np.arange(n) % 10,
+        "inside": np.arange(n) % 10,
+    }
+    same = {"kind": 0, "characters": 100, "bytes": 100, "all_characters": 1000, "all_bytes": 1000}
+    columns |= {name: np.full(n, value) for name, value in same.items()}
+    table = pa.table(columns).select(PASSAGES.names).cast(PASSAGES)
+    for part in range(8):
+        pq.write_table(table.slice(n // 8 * part, n // 8), tmp_path / f"{part}.parquet")
+    run = [sys.executable, "-c", SETTLING, str(tmp_path)]
+    grown, decided = map(int, subprocess.check_output(run, text=True).split())
+    assert decided == 490_001
+    assert grown < 130 * n
 
 
 def test_the_reference_sees_pieces_as_the_stage_does():
