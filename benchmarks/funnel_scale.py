@@ -30,6 +30,8 @@ from bc2.data.prep.sentences import split_sentences
 
 TABLES = {
     "near": "[corpus.near]\n",
+    "across": "[corpus.passages]\n[corpus.near]\n[corpus.dense]\n[corpus.clusters]\n"
+    "[corpus.weights]\n",
     "whole": "[corpus.normalise]\n[corpus.heuristics]\n[corpus.quality]\n"
     "[corpus.passages]\n[corpus.near]\n[corpus.dense]\n[corpus.safety]\n"
     '[corpus.decontaminate]\naction = "report"\n[[corpus.decontaminate.benchmarks]]\n'
@@ -177,20 +179,21 @@ def picture(points: list[tuple[int, float, int]], exponent: float, out: Path) ->
 def main(
     corpus: Annotated[Path, typer.Option(help="Folder of *.jsonl.gz.")],
     documents: Annotated[str, typer.Option(help="Numbers of documents.")] = "10000,100000",
-    what: Annotated[str, typer.Option(help="near or whole.")] = "near",
+    what: Annotated[str, typer.Option(help="near, across or whole.")] = "near",
     workers: Annotated[int, typer.Option()] = 2,
     out: Annotated[Path | None, typer.Option(help="Picture, .svg or .png.")] = None,
 ) -> None:
     """One run of each size, and how time grows from the first to the last.
 
-    With `--what whole` every stage of the funnel runs.
+    With `--what whole` every stage of the funnel runs, with `--what across` those that look at
+    the whole corpus: the others hold a part at a time.
     """
     pools = sentences_of(corpus)
     points: list[tuple[int, float, int]] = []
     for count in map(int, documents.split(",")):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            size = write_documents(pools, count, folder / "in", own=what == "whole")
+            size = write_documents(pools, count, folder / "in", own=what != "near")
             write_questions(pools, folder / "quiz.jsonl")
             recipe = folder / "scale.toml"
             recipe.write_text(
