@@ -213,13 +213,16 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
     from bc2.plan.check import check_fits
     from bc2.report.curves import draw_run, redraw
     from bc2.train.device import pick_device
+    from bc2.train.joining import meet
     from bc2.train.pretrain import pretrain
     from bc2.train.runs import RunFolder
 
     # What can be wrong is wrong before an hour of tokenizing, not after.
-    recipe.get(ModelConfig)
-    pick_device(recipe.get(PretrainConfig).device)
-    named = recipe.get(PretrainConfig).tokens
+    model, config = recipe.get(ModelConfig), recipe.get(PretrainConfig)
+    pick_device(config.device)
+    if world_size() > 1:
+        meet(recipe.name, config, model, parallel_of(recipe), session.registry.work)
+    named = config.tokens
     shards = _upstream(session, recipe, named, "tokens", TokensConfig, tokens)
     run = _plan(session, recipe, shards, command)
     known = None if session.fresh else run.finished(session.registry)

@@ -123,13 +123,21 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
                 todo=f"start it with --nproc {config.ranks_of_a_replica}",
             )
         return _alone(device) if config.on(1).zero else Mesh()
-    if not dist.is_initialized():
-        follow_srun()
-        dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))
-    everyone = Group(tuple(range(world)), dist.get_rank(), dist.group.WORLD)
+    everyone = all_ranks(device, timeout_s)
     # Before groups are made of it: ranks that differ would wait for each other there.
     same_everywhere(everyone, "[parallel]", config.model_dump(mode="json"))
     return _groups(config, world)
+
+
+def all_ranks(device: torch.device, timeout_s: float = 1800.0) -> Group:
+    """Every rank of the run, before any layout. Waits for all to call it; later calls do not."""
+    world = world_size()
+    if world == 1:
+        return Group()
+    if not dist.is_initialized():
+        follow_srun()
+        dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))
+    return Group(tuple(range(world)), dist.get_rank(), dist.group.WORLD)
 
 
 def _backend(device: torch.device) -> str:

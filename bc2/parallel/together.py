@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bc2.errors import Bc2Error, RunFailed
-from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.mesh import Group
 
 
 @contextmanager
@@ -39,20 +39,19 @@ def _tellable(error: Exception, ranks: Group) -> Exception:
     return RunFailed(f"{type(error).__name__}: {error}", where=where)
 
 
-def see_together(folder: Path, mesh: Mesh) -> None:
+def see_together(folder: Path, ranks: Group) -> None:
     """What the first rank writes into a folder, the others must see.
 
     Raises:
         RunFailed: on every rank, if one does not.
     """
-    mark = mesh.world.from_first(secrets.token_hex(8))
-    path = folder / f".seen-{mark}"
-    with alike(mesh.world):
-        if mesh.first:
+    path = folder / f".seen-{ranks.from_first(secrets.token_hex(8))}"
+    with alike(ranks):
+        if ranks.rank == 0:
             path.touch()
-    with alike(mesh.world):
-        see(path, mesh.world)
-    if mesh.first:
+    with alike(ranks):
+        see(path, ranks)
+    if ranks.rank == 0:
         path.unlink()
 
 

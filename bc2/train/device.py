@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from bc2.errors import UsageError
+from bc2.ranks import local_rank, world_size
 
 Precision = Literal["bf16", "fp32"]
 
@@ -42,6 +43,18 @@ def pick_device(wanted: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UsageError(f"{wanted} is not here: {found} CUDA devices", todo="use device = auto")
+    return device
+
+
+def rank_device(wanted: str) -> torch.device:
+    """The same for a rank of several: each of a machine takes a GPU of its own.
+
+    Raises:
+        UsageError: no such device, or not on this machine.
+    """
+    device = pick_device(wanted)
+    if device == torch.device("cuda") and world_size() > 1:
+        return torch.device("cuda", local_rank())
     return device
 
 

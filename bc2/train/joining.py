@@ -15,15 +15,40 @@ import bc2
 from bc2 import __version__
 from bc2.errors import RunFailed
 from bc2.files import lock_directory, make_directory, sha256_file, sha256_json
-from bc2.parallel.config import check_layout
-from bc2.parallel.mesh import Mesh, make_mesh, same_everywhere
-from bc2.parallel.together import alike
+from bc2.model.config import ModelConfig
+from bc2.parallel.config import ParallelConfig, check_layout
+from bc2.parallel.mesh import Group, Mesh, all_ranks, make_mesh, same_everywhere
+from bc2.parallel.together import alike, see_together
 from bc2.ranks import LOST, world_size
 from bc2.registry import Registry
-from bc2.train.config import check_batches
+from bc2.train.config import PretrainConfig, check_batches
+from bc2.train.device import rank_device
 
 if TYPE_CHECKING:
     from bc2.train.pretrain import Run
+
+
+def meet(
+    name: str, config: PretrainConfig, model: ModelConfig, parallel: ParallelConfig, work: Path
+) -> None:
+    """Before any work: the ranks are at the same recipe, and see the same files.
+
+    Args:
+        work: a folder of the home, which all must share.
+
+    Raises:
+        RecipeError: they do not fit the layout, or differ.
+        RunFailed: they do not share the folder, or one is lost.
+    """
+    check_layout(parallel, model, world_size(), "[parallel]")
+    check_batches(config, parallel, world_size())
+    ranks = all_ranks(rank_device(config.device))
+    with following(ranks):
+        same_everywhere(ranks, "[parallel]", parallel.model_dump(mode="json"))
+        same_everywhere(ranks, "recipe", {"name": name, **_settings(config, model)})
+        same_everywhere(ranks, "code", _code())
+        make_directory(work)
+        see_together(work, ranks)
 
 
 def join(run: Run) -> Mesh:
@@ -36,18 +61,16 @@ def join(run: Run) -> Mesh:
     check_batches(run.config, run.parallel, world_size())
     mesh = make_mesh(run.parallel, torch.device(run.config.device))
     if mesh.world.size > 1:
-        same_everywhere(mesh.world, "recipe or input", _told(run))
-        same_everywhere(mesh.world, "code", _code())
+        told = _settings(run.config, run.model) | {"tokens": run.tokens.digest}
+        same_everywhere(mesh.world, "recipe or input", told)
     return mesh
 
 
-def _told(run: Run) -> dict[str, Any]:
-    """Every setting of a run by its name: ranks must agree in those too that change no result."""
-    config = run.config.model_dump(mode="json", exclude={"device", "tokens"})
-    told = {f"pretrain.{name}": value for name, value in config.items()}
-    model = run.model.model_dump(mode="json")
-    told |= {f"model.{name}": value for name, value in model.items()}
-    return {**told, "name": run.name, "tokens": run.tokens.digest}
+def _settings(config: PretrainConfig, model: ModelConfig) -> dict[str, Any]:
+    """Every setting by its name: ranks must agree in those too that change no result."""
+    training = config.model_dump(mode="json", exclude={"device", "tokens"})
+    told = {f"pretrain.{name}": value for name, value in training.items()}
+    return told | {f"model.{name}": value for name, value in model.model_dump(mode="json").items()}
 
 
 def _code() -> dict[str, str]:
@@ -58,7 +81,7 @@ def _code() -> dict[str, str]:
 
 
 @contextmanager
-def following(mesh: Mesh) -> Iterator[None]:
+def following(ranks: Group) -> Iterator[None]:
     """A rank whose collective broke has lost another one, which says why.
 
     Raises:
@@ -68,10 +91,10 @@ def following(mesh: Mesh) -> Iterator[None]:
         yield
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if mesh.world.size == 1 or not lost:
+        if ranks.size == 1 or not lost:
             raise
         raise RunFailed(
-            f"rank {mesh.world.rank} {LOST}: {str(error).splitlines()[0]}",
+            f"rank {ranks.rank} {LOST}: {str(error).splitlines()[0]}",
             todo="see what the rank that failed first said, and start all again",
         ) from error
 

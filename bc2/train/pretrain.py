@@ -22,13 +22,12 @@ from bc2.model.config import ModelConfig
 from bc2.parallel.config import ParallelConfig
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.together import alike, see_together
-from bc2.ranks import local_rank, world_size
 from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.checkpoint import Saver, Snapshot, reading_order
 from bc2.train.config import PretrainConfig
 from bc2.train.deterministic import deterministic
-from bc2.train.device import peak_flops, pick_device, pick_precision
+from bc2.train.device import peak_flops, pick_precision, rank_device
 from bc2.train.engines.base import Engine
 from bc2.train.engines.make import make_engine
 from bc2.train.footprint import Footprint
@@ -72,9 +71,7 @@ class Run:
         parallel: ParallelConfig | None = None,
     ) -> Run:  # fmt: skip
         """Resolve what the machine decides, so that it is part of the key."""
-        device = pick_device(config.device)
-        if device == torch.device("cuda") and world_size() > 1:
-            device = torch.device("cuda", local_rank())
+        device = rank_device(config.device)
         precision = pick_precision(config.precision, device)
         config = config.model_copy(update={"precision": precision, "device": str(device)})
         layout = parallel or ParallelConfig()
@@ -155,13 +152,13 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         Interrupted: a signal stopped it; everything is saved.
     """
     mesh = join(run)
-    with following(mesh):
+    with following(mesh.world):
         return _pretrain(run, registry, mesh, fresh)
 
 
 def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact:
     make_directory(registry.work)
-    see_together(registry.work, mesh)
+    see_together(registry.work, mesh.world)
     with alike(mesh.world):
         plan = prepare(run.config, run.tokens, run.tokenizer, verify=mesh.first)
     with alone(run, registry, mesh):

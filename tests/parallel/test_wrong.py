@@ -160,10 +160,10 @@ def test_a_machine_that_is_not_there(small: Path, capsys: pytest.CaptureFixture[
     ("other", "what"),
     [
         # One that changes results, one that does not, and one that says who talks with whom.
-        ("pretrain.seed=1", "another recipe or input than rank 0: pretrain.seed = 1 and 0"),
+        ("pretrain.seed=1", "another recipe than rank 0: pretrain.seed = 1 and 0"),
         (
             "pretrain.eval_every=5 steps",
-            "another recipe or input than rank 0: pretrain.eval_every = '5 steps' and '8 steps'",
+            "another recipe than rank 0: pretrain.eval_every = '5 steps' and '8 steps'",
         ),
         ("parallel.tensor=2", "another [parallel] than rank 0: tensor = 2 and 1"),
     ],
@@ -206,6 +206,17 @@ def test_a_home_that_is_not_shared(small: Path, pair: Pair) -> None:
         assert "does not see what rank 0 writes" in err
         assert "put BC2_HOME on a file system that all machines share" in err
     assert first[1].count("error:") == 1
+
+
+def test_a_home_that_is_not_shared_is_found_before_anything_is_made(
+    small: Path, pair: Pair
+) -> None:
+    first, second = pair([], [], environment={"BC2_HOME": str(small / "empty")})
+    for code, err in (first, second):
+        assert code == 1, err
+        assert "does not see what rank 0 writes" in err
+        assert "making" not in err
+    assert not [path for path in (small / "empty").rglob("*") if path.is_file()]
 
 
 def test_a_home_that_is_not_shared_where_the_run_is_finished(
