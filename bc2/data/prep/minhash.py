@@ -97,9 +97,15 @@ def shingle_sets(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
         all sets one after the other, each sorted; and the [N + 1] places of their ends.
     """
     values, counts = shingles(texts, shingle)
-    sets = [np.unique(one) for one in np.split(values, np.cumsum(counts))[:-1]]
-    sizes = [len(one) for one in sets]
-    return np.concatenate([np.zeros(0, np.uint64), *sets]), np.cumsum([0, *sizes])
+    ends = np.cumsum(counts)
+    # In place, then all at once: np.unique of each takes twice as long in all.
+    for one in np.split(values, ends[:-1]):
+        one.sort()
+    new = np.ones(len(values), bool)
+    new[1:] = values[1:] != values[:-1]
+    new[(ends - counts)[counts > 0]] = True
+    places = np.concatenate(([0], np.cumsum(new)))
+    return values[new], places[np.concatenate(([0], ends))]
 
 
 def overlap(one: UInt64, two: UInt64) -> tuple[int, int]:
