@@ -42,10 +42,13 @@ _PARAGRAPH_END = re.compile(
 #: Closing quotes and brackets of both scripts; straight quotes are taken as closing.
 _CLOSERS = r"[\"'”’」』）》〉】〕)\]}*_]*"
 
+#: One set of characters comes first, so that the search can skip what is none of them; the
+#: empty group says what it was.
 _SENTENCE_END = re.compile(
-    rf"(?P<cjk>(?:[。！？｡]|．(?![0-9０-９]))[。！？｡．!?…]*{_CLOSERS}\s*)"
-    rf"|(?P<latin>[.!?…]+{_CLOSERS}\s+)"
-    r"|(?P<line>\n\s*)"
+    r"[。！？｡．.!?…\n](?:"
+    rf"(?:(?<=[。！？｡])|(?<=．)(?![0-9０-９]))[。！？｡．!?…]*{_CLOSERS}\s*(?P<cjk>)"
+    rf"|(?<=[.!?…])[.!?…]*{_CLOSERS}\s+(?P<latin>)"
+    r"|(?<=\n)\s*(?P<line>))"
 )
 
 #: A list item, a heading, a quotation, a row of a table.
