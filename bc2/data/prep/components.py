@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,20 @@ Float32 = npt.NDArray[np.float32]
 WHOLE = 64
 #: In a larger bucket, a member is paired with so many first ones, and so many before it.
 LEADERS, NEIGHBOURS = 16, 16
+
+
+#: Candidate pairs at once, about: 16 bytes each, and as many again while they are made.
+_PAIRS = 1 << 22
+
+
+def candidate_pairs(members: Int64, ends: Int64) -> Iterator[tuple[Int64, Int64, int]]:
+    """What `bucket_pairs` gives, of some buckets after the other."""
+    sizes = np.diff(ends)
+    at_most = np.minimum(sizes * (sizes - 1) // 2, (LEADERS + NEIGHBOURS) * sizes)
+    cuts = np.flatnonzero(np.diff(np.cumsum(at_most) // _PAIRS)) + 1
+    for first, last in pairwise([0, *cuts.tolist(), len(sizes)]):
+        mine = ends[first : last + 1]
+        yield bucket_pairs(members[mine[0] : mine[-1]], mine - mine[0])
 
 
 def bucket_pairs(members: Int64, ends: Int64) -> tuple[Int64, Int64, int]:

@@ -17,15 +17,17 @@ way: neither parts nor batches nor threads can show. Who stays and what is said 
 is as in `near`.
 
 Memory of `settle`, N documents: 16 bytes a document, and 28 more while one band is grouped;
-16 bytes a candidate pair of one band, 24 a near pair, some 100 a document in one. Scratch on
-disk: D bytes a document, the vectors, which are mapped, not read whole.
+some 64 bytes for each of 2^22 candidate pairs, 24 a near pair, some 100 a document in one.
+Scratch on disk: D bytes a document, the vectors, of which each pair's are read.
 
 Shapes: N documents, D dimensions, P pairs.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +43,7 @@ from bc2.data.mixture import mix
 from bc2.data.prep import minhash
 from bc2.data.prep.components import (
     PairSet,
-    bucket_pairs,
+    candidate_pairs,
     components,
     drop_decided,
     equal_groups,
@@ -182,11 +184,11 @@ class DenseStage(Stage):
         buckets = passed = candidates = 0
         for band in map(_band, range(self.bands)):
             members, ends = equal_groups(_column(work, band)[order])
-            first, second, more = bucket_pairs(members, ends)
-            near = vectors.cosines(first, second) >= self.settings.threshold
-            found.add(first[near], second[near])
-            buckets, passed = buckets + len(ends) - 1, passed + more
-            candidates += len(first)
+            buckets += len(ends) - 1
+            for first, second, more in candidate_pairs(members, ends):
+                near = vectors.cosines(first, second) >= self.settings.threshold
+                found.add(first[near], second[near])
+                passed, candidates = passed + more, candidates + len(first)
         facts = {"buckets": buckets, "passed_over": passed, "candidates": candidates}
         return *found.both(), facts
 
@@ -325,14 +327,23 @@ class _Pairs(NamedTuple):
 
 
 def _cosines(pairs: _Pairs) -> Float64:
-    vectors = np.memmap(pairs.file, np.int8, "r").reshape(-1, pairs.width)
-    starts = range(0, len(pairs.one), _AT_ONCE)
-    return np.concatenate(
-        [
-            cosines(vectors[pairs.one[at : at + _AT_ONCE]], vectors[pairs.two[at : at + _AT_ONCE]])
-            for at in starts
-        ]
-    )
+    found = [np.zeros(0)]
+    with io.FileIO(pairs.file) as file:
+        for at in range(0, len(pairs.one), _AT_ONCE):
+            both = np.stack((pairs.one, pairs.two))[:, at : at + _AT_ONCE]
+            # Pairs of one bucket stand together, and share members.
+            places, (one, two) = np.unique(both, return_inverse=True)
+            vectors = _read(file, places, pairs.width)
+            found.append(cosines(vectors[one], vectors[two]))
+    return np.concatenate(found)
+
+
+def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
+    """[P, width] vectors. Read, not mapped: mapped pages stay resident as long as the mapping."""
+    found = np.empty((len(places), width), np.int8)
+    for row, place in zip(found, places.tolist(), strict=True):
+        os.preadv(file.fileno(), [row.data], place * width)
+    return found
 
 
 def _about(work: Work, wanted: Int64) -> pa.Table:

@@ -10,12 +10,15 @@ equals, the first (`pos`). The detail of a dropped document names the survivor a
 the two are, which in a chain may be below the threshold.
 
 Memory of `settle`: 8 bytes a document; while grouping 24 bytes a document, one band at a
-time; 16 bytes a distinct candidate pair and about 50 a verified one; some 100 bytes a
-document in such pairs. Scratch on disk: 8 bytes a word of the documents in candidate pairs.
+time; 16 bytes a distinct candidate pair, 64 more for 2^22 of them, and about 50 a verified
+one; some 100 bytes a document in such pairs. Scratch on disk: 8 bytes a word of the documents
+in candidate pairs.
 """
 
 from __future__ import annotations
 
+import io
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -29,7 +32,7 @@ import pyarrow.parquet as pq
 from bc2.data.prep import minhash
 from bc2.data.prep.components import (
     PairSet,
-    bucket_pairs,
+    candidate_pairs,
     components,
     drop_decided,
     keepers,
@@ -44,6 +47,9 @@ Int64 = npt.NDArray[np.int64]
 
 #: Pairs that a worker verifies at once.
 CHUNK = 16_384
+
+#: Files of sets that a worker holds open.
+_OPEN = 256
 
 
 class NearStage(Stage):
@@ -126,9 +132,10 @@ class NearStage(Stage):
             # Equal signatures have all bands in common: one of them stands for them.
             alike = work.groups(band, without=copies)
             members = np.searchsorted(documents, alike.members)
-            first, second, more = bucket_pairs(members, alike.ends)
-            found.add(first, second)
-            buckets, passed = buckets + len(alike.sizes), passed + more
+            buckets += len(alike.sizes)
+            for first, second, more in candidate_pairs(members, alike.ends):
+                found.add(first, second)
+                passed += more
         first, second = found.both()
         facts = {"documents": len(documents), "identical": len(copies), "buckets": buckets}
         facts |= {"passed_over": passed, "candidates": len(found)}
@@ -244,17 +251,16 @@ def _write_sets(job: _Job) -> None:
 def _overlaps(pairs: _Pairs) -> Int64:
     """[pairs, 2] shared and united shingles."""
 
-    @lru_cache(maxsize=1024)
-    def part(number: int) -> tuple[npt.NDArray[np.uint64], Int64]:
-        ends = np.load(f"{pairs.stems[number]}.npy")
-        if not ends[-1]:
-            return np.zeros(0, np.uint64), ends
-        return np.asarray(np.memmap(f"{pairs.stems[number]}.sets", np.uint64, "r")), ends
+    # Read, not mapped: mapped pages stay resident as long as the mapping.
+    @lru_cache(maxsize=_OPEN)
+    def part(number: int) -> tuple[io.FileIO, Int64]:
+        return io.FileIO(f"{pairs.stems[number]}.sets"), np.load(f"{pairs.stems[number]}.npy")
 
     def of(rank: int, number: int) -> npt.NDArray[np.uint64]:
-        values, ends = part(number)
-        at = rank - pairs.first[number]
-        return values[ends[at] : ends[at + 1]]
+        file, ends = part(number)
+        first, last = ends[rank - pairs.first[number] :][:2].tolist()
+        found = os.pread(file.fileno(), 8 * (last - first), 8 * first)
+        return np.frombuffer(found, np.uint64)
 
     both = np.stack((pairs.one, pairs.two), axis=1)
     parts = np.searchsorted(pairs.first, both, "right") - 1

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bc2.data.prep import components as components_module
 from bc2.data.prep.components import (
     LEADERS,
     NEIGHBOURS,
     WHOLE,
     PairSet,
     bucket_pairs,
+    candidate_pairs,
     components,
     keepers,
 )
@@ -47,6 +49,21 @@ def test_pairs_are_all_of_small_buckets_and_leaders_and_neighbours_of_large(buck
     one, two, more = bucket_pairs(*laid_out(buckets))
     assert sorted(zip(one.tolist(), two.tolist(), strict=True)) == sorted(expected)
     assert more == passed
+
+
+@settings(max_examples=60, deadline=None)
+@given(buckets=buckets_st, at_once=st.integers(1, 50))
+def test_pairs_of_some_buckets_after_the_other_are_those_of_all(buckets, at_once):
+    members, ends = laid_out(buckets)
+    one, two, passed = bucket_pairs(members, ends)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components_module, "_PAIRS", at_once)
+        batches = list(candidate_pairs(members, ends))
+    found = [(a, b) for one, two, _ in batches for a, b in zip(one, two, strict=True)]
+    assert sorted(found) == sorted(zip(one, two, strict=True))
+    assert sum(more for *_, more in batches) == passed
+    largest = max((len(bucket) for bucket in buckets), default=0)
+    assert all(len(one) <= at_once + 32 * largest for one, *_ in batches)
 
 
 @pytest.mark.parametrize("size", [WHOLE + 1, 1000, 50_000])
