@@ -71,7 +71,7 @@ def bench(
         int, typer.Option(help="Mean tokens of a packed document; 0: a row is one.")
     ] = 0,
     checkpoint: Annotated[
-        bool, typer.Option(help="Time a checkpoint, which writes one to disk.")
+        bool, typer.Option(help="Time a save in each round, which writes a checkpoint to disk.")
     ] = True,
     save: Annotated[bool, typer.Option(help="Keep the result below the registry home.")] = True,
     markdown: Annotated[

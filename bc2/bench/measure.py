@@ -43,8 +43,8 @@ class Plan:
     """Blocks of each contender."""
     documents: int
     """Mean tokens of a document; 0: a row is one document."""
-    checkpoint: bool
-    """Time a checkpoint of each of ours."""
+    saves: int
+    """Checkpoints of each of ours that are timed."""
     datasheet: float | None
     """Peak FLOP/s of the device by its maker."""
 
@@ -108,15 +108,16 @@ class _Running:
         self.parts.append(answer["parts"])
         self.found["loss"] = answer["loss"]
 
-    def finish(self, steps: int, *, checkpoint: bool) -> None:
+    def finish(self, steps: int, saves: int) -> None:
         """What is measured after the rounds, alone."""
         ranks = [Memory(**each) for each in self.workers.ask_each("memory")]
         most = max(ranks, key=lambda memory: memory.taken)
         self.found["memory"] = most.model_copy(update={"estimate": _estimate(self.spec)})
         self._parts(steps)
-        if checkpoint and self.spec.kind == "bc2":
+        if saves and self.spec.kind == "bc2":
             try:
-                self.found["checkpoint"] = Checkpoint(**self.workers.ask("checkpoint", steps=steps))
+                asked = self.workers.ask("checkpoint", steps=steps, saves=saves)
+                self.found["checkpoint"] = Checkpoint(**asked)
             except ChildFailed as error:
                 # The rounds were measured: a full disk must not take them.
                 warn(f"{self.spec.name}: no checkpoint could be timed: {error}")
@@ -193,7 +194,7 @@ def measure(plan: Plan, scratch: Path, progress: Progress, header: Mapping[str, 
         _rounds(plan, running, progress)
         after = _peak(products)
         for each in running:
-            each.attempt(lambda each=each: each.finish(plan.steps, checkpoint=plan.checkpoint))  # type: ignore[misc]
+            each.attempt(lambda each=each: each.finish(plan.steps, plan.saves))  # type: ignore[misc]
         found = [each.result() for each in running]
     _require_ours(found)
     return Result(

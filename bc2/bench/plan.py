@@ -54,7 +54,7 @@ def make_plan(
         steps=steps,
         rounds=rounds,
         documents=documents,
-        checkpoint=checkpoint,
+        saves=rounds if checkpoint else 0,
         datasheet=known[0] if known else None,
     )
 

@@ -189,7 +189,11 @@ def _checkpoints(saves: Sequence[Found]) -> Table:
 def _lost(saved: Checkpoint) -> str:
     if saved.lost_s is None or saved.lost_share is None:
         return ""
-    return f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.0%}"
+    told = f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.1%}"
+    if len(saved.losses_s) < 2:
+        return told
+    low, high = (1e3 * limit for limit in (min(saved.losses_s), max(saved.losses_s)))
+    return f"{told} ({low:.0f} to {high:.0f} ms)"
 
 
 def listing(results: Sequence[Result]) -> Table:

@@ -52,7 +52,7 @@ class Memory(Settings):
 
 
 class Checkpoint(Settings):
-    """One save beside training, in seconds."""
+    """Saves beside training: medians, in seconds."""
 
     wait_s: float
     """How long the loop stood still."""
@@ -60,12 +60,14 @@ class Checkpoint(Settings):
     """Until the checkpoint was published."""
     lost_s: float | None = None
     """That wait and what steps took longer meanwhile; None in results from before it was kept."""
+    losses_s: list[float] = Field(default_factory=list)
+    """The same of each save."""
     bytes: int
     """Written."""
     before_s: list[float]
-    """Steps before the save."""
+    """Steps before the saves, and after."""
     during_s: list[float]
-    """Steps while it went on."""
+    """Steps while they went on."""
 
     @property
     def lost_share(self) -> float | None:

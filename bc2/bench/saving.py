@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from bc2.bench.contenders import Ours
 from bc2.bench.spec import Spec
@@ -22,49 +23,73 @@ MOST = 200
 
 
 def save_while_training(
-    ours: Ours, spec: Spec, timed: Callable[[], tuple[float, float]], steps: int
+    ours: Ours, spec: Spec, timed: Callable[[], tuple[float, float]], steps: int, saves: int
 ) -> dict[str, Any]:
-    """Take a snapshot, publish it on a thread, and train until it is on disk.
+    """Take a snapshot, publish it on a thread, and train until it is on disk; several times.
 
     Args:
         ours: its state is saved.
         timed: makes a step; its seconds and loss.
-        steps: steps that are timed before the save.
+        steps: steps that are timed before each save, and after the last.
 
     Returns:
-        ``wait_s`` the loop stood still; ``save_s`` until published; ``bytes`` written;
-        ``lost_s``, that wait and what steps beside the save took longer;
-        ``before_s`` and ``during_s`` seconds of each step before and during the save.
+        medians of the saves: ``wait_s`` the loop stood still; ``save_s`` until published;
+        ``bytes`` written; ``lost_s``, that wait and what steps beside the save took longer than
+        those just before and after it. Of each save ``losses_s``. Seconds of each step
+        ``before_s`` (and after) and ``during_s``.
     """
-    world = ours.mesh.world
-    before = [timed()[0] for _ in range(steps)]
-    with _shared_folder(Path(spec.shards).parent, world) as folder:
+    apart = [[timed()[0] for _ in range(steps)]]
+    found: list[_Saved] = []
+    with _shared_folder(Path(spec.shards).parent, ours.mesh.world) as folder:
         saver = _saver(spec, folder, ours.mesh)
-        done: list[float] = []
-        began = time.perf_counter()
-        held = ours.engine.snapshot()
-        snapshot = Snapshot(TrainerState(1), held.weights, held.optimizer, b"", random_state())
-        saver.save(snapshot)
-        wait = time.perf_counter() - began
-        with ThreadPoolExecutor(1) as waiting:
-            saved = waiting.submit(saver.wait)
-            saved.add_done_callback(lambda _: done.append(time.perf_counter()))
-            during: list[float] = []
-            while world.from_first(not saved.done() and len(during) < MOST):
-                during.append(timed()[0])
-            artifact = saved.result()
-        assert artifact is not None
-        size = sum(artifact.file(name).stat().st_size for name in artifact.files())
-    # The last step began during the save and ended after it.
-    usual = statistics.median(before)
+        for number in range(saves):
+            found.append(_save(ours, saver, timed, number + 1))
+            apart.append([timed()[0] for _ in range(steps)])
+    usual = [statistics.median([*one, *two]) for one, two in pairwise(apart)]
+    lost = [
+        saved.wait + sum(saved.during) - step * len(saved.during)
+        for saved, step in zip(found, usual, strict=True)
+    ]
     return {
-        "wait_s": wait,
-        "lost_s": wait + sum(during) - usual * len(during),
-        "save_s": done[0] - began,
-        "bytes": size,
-        "before_s": before,
-        "during_s": during[:-1] or during,
+        "wait_s": statistics.median(saved.wait for saved in found),
+        "lost_s": statistics.median(lost),
+        "losses_s": lost,
+        "save_s": statistics.median(saved.took for saved in found),
+        "bytes": found[-1].bytes,
+        "before_s": [*chain(*apart)],
+        # The last step of each began during the save and ended after it.
+        "during_s": [*chain(*(saved.during[:-1] or saved.during for saved in found))],
     }
+
+
+class _Saved(NamedTuple):
+    wait: float
+    took: float
+    bytes: int
+    during: list[float]
+
+
+def _save(
+    ours: Ours, saver: Saver, timed: Callable[[], tuple[float, float]], number: int
+) -> _Saved:
+    """One save, of a run's so many steps."""
+    world = ours.mesh.world
+    done: list[float] = []
+    began = time.perf_counter()
+    held = ours.engine.snapshot()
+    state = TrainerState(number)
+    saver.save(Snapshot(state, held.weights, held.optimizer, b"", random_state()))
+    wait = time.perf_counter() - began
+    with ThreadPoolExecutor(1) as waiting:
+        saved = waiting.submit(saver.wait)
+        saved.add_done_callback(lambda _: done.append(time.perf_counter()))
+        during: list[float] = []
+        while world.from_first(not saved.done() and len(during) < MOST):
+            during.append(timed()[0])
+        artifact = saved.result()
+    assert artifact is not None
+    size = sum(artifact.file(name).stat().st_size for name in artifact.files())
+    return _Saved(wait, done[0] - began, size, during)
 
 
 @contextmanager

@@ -88,12 +88,12 @@ class Worker:
             "reserved": gpu[1] if gpu else None,
         }
 
-    def checkpoint(self, steps: int) -> Answer:
-        """One checkpoint, saved in the background by all ranks while training goes on."""
+    def checkpoint(self, steps: int, saves: int) -> Answer:
+        """Checkpoints, saved in the background by all ranks while training goes on."""
         from bc2.bench.saving import save_while_training
 
         assert isinstance(self.contender, Ours)
-        return save_while_training(self.contender, self.spec, self._timed, steps)
+        return save_while_training(self.contender, self.spec, self._timed, steps, saves)
 
     def threads(self) -> Answer:
         return {"threads": torch.get_num_threads()}
