@@ -156,7 +156,7 @@ class Recipe:
 
     def _explain(self, cls: type[Section], error: ValidationError) -> RecipeError:
         # A misspelt key first: what it misses is then explained.
-        entries = sorted(error.errors(), key=lambda entry: _RANK.get(entry["type"], 1))
+        entries = sorted(_own(error.errors()), key=lambda entry: _RANK.get(entry["type"], 1))
         problems = [self._problem(cls, dict(entry)) for entry in entries]
         first, where, todo = problems[0]
         more = [f"{place}: {what}" for what, place, _ in problems[1:4]]
@@ -372,3 +372,17 @@ def _as_json(value: Any) -> str:
     import json
 
     return json.dumps(value, default=str)
+
+
+def _own(entries: Sequence[Any]) -> list[Any]:
+    """Without those of a list that is "too short" only because its items are wrong."""
+    return [
+        entry
+        for entry in entries
+        if entry["type"] != "too_short"
+        or not any(
+            len(other["loc"]) > len(entry["loc"])
+            and other["loc"][: len(entry["loc"])] == entry["loc"]
+            for other in entries
+        )
+    ]

@@ -246,3 +246,16 @@ def test_closed_form_agrees_with_the_model_on_the_meta_device(name: str) -> None
     embedding = sum(size for n, size in sizes.items() if "embed_tokens" in n or "lm_head" in n)
     assert sum(sizes.values()) == config.num_params()
     assert sum(sizes.values()) - embedding == config.num_params_non_embedding()
+
+
+def test_a_list_is_not_called_too_short_where_an_item_is_wrong(tmp_path: Path) -> None:
+    from bc2.data.config import CorpusConfig
+
+    source = '[[corpus.sources]]\nname = "s"\npath = "x.txt"\n'
+    path = write(tmp_path, f'name = "c"\n{source}min_charakters = 3\n')
+    with pytest.raises(RecipeError) as caught:
+        load(path).get(CorpusConfig)
+    assert caught.value.what == "unknown key corpus.sources[0].min_charakters"
+    empty = write(tmp_path, 'name = "c"\n[corpus]\nsources = []\n')
+    with pytest.raises(RecipeError, match="at least 1 item"):
+        load(empty).get(CorpusConfig)
