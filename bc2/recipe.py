@@ -26,11 +26,11 @@ from bc2.toml_file import KeyPath, TomlFile, read_toml
 #: Section name -> "module:class". The one place a new section is announced.
 SECTIONS: dict[str, str] = {
     "corpus": "bc2.data.config:CorpusConfig",
-    "tokenizer": "bc2.tokenizer.config:TokenizerConfig",
+    "tokenizer": "bc2.tokenizer.tokenizer_config:TokenizerConfig",
     "tokens": "bc2.data.config:TokensConfig",
-    "model": "bc2.model.config:ModelConfig",
-    "parallel": "bc2.parallel.config:ParallelConfig",
-    "pretrain": "bc2.train.config:PretrainConfig",
+    "model": "bc2.model.model_config:ModelConfig",
+    "parallel": "bc2.parallel.parallel_config:ParallelConfig",
+    "pretrain": "bc2.train.pretrain_config:PretrainConfig",
 }
 
 #: Keys at the top of a recipe, outside every section.

@@ -22,19 +22,19 @@ from bc2.console import Output, note, progress, table
 from bc2.data.config import CorpusConfig, TokensConfig
 from bc2.errors import DataError, RecipeError, RefError, UsageError
 from bc2.files import lock_directory, make_directory
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import check_layout, parallel_of
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import check_layout, parallel_of
 from bc2.ranks import first, world_size
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Draft, Kind, Registry, check_name, stage_key
-from bc2.tokenizer.config import TOKENIZER_FILE, TokenizerConfig
-from bc2.train.config import PretrainConfig, check_batches, check_context
+from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE, TokenizerConfig
 from bc2.train.duration import Duration
+from bc2.train.pretrain_config import PretrainConfig, check_batches, check_context
 
 if TYPE_CHECKING:
     from bc2.data.prep.prepare import How
     from bc2.report.description import Description
-    from bc2.tokenizer.report import Report
+    from bc2.tokenizer.report import CompressionReport
     from bc2.train.pretrain import Run
 
 #: Bytes of each source that a dry run takes.
@@ -210,11 +210,11 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
         command: what a person types to go on with the run if it stops.
     """
     check(recipe)
-    from bc2.plan.check import check_fits
+    from bc2.plan.check import check_memory_fits
     from bc2.report.curves import draw_run, redraw
     from bc2.train.device import pick_device
-    from bc2.train.joining import meet
     from bc2.train.pretrain import pretrain
+    from bc2.train.rendezvous import meet
     from bc2.train.runs import RunFolder
 
     # What can be wrong is wrong before an hour of tokenizing, not after.
@@ -228,7 +228,7 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
     known = None if session.fresh else run.finished(session.registry)
     # Ranks find out together: they may not see the same home.
     if known is None or world_size() > 1:
-        check_fits(recipe, world_size())
+        check_memory_fits(recipe, world_size())
         with shards.hold():
             artifact = pretrain(run, session.registry, fresh=session.fresh)
         if artifact != known:
@@ -274,7 +274,7 @@ def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]
     pieces = _parent(session.registry, shards, "tokenizer")
     config = recipe.get(PretrainConfig)
     resolved, parallel = recipe.resolved(), parallel_of(recipe)
-    return Run.plan(recipe.name, config, model, shards, pieces, resolved, command, parallel)
+    return Run.resolve(recipe.name, config, model, shards, pieces, resolved, command, parallel)
 
 
 def check(recipe: Recipe) -> None:
@@ -386,7 +386,9 @@ def _parent(registry: Registry, artifact: Artifact, kind: Kind) -> Artifact:
     )
 
 
-def compression_report(session: Session, tokenizer: Artifact, against: list[Path]) -> Report:
+def compression_report(
+    session: Session, tokenizer: Artifact, against: list[Path]
+) -> CompressionReport:
     """Tokens per byte and per character of a tokenizer beside other SentencePiece models.
 
     Measured on the held-out documents of the tokenizer's corpus, by language.

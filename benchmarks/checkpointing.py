@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
 
 app = typer.Typer(add_completion=False)
@@ -55,10 +55,10 @@ def one(
 
     from bc2.data.loader import pack
     from bc2.model.transformer import Transformer
-    from bc2.train.config import AdamWConfig
     from bc2.train.engines.local import LocalEngine
     from bc2.train.objective import NextToken
     from bc2.train.peak import allocated_peak, forget_peak, host_peak
+    from bc2.train.pretrain_config import AdamWConfig
 
     baseline = forget_peak()
     model = Transformer(shape(layers, hidden, vocab, length))

@@ -83,8 +83,8 @@ def draw(number: int, rng: random.Random) -> dict[str, Any]:
 
 
 def predict(case: dict[str, Any]) -> int:
-    from bc2.model.config import ModelConfig
-    from bc2.parallel.config import ParallelConfig
+    from bc2.model.model_config import ModelConfig
+    from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.memory.estimate import estimate
 
     return estimate(
@@ -144,8 +144,8 @@ def _rank(
 def _peak(case: dict[str, Any]) -> int:
     import torch
 
-    from bc2.parallel.config import ParallelConfig
     from bc2.parallel.mesh import make_mesh
+    from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.peak import forget_peak, host_peak
 
     torch.set_num_threads(1)
@@ -183,13 +183,13 @@ def _train(case: dict[str, Any], mesh: Any) -> None:
 def _engine(case: dict[str, Any], mesh: Any) -> Any:
     import torch
 
-    from bc2.model.config import ModelConfig
-    from bc2.parallel.build import Drawn, build_model
-    from bc2.parallel.config import ParallelConfig
-    from bc2.parallel.state import Held
-    from bc2.train.config import AdamWConfig
+    from bc2.model.model_config import ModelConfig
+    from bc2.parallel.build import InitialWeights, build_model
+    from bc2.parallel.parallel_config import ParallelConfig
+    from bc2.parallel.state import HeldTensors
     from bc2.train.engines.deepspeed import DeepSpeedEngine
     from bc2.train.engines.local import LocalEngine
+    from bc2.train.pretrain_config import AdamWConfig
 
     model, parallel = ModelConfig(**case["model"]), ParallelConfig(**case["parallel"])
     settings: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _engine(case: dict[str, Any], mesh: Any) -> Any:
         return DeepSpeedEngine(model, AdamWConfig(), parallel, mesh, device=device, **settings)
     built = build_model(model, mesh).to_empty(device="cpu")
     engine = LocalEngine(built, AdamWConfig(), mesh=mesh, **settings)
-    engine.restore(Drawn(model, 0), Held())
+    engine.restore(InitialWeights(model, 0), HeldTensors())
     return engine
 
 

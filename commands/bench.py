@@ -15,14 +15,14 @@ from bc2.recipe import Recipe, load
 from bc2.registry import find_home
 
 if TYPE_CHECKING:
-    from bc2.bench.measure import Plan
+    from bc2.bench.measure import BenchPlan
     from bc2.bench.results import Result
 
 app = verb()
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchOptions:
     """The options that say what is measured."""
 
     steps: int
@@ -95,7 +95,7 @@ def bench(
         return _list(output)
     if compare is not None:
         return _compare(output, *compare)
-    asked = Asked(
+    asked = BenchOptions(
         steps, rounds, against, peers, ours, tuple(layout or ()), checkpointing, peer_environment,
         documents, checkpoint,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def _folder() -> Path:
     return find_home() / "bench"
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: BenchOptions) -> None:
     for name, value, least in (
         ("--steps", asked.steps, 1),
         ("--rounds", asked.rounds, 1),
@@ -139,7 +139,7 @@ def _check_target(markdown: Path | None) -> None:
         raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
 
 
-def _measure(recipe: Recipe, asked: Asked) -> Result:
+def _measure(recipe: Recipe, asked: BenchOptions) -> Result:
     from bc2.bench.machine import facts
     from bc2.bench.measure import announce, measure
     from bc2.bench.results import new_id
@@ -161,13 +161,15 @@ def _measure(recipe: Recipe, asked: Asked) -> Result:
         return measure(plan, _folder(), bar, header)
 
 
-def _plan(recipe: Recipe, asked: Asked) -> Plan:
-    from bc2.bench.plan import make_plan
+def _plan(recipe: Recipe, asked: BenchOptions) -> BenchPlan:
+    from bc2.bench.bench_plan import make_bench_plan
 
-    return make_plan(recipe, **{name: getattr(asked, name) for name in Asked.__annotations__})
+    return make_bench_plan(
+        recipe, **{name: getattr(asked, name) for name in BenchOptions.__annotations__}
+    )
 
 
-def _settings(plan: Plan, asked: Asked) -> dict[str, Any]:
+def _settings(plan: BenchPlan, asked: BenchOptions) -> dict[str, Any]:
     return {
         "steps": asked.steps,
         "rounds": asked.rounds,

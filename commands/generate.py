@@ -15,9 +15,9 @@ from bc2.options import Json, Quiet, verb
 from bc2.registry import Artifact, Registry
 
 if TYPE_CHECKING:
-    from bc2.generate.config import SamplingConfig
     from bc2.generate.engine import Generated
     from bc2.generate.load import LanguageModel
+    from bc2.generate.sampling_config import SamplingConfig
 
 app = verb()
 
@@ -47,9 +47,9 @@ def generate(
 
     On a terminal one prompt is shown as it grows; --quiet prints the continuations alone.
     """
-    from bc2.generate.config import SamplingConfig
     from bc2.generate.engine import generate as run
     from bc2.generate.load import open_model
+    from bc2.generate.sampling_config import SamplingConfig
     from bc2.generate.text import TextStream
 
     ref, prompts = _split(words or [], file)

@@ -52,8 +52,8 @@ def plan(
     if recipe is None:
         raise UsageError("no recipe was given", todo="bc2 plan RECIPE --gpus 8 --device h100")
     from bc2.plan.devices import find_device
-    from bc2.plan.plan import make_plan
     from bc2.plan.render import drawn
+    from bc2.plan.training_plan import make_plan
 
     found = find_device(device, count=gpus, memory=memory, flops=flops, price=price)
     made = make_plan(load(recipe, set_ or []), found, gpus, mfu)

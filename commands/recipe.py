@@ -51,7 +51,7 @@ def check(recipe: RecipeArg, set_: Set = None, json: Json = False, quiet: Quiet 
 
 
 def _sizes(recipe: Recipe) -> dict[str, int]:
-    from bc2.model.config import ModelConfig
+    from bc2.model.model_config import ModelConfig
 
     if not recipe.has(ModelConfig):
         return {}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bc2.errors import RecipeError
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.recipe import load, shipped
-from bc2.train.config import PretrainConfig
+from bc2.train.pretrain_config import PretrainConfig
 
 GOOD = """\
 name = "good"

@@ -13,7 +13,7 @@ from bc2.data.loader import Loader
 from bc2.data.mixture import Mixture
 from bc2.data.shards import INDEX, TokenShards, token_dtype
 from bc2.parallel.mesh import Mesh
-from bc2.train.config import PretrainConfig
+from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.stream import Step, TokenStream
 
 #: The name of the only source.
@@ -60,8 +60,8 @@ def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> 
     data = (mesh or Mesh()).data
     return TokenStream(
         _loader(folder, training),
-        training.batch_rows,
-        training.micro_rows,
+        training.batch_sequences,
+        training.micro_sequences,
         timeout_s=training.data_timeout_s,
         check=_nothing,
         rank=data.rank,

@@ -22,18 +22,18 @@ from bc2.bench.spec import Spec
 from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
 from bc2.files import make_directory
-from bc2.model.config import ModelConfig
-from bc2.train.child import ChildFailed
-from bc2.train.config import PretrainConfig
+from bc2.model.model_config import ModelConfig
 from bc2.train.device import pick_precision
 from bc2.train.memory.estimate import estimate
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.worker_process import WorkerFailed
 
 #: Times that the device's peak is measured, before the rounds and again after them.
 PEAK_REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What to measure. `Spec.shards` is filled in when the data is written."""
 
     contenders: tuple[Spec, ...]
@@ -90,7 +90,7 @@ class _Running:
             return
         try:
             act()
-        except ChildFailed as error:
+        except WorkerFailed as error:
             self.found = {"failed": str(error)}
             warn(f"{self.spec.name} failed: {error}")
             # Its memory is the others'.
@@ -118,7 +118,7 @@ class _Running:
             try:
                 asked = self.workers.ask("checkpoint", steps=steps, saves=saves)
                 self.found["checkpoint"] = Checkpoint(**asked)
-            except ChildFailed as error:
+            except WorkerFailed as error:
                 # The rounds were measured: a full disk must not take them.
                 warn(f"{self.spec.name}: no checkpoint could be timed: {error}")
                 self.found["checkpoint_failed"] = str(error)
@@ -155,12 +155,12 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
     data = spec.ranks // spec.parallel.ranks_of_a_replica
     expected = estimate(
         spec.model,
-        training.micro_rows,
+        training.micro_sequences,
         training.sequence_length,
         pick_precision(training.precision, device),
         training.segment_layers,
         device=device.type,
-        accumulated=training.micro_rows * data < training.batch_rows,
+        accumulated=training.micro_sequences * data < training.batch_sequences,
         parallel=spec.parallel,
         world=spec.ranks,
     )
@@ -172,7 +172,9 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
     return {**parts, "total": expected.total}
 
 
-def measure(plan: Plan, scratch: Path, progress: Progress, header: Mapping[str, Any]) -> Result:
+def measure(
+    plan: BenchPlan, scratch: Path, progress: Progress, header: Mapping[str, Any]
+) -> Result:
     """Measure a plan.
 
     Args:
@@ -200,7 +202,7 @@ def measure(plan: Plan, scratch: Path, progress: Progress, header: Mapping[str, 
     return Result(
         **header,
         params=plan.model.num_params(),
-        tokens_per_step=plan.training.batch_rows * plan.training.sequence_length,
+        tokens_per_step=plan.training.batch_sequences * plan.training.sequence_length,
         flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
         peak=Peak(before=before, after=after, datasheet=plan.datasheet),
         contenders=found,
@@ -229,7 +231,7 @@ def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
     return each
 
 
-def _rounds(plan: Plan, running: list[_Running], progress: Progress) -> None:
+def _rounds(plan: BenchPlan, running: list[_Running], progress: Progress) -> None:
     for _ in range(plan.rounds):
         for each in running:
             each.attempt(lambda each=each: each.block(plan.steps))  # type: ignore[misc]
@@ -266,11 +268,11 @@ def _by_round(ours: Found, peer: Found) -> list[float]:
     return [statistics.median(theirs) / statistics.median(mine) for mine, theirs in pairs]
 
 
-def announce(plan: Plan) -> None:
+def announce(plan: BenchPlan) -> None:
     """Say on stderr what is going to be measured."""
     training = plan.training
     note(
-        f"{plan.model.num_params():,} parameters, {training.batch_rows} x "
+        f"{plan.model.num_params():,} parameters, {training.batch_sequences} x "
         f"{training.sequence_length} tokens a step in micro-batches of {training.micro_batch}, "
         f"{training.precision} on {training.device}: {plan.rounds} rounds of {plan.steps} steps "
         f"of {', '.join(spec.name for spec in plan.contenders)} in turn"

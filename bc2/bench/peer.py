@@ -23,7 +23,7 @@ from bc2.data.loader import Batch
 from bc2.errors import UsageError
 from bc2.parallel.mesh import Mesh
 from bc2.train.clock import Clock
-from bc2.train.config import AdamWConfig
+from bc2.train.pretrain_config import AdamWConfig
 
 
 def require_peer() -> None:

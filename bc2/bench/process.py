@@ -10,7 +10,7 @@ from typing import Any
 from bc2 import ENVIRONMENT, KEEP_ENVIRONMENT
 from bc2.bench.spec import Spec
 from bc2.ranks import threads_of_each
-from bc2.train.child import Answer, Child, ChildFailed
+from bc2.train.worker_process import Answer, WorkerFailed, WorkerProcess
 
 
 class Workers:
@@ -19,12 +19,12 @@ class Workers:
     def __init__(self, spec: Spec):
         self.spec = spec
         self._ranks = [
-            Child("bc2.bench.worker", spec.model_dump_json(), environment)
+            WorkerProcess("bc2.bench.worker", spec.model_dump_json(), environment)
             for environment in _environments(spec)
         ]
 
     def begin(self) -> None:
-        """Wait until every rank is built. Raises: ChildFailed if one cannot be."""
+        """Wait until every rank is built. Raises: WorkerFailed if one cannot be."""
         for rank in self._ranks:
             rank.tell_first()
         self._hear()
@@ -33,7 +33,7 @@ class Workers:
         """Have a method called on every rank, and the first one's answer.
 
         Raises:
-            ChildFailed: it raised on a rank, or one died.
+            WorkerFailed: it raised on a rank, or one died.
         """
         return self.ask_each(do, **arguments)[0]
 
@@ -51,11 +51,11 @@ class Workers:
 
     def _hear(self) -> list[Answer]:
         answers: list[Answer] = []
-        failures: list[ChildFailed] = []
+        failures: list[WorkerFailed] = []
         for rank in self._ranks:
             try:
                 answers.append(rank.hear())
-            except ChildFailed as error:
+            except WorkerFailed as error:
                 failures.append(error)
         if failures:
             # The others lost a rank: it is that one's word that says why.

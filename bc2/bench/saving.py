@@ -84,7 +84,7 @@ def _save(
         saved = waiting.submit(saver.wait)
         saved.add_done_callback(lambda _: done.append(time.perf_counter()))
         during: list[float] = []
-        while world.from_first(not saved.done() and len(during) < MOST):
+        while world.broadcast_object(not saved.done() and len(during) < MOST):
             during.append(timed()[0])
         artifact = saved.result()
     assert artifact is not None
@@ -99,10 +99,10 @@ def _shared_folder(parent: Path, ranks: Group) -> Iterator[Path]:
         folder = None
         if ranks.rank == 0:
             folder = held.enter_context(TemporaryDirectory(dir=parent, prefix="save-"))
-        folder = ranks.from_first(folder)
+        folder = ranks.broadcast_object(folder)
         assert folder is not None
         yield Path(folder)
-        ranks.each(None)
+        ranks.all_gather_object(None)
 
 
 def _saver(spec: Spec, folder: Path, mesh: Mesh) -> Saver:
@@ -114,7 +114,7 @@ def _saver(spec: Spec, folder: Path, mesh: Mesh) -> Saver:
         Draft(kind="checkpoint", name="bench", key="0" * 64),
         spec.model,
         tokenizer,
-        tokens_per_sample=spec.training.sequence_length,
+        sequence_length=spec.training.sequence_length,
         keep=1,
         mesh=mesh,
     )

@@ -1,6 +1,7 @@
 """A contender in a process of its own: `python -m bc2.bench.worker`.
 
-The first line of stdin is a `Spec`; each line after it calls a method, see `bc2.train.child`.
+The first line of stdin is a `Spec`; each line after it calls a method, see
+`bc2.train.worker_process`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from bc2.bench.contenders import Contender, Ours, build
 from bc2.bench.spec import Spec
 from bc2.ranks import local_rank
 from bc2.train.allocator import keep_freed_memory
-from bc2.train.child import Answer, serve
 from bc2.train.device import DTYPES, measure_matmul, pick_precision
 from bc2.train.peak import allocated_peak, device_peak, forget_peak, host_peak
+from bc2.train.worker_process import Answer, serve
 
 #: Steps of a warm-up: at least, at most, and seconds after which no more is begun.
 WARMUP = {False: (3, 12, 60.0), True: (5, 25, 240.0)}
@@ -42,7 +43,7 @@ class Worker:
         self.contender: Contender = build(spec, held)
 
     def warmup(self) -> Answer:
-        """Steps until their times settle, within bounds; compiling happens here."""
+        """Steps until their times settle, within limits; compiling happens here."""
         least, most, limit = WARMUP[self.spec.training.compile]
         seconds: list[float] = []
         began = time.perf_counter()
@@ -51,7 +52,7 @@ class Worker:
             seconds.append(self._timed()[0])
             done = _settled(seconds) or time.perf_counter() - began > limit
             # The first rank's clock is everybody's: they step together or not at all.
-            again = self.contender.mesh.world.from_first(
+            again = self.contender.mesh.world.broadcast_object(
                 len(seconds) < least or (len(seconds) < most and not done)
             )
         self.contender.clock.take()

@@ -1,7 +1,7 @@
 """Batched generation with a key-value cache.
 
 Greedy output is a function of the prompt and the model: the other prompts of a batch,
-their order and the cache do not change it (`bc2.generate.canonical` says how). Sampling
+their order and the cache do not change it (`bc2.generate.near_ties` says how). Sampling
 draws from each prompt's own generator.
 
 Shapes:
@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bc2.errors import DataError, UsageError
-from bc2.generate.canonical import settle, tolerance
-from bc2.generate.config import SamplingConfig
+from bc2.generate.near_ties import settle, tolerance
 from bc2.generate.sampling import prompt_generator, sample
+from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.cache import KVCache
 from bc2.model.transformer import Transformer
 
 FinishReason = Literal["eos", "stop", "length"]
 
-#: Scores [B, V] of what follows each of some documents that are packed one after another:
-#: ``(tokens int64 [T], bounds int32 [B+1], tokens of the longest)``, as `Transformer` takes them.
-NextScores = Callable[[Tensor, Tensor, int], Tensor]
+#: ``(tokens int64 [T], cu_seqlens int32 [B+1], max_seqlen) -> logits [B, V]`` of the token after
+#: each of B packed documents; the arguments are those of `Transformer`.
+NextLogits = Callable[[Tensor, Tensor, int], Tensor]
 
 #: ``on_token(prompt's number, token id)``, for every token but the end of text.
 OnToken = Callable[[int, int], None]
@@ -61,7 +61,7 @@ def generate(
     use_cache: bool = True,
     on_token: OnToken | None = None,
     decode_bytes: DecodeBytes | None = None,
-    scores: NextScores | None = None,
+    next_logits: NextLogits | None = None,
 ) -> list[Generated]:
     """Continue each prompt; results in the prompts' order.
 
@@ -71,8 +71,8 @@ def generate(
         use_cache: keep keys and values; without it every token reads its whole prefix.
         on_token: called as tokens come, for streaming.
         decode_bytes: needed for `settings.stop`; fills `Generated.data`.
-        scores: asked instead of the model, whose weights are on several ranks. Every token
-            reads its whole prefix, and there must be a temperature.
+        next_logits: called instead of the model if its weights are on several ranks. Every
+            token reads its whole prefix, and the temperature must be above 0.
 
     Raises:
         DataError: a prompt that is empty, too long for the context, or holds an id that
@@ -80,14 +80,16 @@ def generate(
         UsageError: stop texts without `decode_bytes`, or an empty one.
     """
     _check(model, prompts, settings, decode_bytes)
-    run = _Run(model, settings, eos_id, on_token, decode_bytes, scores)
+    run = _Run(model, settings, eos_id, on_token, decode_bytes, next_logits)
     sequences = [
         _Sequence(index, list(prompt), len(prompt), prompt_generator(settings.seed, index))
         for index, prompt in enumerate(prompts)
     ]
     with torch.inference_mode():
         for start in range(0, len(sequences), settings.batch_size):
-            run.finish(sequences[start : start + settings.batch_size], use_cache and not scores)
+            run.finish(
+                sequences[start : start + settings.batch_size], use_cache and not next_logits
+            )
     return [run.result(sequence) for sequence in sequences]
 
 
@@ -150,17 +152,17 @@ class _Run:
         eos_id: int,
         on_token: OnToken | None,
         decode_bytes: DecodeBytes | None,
-        scores: NextScores | None,
+        next_logits: NextLogits | None,
     ):
         self.model = model
         self.settings = settings
         self.eos_id = eos_id
         self.on_token = on_token
         self.decode_bytes = decode_bytes
-        self.scores = scores
+        self.next_logits = next_logits
         self.stops = [text.encode("utf-8", "surrogatepass") for text in settings.stop]
         self.device = model.lm_head.weight.device
-        if scores is None:
+        if next_logits is None:
             with torch.inference_mode():
                 # NormHead's rows do not change from token to token.
                 self.head = model.head_weight()
@@ -197,10 +199,12 @@ class _Run:
         unread = [sequence.ids[sequence.read :] for sequence in running]
         tokens = torch.tensor([i for ids in unread for i in ids], device=self.device)
         lengths = torch.tensor([0, *map(len, unread)], device=self.device)
-        bounds, longest = lengths.cumsum(0, dtype=torch.int32), max(map(len, unread))
-        if self.scores is not None:
-            return self._draw(running, self.scores(tokens, bounds, longest))
-        hidden: Tensor = self.model(tokens, bounds, longest, cache)[bounds[1:].long() - 1]
+        cu_seqlens, max_seqlen = lengths.cumsum(0, dtype=torch.int32), max(map(len, unread))
+        if self.next_logits is not None:
+            return self._draw(running, self.next_logits(tokens, cu_seqlens, max_seqlen))
+        hidden: Tensor = self.model(tokens, cu_seqlens, max_seqlen, cache)[
+            cu_seqlens[1:].long() - 1
+        ]
         if cache is not None:
             for sequence in running:
                 sequence.read = len(sequence.ids)

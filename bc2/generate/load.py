@@ -12,8 +12,8 @@ from bc2.errors import DataError
 from bc2.model.store import CONFIG, WEIGHTS, load_model, weight_files
 from bc2.model.transformer import Transformer
 from bc2.registry import Artifact
-from bc2.tokenizer.config import TOKENIZER_FILE
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bc2.generate.config import SamplingConfig
+from bc2.generate.sampling_config import SamplingConfig
 
 
 def warp(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -25,17 +25,18 @@ def warp(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0)
         top_p: 1 keeps all.
     """
     # From the maximum down, so that no temperature however small overflows.
-    scores = logits.double() - logits.double().amax(dim=-1, keepdim=True)
-    scores = keep_top_k(scores / temperature, top_k)
-    return keep_top_p(scores.softmax(dim=-1), top_p)
+    logits = logits.double()
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    logits = keep_top_k(logits, top_k)
+    return keep_top_p(logits.softmax(dim=-1), top_p)
 
 
-def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """-inf for all below the k-th highest score of a row; ties with it stay. 0 keeps all."""
-    if k == 0 or k >= scores.shape[-1]:
-        return scores
-    kth = scores.topk(k, dim=-1).values[..., -1:]
-    return scores.masked_fill(scores < kth, -math.inf)
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """-inf for all below the k-th largest logit of a row; ties with it stay. 0 keeps all."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    kth = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < kth, -math.inf)
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:

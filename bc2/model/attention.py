@@ -11,7 +11,7 @@ than queries, its queries are the last of its positions.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
-    products  sdpa with a backward pass compiled for a CPU in bf16; without ALiBi.
+    bmm       sdpa with a backward pass compiled for a CPU in bf16; without ALiBi.
     varlen  torch.nn.attention.varlen (CUDA, 16 bits, no ALiBi).
     flash   the flash-attn package (CUDA, 16 bits, ALiBi inside the kernel).
 
@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bc2.errors import UsageError
-from bc2.model.products import attend_by_products
+from bc2.model.cpu_kernels import attend_by_bmm
 
-Backend = Literal["auto", "sdpa", "products", "varlen", "flash"]
+Backend = Literal["auto", "sdpa", "bmm", "varlen", "flash"]
 
 #: Documents are filled up to a multiple of this many tokens for sdpa.
 PAD_TO = 64
@@ -95,14 +95,14 @@ def attend(
     chosen = choose_backend(q, slopes) if backend == "auto" else backend
     if cu_seqlens_k is None or max_seqlen_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
-    if chosen in ("sdpa", "products"):
-        kernel = _products_batch if chosen == "products" else _sdpa_batch
+    if chosen in ("sdpa", "bmm"):
+        kernel = _bmm_batch if chosen == "bmm" else _sdpa_batch
         lengths = _lengths(cu_seqlens, q), _lengths(cu_seqlens_k, k)
         return _sdpa(q, k, v, *lengths, slopes, kernel)
-    bounds = (cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
+    seqlens = (cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
     if chosen == "flash":
-        return _flash(q, k, v, bounds, slopes)
-    return _varlen(q, k, v, bounds, slopes)
+        return _flash(q, k, v, seqlens, slopes)
+    return _varlen(q, k, v, seqlens, slopes)
 
 
 def choose_backend(q: Tensor, slopes: Tensor | None) -> Backend:
@@ -123,10 +123,10 @@ def _is_installed(module: str) -> bool:
 
 def _lengths(cu_seqlens: Tensor, x: Tensor) -> list[int]:
     """Each document's length, on the host; waits for the device if they are on one."""
-    bounds = cu_seqlens.tolist()
-    lengths = [end - start for start, end in pairwise(bounds)]
-    if bounds[0] != 0 or bounds[-1] != x.shape[0] or any(n < 0 for n in lengths):
-        raise ValueError(f"boundaries {bounds} do not divide {x.shape[0]} tokens")
+    ends = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
+    if ends[0] != 0 or ends[-1] != x.shape[0] or any(n < 0 for n in lengths):
+        raise ValueError(f"cu_seqlens {ends} does not divide {x.shape[0]} tokens")
     return lengths
 
 
@@ -246,10 +246,10 @@ def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tenso
     return out.transpose(1, 2).to(dtype)
 
 
-def _products_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
     """`_sdpa_batch`, with the faster backward pass where there is one."""
     if slopes is None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        return attend_by_products(q, k, v)
+        return attend_by_bmm(q, k, v)
     return _sdpa_batch(q, k, v, slopes)
 
 
@@ -272,23 +272,24 @@ def alibi_bias(
 
 # ---------------------------------------------------------------------- varlen and flash
 
-Bounds = tuple[Tensor, Tensor, int, int]  # queries' and keys' boundaries, longest of each
+#: cu_seqlens of queries and of keys, max_seqlen of queries and of keys.
+Seqlens = tuple[Tensor, Tensor, int, int]
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, slopes: Tensor | None) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | None) -> Tensor:
     if slopes is not None:
         raise UsageError(
             "attention backend 'varlen' has no ALiBi", todo="use 'auto', 'flash' or 'sdpa'"
         )
     # A window of (all, 0) is causal, aligned to the last key as a cache needs it.
-    out: Tensor = _load_varlen()(q, k, v, *bounds, window_size=(-1, 0))
+    out: Tensor = _load_varlen()(q, k, v, *seqlens, window_size=(-1, 0))
     return out
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, slopes: Tensor | None) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | None) -> Tensor:
     if slopes is not None:
         slopes = slopes.to(q.device, torch.float32)
-    out: Tensor = _load_flash()(q, k, v, *bounds, causal=True, alibi_slopes=slopes)
+    out: Tensor = _load_flash()(q, k, v, *seqlens, causal=True, alibi_slopes=slopes)
     return out
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bc2.model.attention import Backend, attend
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 
 
 class KVCache:

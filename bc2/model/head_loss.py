@@ -64,12 +64,8 @@ class VocabularyShard(Protocol):
     def size(self) -> int:
         """Rows of the whole head."""
 
-    def max_(self, x: Tensor) -> Tensor:
-        """The largest over the ranks, in place."""
-
-    def min_(self, x: Tensor) -> Tensor: ...
-
-    def sum_(self, x: Tensor) -> Tensor: ...
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        """The sum, "max" or "min" over the ranks, in place."""
 
 
 def head_loss(
@@ -222,7 +218,7 @@ class _HeadLoss(torch.autograd.Function):
                 raise RuntimeError("the head's loss can be taken backward once, and with gradients")
             grad_hidden.mul_(scale.to(grad_hidden.dtype))
             if ctx.shard is not None:
-                ctx.shard.sum_(grad_hidden)
+                ctx.shard.all_reduce(grad_hidden)
         total = None
         if ctx.needs_input_grad[1]:
             if grad_weight is None:
@@ -274,14 +270,14 @@ def _sharded_losses_(
         sums[block, 0] = (x - z[block, None]).exp_().sum(dim=-1)
         sums[block, 1:] = x.gather(1, label[block]).masked_fill_(~mine[block], 0.0)
     own = z.clone()
-    shard.max_(z)
+    shard.all_reduce(z, "max")
     sums[:, 0] *= (own - z).exp_()
-    shard.sum_(sums)
+    shard.all_reduce(sums)
     # A maximum over ranks may pass over NaN; a sum does not.
     z.masked_fill_(sums[:, 0].isnan() & z.isfinite(), math.nan)
     torch.sub(z + sums[:, 0].log(), sums[:, 1], out=ce)
     where = torch.where((own == z)[:, None], top + shard.first, shard.size)
-    tops = shard.min_(where) - shard.first == top
+    tops = shard.all_reduce(where, "min") - shard.first == top
     for block in blocks:
         p = scores[block].to(ce.dtype).sub_(z[block, None]).exp_().div_(sums[block, :1])
         p.scatter_add_(1, label[block], -mine[block].to(p.dtype))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bc2.errors import DataError, IntegrityError, from_os_error, nearest
 from bc2.files import sync_directory, sync_file, write_durably
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"

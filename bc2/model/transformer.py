@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bc2.model.attention import Backend, alibi_slopes, attend
 from bc2.model.cache import KVCache
-from bc2.model.config import ModelConfig
+from bc2.model.cpu_kernels import linear_by_bmm
 from bc2.model.head_loss import HeadLoss, VocabularyShard, head_loss
-from bc2.model.products import linear_by_products
+from bc2.model.model_config import ModelConfig
 
 
 class Linear(nn.Linear):
@@ -31,12 +31,12 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
-        #: Whether its backward pass is `linear_by_products`.
-        self.products = False
+        #: Whether its backward pass is `linear_by_bmm`.
+        self.bmm_backward = False
 
     def forward(self, x: Tensor) -> Tensor:  # [T, I] -> [T, O]
-        if self.products and x.dtype == torch.bfloat16:
-            return linear_by_products(x, self.weight)
+        if self.bmm_backward and x.dtype == torch.bfloat16:
+            return linear_by_bmm(x, self.weight)
         return F.linear(x, self.weight)
 
     def reset_parameters(self) -> None:
@@ -51,7 +51,7 @@ class Embedding(nn.Embedding):
 
 
 class Head(Linear):
-    """The scores of the next token, and their loss, over rows of unit length with NormHead."""
+    """The logits of the next token, and their loss; a NormHead has rows of unit length."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config.hidden_size, config.vocab_size)
@@ -67,7 +67,7 @@ class Head(Linear):
         found: HeadLoss = self(hidden, labels, z_weight)
         return found
 
-    def scores(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """The logits of the rows that are here: [T, D] -> [T, V], or this rank's of V."""
         found: Tensor = self(hidden, None, 0.0)
         return found
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A language model: `forward` gives hidden states, `logits` the head's scores.
+    """A language model: `forward` gives hidden states, `logits` those of the head.
 
     The two are apart because training never forms all logits: see `head_loss`.
     Weights are zero (norms one) until `init_weights` or a state dict fills them.

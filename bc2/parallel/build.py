@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer, draw_weight
-from bc2.parallel.layout import Part, part_of
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence
+from bc2.parallel.sharding import TensorShard, shard_of
 from bc2.parallel.tensor import cut_tensors
 
 
@@ -22,19 +22,19 @@ def build_model(config: ModelConfig, mesh: Mesh) -> Transformer:
     return model
 
 
-def parts(config: ModelConfig, mesh: Mesh) -> dict[str, Part]:
+def parts(config: ModelConfig, mesh: Mesh) -> dict[str, TensorShard]:
     """Of each parameter, in the model's order, what this rank's model has of it."""
     with torch.device("meta"):
         whole = Transformer(config)
     tensor = mesh.tensor
     return {
-        name: part_of(name, tuple(parameter.shape), tensor.rank, tensor.size)
+        name: shard_of(name, tuple(parameter.shape), tensor.rank, tensor.size)
         for name, parameter in whole.named_parameters()
     }
 
 
-class Drawn:
-    """The weights that `Transformer.init_weights` draws, one at a time: a `Source`."""
+class InitialWeights:
+    """The weights that `Transformer.init_weights` draws, one at a time: a `StateSource`."""
 
     def __init__(self, config: ModelConfig, seed: int):
         self.config = config
@@ -43,6 +43,6 @@ class Drawn:
     def __contains__(self, name: object) -> bool:
         return True
 
-    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+    def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
         whole = draw_weight(self.config, name, torch.Size(part.shape), self._generator)
         return part.of(whole).reshape(-1)[first : first + count]

@@ -18,10 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bc2.errors import RecipeError
-from bc2.parallel.config import ORDER, Axis, ParallelConfig
+from bc2.parallel.parallel_config import ORDER, Axis, ParallelConfig
 from bc2.ranks import follow_srun, world_size
 
 T = TypeVar("T")
+
+_REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
 @dataclass(frozen=True)
@@ -38,48 +40,36 @@ class Group:
     def size(self) -> int:
         return len(self.ranks)
 
-    def sum_(self, x: Tensor) -> Tensor:
-        """Sum over the group, in place."""
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        """The sum, "max" or "min" over the group, in place."""
         if self.size > 1:
-            dist.all_reduce(x, group=self.handle)
+            dist.all_reduce(x, _REDUCTIONS[op], group=self.handle)
         return x
 
-    def max_(self, x: Tensor) -> Tensor:
-        """Largest over the group, in place."""
-        if self.size > 1:
-            dist.all_reduce(x, dist.ReduceOp.MAX, group=self.handle)
-        return x
-
-    def min_(self, x: Tensor) -> Tensor:
-        """Smallest over the group, in place."""
-        if self.size > 1:
-            dist.all_reduce(x, dist.ReduceOp.MIN, group=self.handle)
-        return x
-
-    def from_first(self, value: T) -> T:
-        """What the first rank of the group says."""
+    def broadcast_object(self, value: T) -> T:
+        """The value of the group's first rank; any object that can be pickled."""
         if self.size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=self.ranks[0], group=self.handle)
         return box[0]
 
-    def joined(self, x: Tensor, dim: int) -> Tensor:
-        """What every rank has, side by side in their order."""
+    def all_gather(self, x: Tensor, dim: int) -> Tensor:
+        """The tensors of all ranks, concatenated along `dim` in the order of ranks."""
         if self.size == 1:
             return x
         found = [torch.empty_like(x) for _ in self.ranks]
         dist.all_gather(found, x, group=self.handle)
         return torch.cat(found, dim)
 
-    def first_(self, x: Tensor) -> Tensor:
-        """What the first rank of the group has, in place."""
+    def broadcast(self, x: Tensor) -> Tensor:
+        """The tensor of the group's first rank, in place."""
         if self.size > 1:
             dist.broadcast(x, src=self.ranks[0], group=self.handle)
         return x
 
-    def each(self, value: T) -> list[T]:
-        """What every rank says, in their order."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of ranks."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -125,7 +115,7 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
         return _alone(device) if config.on(1).zero else Mesh()
     everyone = all_ranks(device, timeout_s)
     # Before groups are made of it: ranks that differ would wait for each other there.
-    same_everywhere(everyone, "[parallel]", config.model_dump(mode="json"))
+    check_same_on_all_ranks(everyone, "[parallel]", config.model_dump(mode="json"))
     return _groups(config, world)
 
 
@@ -209,13 +199,13 @@ def _unlike(one: Any, two: Any) -> tuple[str, str]:
     return repr(one), repr(two)
 
 
-def same_everywhere(group: Group, what: str, value: Any) -> None:
+def check_same_on_all_ranks(group: Group, what: str, value: Any) -> None:
     """All ranks must have started from the same.
 
     Raises:
         RecipeError: on every rank alike, naming the ranks that differ from the first.
     """
-    values: Sequence[Any] = group.each(value)
+    values: Sequence[Any] = group.all_gather_object(value)
     others = [str(rank) for rank, there in enumerate(values) if there != values[0]]
     if others:
         there, here = _unlike(values[int(others[0])], values[0])

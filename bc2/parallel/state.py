@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bc2.errors import IntegrityError
 from bc2.files import write_durably, writing_in_place
-from bc2.parallel.layout import Part
+from bc2.parallel.sharding import TensorShard
 
 #: Bytes of tensors in a file, unless one is larger: files are digested side by side.
 FILE_BYTES = 8 << 30
@@ -41,7 +41,7 @@ class Fragment:
     """A run of a tensor that one rank holds."""
 
     name: str
-    part: Part
+    part: TensorShard
     """What a tensor-parallel rank has of the tensor."""
     first: int
     """Where in that part, flattened, the run begins."""
@@ -49,25 +49,25 @@ class Fragment:
     """[n], in host memory."""
 
 
-class Source(Protocol):
+class StateSource(Protocol):
     """Where an engine takes tensors from."""
 
     def __contains__(self, name: object) -> bool: ...
 
-    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+    def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
         """[count] numbers of a part, flattened, from `first` on; called in the model's order."""
 
 
 @dataclass
-class Held:
-    """What a rank holds of some tensors, in host memory: a `Source` for the same layout."""
+class HeldTensors:
+    """What a rank holds of some tensors, in host memory: a `StateSource` for the same layout."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of all whole tensors, those of which this rank holds nothing included."""
     fragments: list[Fragment] = field(default_factory=list)
     _by_name: dict[str, Fragment] = field(default_factory=dict, init=False, repr=False)
 
-    def add(self, name: str, part: Part, first: int, data: Tensor | None) -> None:
+    def add(self, name: str, part: TensorShard, first: int, data: Tensor | None) -> None:
         """One more tensor; None where this rank holds nothing of it."""
         self.shapes[name] = part.shape
         if data is not None and data.numel():
@@ -77,7 +77,7 @@ class Held:
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
 
-    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+    def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
         held = self._by_name.get(name)
         begin = first - held.first if held else 0
         if held is None or held.part != part or not 0 <= begin <= len(held.data) - count:
@@ -93,14 +93,14 @@ class Held:
     def whole(self, name: str) -> Tensor:
         """A tensor of which this rank has everything."""
         shape = self.shapes[name]
-        return self.read(name, Part(shape), 0, prod(shape)).reshape(shape)
+        return self.read(name, TensorShard(shape), 0, prod(shape)).reshape(shape)
 
 
 # -- places ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a tensor lies in a file."""
 
     shape: tuple[int, ...]
@@ -114,7 +114,7 @@ class TensorFile:
     """A safetensors file: its first bytes, and where its tensors are."""
 
     header: bytes
-    places: Mapping[str, Place]
+    places: Mapping[str, TensorLocation]
     size: int
 
     @classmethod
@@ -166,12 +166,12 @@ class TensorFile:
         with path.open("r+b") as stream:
             os.posix_fallocate(stream.fileno(), 0, self.size)
 
-    def arrays(self, path: Path, mode: str) -> Mapped:
-        return Mapped(self, np.memmap(path, np.uint8, mode))  # type: ignore[call-overload]
+    def arrays(self, path: Path, mode: str) -> MappedTensors:
+        return MappedTensors(self, np.memmap(path, np.uint8, mode))  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
-class Mapped:
+class MappedTensors:
     """A file's tensors as arrays over its bytes."""
 
     file: TensorFile
@@ -187,7 +187,7 @@ class Mapped:
 _NO_HEADER = (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-def _places(entries: Mapping[str, Any], begin: int) -> dict[str, Place]:
+def _places(entries: Mapping[str, Any], begin: int) -> dict[str, TensorLocation]:
     """Of a header's entries, which lie one after another. Raises: one of `_NO_HEADER`."""
     found = {}
     at = 0
@@ -201,12 +201,12 @@ def _places(entries: Mapping[str, Any], begin: int) -> dict[str, Place]:
             raise ValueError(f"{name} has no shape or place")
         if first != at or end - first != prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} is not where it must be")
-        found[name] = Place(shape, dtype, begin + first)
+        found[name] = TensorLocation(shape, dtype, begin + first)
         at = end
     return found
 
 
-def runs(whole: Array, part: Part, first: int, count: int) -> Iterator[tuple[Array, slice]]:
+def runs(whole: Array, part: TensorShard, first: int, count: int) -> Iterator[tuple[Array, slice]]:
     """Views of a whole tensor that together are a run of a part, and which of it each is."""
     if part.dim is None:
         yield whole.reshape(-1)[first : first + count], slice(0, count)
@@ -229,7 +229,9 @@ def runs(whole: Array, part: Part, first: int, count: int) -> Iterator[tuple[Arr
         at += size
 
 
-def _row_runs(whole: Array, part: Part, first: int, count: int) -> Iterator[tuple[Array, slice]]:
+def _row_runs(
+    whole: Array, part: TensorShard, first: int, count: int
+) -> Iterator[tuple[Array, slice]]:
     width = prod(part.shape[1:])
     flat = whole.reshape(-1)
     before = 0
@@ -312,7 +314,7 @@ def _write(path: Path, file: TensorFile, fragments: Sequence[Fragment]) -> str |
     return sha256.hexdigest() if sha256 else None
 
 
-def _pieces(mapped: Mapped, fragment: Fragment) -> Iterator[tuple[int, Array]]:
+def _pieces(mapped: MappedTensors, fragment: Fragment) -> Iterator[tuple[int, Array]]:
     """The bytes of a fragment, cut where they lie apart in the file, each with its offset."""
     numbers = fragment.data.numpy()
     whole = mapped[fragment.name]
@@ -341,9 +343,9 @@ def _joined(pieces: Iterable[tuple[int, Array]]) -> list[tuple[int, list[Array]]
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of some files: a `Source`."""
+    """The tensors of some files: a `StateSource`."""
 
-    files: Mapping[str, Mapped]
+    files: Mapping[str, MappedTensors]
     """By tensor."""
 
     @classmethod
@@ -353,7 +355,7 @@ class Stored:
         Raises:
             IntegrityError: one is no complete safetensors file, or two have the same tensor.
         """
-        found: dict[str, Mapped] = {}
+        found: dict[str, MappedTensors] = {}
         for path in paths:
             mapped = TensorFile.open(path).arrays(path, "r")
             twice = mapped.file.places.keys() & found.keys()
@@ -368,7 +370,7 @@ class Stored:
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
 
-    def read(self, name: str, part: Part, first: int, count: int) -> Tensor:
+    def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
         if name not in self.files:
             raise IntegrityError(f"{name} is missing")
         whole = self.files[name][name]
@@ -382,4 +384,4 @@ class Stored:
     def whole(self, name: str) -> Tensor:
         """All of a tensor, in its shape."""
         shape = self.files[name].file.places[name].shape
-        return self.read(name, Part(shape), 0, prod(shape)).reshape(shape)
+        return self.read(name, TensorShard(shape), 0, prod(shape)).reshape(shape)

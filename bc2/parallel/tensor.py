@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bc2.model.transformer import Embedding, Layer, Transformer
-from bc2.parallel.layout import part_of
 from bc2.parallel.mesh import Group, in_order
+from bc2.parallel.sharding import shard_of
 
 
 def cut_tensors(model: Transformer, group: Group) -> None:
@@ -31,7 +31,7 @@ def cut_tensors(model: Transformer, group: Group) -> None:
     if group.size == 1:
         return
     for name, parameter in list(model.named_parameters()):
-        part = part_of(name, tuple(parameter.shape), group.rank, group.size)
+        part = shard_of(name, tuple(parameter.shape), group.rank, group.size)
         if part.dim is None:
             continue
         mine = nn.Parameter(part.of(parameter.detach()).contiguous(), parameter.requires_grad)
@@ -79,14 +79,8 @@ class Vocabulary:
     def first(self) -> int:
         return self.group.rank * self.rows
 
-    def max_(self, x: Tensor) -> Tensor:
-        return self.group.max_(x)
-
-    def min_(self, x: Tensor) -> Tensor:
-        return self.group.min_(x)
-
-    def sum_(self, x: Tensor) -> Tensor:
-        return self.group.sum_(x)
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        return self.group.all_reduce(x, op)
 
 
 class ShardedEmbedding(Embedding):
@@ -123,7 +117,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.sum_(grad.contiguous()), None
+        return ctx.group.all_reduce(grad.contiguous()), None
 
 
 class _Leave(torch.autograd.Function):
@@ -131,7 +125,7 @@ class _Leave(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        return group.sum_(x.clone())
+        return group.all_reduce(x.clone())
 
     @staticmethod
     @once_differentiable

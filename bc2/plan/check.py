@@ -7,19 +7,19 @@ import os
 import torch
 
 from bc2.errors import ResourceError, UsageError
+from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
 from bc2.plan.devices import Device
-from bc2.plan.layouts import Layout, layouts_that_fit
-from bc2.plan.plan import nothing_fits, own_layout, work_of
+from bc2.plan.training_plan import nothing_fits, recipe_candidate, workload_of
 from bc2.recipe import Recipe
-from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_device
 from bc2.train.memory.available import device_available
+from bc2.train.pretrain_config import PretrainConfig
 
 #: An estimate this much above what is free cannot be right by luck.
 CLEAR = 1.15
 
 
-def check_fits(recipe: Recipe, world: int, available: int | None = None) -> None:
+def check_memory_fits(recipe: Recipe, world: int, available: int | None = None) -> None:
     """Stop what cannot fit by a clear margin, before anything is trained.
 
     Args:
@@ -37,7 +37,7 @@ def check_fits(recipe: Recipe, world: int, available: int | None = None) -> None
     # Speeds rank layouts; an ordinary device's will do.
     here = Device(str(device), device.type, room, 312e12, 300e9, 25e9, _local(world))
     try:
-        own = own_layout(recipe, work_of(recipe, here, world))
+        own = recipe_candidate(recipe, workload_of(recipe, here, world))
     except UsageError:
         return  # what does not divide, the run itself refuses
     if own.memory.total > room * CLEAR:
@@ -54,7 +54,7 @@ def _local(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
-def _refusal(own: Layout, room: int) -> ResourceError:
+def _refusal(own: CandidateLayout, room: int) -> ResourceError:
     others = layouts_that_fit(own.work)
     if not others:
         return nothing_fits(own.work, own, room)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bc2.console import table
+from bc2.plan.candidate_layouts import CandidateLayout
 from bc2.plan.history import Past
-from bc2.plan.layouts import Layout
-from bc2.plan.plan import Plan
+from bc2.plan.training_plan import Plan
 from bc2.train.memory.estimate import PARTS
 
 #: Layouts that a person is shown.
@@ -93,7 +93,7 @@ def _disk(plan: Plan) -> str:
     return f"{each}, {plan.checkpoints:,} kept: {size}"
 
 
-def _memory_title(layout: Layout) -> str:
+def _memory_title(layout: CandidateLayout) -> str:
     phases = {
         "head": "in the head's loss", "turn": "as the backward pass begins",
         "end": "as the backward pass ends", "reduction": "while gradients are reduced",
@@ -102,14 +102,14 @@ def _memory_title(layout: Layout) -> str:
     return f"Memory of a device at its peak, {phases[layout.memory.phase]}: {layout.name}"
 
 
-def _memory(layout: Layout) -> Any:
+def _memory(layout: CandidateLayout) -> Any:
     memory = layout.memory
     rows = [(name, f"{memory.parts[name] / 1e9:,.2f}") for name in PARTS if memory.parts[name]]
     rows.append(("total", f"{memory.total / 1e9:,.2f}"))
     return table(("part", "GB"), rows)
 
 
-def _layouts(layouts: Sequence[Layout]) -> Any:
+def _layouts(layouts: Sequence[CandidateLayout]) -> Any:
     columns = ("layout", "micro", "accum", "ckpt", "GB", "time", "why")
     rows = [
         (
@@ -122,7 +122,7 @@ def _layouts(layouts: Sequence[Layout]) -> Any:
     return table(columns, rows, title="Layouts that fit; time against computing alone")
 
 
-def _why(layout: Layout) -> str:
+def _why(layout: CandidateLayout) -> str:
     return ("the recipe's own; " if layout.own else "") + layout.reason()
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bc2.console import table
 from bc2.errors import DataError, from_os_error
 from bc2.report.funnel import Funnel
-from bc2.report.quote import visible
+from bc2.report.visible_text import visible
 
 #: Matches that a terminal's table has at most.
 MOST_ROWS = 1000

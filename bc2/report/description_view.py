@@ -12,9 +12,9 @@ from bc2.report import funnel_view, timings
 from bc2.report.description import Description, Source, Tally
 from bc2.report.funnel import Histogram
 from bc2.report.funnel_rows import PAPER_KEPT, language, rows, share
-from bc2.report.quote import size, visible
+from bc2.report.number_format import NOTHING
 from bc2.report.timings import Timing
-from bc2.report.words import NOTHING
+from bc2.report.visible_text import size, visible
 
 
 class Sheet(NamedTuple):

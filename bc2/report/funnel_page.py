@@ -20,9 +20,9 @@ from bc2.report.funnel import Against, Example, Funnel, Histogram
 from bc2.report.funnel_picture import figure, histogram
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, language, reasons, rows, share, slices
 from bc2.report.funnel_view import exact, shelves
-from bc2.report.quote import language_tag, size, visible
+from bc2.report.number_format import amount, duration, moment
 from bc2.report.timings import Timing
-from bc2.report.words import amount, duration, moment
+from bc2.report.visible_text import language_tag, size, visible
 
 PAGE = "funnel.html"
 #: Characters of a text that the page shows.

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from bc2.console import table
 from bc2.report.funnel import Example, Funnel
 from bc2.report.funnel_rows import PAPER_KEPT, Row, language, reasons, rows, share, slices
-from bc2.report.quote import size, visible
-from bc2.report.words import NOTHING, duration
+from bc2.report.number_format import NOTHING, duration
+from bc2.report.visible_text import size, visible
 
 #: Examples shown of one reason of one stage, in one language.
 MOST_EXAMPLES = 10

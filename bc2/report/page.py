@@ -18,8 +18,8 @@ from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import Lineage, trace
 from bc2.report.curves import draw_run, figure, inline_svg
 from bc2.report.history import Floats, History
+from bc2.report.number_format import NOTHING, amount, decimals, duration, moment, percent
 from bc2.report.status import Status
-from bc2.report.words import NOTHING, amount, decimals, duration, moment, percent
 from bc2.train.runs import Attempt, Row, RunFolder, State, ended_as, latest
 
 PAGE = "report.html"

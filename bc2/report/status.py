@@ -148,7 +148,7 @@ class Status:
         facts = self.run.facts
         if facts is None:
             return None
-        left = (facts.steps - self.step) * facts.tokens_per_step
+        left = (facts.steps - self.step) * facts.batch_tokens
         return int(self.last.get("tokens", 0)) + left
 
     def _seconds_a_step(self) -> float:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bc2.report.funnel_rows import share
-from bc2.report.quote import size
-from bc2.report.words import NOTHING
+from bc2.report.number_format import NOTHING
+from bc2.report.visible_text import size
 
 TITLE = "Seconds of work"
 COLUMNS = ("step", "bytes in", "seconds", "settling", "of all", "MB/s")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bc2.console import note
+from bc2.report.number_format import NOTHING, amount, decimals, duration, percent, rate
 from bc2.report.status import Status
-from bc2.report.words import NOTHING, amount, decimals, duration, percent, rate
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 

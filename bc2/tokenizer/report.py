@@ -59,7 +59,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class CompressionReport:
     """Rows by the name of the group, within each in the order of the models; totals last."""
 
     rows: Sequence[Row]
@@ -103,7 +103,7 @@ def compression(
     texts: Iterable[tuple[str, str]],
     *,
     threads: int = 1,
-) -> Report:
+) -> CompressionReport:
     """Encode texts with every model and count.
 
     Tokens are counted without beginning or end of text, document by document. A model
@@ -133,7 +133,7 @@ def compression(
         totals[row.model].add(row)
     order = list(loaded)
     parts = sorted(rows.values(), key=lambda row: (row.group, order.index(row.model)))
-    return Report([*parts, *totals.values()])
+    return CompressionReport([*parts, *totals.values()])
 
 
 def _count(name: str, group: str, tokenizer: Tokenizer, batch: list[str], threads: int) -> Row:

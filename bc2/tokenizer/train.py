@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 
 from bc2.errors import Bc2Error, DataError, RecipeError, ResourceError, RunFailed
 from bc2.tokenizer import layout, sentencepiece_worker
-from bc2.tokenizer.config import TokenizerConfig
 from bc2.tokenizer.sample import MAX_ITEM_BYTES, Sample
 from bc2.tokenizer.sentencepiece_worker import ERROR_MARK, LENGTH
+from bc2.tokenizer.tokenizer_config import TokenizerConfig
 
 #: ``progress(advance, detail)``: bytes read into the trainer, then details of the merging.
-Report = Callable[[float, str], None]
+ReportProgress = Callable[[float, str], None]
 
 #: Raised when the same texts and settings give another model.
 VERSION = 1
@@ -43,7 +43,7 @@ class Trained:
 
 
 def train(
-    texts: Iterable[str], config: TokenizerConfig, *, progress: Report | None = None
+    texts: Iterable[str], config: TokenizerConfig, *, progress: ReportProgress | None = None
 ) -> Trained:
     """Train a tokenizer on texts, up to ``config.sample_bytes`` of them.
 

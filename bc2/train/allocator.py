@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = 2**31 - 1
 
 #: Whoever sets one of these has thought about the allocator.
-CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+USER_CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> bool:
@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was done: not without glibc, nor where the environment chose already.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in CHOSEN):
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in USER_CHOICES):
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_THRESHOLD, NEVER) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))

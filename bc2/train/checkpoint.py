@@ -22,16 +22,16 @@ from torch import Tensor
 from bc2.console import warn
 from bc2.errors import Bc2Error, IntegrityError, from_os_error
 from bc2.files import sha256_file
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.store import check_shapes, save_config, weight_files
-from bc2.parallel.layout import Part
+from bc2.parallel.agreement import fail_together, see
 from bc2.parallel.mesh import Group, Mesh
-from bc2.parallel.state import Held, Stored, TensorFile, index_of, write_fragments
-from bc2.parallel.together import alike, see
+from bc2.parallel.sharding import TensorShard
+from bc2.parallel.state import HeldTensors, Stored, TensorFile, index_of, write_fragments
 from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry.manifest import FileEntry
 from bc2.registry.staging import Staged
-from bc2.tokenizer.config import TOKENIZER_FILE
+from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.metrics import METRICS
 
 TRAINER = "trainer.json"
@@ -60,8 +60,8 @@ class Snapshot:
     """One moment of a run: in host memory, what this rank has of it; or as it was saved."""
 
     state: TrainerState
-    weights: Held | Stored
-    optimizer: Held | Stored
+    weights: HeldTensors | Stored
+    optimizer: HeldTensors | Stored
     metrics: bytes
     random: Tensor
 
@@ -77,10 +77,10 @@ class Snapshot:
                 every rank alike.
         """
         world = (mesh or Mesh()).world
-        with alike(world):
+        with fail_together(world):
             for name in artifact.files()[world.rank :: world.size]:
                 artifact.file(name)
-        with alike(world):
+        with fail_together(world):
             state = _trainer_state(artifact.path / TRAINER)
             names = artifact.files()
             weights, optimizer = (
@@ -102,29 +102,29 @@ class Snapshot:
             Exception: what any rank failed with; on every rank.
         """
         files = self._files()
-        with alike(mesh.side):
+        with fail_together(mesh.side):
             if mesh.first:
                 for name, file in files.items():
                     file.create(folder / name)
                 self._write_rest(folder, config, tokenizer)
         digests: dict[str, str] = {}
-        with alike(mesh.side):
+        with fail_together(mesh.side):
             see(folder / TRAINER, mesh.side)
             for held in (self.weights, self.optimizer):
-                assert isinstance(held, Held)
+                assert isinstance(held, HeldTensors)
                 digests |= write_fragments(folder, files, held.fragments)
         digests = _with_others(digests, folder, files, mesh.side)
         return [FileEntry(path=n, size=files[n].size, sha256=digests[n]) for n in sorted(files)]
 
     def _files(self) -> dict[str, TensorFile]:
-        assert isinstance(self.weights, Held)
-        assert isinstance(self.optimizer, Held)
+        assert isinstance(self.weights, HeldTensors)
+        assert isinstance(self.optimizer, HeldTensors)
         if RANDOM not in self.optimizer:
-            self.optimizer.add(RANDOM, Part(tuple(self.random.shape)), 0, self.random)
+            self.optimizer.add(RANDOM, TensorShard(tuple(self.random.shape)), 0, self.random)
         return {**self.weights.files("model"), **self.optimizer.files("optimizer")}
 
     def _write_rest(self, folder: Path, config: ModelConfig, tokenizer: Path) -> None:
-        assert isinstance(self.weights, Held)
+        assert isinstance(self.weights, HeldTensors)
         check_shapes(self.weights.shapes, config, "state to save")
         weights = self.weights.files("model")
         if len(weights) > 1:
@@ -139,12 +139,12 @@ def _with_others(
     mine: Mapping[str, str], folder: Path, files: Iterable[str], ranks: Group
 ) -> dict[str, str]:
     """The SHA-256 of all files: of those that a rank wrote alone, and of the rest, read in turn."""
-    found = _united(ranks.each(mine))
+    found = _united(ranks.all_gather_object(mine))
     missing = sorted(set(files) - found.keys())
     read: dict[str, str] = {}
-    with alike(ranks):
+    with fail_together(ranks):
         read = {name: sha256_file(folder / name) for name in missing[ranks.rank :: ranks.size]}
-    return found | _united(ranks.each(read))
+    return found | _united(ranks.all_gather_object(read))
 
 
 def _united(all_ranks: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -182,7 +182,7 @@ class Saver:
     Args:
         registry: where to.
         draft: kind, name, key, parents and recipe that all checkpoints of the run share.
-        tokens_per_sample: to say a position in tokens.
+        sequence_length: to say a position in tokens.
         keep: how many checkpoints of the run stay registered; 0: all.
         latest: the checkpoint that the run goes on from.
         anchor: the newest checkpoint that was saved on schedule: what a rollback goes back
@@ -198,7 +198,7 @@ class Saver:
         config: ModelConfig,
         tokenizer: Path,
         *,
-        tokens_per_sample: int,
+        sequence_length: int,
         keep: int,
         latest: Artifact | None = None,
         anchor: Artifact | None = None,
@@ -209,7 +209,7 @@ class Saver:
         self.draft = draft
         self.config = config
         self.tokenizer = tokenizer
-        self.tokens_per_sample = tokens_per_sample
+        self.sequence_length = sequence_length
         self.keep = keep
         self.latest = latest
         self.anchor = anchor
@@ -260,7 +260,7 @@ class Saver:
 
     def at(self, step: int, samples: int) -> Position:
         """A place in the run as its checkpoints name it."""
-        return Position(step, samples * self.tokens_per_sample)
+        return Position(step, samples * self.sequence_length)
 
     def failed(self) -> bool:
         """Whether a save ended with an error that `wait` will raise."""
@@ -284,17 +284,17 @@ class Saver:
         side = self.mesh.side
         with ExitStack() as held:
             staged: Staged | None = None
-            with alike(side):
+            with fail_together(side):
                 if self.mesh.first:
                     staged = held.enter_context(self.registry.stage(draft))
-            folder = side.from_first(staged.path if staged else None)
+            folder = side.broadcast_object(staged.path if staged else None)
             assert folder is not None
             known = snapshot.write(folder, self.config, self.tokenizer, self.mesh)
             digest: str | None = None
-            with alike(side):
+            with fail_together(side):
                 if staged is not None:
                     digest = staged.publish(known=known).digest
-            digest = side.from_first(digest)
+            digest = side.broadcast_object(digest)
             assert digest is not None
         return self.registry.get(digest)
 

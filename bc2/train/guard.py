@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-from bc2.train.config import GuardConfig
+from bc2.train.pretrain_config import GuardConfig
 
 
 @dataclass

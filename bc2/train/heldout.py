@@ -15,8 +15,8 @@ import torch
 from bc2.data.loader import Batch, heldout_batches, read_ahead
 from bc2.data.shards import TokenShards
 from bc2.errors import RunFailed
-from bc2.generate.config import SamplingConfig
 from bc2.generate.engine import generate
+from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.transformer import Transformer
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.deterministic import in_any_order
@@ -65,7 +65,7 @@ class Heldout:
     new_tokens: int
     """At most this many are added to each."""
     timeout_s: float
-    """The longest wait for a batch."""
+    """The max_seqlen wait for a batch."""
     check: Callable[[], None]
     """Called between batches and tokens; what it raises abandons the evaluation."""
 
@@ -102,7 +102,7 @@ class Heldout:
                 settings,
                 eos_id=self.shards.eos_id,
                 on_token=lambda *_: self.check(),
-                scores=self.engine.next_scores if self.engine.shares_weights else None,
+                next_logits=self.engine.next_logits if self.engine.shares_weights else None,
             )
         return [
             {"prompt": self._text(prompt), "text": self._text(new.ids)}
@@ -156,7 +156,7 @@ def heldout_loss(
             nats += sums["ce"]
             tokens += len(labels)
             size += int(piece_bytes[labels].sum())
-    each = data.each((nats, tokens, size))
+    each = data.all_gather_object((nats, tokens, size))
     nats, tokens, size = sum(e[0] for e in each), sum(e[1] for e in each), sum(e[2] for e in each)
     if not tokens or not size:
         raise RunFailed("the held-out split has no token to predict", todo="set eval_tokens = 0")

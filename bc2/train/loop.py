@@ -30,14 +30,14 @@ from bc2.train.metrics import Log, last_row
 from bc2.train.objective import Objective
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
-from bc2.train.stream import Place, Step
+from bc2.train.stream import Step, StepSpan
 
 
-class Stream(Protocol):
+class BatchStream(Protocol):
     """Steps of any kind of data, from a global sample index on."""
 
     @property
-    def rows(self) -> int:
+    def sequences(self) -> int:
         """Samples in a step."""
 
     def steps(self, first: int) -> AbstractContextManager[Iterator[Step]]: ...
@@ -49,7 +49,7 @@ class Loop:
 
     engine: Engine
     objective: Objective
-    stream: Stream
+    stream: BatchStream
     schedule: Schedule
     speed: Speed
     guard: Guard
@@ -64,7 +64,7 @@ class Loop:
     rollbacks: int = 0
     heldout: dict[str, Any] | None = None
     """The row of the last evaluation."""
-    place: Place | None = None
+    place: StepSpan | None = None
     """The step under way, or the one just made."""
     torn: bool = False
     """Whether weights, position and metrics do not belong together now: not to be saved."""
@@ -116,8 +116,8 @@ class Loop:
         """Make steps until the run ends or a rollback moves the position."""
         while self.step < self.schedule.total:
             began = time.perf_counter()
-            last = self.samples + self.stream.rows - 1
-            self.place = Place(self.step + 1, self.samples, last)
+            last = self.samples + self.stream.sequences - 1
+            self.place = StepSpan(self.step + 1, self.samples, last)
             with self._named(str(self.place)):
                 with self.engine.clock.part("data"):
                     step = next(steps)
@@ -140,7 +140,7 @@ class Loop:
         """Forward and backward of one optimizer step; nothing is changed yet."""
         if not tokens:
             raise RunFailed(
-                f"no supervised token in samples {step.first} to {step.first + step.rows - 1}",
+                f"no supervised token in samples {step.first} to {step.first + step.sequences - 1}",
                 todo="look at the token shards: every label of the batch is masked",
             )
         measured = self.engine.accumulate(
@@ -167,7 +167,7 @@ class Loop:
             self.guard.accept(measured["loss"])
             self._advance(step)
             if logged:
-                span = [step.first, step.first + step.rows - 1]
+                span = [step.first, step.first + step.sequences - 1]
                 self.log.row(**self._at("step"), samples=span, **measured)
         self._tell(measured, time.perf_counter() - began, logged=logged)
 
@@ -193,7 +193,7 @@ class Loop:
         worst = max(self.guard.bad, self.rollbacks) + 1
         action = self.guard.config.action
         read = Counter[str]()
-        for sources in self.engine.mesh.data.each(step.sources):
+        for sources in self.engine.mesh.data.all_gather_object(step.sources):
             read.update(sources)
         facts = {
             "samples": [*self.place[1:]],
@@ -238,8 +238,8 @@ class Loop:
         self._evaluate_if_due()
         with self._changing():
             self.guard.bad, self.rollbacks, self.rewound = bad, rollbacks, True
-            skipped = [self.samples, step.first + step.rows - 1]
-            self.samples = step.first + step.rows
+            skipped = [self.samples, step.first + step.sequences - 1]
+            self.samples = step.first + step.sequences
             row = {**facts, "samples": skipped, "from_step": at + 1}
             self.log.row(**self._at("rollback"), **row)
         self.progress(self.step - at)
@@ -392,7 +392,7 @@ class Loop:
     def _advance(self, step: Step) -> None:
         self.step += 1
         tell_step(self.step)
-        self.samples = step.first + step.rows
+        self.samples = step.first + step.sequences
         self.rewound = False
 
     def _at(self, event: str) -> dict[str, Any]:

@@ -18,28 +18,28 @@ from bc2.console import note, progress, warn
 from bc2.data.loader import Loader
 from bc2.errors import IntegrityError
 from bc2.files import make_directory, replace_durably
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.together import alike, see_together
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.checkpoint import Saver, Snapshot, reading_order
-from bc2.train.config import PretrainConfig
 from bc2.train.deterministic import deterministic
 from bc2.train.device import peak_flops, pick_precision, rank_device
 from bc2.train.engines.base import Engine
 from bc2.train.engines.make import make_engine
-from bc2.train.footprint import Footprint
 from bc2.train.guard import Guard
 from bc2.train.heldout import Heldout
-from bc2.train.joining import alone, following, join
 from bc2.train.loop import Loop
 from bc2.train.memory.estimate import settle_checkpointing
+from bc2.train.memory.measured import Footprint
 from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
-from bc2.train.plan import Plan, mixture_lines, prepare
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.rendezvous import alone, following, join
+from bc2.train.run_inputs import RunInputs, mixture_lines, open_run_inputs
 from bc2.train.runs import RunFacts, mark_running
 from bc2.train.schedule import Speed
 from bc2.train.signals import Stop, stop_on_signals
@@ -65,7 +65,7 @@ class Run:
     """How it is laid out over ranks, which changes no result but rounding."""
 
     @classmethod
-    def plan(
+    def resolve(
         cls, name: str, config: PretrainConfig, model: ModelConfig, tokens: Artifact,
         tokenizer: Artifact, recipe: Mapping[str, Any], command: list[str],
         parallel: ParallelConfig | None = None,
@@ -158,15 +158,15 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
 
 def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact:
     make_directory(registry.work)
-    see_together(registry.work, mesh.world)
-    with alike(mesh.world):
-        plan = prepare(run.config, run.tokens, run.tokenizer, verify=mesh.first)
+    check_shared_folder(registry.work, mesh.world)
+    with fail_together(mesh.world):
+        plan = open_run_inputs(run.config, run.tokens, run.tokenizer, verify=mesh.first)
     with alone(run, registry, mesh):
         known = None
-        with alike(mesh.world):
+        with fail_together(mesh.world):
             if mesh.first:
                 known = _begin(run, registry, fresh)
-        known = mesh.world.from_first(known)
+        known = mesh.world.broadcast_object(known)
         if known is not None:
             return registry.get(known)
         with _marked(run, registry, mesh), deterministic(run.config.deterministic):
@@ -192,7 +192,7 @@ def _marked(run: Run, registry: Registry, mesh: Mesh) -> AbstractContextManager[
     return mark_running(run.folder(registry)) if mesh.first else nullcontext()
 
 
-def _train(run: Run, plan: Plan, registry: Registry, mesh: Mesh) -> Artifact:
+def _train(run: Run, plan: RunInputs, registry: Registry, mesh: Mesh) -> Artifact:
     config, folder = run.config, run.folder(registry)
     if mesh.first:
         replace_durably(folder / "recipe.json", json.dumps(run.recipe, indent=2).encode())
@@ -235,7 +235,7 @@ def _check(stop: Stop, mesh: Mesh) -> Callable[[], None]:
 def _earlier(run: Run, registry: Registry, mesh: Mesh) -> list[Artifact]:
     """The run's checkpoints as the first rank sees them."""
     digests = [a.digest for a in run.checkpoints(registry)] if mesh.first else None
-    found = mesh.world.from_first(digests)
+    found = mesh.world.broadcast_object(digests)
     assert found is not None
     return [registry.get(digest) for digest in found]
 
@@ -268,7 +268,7 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
         step=start.state.step if start else 0,
         deterministic=config.deterministic,
         threads=torch.get_num_threads(),
-        micro_batch=config.micro_rows,
+        micro_batch=config.micro_sequences,
         checkpointing=config.segment_layers,
         ranks=mesh.world.size,
     )
@@ -276,28 +276,28 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
     return log
 
 
-def _facts(run: Run, plan: Plan) -> RunFacts:
+def _facts(run: Run, plan: RunInputs) -> RunFacts:
     """What watching and reporting the run need to know beside its rows."""
     return RunFacts(
         name=run.name,
         key=run.key,
         steps=plan.schedule.total,
-        tokens_per_step=run.config.batch_tokens,
-        tokens_per_sample=run.config.sequence_length,
+        batch_tokens=run.config.batch_tokens,
+        sequence_length=run.config.sequence_length,
         clip_norm=run.config.optimizer.clip_norm,
         parents=(run.tokens.digest, run.tokenizer.digest),
     )
 
 
 def _stream(
-    config: PretrainConfig, plan: Plan, check: Callable[[], None], mesh: Mesh
+    config: PretrainConfig, plan: RunInputs, check: Callable[[], None], mesh: Mesh
 ) -> TokenStream:
     shards = plan.shards
     loader = Loader(shards, "train", plan.mixture, config.sequence_length, shards.eos_id)
     return TokenStream(
         loader,
-        config.batch_rows,
-        config.micro_rows,
+        config.batch_sequences,
+        config.micro_sequences,
         timeout_s=config.data_timeout_s,
         check=check,
         rank=mesh.data.rank,
@@ -305,7 +305,9 @@ def _stream(
     )
 
 
-def _saver(run: Run, plan: Plan, registry: Registry, earlier: list[Artifact], mesh: Mesh) -> Saver:
+def _saver(
+    run: Run, plan: RunInputs, registry: Registry, earlier: list[Artifact], mesh: Mesh
+) -> Saver:
     every = plan.schedule.checkpoint_every
     scheduled = [artifact for artifact in earlier if _step(artifact) % every == 0]
     return Saver(
@@ -313,7 +315,7 @@ def _saver(run: Run, plan: Plan, registry: Registry, earlier: list[Artifact], me
         _draft(run),
         run.model,
         plan.tokenizer,
-        tokens_per_sample=run.config.sequence_length,
+        sequence_length=run.config.sequence_length,
         keep=run.config.keep_checkpoints,
         latest=earlier[-1] if earlier else None,
         anchor=scheduled[-1] if scheduled else None,
@@ -351,13 +353,15 @@ def _draft(run: Run) -> Draft:
     )
 
 
-def _announce(run: Run, plan: Plan, speed: Speed, start: Snapshot | None, folder: Path) -> None:
+def _announce(
+    run: Run, plan: RunInputs, speed: Speed, start: Snapshot | None, folder: Path
+) -> None:
     total = plan.schedule.total
-    tokens = total * speed.tokens_per_step
+    tokens = total * speed.batch_tokens
     epoch = sum(plan.mixture.windows.values()) * run.config.sequence_length
     note(
         f"{run.name}: {run.model.num_params():,} parameters, {total:,} steps of "
-        f"{speed.tokens_per_step:,} tokens = {tokens:,} tokens, "
+        f"{speed.batch_tokens:,} tokens = {tokens:,} tokens, "
         f"{tokens / epoch:.2f} epochs of {epoch:,}; metrics in {folder}"
     )
     for line in mixture_lines(run.config, plan):
@@ -368,7 +372,7 @@ def _announce(run: Run, plan: Plan, speed: Speed, start: Snapshot | None, folder
 
 def _evaluator(
     config: PretrainConfig,
-    plan: Plan,
+    plan: RunInputs,
     engine: Engine,
     objective: Objective,
     check: Callable[[], None],
@@ -381,7 +385,7 @@ def _evaluator(
         plan.shards,
         Tokenizer.load(plan.tokenizer),
         sequence_length=config.sequence_length,
-        micro_batch=config.micro_rows,
+        micro_batch=config.micro_sequences,
         tokens=config.eval_tokens,
         prompts=config.sample_prompts,
         new_tokens=config.sample_tokens,

@@ -63,6 +63,10 @@ def is_running(folder: Path) -> bool:
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
+#: What the facts of a run were called in ``run.json`` by bc2 0.1.
+_EARLIER_NAMES = {"tokens_per_step": "batch_tokens", "tokens_per_sample": "sequence_length"}
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What ``run.json`` says of a run; written when it starts."""
@@ -72,8 +76,8 @@ class RunFacts:
     """The stage key of its checkpoints, 64 hex digits."""
     steps: int
     """Optimizer steps of the whole run."""
-    tokens_per_step: int
-    tokens_per_sample: int
+    batch_tokens: int
+    sequence_length: int
     clip_norm: float
     """What the gradient's norm is clipped to."""
     parents: tuple[str, ...]
@@ -81,7 +85,8 @@ class RunFacts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunFacts:
-        return cls(**{**values, "parents": tuple(values["parents"])})
+        named = {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
+        return cls(**{**named, "parents": tuple(named["parents"])})
 
     def write(self, folder: Path) -> None:
         replace_durably(folder / RUN, json.dumps(asdict(self), indent=2).encode())

@@ -27,13 +27,13 @@ class Schedule:
 class Speed:
     """What turns seconds into MFU."""
 
-    tokens_per_step: int
+    batch_tokens: int
     flops_per_token: float
     peak_flops: float
 
     def of(self, seconds: float) -> dict[str, float]:
         """The speed of a step that took so long."""
-        rate = self.tokens_per_step / seconds
+        rate = self.batch_tokens / seconds
         flops = rate * self.flops_per_token
         return {"tokens_per_s": rate, "flops": flops, "mfu": flops / self.peak_flops}
 

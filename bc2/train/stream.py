@@ -18,7 +18,7 @@ from bc2.errors import RunFailed
 _POLL_S = 0.2
 
 
-class Place(NamedTuple):
+class StepSpan(NamedTuple):
     """A step and its samples, as every fault is named."""
 
     step: int
@@ -35,8 +35,8 @@ class Step:
 
     first: int
     """Global index of the first sample."""
-    rows: int
-    """Samples in the step, on all ranks: indices first to first + rows - 1."""
+    sequences: int
+    """Samples in the step, on all ranks: indices first to first + sequences - 1."""
     batches: list[Batch]
     """This rank's micro-batches."""
     names: tuple[str, ...] = ()
@@ -60,10 +60,10 @@ class TokenStream:
     """Steps of packed token windows, read ahead on a thread."""
 
     loader: Loader
-    rows: int
+    sequences: int
     """Samples in a step."""
     micro_batch: int
-    """Samples in a micro-batch; with `ranks` it divides `rows`."""
+    """Samples in a micro-batch; with `ranks` it divides `sequences`."""
     timeout_s: float
     """No batch for this long: the reader is stuck."""
     check: Callable[[], None]
@@ -83,10 +83,10 @@ class TokenStream:
     def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[Step]:
         names = tuple(self.loader.mixture.sources)
         while True:
-            count = self.rows // (self.micro_batch * self.ranks)
+            count = self.sequences // (self.micro_batch * self.ranks)
             group = [next(batches) for _ in range(count)]
-            yield Step(first, self.rows, group, names)
-            first += self.rows
+            yield Step(first, self.sequences, group, names)
+            first += self.sequences
 
 
 def waited(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ import psutil
 
 from bc2.errors import RunFailed
 from bc2.ranks import RankFailed
-from bc2.verify.scratch import Home
+from bc2.verify.scratch import ScratchHome
 
 #: How often to look whether a run has come to where it is to be killed, seconds.
 _LOOK_S = 0.001
@@ -26,7 +26,7 @@ _GONE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Hit:
+class Kill:
     """A SIGKILL that met all ranks in training."""
 
     step: int
@@ -35,10 +35,10 @@ class Hit:
     """Whether a checkpoint was being written."""
 
 
-class Attempt:
+class TrainingProcess:
     """One start of a run and of its ranks."""
 
-    def __init__(self, recipe: Path, home: Home, ranks: int):
+    def __init__(self, recipe: Path, home: ScratchHome, ranks: int):
         self.home = home
         self._before = len(home.timing("step"))
         command = [sys.executable, "-m", "bc2", "pretrain", str(recipe), "--quiet"]
@@ -100,24 +100,24 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def attempt(recipe: Path, home: Home, ranks: int) -> Iterator[Attempt]:
+def attempt(recipe: Path, home: ScratchHome, ranks: int) -> Iterator[TrainingProcess]:
     """Start a run; whatever is left of it at the end is killed."""
-    made = Attempt(recipe, home, ranks)
+    made = TrainingProcess(recipe, home, ranks)
     try:
         yield made
     finally:
         made.kill()
 
 
-def finish(recipe: Path, home: Home, ranks: int) -> None:
+def finish(recipe: Path, home: ScratchHome, ranks: int) -> None:
     """Run to the end."""
     with attempt(recipe, home, ranks) as one:
         one.finish()
 
 
 def disturb(
-    recipe: Path, home: Home, ranks: int, *, kills: int, steps: int, rng: random.Random
-) -> list[Hit]:
+    recipe: Path, home: ScratchHome, ranks: int, *, kills: int, steps: int, rng: random.Random
+) -> list[Kill]:
     """Kill a run at moments spread over its steps, every other one while it saves; then finish.
 
     Raises:
@@ -144,8 +144,8 @@ def _moment(number: int, kills: int, steps: int, rng: random.Random) -> int:
 
 
 def _hit(
-    recipe: Path, home: Home, ranks: int, step: int, rng: random.Random, saves: int
-) -> Hit | None:
+    recipe: Path, home: ScratchHome, ranks: int, step: int, rng: random.Random, saves: int
+) -> Kill | None:
     with attempt(recipe, home, ranks) as one:
         if not one.reaches(lambda: one.made() >= step):
             one.finish()
@@ -158,8 +158,8 @@ def _hit(
     if one.process.returncode >= 0:
         one.finish()
         return None
-    return Hit(int(home.timing("step")[-1]["step"]), home.saving())
+    return Kill(int(home.timing("step")[-1]["step"]), home.saving())
 
 
-def _step_s(home: Home) -> float:
+def _step_s(home: ScratchHome) -> float:
     return float(home.timing("step")[-1]["step_s"])

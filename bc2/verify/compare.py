@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bc2.parallel.state import Mapped, TensorFile
+from bc2.parallel.state import MappedTensors, TensorFile
 from bc2.registry import Artifact
 from bc2.train.metrics import METRICS
 
@@ -175,7 +175,7 @@ def _first_tensor(one: Path, two: Path) -> str | None:
     return None
 
 
-def _mapped(path: Path) -> Mapped:
+def _mapped(path: Path) -> MappedTensors:
     return TensorFile.open(path).arrays(path, "r")
 
 

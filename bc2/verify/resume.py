@@ -23,24 +23,24 @@ from bc2.bench.machine import facts as machine
 from bc2.console import note, progress
 from bc2.errors import ResourceError, UsageError
 from bc2.files import sha256_json
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
-from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_device, pick_precision
-from bc2.train.layout import Layout
 from bc2.train.pretrain import Run
-from bc2.verify.attempts import Hit, disturb, finish
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.rank_layout import RankLayout
+from bc2.verify.attempts import Kill, disturb, finish
 from bc2.verify.certificate import Certificate
 from bc2.verify.compare import TOLERANCES, Comparison, bits, near
-from bc2.verify.scratch import Home, Scratch, scratch, write_recipe
+from bc2.verify.scratch import Scratch, ScratchHome, scratch, write_recipe
 
 #: Bytes of a parameter in a checkpoint: fp32 weight and two moments.
 _SAVED = 12
 
 
 @dataclass(frozen=True)
-class Asked:
+class ResumeRequest:
     """What is to be verified.
 
     Attributes:
@@ -54,8 +54,8 @@ class Asked:
     recipe: Recipe
     tokens: Artifact
     tokenizer: Artifact
-    base: Layout
-    others: Sequence[Layout] = ()
+    base: RankLayout
+    others: Sequence[RankLayout] = ()
     steps: int = 12
     kills: int = 3
     seed: int = 0
@@ -106,7 +106,7 @@ class Asked:
         }
 
 
-def verify_resume(asked: Asked, registry: Registry) -> Certificate:
+def verify_resume(asked: ResumeRequest, registry: Registry) -> Certificate:
     """Make the runs and compare them.
 
     Raises:
@@ -126,7 +126,7 @@ def verify_resume(asked: Asked, registry: Registry) -> Certificate:
 
 
 @contextmanager
-def _steps_of(asked: Asked) -> Iterator[Any]:
+def _steps_of(asked: ResumeRequest) -> Iterator[Any]:
     total = 2 + asked.legs
 
     with progress("verifying", total, "runs") as bar:
@@ -138,7 +138,7 @@ def _steps_of(asked: Asked) -> Iterator[Any]:
         yield step
 
 
-def _check_room(asked: Asked, folder: Path) -> None:
+def _check_room(asked: ResumeRequest, folder: Path) -> None:
     """Every boundary of the straight run is kept, and what is being continued from."""
     needed = _SAVED * asked.recipe.get(ModelConfig).num_params() * (asked.legs + 6)
     free = shutil.disk_usage(folder).free
@@ -154,11 +154,11 @@ def _check_room(asked: Asked, folder: Path) -> None:
 class _Trial:
     """The runs of one verification."""
 
-    def __init__(self, asked: Asked, room: Scratch):
+    def __init__(self, asked: ResumeRequest, room: Scratch):
         self.asked = asked
         self.room = room
 
-    def straight(self) -> Home:
+    def straight(self) -> ScratchHome:
         """Nothing happens to it. What "auto" came to here is what all the others take."""
         home = self.room.home("straight")
         finish(self._recipe(self.asked.base, keep=0), home, self.asked.base.ranks)
@@ -167,7 +167,7 @@ class _Trial:
         self.asked = replace(self.asked, base=base)
         return home
 
-    def killed(self, straight: Home) -> Comparison:
+    def killed(self, straight: ScratchHome) -> Comparison:
         """SIGKILL and resume, to the bit."""
         asked, home = self.asked, self.room.home("killed")
         hits = disturb(
@@ -183,7 +183,7 @@ class _Trial:
         shutil.rmtree(home.path)
         return Comparison(_told(hits), str(asked.base), "bits", difference, figures)
 
-    def elsewhere(self, straight: Home, step: Any) -> list[Comparison]:
+    def elsewhere(self, straight: ScratchHome, step: Any) -> list[Comparison]:
         """From layout to layout and back, each from what the one before wrote."""
         if not self.asked.others:
             return []
@@ -199,7 +199,9 @@ class _Trial:
             before = home
         return found
 
-    def _nearly(self, straight: Home, home: Home, layout: Layout, since: int) -> Comparison:
+    def _nearly(
+        self, straight: ScratchHome, home: ScratchHome, layout: RankLayout, since: int
+    ) -> Comparison:
         tolerance = TOLERANCES[self.asked.precision]
         difference, figures = near(_end(straight), _end(home), since, tolerance)
         figures["layout"] = layout.as_json()
@@ -207,7 +209,7 @@ class _Trial:
         what = f"continued from step {since}{back}"
         return Comparison(what, str(layout), f"{tolerance:g} relative", difference, figures)
 
-    def _recipe(self, layout: Layout, keep: int) -> Path:
+    def _recipe(self, layout: RankLayout, keep: int) -> Path:
         """As a file without the sections of the inputs, which are there already."""
         recipe = self.asked.recipe
         micro = layout.micro_batch or recipe.get(PretrainConfig).micro_batch
@@ -223,7 +225,7 @@ class _Trial:
         return path
 
 
-def _end(home: Home) -> Artifact:
+def _end(home: ScratchHome) -> Artifact:
     """The finished checkpoint of a tried run, read through."""
     registry = home.registry
     artifact = registry.newest("checkpoint")
@@ -231,13 +233,13 @@ def _end(home: Home) -> Artifact:
     return artifact
 
 
-def _told(hits: list[Hit]) -> str:
+def _told(hits: list[Kill]) -> str:
     saving = sum(hit.saving for hit in hits)
     times = f"{len(hits)} time{'s' if len(hits) > 1 else ''}"
     return f"killed {times} ({saving} while saving) and resumed"
 
 
-def _about(asked: Asked) -> dict[str, Any]:
+def _about(asked: ResumeRequest) -> dict[str, Any]:
     """On what it was shown: no host's name and no path."""
     model, recipe = asked.recipe.get(ModelConfig), asked.recipe
     return {
@@ -269,9 +271,9 @@ def tokenizer_of(registry: Registry, tokens: Artifact) -> Artifact:
     return found[0]
 
 
-def finished_checkpoint(asked: Asked, registry: Registry) -> Artifact | None:
+def finished_checkpoint(asked: ResumeRequest, registry: Registry) -> Artifact | None:
     """The recipe's own finished model, if there is one."""
     recipe = asked.recipe
     model, config = recipe.get(ModelConfig), recipe.get(PretrainConfig)
-    run = Run.plan(recipe.name, config, model, asked.tokens, asked.tokenizer, {}, [])
+    run = Run.resolve(recipe.name, config, model, asked.tokens, asked.tokenizer, {}, [])
     return run.finished(registry)

@@ -17,7 +17,7 @@ from bc2.train.runs import Row, RunFolder
 
 
 @dataclass(frozen=True)
-class Home:
+class ScratchHome:
     """A registry home of one tried run."""
 
     path: Path
@@ -59,12 +59,12 @@ class Scratch:
     path: Path
     inputs: Sequence[Artifact]
 
-    def home(self, name: str, *more: Artifact) -> Home:
+    def home(self, name: str, *more: Artifact) -> ScratchHome:
         """A new home in which the inputs, and `more`, are registered and not copied.
 
         An artifact's directory is there as a link: whoever holds it holds the original.
         """
-        home = Home(self.path / name)
+        home = ScratchHome(self.path / name)
         registry = home.registry
         make_directory(home.path)
         _ = registry.index  # made empty, so that nothing is said of its making

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bc2.bench.data import EOS, read_steps, write_shards
-from bc2.train.config import PretrainConfig
+from bc2.train.pretrain_config import PretrainConfig
 
 TRAINING = PretrainConfig(length="10 steps", batch_tokens=1024, micro_batch=4, sequence_length=128)
 
@@ -17,7 +17,7 @@ def test_a_row_is_one_document(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 256, TRAINING, documents=0)
     with read_steps(tmp_path / "shards", TRAINING) as steps:
         step = next(steps)
-    assert (step.rows, len(step.batches)) == (8, 2)
+    assert (step.sequences, len(step.batches)) == (8, 2)
     for batch in step.batches:
         assert batch.cu_seqlens.tolist() == [0, 128, 256, 384, 512]
         assert batch.num_labels == 512

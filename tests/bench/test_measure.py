@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from bc2.bench.bench_plan import make_bench_plan
 from bc2.bench.data import write_shards
 from bc2.bench.measure import _require_ours, measure
-from bc2.bench.plan import make_plan
 from bc2.bench.process import Workers
 from bc2.bench.results import Found, Result
 from bc2.console import progress
 from bc2.errors import RunFailed
 from bc2.recipe import load
-from bc2.train.child import ChildFailed
+from bc2.train.worker_process import WorkerFailed
 
 SHAPE = """\
 name = "shape"
@@ -49,7 +49,7 @@ def run(folder: Path, *overrides: str, **asked: object) -> Result:
         "checkpoint": False,
     }  # fmt: skip
     (folder / "shape.toml").write_text(SHAPE)
-    plan = make_plan(load(folder / "shape.toml", overrides), **{**options, **asked})
+    plan = make_bench_plan(load(folder / "shape.toml", overrides), **{**options, **asked})
     with progress("test", None) as bar:
         return measure(plan, folder / "scratch", bar, HEADER)
 
@@ -88,7 +88,7 @@ def test_of_several_ranks_the_one_that_died_says_why(tmp_path: Path) -> None:
     recipe = load(tmp_path / "shape.toml", ["pretrain.micro_batch=1"])
     asked = {"steps": 1, "rounds": 1, "against": None, "peers": None, "ours": None}
     more = {"checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": False}
-    plan = make_plan(recipe, layouts=("2",), **asked, **more)
+    plan = make_bench_plan(recipe, layouts=("2",), **asked, **more)
     shards = tmp_path / "shards"
     write_shards(shards, plan.model.vocab_size, plan.training, 0)
     spec = plan.contenders[1].model_copy(update={"shards": str(shards)})
@@ -96,7 +96,7 @@ def test_of_several_ranks_the_one_that_died_says_why(tmp_path: Path) -> None:
         workers.begin()
         assert len(workers.ask_each("block", steps=1)) == 2
         workers._ranks[1]._process.kill()
-        with pytest.raises(ChildFailed, match="killed by the system"):
+        with pytest.raises(WorkerFailed, match="killed by the system"):
             workers.ask("block", steps=1)
 
 

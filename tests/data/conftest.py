@@ -63,7 +63,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SentencePiece tokenizer, trained as `bc2 train-tokenizer` trains."""
-    from bc2.tokenizer.config import TokenizerConfig
+    from bc2.tokenizer.tokenizer_config import TokenizerConfig
     from bc2.tokenizer.train import train
 
     # More than the corpus, so that there is enough to fill the vocabulary.

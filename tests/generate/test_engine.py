@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bc2.errors import DataError, UsageError
-from bc2.generate.config import SamplingConfig
 from bc2.generate.engine import generate
-from bc2.model.config import ModelConfig
+from bc2.generate.sampling_config import SamplingConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
 V, EOS = 67, 66
@@ -32,9 +32,9 @@ def build(dtype=torch.float32, seed=0, gain=5.0, **changes):
     return model.to(dtype)
 
 
-def prompts_of(count, seed=0, longest=25):
+def prompts_of(count, seed=0, max_seqlen=25):
     rng = random.Random(seed)
-    return [[rng.randrange(V - 1) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+    return [[rng.randrange(V - 1) for _ in range(rng.randint(1, max_seqlen))] for _ in range(count)]
 
 
 def ids(model, prompts, settings=GREEDY, **more):
@@ -92,7 +92,7 @@ def test_greedy_output_is_independent_of_batch_order_and_cache(make, dtype, posi
 def test_greedy_output_soak(make, dtype, seed):
     position = ("rope", "alibi")[seed % 2]
     model = make(dtype, position)
-    prompts = prompts_of(40, seed=seed, longest=40)
+    prompts = prompts_of(40, seed=seed, max_seqlen=40)
     alone = [ids(model, [prompt], use_cache=False)[0] for prompt in prompts]
     for trial in range(3):
         order = random.Random(trial).sample(range(40), 40)
@@ -107,7 +107,7 @@ def test_near_ties_would_show_without_the_canonical_pass(monkeypatch):
 
     monkeypatch.setattr(engine, "settle", lambda model, tokens, candidates: candidates[0])
     monkeypatch.setattr(
-        engine, "tolerance", lambda model, hidden, longest, top: torch.zeros_like(top.double())
+        engine, "tolerance", lambda model, hidden, max_seqlen, top: torch.zeros_like(top.double())
     )
     model = nearly_duplicated_rows(torch.bfloat16, "rope")
     prompts = prompts_of(9)
@@ -129,8 +129,8 @@ def test_greedy_takes_the_largest_logit(dtype):
     for prompt in prompts_of(4):
         text = list(prompt)
         for token in ids(model, [prompt])[0]:
-            bounds = torch.tensor([0, len(text)], dtype=torch.int32)
-            logits = exact.logits(exact(torch.tensor(text), bounds, len(text)))[-1]
+            cu_seqlens = torch.tensor([0, len(text)], dtype=torch.int32)
+            logits = exact.logits(exact(torch.tensor(text), cu_seqlens, len(text)))[-1]
             assert logits[token] >= logits.max() - 30 * torch.finfo(dtype).eps * 32**0.5
             text.append(token)
 

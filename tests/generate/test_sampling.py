@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.generate.config import SamplingConfig
 from bc2.generate.sampling import draw, keep_top_k, keep_top_p, prompt_generator, sample, warp
+from bc2.generate.sampling_config import SamplingConfig
 
 
 def row(*values):

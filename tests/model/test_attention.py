@@ -15,7 +15,7 @@ from bc2.model import attention
 from bc2.model.attention import alibi_bias, alibi_slopes, attend, choose_backend
 
 
-def bounds(lengths):
+def cu_seqlens(lengths):
     return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
 
 
@@ -83,7 +83,7 @@ def test_slopes_agree_with_the_recursive_rule(heads):
 def test_segments_agree_with_the_naive_mask(lengths, alibi, seed):
     q, k, v = qkv(lengths, seed=seed)
     slopes = alibi_slopes(3) if alibi else None
-    out = attend(q, k, v, bounds(lengths), max(lengths), slopes)
+    out = attend(q, k, v, cu_seqlens(lengths), max(lengths), slopes)
     expected = naive(q, k, v, lengths, lengths, slopes)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     cotangent = torch.randn_like(out)
@@ -106,10 +106,10 @@ def test_queries_behind_a_cache_agree_with_the_naive_mask(shapes, alibi):
         q,
         k,
         v,
-        bounds(queries),
+        cu_seqlens(queries),
         max(queries),
         slopes,
-        cu_seqlens_k=bounds(keys),
+        cu_seqlens_k=cu_seqlens(keys),
         max_seqlen_k=max(keys),
     )
     torch.testing.assert_close(out, naive(q, k, v, queries, keys, slopes), rtol=1e-10, atol=1e-12)
@@ -120,7 +120,7 @@ def test_queries_behind_a_cache_agree_with_the_naive_mask(shapes, alibi):
 def test_bf16_is_as_close_as_bf16_is(lengths, alibi):
     q, k, v = qkv(lengths, heads=4, size=16, dtype=torch.bfloat16)
     slopes = alibi_slopes(4) if alibi else None
-    out = attend(q, k, v, bounds(lengths), max(lengths), slopes)
+    out = attend(q, k, v, cu_seqlens(lengths), max(lengths), slopes)
     assert out.dtype == torch.bfloat16
     expected = naive(q, k, v, lengths, lengths, slopes)
     assert (out.double() - expected).norm() / expected.norm() < 2**-8
@@ -145,7 +145,7 @@ def test_kernels_see_few_shapes_whatever_documents_come(monkeypatch):
         drawn = torch.Generator().manual_seed(seed)
         lengths = torch.randint(1, 257, (6,), generator=drawn).tolist()
         q, k, v = qkv(lengths, seed=seed)
-        attend(q, k, v, bounds(lengths), max(lengths))
+        attend(q, k, v, cu_seqlens(lengths), max(lengths))
     assert {length for _, length, _ in seen} == {64, 128, 192, 256}
 
 
@@ -153,22 +153,22 @@ def test_a_forward_pass_trains_after_one_in_inference_mode():
     lengths = [70, 9]
     q, k, v = qkv(lengths)
     with torch.inference_mode():
-        attend(q, k, v, bounds(lengths), 70)
-    attend(q, k, v, bounds(lengths), 70).sum().backward()
+        attend(q, k, v, cu_seqlens(lengths), 70)
+    attend(q, k, v, cu_seqlens(lengths), 70).sum().backward()
     assert v.grad is not None
 
 
 def test_empty_documents_are_nothing():
     lengths = [3, 0, 2]
     q, k, v = qkv(lengths)
-    out = attend(q, k, v, bounds(lengths), 3)
+    out = attend(q, k, v, cu_seqlens(lengths), 3)
     torch.testing.assert_close(out, naive(q, k, v, lengths, lengths), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [[0, 3], [1, 5], [0, 7, 5], [0, 9]])
 def test_refuses_boundaries_that_do_not_divide_the_tokens(wrong):
     q, k, v = qkv([5])
-    with pytest.raises(ValueError, match="do not divide 5 tokens"):
+    with pytest.raises(ValueError, match="does not divide 5 tokens"):
         attend(q, k, v, torch.tensor(wrong, dtype=torch.int32), 5)
 
 
@@ -279,8 +279,8 @@ def fakes(monkeypatch):
 def test_kernels_get_the_arguments_that_mean_the_same(backend, alibi, queries, keys):
     q, k, v = qkv(queries, keys)
     slopes = alibi_slopes(3) if alibi else None
-    more = {} if keys is None else {"cu_seqlens_k": bounds(keys), "max_seqlen_k": max(keys)}
-    call = (q, k, v, bounds(queries), max(queries), slopes)
+    more = {} if keys is None else {"cu_seqlens_k": cu_seqlens(keys), "max_seqlen_k": max(keys)}
+    call = (q, k, v, cu_seqlens(queries), max(queries), slopes)
     torch.testing.assert_close(
         attend(*call, backend, **more), attend(*call, "sdpa", **more), rtol=1e-10, atol=1e-12
     )
@@ -301,11 +301,11 @@ def test_the_fake_has_the_installed_torchs_signature():
 def test_varlen_refuses_alibi():
     q, k, v = qkv([4])
     with pytest.raises(UsageError, match="no ALiBi"):
-        attend(q, k, v, bounds([4]), 4, alibi_slopes(3), "varlen")
+        attend(q, k, v, cu_seqlens([4]), 4, alibi_slopes(3), "varlen")
 
 
 def test_flash_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     q, k, v = qkv([4])
     with pytest.raises(UsageError, match=r"bc2\[cuda\]"):
-        attend(q, k, v, bounds([4]), 4, backend="flash")
+        attend(q, k, v, cu_seqlens([4]), 4, backend="flash")

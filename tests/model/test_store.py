@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bc2.errors import DataError, IntegrityError
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.store import CONFIG, WEIGHTS, load_config, load_model, save_model
 from bc2.model.transformer import Transformer
 
@@ -35,8 +35,8 @@ def test_a_model_comes_back_as_it_was(folder, model):
     for name, tensor in model.state_dict().items():
         assert torch.equal(state[name], tensor)
     assert all(p.requires_grad for p in loaded.parameters())
-    tokens, bounds = torch.arange(5), torch.tensor([0, 5], dtype=torch.int32)
-    assert torch.equal(loaded(tokens, bounds, 5), model(tokens, bounds, 5))
+    tokens, cu_seqlens = torch.arange(5), torch.tensor([0, 5], dtype=torch.int32)
+    assert torch.equal(loaded(tokens, cu_seqlens, 5), model(tokens, cu_seqlens, 5))
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.model.cache import KVCache
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import (
     RMSNorm,
     Transformer,
@@ -35,7 +35,7 @@ def build(dtype=torch.float64, seed=0, **changes):
     return model.to(dtype)
 
 
-def bounds(lengths):
+def cu_seqlens(lengths):
     return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
 
 
@@ -130,12 +130,12 @@ def test_the_global_generator_is_left_alone():
 def test_packed_documents_are_separate_documents(lengths, position):
     model = build(position=position)
     tokens = ids(sum(lengths))
-    model(tokens, bounds(lengths), max(lengths)).square().sum().backward()
-    packed = model(tokens, bounds(lengths), max(lengths))
+    model(tokens, cu_seqlens(lengths), max(lengths)).square().sum().backward()
+    packed = model(tokens, cu_seqlens(lengths), max(lengths))
     packed_grads = [p.grad for p in model.parameters() if p.grad is not None]
     for p in model.parameters():
         p.grad = None
-    apart = [model(part, bounds([len(part)]), len(part)) for part in tokens.split(lengths)]
+    apart = [model(part, cu_seqlens([len(part)]), len(part)) for part in tokens.split(lengths)]
     torch.cat(apart).square().sum().backward()
     torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-11, atol=1e-11)
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -148,7 +148,7 @@ def test_a_later_token_changes_nothing_earlier(position):
     tokens = ids(20)
     changed = tokens.clone()
     changed[13] = (changed[13] + 1) % 61
-    one, other = (model(t, bounds([9, 11]), 11) for t in (tokens, changed))
+    one, other = (model(t, cu_seqlens([9, 11]), 11) for t in (tokens, changed))
     assert torch.equal(one[:13], other[:13])
     assert not torch.equal(one[13], other[13])
     assert not torch.equal(one[19], other[19])
@@ -159,12 +159,12 @@ def test_a_later_token_changes_nothing_earlier(position):
 def test_cached_hidden_states_are_the_uncached_ones(position, pieces):
     model = build(position=position)
     texts = [ids(12, seed=n) for n in range(3)]
-    whole = [model(text, bounds([12]), 12) for text in texts]
+    whole = [model(text, cu_seqlens([12]), 12) for text in texts]
     cache = KVCache(model.config, 3, 12, torch.float64, torch.device("cpu"))
     with torch.no_grad():
         for piece, start in zip(pieces, torch.tensor([0, *pieces]).cumsum(0), strict=False):
             new = torch.cat([text[start : start + piece] for text in texts])
-            hidden = model(new, bounds([piece] * 3), piece, cache)
+            hidden = model(new, cu_seqlens([piece] * 3), piece, cache)
             for part, text in zip(hidden.split(piece), whole, strict=True):
                 expected = text[start : start + piece]
                 torch.testing.assert_close(part, expected, rtol=1e-11, atol=1e-11)
@@ -175,24 +175,24 @@ def test_cached_hidden_states_are_the_uncached_ones(position, pieces):
 def test_a_cache_serves_rows_of_any_length_in_any_order(position):
     model = build(position=position)
     texts = [ids(length, seed=length) for length in (9, 4, 12)]
-    whole = [model(text, bounds([len(text)]), len(text)) for text in texts]
+    whole = [model(text, cu_seqlens([len(text)]), len(text)) for text in texts]
     cache = KVCache(model.config, 3, 12, torch.float64, torch.device("cpu"))
     with torch.no_grad():
         prompts = [text[: len(text) - 3] for text in texts]
-        model(torch.cat(prompts), bounds(list(map(len, prompts))), 9, cache)
+        model(torch.cat(prompts), cu_seqlens(list(map(len, prompts))), 9, cache)
         for left, rows in ((3, [2, 0, 1]), (2, [0, 2]), (1, [2])):
             cache.select(rows)
             new = torch.stack([texts[row][len(texts[row]) - left] for row in rows])
-            hidden = model(new, bounds([1] * len(rows)), 1, cache)
+            hidden = model(new, cu_seqlens([1] * len(rows)), 1, cache)
             expected = torch.stack([whole[row][len(texts[row]) - left] for row in rows])
             torch.testing.assert_close(hidden, expected, rtol=1e-11, atol=1e-11)
     assert cache.filled == [8, 2, 12]
 
 
 def test_positions_start_again_in_each_document():
-    found = document_positions(bounds([3, 1, 0, 4]), 8)
+    found = document_positions(cu_seqlens([3, 1, 0, 4]), 8)
     assert found.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
-    behind = document_positions(bounds([2, 1]), 3, torch.tensor([7, 5000]))
+    behind = document_positions(cu_seqlens([2, 1]), 3, torch.tensor([7, 5000]))
     assert behind.tolist() == [7, 8, 5000]
 
 
@@ -282,7 +282,7 @@ def test_untied_head_is_used_as_it_is_without_norm_head():
 def test_bf16_is_close_to_fp64(position):
     exact, rounded = build(position=position), build(torch.bfloat16, position=position)
     tokens = ids(40)
-    expected = exact.logits(exact(tokens, bounds([25, 15]), 25))
-    found = rounded.logits(rounded(tokens, bounds([25, 15]), 25))
+    expected = exact.logits(exact(tokens, cu_seqlens([25, 15]), 25))
+    found = rounded.logits(rounded(tokens, cu_seqlens([25, 15]), 25))
     assert found.dtype == torch.bfloat16
     assert (found.double() - expected).norm() / expected.norm() < 0.03

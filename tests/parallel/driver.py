@@ -17,17 +17,17 @@ import numpy as np
 import torch
 
 from bc2.data.loader import Batch, pack
-from bc2.generate.config import SamplingConfig
 from bc2.generate.engine import generate
-from bc2.model.config import ModelConfig
+from bc2.generate.sampling_config import SamplingConfig
+from bc2.model.model_config import ModelConfig
 from bc2.parallel.build import Drawn, build_model
-from bc2.parallel.config import ParallelConfig
 from bc2.parallel.mesh import Mesh, make_mesh
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import Held, Stored, write_fragments
-from bc2.train.config import AdamWConfig
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
+from bc2.train.pretrain_config import AdamWConfig
 
 ROWS, LENGTH, EOS = 8, 16, 2
 SHAPE = {
@@ -78,10 +78,10 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
         folder.mkdir()
         for name, file in files.items():
             file.create(folder / name)
-    mesh.world.each(None)
+    mesh.world.all_gather_object(None)
     for held in (state.weights, state.optimizer):
         write_fragments(folder, files, held.fragments)
-    mesh.world.each(None)
+    mesh.world.all_gather_object(None)
     engine.restore(Drawn(engine.model.config, 9), Held())
     stored = Stored.open([folder / name for name in files])
     engine.restore(stored, stored)
@@ -96,16 +96,16 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
 
 def continuations(engine: Engine, mesh: Mesh) -> list[list[float]]:
     """How the model goes on with two prompts, by the likeliest token and by drawn ones."""
-    scores = engine.next_scores if engine.shares_weights else None
+    next_logits = engine.next_logits if engine.shares_weights else None
     found = []
     for top_k in (1, 0):
         settings = SamplingConfig(top_k=top_k, max_new_tokens=6, seed=3)
         prompts = [[5, 40, 9], [33, 8, 7, 60, 21, 4]]
         # The likeliest token is soon the end; drawn texts may end, each at its own length.
         eos = -1 if top_k else EOS
-        made = generate(engine.model, prompts, settings, eos_id=eos, scores=scores)
+        made = generate(engine.model, prompts, settings, eos_id=eos, next_logits=next_logits)
         found += [[float(i) for i in new.ids] for new in made]
-    assert mesh.world.each(found) == [found] * mesh.world.size
+    assert mesh.world.all_gather_object(found) == [found] * mesh.world.size
     return found
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bc2.errors import RecipeError
-from bc2.parallel.config import ORDER, ParallelConfig
-from bc2.parallel.mesh import Group, coordinates, group_ranks, make_mesh, same_everywhere
+from bc2.parallel.mesh import Group, check_same_on_all_ranks, coordinates, group_ranks, make_mesh
+from bc2.parallel.parallel_config import ORDER, ParallelConfig
 
 SIZES = st.integers(1, 5)
 
@@ -83,8 +83,8 @@ def test_a_group_of_one_does_nothing() -> None:
     x = torch.tensor([1.0, float("nan")])
     for reduce in (group.sum_, group.max_, group.min_):
         assert reduce(x) is x
-    assert (group.from_first("a"), group.each("a")) == ("a", ["a"])
-    same_everywhere(group, "recipe", "a")
+    assert (group.broadcast_object("a"), group.all_gather_object("a")) == ("a", ["a"])
+    check_same_on_all_ranks(group, "recipe", "a")
 
 
 class Several(Group):
@@ -96,4 +96,4 @@ class Several(Group):
 
 def test_ranks_that_started_from_something_else_are_named() -> None:
     with pytest.raises(RecipeError, match="rank 2, 3 has another recipe than rank 0: 'other'"):
-        same_everywhere(Several(), "recipe", "mine")
+        check_same_on_all_ranks(Several(), "recipe", "mine")

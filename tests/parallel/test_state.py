@@ -27,15 +27,15 @@ from torch import Tensor
 from bc2 import files as durable
 from bc2.errors import IntegrityError, ResourceError, from_os_error
 from bc2.files import sha256_file
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.store import load_model, load_weights, save_config
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import parts
-from bc2.parallel.layout import Part, part_of
 from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.sharding import TensorShard, shard_of
 from bc2.parallel.state import (
     Fragment,
-    Held,
+    HeldTensors,
     Stored,
     TensorFile,
     index_of,
@@ -84,7 +84,7 @@ def test_a_file_is_what_safetensors_writes(
         file = TensorFile.plan(planned(made))
         file.create(folder / "file")
         fragments = [
-            Fragment(name, Part(tuple(whole.shape)), 0, whole.reshape(-1))
+            Fragment(name, TensorShard(tuple(whole.shape)), 0, whole.reshape(-1))
             for name, whole in made.items()
         ]
         write_fragments(folder, {"file": file}, fragments)
@@ -128,13 +128,13 @@ def shapes(draw: st.DrawFn) -> dict[str, tuple[int, ...]]:
 RANKS = st.sampled_from([1, 2, 3, 4, 6, 12])
 
 
-def part_for(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> Part:
-    return part_of(name, shape, rank, ranks) if "." in name else Part(shape)
+def part_for(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> TensorShard:
+    return shard_of(name, shape, rank, ranks) if "." in name else TensorShard(shape)
 
 
-def runs_of(part: Part, rng: random.Random, most: int = 5) -> Iterator[tuple[int, int]]:
+def runs_of(part: TensorShard, rng: random.Random, most: int = 5) -> Iterator[tuple[int, int]]:
     """Any splitting of a part's flattened range: first and count of each run."""
-    size = int(np.prod(part.part_shape))
+    size = int(np.prod(part.shard_shape))
     marks = sorted(rng.randint(0, size) for _ in range(rng.randint(0, most)))
     for first, end in zip([0, *marks], [*marks, size], strict=True):
         yield first, end - first
@@ -225,13 +225,13 @@ def test_a_rank_that_writes_a_whole_file_knows_its_digest(tmp_path: Path) -> Non
     made = {"a": numbers((300, 500)), "b": numbers((7,), 1, torch.uint8), "c": torch.tensor(2.0)}
     planned_files = plan_files("x", planned(made), limit=600_000)
     first, second = planned_files
-    mine = [Fragment(n, Part(tuple(t.shape)), 0, t.reshape(-1)) for n, t in made.items()]
+    mine = [Fragment(n, TensorShard(tuple(t.shape)), 0, t.reshape(-1)) for n, t in made.items()]
     for name, file in planned_files.items():
         file.create(tmp_path / name)
     digests = write_fragments(tmp_path, planned_files, mine)
     assert digests == {name: sha256_file(tmp_path / name) for name in (first, second)}
     assert write_fragments(tmp_path, planned_files, mine[:2]) == {first: digests[first]}
-    half = Fragment("a", Part((300, 500)), 0, made["a"].reshape(-1)[:1000])
+    half = Fragment("a", TensorShard((300, 500)), 0, made["a"].reshape(-1)[:1000])
     assert write_fragments(tmp_path, planned_files, [half]) == {}
 
 
@@ -297,7 +297,7 @@ def test_a_missing_file_of_several_is_seen(tmp_path: Path) -> None:
     stored = Stored.open([tmp_path / name for name in names if name != names[1]])
     lost = next(n for n, _ in Transformer(config).named_parameters() if n not in stored)
     with pytest.raises(IntegrityError, match=rf"{lost} is missing"):
-        stored.read(lost, Part((1,)), 0, 1)
+        stored.read(lost, TensorShard((1,)), 0, 1)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2, 3)}, tmp_path / "file")
     stored = Stored.open([tmp_path / "file"])
     with pytest.raises(IntegrityError, match=r"w is \[2, 3\], not \[3, 2\]"):
-        stored.read("w", Part((3, 2)), 0, 6)
+        stored.read("w", TensorShard((3, 2)), 0, 6)
 
 
 # -- broken files -------------------------------------------------------------------------
@@ -437,7 +437,7 @@ def test_a_full_disk_is_an_error_before_anything_is_mapped(tmp_path: Path) -> No
         fits.create(folder / "fits")
         (folder / "rest").write_bytes(bytes(100 * 1024 - (17 << 12)))
         whole = numbers((1 << 14,))
-        write_fragments(folder, {"fits": fits}, [Fragment("w", Part((1 << 14,)), 0, whole)])
+        write_fragments(folder, {"fits": fits}, [Fragment("w", TensorShard((1 << 14,)), 0, whole)])
         assert torch.equal(Stored.open([folder / "fits"]).whole("w"), whole)
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -447,8 +447,8 @@ def test_a_full_disk_is_an_error_before_anything_is_mapped(tmp_path: Path) -> No
 
 
 def test_held_gives_back_what_it_has_and_nothing_else() -> None:
-    held = Held()
-    part = part_of("a.o_proj.weight", (4, 6), 1, 2)
+    held = HeldTensors()
+    part = shard_of("a.o_proj.weight", (4, 6), 1, 2)
     held.add("a.o_proj.weight", part, 3, torch.arange(5.0))
     held.add("b.o_proj.weight", part, 0, None)
     assert "b.o_proj.weight" in held
@@ -456,7 +456,7 @@ def test_held_gives_back_what_it_has_and_nothing_else() -> None:
     wrong = [
         ("a.o_proj.weight", part, 2, 2),
         ("a.o_proj.weight", part, 4, 5),
-        ("a.o_proj.weight", part_of("a.o_proj.weight", (4, 6), 0, 2), 4, 1),
+        ("a.o_proj.weight", shard_of("a.o_proj.weight", (4, 6), 0, 2), 4, 1),
         ("b.o_proj.weight", part, 0, 1),
         ("c.o_proj.weight", part, 0, 1),
     ]
@@ -468,12 +468,12 @@ def test_held_gives_back_what_it_has_and_nothing_else() -> None:
 
 
 def test_held_plans_the_same_files_on_every_rank() -> None:
-    first, second = Held(), Held()
-    part = Part((4,))
+    first, second = HeldTensors(), HeldTensors()
+    part = TensorShard((4,))
     first.add("w", part, 0, torch.ones(4))
     second.add("w", part, 0, None)
     for held in (first, second):
-        held.add("random", Part((3,)), 0, torch.ones(3, dtype=torch.uint8))
+        held.add("random", TensorShard((3,)), 0, torch.ones(3, dtype=torch.uint8))
     assert (
         first.files("x")
         == second.files("x")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bc2.model.attention import alibi_slopes
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
 HEADS = 6  # no power of two: the released order matters
@@ -64,8 +64,8 @@ def build():
 def test_logits_and_gradients_of_packed_documents():
     model = build()
     texts = [torch.arange(n) * 7 % 50 for n in (9, 14, 3)]
-    bounds = torch.tensor([0, 9, 23, 26], dtype=torch.int32)
-    logits = model.logits(model(torch.cat(texts), bounds, 14))
+    cu_seqlens = torch.tensor([0, 9, 23, 26], dtype=torch.int32)
+    logits = model.logits(model(torch.cat(texts), cu_seqlens, 14))
     state = {k: w.detach().clone().requires_grad_() for k, w in model.state_dict().items()}
     expected = torch.cat([naive_forward(state, text) for text in texts])
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)

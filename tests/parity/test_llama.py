@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from bc2.model.config import ModelConfig
 from bc2.model.head_loss import head_loss
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
 SHAPE = ModelConfig(
@@ -84,8 +84,8 @@ def tokens(count):
 def test_logits_and_gradients(dtype, limit):
     ours, theirs = pair(dtype)
     text = tokens(100)
-    bounds = torch.tensor([0, 99], dtype=torch.int32)
-    hidden = ours(text[:-1], bounds, 99)
+    cu_seqlens = torch.tensor([0, 99], dtype=torch.int32)
+    hidden = ours(text[:-1], cu_seqlens, 99)
     logits = ours.logits(hidden)
     expected = theirs(text[None, :-1]).logits[0]
     assert (logits - expected).norm() / expected.norm() < limit
@@ -101,15 +101,15 @@ def test_logits_and_gradients(dtype, limit):
 def test_packed_documents_are_llamas_separate_documents():
     ours, theirs = pair(torch.float64)
     texts = [tokens(n) for n in (17, 40, 1, 30)]
-    bounds = torch.tensor([0, *map(len, texts)]).cumsum(0, dtype=torch.int32)
-    logits = ours.logits(ours(torch.cat(texts), bounds, 40))
+    cu_seqlens = torch.tensor([0, *map(len, texts)]).cumsum(0, dtype=torch.int32)
+    logits = ours.logits(ours(torch.cat(texts), cu_seqlens, 40))
     expected = torch.cat([theirs(text[None]).logits[0] for text in texts])
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_greedy_generation_is_llamas():
-    from bc2.generate.config import SamplingConfig
     from bc2.generate.engine import generate
+    from bc2.generate.sampling_config import SamplingConfig
 
     ours, theirs = pair(torch.float64)
     settings = SamplingConfig(temperature=0.0, max_new_tokens=30)

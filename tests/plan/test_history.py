@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.plan.history import history
-from bc2.train.config import PretrainConfig
-from bc2.train.footprint import Footprint
 from bc2.train.memory.estimate import PARTS
+from bc2.train.memory.measured import Footprint
+from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
 
 ROW = {

@@ -24,8 +24,8 @@ from bc2.errors import DataError, IntegrityError, UsageError
 from bc2.report.description import describe
 from bc2.report.description_view import markdown, view
 from bc2.report.funnel import Histogram
-from bc2.tokenizer.config import TokenizerConfig
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_config import TokenizerConfig
 
 WORDS = {"en": ["alpha ", "beta ", "gamma "], "zh": ["天地", "玄黄", "宇宙洪荒"], None: ["x", "é"]}
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from bc2.registry import Draft, Position, Registry
+from bc2.report.number_format import amount, duration
 from bc2.report.status import Status
 from bc2.report.watch import line, rows, sparkline, watch
-from bc2.report.words import amount, duration
 from bc2.train.runs import RunFolder, mark_running
 
 LogRun = Callable[..., Path]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bc2.tokenizer.config import TokenizerConfig
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import Trained, train
 
 _CHINESE = "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。寒来暑往，秋收冬藏。闰余成岁，律吕调阳。"

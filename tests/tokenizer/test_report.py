@@ -8,9 +8,9 @@ import sentencepiece
 
 from bc2.errors import DataError
 from bc2.tokenizer import report as report_module
-from bc2.tokenizer.config import TokenizerConfig
 from bc2.tokenizer.report import compression
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import Trained, train
 
 

@@ -15,9 +15,9 @@ import sentencepiece
 from bc2.errors import DataError, RecipeError, ResourceError, RunFailed
 from bc2.tokenizer import sample as sample_module
 from bc2.tokenizer import sentencepiece_worker
-from bc2.tokenizer.config import TokenizerConfig
 from bc2.tokenizer.layout import FIXED_PIECES
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import Trained, options, train
 
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from bc2.train.config import GuardConfig
 from bc2.train.guard import Guard
+from bc2.train.pretrain_config import GuardConfig
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bc2.data.shards import TokenShards
-from bc2.generate.config import SamplingConfig
 from bc2.generate.engine import generate
+from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.store import load_model
 from bc2.registry import Artifact, Registry
 from bc2.tokenizer.tokenizer import Tokenizer

@@ -12,11 +12,9 @@ import pytest
 from bc2 import recipe, stages
 from bc2.cli import main
 from bc2.errors import RecipeError, ResourceError
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.registry import Registry
 from bc2.train import micro_batch
-from bc2.train.child import Child
-from bc2.train.config import PretrainConfig
 from bc2.train.micro_batch import (
     MARGIN,
     _allowed,
@@ -25,7 +23,9 @@ from bc2.train.micro_batch import (
     _tried,
     choose_micro_batch,
 )
-from bc2.train.trial import TrialSpec
+from bc2.train.micro_batch_trial import TrialSpec
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.worker_process import WorkerProcess
 
 MODEL = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2
@@ -46,11 +46,11 @@ def test_the_largest_that_fits_is_found(most: int) -> None:
 
 def test_with_a_limit_the_largest_fitting_divisor_is_taken() -> None:
     spec = TrialSpec(model=MODEL, training=TRAINING, margin=MARGIN)
-    with Child("bc2.train.trial", spec.model_dump_json()) as trial:
+    with WorkerProcess("bc2.train.micro_batch_trial", spec.model_dump_json()) as trial:
         needs = _expected(spec, trial, DIVISORS, PLENTY)
-    sizes = [needs(rows) for rows in DIVISORS]
+    sizes = [needs(micro_batch) for micro_batch in DIVISORS]
     assert sizes == sorted(set(sizes))
-    # a step on one row of this model holds its weights, moments, gradients and a save's copy
+    # a step on one sequence of this model holds its weights, moments, gradients and a save's copy
     assert sizes[0] > 28 * MODEL.num_params()
     for place, size in enumerate(sizes):
         just = int(size / (1 - MARGIN)) + 2
@@ -63,14 +63,14 @@ def largest_in(free: int, needs: Callable[[int], int]) -> int | None:
 
 
 def test_an_earlier_choice_is_taken_again_while_it_fits() -> None:
-    assert choose_micro_batch(MODEL, TRAINING, available=PLENTY).rows == 24
+    assert choose_micro_batch(MODEL, TRAINING, available=PLENTY).micro_batch == 24
     again = choose_micro_batch(MODEL, TRAINING, earlier=6, available=PLENTY)
-    assert (again.rows, again.again) == (6, True)
+    assert (again.micro_batch, again.again) == (6, True)
     assert "what the earlier attempt chose" in str(again)
 
 
 def test_not_even_one_row_fits() -> None:
-    with pytest.raises(ResourceError, match="not even micro-batches of one row") as caught:
+    with pytest.raises(ResourceError, match="not even micro-batches of one sequence") as caught:
         choose_micro_batch(MODEL, TRAINING, available=1_000_000)
     assert caught.value.exit_code == 6
     assert caught.value.todo is not None
@@ -78,7 +78,7 @@ def test_not_even_one_row_fits() -> None:
 
 
 class Device:
-    """Answers as a trial on a GPU does that has room for `most` rows."""
+    """Answers as a trial on a GPU does that has room for `most` sequences."""
 
     def __init__(self, most: int):
         self.most = most
@@ -87,9 +87,9 @@ class Device:
     def begin(self) -> None:
         pass
 
-    def ask(self, do: str, rows: int) -> dict[str, Any]:
-        self.asked.append(rows)
-        return {"fits": rows <= self.most, "bytes": rows}
+    def ask(self, do: str, micro_batch: int) -> dict[str, Any]:
+        self.asked.append(micro_batch)
+        return {"fits": micro_batch <= self.most, "bytes": micro_batch}
 
 
 @pytest.mark.parametrize(("most", "expected"), [(24, 24), (7, 6), (1, 1), (0, None)])
@@ -118,7 +118,7 @@ def test_a_run_says_records_and_keeps_what_auto_came_to(
     (folder,) = registry.runs.iterdir()
     for artifact in registry.list("checkpoint"):
         registry.remove(artifact)
-    (folder / micro_batch.CHOSEN).write_text('{"micro_batch": 2}')
+    (folder / micro_batch.MICRO_BATCH_FILE).write_text('{"micro_batch": 2}')
     chosen = train(AUTO)
     assert 'micro_batch = "auto" is 2, what the earlier attempt chose' in capsys.readouterr().err
     starts = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
@@ -128,12 +128,12 @@ def test_a_run_says_records_and_keeps_what_auto_came_to(
     registry.remove(chosen)
     for artifact in registry.list("checkpoint"):
         registry.remove(artifact)
-    (folder / micro_batch.CHOSEN).write_text("[3]")
+    (folder / micro_batch.MICRO_BATCH_FILE).write_text("[3]")
     train(AUTO)
     err = capsys.readouterr().err
     assert "names no micro-batch of this run" in err
     assert 'micro_batch = "auto" is 8, the largest that fits' in err
-    assert json.loads((folder / micro_batch.CHOSEN).read_text()) == {"micro_batch": 8}
+    assert json.loads((folder / micro_batch.MICRO_BATCH_FILE).read_text()) == {"micro_batch": 8}
 
 
 def test_too_little_memory_ends_with_exit_6(
@@ -143,7 +143,9 @@ def test_too_little_memory_ends_with_exit_6(
     with pytest.raises(SystemExit) as caught:
         main(["pretrain", "small.toml", "--set", AUTO])
     assert caught.value.code == 6
-    assert "error: not even micro-batches of one row of 64 tokens fit" in capsys.readouterr().err
+    assert (
+        "error: not even micro-batches of one sequence of 64 tokens fit" in capsys.readouterr().err
+    )
     assert Registry.open().list("checkpoint") == []
 
 

@@ -239,6 +239,20 @@ def test_a_broken_run_json_is_an_error_with_its_place(log_run: LogRun) -> None:
     assert caught.value.where == str(folder / "run.json")
 
 
+def test_a_run_json_of_an_earlier_release_is_read(log_run: LogRun) -> None:
+    path = log_run() / "run.json"
+    values = json.loads(path.read_text())
+    earlier = {**values, "tokens_per_step": values["batch_tokens"]}
+    earlier["tokens_per_sample"] = values["sequence_length"]
+    now = RunFolder(path.parent).facts
+    path.write_text(json.dumps({k: earlier[k] for k in earlier if k not in _NEWER}))
+    assert RunFolder(path.parent).facts == now
+
+
+#: Names that bc2 0.1 did not know.
+_NEWER = ("batch_tokens", "sequence_length")
+
+
 def test_what_is_no_run_folder_is_not_listed(log_run: LogRun) -> None:
     folder = log_run(facts=False)
     (folder.parent / "stray").mkdir()

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from bc2.data.loader import Batch
 from bc2.model.transformer import Transformer
-from bc2.parallel.layout import Part
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.scores import next_scores
+from bc2.parallel.next_logits import next_logits
 from bc2.parallel.sequence import own_tokens
-from bc2.parallel.state import Held, Source
+from bc2.parallel.sharding import TensorShard
+from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
-from bc2.train.config import AdamWConfig
 from bc2.train.objective import Loss, Objective
+from bc2.train.pretrain_config import AdamWConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -29,8 +29,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class EngineState:
     """This rank's share of the fp32 weights and of the optimizer's state, in host memory."""
 
-    weights: Held = field(default_factory=Held)
-    optimizer: Held = field(default_factory=Held)
+    weights: HeldTensors = field(default_factory=HeldTensors)
+    optimizer: HeldTensors = field(default_factory=HeldTensors)
     """``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``; nothing before the first update."""
 
 
@@ -79,7 +79,7 @@ class Engine(ABC):
         """Copies of what this rank holds."""
 
     @abstractmethod
-    def restore(self, weights: Source, optimizer: Source) -> None:
+    def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         """Take over a state, of whatever layout it was saved in."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Engine(ABC):
         if world.size == 1:
             return labels, stop
         device = next(self.model.parameters()).device
-        sums = world.sum_(torch.tensor([labels, int(stop)], dtype=torch.int64, device=device))
+        sums = world.all_reduce(torch.tensor([labels, int(stop)], dtype=torch.int64, device=device))
         total, stops = sums.tolist()
         # Ranks of a replica have the same samples.
         return total // (world.size // self.mesh.data.size), stops > 0
@@ -105,9 +105,9 @@ class Engine(ABC):
     # What ZeRO 3 brings here may stay and be trained on: an inference tensor could not be.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def next_scores(self, tokens: Tensor, bounds: Tensor, longest: int) -> Tensor:
-        """What follows each document, [N, V]: see `bc2.parallel.scores`."""
-        found: Tensor = self.through(next_scores, self.mesh, tokens, bounds, longest)
+    def next_logits(self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """What follows each document, [N, V]: see `bc2.parallel.next_logits`."""
+        found: Tensor = self.through(next_logits, self.mesh, tokens, cu_seqlens, max_seqlen)
         return found
 
     def through(self, ask: Callable[..., Any], *given: Any) -> Any:
@@ -134,11 +134,11 @@ class Engine(ABC):
             return dict(sums)
         device = next(self.model.parameters()).device
         values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-        return dict(zip(sums, group.sum_(values).tolist(), strict=True))
+        return dict(zip(sums, group.all_reduce(values).tolist(), strict=True))
 
 
 def make_adamw(
-    parameters: Mapping[str, Tensor], parts: Mapping[str, Part], config: AdamWConfig
+    parameters: Mapping[str, Tensor], parts: Mapping[str, TensorShard], config: AdamWConfig
 ) -> torch.optim.AdamW:
     """AdamW over parameters by name; matrices are decayed.
 

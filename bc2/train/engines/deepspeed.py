@@ -21,16 +21,15 @@ from torch import Tensor, nn
 
 from bc2.data.loader import Batch
 from bc2.errors import RunFailed
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
-from bc2.parallel.build import Drawn, build_model, parts
-from bc2.parallel.config import ParallelConfig
-from bc2.parallel.layout import Part
+from bc2.parallel.build import InitialWeights, build_model, parts
 from bc2.parallel.mesh import Group, Mesh
-from bc2.parallel.state import Held, Source
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.parallel.sharding import TensorShard
+from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import local_rank
 from bc2.train.clock import Clock
-from bc2.train.config import AdamWConfig
 from bc2.train.device import DTYPES, Precision
 from bc2.train.engines.base import (
     MOMENTS,
@@ -41,8 +40,9 @@ from bc2.train.engines.base import (
     root,
     set_update,
 )
-from bc2.train.engines.zero import Run, Zero, zero_of
+from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
+from bc2.train.pretrain_config import AdamWConfig
 
 
 class DeepSpeedEngine(Engine):
@@ -67,7 +67,7 @@ class DeepSpeedEngine(Engine):
         self.parts = parts(config, mesh)
         whole = parallel.zero < 3 and parallel.ranks_of_a_replica == 1
         self.shares_weights = not whole
-        held = sum(prod(part.part_shape) for part in self.parts.values())
+        held = sum(prod(part.shard_shape) for part in self.parts.values())
         settings = ds_settings(parallel, precision, held)
         with _quiet():
             deepspeed = _import(device)
@@ -88,7 +88,7 @@ class DeepSpeedEngine(Engine):
         self.model = model
         self._zero: Zero = zero_of(self._engine)
         # DeepSpeed takes its fp32 weights from rounded ones: these are not.
-        self.restore(Drawn(config, seed), Held())
+        self.restore(InitialWeights(config, seed), HeldTensors())
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
@@ -117,8 +117,8 @@ class DeepSpeedEngine(Engine):
                     cut = self.parts[name].dim is not None
                     norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
                     squares[0 if cut else 1] += norm.double().square().to(device)
-            self.mesh.replicas.sum_(squares)
-            self.mesh.tensor.sum_(squares[:1])
+            self.mesh.replicas.all_reduce(squares)
+            self.mesh.tensor.all_reduce(squares[:1])
             return root(float(squares.sum()))
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
@@ -151,7 +151,7 @@ class DeepSpeedEngine(Engine):
             if self._zero.stepped:
                 # A copy, as everything here: it is written while training goes on.
                 step = self._zero.step().float().cpu().clone() if self.mesh.first else None
-                state.optimizer.add(f"step.{name}", Part(()), 0, step)
+                state.optimizer.add(f"step.{name}", TensorShard(()), 0, step)
         return state
 
     def lasting(self) -> Iterator[Tensor]:
@@ -160,7 +160,7 @@ class DeepSpeedEngine(Engine):
             yield from (v for v in self._adamw.state[flat].values() if isinstance(v, Tensor))
 
     @torch.no_grad()
-    def restore(self, weights: Source, optimizer: Source) -> None:
+    def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         stepped = any(f"exp_avg.{name}" in optimizer for name in self.parameters)
         self._zero.make_moments(stepped)
         step: Tensor | None = None
@@ -173,14 +173,16 @@ class DeepSpeedEngine(Engine):
                 for key in MOMENTS if stepped else ():
                     run.moment(key).copy_(optimizer.read(f"{key}.{name}", part, first, count))
             if step is None and f"step.{name}" in optimizer:
-                step = optimizer.read(f"step.{name}", Part(()), 0, 1)
+                step = optimizer.read(f"step.{name}", TensorShard(()), 0, 1)
         if step is not None:
             self._zero.set_step(step)
         self._zero.publish_weights()
         self.discard()
 
 
-def _hold(held: Held, name: str, part: Part, run: Run | None, key: str | None) -> None:
+def _hold(
+    held: HeldTensors, name: str, part: TensorShard, run: OwnedSlice | None, key: str | None
+) -> None:
     if run is None:
         held.add(name, part, 0, None)
         return

@@ -16,12 +16,11 @@ from torch import Tensor
 from bc2.data.loader import Batch
 from bc2.model.transformer import Attention, Head, Linear, Transformer
 from bc2.parallel.build import parts
-from bc2.parallel.layout import Part
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.state import Held, Source
+from bc2.parallel.sharding import TensorShard
+from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
-from bc2.train.config import AdamWConfig
 from bc2.train.device import DTYPES, Precision
 from bc2.train.engines.base import (
     MOMENTS,
@@ -33,6 +32,7 @@ from bc2.train.engines.base import (
     set_update,
 )
 from bc2.train.objective import Objective
+from bc2.train.pretrain_config import AdamWConfig
 
 
 class LocalEngine(Engine):
@@ -77,7 +77,7 @@ class LocalEngine(Engine):
             for layer in model.model.layers:
                 layer.compile()
             if model.lm_head.weight.device.type == "cpu":
-                _choose_products(model)
+                _choose_cpu_kernels(model)
         named = dict(zip(self.parts, self.master, strict=True))
         self.optimizer = make_adamw(named, self.parts, config)
 
@@ -95,7 +95,7 @@ class LocalEngine(Engine):
         with self.clock.part("backward"):
             for master in self.master:
                 if master.grad is not None:
-                    self.mesh.replicas.sum_(master.grad)
+                    self.mesh.replicas.all_reduce(master.grad)
             sums = self._summed(sums, data=True)
         return {name: value / tokens for name, value in sums.items()}
 
@@ -131,7 +131,7 @@ class LocalEngine(Engine):
             if master.grad is not None:
                 (whole if part.dim is None else cut).append(master.grad)
         squares = [torch.nn.utils.get_total_norm(some).double().square() for some in (cut, whole)]
-        return root(float(self.mesh.tensor.sum_(squares[0]) + squares[1]))
+        return root(float(self.mesh.tensor.all_reduce(squares[0]) + squares[1]))
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
@@ -155,7 +155,7 @@ class LocalEngine(Engine):
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
             _hold(state.weights, name, part, master, self.mesh)
             for key, value in self.optimizer.state[master].items():
-                whole = part if value.dim() else Part(())
+                whole = part if value.dim() else TensorShard(())
                 _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh)
         return state
 
@@ -165,7 +165,7 @@ class LocalEngine(Engine):
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     @torch.no_grad()
-    def restore(self, weights: Source, optimizer: Source) -> None:
+    def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
             read = weights.read(name, part, 0, master.numel())
             master.copy_(read.view_as(master))
@@ -176,13 +176,13 @@ class LocalEngine(Engine):
                     value = optimizer.read(f"{key}.{name}", part, 0, master.numel())
                     kept[key] = value.view_as(master).to(master.device, copy=True)
             if f"step.{name}" in optimizer:
-                step = optimizer.read(f"step.{name}", Part(()), 0, 1).reshape(())
+                step = optimizer.read(f"step.{name}", TensorShard(()), 0, 1).reshape(())
                 kept["step"] = step.to(master.device, copy=True)
         self._publish_weights()
         self.discard()
 
 
-def _hold(held: Held, name: str, part: Part, value: Tensor, mesh: Mesh) -> None:
+def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh) -> None:
     """Keep this rank's share of what all replicas have, so that each writes some of it."""
     flat, group = value.detach().reshape(-1), mesh.replicas
     if part.dim is None and mesh.tensor.rank:
@@ -194,15 +194,15 @@ def _hold(held: Held, name: str, part: Part, value: Tensor, mesh: Mesh) -> None:
     held.add(name, part, first, _to_host(flat[first : first + share]))
 
 
-def _choose_products(model: Transformer) -> None:
+def _choose_cpu_kernels(model: Transformer) -> None:
     """Take the ways of computing that a compiler makes fast on a CPU, since it is there anyway."""
     for module in model.modules():
         if isinstance(module, Attention) and module.backend == "auto":
-            module.backend = "products"
+            module.backend = "bmm"
         elif isinstance(module, Head):
             module.compiled = True
         elif isinstance(module, Linear):
-            module.products = True
+            module.bmm_backward = True
 
 
 def _masters(model: Transformer) -> list[torch.nn.Parameter]:

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from bc2.model.config import ModelConfig
-from bc2.parallel.build import Drawn, build_model
-from bc2.parallel.config import ParallelConfig
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.state import Held
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.parallel.state import HeldTensors
 from bc2.train.clock import Clock
-from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
+from bc2.train.pretrain_config import PretrainConfig
 
 
 def make_engine(
@@ -50,5 +50,5 @@ def make_engine(
         )
     built = build_model(model, mesh).to_empty(device=device)
     engine = LocalEngine(built, config.optimizer, **shared)
-    engine.restore(Drawn(model, config.seed), Held())
+    engine.restore(InitialWeights(model, config.seed), HeldTensors())
     return engine

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Run:
+class OwnedSlice:
     """The run of a flattened parameter whose states this rank has."""
 
     first: int
@@ -36,7 +36,7 @@ class Zero(ABC):
         self.adamw: torch.optim.AdamW = optimizer.optimizer
 
     @abstractmethod
-    def run(self, parameter: nn.Parameter) -> Run | None:
+    def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
         """None: other ranks have all of it."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ def zero_of(engine: Any) -> Zero:
     return Bucketed(engine.optimizer)
 
 
-class Mapped(Zero):
+class FlatZero(Zero):
     """Weights are whole; of fp32 weights each rank has a piece of the flattened group."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
@@ -109,13 +109,13 @@ class Mapped(Zero):
             for parameter in group
         }
 
-    def run(self, parameter: nn.Parameter) -> Run | None:
+    def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             return None
         here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
         state = self.adamw.state[self._flat_of[id(parameter)]]
-        return Run(
+        return OwnedSlice(
             there.start,
             there.numel,
             mapping.hp_fragment,
@@ -135,7 +135,7 @@ class Mapped(Zero):
         self.zero.update_lp_params()
 
 
-class Bucketed(Mapped):
+class Bucketed(FlatZero):
     """ZeRO 1 and 2 (`DeepSpeedZeroOptimizer`)."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
@@ -149,7 +149,7 @@ class Bucketed(Mapped):
                 kept[key] = None
 
 
-class Accumulated(Mapped):
+class Accumulated(FlatZero):
     """ZeRO 1 in bf16 with fp32 gradients (`BF16_Optimizer`)."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
@@ -163,7 +163,7 @@ class Accumulated(Mapped):
 class Parted(Zero):
     """ZeRO 3: of every parameter each rank has a piece, the last ones padded."""
 
-    def run(self, parameter: nn.Parameter) -> Run | None:
+    def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         total = parameter.ds_numel  # type: ignore[attr-defined]
         first = size * torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
@@ -172,7 +172,7 @@ class Parted(Zero):
             return None
         group, begin, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
         flat = self.zero.fp32_partitioned_groups_flat[group]
-        return Run(
+        return OwnedSlice(
             first,
             count,
             flat.narrow(0, begin, count),

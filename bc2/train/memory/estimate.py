@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
-from bc2.train.config import PretrainConfig
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.device import Precision, pick_precision
 from bc2.train.memory.share import (
     Activations,
@@ -23,6 +22,7 @@ from bc2.train.memory.share import (
     hidden_gradient,
 )
 from bc2.train.memory.states import Parts, States, local_states, zero_states
+from bc2.train.pretrain_config import PretrainConfig
 
 #: The parts, in the order in which they are shown.
 PARTS = (
@@ -71,7 +71,7 @@ class MemoryEstimate:
 
 def estimate(
     model: ModelConfig,
-    rows: int,
+    micro_batch: int,
     sequence_length: int,
     precision: Precision,
     checkpointing: int,
@@ -81,10 +81,10 @@ def estimate(
     parallel: ParallelConfig | None = None,
     world: int = 1,
 ) -> MemoryEstimate:
-    """What one device holds to train on micro-batches of full rows.
+    """What one device holds to train on micro-batches of full sequences.
 
     Args:
-        rows: sequences of a micro-batch.
+        micro_batch: sequences of a micro-batch.
         sequence_length: tokens of each, one document.
         checkpointing: layers in a segment; 0: nothing is computed again.
         device: the head's buffers and DeepSpeed's are larger on a GPU.
@@ -93,7 +93,7 @@ def estimate(
         world: ranks.
     """
     layout = (parallel or ParallelConfig()).on(world)
-    share = Share(model, layout, world, rows, sequence_length, precision, device)
+    share = Share(model, layout, world, micro_batch, sequence_length, precision, device)
     activations = activations_of(share, checkpointing)
     states = zero_states(share, accumulated) if layout.zero else local_states(share, accumulated)
     return MemoryEstimate(
@@ -123,7 +123,7 @@ def least_segment(
 
     Every k above 0 computes each layer once more, so the time is the same. n is counted of the
     code (`layer_bytes`): tensor parallelism leaves a rank a share of it beside whole norms
-    and inputs, so k grows with those ranks; rows, and ranks that share tokens, change both
+    and inputs, so k grows with those ranks; micro_batch and ranks that share tokens change both
     alike. Segments are whole layers and the last may be shorter, as `Decoder.forward` cuts
     them: every whole k is tried, with ⌈L/k⌉ inputs, and of two alike the shorter is taken.
     Gradients of the weights are no part of it. With one micro-batch a step they come as

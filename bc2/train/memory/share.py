@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from bc2.model.config import ModelConfig
 from bc2.model.head_loss import BLOCK_BYTES, chunk_size
 from bc2.model.head_weight import WEIGHT_ROWS
-from bc2.parallel.config import ParallelConfig
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.device import Precision
 
 
@@ -24,7 +24,7 @@ class Share:
     model: ModelConfig
     layout: ParallelConfig
     world: int
-    rows: int
+    micro_batch: int
     length: int
     precision: Precision
     device: str
@@ -63,7 +63,7 @@ class Share:
 
     @property
     def all_tokens(self) -> int:
-        return self.rows * self.length
+        return self.micro_batch * self.length
 
     @property
     def heads(self) -> int:

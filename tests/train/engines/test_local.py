@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch, pack
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
-from bc2.train.config import AdamWConfig
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
+from bc2.train.pretrain_config import AdamWConfig
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
@@ -204,5 +204,5 @@ def test_compiled_gives_the_same_numbers_and_settles() -> None:
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
-    # Each size that varies (documents, the longest one) costs a graph when it first does.
+    # Each size that varies (documents, the max_seqlen one) costs a graph when it first does.
     assert graphs[-1] == graphs[9]

@@ -15,14 +15,14 @@ import bc2
 from bc2 import __version__
 from bc2.errors import RunFailed
 from bc2.files import lock_directory, make_directory, sha256_file, sha256_json
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig, check_layout
-from bc2.parallel.mesh import Group, Mesh, all_ranks, make_mesh, same_everywhere
-from bc2.parallel.together import alike, see_together
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.agreement import check_shared_folder, fail_together
+from bc2.parallel.mesh import Group, Mesh, all_ranks, check_same_on_all_ranks, make_mesh
+from bc2.parallel.parallel_config import ParallelConfig, check_layout
 from bc2.ranks import LOST, world_size
 from bc2.registry import Registry
-from bc2.train.config import PretrainConfig, check_batches
 from bc2.train.device import rank_device
+from bc2.train.pretrain_config import PretrainConfig, check_batches
 
 if TYPE_CHECKING:
     from bc2.train.pretrain import Run
@@ -44,11 +44,11 @@ def meet(
     check_batches(config, parallel, world_size())
     ranks = all_ranks(rank_device(config.device))
     with following(ranks):
-        same_everywhere(ranks, "[parallel]", parallel.model_dump(mode="json"))
-        same_everywhere(ranks, "recipe", {"name": name, **_settings(config, model)})
-        same_everywhere(ranks, "code", _code())
+        check_same_on_all_ranks(ranks, "[parallel]", parallel.model_dump(mode="json"))
+        check_same_on_all_ranks(ranks, "recipe", {"name": name, **_settings(config, model)})
+        check_same_on_all_ranks(ranks, "code", _code())
         make_directory(work)
-        see_together(work, ranks)
+        check_shared_folder(work, ranks)
 
 
 def join(run: Run) -> Mesh:
@@ -62,7 +62,7 @@ def join(run: Run) -> Mesh:
     mesh = make_mesh(run.parallel, torch.device(run.config.device))
     if mesh.world.size > 1:
         told = _settings(run.config, run.model) | {"tokens": run.tokens.digest}
-        same_everywhere(mesh.world, "recipe or input", told)
+        check_same_on_all_ranks(mesh.world, "recipe or input", told)
     return mesh
 
 
@@ -107,7 +107,7 @@ _LOOKED_AT_S = 2.0
 def alone(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
     """Be the only ranks at a run. Raises: RunFailed, on all of them, if there are others."""
     with ExitStack() as held:
-        with alike(mesh.world):
+        with fail_together(mesh.world):
             if mesh.first:
                 held.enter_context(_locked(run, registry))
         yield

@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from bc2.tokenizer.config import TokenizerConfig
+from bc2.tokenizer.tokenizer_config import TokenizerConfig
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -43,7 +43,7 @@ def test_every_setting_says_what_it_is() -> None:
 
 def test_the_config_is_cheap_to_import() -> None:
     code = (
-        "import sys, bc2.tokenizer.config;"
+        "import sys, bc2.tokenizer.tokenizer_config;"
         "print([m for m in ('torch', 'sentencepiece', 'numpy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """Really training on micro-batches of a size, to see what that takes.
 
-`python -m bc2.train.trial`, see `bc2.train.child`: a process of its own, so that running out
-of memory is an answer and nothing of it stays behind.
+`python -m bc2.train.micro_batch_trial`, see `bc2.train.worker_process`: a process of its own,
+so that running out of memory is an answer and nothing of it stays behind.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from bc2.data.loader import Batch, pack
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import Mesh
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import Settings
-from bc2.train.child import Answer, serve
-from bc2.train.config import PretrainConfig
 from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from bc2.train.peak import forget_peak, host_peak
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.worker_process import Answer, serve
 
 
 class TrialSpec(Settings):
@@ -36,7 +36,7 @@ class TrialSpec(Settings):
 
 
 class Trial:
-    """An engine that makes steps on micro-batches of any number of rows."""
+    """An engine that makes steps on micro-batches of any number of sequences."""
 
     def __init__(self, spec: TrialSpec):
         self.spec = spec
@@ -53,7 +53,7 @@ class Trial:
         self.engine = make_engine(spec.model, eager, ParallelConfig(), Mesh())
         self.objective = NextToken(training.z_loss)
 
-    def fits(self, rows: int) -> Answer:
+    def fits(self, micro_batch: int) -> Answer:
         """Make two steps; the second has the optimizer's state beside it.
 
         Returns:
@@ -61,11 +61,11 @@ class Trial:
             host for a CPU, where an answer is never False.
         """
         if self.device.type == "cpu":
-            self._steps(rows)
+            self._steps(micro_batch)
             return {"fits": True, "bytes": host_peak() - self.baseline}
         torch.cuda.reset_peak_memory_stats(self.device)
         try:
-            self._steps(rows)
+            self._steps(micro_batch)
             fits = True
         except torch.OutOfMemoryError:
             fits = False
@@ -75,20 +75,20 @@ class Trial:
         torch.cuda.empty_cache()
         return {"fits": fits, "bytes": taken}
 
-    def _steps(self, rows: int) -> None:
-        batch = self._batch(rows)
-        count = min(2, self.spec.training.batch_rows // rows)
+    def _steps(self, micro_batch: int) -> None:
+        batch = self._batch(micro_batch)
+        count = min(2, self.spec.training.batch_sequences // micro_batch)
         for _ in range(2):
             tokens = count * batch.num_labels
             self.engine.accumulate([batch] * count, self.objective, tokens=tokens)
             norm = self.engine.gradient_norm()
             self.engine.update(0.0, norm=norm, clip_norm=1.0)
 
-    def _batch(self, rows: int) -> Batch:
-        """Random rows, each one document: what takes the most memory."""
-        shape = (rows, self.spec.training.sequence_length + 1)
+    def _batch(self, micro_batch: int) -> Batch:
+        """Random sequences, each one document: what takes the most memory."""
+        shape = (micro_batch, self.spec.training.sequence_length + 1)
         tokens = np.random.default_rng(0).integers(0, self.spec.model.vocab_size, shape)
-        return pack(tokens, np.zeros(rows, dtype=np.int64), eos_id=-1)
+        return pack(tokens, np.zeros(micro_batch, dtype=np.int64), eos_id=-1)
 
 
 def _build(line: str, held: ExitStack) -> Trial:

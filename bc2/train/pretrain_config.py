@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bc2.errors import RecipeError
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig, offer
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig, offer
 from bc2.recipe import UNKEYED, Recipe, Section, Settings
 from bc2.train.duration import Duration
 
@@ -159,7 +159,7 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _whole_batches(self) -> PretrainConfig:
         """A batch is a whole number of micro-batches; say which ones would be."""
-        rows = 1 if self.micro_batch == "auto" else self.micro_rows
+        rows = 1 if self.micro_batch == "auto" else self.micro_sequences
         unit = rows * self.sequence_length
         if self.batch_tokens % unit:
             below = self.batch_tokens // unit * unit
@@ -179,12 +179,12 @@ class PretrainConfig(Section):
         return keyed
 
     @property
-    def batch_rows(self) -> int:
+    def batch_sequences(self) -> int:
         """Sequences of one optimizer step."""
         return self.batch_tokens // self.sequence_length
 
     @property
-    def micro_rows(self) -> int:
+    def micro_sequences(self) -> int:
         """`micro_batch` as a number: for a run, where "auto" is resolved."""
         assert self.micro_batch != "auto", "resolved by bc2.train.micro_batch before it is used"
         return self.micro_batch
@@ -218,14 +218,18 @@ def check_batches(config: PretrainConfig, parallel: ParallelConfig, world: int) 
             where="pretrain.micro_batch",
             todo="set a number of sequences",
         )
-    if config.batch_rows % (config.micro_rows * data):
-        fit = [n for n in range(1, config.batch_rows + 1) if config.batch_rows % (n * data) == 0]
+    if config.batch_sequences % (config.micro_sequences * data):
+        fit = [
+            n
+            for n in range(1, config.batch_sequences + 1)
+            if config.batch_sequences % (n * data) == 0
+        ]
         rows = f"pretrain.micro_batch may be {', '.join(map(str, fit[:8]))}"
         raise RecipeError(
-            f"a step of {config.batch_rows} sequences is no whole number of micro-batches of "
-            f"{config.micro_rows} on {data} data-parallel ranks",
+            f"a step of {config.batch_sequences} sequences is no whole number of micro-batches of "
+            f"{config.micro_sequences} on {data} data-parallel ranks",
             where="pretrain.batch_tokens",
-            todo=rows if fit else offer("the data-parallel ranks", config.batch_rows),
+            todo=rows if fit else offer("the data-parallel ranks", config.batch_sequences),
         )
 
 

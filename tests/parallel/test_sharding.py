@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
-from bc2.parallel.layout import Part, part_of
+from bc2.parallel.sharding import TensorShard, shard_of
 
 CONFIG = ModelConfig(
     vocab_size=24, hidden_size=24, intermediate_size=36, num_layers=2, num_heads=12,
@@ -46,19 +46,19 @@ def by_hand(name: str, whole: Tensor, rank: int, ranks: int) -> Tensor:
 def test_every_parameter_of_a_model_is_cut_as_by_hand(ranks: int) -> None:
     for name, whole in numbered().items():
         for rank in range(ranks):
-            part = part_of(name, tuple(whole.shape), rank, ranks)
+            part = shard_of(name, tuple(whole.shape), rank, ranks)
             expected = by_hand(name, whole, rank, ranks)
             assert torch.equal(part.of(whole), expected), (name, rank)
-            assert part.part_shape == tuple(expected.shape)
+            assert part.shard_shape == tuple(expected.shape)
             assert part.shape == tuple(whole.shape)
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_the_ranks_parts_together_are_the_whole(ranks: int) -> None:
     for name, whole in numbered().items():
-        every = [part_of(name, tuple(whole.shape), rank, ranks) for rank in range(ranks)]
+        every = [shard_of(name, tuple(whole.shape), rank, ranks) for rank in range(ranks)]
         if every[0].dim is None:
-            assert set(every) == {Part(tuple(whole.shape))}
+            assert set(every) == {TensorShard(tuple(whole.shape))}
             continue
         dim, pieces = every[0].dim, len(every[0].runs)
         # Piece by piece: thirds of W_pack, of each rank in turn.
@@ -72,6 +72,6 @@ def test_the_ranks_parts_together_are_the_whole(ranks: int) -> None:
 
 def test_alone_a_rank_has_everything_and_no_copy() -> None:
     for name, whole in numbered().items():
-        part = part_of(name, tuple(whole.shape), 0, 1)
+        part = shard_of(name, tuple(whole.shape), 0, 1)
         assert part.dim is None
         assert part.of(whole) is whole

@@ -9,9 +9,9 @@ import pytest
 
 from bc2.data.shards import TokenShards
 from bc2.errors import RecipeError
-from bc2.train import plan as module
-from bc2.train.config import PretrainConfig
-from bc2.train.plan import Plan, mixture_lines
+from bc2.train import run_inputs as module
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_inputs import RunInputs, mixture_lines
 
 #: Tokens: windows of 10 and the one after.
 TOKENS = {"web.c00": 801, "web.c01": 201, "web.rest": 5, "law": 1001}
@@ -41,14 +41,14 @@ def config(**more: Any) -> PretrainConfig:
                           **more)  # fmt: skip
 
 
-def planned(found: TokenShards, settings: PretrainConfig) -> Plan:
+def planned(found: TokenShards, settings: PretrainConfig) -> RunInputs:
     mixture = module._mixture(found, settings)
     schedule = module._schedule(settings, mixture)
     module._check_epochs(settings, mixture, schedule.total)
-    return Plan(found, mixture, schedule, Path())
+    return RunInputs(found, mixture, schedule, Path())
 
 
-def shares(plan: Plan) -> dict[str, float]:
+def shares(plan: RunInputs) -> dict[str, float]:
     return {name: round(plan.mixture.share(name), 9) for name in TOKENS}
 
 

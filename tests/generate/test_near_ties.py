@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bc2.generate.canonical import canonical_hidden, settle, tolerance, wider
+from bc2.generate.near_ties import canonical_hidden, settle, tolerance, wider
 from bc2.model.cache import KVCache
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
 
@@ -38,8 +38,8 @@ def last_hidden(model, tokens, cached):
     cache = KVCache(model.config, count, length, model.lm_head.weight.dtype, device)
     for part in tokens.split(cuts, dim=1):
         size = part.shape[1]
-        bounds = torch.arange(0, count * size + 1, size, dtype=torch.int32)
-        hidden = model(part.flatten(), bounds, size, cache if cached else None)
+        cu_seqlens = torch.arange(0, count * size + 1, size, dtype=torch.int32)
+        hidden = model(part.flatten(), cu_seqlens, size, cache if cached else None)
     return hidden.view(count, -1, hidden.shape[-1])[:, -1]
 
 
@@ -61,8 +61,8 @@ def test_kernels_differ_by_much_less_than_the_tolerance(
     tokens = texts(16)
     alone = torch.cat([last_hidden(model, one[None], cached=False) for one in tokens])
     reference = model.logits(alone).double()
-    longest = model.head_weight().double().norm(dim=1).max().item()
-    allowed = tolerance(model, alone, longest, reference.amax(-1))
+    max_seqlen = model.head_weight().double().norm(dim=1).max().item()
+    allowed = tolerance(model, alone, max_seqlen, reference.amax(-1))
     for cached in (False, True):
         other = model.logits(last_hidden(model, tokens, cached)).double()
         moved = (other - reference).abs().amax(-1)

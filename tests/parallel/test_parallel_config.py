@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from bc2.data.loader import Batch, pack
 from bc2.errors import RecipeError
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
-from bc2.parallel.config import ParallelConfig, check_layout, even_tensor
-from bc2.train.config import AdamWConfig, PretrainConfig, check_batches
+from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
 from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.estimate import estimate, least_segment, settle_checkpointing
 from bc2.train.objective import NextToken
+from bc2.train.pretrain_config import AdamWConfig, PretrainConfig, check_batches
 
 Spread = Callable[..., list[list[list[float]]]]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from bc2.bench.measure import Plan
+from bc2.bench.measure import BenchPlan
 from bc2.bench.peer import require_peer
 from bc2.bench.spec import (
     OURS,
@@ -19,20 +19,20 @@ from bc2.bench.spec import (
     weights_of,
 )
 from bc2.console import note
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.recipe import Recipe
-from bc2.train.config import PretrainConfig, check_context
 from bc2.train.device import datasheet_flops, pick_device, pick_precision
-from bc2.train.layout import check_fits, layout_of, own_layout
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
+from bc2.train.pretrain_config import PretrainConfig, check_context
+from bc2.train.rank_layout import check_divides, parse_layout, recipe_layout
 
 
-def make_plan(
+def make_bench_plan(
     recipe: Recipe, *, steps: int, rounds: int, against: str | None, peers: str | None,
     ours: str | None, layouts: Sequence[str], checkpointing: str | None, peer_environment: str,
     documents: int, checkpoint: bool,
-) -> Plan:  # fmt: skip
+) -> BenchPlan:  # fmt: skip
     """Resolve device, precision and contenders; nothing is started.
 
     Raises:
@@ -49,7 +49,7 @@ def make_plan(
     alone = len(specs) == 1
     device = torch.device(training.device)
     known = datasheet_flops(device, pick_precision(training.precision, device))
-    return Plan(
+    return BenchPlan(
         tuple(spec.model_copy(update={"alone": alone}) for spec in specs),
         steps=steps,
         rounds=rounds,
@@ -69,7 +69,7 @@ def _resolved(recipe: Recipe) -> PretrainConfig:
         return training
     choice = choose_micro_batch(recipe.get(ModelConfig), training)
     note(str(choice))
-    return training.model_copy(update={"micro_batch": choice.rows})
+    return training.model_copy(update={"micro_batch": choice.micro_batch})
 
 
 def _ours(
@@ -99,11 +99,11 @@ def _laid_out(
     recipe: Recipe, model: ModelConfig, training: PretrainConfig, layouts: Sequence[str]
 ) -> list[Spec]:
     """The recipe over ranks, as `--layout` says."""
-    base = replace(own_layout(recipe, 1), micro_batch=training.micro_rows)
-    found = [layout_of(recipe, base, text) for text in dict.fromkeys(layouts)]
+    base = replace(recipe_layout(recipe, 1), micro_batch=training.micro_sequences)
+    found = [parse_layout(recipe, base, text) for text in dict.fromkeys(layouts)]
     for layout in found:
-        check_fits(recipe, layout)
-        if layout.micro_batch != training.micro_rows:
+        check_divides(recipe, layout)
+        if layout.micro_batch != training.micro_sequences:
             note(f"{layout}: micro-batches of {layout.micro_batch}, for a rank's share of a step")
     return [
         Spec(

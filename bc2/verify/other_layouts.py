@@ -8,35 +8,41 @@ import torch
 
 from bc2.errors import UsageError
 from bc2.recipe import Recipe
-from bc2.train.config import PretrainConfig
 from bc2.train.device import pick_device
-from bc2.train.layout import Layout, check_fits, fill_rows, layout_of, read_ranks
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.rank_layout import (
+    RankLayout,
+    check_divides,
+    fill_micro_batch,
+    parse_layout,
+    read_ranks,
+)
 
 #: Numbers of ranks that are tried if none are said.
 USUAL = (1, 2, 4)
 
 
 def other_layouts(
-    recipe: Recipe, base: Layout, ranks: str | None, said: list[str] | None
-) -> list[Layout]:
+    recipe: Recipe, base: RankLayout, ranks: str | None, said: list[str] | None
+) -> list[RankLayout]:
     """Those to continue on: what was asked for, or the usual numbers that fit the machine.
 
     Raises:
         UsageError: they cannot be read.
         RecipeError: one does not fit the recipe.
     """
-    found = [layout_of(recipe, base, text) for text in said or []]
+    found = [parse_layout(recipe, base, text) for text in said or []]
     numbers = [read_ranks(text, "--ranks") for text in ranks.split(",")] if ranks else []
     found += [simplest(recipe, base, number) for number in numbers if number != base.ranks]
     if found or ranks or said:
         for one in found:
-            check_fits(recipe, one)
+            check_divides(recipe, one)
         return found
     usual = [n for n in USUAL if n != base.ranks and n <= _places(recipe)]
     return [one for n in usual if _fits(recipe, one := simplest(recipe, base, n))]
 
 
-def simplest(recipe: Recipe, base: Layout, ranks: int) -> Layout:
+def simplest(recipe: Recipe, base: RankLayout, ranks: int) -> RankLayout:
     """The recipe's layout on so many ranks, without the parts that would not fit them."""
     parallel = base.parallel
     if ranks % parallel.ranks_of_a_replica:
@@ -44,12 +50,12 @@ def simplest(recipe: Recipe, base: Layout, ranks: int) -> Layout:
     group = parallel.zero_group
     if group is not None and (ranks // parallel.tensor) % group:
         parallel = parallel.model_copy(update={"zero_group": None})
-    return fill_rows(recipe, Layout(ranks, parallel, base.micro_batch))
+    return fill_micro_batch(recipe, RankLayout(ranks, parallel, base.micro_batch))
 
 
-def _fits(recipe: Recipe, layout: Layout) -> bool:
+def _fits(recipe: Recipe, layout: RankLayout) -> bool:
     try:
-        check_fits(recipe, layout)
+        check_divides(recipe, layout)
     except UsageError:
         return False
     return True

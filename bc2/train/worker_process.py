@@ -25,11 +25,11 @@ Answer = dict[str, Any]
 _TAIL = 50
 
 
-class ChildFailed(Exception):
+class WorkerFailed(Exception):
     """A child could not do what it was asked; the text says why."""
 
 
-class Child:
+class WorkerProcess:
     """The parent's end. A child that waits to be asked uses no processor.
 
     Args:
@@ -65,7 +65,7 @@ class Child:
         self.close()
 
     def begin(self) -> None:
-        """Wait until the child is built. Raises: ChildFailed if it cannot be."""
+        """Wait until the child is built. Raises: WorkerFailed if it cannot be."""
         self.tell_first()
         self.hear()
 
@@ -73,7 +73,7 @@ class Child:
         """Have a method called, and its answer.
 
         Raises:
-            ChildFailed: the method raised, or the child died.
+            WorkerFailed: the method raised, or the child died.
         """
         self.tell(do, **arguments)
         return self.hear()
@@ -106,14 +106,14 @@ class Child:
             self._process.stdin.flush()
 
     def hear(self) -> Answer:
-        """What the child answers to what it was told. Raises: ChildFailed, as `ask`."""
+        """What the child answers to what it was told. Raises: WorkerFailed, as `ask`."""
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         if not said:
-            raise ChildFailed(self._why_dead())
+            raise WorkerFailed(self._why_dead())
         answer: Answer = json.loads(said)
         if "error" in answer:
-            raise ChildFailed(answer["error"])
+            raise WorkerFailed(answer["error"])
         return answer
 
     def _why_dead(self) -> str:

@@ -75,9 +75,9 @@ def canonical_hidden(model: Transformer, tokens: Tensor) -> Tensor:
     is a layer's and not a model's.
     """
     wide = wider(model.lm_head.weight.dtype)
-    bounds = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
+    cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
     positions = torch.arange(len(tokens), device=tokens.device)
-    at = Positions(model.config, positions, bounds, len(tokens))
+    at = Positions(model.config, positions, cu_seqlens, len(tokens))
     x: Tensor = model.model.embed_tokens(tokens).to(wide)
     for index, layer in enumerate(model.model.layers):
         x = _widened(layer, wide, x, at, None, index)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bc2.train.child import Child, ChildFailed
+from bc2.train.worker_process import WorkerFailed, WorkerProcess
 
 ECHO = """\
 import os, sys
-from bc2.train.child import serve
+from bc2.train.worker_process import serve
 
 class Echo:
     def twice(self, text):
@@ -41,50 +41,50 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_answers_are_not_mixed_with_what_is_printed(environment: dict[str, str]) -> None:
-    with Child("echo_child", "good", environment) as child:
+    with WorkerProcess("echo_child", "good", environment) as child:
         child.begin()
         assert child.ask("twice", text="ab") == {"text": "abab"}
         assert child.ask("twice", text="语") == {"text": "语语"}
 
 
 def test_an_exception_is_the_answer(environment: dict[str, str]) -> None:
-    with Child("echo_child", "good", environment) as child:
+    with WorkerProcess("echo_child", "good", environment) as child:
         child.begin()
-        with pytest.raises(ChildFailed, match=r"^ValueError: no such thing$"):
+        with pytest.raises(WorkerFailed, match=r"^ValueError: no such thing$"):
             child.ask("fail")
 
 
 def test_one_that_cannot_be_built(environment: dict[str, str]) -> None:
     with (
-        Child("echo_child", "bad", environment) as child,
-        pytest.raises(ChildFailed, match="cannot be built"),
+        WorkerProcess("echo_child", "bad", environment) as child,
+        pytest.raises(WorkerFailed, match="cannot be built"),
     ):
         child.begin()
 
 
 def test_one_that_does_not_even_start() -> None:
     with (
-        Child("no_such_module_here", "") as child,
-        pytest.raises(ChildFailed, match="No module named no_such_module_here"),
+        WorkerProcess("no_such_module_here", "") as child,
+        pytest.raises(WorkerFailed, match="No module named no_such_module_here"),
     ):
         child.begin()
 
 
 def test_one_that_leaves_and_one_that_is_killed(environment: dict[str, str]) -> None:
-    with Child("echo_child", "good", environment) as child:
+    with WorkerProcess("echo_child", "good", environment) as child:
         child.begin()
-        with pytest.raises(ChildFailed, match=r"died \(exit 3\)"):
+        with pytest.raises(WorkerFailed, match=r"died \(exit 3\)"):
             child.ask("leave")
-    with Child("echo_child", "good", environment) as child:
+    with WorkerProcess("echo_child", "good", environment) as child:
         child.begin()
         os.kill(child._process.pid, signal.SIGKILL)
-        with pytest.raises(ChildFailed, match="memory runs out"):
+        with pytest.raises(WorkerFailed, match="memory runs out"):
             child.ask("twice", text="ab")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
 def test_none_is_left_behind(environment: dict[str, str]) -> None:
-    with Child("echo_child", "good", environment) as child:
+    with WorkerProcess("echo_child", "good", environment) as child:
         child.begin()
         pid = child._process.pid
         assert Path(f"/proc/{pid}").exists()

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bc2.errors import RecipeError
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 from bc2.recipe import UNKEYED, Recipe, Section
 
 Axis = Literal["tensor", "sequence", "data"]

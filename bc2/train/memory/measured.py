@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
-from bc2.train.config import PretrainConfig
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.device import pick_precision
 from bc2.train.memory.estimate import estimate
 from bc2.train.peak import device_peak, forget_peak, host_peak
+from bc2.train.pretrain_config import PretrainConfig
 
 
 class Footprint:
@@ -25,7 +25,7 @@ class Footprint:
         self.layout = {
             **parallel.model_dump(mode="json", exclude_defaults=True),
             "ranks": world,
-            "micro_batch": config.micro_rows,
+            "micro_batch": config.micro_sequences,
             "activation_checkpointing": config.segment_layers,
         }
         self.predicted = self._predict(model, parallel, world)
@@ -35,15 +35,15 @@ class Footprint:
 
     def _predict(self, model: ModelConfig, parallel: ParallelConfig, world: int) -> dict[str, int]:
         config = self.config
-        rows_a_rank = config.batch_rows // max(1, world // parallel.ranks_of_a_replica)
+        sequences_a_rank = config.batch_sequences // max(1, world // parallel.ranks_of_a_replica)
         expected = estimate(
             model,
-            config.micro_rows,
+            config.micro_sequences,
             config.sequence_length,
             pick_precision(config.precision, self.device),
             config.segment_layers,
             device=self.device.type,
-            accumulated=config.micro_rows < rows_a_rank,
+            accumulated=config.micro_sequences < sequences_a_rank,
             parallel=parallel,
             world=world,
         )

@@ -11,15 +11,15 @@ from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.shards import TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
-from bc2.tokenizer.config import TOKENIZER_FILE
-from bc2.train.config import PretrainConfig
+from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.duration import Duration
 from bc2.train.metrics import check_trackers
+from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule, learning_rate
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunInputs:
     """What a run reads and when it does what; made before anything is written."""
 
     shards: TokenShards
@@ -28,9 +28,9 @@ class Plan:
     tokenizer: Path
 
 
-def prepare(
+def open_run_inputs(
     config: PretrainConfig, tokens: Artifact, tokenizer: Artifact, *, verify: bool = True
-) -> Plan:
+) -> RunInputs:
     """Open what a run reads, every file checked, and work out its schedule.
 
     Args:
@@ -46,7 +46,7 @@ def prepare(
     schedule = _schedule(config, mixture)
     _check_epochs(config, mixture, schedule.total)
     check_trackers(config.track)
-    return Plan(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
+    return RunInputs(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
 
 
 def _open_tokens(tokens: Artifact, verify: bool) -> TokenShards:
@@ -67,7 +67,7 @@ def _mixture(shards: TokenShards, config: PretrainConfig) -> Mixture:
 
 def _check_epochs(config: PretrainConfig, mixture: Mixture, steps: int) -> None:
     most = math.inf if config.max_epochs is None else config.max_epochs
-    epochs = mixture.epochs(steps * config.batch_rows)
+    epochs = mixture.epochs(steps * config.batch_sequences)
     above = sorted((s for s in epochs if epochs[s] > most), key=lambda s: -epochs[s])
     if above:
         rest = f", and {len(above) - 1} more" if above[1:] else ""
@@ -83,11 +83,11 @@ def _check_epochs(config: PretrainConfig, mixture: Mixture, steps: int) -> None:
 _SHOWN = 3
 
 
-def mixture_lines(config: PretrainConfig, plan: Plan) -> list[str]:
+def mixture_lines(config: PretrainConfig, plan: RunInputs) -> list[str]:
     """What a run reads of each source, for a person: its share, and how often its text comes."""
     carried = "weights of the corpus" if plan.shards.weights else "in proportion to tokens"
     lines = [f"mixture: {'weights of the recipe' if config.weights else carried}"]
-    epochs = plan.mixture.epochs(plan.schedule.total * config.batch_rows)
+    epochs = plan.mixture.epochs(plan.schedule.total * config.batch_sequences)
     sources: dict[str, list[str]] = {}
     for name in plan.mixture.sources:
         sources.setdefault(plan.shards.source_of(name), []).append(name)

@@ -8,14 +8,21 @@ from functools import cached_property
 from typing import Any
 
 from bc2.errors import RecipeError, ResourceError, UsageError
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import check_layout, parallel_of
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import check_layout, parallel_of
+from bc2.plan.candidate_layouts import (
+    CandidateLayout,
+    Workload,
+    largest,
+    layouts_that_fit,
+    possible,
+    segment_of,
+)
 from bc2.plan.devices import DEVICES, Device
-from bc2.plan.layouts import Layout, Work, largest, layouts_that_fit, possible, segment_of
 from bc2.recipe import Recipe
-from bc2.train.config import PretrainConfig, check_batches
 from bc2.train.device import Precision, pick_precision
 from bc2.train.duration import Duration
+from bc2.train.pretrain_config import PretrainConfig, check_batches
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
 MFU = 0.577
@@ -32,10 +39,10 @@ class Plan:
     """What training a recipe on some devices takes."""
 
     name: str
-    work: Work
-    layouts: list[Layout]
+    work: Workload
+    layouts: list[CandidateLayout]
     """Those that fit, the recipe's own first, then the fastest first."""
-    own: Layout | None
+    own: CandidateLayout | None
     """The recipe's own, whether it fits or not; None if it does not divide the devices."""
     refused: str | None = None
     """Why it does not."""
@@ -86,7 +93,7 @@ class Plan:
 
     def batches(self) -> list[dict[str, int]]:
         """Every solution of batch_tokens = micro_batch x data x accumulation x sequence_length."""
-        rows = self.work.training.batch_rows
+        rows = self.work.training.batch_sequences
         sizes = {self.work.gpus // p.ranks_of_a_replica for p in possible(self.work)}
         return [
             {"data": data, "micro_batch": micro, "accumulation": rows // (data * micro)}
@@ -110,7 +117,7 @@ class Plan:
             "batch": {
                 "batch_tokens": training.batch_tokens,
                 "sequence_length": training.sequence_length,
-                "rows": training.batch_rows,
+                "rows": training.batch_sequences,
                 "solutions": self.batches(),
             },
             "steps": self.steps,
@@ -148,7 +155,7 @@ def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = Non
         UsageError: numbers that make no sense, or devices that no layout divides.
         ResourceError: nothing fits; it names what would.
     """
-    work = work_of(recipe, device, gpus, MFU if mfu is None else mfu)
+    work = workload_of(recipe, device, gpus, MFU if mfu is None else mfu)
     if not any(True for _ in possible(work)):
         raise _indivisible(work)
     own, refused = _own(recipe, work)
@@ -160,22 +167,22 @@ def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = Non
     return Plan(recipe.name, work, found, own, refused)
 
 
-def _own(recipe: Recipe, work: Work) -> tuple[Layout | None, str | None]:
+def _own(recipe: Recipe, work: Workload) -> tuple[CandidateLayout | None, str | None]:
     """The recipe's layout; or why so many devices cannot have it."""
     try:
-        return own_layout(recipe, work), None
+        return recipe_candidate(recipe, work), None
     except RecipeError as error:
         return None, str(error)
 
 
-def _alike(one: Layout, other: Layout) -> bool:
-    def key(layout: Layout) -> tuple[object, ...]:
+def _alike(one: CandidateLayout, other: CandidateLayout) -> bool:
+    def key(layout: CandidateLayout) -> tuple[object, ...]:
         return layout.parallel, layout.checkpointing, layout.micro_batch
 
     return key(one) == key(other)
 
 
-def work_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> Work:
+def workload_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> Workload:
     """What a recipe asks for.
 
     Raises:
@@ -186,7 +193,9 @@ def work_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> Work
     if not 0 < mfu <= 1:
         raise UsageError(f"--mfu {mfu:g} is no share of the peak", todo="give 0 to 1, e.g. 0.4")
     training = recipe.get(PretrainConfig)
-    return Work(recipe.get(ModelConfig), training, _precision(training, device), device, gpus, mfu)
+    return Workload(
+        recipe.get(ModelConfig), training, _precision(training, device), device, gpus, mfu
+    )
 
 
 def _precision(training: PretrainConfig, device: Device) -> Precision:
@@ -197,7 +206,7 @@ def _precision(training: PretrainConfig, device: Device) -> Precision:
     return "fp32" if training.precision == "fp32" else "bf16"
 
 
-def own_layout(recipe: Recipe, work: Work) -> Layout:
+def recipe_candidate(recipe: Recipe, work: Workload) -> CandidateLayout:
     """As the recipe says it; "auto" is what the run itself would find.
 
     Raises:
@@ -213,23 +222,25 @@ def own_layout(recipe: Recipe, work: Work) -> Layout:
     found = largest(work, parallel, layers) if training.micro_batch == "auto" else None
     rows = found.micro_batch if found else 1
     micro_batch = rows if training.micro_batch == "auto" else training.micro_batch
-    return Layout(work, parallel, layers, micro_batch, own=True)
+    return CandidateLayout(work, parallel, layers, micro_batch, own=True)
 
 
-def _indivisible(work: Work) -> UsageError:
+def _indivisible(work: Workload) -> UsageError:
     """No layout divides the batch and the model over so many devices."""
     near = range(max(1, work.gpus // 2), 2 * work.gpus + 1)
     fit = [n for n in near if any(True for _ in possible(work.at(n)))]
     fit.sort(key=lambda n: abs(n - work.gpus))
     return UsageError(
-        f"{work.gpus} devices cannot share a step of {work.training.batch_rows} sequences, nor "
-        f"{work.model.num_heads} heads, evenly",
+        f"{work.gpus} devices cannot share a step of {work.training.batch_sequences} "
+        f"sequences, nor {work.model.num_heads} heads, evenly",
         where="--gpus",
         todo=f"take {', '.join(map(str, sorted(fit[:4])))}",
     )
 
 
-def nothing_fits(work: Work, own: Layout | None, available: float | None = None) -> ResourceError:
+def nothing_fits(
+    work: Workload, own: CandidateLayout | None, available: float | None = None
+) -> ResourceError:
     """What a person hears when nothing fits, with what would."""
     room = work.device.usable if available is None else available
     taken = f"{_needs(own)}, and " if own else ""
@@ -241,25 +252,25 @@ def nothing_fits(work: Work, own: Layout | None, available: float | None = None)
     )
 
 
-def _needs(own: Layout) -> str:
+def _needs(own: CandidateLayout) -> str:
     return (
         f"{own.name} micro_batch={own.micro_batch} activation_checkpointing={own.checkpointing} "
         f"takes {own.memory.total / 1e9:,.1f} GB ({_largest_parts(own)})"
     )
 
 
-def _largest_parts(layout: Layout) -> str:
+def _largest_parts(layout: CandidateLayout) -> str:
     parts = sorted(layout.memory.parts.items(), key=lambda part: -part[1])[:3]
     return ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts)
 
 
-def what_would(work: Work) -> list[str]:
+def what_would(work: Workload) -> list[str]:
     """Ways out where nothing fits, the nearest first."""
     ways = [_more_devices(work), _offloaded(work), _larger(work)]
     return [way for way in ways if way]
 
 
-def _more_devices(work: Work) -> str:
+def _more_devices(work: Workload) -> str:
     gpus = work.gpus
     if work.device.kind == "cpu":
         return ""
@@ -270,7 +281,7 @@ def _more_devices(work: Work) -> str:
     return ""
 
 
-def _offloaded(work: Work) -> str:
+def _offloaded(work: Workload) -> str:
     found = layouts_that_fit(work, offload=True) if work.device.kind == "cuda" else []
     if not found:
         return ""
@@ -278,10 +289,10 @@ def _offloaded(work: Work) -> str:
     return f"offload: {_said(found[0])} with {host:,.0f} GB of host memory a machine"
 
 
-def _larger(work: Work) -> str:
+def _larger(work: Workload) -> str:
     for device in sorted(DEVICES.values(), key=lambda device: device.memory):
         if work.device.kind == "cuda" and device.memory > work.device.memory:
-            larger = Work(
+            larger = Workload(
                 work.model, work.training, work.precision, device, work.gpus, work.mfu
             )  # fmt: skip
             found = layouts_that_fit(larger)
@@ -290,7 +301,7 @@ def _larger(work: Work) -> str:
     return ""
 
 
-def _said(layout: Layout) -> str:
+def _said(layout: CandidateLayout) -> str:
     return (
         f"{layout.name} micro_batch={layout.micro_batch} "
         f"activation_checkpointing={layout.checkpointing} "

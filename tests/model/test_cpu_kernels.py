@@ -1,4 +1,4 @@
-"""Attention's backward pass by products, against float64 and torch's own kernel."""
+"""Attention's backward pass by cpu_kernels, against float64 and torch's own kernel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bc2.model import products
+from bc2.model import cpu_kernels
 from bc2.model.attention import attend
-from bc2.model.products import attend_by_products, linear_by_products
+from bc2.model.cpu_kernels import attend_by_bmm, linear_by_bmm
 
 
 def draw(shape: tuple[int, ...], spread: float, seed: int = 0) -> list[Tensor]:
@@ -48,13 +48,13 @@ def error(found: Tensor, right: Tensor) -> float:
 def test_gradients_are_about_as_close_to_float64_as_the_kernels(shape, spread):
     q, k, v, grad = draw(shape, spread)
     right = gradients(exact, *(x.double() for x in (q, k, v, grad)))
-    ours = gradients(attend_by_products, q, k, v, grad)
+    ours = gradients(attend_by_bmm, q, k, v, grad)
     theirs = gradients(kernel, q, k, v, grad)
     for mine, peer, truth in zip(ours, theirs, right, strict=True):
         # Beyond the kernel's errors: log P, about log S where attention is spread out, has been
         # rounded to 8 bits before the exponential.
         assert error(mine, truth) < error(peer, truth) + 2**-9 * math.log(shape[1])
-    torch.testing.assert_close(attend_by_products(q, k, v), kernel(q, k, v), rtol=0, atol=0)
+    torch.testing.assert_close(attend_by_bmm(q, k, v), kernel(q, k, v), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 96), (96, 32), (48, 48)])
@@ -65,7 +65,7 @@ def test_a_linear_layer_by_products_has_the_layers_gradients(inputs, outputs):
         for shape in ((200, inputs), (outputs, inputs), (200, outputs))
     ]
     x, weight = (t.clone().requires_grad_() for t in drawn[:2])
-    out = torch.compile(linear_by_products)(x, weight)
+    out = torch.compile(linear_by_bmm)(x, weight)
     out.backward(drawn[2])
     assert torch.equal(out, F.linear(x, weight))
     assert weight.grad.is_contiguous()
@@ -76,9 +76,9 @@ def test_a_linear_layer_by_products_has_the_layers_gradients(inputs, outputs):
 
 def test_heads_in_chunks_are_the_heads_at_once(monkeypatch):
     q, k, v, grad = draw((2, 128, 3, 32), 1.0)
-    whole = gradients(attend_by_products, q, k, v, grad)
-    monkeypatch.setattr(products, "CHUNK", 2 * 128**2)
-    for chunked, once in zip(gradients(attend_by_products, q, k, v, grad), whole, strict=True):
+    whole = gradients(attend_by_bmm, q, k, v, grad)
+    monkeypatch.setattr(cpu_kernels, "CHUNK", 2 * 128**2)
+    for chunked, once in zip(gradients(attend_by_bmm, q, k, v, grad), whole, strict=True):
         assert torch.equal(chunked, once)
 
 
@@ -87,9 +87,9 @@ def test_bits_do_not_depend_on_the_shapes_that_came_before():
     shapes = [(2, 64, 2, 32), (1, 192, 3, 32), (4, 128, 2, 32), (1, 64, 1, 32)]
     found = []
     for order in (shapes, shapes[::-1]):
-        products._compiled.cache_clear()
+        cpu_kernels._compiled.cache_clear()
         torch._dynamo.reset()
-        grads = {s: gradients(attend_by_products, *draw(s, 1.0)) for s in order}
+        grads = {s: gradients(attend_by_bmm, *draw(s, 1.0)) for s in order}
         found.append([grads[s] for s in shapes])
     for first, second in zip(*found, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -98,12 +98,12 @@ def test_bits_do_not_depend_on_the_shapes_that_came_before():
 @pytest.mark.parametrize("lengths", [[64, 64], [40, 88], [130]])
 def test_packed_documents_agree_with_sdpa(lengths):
     q, k, v, grad = (x[0] for x in draw((1, sum(lengths), 2, 32), 1.0))
-    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
 
     def through(backend):
-        return lambda *x: attend(*x, bounds, max(lengths), backend=backend)
+        return lambda *x: attend(*x, cu_seqlens, max(lengths), backend=backend)
 
-    ours = gradients(through("products"), q, k, v, grad)
+    ours = gradients(through("bmm"), q, k, v, grad)
     theirs = gradients(through("sdpa"), q, k, v, grad)
     for mine, peer in zip(ours, theirs, strict=True):
         assert error(mine, peer.double()) < 0.01
@@ -112,10 +112,10 @@ def test_packed_documents_agree_with_sdpa(lengths):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_other_types_take_the_kernel(dtype):
     q, k, v, grad = (x[0].to(dtype) for x in draw((1, 64, 2, 32), 1.0))
-    bounds = torch.tensor([0, 64], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, 64], dtype=torch.int32)
     for mine, peer in zip(
-        gradients(lambda *x: attend(*x, bounds, 64, backend="products"), q, k, v, grad),
-        gradients(lambda *x: attend(*x, bounds, 64, backend="sdpa"), q, k, v, grad),
+        gradients(lambda *x: attend(*x, cu_seqlens, 64, backend="bmm"), q, k, v, grad),
+        gradients(lambda *x: attend(*x, cu_seqlens, 64, backend="sdpa"), q, k, v, grad),
         strict=True,
     ):
         assert torch.equal(mine, peer)

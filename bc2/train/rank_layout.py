@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from bc2.errors import UsageError
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig, check_layout, parallel_of
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
 from bc2.recipe import Recipe
-from bc2.train.config import PretrainConfig, check_batches
+from bc2.train.pretrain_config import PretrainConfig, check_batches
 
 #: What `--layout` can say, beside the number of ranks.
 _NUMBERS = ("tensor", "sequence", "zero", "zero_group")
@@ -19,7 +19,7 @@ _SWITCHES = ("offload_optimizer", "overlap")
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """So many ranks, laid out so."""
 
     ranks: int
@@ -33,7 +33,7 @@ class Layout:
 
     @property
     def typed(self) -> str:
-        """What `layout_of` reads: ``2:zero=1``, or ``2``."""
+        """What `parse_layout` reads: ``2:zero=1``, or ``2``."""
         own = {key: v for key, v in self._own().items() if key != "order"}
         settings = ",".join(f"{key}={v}".lower() for key, v in own.items())
         return f"{self.ranks}:{settings}" if settings else str(self.ranks)
@@ -47,13 +47,13 @@ class Layout:
         return {"ranks": self.ranks, "micro_batch": self.micro_batch, "parallel": parallel}
 
 
-def own_layout(recipe: Recipe, ranks: int) -> Layout:
+def recipe_layout(recipe: Recipe, ranks: int) -> RankLayout:
     """The recipe's, on the ranks that were asked for."""
     micro = recipe.get(PretrainConfig).micro_batch
-    return Layout(ranks, parallel_of(recipe), None if micro == "auto" else micro)
+    return RankLayout(ranks, parallel_of(recipe), None if micro == "auto" else micro)
 
 
-def layout_of(recipe: Recipe, base: Layout, text: str) -> Layout:
+def parse_layout(recipe: Recipe, base: RankLayout, text: str) -> RankLayout:
     """Read ``RANKS:key=value,key=value``; what is not said is as in `base`.
 
     Raises:
@@ -68,7 +68,9 @@ def layout_of(recipe: Recipe, base: Layout, text: str) -> Layout:
         key = "".join(f"{place}: " for place in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"--layout {text!r}: {key}{what}") from None
-    return fill_rows(recipe, Layout(read_ranks(number, "--layout"), parallel, base.micro_batch))
+    return fill_micro_batch(
+        recipe, RankLayout(read_ranks(number, "--layout"), parallel, base.micro_batch)
+    )
 
 
 def _setting(text: str, part: str) -> tuple[str, int | bool]:
@@ -91,16 +93,16 @@ def read_ranks(text: str, option: str) -> int:
     return int(text)
 
 
-def fill_rows(recipe: Recipe, layout: Layout) -> Layout:
+def fill_micro_batch(recipe: Recipe, layout: RankLayout) -> RankLayout:
     """The largest micro-batch, up to the recipe's, that shares a step among the ranks."""
     training = recipe.get(PretrainConfig)
-    share = training.batch_rows // max(1, layout.ranks // layout.parallel.ranks_of_a_replica)
+    share = training.batch_sequences // max(1, layout.ranks // layout.parallel.ranks_of_a_replica)
     most = layout.micro_batch or (1 if layout.ranks > 1 else 0)
     fit = [n for n in range(1, most + 1) if share % n == 0]
-    return Layout(layout.ranks, layout.parallel, fit[-1] if fit else layout.micro_batch)
+    return RankLayout(layout.ranks, layout.parallel, fit[-1] if fit else layout.micro_batch)
 
 
-def check_fits(recipe: Recipe, layout: Layout) -> None:
+def check_divides(recipe: Recipe, layout: RankLayout) -> None:
     """The recipe must divide among the ranks.
 
     Raises:

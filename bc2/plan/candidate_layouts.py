@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from bc2.errors import RecipeError
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig, check_layout, even_tensor
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
 from bc2.plan.devices import Device
-from bc2.train.config import PretrainConfig
 from bc2.train.device import Precision
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
+from bc2.train.pretrain_config import PretrainConfig
 
 #: Most sequences of a micro-batch that are tried.
 MOST_ROWS = 64
@@ -31,7 +31,7 @@ HIDDEN = 0.5
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is to be laid out, and on what."""
 
     model: ModelConfig
@@ -42,9 +42,9 @@ class Work:
     mfu: float
     """Share of the peak that computing reaches while nobody waits."""
 
-    def at(self, gpus: int) -> Work:
+    def at(self, gpus: int) -> Workload:
         """The same on another number of devices."""
-        return Work(self.model, self.training, self.precision, self.device, gpus, self.mfu)
+        return Workload(self.model, self.training, self.precision, self.device, gpus, self.mfu)
 
     @property
     def size(self) -> int:
@@ -58,10 +58,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Layout:
+class CandidateLayout:
     """One way to lay a recipe out."""
 
-    work: Work
+    work: Workload
     parallel: ParallelConfig
     checkpointing: int
     micro_batch: int
@@ -76,7 +76,7 @@ class Layout:
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step."""
-        return self.work.training.batch_rows // (self.micro_batch * self.data)
+        return self.work.training.batch_sequences // (self.micro_batch * self.data)
 
     @cached_property
     def memory(self) -> MemoryEstimate:
@@ -237,9 +237,9 @@ class Layout:
         }
 
 
-def layouts_that_fit(work: Work, *, offload: bool = False) -> list[Layout]:
+def layouts_that_fit(work: Workload, *, offload: bool = False) -> list[CandidateLayout]:
     """The best of each tensor, sequence, zero and group that fits, the fastest first."""
-    best: list[Layout] = []
+    best: list[CandidateLayout] = []
     for parallel in _parallels(work, offload):
         ways = [way for way in _ways(work, parallel) if way is not None]
         if ways:
@@ -247,18 +247,18 @@ def layouts_that_fit(work: Work, *, offload: bool = False) -> list[Layout]:
     return sorted(best, key=_order)
 
 
-def _order(layout: Layout) -> tuple[float, int, int]:
+def _order(layout: CandidateLayout) -> tuple[float, int, int]:
     # What is as fast: simpler first, then what leaves more memory.
     parallel = layout.parallel
     return (round(layout.slowdown, 4), parallel.zero + parallel.tensor, layout.memory.total)
 
 
-def possible(work: Work) -> Iterator[ParallelConfig]:
+def possible(work: Workload) -> Iterator[ParallelConfig]:
     """Every parting of the devices that divides what it must, fitting or not."""
     return _parallels(work, offload=False)
 
 
-def _parallels(work: Work, offload: bool) -> Iterator[ParallelConfig]:
+def _parallels(work: Workload, offload: bool) -> Iterator[ParallelConfig]:
     inside = min(work.gpus, work.device.machine if work.device.kind == "cuda" else work.gpus)
     tensors = even_tensor(work.model, inside)
     for tensor, sequence in product(tensors, range(1, inside + 1)):
@@ -276,7 +276,7 @@ def _parallels(work: Work, offload: bool) -> Iterator[ParallelConfig]:
                 yield found
 
 
-def _checked(work: Work, chosen: dict[str, Any]) -> ParallelConfig | None:
+def _checked(work: Workload, chosen: dict[str, Any]) -> ParallelConfig | None:
     try:
         parallel = ParallelConfig(**chosen)
         check_layout(parallel, work.model, work.gpus, "")
@@ -284,28 +284,28 @@ def _checked(work: Work, chosen: dict[str, Any]) -> ParallelConfig | None:
         return None
     training = work.training
     data = work.gpus // parallel.ranks_of_a_replica
-    if training.sequence_length % parallel.sequence or training.batch_rows % data:
+    if training.sequence_length % parallel.sequence or training.batch_sequences % data:
         return None
     return parallel
 
 
-def _ways(work: Work, parallel: ParallelConfig) -> Iterator[Layout | None]:
+def _ways(work: Workload, parallel: ParallelConfig) -> Iterator[CandidateLayout | None]:
     least = segment_of(work, parallel.tensor)
     for checkpointing in sorted({0, 1, least}):
         yield largest(work, parallel, checkpointing)
 
 
-def segment_of(work: Work, tensor: int) -> int:
+def segment_of(work: Workload, tensor: int) -> int:
     """The k of k layers a segment that holds least (Alignment report: √(layers / n))."""
     length, kind = work.training.sequence_length, work.device.kind
     return least_segment(work.model, length, work.precision, kind, tensor)
 
 
-def largest(work: Work, parallel: ParallelConfig, checkpointing: int) -> Layout | None:
-    """With the largest micro-batch that fits; None if one row does not."""
-    rows = work.training.batch_rows // (work.gpus // parallel.ranks_of_a_replica)
+def largest(work: Workload, parallel: ParallelConfig, checkpointing: int) -> CandidateLayout | None:
+    """With the largest micro-batch that fits; None if one sequence does not."""
+    rows = work.training.batch_sequences // (work.gpus // parallel.ranks_of_a_replica)
     for micro_batch in reversed([n for n in range(1, min(rows, MOST_ROWS) + 1) if rows % n == 0]):
-        layout = Layout(work, parallel, checkpointing, micro_batch)
+        layout = CandidateLayout(work, parallel, checkpointing, micro_batch)
         if layout.fits:
             return layout
     return None

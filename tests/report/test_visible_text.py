@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bc2.report.quote import language_tag, size, visible
+from bc2.report.visible_text import language_tag, size, visible
 
 
 @given(st.text(st.characters()))

@@ -26,13 +26,13 @@ from torch.autograd.function import once_differentiable
 CHUNK = 16 << 20
 
 
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √K) v, causally: [B, S, H, K] on a CPU -> [B, S, H, K]."""
     out: Tensor = _Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)))  # type: ignore[no-untyped-call]
     return out.transpose(1, 2)
 
 
-def linear_by_products(x: Tensor, weight: Tensor) -> Tensor:
+def linear_by_bmm(x: Tensor, weight: Tensor) -> Tensor:
     """x Wᵀ, for compiled layers: [T, I], [O, I] -> [T, O].
 
     The gradient of W, gᵀ x, sums over tokens, which neither g nor x has next to each other in
@@ -135,7 +135,7 @@ def _gradients(
     seen = place[:, None] >= place
     # The compiler writes whole matrices of exp() to memory where they are used twice, and of
     # exp2() not.
-    less = _products_less(q, k, log_sum) * (scale * math.log2(math.e))
+    less = _bmm_less(q, k, log_sum) * (scale * math.log2(math.e))
     p = torch.where(seen, less.exp2(), 0.0)
     along = (grad.float() * out.float()).sum(-1, keepdim=True)
     inner = torch.bmm(grad, v.transpose(1, 2)).float()
@@ -144,7 +144,7 @@ def _gradients(
     return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv
 
 
-def _products_less(x: Tensor, y: Tensor, less: Tensor) -> Tensor:
+def _bmm_less(x: Tensor, y: Tensor, less: Tensor) -> Tensor:
     """x yᵀ - less, rounded to 16 bits after the subtraction: [N, S, K] twice, [N, S, 3].
 
     A score is large, and its distance from log Σ exp is small where the probability is large:

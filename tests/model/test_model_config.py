@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from bc2.model.config import ModelConfig
+from bc2.model.model_config import ModelConfig
 
 V = 125_696
 SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32}

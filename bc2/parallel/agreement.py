@@ -12,7 +12,7 @@ from bc2.parallel.mesh import Group
 
 
 @contextmanager
-def alike(ranks: Group) -> Iterator[None]:
+def fail_together(ranks: Group) -> Iterator[None]:
     """What fails on one rank fails on all: none waits for what will not come."""
     error: Exception | None = None
     try:
@@ -20,7 +20,7 @@ def alike(ranks: Group) -> Iterator[None]:
     except Exception as caught:
         error = caught
     told = None if error is None else _tellable(error, ranks)
-    errors = ranks.each(told)
+    errors = ranks.all_gather_object(told)
     if error is not None:
         raise error
     for other in errors:
@@ -39,17 +39,17 @@ def _tellable(error: Exception, ranks: Group) -> Exception:
     return RunFailed(f"{type(error).__name__}: {error}", where=where)
 
 
-def see_together(folder: Path, ranks: Group) -> None:
+def check_shared_folder(folder: Path, ranks: Group) -> None:
     """What the first rank writes into a folder, the others must see.
 
     Raises:
         RunFailed: on every rank, if one does not.
     """
-    path = folder / f".seen-{ranks.from_first(secrets.token_hex(8))}"
-    with alike(ranks):
+    path = folder / f".seen-{ranks.broadcast_object(secrets.token_hex(8))}"
+    with fail_together(ranks):
         if ranks.rank == 0:
             path.touch()
-    with alike(ranks):
+    with fail_together(ranks):
         see(path, ranks)
     if ranks.rank == 0:
         path.unlink()

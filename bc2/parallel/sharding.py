@@ -20,7 +20,7 @@ _BY_THIRDS = {"W_pack"}
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorShard:
     """The part of a parameter that a rank holds.
 
     Attributes:
@@ -40,24 +40,24 @@ class Part:
         return torch.cat([whole.narrow(self.dim, a, b - a) for a, b in self.runs], self.dim)
 
     @property
-    def part_shape(self) -> tuple[int, ...]:
+    def shard_shape(self) -> tuple[int, ...]:
         if self.dim is None:
             return self.shape
         held = sum(b - a for a, b in self.runs)
         return (*self.shape[: self.dim], held, *self.shape[self.dim + 1 :])
 
 
-def part_of(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> Part:
+def shard_of(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> TensorShard:
     """What rank `rank` of `ranks` has of a parameter by its name and whole shape."""
     module = name.split(".")[-2]
     if ranks == 1 or not module_is_cut(module):
-        return Part(shape)
+        return TensorShard(shape)
     dim = 1 if module in _BY_COLUMNS else 0
     pieces = 3 if module in _BY_THIRDS else 1
     piece = shape[dim] // pieces
     size = piece // ranks
     runs = tuple((i * piece + rank * size, i * piece + (rank + 1) * size) for i in range(pieces))
-    return Part(shape, dim, runs)
+    return TensorShard(shape, dim, runs)
 
 
 def module_is_cut(module: str) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from bc2.errors import ResourceError, UsageError
-from bc2.model.config import ModelConfig
-from bc2.parallel.config import ParallelConfig
-from bc2.plan.check import check_fits
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.plan.candidate_layouts import CandidateLayout
+from bc2.plan.check import check_memory_fits
 from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
-from bc2.plan.layouts import Layout
-from bc2.plan.plan import Plan, make_plan, own_layout, work_of
+from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
 from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
 
@@ -114,7 +114,7 @@ def test_every_solution_of_the_batch_multiplies_to_it(eight: Plan) -> None:
         assert rows * training.sequence_length == training.batch_tokens
     for layout in eight.layouts:
         rows = layout.micro_batch * layout.data * layout.accumulation
-        assert rows == training.batch_rows
+        assert rows == training.batch_sequences
         assert layout.data * layout.parallel.ranks_of_a_replica == 8
 
 
@@ -172,15 +172,21 @@ def test_the_recipes_own_layout_comes_first_if_it_fits() -> None:
 
 def test_auto_is_what_the_run_would_take() -> None:
     sets = ["parallel.zero=3", "pretrain.activation_checkpointing=auto"]
-    own = own_layout(seven(*sets, "pretrain.micro_batch=auto"), work_of(seven(*sets), H100, 8))
+    own = recipe_candidate(
+        seven(*sets, "pretrain.micro_batch=auto"), workload_of(seven(*sets), H100, 8)
+    )
     assert own.checkpointing >= 1
-    larger = own_layout(seven(*sets), work_of(seven(*sets, "pretrain.micro_batch=auto"), H100, 8))
+    larger = recipe_candidate(
+        seven(*sets), workload_of(seven(*sets, "pretrain.micro_batch=auto"), H100, 8)
+    )
     assert larger.micro_batch > 1
     assert larger.fits
 
 
-def laid_out(gpus: int, checkpointing: int = 0, **parallel: Any) -> Layout:
-    return Layout(work_of(seven(), H100, gpus), ParallelConfig(**parallel), checkpointing, 1)
+def laid_out(gpus: int, checkpointing: int = 0, **parallel: Any) -> CandidateLayout:
+    return CandidateLayout(
+        workload_of(seven(), H100, gpus), ParallelConfig(**parallel), checkpointing, 1
+    )
 
 
 def test_what_is_slower() -> None:
@@ -269,13 +275,13 @@ def test_a_run_that_cannot_fit_is_stopped_with_what_would() -> None:
     sets = ["pretrain.device=cpu", "pretrain.precision=bf16", "pretrain.micro_batch=8"]
     recipe = seven(*sets)
     with pytest.raises(ResourceError, match="is free") as caught:
-        check_fits(recipe, 1, available=int(250e9))
+        check_memory_fits(recipe, 1, available=int(250e9))
     assert "--set pretrain.micro_batch=" in str(caught.value.todo)
     with pytest.raises(ResourceError, match="no other layout"):
-        check_fits(recipe, 1, available=int(16e9))
-    check_fits(recipe, 1, available=int(400e9))
+        check_memory_fits(recipe, 1, available=int(16e9))
+    check_memory_fits(recipe, 1, available=int(400e9))
 
 
 def test_tiny_runs_are_never_stopped() -> None:
-    check_fits(load("tiny"), 1)
-    check_fits(load("mini"), 1, available=2_500_000_000)
+    check_memory_fits(load("tiny"), 1)
+    check_memory_fits(load("mini"), 1, available=2_500_000_000)
