@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from bc2 import __version__
 from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
-from bc2.ranks import RankFailed, first, follow_launcher, leave_word, rank
+from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
-    follow_launcher()
+    end_with_launcher()
     try:
         app(args=args, prog_name="bc2")
     except BaseException as error:
@@ -176,7 +176,7 @@ def _fail(error: BaseException, *, debug: bool) -> Any:
 
         traceback.print_exception(error)
     told = render(known) if known else "error: this is a defect of bc2, please report it"
-    if not leave_word(told, lasting=known is not None and known.lasting):
+    if not report_error(told, lasting=known is not None and known.lasting):
         print(told if first() else f"rank {rank()}: {told}", file=sys.stderr)
     return known.exit_code if known else 1
 

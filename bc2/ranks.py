@@ -1,4 +1,4 @@
-"""Which of a run's processes this is, from what its launcher says."""
+"""Which rank of a run this process is, and what it reports to its launcher."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from bc2.errors import Bc2Error
 
-#: Set for ranks that `bc2.launch` started: they leave their errors to it.
+#: Set for ranks that `bc2.launch` started: the launcher prints their errors.
 LAUNCHED = "BC2_LAUNCHED"
 
-#: Names the file in which a rank of each machine says how many steps are made.
+#: Names the file to which one rank of each machine writes the number of steps made.
 STEPS = "BC2_STEPS_FILE"
 
-#: What a rank says when it fails only because another one is gone.
+#: In the message of a rank that fails only because another one is gone.
 LOST = "lost the other ranks"
 
-#: Where torch's agent lets a rank say what it failed with, and how often it began.
+#: torch's agent sets these: the file for a rank's error, and how often the ranks were restarted.
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
@@ -50,7 +50,7 @@ def local_rank() -> int:
 
 
 def threads_of_each(ranks: int) -> int:
-    """Threads that leave each of so many ranks its share of this machine's cores."""
+    """Threads of each rank, so that all ranks together use every core of this machine once."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
@@ -60,9 +60,9 @@ def first() -> bool:
 
 
 def follow_srun() -> None:
-    """Say what srun said by the names that torch reads.
+    """Set the variables that torch reads from those that srun sets.
 
-    MASTER_ADDR and MASTER_PORT are the batch script's to set.
+    The batch script must set MASTER_ADDR and MASTER_PORT.
     """
     if world_size() > 1:
         for theirs, srun in _NAMES.values():
@@ -76,8 +76,8 @@ def _read(what: str, default: int) -> int:
     return default
 
 
-def follow_launcher() -> None:
-    """End with the launcher, however it ends: a rank alone would train on for nobody."""
+def end_with_launcher() -> None:
+    """Kill this rank when its launcher is gone, however that ended."""
     if LAUNCHED in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
@@ -98,8 +98,8 @@ def launched_with() -> list[str]:
     return shlex.split(os.environ.get(LAUNCHED, ""))
 
 
-def tell_step(step: int) -> None:
-    """How far the run is, for a launcher on this machine that wonders whether to go on."""
+def report_step(step: int) -> None:
+    """Write the number of steps made where the launcher reads it before a restart."""
     stream = _steps()
     if stream is not None:
         os.pwrite(stream, f"{step:20}".encode(), 0)
@@ -112,16 +112,16 @@ def _steps() -> int | None:
     return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600) if path and wanted else None
 
 
-def leave_word(text: str, *, lasting: bool = False) -> bool:
-    """What this rank failed with, for `launch` to say; False if it must say it itself.
+def report_error(text: str, *, lasting: bool = False) -> bool:
+    """Hand the text of an error to the launcher; False if this rank must print it itself.
 
     Args:
-        lasting: starting the ranks again would not help.
+        lasting: the same error would come after a restart.
     """
     path = os.environ.get(_ERROR_FILE)
     if LAUNCHED not in os.environ or not path:
         return False
-    # It ends anyway, and half a word would be none.
+    # This process ends anyway, and half a file could not be read.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     message = {
         "message": text,
@@ -135,7 +135,7 @@ def leave_word(text: str, *, lasting: bool = False) -> bool:
 
 
 class RankFailed(Bc2Error):
-    """What a rank said, as it said it."""
+    """The error of a rank, with the text that the rank itself wrote."""
 
     def __init__(self, said: str, exit_code: int):
         super().__init__(said)

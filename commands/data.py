@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bc2.console import Output, note, table
+from bc2.console import Output, note, progress, table
 from bc2.errors import DataError, UsageError
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
-from bc2.recipe import load
-from bc2.registry import Artifact, Registry
+from bc2.recipe import Recipe, load
+from bc2.registry import Artifact, Kind, Registry
 
 if TYPE_CHECKING:
+    from bc2.data.prep.prepare import How
     from bc2.report.description import Description
 
 app = verb()
@@ -42,19 +43,28 @@ def prep(
     Exact duplicates are always dropped; the recipe's tables below [corpus] switch the other
     stages on. What was done is told by `bc2 data report`.
     """
-    from bc2 import stages
     from bc2.data.prep.prepare import How
 
-    read = load(recipe, set_ or [])
+    output, read = Output.of(json=json, quiet=quiet), load(recipe, set_ or [])
     how = How(engine, workers, keep_dropped=_empty(keep_dropped))
     if dry_run:
-        _dry_run(stages.corpus_sample(read, how), Output.of(json=json, quiet=quiet))
+        _dry_run(read, how, output)
         return
-    session = stages.Session(Registry.open(), fresh=fresh)
-    corpus = stages.corpus(session, read, how)
-    if keep_dropped is not None and corpus not in session.built:
+    made = _make("corpus", read, output, fresh=fresh, options=how)
+    if keep_dropped is not None and not made:
         note("nothing was written to --keep-dropped: add --fresh to make the corpus again")
-    stages.show(corpus, session, Output.of(json=json, quiet=quiet))
+
+
+def _make(kind: Kind, recipe: Recipe, output: Output, *, fresh: bool, options: Any = None) -> bool:
+    """Find or make a recipe's corpus or token shards and print it; whether it was made."""
+    from bc2.pipeline.session import Session
+    from bc2.report.artifact_view import show_artifact
+
+    session = Session(Registry.open(), fresh=fresh)
+    artifact = session.obtain(kind, recipe, options=options)
+    made = artifact in session.built
+    show_artifact(artifact, output, made=made)
+    return made
 
 
 def _empty(folder: Path | None) -> Path | None:
@@ -63,13 +73,16 @@ def _empty(folder: Path | None) -> Path | None:
     return None if folder is None else folder.absolute()
 
 
-def _dry_run(plan: dict[str, Any], output: Output) -> None:
+def _dry_run(recipe: Recipe, how: How, output: Output) -> None:
     from rich.console import Group
 
+    from bc2.data.config import CorpusConfig
+    from bc2.data.prep.dry_run import dry_run
     from bc2.report import description_view, funnel_view
     from bc2.report.funnel import Funnel
     from bc2.report.timings import timings
 
+    plan = dry_run(recipe.get(CorpusConfig), how)
     found, rows = plan.pop("funnel"), plan.pop("timings")
     for name, value in plan.items():
         note(f"{name}: {value}")
@@ -84,11 +97,7 @@ def tokenize(
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Cut a recipe's corpus into token shards."""
-    from bc2 import stages
-
-    session = stages.Session(Registry.open(), fresh=fresh)
-    tokens = stages.tokens(session, load(recipe, set_ or []))
-    stages.show(tokens, session, Output.of(json=json, quiet=quiet))
+    _make("tokens", load(recipe, set_ or []), Output.of(json=json, quiet=quiet), fresh=fresh)
 
 
 @app.command(no_args_is_help=False)
@@ -115,11 +124,10 @@ def report(
 
     Without REF the newest corpus is taken.
     """
-    from bc2 import stages
     from bc2.report import description_view, funnel_page, funnel_view
     from bc2.report.contamination import read_matches
 
-    artifact, found = stages.description(Registry.open(), ref)
+    artifact, found = _described(Registry.open(), ref)
     if (examples or page is not None) and found.funnel is None:
         raise DataError(
             f"{artifact.title} has no funnel: it was made without stages, or is no corpus",
@@ -144,6 +152,27 @@ def report(
     if examples and found.funnel is not None:
         shown = funnel_view.examples_view(found.funnel)
     Output.of(json=json).emit({"ref": artifact.ref, **found.as_json()}, table=shown)
+
+
+def _described(registry: Registry, ref: str | None) -> tuple[Artifact, Description]:
+    """A corpus or token shards, described; the newest corpus without a ref."""
+    from bc2.registry.lineage import parent_of_kind
+    from bc2.report.description import describe
+
+    artifact = registry.newest("corpus") if ref is None else registry.resolve(ref)
+    if artifact.kind not in ("corpus", "tokens"):
+        raise UsageError(
+            f"{artifact.title} is no corpus and no token shards",
+            todo="see `bc2 registry list --kind corpus`",
+        )
+    is_corpus = artifact.kind == "corpus"
+    corpus = artifact if is_corpus else parent_of_kind(registry, artifact, "corpus")
+    timings = corpus.manifest.facts.get("timings", ())
+    with progress("reading", None, "bytes") as bar:
+        found = describe(
+            artifact.path, artifact.kind, corpus=corpus.path, progress=bar, timings=timings
+        )
+    return artifact, found
 
 
 def _show_contamination(artifact: Artifact, found: Description, output: Output) -> None:

@@ -40,10 +40,10 @@ def show(recipe: RecipeArg, set_: Set = None, json: Json = False) -> None:
 @app.command()
 def check(recipe: RecipeArg, set_: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Check a recipe: keys, types, values, and sections against each other."""
-    from bc2 import stages
+    from bc2.pipeline.table import check_recipe
 
     loaded = load(recipe, set_ or [])
-    stages.check(loaded)
+    check_recipe(loaded)
     result = {"recipe": loaded.name, "path": str(loaded.path), "ok": True}
     Output.of(json=json, quiet=quiet).emit(
         result, table=f"{loaded.path}: ok ({', '.join(loaded.section_names)})"

@@ -35,18 +35,20 @@ def train_tokenizer(
     With --report, tokens per byte and per character by language are shown for it and for every
     SentencePiece model given by --against, on the held-out part of the corpus.
     """
-    from bc2 import stages
+    from bc2.pipeline.session import Session
+    from bc2.report.artifact_view import show_artifact
 
-    loaded = load(recipe, set_ or [])
-    session = stages.Session(Registry.open(), fresh=fresh)
+    session = Session(Registry.open(), fresh=fresh)
     output = Output.of(json=json, quiet=quiet)
-    tokenizer = stages.tokenizer(session, loaded)
+    tokenizer = session.obtain("tokenizer", load(recipe, set_ or []))
     if report or against:
-        compared = stages.compression_report(session, tokenizer, against or [])
+        from bc2.report.compression import compression_report
+
+        compared = compression_report(session.registry, tokenizer, against or [])
         output.emit(
             {"tokenizer": tokenizer.ref, "rows": compared.to_json()},
             table=table(compared.columns, compared.cells()),
             quiet=[tokenizer.ref],
         )
     else:
-        stages.show(tokenizer, session, output)
+        show_artifact(tokenizer, output, made=tokenizer in session.built)

@@ -52,18 +52,23 @@ def resume(
     """
     if world_size() > 1:
         raise UsageError("this is one of several ranks", todo="start it by hand, with --nproc")
-    from bc2 import stages
+    from bc2.pipeline.session import Session
+    from bc2.registry.lineage import parent_of_kind
     from bc2.train.rank_layout import recipe_layout
+    from bc2.train.training_settings import TrainingSettings
     from bc2.verify import certificate as kept
     from bc2.verify.other_layouts import other_layouts
-    from bc2.verify.resume import ResumeRequest, finished_checkpoint, tokenizer_of, verify_resume
+    from bc2.verify.resume import ResumeRequest, finished_checkpoint, verify_resume
 
     registry, loaded = Registry.open(), load(recipe, set_ or [])
-    base = recipe_layout(loaded, nproc)
-    others = other_layouts(loaded, base, ranks, layout)
-    tokens = stages.base_inputs(stages.Session(registry), loaded, nproc)
-    pieces = tokenizer_of(registry, tokens)
-    asked = ResumeRequest(loaded, tokens, pieces, base, others, steps, kills, seed)
+    settings = TrainingSettings.of(loaded)
+    settings.check_ranks(nproc)
+    base = recipe_layout(settings, nproc)
+    others = other_layouts(settings, base, ranks, layout)
+    inputs = Session(registry).obtain_inputs("checkpoint", loaded, settings=settings)
+    tokens = inputs.one("tokens")
+    pieces = parent_of_kind(registry, tokens, "tokenizer")
+    asked = ResumeRequest(settings, tokens, pieces, base, others, steps, kills, seed)
     found = verify_resume(asked, registry)
     path = out or registry.home / "verify" / f"resume-{loaded.name}.json"
     kept.write(found, path)

@@ -68,13 +68,14 @@ warmup = "4 steps"
 @pytest.fixture(scope="session")
 def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry home with the corpus, tokenizer and token shards of `SMALL`."""
-    from bc2 import recipe, stages
+    from bc2 import recipe
+    from bc2.pipeline.session import Session
     from bc2.registry import Registry
 
     folder = tmp_path_factory.mktemp("prepared")
     path = folder / "small.toml"
     path.write_text(SMALL)
-    stages.tokens(stages.Session(Registry.open(folder / "home")), recipe.load(path))
+    Session(Registry.open(folder / "home")).obtain("tokens", recipe.load(path))
     return folder
 
 

@@ -164,19 +164,19 @@ def test_a_base_lends_its_sections_but_not_its_name(tmp_path: Path) -> None:
 
 
 def test_a_name_that_cannot_be_registered_is_found_by_check(tmp_path: Path) -> None:
-    from bc2 import stages
+    from bc2.pipeline.table import check_recipe
 
     path = write(tmp_path, GOOD.replace('name = "good"', 'name = "a/b"'))
     with pytest.raises(RecipeError) as caught:
-        stages.check(load(path))
+        check_recipe(load(path))
     assert caught.value.where == f"{path}:1"
 
 
 def test_a_warmup_longer_than_the_run_is_found_by_check(tmp_path: Path) -> None:
-    from bc2 import stages
+    from bc2.pipeline.table import check_recipe
 
     with pytest.raises(RecipeError, match="warm-up of 2000 steps"):
-        stages.check(load(write(tmp_path, GOOD)))
+        check_recipe(load(write(tmp_path, GOOD)))
 
 
 def test_missing_section_is_said(tmp_path: Path) -> None:
@@ -210,14 +210,14 @@ LADDER = {
 
 
 def test_every_shipped_recipe_loads_and_is_counted() -> None:
-    from bc2 import stages
+    from bc2.pipeline.table import check_recipe
 
     names = shipped()
     on_disk = sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml"))
     assert len(names) == len(on_disk) == 16
     for name in names:
         recipe = load(name)
-        stages.check(recipe)
+        check_recipe(recipe)
         assert recipe.description
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bc2 import recipe, stages
+from bc2 import recipe
+from bc2.pipeline.session import Session
 from bc2.registry import Registry
 
 BC2 = [sys.executable, "-P", "-m", "bc2"]
@@ -57,16 +58,16 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def test_every_stage_is_made_once_and_traced(small: Path) -> None:
-    session = stages.Session(Registry.open())
+    session = Session(Registry.open())
     loaded = recipe.load("small.toml", ["pretrain.length=6 steps"])
-    model = stages.base_model(session, loaded, ["bc2"])
+    model = session.obtain("checkpoint", loaded, command=["bc2"])
     assert [a.kind for a in session.built] == ["checkpoint"]
     registry = session.registry
     kinds = {a.kind: a for a in registry.list()}
     assert {p.kind for p in registry.parents(model)} == {"tokens", "tokenizer"}
     assert [p.kind for p in registry.parents(kinds["tokenizer"])] == ["corpus"]
-    again = stages.Session(Registry.open())
-    assert stages.base_model(again, loaded, ["bc2"]).digest == model.digest
+    again = Session(Registry.open())
+    assert again.obtain("checkpoint", loaded, command=["bc2"]).digest == model.digest
     assert again.built == []
 
 

@@ -24,8 +24,9 @@ from bc2.recipe import Recipe
 from bc2.train.device import datasheet_flops, pick_device, pick_precision
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
-from bc2.train.pretrain_config import PretrainConfig, check_context
+from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import check_divides, parse_layout, recipe_layout
+from bc2.train.training_settings import TrainingSettings
 
 
 def make_bench_plan(
@@ -39,10 +40,10 @@ def make_bench_plan(
         UsageError: an option names something that is not known or not installed.
         RecipeError: a section is missing or broken.
     """
-    model, training = recipe.get(ModelConfig), _resolved(recipe)
-    check_context(recipe)
+    settings = _resolved(TrainingSettings.of(recipe, trains=False))
+    model, training = settings.model, settings.pretrain
     specs = _ours(model, training, ours, checkpointing)
-    specs += _laid_out(recipe, model, training, layouts)
+    specs += _laid_out(settings, layouts)
     if against:
         require_peer()
         specs += _peers(model, training, peers, tuned=peer_environment == "same")
@@ -59,17 +60,18 @@ def make_bench_plan(
     )
 
 
-def _resolved(recipe: Recipe) -> PretrainConfig:
-    training = recipe.get(PretrainConfig)
+def _resolved(settings: TrainingSettings) -> TrainingSettings:
+    """With what the machine decides: device, precision, and "auto" as numbers."""
+    model, training = settings.model, settings.pretrain
     device = pick_device(training.device)
     precision = pick_precision(training.precision, device)
     training = training.model_copy(update={"device": str(device), "precision": precision})
-    training = settle_checkpointing(recipe.get(ModelConfig), training)
-    if training.micro_batch != "auto":
-        return training
-    choice = choose_micro_batch(recipe.get(ModelConfig), training)
-    note(str(choice))
-    return training.model_copy(update={"micro_batch": choice.micro_batch})
+    training = settle_checkpointing(model, training)
+    if training.micro_batch == "auto":
+        choice = choose_micro_batch(model, training)
+        note(str(choice))
+        training = training.model_copy(update={"micro_batch": choice.micro_batch})
+    return replace(settings, pretrain=training)
 
 
 def _ours(
@@ -95,14 +97,13 @@ def _ours(
     ]
 
 
-def _laid_out(
-    recipe: Recipe, model: ModelConfig, training: PretrainConfig, layouts: Sequence[str]
-) -> list[Spec]:
+def _laid_out(settings: TrainingSettings, layouts: Sequence[str]) -> list[Spec]:
     """The recipe over ranks, as `--layout` says."""
-    base = replace(recipe_layout(recipe, 1), micro_batch=training.micro_sequences)
-    found = [parse_layout(recipe, base, text) for text in dict.fromkeys(layouts)]
+    model, training = settings.model, settings.pretrain
+    base = replace(recipe_layout(settings, 1), micro_batch=training.micro_sequences)
+    found = [parse_layout(settings, base, text) for text in dict.fromkeys(layouts)]
     for layout in found:
-        check_divides(recipe, layout)
+        check_divides(settings, layout)
         if layout.micro_batch != training.micro_sequences:
             note(f"{layout}: micro-batches of {layout.micro_batch}, for a rank's share of a step")
     return [

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.console import Progress
+from bc2.data import versions
 from bc2.data.corpus import (
     SPLITS,
     Part,
@@ -39,10 +40,6 @@ from bc2.data.workers import cores, no_ctrl_c, worker_pool
 from bc2.errors import DataError, RunFailed, from_os_error
 from bc2.files import make_directory, replace_durably, sha256_file, sync_directory, write_durably
 from bc2.tokenizer.tokenizer import Tokenizer
-
-#: Raised when the same corpus and tokenizer give other shards.
-VERSION = 1
-
 
 #: UTF-8 bytes of text whose tokenizing takes several times what a process takes to start.
 _WORTH_A_PROCESS = 32 * 2**20
@@ -151,7 +148,7 @@ def _facts(corpus: Path, tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dic
             entry[unit] += count
         entry["shards"].append({"file": shard_name(part), **counts})
     return {
-        "version": VERSION,
+        "version": versions.TOKENS,
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,

@@ -10,48 +10,50 @@ from bc2.errors import ResourceError, UsageError
 from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
 from bc2.plan.devices import Device
 from bc2.plan.training_plan import nothing_fits, recipe_candidate, workload_of
-from bc2.recipe import Recipe
 from bc2.train.device import pick_device
 from bc2.train.memory.available import device_available
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.training_settings import TrainingSettings
 
 #: An estimate this much above what is free cannot be right by luck.
 CLEAR = 1.15
 
 
-def check_memory_fits(recipe: Recipe, world: int, available: int | None = None) -> None:
+def check_memory_fits(
+    settings: TrainingSettings,
+    world: int,
+    nproc: int | None = None,
+    available: int | None = None,
+) -> None:
     """Stop what cannot fit by a clear margin, before anything is trained.
 
     Args:
         world: ranks of the run.
+        nproc: ranks of this machine; as the launcher says if None.
         available: bytes free for this rank; looked up if None.
 
     Raises:
         ResourceError: it cannot; it names a layout that would.
     """
-    training = recipe.get(PretrainConfig)
+    training = settings.pretrain
     if training.micro_batch == "auto":
         return  # searched for with what is free, and refused there
     device = pick_device(training.device)
-    room = _room(device, world) if available is None else available
+    local = nproc or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    room = _room(device, local) if available is None else available
     # Speeds rank layouts; an ordinary device's will do.
-    here = Device(str(device), device.type, room, 312e12, 300e9, 25e9, _local(world))
+    here = Device(str(device), device.type, room, 312e12, 300e9, 25e9, local)
     try:
-        own = recipe_candidate(recipe, workload_of(recipe, here, world))
+        own = recipe_candidate(settings, workload_of(settings, here, world))
     except UsageError:
         return  # what does not divide, the run itself refuses
     if own.memory.total > room * CLEAR:
         raise _refusal(own, room)
 
 
-def _room(device: torch.device, world: int) -> int:
+def _room(device: torch.device, local: int) -> int:
+    """Bytes free for one of the ranks of this machine."""
     free = device_available(device)
-    return free // _local(world) if device.type == "cpu" else free
-
-
-def _local(world: int) -> int:
-    """Ranks of this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return free // local if device.type == "cpu" else free
 
 
 def _refusal(own: CandidateLayout, room: int) -> ResourceError:

@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bc2.errors import RecipeError, ResourceError, UsageError
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import check_layout, parallel_of
+from bc2.parallel.parallel_config import check_layout
 from bc2.plan.candidate_layouts import (
     CandidateLayout,
     Workload,
@@ -23,6 +22,7 @@ from bc2.recipe import Recipe
 from bc2.train.device import Precision, pick_precision
 from bc2.train.duration import Duration
 from bc2.train.pretrain_config import PretrainConfig, check_batches
+from bc2.train.training_settings import TrainingSettings
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
 MFU = 0.577
@@ -155,10 +155,11 @@ def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = Non
         UsageError: numbers that make no sense, or devices that no layout divides.
         ResourceError: nothing fits; it names what would.
     """
-    work = workload_of(recipe, device, gpus, MFU if mfu is None else mfu)
+    settings = TrainingSettings.of(recipe, trains=False)
+    work = workload_of(settings, device, gpus, MFU if mfu is None else mfu)
     if not any(True for _ in possible(work)):
         raise _indivisible(work)
-    own, refused = _own(recipe, work)
+    own, refused = _own(settings, work)
     found = layouts_that_fit(work)
     if own and own.fits:
         found = [own, *(layout for layout in found if not _alike(layout, own))]
@@ -167,10 +168,10 @@ def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = Non
     return Plan(recipe.name, work, found, own, refused)
 
 
-def _own(recipe: Recipe, work: Workload) -> tuple[CandidateLayout | None, str | None]:
+def _own(settings: TrainingSettings, work: Workload) -> tuple[CandidateLayout | None, str | None]:
     """The recipe's layout; or why so many devices cannot have it."""
     try:
-        return recipe_candidate(recipe, work), None
+        return recipe_candidate(settings, work), None
     except RecipeError as error:
         return None, str(error)
 
@@ -182,7 +183,9 @@ def _alike(one: CandidateLayout, other: CandidateLayout) -> bool:
     return key(one) == key(other)
 
 
-def workload_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> Workload:
+def workload_of(
+    settings: TrainingSettings, device: Device, gpus: int, mfu: float = MFU
+) -> Workload:
     """What a recipe asks for.
 
     Raises:
@@ -192,10 +195,8 @@ def workload_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> 
         raise UsageError(f"--gpus {gpus} is too few", todo="give at least 1")
     if not 0 < mfu <= 1:
         raise UsageError(f"--mfu {mfu:g} is no share of the peak", todo="give 0 to 1, e.g. 0.4")
-    training = recipe.get(PretrainConfig)
-    return Workload(
-        recipe.get(ModelConfig), training, _precision(training, device), device, gpus, mfu
-    )
+    training = settings.pretrain
+    return Workload(settings.model, training, _precision(training, device), device, gpus, mfu)
 
 
 def _precision(training: PretrainConfig, device: Device) -> Precision:
@@ -206,22 +207,23 @@ def _precision(training: PretrainConfig, device: Device) -> Precision:
     return "fp32" if training.precision == "fp32" else "bf16"
 
 
-def recipe_candidate(recipe: Recipe, work: Workload) -> CandidateLayout:
+def recipe_candidate(settings: TrainingSettings, work: Workload) -> CandidateLayout:
     """As the recipe says it; "auto" is what the run itself would find.
 
     Raises:
         RecipeError: it does not divide what it must.
     """
-    parallel = parallel_of(recipe)
+    parallel = settings.parallel
     training = work.training
-    check_layout(parallel, work.model, work.gpus, recipe.where(("parallel",)))
+    check_layout(parallel, work.model, work.gpus, settings.recipe.where(("parallel",)))
     if training.micro_batch != "auto":
         check_batches(training, parallel, work.gpus)
     chosen = training.activation_checkpointing
     layers = segment_of(work, parallel.tensor) if chosen == "auto" else chosen
     found = largest(work, parallel, layers) if training.micro_batch == "auto" else None
-    rows = found.micro_batch if found else 1
-    micro_batch = rows if training.micro_batch == "auto" else training.micro_batch
+    micro_batch = training.micro_batch
+    if micro_batch == "auto":
+        micro_batch = found.micro_batch if found else 1
     return CandidateLayout(work, parallel, layers, micro_batch, own=True)
 
 

@@ -191,6 +191,11 @@ class Artifact:
             todo=f"did you mean {guess!r}?" if guess else None,
         )
 
+    def check_files(self) -> None:
+        """Read every file through. Raises: IntegrityError if one is not the manifest's."""
+        for relpath in self.files():
+            self.file(relpath)
+
     @contextmanager
     def hold(self) -> Iterator[Artifact]:
         """Keep the artifact from being removed while the context is open.

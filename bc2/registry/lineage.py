@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bc2.registry.artifact import SHORT, Artifact
+from bc2.errors import RefError
+from bc2.registry.artifact import SHORT, Artifact, Kind
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -107,3 +108,19 @@ def _title(digest: str, found: Artifact | None) -> str:
 def _label(digest: str, found: Artifact | None) -> str:
     tags = f" :{' :'.join(found.tags)}" if found and found.tags else ""
     return f"{_title(digest, found)}{tags}  {digest[:SHORT]}"
+
+
+def parent_of_kind(registry: Registry, artifact: Artifact, kind: Kind) -> Artifact:
+    """The first parent of a kind, such as the tokenizer of token shards.
+
+    Raises:
+        RefError: the artifact has none, or it is not registered here.
+    """
+    for parent in registry.parents(artifact):
+        if parent.kind == kind:
+            return parent
+    raise RefError(
+        f"{artifact.title} has no {kind} among its parents",
+        where=str(artifact.path),
+        todo=f"name one that bc2 made, or import its {kind} as well",
+    )

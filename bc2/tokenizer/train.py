@@ -28,9 +28,6 @@ from bc2.tokenizer.tokenizer_config import TokenizerConfig
 #: ``progress(advance, detail)``: bytes read into the trainer, then details of the merging.
 ReportProgress = Callable[[float, str], None]
 
-#: Raised when the same texts and settings give another model.
-VERSION = 1
-
 _POLL_S = 0.1
 
 

@@ -20,7 +20,7 @@ import torch
 from bc2.console import Progress, note, warn
 from bc2.data.loader import Batch
 from bc2.errors import BadTraining, Bc2Error, Interrupted, ResourceError, RunFailed
-from bc2.ranks import tell_step
+from bc2.ranks import report_step
 from bc2.registry import Artifact
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 from bc2.train.engines.base import Engine
@@ -391,7 +391,7 @@ class Loop:
 
     def _advance(self, step: Step) -> None:
         self.step += 1
-        tell_step(self.step)
+        report_step(self.step)
         self.samples = step.first + step.sequences
         self.rewound = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,13 +40,11 @@ from bc2.train.objective import NextToken, Objective
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rendezvous import alone, following, join
 from bc2.train.run_inputs import RunInputs, mixture_lines, open_run_inputs
-from bc2.train.runs import RunFacts, mark_running
+from bc2.train.runs import RunFacts, RunFolder, mark_running
 from bc2.train.schedule import Speed
 from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.stream import TokenStream
-
-#: Raised when the same settings would train another model.
-VERSION = 3
+from bc2.train.training_settings import VERSION, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,19 @@ class Run:
 
     @classmethod
     def resolve(
-        cls, name: str, config: PretrainConfig, model: ModelConfig, tokens: Artifact,
-        tokenizer: Artifact, recipe: Mapping[str, Any], command: list[str],
-        parallel: ParallelConfig | None = None,
+        cls, settings: TrainingSettings, tokens: Artifact, tokenizer: Artifact,
+        recorded: Mapping[str, Any], command: Sequence[str],
     ) -> Run:  # fmt: skip
         """Resolve what the machine decides, so that it is part of the key."""
+        config, parallel = settings.pretrain, settings.parallel
         device = rank_device(config.device)
         precision = pick_precision(config.precision, device)
         config = config.model_copy(update={"precision": precision, "device": str(device)})
-        layout = parallel or ParallelConfig()
-        config = settle_checkpointing(model, config, layout.tensor)
-        spoken = shlex.join(command)
-        return cls(name, config, model, tokens, tokenizer, recipe, spoken, layout)
+        config = settle_checkpointing(settings.model, config, parallel.tensor)
+        return cls(
+            settings.name, config, settings.model, tokens, tokenizer, recorded,
+            shlex.join(command), parallel,
+        )  # fmt: skip
 
     @property
     def key(self) -> str:
@@ -86,7 +85,7 @@ class Run:
 
     def folder(self, registry: Registry) -> Path:
         """Where the run's metrics, plots and trackers live."""
-        return registry.runs / f"{self.name}-{self.key[:12]}"
+        return RunFolder.of(registry, self.name, self.key).path
 
     def _outdated(self, registry: Registry) -> set[str] | None:
         """Digests that an unfinished ``--fresh`` must not go on from; None if there is none.

@@ -8,10 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from bc2.errors import UsageError
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
-from bc2.recipe import Recipe
-from bc2.train.pretrain_config import PretrainConfig, check_batches
+from bc2.parallel.parallel_config import ParallelConfig, check_layout
+from bc2.train.pretrain_config import check_batches
+from bc2.train.training_settings import TrainingSettings
 
 #: What `--layout` can say, beside the number of ranks.
 _NUMBERS = ("tensor", "sequence", "zero", "zero_group")
@@ -47,13 +46,13 @@ class RankLayout:
         return {"ranks": self.ranks, "micro_batch": self.micro_batch, "parallel": parallel}
 
 
-def recipe_layout(recipe: Recipe, ranks: int) -> RankLayout:
+def recipe_layout(settings: TrainingSettings, ranks: int) -> RankLayout:
     """The recipe's, on the ranks that were asked for."""
-    micro = recipe.get(PretrainConfig).micro_batch
-    return RankLayout(ranks, parallel_of(recipe), None if micro == "auto" else micro)
+    micro = settings.pretrain.micro_batch
+    return RankLayout(ranks, settings.parallel, None if micro == "auto" else micro)
 
 
-def parse_layout(recipe: Recipe, base: RankLayout, text: str) -> RankLayout:
+def parse_layout(settings: TrainingSettings, base: RankLayout, text: str) -> RankLayout:
     """Read ``RANKS:key=value,key=value``; what is not said is as in `base`.
 
     Raises:
@@ -69,7 +68,7 @@ def parse_layout(recipe: Recipe, base: RankLayout, text: str) -> RankLayout:
         what = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"--layout {text!r}: {key}{what}") from None
     return fill_micro_batch(
-        recipe, RankLayout(read_ranks(number, "--layout"), parallel, base.micro_batch)
+        settings, RankLayout(read_ranks(number, "--layout"), parallel, base.micro_batch)
     )
 
 
@@ -93,23 +92,23 @@ def read_ranks(text: str, option: str) -> int:
     return int(text)
 
 
-def fill_micro_batch(recipe: Recipe, layout: RankLayout) -> RankLayout:
+def fill_micro_batch(settings: TrainingSettings, layout: RankLayout) -> RankLayout:
     """The largest micro-batch, up to the recipe's, that shares a step among the ranks."""
-    training = recipe.get(PretrainConfig)
+    training = settings.pretrain
     share = training.batch_sequences // max(1, layout.ranks // layout.parallel.ranks_of_a_replica)
     most = layout.micro_batch or (1 if layout.ranks > 1 else 0)
     fit = [n for n in range(1, most + 1) if share % n == 0]
     return RankLayout(layout.ranks, layout.parallel, fit[-1] if fit else layout.micro_batch)
 
 
-def check_divides(recipe: Recipe, layout: RankLayout) -> None:
+def check_divides(settings: TrainingSettings, layout: RankLayout) -> None:
     """The recipe must divide among the ranks.
 
     Raises:
         RecipeError: it does not; it names what would.
     """
-    check_layout(layout.parallel, recipe.get(ModelConfig), layout.ranks, str(layout))
-    training = recipe.get(PretrainConfig)
+    check_layout(layout.parallel, settings.model, layout.ranks, str(layout))
+    training = settings.pretrain
     if layout.micro_batch is not None:
         training = training.model_copy(update={"micro_batch": layout.micro_batch})
     check_batches(training, layout.parallel, layout.ranks)

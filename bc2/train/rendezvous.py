@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,22 +15,18 @@ import bc2
 from bc2 import __version__
 from bc2.errors import RunFailed
 from bc2.files import lock_directory, make_directory, sha256_file, sha256_json
-from bc2.model.model_config import ModelConfig
 from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.mesh import Group, Mesh, all_ranks, check_same_on_all_ranks, make_mesh
-from bc2.parallel.parallel_config import ParallelConfig, check_layout
-from bc2.ranks import LOST, world_size
+from bc2.ranks import LOST
 from bc2.registry import Registry
 from bc2.train.device import rank_device
-from bc2.train.pretrain_config import PretrainConfig, check_batches
+from bc2.train.training_settings import TrainingSettings, settings_by_name
 
 if TYPE_CHECKING:
     from bc2.train.pretrain import Run
 
 
-def meet(
-    name: str, config: PretrainConfig, model: ModelConfig, parallel: ParallelConfig, work: Path
-) -> None:
+def meet(settings: TrainingSettings, work: Path) -> None:
     """Before any work: the ranks are at the same recipe, and see the same files.
 
     Args:
@@ -40,12 +36,10 @@ def meet(
         RecipeError: they do not fit the layout, or differ.
         RunFailed: they do not share the folder, or one is lost.
     """
-    check_layout(parallel, model, world_size(), "[parallel]")
-    check_batches(config, parallel, world_size())
-    ranks = all_ranks(rank_device(config.device))
+    ranks = all_ranks(rank_device(settings.pretrain.device))
     with following(ranks):
-        check_same_on_all_ranks(ranks, "[parallel]", parallel.model_dump(mode="json"))
-        check_same_on_all_ranks(ranks, "recipe", {"name": name, **_settings(config, model)})
+        check_same_on_all_ranks(ranks, "[parallel]", settings.parallel.model_dump(mode="json"))
+        check_same_on_all_ranks(ranks, "recipe", {"name": settings.name, **settings.by_name()})
         check_same_on_all_ranks(ranks, "code", _code())
         make_directory(work)
         check_shared_folder(work, ranks)
@@ -57,20 +51,11 @@ def join(run: Run) -> Mesh:
     Raises:
         RecipeError: they do not fit the layout, or differ.
     """
-    check_layout(run.parallel, run.model, world_size(), "[parallel]")
-    check_batches(run.config, run.parallel, world_size())
     mesh = make_mesh(run.parallel, torch.device(run.config.device))
     if mesh.world.size > 1:
-        told = _settings(run.config, run.model) | {"tokens": run.tokens.digest}
+        told = settings_by_name(run.config, run.model) | {"tokens": run.tokens.digest}
         check_same_on_all_ranks(mesh.world, "recipe or input", told)
     return mesh
-
-
-def _settings(config: PretrainConfig, model: ModelConfig) -> dict[str, Any]:
-    """Every setting by its name: ranks must agree in those too that change no result."""
-    training = config.model_dump(mode="json", exclude={"device", "tokens"})
-    told = {f"pretrain.{name}": value for name, value in training.items()}
-    return told | {f"model.{name}": value for name, value in model.model_dump(mode="json").items()}
 
 
 def _code() -> dict[str, str]:

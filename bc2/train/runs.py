@@ -233,6 +233,11 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def of(cls, registry: Registry, name: str, key: str) -> RunFolder:
+        """The folder of the run of a name whose checkpoints have a stage key."""
+        return cls(registry.runs / f"{name}-{key[:12]}")
+
     @property
     def facts(self) -> RunFacts | None:
         """What ``run.json`` says, or None if the run has none yet."""

@@ -7,9 +7,7 @@ import os
 import torch
 
 from bc2.errors import UsageError
-from bc2.recipe import Recipe
 from bc2.train.device import pick_device
-from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import (
     RankLayout,
     check_divides,
@@ -17,13 +15,14 @@ from bc2.train.rank_layout import (
     parse_layout,
     read_ranks,
 )
+from bc2.train.training_settings import TrainingSettings
 
 #: Numbers of ranks that are tried if none are said.
 USUAL = (1, 2, 4)
 
 
 def other_layouts(
-    recipe: Recipe, base: RankLayout, ranks: str | None, said: list[str] | None
+    settings: TrainingSettings, base: RankLayout, ranks: str | None, said: list[str] | None
 ) -> list[RankLayout]:
     """Those to continue on: what was asked for, or the usual numbers that fit the machine.
 
@@ -31,18 +30,18 @@ def other_layouts(
         UsageError: they cannot be read.
         RecipeError: one does not fit the recipe.
     """
-    found = [parse_layout(recipe, base, text) for text in said or []]
+    found = [parse_layout(settings, base, text) for text in said or []]
     numbers = [read_ranks(text, "--ranks") for text in ranks.split(",")] if ranks else []
-    found += [simplest(recipe, base, number) for number in numbers if number != base.ranks]
+    found += [simplest(settings, base, number) for number in numbers if number != base.ranks]
     if found or ranks or said:
         for one in found:
-            check_divides(recipe, one)
+            check_divides(settings, one)
         return found
-    usual = [n for n in USUAL if n != base.ranks and n <= _places(recipe)]
-    return [one for n in usual if _fits(recipe, one := simplest(recipe, base, n))]
+    usual = [n for n in USUAL if n != base.ranks and n <= _places(settings)]
+    return [one for n in usual if _fits(settings, one := simplest(settings, base, n))]
 
 
-def simplest(recipe: Recipe, base: RankLayout, ranks: int) -> RankLayout:
+def simplest(settings: TrainingSettings, base: RankLayout, ranks: int) -> RankLayout:
     """The recipe's layout on so many ranks, without the parts that would not fit them."""
     parallel = base.parallel
     if ranks % parallel.ranks_of_a_replica:
@@ -50,19 +49,19 @@ def simplest(recipe: Recipe, base: RankLayout, ranks: int) -> RankLayout:
     group = parallel.zero_group
     if group is not None and (ranks // parallel.tensor) % group:
         parallel = parallel.model_copy(update={"zero_group": None})
-    return fill_micro_batch(recipe, RankLayout(ranks, parallel, base.micro_batch))
+    return fill_micro_batch(settings, RankLayout(ranks, parallel, base.micro_batch))
 
 
-def _fits(recipe: Recipe, layout: RankLayout) -> bool:
+def _fits(settings: TrainingSettings, layout: RankLayout) -> bool:
     try:
-        check_divides(recipe, layout)
+        check_divides(settings, layout)
     except UsageError:
         return False
     return True
 
 
-def _places(recipe: Recipe) -> int:
+def _places(settings: TrainingSettings) -> int:
     """Ranks that this machine has a device, or a core, for."""
-    if pick_device(recipe.get(PretrainConfig).device).type == "cuda":
+    if pick_device(settings.pretrain.device).type == "cuda":
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0))

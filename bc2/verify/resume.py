@@ -23,13 +23,12 @@ from bc2.bench.machine import facts as machine
 from bc2.console import note, progress
 from bc2.errors import ResourceError, UsageError
 from bc2.files import sha256_json
-from bc2.model.model_config import ModelConfig
-from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
 from bc2.train.device import pick_device, pick_precision
 from bc2.train.pretrain import Run
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import RankLayout
+from bc2.train.training_settings import TrainingSettings
 from bc2.verify.attempts import Kill, disturb, finish
 from bc2.verify.certificate import Certificate
 from bc2.verify.compare import TOLERANCES, Comparison, bits, near
@@ -51,7 +50,7 @@ class ResumeRequest:
         others: layouts to go on with.
     """
 
-    recipe: Recipe
+    settings: TrainingSettings
     tokens: Artifact
     tokenizer: Artifact
     base: RankLayout
@@ -79,7 +78,7 @@ class ResumeRequest:
 
     @property
     def training(self) -> PretrainConfig:
-        return self.recipe.get(PretrainConfig)
+        return self.settings.pretrain
 
     @property
     def device(self) -> torch.device:
@@ -140,7 +139,7 @@ def _steps_of(asked: ResumeRequest) -> Iterator[Any]:
 
 def _check_room(asked: ResumeRequest, folder: Path) -> None:
     """Every boundary of the straight run is kept, and what is being continued from."""
-    needed = _SAVED * asked.recipe.get(ModelConfig).num_params() * (asked.legs + 6)
+    needed = _SAVED * asked.settings.model.num_params() * (asked.legs + 6)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
@@ -211,17 +210,17 @@ class _Trial:
 
     def _recipe(self, layout: RankLayout, keep: int) -> Path:
         """As a file without the sections of the inputs, which are there already."""
-        recipe = self.asked.recipe
-        micro = layout.micro_batch or recipe.get(PretrainConfig).micro_batch
-        pretrain = recipe.get(PretrainConfig).model_dump(mode="json")
+        settings = self.asked.settings
+        micro = layout.micro_batch or settings.pretrain.micro_batch
+        pretrain = settings.pretrain.model_dump(mode="json")
         pretrain |= {**self.asked.replaced(), "keep_checkpoints": keep, "micro_batch": micro}
         path = self.room.path / f"recipe-{layout.ranks}-{keep}.toml"
         sections = {
-            "model": recipe.get(ModelConfig).model_dump(mode="json"),
+            "model": settings.model.model_dump(mode="json"),
             "parallel": layout.parallel.model_dump(mode="json"),
             "pretrain": pretrain,
         }
-        write_recipe(path, recipe.name, sections)
+        write_recipe(path, settings.name, sections)
         return path
 
 
@@ -241,7 +240,7 @@ def _told(hits: list[Kill]) -> str:
 
 def _about(asked: ResumeRequest) -> dict[str, Any]:
     """On what it was shown: no host's name and no path."""
-    model, recipe = asked.recipe.get(ModelConfig), asked.recipe
+    model, recipe = asked.settings.model, asked.settings.recipe
     return {
         "recipe": {"name": recipe.name, "digest": sha256_json(recipe.resolved())},
         "overrides": list(recipe.overrides.values()),
@@ -261,19 +260,7 @@ def _about(asked: ResumeRequest) -> dict[str, Any]:
     }
 
 
-def tokenizer_of(registry: Registry, tokens: Artifact) -> Artifact:
-    """The tokenizer that token shards were made with."""
-    found = [parent for parent in registry.parents(tokens) if parent.kind == "tokenizer"]
-    if not found:
-        raise UsageError(
-            f"{tokens.title} has no tokenizer among its parents", todo="import its tokenizer too"
-        )
-    return found[0]
-
-
 def finished_checkpoint(asked: ResumeRequest, registry: Registry) -> Artifact | None:
     """The recipe's own finished model, if there is one."""
-    recipe = asked.recipe
-    model, config = recipe.get(ModelConfig), recipe.get(PretrainConfig)
-    run = Run.resolve(recipe.name, config, model, asked.tokens, asked.tokenizer, {}, [])
+    run = Run.resolve(asked.settings, asked.tokens, asked.tokenizer, {}, [])
     return run.finished(registry)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bc2 import recipe, stages
+from bc2 import recipe
+from bc2.pipeline.session import Session
 from bc2.registry import Registry
 
 
@@ -18,9 +19,9 @@ from bc2.registry import Registry
 def trained(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(prepared_home / "home", folder / ".bc2")
-    session = stages.Session(Registry.open(folder / ".bc2"))
+    session = Session(Registry.open(folder / ".bc2"))
     loaded = recipe.load(prepared_home / "small.toml", ["pretrain.length=10 steps"])
-    stages.base_model(session, loaded, ["bc2"])
+    session.obtain("checkpoint", loaded, command=["bc2"])
     return folder
 
 

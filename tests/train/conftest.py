@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from bc2 import recipe, stages
+from bc2 import recipe
 from bc2.data.loader import Batch, Loader
+from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
 from bc2.train.objective import Loss, NextToken
 
@@ -35,9 +36,9 @@ def train(small: Path) -> Train:
     """Train in this process, in the working directory."""
 
     def run(*overrides: str, fresh: bool = False) -> Artifact:
-        session = stages.Session(Registry.open(), fresh=fresh)
+        session = Session(Registry.open(), fresh=fresh)
         loaded = recipe.load("small.toml", [*SHORT, *overrides])
-        return stages.base_model(session, loaded, ["bc2"])
+        return session.obtain("checkpoint", loaded, command=["bc2"])
 
     return run
 
@@ -51,9 +52,9 @@ def straight(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> T
         if overrides not in made:
             home = tmp_path_factory.mktemp("straight") / "home"
             shutil.copytree(prepared_home / "home", home)
-            session = stages.Session(Registry.open(home))
+            session = Session(Registry.open(home))
             loaded = recipe.load(prepared_home / "small.toml", [*SHORT, *overrides])
-            made[overrides] = stages.base_model(session, loaded, ["bc2"])
+            made[overrides] = session.obtain("checkpoint", loaded, command=["bc2"])
         return made[overrides]
 
     return run

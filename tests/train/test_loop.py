@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from bc2 import recipe, stages
+from bc2 import recipe
 from bc2.data.loader import Batch
 from bc2.errors import ResourceError, RunFailed
+from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
 from bc2.train import pretrain as pretraining
 from bc2.train.checkpoint import Saver, Snapshot, reading_order
@@ -27,9 +28,9 @@ Poison = Callable[[Batch, Loss], Loss]
 
 
 def train(*overrides: str) -> tuple[Artifact, list[dict[str, Any]]]:
-    session = stages.Session(Registry.open())
+    session = Session(Registry.open())
     loaded = recipe.load("small.toml", [*SHORT, *overrides])
-    artifact = stages.base_model(session, loaded, ["bc2"])
+    artifact = session.obtain("checkpoint", loaded, command=["bc2"])
     return artifact, events(artifact)
 
 

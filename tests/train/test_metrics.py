@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bc2 import recipe, stages
+from bc2 import recipe
 from bc2.errors import Bc2Error, UsageError
+from bc2.pipeline.session import Session
 from bc2.registry import Registry
 from bc2.train.metrics import (
     METRICS,
@@ -126,7 +127,7 @@ def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None
         "small.toml", ["pretrain.length=6 steps", 'pretrain.track=["tensorboard"]']
     )
     registry = Registry.open()
-    model = stages.base_model(stages.Session(registry), loaded, ["bc2"])
+    model = Session(registry).obtain("checkpoint", loaded, command=["bc2"])
     (folder,) = registry.runs.iterdir()
     assert (folder / METRICS).read_bytes() == model.file(METRICS).read_bytes()
     steps = [row for row in read_rows(folder / METRICS) if row["event"] == "step"]

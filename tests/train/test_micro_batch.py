@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from bc2 import recipe, stages
+from bc2 import recipe
 from bc2.cli import main
 from bc2.errors import RecipeError, ResourceError
 from bc2.model.model_config import ModelConfig
+from bc2.pipeline.session import Session
 from bc2.registry import Registry
 from bc2.train import micro_batch
 from bc2.train.micro_batch import (
@@ -112,7 +113,7 @@ def test_a_run_says_records_and_keeps_what_auto_came_to(
 
     def train(*overrides: str) -> Any:
         loaded = recipe.load("small.toml", [*short, *overrides])
-        return stages.base_model(stages.Session(registry), loaded, ["bc2"])
+        return Session(registry).obtain("checkpoint", loaded, command=["bc2"])
 
     fixed = train()
     (folder,) = registry.runs.iterdir()

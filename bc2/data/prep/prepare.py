@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bc2.console import Progress
-from bc2.data import environment
+from bc2.data import environment, versions
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
@@ -38,9 +38,6 @@ from bc2.data.prep.write import (
 )
 from bc2.errors import DataError, from_os_error
 from bc2.files import make_directory, write_durably
-
-#: Raised when the same input and settings give another corpus, but for what stages say themselves.
-VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,10 @@ def _corpus_facts(
             own = shared if number == 0 else {**shared, "read": _ZERO, "drops": {}}
             entries.append({**entry, **own, **splits})
     weights = funnel.settled.get("weights")
-    facts: dict[str, Any] = {"version": VERSION, "heldout_fraction": config.heldout_fraction}
+    facts: dict[str, Any] = {
+        "version": versions.CORPUS,
+        "heldout_fraction": config.heldout_fraction,
+    }
     facts |= {"read": {unit: _sum(entries, "read", unit) for unit in ("documents", "bytes")}}
     for split in ("train", "heldout"):
         units = ("documents", "bytes", "characters")

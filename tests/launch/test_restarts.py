@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bc2 import errors
-from bc2.restarts import PAUSE_S, Restarts
+from bc2.launch.restarts import PAUSE_S, Restarts
 
 
 def test_what_passes_is_started_again_and_what_lasts_is_not() -> None:
@@ -65,8 +65,8 @@ if "RANK" in os.environ:
 #: `bc2` without the pauses.
 IMPATIENT = """\
 import sys
-import bc2.restarts
-bc2.restarts.PAUSE_S = 0.0
+import bc2.launch.restarts
+bc2.launch.restarts.PAUSE_S = 0.0
 from bc2.cli import main
 main(sys.argv[1:])
 """
@@ -90,8 +90,8 @@ def test_a_run_whose_ranks_die_at_once_ends(small: Path) -> None:
 
 
 def test_a_rank_says_its_step_and_whether_its_error_lasts(tmp_path: Path) -> None:
-    code = "from bc2.ranks import leave_word, tell_step\n"
-    code += "tell_step(9); tell_step(12)\nassert leave_word('error: x', lasting=True)"
+    code = "from bc2.ranks import report_error, report_step\n"
+    code += "report_step(9); report_step(12)\nassert report_error('error: x', lasting=True)"
     environment = {
         **os.environ,
         "BC2_LAUNCHED": "--nproc 2",

@@ -9,22 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-#: So many starts in a row may come no further than the furthest before them.
+#: How many restarts in a row may make no progress.
 PATIENCE = 3
 
-#: What is waited before a start that follows such ones, seconds for each of them.
+#: Seconds to wait before the next start, for each restart without progress.
 PAUSE_S = 5.0
 
 
 @dataclass
 class Restarts:
-    """The starts of one run, as its launcher counts them.
+    """Counts the restarts of one run and decides whether to make another.
 
     Attributes:
-        most: starts after the first one.
-        steps: the file that `bc2.ranks.tell_step` writes.
-        made: starts after the first one, so far.
-        refused: why there is no other one; None while there may be, and where nobody asked.
+        most: restarts that are allowed.
+        steps: the file that `bc2.ranks.report_step` writes.
+        made: restarts so far.
+        refused: why there is no other restart; None while there may be one.
     """
 
     most: int
@@ -35,13 +35,13 @@ class Restarts:
     _fruitless: int = 0
 
     def again(self, *, lasting: bool) -> float | None:
-        """Judge a start that failed.
+        """Decide whether to restart after a failure.
 
         Args:
-            lasting: it would fail in the same way again.
+            lasting: the same error would come again.
 
         Returns:
-            What to wait before the next start, seconds; None: there is none.
+            Seconds to wait before the restart; None: do not restart.
         """
         if not self.most:
             return None
@@ -58,11 +58,11 @@ class Restarts:
         return PAUSE_S * self._fruitless
 
     def _look(self) -> None:
-        """How far the start came that just ended."""
+        """Read how many steps the attempt that just ended had made."""
         told = self.steps.read_text() if self.steps.exists() else ""
         step = int(told or 0)
         if step > self._furthest:
             self._furthest, self._fruitless = step, 0
         elif self.made:
-            # The first one had nothing before it.
+            # Not for the first start: there is none before it to compare with.
             self._fruitless += 1

@@ -1,0 +1,42 @@
+"""[corpus] -> corpus: sources read, taken through the stages of the funnel, split, written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bc2.data import versions
+from bc2.data.config import CorpusConfig
+from bc2.pipeline.stage import Stage, Task
+
+
+def _identity(config: CorpusConfig, home: Path) -> Mapping[str, Any]:
+    """The settings, the input files with their digests, and the version of every filter."""
+    from bc2.data.inputs import inputs
+    from bc2.data.prep.recipe import build_stages, stage_digests
+
+    filters = build_stages(config)
+    return {
+        **config.keyed(),
+        "inputs": [file._asdict() for file in inputs(config, cache=home / "digests.json")],
+        "stages": {each.name: each.version for each in filters},
+        "files": stage_digests(filters),
+    }
+
+
+def _make(task: Task[CorpusConfig]) -> Mapping[str, Any]:
+    """Facts of the corpus, and under ``timings`` how long each filter took."""
+    from bc2.console import progress
+    from bc2.data.prep import prepare
+    from bc2.data.prep.timings import TIMINGS
+
+    how: prepare.How | None = task.options
+    facts = prepare.prepare(task.settings, task.out, work=task.work, how=how, bars=progress)
+    return {**facts, "timings": json.loads((task.work / TIMINGS).read_bytes())}
+
+
+STAGE = Stage(
+    kind="corpus", version=versions.CORPUS, section=CorpusConfig, make=_make, identity=_identity
+)

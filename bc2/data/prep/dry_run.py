@@ -1,0 +1,41 @@
+"""`bc2 data prep --dry-run`: the funnel on the beginning of each source; nothing is kept."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bc2.console import progress
+from bc2.data.config import CorpusConfig
+from bc2.data.inputs import describe_inputs
+from bc2.data.prep import prepare
+from bc2.data.prep.funnel import FUNNEL
+from bc2.data.prep.recipe import build_stages
+from bc2.data.prep.timings import TIMINGS
+
+#: Bytes of each source that a dry run takes.
+SAMPLE_BYTES = 2 << 20
+
+
+def dry_run(config: CorpusConfig, how: prepare.How) -> dict[str, Any]:
+    """What [corpus] would do, tried on a sample.
+
+    Returns:
+        The stages, the inputs, and the sample's ``funnel`` and ``timings``.
+    """
+    names = [stage.name for stage in build_stages(config)]
+    sample = prepare.sample_of(config, SAMPLE_BYTES)
+    with tempfile.TemporaryDirectory(prefix="bc2-dry-run-") as folder:
+        work, out = Path(folder) / "work", Path(folder) / "corpus"
+        prepare.prepare(sample, out, work=work, how=how, bars=progress)
+        timings = json.loads((work / TIMINGS).read_bytes())
+        funnel = json.loads((out / FUNNEL).read_bytes())
+    return {
+        "stages": ", ".join(names),
+        **{f"source {name}": found for name, found in describe_inputs(config).items()},
+        "sample": f"at most {SAMPLE_BYTES:,} bytes of each source",
+        "funnel": funnel,
+        "timings": timings,
+    }

@@ -1,0 +1,48 @@
+"""[tokens] -> tokens: a corpus in its tokenizer's ids, cut into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bc2.data import versions
+from bc2.data.config import TokensConfig
+from bc2.pipeline.stage import Input, Stage, Task
+from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+
+
+def _identity(config: TokensConfig, home: Path) -> Mapping[str, Any]:
+    """Nothing but the inputs: shards are the corpus in the tokenizer's ids."""
+    return {}
+
+
+def _make(task: Task[TokensConfig]) -> Mapping[str, Any]:
+    from bc2.console import progress
+    from bc2.data.corpus import corpus_facts
+    from bc2.data.tokenize import tokenize
+
+    corpus = task.inputs.one("corpus")
+    corpus.check_files()
+    model = task.inputs.one("tokenizer").file(TOKENIZER_FILE)
+    facts = corpus_facts(corpus.path)
+    size = facts["train"]["bytes"] + facts["heldout"]["bytes"]
+    with progress("tokenizing", size, "bytes") as bar:
+        return tokenize(
+            corpus.path, model, task.out, work=task.work, workers=task.settings.workers,
+            progress=bar,
+        )  # fmt: skip
+
+
+STAGE = Stage(
+    kind="tokens",
+    version=versions.TOKENS,
+    section=TokensConfig,
+    inputs=(
+        Input("corpus", lambda config: config.corpus),
+        Input("tokenizer", lambda config: config.tokenizer),
+    ),
+    make=_make,
+    identity=_identity,
+    implied=True,
+)

@@ -1,0 +1,137 @@
+"""Start the ranks of a run on this machine, and report what becomes of them once.
+
+torch's elastic agent starts one process a rank, stops them all when one fails, and starts
+them again as often as it may: each start goes on from the last checkpoint. Under torchrun,
+the deepspeed launcher or srun none of this runs: there every rank is started by them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bc2.console import note
+from bc2.files import make_directory
+from bc2.launch.failures import (
+    error_of,
+    first_failure,
+    headline,
+    raise_apart,
+    raise_cause,
+    stop_error,
+)
+from bc2.launch.rank_options import Ranks
+from bc2.launch.rendezvous_port import check_port, known_host
+from bc2.launch.restarts import Restarts
+from bc2.ranks import LAUNCHED, STEPS, threads_of_each
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+#: How long ranks may take to save after a signal, seconds.
+SHUTDOWN_S = 300
+
+
+def launch(ranks: Ranks, arguments: list[str], scratch: Path) -> None:
+    """Run ``bc2 ARGUMENTS`` as every rank, until all are done.
+
+    Args:
+        scratch: where the ranks write their errors and the steps made.
+
+    Raises:
+        Bc2Error: what the first rank that failed failed with, with its exit code.
+        Interrupted: a signal came; the ranks have saved.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher import api
+
+    check_port(ranks)
+    # torch would log every failure as well; `bc2.launch.failures` says it once.
+    logging.disable(logging.CRITICAL)
+    make_directory(scratch)
+    folder = Path(tempfile.mkdtemp(prefix="launch-", dir=scratch))
+    command = [sys.executable, "-m", "bc2", *arguments]
+    restarts = Restarts(ranks.max_restarts, folder / "steps")
+    _prepare_environment(ranks, restarts)
+    # torch has no hook that decides on a restart: its agent class is replaced by name.
+    made: Any = functools.partial(_judging_agent(), restarts)
+    api.LocalElasticAgent = made  # type: ignore[attr-defined]
+    try:
+        api.elastic_launch(_config(ranks, folder), command[0])(*command[1:])
+    except ChildFailedError as error:
+        raise_cause(error, restarts)
+    except SignalException as error:
+        raise stop_error(folder, signal.Signals(error.sigval)) from None
+    except (OSError, RuntimeError, RendezvousError) as error:
+        raise_apart(ranks, error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _judging_agent() -> type:
+    """torch's agent, with a decision of our own on whether to restart failed ranks."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    class JudgingAgent(LocalElasticAgent):
+        def __init__(self, restarts: Restarts, *given: Any, **named: Any):
+            super().__init__(*given, **named)
+            self._restarts = restarts
+
+        def _monitor_workers(self, worker_group: Any) -> Any:
+            found = super()._monitor_workers(worker_group)
+            if found.is_failed() and found.failures:
+                self._judge(found.failures)
+            return found
+
+        def _judge(self, failures: dict[int, ProcessFailure]) -> None:
+            rank, failure = first_failure(failures)
+            lasting = error_of(failure.error_file_data).get("lasting")
+            pause = self._restarts.again(lasting=lasting is True)
+            self._remaining_restarts = 0 if pause is None else 1
+            if pause is not None:
+                often = f"restart {self._restarts.made} of {self._restarts.most}"
+                note(f"{headline(rank, failure)}; starting all ranks again ({often})")
+                time.sleep(pause)
+
+    return JudgingAgent
+
+
+def _prepare_environment(ranks: Ranks, restarts: Restarts) -> None:
+    os.environ[LAUNCHED] = shlex.join(ranks.options)
+    os.environ[STEPS] = str(restarts.steps)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
+    # With a store that is shared over restarts a rank may find the address of a dead one.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(ranks.nproc)))
+
+
+def _config(ranks: Ranks, folder: Path) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    least, most = ranks.machines
+    settings: dict[str, Any] = {"timeout": 600}
+    if known_host(ranks) is not None:
+        settings["is_host"] = known_host(ranks)
+    return LaunchConfig(
+        min_nodes=least,
+        max_nodes=most,
+        nproc_per_node=ranks.nproc,
+        run_id=ranks.rendezvous or folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=ranks.rendezvous or "localhost:0",
+        rdzv_configs=settings,
+        max_restarts=ranks.max_restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+    )

@@ -1,0 +1,188 @@
+"""The options of every training verb, and what each such verb does with them.
+
+Both the command that a rank is started with and the one that resumes a run are built from
+`TrainingRequest`, so that an option is added in one place.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bc2.console import Output
+from bc2.launch.rank_options import Ranks
+from bc2.options import (
+    Fresh,
+    Json,
+    MaxRestarts,
+    NNodes,
+    NodeRank,
+    NProc,
+    Quiet,
+    RecipeArg,
+    Rendezvous,
+    Set,
+)
+from bc2.ranks import first, launched_with, restarted, world_size
+from bc2.recipe import Recipe, load
+from bc2.registry import Registry
+
+if TYPE_CHECKING:
+    from bc2.pipeline.session import Session
+    from bc2.train.training_settings import TrainingSettings
+
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Only kernels that give the same bits each time.")
+]
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a person asked a training verb for."""
+
+    verb: str
+    """As it is typed: ``pretrain``."""
+    recipe: str
+    """A path, or a shipped name."""
+    overrides: tuple[str, ...] = ()
+    """The values of ``--set``."""
+    fresh: bool = False
+    deterministic: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def output(self) -> Output:
+        return Output.of(json=self.json, quiet=self.quiet)
+
+    def load(self) -> Recipe:
+        """The recipe with every override. Raises: RecipeError."""
+        also = [f"{self.verb}.deterministic=true"] if self.deterministic else []
+        return load(self.recipe, [*self.overrides, *also])
+
+    @property
+    def _words(self) -> list[str]:
+        """The verb with what decides its result."""
+        words = [self.verb, self.recipe]
+        for override in self.overrides:
+            words += ["--set", override]
+        return [*words, "--deterministic"] if self.deterministic else words
+
+    @property
+    def resume_command(self) -> list[str]:
+        """What a person types to go on with the run."""
+        return ["bc2", *self._words, *self.ranks.options, *launched_with()]
+
+    @property
+    def rank_arguments(self) -> list[str]:
+        """What each rank is started with, after ``bc2``."""
+        flags = {"--fresh": self.fresh, "--json": self.json, "--quiet": self.quiet}
+        return [*self._words, *(flag for flag, given in flags.items() if given)]
+
+
+def training_options(
+    verb: str,
+) -> Callable[[Callable[[TrainingRequest], None]], Callable[..., None]]:
+    """Give a command, a function of one `TrainingRequest`, the options of a training verb."""
+
+    def decorate(command: Callable[[TrainingRequest], None]) -> Callable[..., None]:
+        def with_options(
+            recipe: RecipeArg,
+            set_: Set = None,
+            fresh: Fresh = False,
+            deterministic: Deterministic = False,
+            nproc: NProc = 1,
+            nnodes: NNodes = "1",
+            node_rank: NodeRank = None,
+            rendezvous: Rendezvous = None,
+            max_restarts: MaxRestarts = 0,
+            json: Json = False,
+            quiet: Quiet = False,
+        ) -> None:
+            ranks = Ranks(nproc, nnodes, node_rank, rendezvous, max_restarts)
+            command(
+                TrainingRequest(
+                    verb, recipe, tuple(set_ or ()), fresh, deterministic, ranks, json, quiet
+                )
+            )
+
+        with_options.__name__ = command.__name__
+        with_options.__doc__ = inspect.getdoc(command)
+        return with_options
+
+    return decorate
+
+
+def run_training(request: TrainingRequest) -> None:
+    """Find or train what the request asks for; print it.
+
+    With ``--nproc`` and its like this process makes what all ranks need and starts them.
+
+    Raises:
+        RecipeError: the recipe is wrong, does not fit the ranks, or the ranks differ.
+        UsageError: the device or a tracker is not there.
+        ResourceError: the model cannot fit in this machine's memory. It is said before anything
+            is made.
+    """
+    from bc2.pipeline.session import Session
+    from bc2.train.device import pick_device
+    from bc2.train.training_settings import TrainingSettings
+
+    recipe = request.load()
+    settings = TrainingSettings.of(recipe)
+    ranks, registry = request.ranks, Registry.open()
+    world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
+    settings.check_ranks(world)
+    pick_device(settings.pretrain.device)
+    session = Session(
+        registry,
+        # A rank that is started again goes on.
+        fresh=request.fresh and not restarted(),
+        before_work=partial(_check_resources, settings, world, ranks.nproc),
+    )
+    if ranks.wanted:
+        _start_ranks(request, recipe, settings, session)
+    else:
+        _train(request, recipe, settings, session)
+
+
+def _check_resources(settings: TrainingSettings, world: int, nproc: int) -> None:
+    from bc2.plan.check import check_memory_fits
+    from bc2.train.metrics import check_trackers
+
+    check_trackers(settings.pretrain.track)
+    check_memory_fits(settings, world, nproc if world > world_size() else None)
+
+
+def _start_ranks(
+    request: TrainingRequest, recipe: Recipe, settings: TrainingSettings, session: Session
+) -> None:
+    """Make once what every rank needs, and run the ranks to their end."""
+    from bc2.launch.elastic import launch
+
+    session.obtain_inputs("checkpoint", recipe, settings=settings)
+    launch(request.ranks, request.rank_arguments, session.registry.work)
+
+
+def _train(
+    request: TrainingRequest, recipe: Recipe, settings: TrainingSettings, session: Session
+) -> None:
+    from bc2.report.artifact_view import show_artifact
+    from bc2.report.curves import draw_run, redraw
+    from bc2.train.rendezvous import meet
+    from bc2.train.runs import RunFolder
+
+    if world_size() > 1:
+        meet(settings, session.registry.work)
+    model = session.obtain("checkpoint", recipe, settings=settings, command=request.resume_command)
+    made = model in session.built
+    if first():
+        folder = RunFolder.of(session.registry, recipe.name, model.key)
+        draw_run(folder) if made else redraw(folder)
+    show_artifact(model, request.output, made=made)

@@ -1,0 +1,60 @@
+"""[pretrain] and [model] -> checkpoint: a trained base model and its unfinished checkpoints."""
+
+from __future__ import annotations
+
+import json
+
+from bc2.errors import RecipeError
+from bc2.pipeline.stage import Input, Made, RunTask, Stage
+from bc2.ranks import world_size
+from bc2.recipe import Recipe
+from bc2.registry import Artifact
+from bc2.registry.lineage import parent_of_kind
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.training_settings import VERSION, TrainingSettings, check_training
+
+
+def _resolve(recipe: Recipe) -> TrainingSettings:
+    settings = TrainingSettings.of(recipe)
+    settings.check_ranks(world_size())
+    return settings
+
+
+def _run(task: RunTask[TrainingSettings]) -> Made:
+    from bc2.train.pretrain import Run, pretrain
+
+    tokens = task.inputs.one("tokens")
+    _check_vocabulary(task.settings, tokens)
+    tokenizer = parent_of_kind(task.registry, tokens, "tokenizer")
+    run = Run.resolve(task.settings, tokens, tokenizer, task.recorded, task.command)
+    known = None if task.fresh else run.finished(task.registry)
+    if known is not None and world_size() == 1:
+        return Made(known, anew=False)
+    task.begin_work()
+    # Ranks find out together whether it is finished: they may not see the same home.
+    with tokens.hold():
+        artifact = pretrain(run, task.registry, fresh=task.fresh)
+    return Made(artifact, anew=artifact != known)
+
+
+def _check_vocabulary(settings: TrainingSettings, tokens: Artifact) -> None:
+    """The embedding has a row for every id in the token shards."""
+    pieces = json.loads(tokens.file("tokens.json").read_text())["vocab_size"]
+    if settings.model.vocab_size < pieces:
+        raise RecipeError(
+            f"model.vocab_size = {settings.model.vocab_size} is smaller than the {pieces} "
+            f"pieces of the tokenizer of {tokens.title}",
+            where=settings.recipe.where(("model", "vocab_size")),
+            todo=f"set model.vocab_size = {pieces}",
+        )
+
+
+STAGE = Stage(
+    kind="checkpoint",
+    version=VERSION,
+    section=PretrainConfig,
+    inputs=(Input("tokens", lambda settings: settings.pretrain.tokens),),
+    run=_run,
+    resolve=_resolve,
+    check=check_training,
+)
