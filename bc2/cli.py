@@ -26,19 +26,27 @@ if TYPE_CHECKING:
 class Verb(NamedTuple):
     help: str
     module: str
+    """Of `bc2.commands`."""
+    makes: tuple[str, ...] = ()
+    """Commands of the module that end in an artifact; "" is the verb itself. They have --quiet,
+    which prints the artifact's ref alone."""
 
 
 VERBS: dict[str, Verb] = {
-    "data": Verb("Prepare a corpus and turn it into token shards.", "data"),
-    "train-tokenizer": Verb("Train a SentencePiece tokenizer on a corpus.", "train_tokenizer"),
-    "pretrain": Verb("Train a base model, building what it needs first.", "pretrain"),
+    "data": Verb("Prepare a corpus and turn it into token shards.", "data", ("prep", "tokenize")),
+    "train-tokenizer": Verb(
+        "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)
+    ),
+    "pretrain": Verb("Train a base model, building what it needs first.", "pretrain", ("",)),
     "plan": Verb("Say what a run takes on given devices, and the layouts that fit.", "plan"),
     "bench": Verb("Measure training: speed, MFU, memory; beside a peer if asked.", "bench"),
-    "verify": Verb("Prove on your machine that a run survives kills.", "verify"),
+    "verify": Verb("Prove on your machine that a run survives kills.", "verify", ("resume",)),
     "watch": Verb("Show a run as it goes on: loss, speed, time left.", "watch"),
     "report": Verb("Write a run's page: curves, samples, settings, lineage.", "report"),
     "generate": Verb("Continue a prompt with a trained model.", "generate"),
-    "registry": Verb("List, trace, verify and clean registered artifacts.", "registry"),
+    "registry": Verb(
+        "List, trace, verify and clean registered artifacts.", "registry", ("tag", "import")
+    ),
     "recipe": Verb("List, show and check recipes.", "recipe"),
     "doctor": Verb("Show versions and devices, and what is wrong here.", "doctor"),
 }
@@ -96,7 +104,7 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     cls=LazyGroup,
     rich_markup_mode=None,
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},

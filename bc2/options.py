@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,24 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override section.key=value; repeatable."),
 ]
-RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A path, or a shipped name.")]
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """For the shell: recipes that bc2 ships, and TOML files and folders that begin so."""
+    from bc2.recipe import shipped
+
+    folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
+    near = [path for path in folder.glob("*") if path.is_dir() or path.suffix == ".toml"]
+    paths = [f"{path}/" if path.is_dir() else str(path) for path in sorted(near)]
+    return [name for name in [*shipped(), *paths] if name.startswith(incomplete)]
+
+
+RecipeArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A path, or a shipped name.", autocompletion=_recipe_names
+    ),
+]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Do it again even if it is registered or half done.")
 ]
