@@ -14,7 +14,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from bc2.cli import main
-from bc2.launch import is_foreign
+from bc2.launch.rendezvous_port import is_foreign
 
 Pair = Callable[..., list[tuple[int, str]]]
 

@@ -21,12 +21,18 @@ H100 = DEVICES["h100"]
 
 
 #: Nothing of what the shipped recipe says of layouts is taken for granted here.
+from bc2.train.training_settings import TrainingSettings
+
 PLAIN = ["pretrain.micro_batch=1", "pretrain.activation_checkpointing=0"]
 PLAIN += [f"parallel.{name}=1" for name in ("tensor", "sequence")] + ["parallel.zero=0"]
 
 
 def seven(*sets: str) -> Recipe:
     return load("7b", [*PLAIN, *sets])
+
+
+def settings(*sets: str) -> TrainingSettings:
+    return TrainingSettings.of(seven(*sets))
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +179,11 @@ def test_the_recipes_own_layout_comes_first_if_it_fits() -> None:
 def test_auto_is_what_the_run_would_take() -> None:
     sets = ["parallel.zero=3", "pretrain.activation_checkpointing=auto"]
     own = recipe_candidate(
-        seven(*sets, "pretrain.micro_batch=auto"), workload_of(seven(*sets), H100, 8)
+        settings(*sets, "pretrain.micro_batch=auto"), workload_of(settings(*sets), H100, 8)
     )
     assert own.checkpointing >= 1
     larger = recipe_candidate(
-        seven(*sets), workload_of(seven(*sets, "pretrain.micro_batch=auto"), H100, 8)
+        settings(*sets), workload_of(settings(*sets, "pretrain.micro_batch=auto"), H100, 8)
     )
     assert larger.micro_batch > 1
     assert larger.fits
@@ -185,7 +191,7 @@ def test_auto_is_what_the_run_would_take() -> None:
 
 def laid_out(gpus: int, checkpointing: int = 0, **parallel: Any) -> CandidateLayout:
     return CandidateLayout(
-        workload_of(seven(), H100, gpus), ParallelConfig(**parallel), checkpointing, 1
+        workload_of(settings(), H100, gpus), ParallelConfig(**parallel), checkpointing, 1
     )
 
 
@@ -275,13 +281,13 @@ def test_a_run_that_cannot_fit_is_stopped_with_what_would() -> None:
     sets = ["pretrain.device=cpu", "pretrain.precision=bf16", "pretrain.micro_batch=8"]
     recipe = seven(*sets)
     with pytest.raises(ResourceError, match="is free") as caught:
-        check_memory_fits(recipe, 1, available=int(250e9))
+        check_memory_fits(TrainingSettings.of(recipe), 1, available=int(250e9))
     assert "--set pretrain.micro_batch=" in str(caught.value.todo)
     with pytest.raises(ResourceError, match="no other layout"):
-        check_memory_fits(recipe, 1, available=int(16e9))
-    check_memory_fits(recipe, 1, available=int(400e9))
+        check_memory_fits(TrainingSettings.of(recipe), 1, available=int(16e9))
+    check_memory_fits(TrainingSettings.of(recipe), 1, available=int(400e9))
 
 
 def test_tiny_runs_are_never_stopped() -> None:
-    check_memory_fits(load("tiny"), 1)
-    check_memory_fits(load("mini"), 1, available=2_500_000_000)
+    check_memory_fits(TrainingSettings.of(load("tiny")), 1)
+    check_memory_fits(TrainingSettings.of(load("mini")), 1, available=2_500_000_000)
