@@ -18,11 +18,9 @@ from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
 
 H100 = DEVICES["h100"]
-
-
-#: Nothing of what the shipped recipe says of layouts is taken for granted here.
 from bc2.train.training_settings import TrainingSettings
 
+#: Nothing of what the shipped recipe says of layouts is taken for granted here.
 PLAIN = ["pretrain.micro_batch=1", "pretrain.activation_checkpointing=0"]
 PLAIN += [f"parallel.{name}=1" for name in ("tensor", "sequence")] + ["parallel.zero=0"]
 
