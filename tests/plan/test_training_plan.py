@@ -16,9 +16,9 @@ from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
 from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
 from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
+from bc2.train.training_settings import TrainingSettings
 
 H100 = DEVICES["h100"]
-from bc2.train.training_settings import TrainingSettings
 
 #: Nothing of what the shipped recipe says of layouts is taken for granted here.
 PLAIN = ["pretrain.micro_batch=1", "pretrain.activation_checkpointing=0"]
