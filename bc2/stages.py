@@ -60,8 +60,8 @@ def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact
     """The corpus of [corpus]: read, taken through the stages of the funnel, split, written."""
     from bc2.data.inputs import inputs
     from bc2.data.prep import prepare
-    from bc2.data.prep.recipe import build_stages, stage_digests
-    from bc2.data.prep.timings import TIMINGS
+    from bc2.data.prep.stage_table import build_stages, stage_digests
+    from bc2.data.prep.step_timings import TIMINGS
 
     config = recipe.get(CorpusConfig)
     cache = session.registry.home / "digests.json"
@@ -105,8 +105,8 @@ def corpus_sample(recipe: Recipe, how: How) -> dict[str, Any]:
     from bc2.data.inputs import describe_inputs
     from bc2.data.prep import prepare
     from bc2.data.prep.funnel import FUNNEL
-    from bc2.data.prep.recipe import build_stages
-    from bc2.data.prep.timings import TIMINGS
+    from bc2.data.prep.stage_table import build_stages
+    from bc2.data.prep.step_timings import TIMINGS
 
     config = recipe.get(CorpusConfig)
     names = [stage.name for stage in build_stages(config)]

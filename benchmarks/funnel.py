@@ -30,8 +30,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from bc2.data.prep.config import NearSettings
-from bc2.data.prep.near import NearStage
+from bc2.data.prep.settings import NearSettings
+from bc2.data.prep.stages.near import NearStage
 
 PEER = r"""
 import re, sys

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from bc2.data.prep import minhash
-from bc2.data.prep.config import NearSettings
+from bc2.data.prep.settings import NearSettings
+from bc2.data.prep.text import minhash
 
 app = typer.Typer(add_completion=False)
 

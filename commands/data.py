@@ -178,8 +178,8 @@ def train_quality(
     json: Json = False,
 ) -> None:
     """Train the scorer of sentences that [corpus.quality] and [corpus.safety] can use."""
-    from bc2.data.prep.corrupt import corrupted
-    from bc2.data.prep.scorer import train_scorer
+    from bc2.data.prep.text.corrupted_sentences import corrupted
+    from bc2.data.prep.text.sentence_scorer import train_scorer
     from bc2.data.readers import texts_at
 
     taken = texts_at(good, text_field)

@@ -6,7 +6,7 @@ Columns: id, text, source, lang, origin_file, origin_row, and what stages of the
 noted (quality, paragraph_scores, sentence_scores, cluster). Row groups are small, so that a
 part is written and read in bounded memory.
 
-Where text is weighted (`bc2.data.prep.weights`), SOURCE is a stratum: an entry of `sources`
+Where text is weighted (`bc2.data.prep.stages.weights`), SOURCE is a stratum: an entry of `sources`
 then names the ``source`` it is of, and ``weights`` gives each stratum's share of what is drawn.
 """
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from bc2.console import Progress
 from bc2.data.corpus import SPLITS, corpus_facts, corpus_parts
-from bc2.data.prep.decontaminate import CONTAMINATION
-from bc2.data.prep.write import LENGTH_EDGES
+from bc2.data.prep.stages.decontaminate import CONTAMINATION
+from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.data.shards import TokenShards
 from bc2.data.streams import reading
 from bc2.errors import IntegrityError, UsageError
@@ -131,7 +131,7 @@ def describe(
         corpus: the corpus that shards were made of, which knows languages and licences; without
             it they are not stated.
         progress: told the bytes of text, or of ids, gone through.
-        timings: what `bc2.data.prep.timings` said when the corpus was made.
+        timings: what `bc2.data.prep.step_timings` said when the corpus was made.
 
     Raises:
         UsageError: another kind.

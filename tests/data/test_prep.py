@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import corpus_parts, read_corpus, read_part
 from bc2.data.prep.prepare import How, prepare
-from bc2.data.prep.write import is_held_out
+from bc2.data.prep.write_corpus import is_held_out
 from bc2.errors import DataError, ResourceError
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))

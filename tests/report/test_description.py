@@ -19,7 +19,7 @@ import pytest
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import SPLITS, read_corpus
 from bc2.data.prep.prepare import prepare
-from bc2.data.prep.write import LENGTH_EDGES
+from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.errors import DataError, IntegrityError, UsageError
 from bc2.report.description import describe
 from bc2.report.description_view import markdown, view

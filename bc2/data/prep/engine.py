@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow.parquet as pq
 
-from bc2.data.prep.groups import Groups, Int64, queried_groups, sorted_groups
+from bc2.data.prep.group_by import Groups, Int64, queried_groups, sorted_groups
 from bc2.data.streams import first_line
 from bc2.data.workers import cores, in_order, worker_pool
 from bc2.errors import ResourceError, RunFailed, UsageError

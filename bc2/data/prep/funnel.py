@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from bc2.data.config import CorpusConfig
-from bc2.data.prep.apply import EXAMPLES
 from bc2.data.prep.pipeline import Funnel
-from bc2.data.prep.stage import Stage
-from bc2.data.prep.write import LENGTH_EDGES, SCORE_EDGES, Written
+from bc2.data.prep.segment import EXAMPLES
+from bc2.data.prep.stages.base import Stage
+from bc2.data.prep.write_corpus import LENGTH_EDGES, SCORE_EDGES, Written
 
 #: File of the funnel's facts in a corpus.
 FUNNEL = "funnel.json"

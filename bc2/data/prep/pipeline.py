@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bc2.console import Progress
-from bc2.data.prep.apply import Segment, Task, run_part
 from bc2.data.prep.engine import Engine
-from bc2.data.prep.groups import Groups, Int64
-from bc2.data.prep.parts import SUFFIX
-from bc2.data.prep.stage import Stage, Work
+from bc2.data.prep.group_by import Groups, Int64
+from bc2.data.prep.part_files import SUFFIX
+from bc2.data.prep.segment import Segment, Task, run_part
+from bc2.data.prep.stages.base import Stage, Work
 from bc2.files import make_directory, replace_durably
 
 Item = TypeVar("Item")
@@ -50,7 +50,7 @@ class Funnel:
     parts: Parts
     """What came out."""
     facts: list[dict[str, Any]]
-    """By segment and part: see `bc2.data.prep.apply.run_part`."""
+    """By segment and part: see `bc2.data.prep.segment.run_part`."""
     settled: dict[str, dict[str, Any]]
     seconds: dict[str, float]
     """Of preparing and settling, by stage."""

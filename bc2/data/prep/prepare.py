@@ -20,14 +20,21 @@ from bc2.data import environment
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
+from bc2.data.prep.annotations import list_notes
 from bc2.data.prep.engine import Engine, EngineName, open_engine
 from bc2.data.prep.funnel import FUNNEL, funnel_facts
-from bc2.data.prep.notes import list_notes
 from bc2.data.prep.pipeline import Bars, Funnel, Parts, run_stages
-from bc2.data.prep.read import PART_BYTES, ReadTask, Unit, check_malformed, plan_units, read_unit
-from bc2.data.prep.recipe import build_stages
-from bc2.data.prep.timings import TIMINGS, timings
-from bc2.data.prep.write import (
+from bc2.data.prep.read_sources import (
+    PART_BYTES,
+    ReadTask,
+    Unit,
+    check_malformed,
+    plan_units,
+    read_unit,
+)
+from bc2.data.prep.stage_table import build_stages
+from bc2.data.prep.step_timings import TIMINGS, timings
+from bc2.data.prep.write_corpus import (
     LookTask,
     PartTask,
     Written,

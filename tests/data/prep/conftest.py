@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bc2.data.documents import text_id
-from bc2.data.prep.groups import Groups, Int64, sorted_groups
-from bc2.data.prep.parts import read_part, write_part
-from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
+from bc2.data.prep.group_by import Groups, Int64, sorted_groups
+from bc2.data.prep.part_files import read_part, write_part
+from bc2.data.prep.stages.base import RECORD, Outcome, Stage, Work
 
 
 class LocalWork(Work):

@@ -20,10 +20,10 @@ import pytest
 from bc2.data.config import CorpusConfig
 from bc2.data.corpus import corpus_parts, read_corpus
 from bc2.data.prep import pipeline
-from bc2.data.prep.apply import EXAMPLES, Segment, Task, run_part
-from bc2.data.prep.parts import write_part
+from bc2.data.prep.part_files import write_part
 from bc2.data.prep.prepare import How, prepare
-from bc2.data.prep.stage import Outcome, Stage, removed
+from bc2.data.prep.segment import EXAMPLES, Segment, Task, run_part
+from bc2.data.prep.stages.base import Outcome, Stage, removed
 from bc2.errors import DataError, RecipeError, RunFailed
 from bc2.report.funnel import Funnel
 
@@ -222,7 +222,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(raw, whole, tmp_path, s
         "import sys\nfrom pathlib import Path\n"
         "from bc2.data.config import CorpusConfig\n"
         "from bc2.data.prep.prepare import How, prepare\n"
-        "import bc2.data.prep.recipe\nprint('ready', flush=True)\n"
+        "import bc2.data.prep.stage_table\nprint('ready', flush=True)\n"
         "config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
         "out, work = Path(sys.argv[2]), Path(sys.argv[3])\n"
         "prepare(config, out, work=work, how=How(workers=1, part_bytes=9_000))\n"

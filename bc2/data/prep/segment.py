@@ -1,0 +1,251 @@
+"""One part through one segment of stages, with everything that left counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bc2.data.prep.annotations import keep_notes
+from bc2.data.prep.part_files import SUFFIX, read_part, write_keys, write_part
+from bc2.data.prep.stages.base import Outcome, Stage
+from bc2.errors import RunFailed
+from bc2.files import make_directory, replace_durably
+
+#: Examples of each reason and language that are kept, the same whatever the parts.
+EXAMPLES = 10
+
+#: Characters of an example's text.
+EXCERPT = 400
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Stages applied in one pass, and the stage that settles next, whose keys are made."""
+
+    stages: tuple[Stage, ...]
+    closing: Stage | None
+
+    @property
+    def title(self) -> str:
+        """What a progress bar is called."""
+        names = [stage.name for stage in self.stages]
+        return ", ".join(names) or (f"keys of {self.closing.name}" if self.closing else "nothing")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part to be taken through a segment.
+
+    Attributes:
+        source: the part as it comes in.
+        folder: what comes out goes here: the part, its keys and its facts.
+        verdicts: where the first stage's verdicts lie, if it settles.
+        dropped: where dropped documents go, if they are kept.
+    """
+
+    segment: Segment
+    source: Path
+    folder: Path
+    name: str
+    verdicts: Path | None
+    dropped: Path | None
+
+    @property
+    def done(self) -> Path:
+        """Written last: the part is finished."""
+        return self.folder / f"{self.name}.json"
+
+    def known(self) -> dict[str, Any] | None:
+        """The facts, if an earlier run finished the part."""
+        if not self.done.exists():
+            return None
+        facts: dict[str, Any] = json.loads(self.done.read_bytes())
+        return facts
+
+
+def run_part(task: Task) -> dict[str, Any]:
+    """Take a part through a segment.
+
+    Returns:
+        ``{"documents": n, "stages": [{"name", "in", "out", "removed", "examples", "seconds"}],
+        "seconds": {"keys": {stage: seconds}, "rest"}}``: in and out are rows ``[source, lang,
+        documents, bytes]``; removed are rows ``[source, lang, reason, documents, bytes,
+        cut_documents, cut_bytes]``; all integers but the seconds.
+    """
+    begun = time.perf_counter()
+    applying, spent = 0.0, {}
+    table = came = read_part(task.source)
+    stages = []
+    before = _counts(table)
+    for stage in task.segment.stages:
+        verdict = None
+        if stage.needs_all and task.verdicts is not None:
+            verdict = pq.read_table(task.verdicts / f"{task.name}.parquet")
+        began = time.perf_counter()
+        outcome = stage.apply(table, verdict)
+        seconds = time.perf_counter() - began
+        applying += seconds
+        _check(stage, table, outcome)
+        after = _counts(outcome.table)
+        removed, examples = _removed(stage, table, outcome.removed)
+        stages.append(
+            {
+                "name": stage.name,
+                "in": before,
+                "out": after,
+                "removed": removed,
+                "examples": examples,
+                "seconds": seconds,
+            }
+        )
+        if task.dropped is not None:
+            _keep_dropped(task.dropped / stage.name, task.name, table, outcome.removed)
+        if outcome.notes is not None:
+            keep_notes(task.folder, stage.name, task.name, outcome.notes)
+        table, before = outcome.table, after
+    if task.segment.closing is not None:
+        began = time.perf_counter()
+        keys = task.segment.closing.keys(table)
+        write_keys(keys, task.folder / "keys" / f"{task.name}.parquet")
+        spent[task.segment.closing.name] = time.perf_counter() - began
+    _hand_on(task, None if table is came else table)
+    rest = time.perf_counter() - begun - sum(spent.values()) - applying
+    facts = {"documents": len(table), "stages": stages, "seconds": {"keys": spent, "rest": rest}}
+    replace_durably(task.done, json.dumps(facts, ensure_ascii=False).encode())
+    return facts
+
+
+def _hand_on(task: Task, table: pa.Table | None) -> None:
+    """Write the part that comes out; None: as it came in, so its file gets a second name."""
+    target = task.folder / f"{task.name}{SUFFIX}"
+    # Never written through: what a killed run left may be that second name.
+    target.unlink(missing_ok=True)
+    if table is None:
+        try:
+            os.link(task.source, target)
+            return
+        except OSError:  # a file system without links
+            table = read_part(task.source)
+    write_part(table, target)
+
+
+def _check(stage: Stage, table: pa.Table, outcome: Outcome) -> None:
+    """No stage may lose a document without a reason, or reorder them."""
+    whole = pc.sum(outcome.removed["whole"].cast(pa.int64())).as_py() or 0
+    places = outcome.table["pos"].to_numpy()
+    unknown = set(pc.unique(outcome.removed["reason"]).to_pylist()) - set(stage.reasons)
+    if len(outcome.table) + whole != len(table) or np.any(np.diff(places) <= 0) or unknown:
+        raise RunFailed(
+            f"stage {stage.name} made {len(outcome.table)} of {len(table)} documents with "
+            f"{whole} dropped, reasons {sorted(unknown)} it does not name, or out of order",
+            todo="this is a defect of bc2: please report it with the recipe",
+        )
+
+
+def text_bytes(table: pa.Table) -> Any:
+    """UTF-8 bytes of each text: int64 [n]."""
+    return pc.binary_length(table["text"].cast(pa.large_binary())).to_numpy().astype(np.int64)
+
+
+def _groups(table: pa.Table) -> Iterator[tuple[str, str | None, Any]]:
+    """source, lang and a mask of their rows."""
+    pairs = table.select(["source", "lang"]).group_by(["source", "lang"]).aggregate([])
+    for pair in sorted(pairs.to_pylist(), key=lambda p: (p["source"], p["lang"] or "")):
+        same = pc.equal(table["source"], pair["source"])
+        lang = pair["lang"]
+        spoken = pc.is_null(table["lang"]) if lang is None else pc.equal(table["lang"], lang)
+        mask = pc.fill_null(pc.and_(same, spoken), False).to_numpy(zero_copy_only=False)
+        yield pair["source"], lang, mask
+
+
+def _counts(table: pa.Table) -> list[list[Any]]:
+    sizes = text_bytes(table)
+    return [
+        [source, lang, int(mask.sum()), int(sizes[mask].sum())]
+        for source, lang, mask in _groups(table)
+    ]
+
+
+def _removed(stage: Stage, table: pa.Table, removed: pa.Table) -> tuple[list[Any], list[Any]]:
+    """What was removed by source, language and reason; and some of it to look at."""
+    if not len(removed):
+        return [], []
+    at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
+    whole = removed["whole"].to_numpy(zero_copy_only=False)
+    sizes = removed["bytes"].to_numpy()
+    reasons = np.array(removed["reason"].to_pylist(), dtype=object)
+    rows, examples = [], []
+    for source, lang, mask in _groups(table):
+        here = mask[at]
+        for reason in sorted(set(reasons[here])):
+            these = here & (reasons == reason)
+            gone, cut = these & whole, these & ~whole
+            counts = [gone.sum(), sizes[gone].sum(), cut.sum(), sizes[cut].sum()]
+            rows.append([source, lang, reason, *map(int, counts)])
+            chosen = np.flatnonzero(these)
+            examples += _examples(stage.name, table, removed, at, chosen)
+    return rows, examples
+
+
+def _examples(
+    stage: str, table: pa.Table, removed: pa.Table, at: Any, chosen: Any
+) -> list[dict[str, Any]]:
+    """Up to EXAMPLES of the chosen rows: those whose place has the smallest hash."""
+    places = removed["pos"].to_numpy()
+    ranked = sorted((example_rank(int(places[row])), int(row)) for row in chosen)[:EXAMPLES]
+    found = []
+    for rank, row in ranked:
+        document = table.slice(int(at[row]), 1).select(
+            ["text", "source", "lang", "origin_file", "origin_row"]
+        )
+        entry = document.to_pylist()[0]
+        gone = removed.slice(row, 1).to_pylist()[0]
+        found.append(
+            {
+                "rank": rank,
+                "stage": stage,
+                "reason": gone["reason"],
+                "source": entry["source"],
+                "lang": entry["lang"],
+                "origin": f"{entry['origin_file']}:{entry['origin_row']}",
+                "detail": gone["detail"],
+                "text": _excerpt(entry["text"], gone),
+                "whole": gone["whole"],
+            }
+        )
+    return found
+
+
+def _excerpt(text: str, gone: dict[str, Any]) -> str:
+    """The beginning of a dropped document; of one that was cut, the place where it was."""
+    if gone["whole"] or not gone["detail"]:
+        return text[:EXCERPT]
+    at = max(0, text.find(gone["detail"].splitlines()[0].strip()[:40]))
+    begin = max(0, at - EXCERPT // 4)
+    return text[begin : begin + EXCERPT]
+
+
+def example_rank(pos: int) -> str:
+    """Orders documents at random, but always the same."""
+    return hashlib.sha256(pos.to_bytes(8, "big")).hexdigest()[:16]
+
+
+def _keep_dropped(folder: Path, name: str, table: pa.Table, removed: pa.Table) -> None:
+    """Write what was removed beside its reason: whole documents with their text."""
+    make_directory(folder)
+    at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
+    text = table.take(pa.array(at)).drop_columns(["pos"])
+    for column in ("reason", "whole", "detail"):
+        text = text.append_column(column, removed[column])
+    pq.write_table(text, folder / f"{name}.parquet", compression="zstd")

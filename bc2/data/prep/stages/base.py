@@ -1,0 +1,206 @@
+"""What the stages of data preparation share: the record, what is removed, and a stage's shape.
+
+The working set is a list of parts (`bc2.data.prep.part_files`): documents of one input file, in the
+order of `pos`. A stage maps a part to a part. Where a decision needs the whole corpus, `keys`
+says of each part what is needed (never text), `settle` decides, and `apply` carries it out.
+
+A part may be any run of documents, so what a stage does depends on rows alone: the same input
+and settings give the same bytes, whatever the size of parts, the workers or the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bc2.data.prep.group_by import Groups, Int64
+from bc2.data.prep.part_files import pos_range
+
+#: Rows of a file that `pos` has room for, in bits.
+ROW_BITS = 40
+
+#: What every part begins with; stages append columns of their own.
+RECORD = pa.schema(
+    [
+        pa.field("pos", pa.int64(), nullable=False),  # file index << ROW_BITS | row
+        pa.field("id", pa.string(), nullable=False),  # of the text as it was read
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("lang", pa.string()),
+        pa.field("origin_file", pa.string(), nullable=False),
+        pa.field("origin_row", pa.int64(), nullable=False),
+    ]
+)
+
+#: One row a dropped document, or one a document and reason where text was cut out of it.
+REMOVED = pa.schema(
+    [
+        pa.field("pos", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),  # UTF-8, of the text that is gone
+        pa.field("whole", pa.bool_(), nullable=False),  # the document, not a piece of it
+        pa.field("detail", pa.string()),  # what matched or failed, at most DETAIL characters
+    ]
+)
+
+#: Characters of a detail.
+DETAIL = 200
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Outcome(NamedTuple):
+    """What a stage makes of a part."""
+
+    table: pa.Table
+    """Survivors in the order of `pos`: RECORD and columns of stages."""
+    removed: pa.Table
+    """REMOVED, in any order."""
+
+    @property
+    def notes(self) -> pa.Table | None:
+        """Rows for the file that `Stage.notes` names, in the order of `pos`; None: none."""
+        return None
+
+
+class Noted(Outcome):
+    """An outcome with `notes`."""
+
+    notes: pa.Table | None = None
+
+    def __new__(cls, table: pa.Table, removed: pa.Table, notes: pa.Table) -> Noted:
+        made = super().__new__(cls, table, removed)
+        made.notes = notes
+        return made
+
+
+class Work(ABC):
+    """A stage's view of the working set while it settles."""
+
+    parts: list[str]
+    """Names of the parts, sorted."""
+    folder: Path
+    """Scratch of this stage; gone when the stage is done."""
+
+    @abstractmethod
+    def part(self, name: str) -> Path:
+        """The part as it comes into the stage."""
+
+    @abstractmethod
+    def keys(self, name: str) -> Path:
+        """What `Stage.keys` gave for the part."""
+
+    @abstractmethod
+    def verdict(self, name: str) -> Path:
+        """What `Stage.settle` writes for the part, whether or not it has rows."""
+
+    def hand_out(self, decided: pa.Table) -> None:
+        """Write every part's verdict: the rows of `decided` whose `pos` lies in the part.
+
+        Args:
+            decided: any columns beside `pos`, in the order of `pos`.
+        """
+        places = decided["pos"].to_numpy()
+        for name in self.parts:
+            low, high = pos_range(self.part(name)) or (0, -1)
+            first, last = np.searchsorted(places, [low, high + 1])
+            pq.write_table(decided.slice(first, last - first), self.verdict(name))
+
+    def groups(self, *columns: str, without: Int64 | None = None) -> Groups:
+        """Documents of equal values in columns of the keys, each int64.
+
+        Args:
+            without: `pos` of documents to leave out, sorted.
+        """
+        paths = [self.keys(name) for name in self.parts]
+        return self.group(paths, columns, np.zeros(0, np.int64) if without is None else without)
+
+    @abstractmethod
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        """Rows of equal values in Parquet files, on this run's engine; see `groups`."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """A picklable function over items, side by side, results in the order of items."""
+
+
+class Stage(ABC):
+    """One step of the funnel. Picklable: it travels to workers."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised when the same input and settings give another result."""
+    reasons: ClassVar[tuple[str, ...]]
+    """Every reason for which it removes something."""
+    needs_all: ClassVar[bool] = False
+    """Whether `keys` and `settle` come before `apply`."""
+    notes: ClassVar[str | None] = None
+    """Name of the corpus's file that lists what `apply` notes, a JSON object a line."""
+
+    @abstractmethod
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        """Map one part; `verdict` is what `settle` wrote for it, None unless `needs_all`.
+
+        Where nothing changes, giving back `table` itself saves writing it again.
+        """
+
+    def check(self) -> None:  # noqa: B027  most stages have nothing to look for
+        """Look before any work whether what the settings name is there and usable.
+
+        Raises:
+            RecipeError, DataError: it is not.
+        """
+
+    def prepare(self, folder: Path) -> None:  # noqa: B027
+        """Make once, in a folder that workers can read, what they would else each make."""
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file that affects the result, by name: part of the corpus's key."""
+        return {}
+
+    def keys(self, table: pa.Table) -> pa.Table:
+        """What `settle` needs of a part: integers and short values, with `pos`, never text."""
+        raise NotImplementedError(f"{self.name} settles nothing")
+
+    def settle(self, work: Work) -> dict[str, Any]:
+        """Decide over the whole corpus, write each part's verdict, return facts (integers)."""
+        raise NotImplementedError(f"{self.name} settles nothing")
+
+
+def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
+    """REMOVED from rows in its order of columns, details cut to length."""
+    columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
+    details = [None if text is None else text[:DETAIL] for text in columns[4]]
+    return pa.table([*columns[:4], details], schema=REMOVED)
+
+
+def kept(table: pa.Table, gone: Any) -> pa.Table:
+    """The rows that a boolean mask does not pick: the table itself if it picks none."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.invert(gone)) if pc.any(gone).as_py() else table
+
+
+def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:
+    """REMOVED for the whole documents that a boolean mask picks."""
+    import pyarrow.compute as pc
+
+    gone = table.filter(mask)
+    count = len(gone)
+    return pa.table(
+        [
+            gone["pos"],
+            pa.repeat(pa.scalar(reason), count),
+            pc.binary_length(gone["text"].cast(pa.large_binary())).cast(pa.int64()),
+            pa.repeat(pa.scalar(True), count),
+            pa.nulls(count, pa.string()),
+        ],
+        schema=REMOVED,
+    )

@@ -1,0 +1,50 @@
+"""Exact duplicates: of documents with the same text the first stays (Baichuan 2, figure 2)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bc2.data.prep.stages.base import Outcome, Stage, Work, dropped, kept
+
+
+class ExactStage(Stage):
+    """Keeps, of equal texts (128 bits of their SHA-256), the one with the smallest `pos`:
+    the source listed first, then file name and row.
+
+    Settling holds 24 bytes a document, and 40 more one that has copies.
+
+    Args:
+        as_read: no stage before changes a text, so the document's id is its hash.
+    """
+
+    name: ClassVar[str] = "exact"
+    version: ClassVar[int] = 1
+    reasons: ClassVar[tuple[str, ...]] = ("duplicate",)
+    needs_all: ClassVar[bool] = True
+
+    def __init__(self, as_read: bool = False):
+        self.as_read = as_read
+
+    def keys(self, table: pa.Table) -> pa.Table:
+        if self.as_read:
+            digests = bytes.fromhex("".join(table["id"].to_pylist()))
+        else:
+            texts = table["text"].cast(pa.large_binary()).to_pylist()
+            digests = b"".join(hashlib.sha256(text).digest()[:16] for text in texts)
+        halves = np.frombuffer(digests, dtype=np.int64).reshape(-1, 2)
+        return pa.table({"pos": table["pos"], "high": halves[:, 0], "low": halves[:, 1]})
+
+    def settle(self, work: Work) -> dict[str, Any]:
+        later = work.groups("high", "low").later()
+        work.hand_out(pa.table({"pos": later}))
+        return {"duplicates": len(later)}
+
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        assert verdict is not None
+        gone = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
+        return Outcome(kept(table, gone), dropped(table, gone, "duplicate"))

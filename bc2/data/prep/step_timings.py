@@ -1,0 +1,68 @@
+"""How long the work on a corpus took, step by step: recorded beside the corpus, never in it.
+
+Seconds are those of all workers together, of every attempt that finished something; settling is
+measured on the clock, whatever it hands to workers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bc2.data.prep.pipeline import Funnel
+from bc2.data.prep.write_corpus import Written
+
+#: File of a finished run's work directory that has them.
+TIMINGS = "timings.json"
+
+
+def timings(
+    report: Mapping[str, Any],
+    read: Sequence[Mapping[str, Any]],
+    funnel: Funnel,
+    written: Sequence[Written],
+) -> list[dict[str, Any]]:
+    """A row a step, in order.
+
+    Args:
+        report: the contents of ``funnel.json``.
+
+    Returns:
+        ``{"step", "bytes", "seconds", "settling"}``: bytes of text that came into the step (None:
+        not of text) and, of its seconds, those of looking at the whole corpus (keys, settling).
+        Steps are ``reading``, the stages by name, ``parts`` (what is written and read between
+        stages, and counting) and ``writing``.
+    """
+    settling, apply = _by_stage(funnel)
+    rows = [_row("reading", report["read"]["bytes"], sum(u.get("seconds", 0.0) for u in read))]
+    for stage in report["stages"]:
+        name = stage["name"]
+        size = sum(group["bytes"] for group in stage["in"])
+        rows.append(_row(name, size, settling[name] + apply[name], settling[name]))
+    rows.append(_row("parts", None, sum(part["seconds"]["rest"] for part in _timed(funnel))))
+    last = report["stages"][-1]["out"]
+    size = sum(group["bytes"] for group in last)
+    return [*rows, _row("writing", size, sum(made.seconds for made in written))]
+
+
+def _by_stage(funnel: Funnel) -> tuple[defaultdict[str, float], defaultdict[str, float]]:
+    """Seconds of keys and settling, and of applying, by stage."""
+    settling, apply = defaultdict(float, funnel.seconds), defaultdict[str, float](float)
+    for part in funnel.facts:
+        for entry in part["stages"]:
+            apply[entry["name"]] += entry["seconds"]
+    for part in _timed(funnel):
+        for name, seconds in part["seconds"]["keys"].items():
+            settling[name] += seconds
+    return settling, apply
+
+
+def _timed(funnel: Funnel) -> list[dict[str, Any]]:
+    """Parts whose seconds are known: an attempt of an older version did not keep them."""
+    return [part for part in funnel.facts if "seconds" in part]
+
+
+def _row(step: str, size: int | None, seconds: float, settling: float = 0.0) -> dict[str, Any]:
+    found = {"seconds": round(seconds, 3), "settling": round(settling, 3)}
+    return {"step": step, "bytes": size, **found}

@@ -1,0 +1,266 @@
+"""The working set to a corpus on disk: by source or stratum, in the order of `pos`.
+
+First every part of the working set is looked at: what of it goes where, and how large it is.
+From that follows where the corpus's parts begin and end, so that any worker can write any of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bc2.data.corpus import SCHEMA, SPLITS, PartWriter, Split
+from bc2.data.prep.part_files import read_part
+
+Int64 = npt.NDArray[np.int64]
+
+#: Rows taken out of a part at a time.
+_BATCH = 256
+
+#: Bounds of the histograms: characters of a document, and its score.
+LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 7) for digit in (1, 2, 5)))
+SCORE_EDGES = tuple(step / 20 for step in range(20))
+
+
+@dataclass
+class Written:
+    """What one source became.
+
+    Attributes:
+        strata: name -> split -> ``{documents, bytes, characters, parts: [...]}``; the source
+            itself where nothing is weighted.
+        lengths, scores: language -> documents from each edge on.
+        seconds: of all workers.
+    """
+
+    source: str
+    strata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    scores: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def write_source(
+    source: str,
+    looks: Sequence[Look],
+    out: Path,
+    part_bytes: int,
+    run: Callable[[Iterable[PartTask]], Iterator[WrittenPart]],
+) -> Written:
+    """Write the documents of a source, held-out ones apart.
+
+    Holds 16 bytes a document of the largest stratum.
+
+    Args:
+        looks: at its parts, in their order.
+        run: `write_part` of each task, in their order.
+    """
+    written = Written(source, seconds=sum(look.seconds for look in looks))
+    for look in looks:
+        _add_up(written.lengths, look.lengths)
+        _add_up(written.scores, look.scores)
+    names = sorted({place.stratum for look in looks for place in look.sizes}) or [source]
+    places = [Place(split, name) for name in names for split in SPLITS]
+    tasks = [task for place in places for task in _tasks(place, looks, out, part_bytes)]
+    made: dict[Place, list[dict[str, Any]]] = {place: [] for place in places}
+    for task, part in zip(tasks, run(tasks), strict=True):
+        made[task.place].append(part.facts)
+        written.seconds += part.seconds
+    for place in places:
+        facts: dict[str, Any] = {
+            unit: sum(part[unit] for part in made[place]) for unit in ("documents", "bytes")
+        }
+        facts["characters"] = sum(look.characters.get(place, 0) for look in looks)
+        facts["parts"] = made[place]
+        written.strata.setdefault(place.stratum, {})[place.split] = facts
+    return written
+
+
+def is_held_out(document_id: str, fraction: float) -> bool:
+    """Whether a text belongs to the held-out side: the low 64 bits of its id, as a share."""
+    return int(document_id[16:], 16) < fraction * 2.0**64
+
+
+# -- what goes where -----------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """A directory of the corpus."""
+
+    split: Split
+    stratum: str
+
+
+class LookTask(NamedTuple):
+    """A part of the working set."""
+
+    part: Path
+    source: str
+    heldout_fraction: float
+
+
+@dataclass
+class Look:
+    """What of a part goes where.
+
+    Attributes:
+        sizes: UTF-8 bytes of each document, in their order, by place.
+        characters: by place.
+        lengths, scores: as in `Written`.
+    """
+
+    part: Path
+    sizes: dict[Place, Int64] = field(default_factory=dict)
+    characters: dict[Place, int] = field(default_factory=dict)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    scores: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def look_at(task: LookTask) -> Look:
+    """Look at a part, and leave beside it which of the places each row goes to."""
+    began = time.perf_counter()
+    table = read_part(task.part)
+    found = Look(task.part)
+    sizes = pc.binary_length(table["text"]).to_numpy().astype(np.int64)
+    lengths = pc.utf8_length(table["text"]).to_numpy()
+    held_out = [is_held_out(each, task.heldout_fraction) for each in table["id"].to_pylist()]
+    strata = [task.source] * len(table)
+    if "stratum" in table.schema.names:
+        strata = table["stratum"].to_pylist()
+    splits = (SPLITS[held] for held in held_out)
+    rows = [Place(split, stratum) for split, stratum in zip(splits, strata, strict=True)]
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(rows))}
+    goes_to = np.array([numbers[row] for row in rows], np.int32)
+    for place, number in numbers.items():
+        found.sizes[place] = sizes[goes_to == number]
+        found.characters[place] = int(lengths[goes_to == number].sum())
+    np.save(_beside(task.part), goes_to)
+    _count(found.lengths, LENGTH_EDGES, table["lang"], lengths)
+    if "quality" in table.schema.names:
+        scored = table.select(["lang", "quality"]).filter(pc.is_valid(table["quality"]))
+        _count(found.scores, SCORE_EDGES, scored["lang"], scored["quality"].to_numpy())
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _beside(part: Path) -> Path:
+    return part.with_suffix(".places.npy")
+
+
+def _count(
+    table: dict[str, list[int]], edges: tuple[float, ...], langs: pa.ChunkedArray, values: Any
+) -> None:
+    """The histogram of each language: values [rows] from each of the edges on."""
+    bins = np.searchsorted(edges, values, "right") - 1
+    spoken = np.array([lang or "und" for lang in langs.to_pylist()], dtype=object)
+    for lang in dict.fromkeys(spoken):
+        table[lang] = np.bincount(bins[spoken == lang], minlength=len(edges)).tolist()
+
+
+def _add_up(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+    for lang, counts in more.items():
+        before = total.get(lang, [0] * len(counts))
+        total[lang] = [one + two for one, two in zip(before, counts, strict=True)]
+
+
+# -- the corpus's parts --------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Documents of a part of the working set that go to one place."""
+
+    part: Path
+    number: int
+    """Of the place, in that part."""
+    first: int
+    last: int
+    """Of the documents that go there, from this to before that."""
+
+
+class PartTask(NamedTuple):
+    """One part of the corpus."""
+
+    out: Path
+    place: Place
+    number: int
+    part_bytes: int
+    pieces: tuple[Piece, ...]
+
+
+class WrittenPart(NamedTuple):
+    """As ``corpus.json`` lists it; and seconds."""
+
+    facts: dict[str, Any]
+    seconds: float
+
+
+def _tasks(place: Place, looks: Sequence[Look], out: Path, part_bytes: int) -> Iterator[PartTask]:
+    """The parts of a place: each ends with the document that fills it."""
+    mine = [look for look in looks if place in look.sizes]
+    before = np.cumsum([0, *(len(look.sizes[place]) for look in mine)])
+    empty = np.zeros(0, np.int64)
+    bounds = cut(np.concatenate([empty, *(look.sizes[place] for look in mine)]), part_bytes)
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        pieces = []
+        for at in range(np.searchsorted(before, begin, "right") - 1, len(mine)):
+            first, last = max(begin, before[at]), min(end, before[at + 1])
+            if first >= last:
+                break
+            which = list(mine[at].sizes).index(place)
+            ends = int(first - before[at]), int(last - before[at])
+            pieces.append(Piece(mine[at].part, which, *ends))
+        yield PartTask(out, place, number, part_bytes, tuple(pieces))
+
+
+def cut(sizes: Int64, limit: int) -> list[int]:
+    """Where runs of documents begin and end, each with the one that brings it to `limit`."""
+    ends = np.cumsum(sizes)
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        before = int(ends[bounds[-1] - 1]) if bounds[-1] else 0
+        last = int(np.searchsorted(ends, before + limit)) + 1
+        bounds.append(min(last, len(sizes)))
+    return bounds
+
+
+def write_part(task: PartTask) -> WrittenPart:
+    """Write one part of the corpus."""
+    began = time.perf_counter()
+    table = read_part(task.pieces[0].part)
+    schema = _corpus_schema(table.schema)
+    place = task.place
+    with PartWriter(
+        task.out, place.split, place.stratum, task.part_bytes, schema, task.number
+    ) as writer:
+        for piece in task.pieces:
+            for rows in _batches(piece, schema):
+                writer.add(rows, pc.binary_length(rows["text"]).to_numpy().astype(np.int64))
+    (facts,) = writer.parts
+    return WrittenPart(facts, time.perf_counter() - began)
+
+
+def _batches(piece: Piece, schema: pa.Schema) -> Iterator[pa.Table]:
+    table = read_part(piece.part, schema.names).select(schema.names)
+    rows = np.flatnonzero(np.load(_beside(piece.part)) == piece.number)[piece.first : piece.last]
+    for begin in range(0, len(rows), _BATCH):
+        mine = rows[begin : begin + _BATCH]
+        if mine[-1] - mine[0] < len(mine):
+            yield table.slice(mine[0], len(mine)).cast(schema)
+        else:
+            yield table.take(pa.array(mine)).cast(schema)
+
+
+def _corpus_schema(schema: pa.Schema) -> pa.Schema:
+    """The corpus's own columns first, then those of stages."""
+    own = {*SCHEMA.names, "pos", "stratum"}
+    return pa.schema([*SCHEMA, *(column for column in schema if column.name not in own)])
