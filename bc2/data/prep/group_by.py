@@ -1,23 +1,19 @@
-"""Rows of equal values, over all parts: what exact and near deduplication ask of the keys.
+"""Group the rows of all parts by equal values, in this process: the GROUP BY of deduplication.
 
-Two ways to the same groups. In this process by sorting, a column at a time, which takes less
-time than to start a query engine. On Ray by a Daft query, whose rows never come to one process.
+By sorting, a column at a time, which takes less time than starting a query engine. On a Ray
+cluster `bc2.data.prep.ray_engine` finds the same groups with a query, so that no process ever
+holds all rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-if TYPE_CHECKING:
-    import daft
 
 Int64 = npt.NDArray[np.int64]
 
@@ -52,7 +48,7 @@ class Groups(NamedTuple):
 
 
 def sorted_groups(paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
-    """Groups of equal values in all `columns` (int64), found in this process.
+    """Groups of rows that are equal in all `columns` (int64), found by sorting.
 
     Memory: 24 bytes a row; of rows whose first value is another's too, 16 more a column.
 
@@ -71,21 +67,6 @@ def sorted_groups(paths: Sequence[Path], columns: Sequence[str], without: Int64)
     begins[1:-1] = (values[:, 1:] != values[:, :-1]).any(axis=0)
     alone = begins[:-1] & begins[1:]
     return Groups(pos[order][~alone], np.flatnonzero(begins[np.append(~alone, True)]))
-
-
-def queried_groups(rows: daft.DataFrame, columns: Sequence[str], without: Int64) -> Groups:
-    """The same groups by a query over `rows`."""
-    import daft
-    from daft import col, lit
-
-    if len(without):
-        rows = rows.join(daft.from_pydict({"pos": without}), on="pos", how="anti")
-    pos = col("pos")
-    groups = rows.groupby(*columns).agg(pos.list_agg().alias("all"), pos.count().alias("size"))
-    members = groups.where(col("size") > lit(1)).select("all").to_arrow()["all"]
-    sizes = pc.list_value_length(members).to_numpy().astype(np.int64)
-    flat = pc.list_flatten(members).cast(pa.int64())
-    return Groups(flat.to_numpy(), np.concatenate(([0], np.cumsum(sizes))))
 
 
 def column(paths: Sequence[Path], name: str) -> Int64:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.data.prep.group_by import Groups, queried_groups, sorted_groups
+from bc2.data.prep.group_by import Groups, sorted_groups
 
 rows_st = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), max_size=40)
 
@@ -21,7 +21,8 @@ def sorted_(paths, columns, without):
 
 
 def queried(paths, columns, without):
-    import daft
+    daft = pytest.importorskip("daft", reason="needs the ray extra")
+    from bc2.data.prep.ray_engine import queried_groups
 
     return queried_groups(daft.read_parquet([str(path) for path in paths]), columns, without)
 
