@@ -190,7 +190,8 @@ def main(
         print(
             f"{what}: {documents:,} documents, {size / 1e6:.0f} MB of text, {files} files; "
             f"{workers} workers, {os.cpu_count()} cores; shingles of {near.shingle} words\n"
-            f"bc2 {importlib.metadata.version('bc2')}: {stage.bands} bands of {stage.rows}, threshold {near.threshold}\n"
+            f"bc2 {importlib.metadata.version('bc2')}: {stage.bands} bands of {stage.rows}, "
+            f"threshold {near.threshold}\n"
             f"datatrove, orjson {peer.stdout.strip()}: {bands} bands of {rows}, "
             f"{tokenizer} tokenizer",
             flush=True,

@@ -1,64 +1,57 @@
-"""From [corpus] to the stages of the funnel, in the order of Baichuan 2, figure 2."""
+"""The stages of the funnel, in the order of Baichuan 2, figure 2: from [corpus] to what runs.
+
+A new stage is a line here, its file in `stages`, its settings in `settings` and the key of its
+table in `bc2.data.config.CorpusConfig`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from importlib import import_module
 
 from bc2.data.config import CorpusConfig
 from bc2.data.prep.stages.base import Stage
-from bc2.data.prep.stages.clusters import ClustersStage
-from bc2.data.prep.stages.decontaminate import DecontaminateStage
-from bc2.data.prep.stages.dense import DenseStage
-from bc2.data.prep.stages.exact import ExactStage
-from bc2.data.prep.stages.heuristics import HeuristicsStage
-from bc2.data.prep.stages.near import NearStage
-from bc2.data.prep.stages.normalise import NormaliseStage
-from bc2.data.prep.stages.passages import PassagesStage
-from bc2.data.prep.stages.quality import QualityStage
-from bc2.data.prep.stages.safety import SafetyStage
-from bc2.data.prep.stages.weights import WeightsStage
+
+#: Name of a stage -> the module and class that do it, in the order in which stages run. A stage
+#: runs if the recipe has its table, [corpus.NAME]; its module is imported only then.
+STAGES = {
+    "normalise": "bc2.data.prep.stages.normalise:NormaliseStage",
+    "exact": "bc2.data.prep.stages.exact:ExactStage",
+    "heuristics": "bc2.data.prep.stages.heuristics:HeuristicsStage",
+    "quality": "bc2.data.prep.stages.quality:QualityStage",
+    "passages": "bc2.data.prep.stages.passages:PassagesStage",
+    "near": "bc2.data.prep.stages.near:NearStage",
+    "dense": "bc2.data.prep.stages.dense:DenseStage",
+    "safety": "bc2.data.prep.stages.safety:SafetyStage",
+    "decontaminate": "bc2.data.prep.stages.decontaminate:DecontaminateStage",
+    "clusters": "bc2.data.prep.stages.clusters:ClustersStage",
+    "weights": "bc2.data.prep.stages.weights:WeightsStage",
+}
+
+#: The stage that has no table and always runs.
+ALWAYS = "exact"
 
 
 def build_stages(config: CorpusConfig) -> list[Stage]:
-    """The stages whose tables the recipe has; exact deduplication always.
+    """The stages that a recipe asks for, in order, checked.
 
     Raises:
         RecipeError, DataError: settings that do not fit each other, or a file that is missing.
     """
-    stages = list(_stages(config))
+    names = [name for name in STAGES if name == ALWAYS or getattr(config, name) is not None]
+    stages = [stage_class(name).of(config) for name in names]
     for stage in stages:
         stage.check()
-    if config.weights is not None:
-        WeightsStage(config.weights).check_fit(
-            sources=[source.name for source in config.sources],
-            quality=config.quality is not None,
-            clusters=config.clusters is not None,
-        )
+    for stage in stages:
+        stage.check_fit(config)
     return stages
 
 
-def _stages(config: CorpusConfig) -> Iterator[Stage]:
-    if config.normalise is not None:
-        yield NormaliseStage(config.normalise)
-    yield ExactStage(as_read=config.normalise is None)
-    if config.heuristics is not None:
-        yield HeuristicsStage(config.heuristics)
-    if config.quality is not None:
-        yield QualityStage(config.quality)
-    if config.passages is not None:
-        yield PassagesStage(config.passages)
-    if config.near is not None:
-        yield NearStage(config.near)
-    if config.dense is not None:
-        yield DenseStage(config.dense)
-    if config.safety is not None:
-        yield SafetyStage(config.safety)
-    if config.decontaminate is not None:
-        yield DecontaminateStage(config.decontaminate)
-    if config.clusters is not None:
-        yield ClustersStage(config.clusters)
-    if config.weights is not None:
-        yield WeightsStage(config.weights)
+def stage_class(name: str) -> type[Stage]:
+    """The class of a stage of the table, imported."""
+    module, _, attribute = STAGES[name].partition(":")
+    found: type[Stage] = getattr(import_module(module), attribute)
+    return found
 
 
 def stage_digests(stages: Iterable[Stage]) -> dict[str, dict[str, str]]:

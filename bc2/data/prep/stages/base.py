@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import pos_range
+
+if TYPE_CHECKING:
+    from bc2.data.config import CorpusConfig
 
 #: Rows of a file that `pos` has room for, in bits.
 ROW_BITS = 40
@@ -151,11 +154,25 @@ class Stage(ABC):
         Where nothing changes, giving back `table` itself saves writing it again.
         """
 
+    @classmethod
+    def of(cls, config: CorpusConfig) -> Self:
+        """The stage with the settings of its table, [corpus.NAME]."""
+        make: Any = cls
+        made: Self = make(getattr(config, cls.name))
+        return made
+
     def check(self) -> None:  # noqa: B027  most stages have nothing to look for
-        """Look before any work whether what the settings name is there and usable.
+        """Before any work, check that what the settings name is there and usable.
 
         Raises:
             RecipeError, DataError: it is not.
+        """
+
+    def check_fit(self, config: CorpusConfig) -> None:  # noqa: B027
+        """Before any work, check that the settings fit the rest of the recipe.
+
+        Raises:
+            RecipeError: they do not.
         """
 
     def prepare(self, folder: Path) -> None:  # noqa: B027

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bc2.data.prep.stages.base import Outcome, Stage, Work, dropped, kept
+
+if TYPE_CHECKING:
+    from bc2.data.config import CorpusConfig
 
 
 class ExactStage(Stage):
@@ -29,6 +32,10 @@ class ExactStage(Stage):
 
     def __init__(self, as_read: bool = False):
         self.as_read = as_read
+
+    @classmethod
+    def of(cls, config: CorpusConfig) -> Self:
+        return cls(as_read=config.normalise is None)
 
     def keys(self, table: pa.Table) -> pa.Table:
         if self.as_read:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Context, Decimal
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from bc2.data.mixture import MAX_BLOCK
 from bc2.data.prep.settings import WeightsSettings
 from bc2.data.prep.stages.base import Outcome, Stage, Work, removed
 from bc2.errors import DataError, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from bc2.data.config import CorpusConfig
 
 #: What the weights of a corpus add up to.
 TOTAL = 10**9
@@ -83,17 +86,13 @@ class WeightsStage(Stage):
     def __init__(self, settings: WeightsSettings):
         self.settings = settings
 
-    def check_fit(self, *, sources: Iterable[str], quality: bool, clusters: bool) -> None:
-        """Look before any work whether the settings fit the rest of the recipe.
-
-        Args:
-            sources: names of the recipe's sources.
-            quality, clusters: whether these stages are on.
+    def check_fit(self, config: CorpusConfig) -> None:
+        """Before any work, check that the settings fit the rest of the recipe.
 
         Raises:
-            RecipeError: a source that is none, or a column that no stage makes.
+            RecipeError: a source that the recipe lacks, or a column that no stage makes.
         """
-        known = list(sources)
+        known = [source.name for source in config.sources]
         for name in [*self.settings.sources, *self.settings.source_shares]:
             if name not in known:
                 guess = nearest(name, known)
@@ -102,9 +101,9 @@ class WeightsStage(Stage):
                     where="corpus.weights",
                     todo=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}",
                 )
-        if self.settings.quality and not quality:
+        if self.settings.quality and config.quality is None:
             raise _needs("quality")
-        if self.settings.by_cluster and not clusters:
+        if self.settings.by_cluster and config.clusters is None:
             raise _needs("clusters")
 
     def keys(self, table: pa.Table) -> pa.Table:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bc2.data.config import SourceConfig
+from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.mixture import MAX_BLOCK
 from bc2.data.prep.settings import WeightsSettings
 from bc2.data.prep.stages.weights import TOTAL, Cell, WeightsStage, name_strata, weigh
@@ -250,14 +252,18 @@ def test_shares_of_a_tenth_each_add_up():
 
 
 def test_settings_are_checked_against_the_recipe():
+    def recipe(*sources: str, **tables: dict[str, Any]) -> CorpusConfig:
+        named = [{"name": name, "path": "text"} for name in sources]
+        return CorpusConfig.model_validate_json(json.dumps({"sources": named, **tables}))
+
     stage = WeightsStage(ALL)
-    stage.check_fit(sources=["law", "web"], quality=True, clusters=True)
+    stage.check_fit(recipe("law", "web", quality={}, clusters={}))
     with pytest.raises(RecipeError, match="did you mean 'laws'"):
-        stage.check_fit(sources=["laws"], quality=True, clusters=True)
+        stage.check_fit(recipe("laws", quality={}, clusters={}))
     with pytest.raises(RecipeError, match="quality"):
-        stage.check_fit(sources=["law"], quality=False, clusters=True)
+        stage.check_fit(recipe("law", clusters={}))
     with pytest.raises(RecipeError, match="clusters"):
-        stage.check_fit(sources=["law"], quality=True, clusters=False)
+        stage.check_fit(recipe("law", quality={}))
 
 
 def test_columns_that_are_not_there(records):
