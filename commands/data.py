@@ -66,8 +66,8 @@ def _empty(folder: Path | None) -> Path | None:
 def _dry_run(plan: dict[str, Any], output: Output) -> None:
     from rich.console import Group
 
+    from bc2.data.prep.funnel import Funnel
     from bc2.report import description_view, funnel_view
-    from bc2.report.funnel import Funnel
     from bc2.report.timings import timings
 
     found, rows = plan.pop("funnel"), plan.pop("timings")
@@ -116,8 +116,8 @@ def report(
     Without REF the newest corpus is taken.
     """
     from bc2 import stages
+    from bc2.data.prep.stages.decontamination.matches import read_matches
     from bc2.report import description_view, funnel_page, funnel_view
-    from bc2.report.contamination import read_matches
 
     artifact, found = stages.description(Registry.open(), ref)
     if (examples or page is not None) and found.funnel is None:
@@ -147,7 +147,8 @@ def report(
 
 
 def _show_contamination(artifact: Artifact, found: Description, output: Output) -> None:
-    from bc2.report.contamination import counts, read_matches, view
+    from bc2.data.prep.stages.decontamination.matches import read_matches
+    from bc2.report.contamination import counts, view
 
     if found.contamination is None or found.funnel is None:
         raise DataError(

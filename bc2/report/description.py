@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from bc2.console import Progress
 from bc2.data.corpus import SPLITS, corpus_facts, corpus_parts
-from bc2.data.prep.stages.decontaminate import CONTAMINATION
+from bc2.data.prep.funnel import FUNNEL, Funnel, Histogram
+from bc2.data.prep.stages.decontamination.matches import CONTAMINATION
 from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.data.shards import TokenShards
 from bc2.data.streams import reading
 from bc2.errors import IntegrityError, UsageError
-from bc2.report.funnel import FUNNEL, Funnel, Histogram
 from bc2.report.funnel_rows import NOT_STATED, as_json, language
 from bc2.report.timings import Timing
 from bc2.report.timings import timings as timings_of
@@ -109,7 +109,7 @@ class Description:
             "languages": {lang: _tally_json(one) for lang, one in self.languages.items()},
             "lengths": {
                 "unit": self.length_unit,
-                "by_language": {lang: one.model_dump() for lang, one in self.lengths.items()},
+                "by_language": {lang: _lengths_json(one) for lang, one in self.lengths.items()},
             },
             "unlicensed": self.unlicensed,
             "funnel": as_json(self.funnel) if self.funnel else None,
@@ -165,6 +165,10 @@ def _tally_json(one: Tally) -> dict[str, Any]:
     return {**asdict(one), "bytes_per_token": one.bytes_per_token}
 
 
+def _lengths_json(one: Histogram) -> dict[str, Any]:
+    return {"edges": [float(edge) for edge in one.edges], "documents": one.documents}
+
+
 def _source_json(one: Source) -> dict[str, Any]:
     splits = {split: _tally_json(tally) for split, tally in one.splits.items()}
     return {**asdict(one), "splits": splits}
@@ -190,9 +194,9 @@ def _corpus(path: Path, progress: Progress | None) -> Description:
     for part in corpus_parts(path):
         sources[part.source].splits.setdefault(part.split, Tally()).add(part.documents, part.bytes)
     funnel = Funnel.open(path / FUNNEL) if (path / FUNNEL).exists() else None
-    if funnel is not None and funnel.lengths and funnel.steps:
+    if funnel is not None and funnel.lengths and funnel.stages:
         languages: dict[str, Tally] = {}
-        for group in funnel.steps[-1].after:
+        for group in funnel.stages[-1].after:
             one = languages.setdefault(language(group.lang), Tally())
             one.add(group.documents, group.bytes)
         lengths = {language(lang): one for lang, one in funnel.lengths.items()}

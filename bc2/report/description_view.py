@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from bc2.console import table
 from bc2.data.corpus import SPLITS
+from bc2.data.prep.funnel import Histogram
 from bc2.report import funnel_view, timings
 from bc2.report.description import Description, Source, Tally
-from bc2.report.funnel import Histogram
 from bc2.report.funnel_rows import PAPER_KEPT, language, rows, share
 from bc2.report.quote import size, visible
 from bc2.report.timings import Timing

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bc2
+from bc2.data.prep.funnel import Against, Example, Funnel, Histogram
+from bc2.data.prep.stages.decontamination.matches import BenchmarkMatch
 from bc2.files import replace_durably
 from bc2.report import timings as steps
-from bc2.report.contamination import DECONTAMINATE, Match, counts
+from bc2.report.contamination import DECONTAMINATE, counts
 from bc2.report.curves import inline_svg
-from bc2.report.funnel import Against, Example, Funnel, Histogram
 from bc2.report.funnel_picture import figure, histogram
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, language, reasons, rows, share, slices
 from bc2.report.funnel_view import exact, shelves
@@ -49,7 +50,7 @@ def write(
     *,
     description: str = "",
     licences: Mapping[str, str] = {},
-    matches: Iterable[Match] = (),
+    matches: Iterable[BenchmarkMatch] = (),
     timings: Sequence[Timing] = (),
 ) -> Path:
     """Write the page to a file; an older one is replaced in one go. Arguments as `render`."""
@@ -63,7 +64,7 @@ def write(
 
 def render(
     funnel: Funnel, title: str, *, description: str = "", licences: Mapping[str, str] = {},
-    matches: Iterable[Match] = (), timings: Sequence[Timing] = (),
+    matches: Iterable[BenchmarkMatch] = (), timings: Sequence[Timing] = (),
 ) -> str:  # fmt: skip
     """The page as HTML.
 
@@ -96,14 +97,14 @@ def render(
         rows=rows(funnel),
         paper=PAPER,
         paper_kept=PAPER_KEPT,
-        timed=any(step.seconds is not None for step in funnel.steps),
+        timed=any(stage.seconds is not None for stage in funnel.stages),
         kept=funnel.kept,
         read=funnel.read,
-        stages=[step.name for step in funnel.steps],
+        stages=[stage.name for stage in funnel.stages],
         slices=[("source", slices(funnel, "source")), ("language", slices(funnel, "lang"))],
         licences=licences,
         reasons=reasons(funnel),
-        rewritten=[step for step in funnel.steps if step.rewritten],
+        rewritten=[stage for stage in funnel.stages if stage.rewritten],
         malformed=_malformed(funnel),
         lengths=_histograms(funnel.lengths, "length", "characters", log=True),
         scores=_histograms(funnel.scores, "score", "quality score", log=False),
@@ -127,7 +128,7 @@ def _tiles(funnel: Funnel) -> Iterator[Tile]:
     yield Tile("kept of bytes", _exact(share(kept.bytes, read.bytes)))
     yield Tile("kept of documents", _exact(share(kept.documents, read.documents)))
     yield Tile("Baichuan 2 kept", _exact(PAPER_KEPT), "Figure 2 of the paper")
-    seconds = [step.seconds for step in funnel.steps if step.seconds is not None]
+    seconds = [stage.seconds for stage in funnel.stages if stage.seconds is not None]
     if seconds:
         yield Tile("work", duration(sum(seconds)), f"{len(seconds)} stages, all workers")
 
@@ -189,7 +190,7 @@ def _match(one: Example) -> Example:
     return one.model_copy(update={"against": against, "text": found["ours"], "detail": None})
 
 
-def _listed(one: Match) -> dict[str, Any]:
+def _listed(one: BenchmarkMatch) -> dict[str, Any]:
     before, shared, after = map(visible, one.pieces())
     return {
         "document": visible(one.document),
@@ -221,7 +222,7 @@ def _quoted(one: Example) -> dict[str, Any]:
 def _facts(funnel: Funnel) -> list[tuple[str, str]]:
     """Each stage's own facts as JSON, cut where they are long."""
     return [
-        (step.name, visible(json.dumps(step.facts, ensure_ascii=False, indent=1), 20_000))
-        for step in funnel.steps
-        if step.facts
+        (stage.name, visible(json.dumps(stage.facts, ensure_ascii=False, indent=1), 20_000))
+        for stage in funnel.stages
+        if stage.facts
     ]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bc2.data.prep.funnel import Funnel, Histogram
 from bc2.files import replace_durably
 from bc2.report.curves import COLORS, STYLE
-from bc2.report.funnel import Funnel, Histogram
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, rows
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from bc2.console import table
-from bc2.report.funnel import Example, Funnel
+from bc2.data.prep.funnel import Example, Funnel
 from bc2.report.funnel_rows import PAPER_KEPT, Row, language, reasons, rows, share, slices
 from bc2.report.quote import size, visible
 from bc2.report.words import NOTHING, duration
@@ -37,7 +37,7 @@ def view(funnel: Funnel) -> Any:
 
 def stage_table(funnel: Funnel, unit: Literal["documents", "bytes"]) -> Any:
     """A line a stage, by documents or by bytes; shares are of the raw text, the paper's beside."""
-    timed = any(step.seconds is not None for step in funnel.steps)
+    timed = any(stage.seconds is not None for stage in funnel.stages)
     read, kept = getattr(funnel.read, unit), getattr(funnel.kept, unit)
     lines = [_line(row, unit, timed=timed) for row in rows(funnel)]
     shares = [share(read - kept, read), share(kept, read), 1 - PAPER_KEPT, PAPER_KEPT]
@@ -73,7 +73,7 @@ def slice_table(funnel: Funnel, by: Literal["source", "lang"]) -> Any:
              exact(share(one.kept.bytes, one.read.bytes)), *taken]
         )  # fmt: skip
     title = f"By {heads[0]}: bytes that each stage removed, of its own"
-    return table([*heads, *(step.name for step in funnel.steps)], lines, title)
+    return table([*heads, *(stage.name for stage in funnel.stages)], lines, title)
 
 
 def reason_table(funnel: Funnel) -> Any:
@@ -83,10 +83,12 @@ def reason_table(funnel: Funnel) -> Any:
          _right(size(one.cut_bytes)), exact(one.bytes_share)]
         for one in reasons(funnel)
     ]  # fmt: skip
-    for step in funnel.steps:
-        if step.rewritten:
-            part = exact(share(step.rewritten, funnel.read.bytes))
-            lines.append([f"{step.name} (rewritten)", 0, "", 0, _right(size(step.rewritten)), part])
+    for stage in funnel.stages:
+        if stage.rewritten:
+            part = exact(share(stage.rewritten, funnel.read.bytes))
+            lines.append(
+                [f"{stage.name} (rewritten)", 0, "", 0, _right(size(stage.rewritten)), part]
+            )
     columns = ("stage, reason", "documents", "bytes", "cut in documents", "bytes cut", "of raw")
     return table(columns, lines, "Removed, by reason")
 

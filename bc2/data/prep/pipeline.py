@@ -21,7 +21,7 @@ from bc2.console import Progress
 from bc2.data.prep.engine import Engine
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import SUFFIX
-from bc2.data.prep.segment import Segment, Task, run_part
+from bc2.data.prep.segment import PartFacts, Segment, Task, run_part
 from bc2.data.prep.stages.base import Stage, Work
 from bc2.files import make_directory, replace_durably
 
@@ -44,13 +44,13 @@ class Parts(NamedTuple):
 
 
 @dataclass
-class Funnel:
+class StageResults:
     """What the stages did: facts of every part by segment, and of every stage that settled."""
 
     parts: Parts
     """What came out."""
-    facts: list[dict[str, Any]]
-    """By segment and part: see `bc2.data.prep.segment.run_part`."""
+    facts: list[PartFacts]
+    """By segment and part."""
     settled: dict[str, dict[str, Any]]
     seconds: dict[str, float]
     """Of preparing and settling, by stage."""
@@ -63,7 +63,7 @@ def run_stages(
     engine: Engine,
     bars: Bars,
     keep_dropped: Path | None = None,
-) -> Funnel:
+) -> StageResults:
     """Take the working set through all stages.
 
     Args:
@@ -71,7 +71,7 @@ def run_stages(
         work: a directory of this input and these settings alone.
         keep_dropped: documents that are dropped are written below it, by stage.
     """
-    facts: list[dict[str, Any]] = []
+    facts: list[PartFacts] = []
     settled: dict[str, dict[str, Any]] = {}
     closing: Stage | None = None
     seconds: dict[str, float] = {}
@@ -98,7 +98,7 @@ def run_stages(
             parts.path(name).unlink(missing_ok=True)
         parts = Parts(folder, parts.names)
         closing = segment.closing
-    return Funnel(parts, facts, settled, seconds)
+    return StageResults(parts, facts, settled, seconds)
 
 
 def segments(stages: Iterable[Stage]) -> list[Segment]:
@@ -112,7 +112,7 @@ def segments(stages: Iterable[Stage]) -> list[Segment]:
     return [Segment(tuple(group), last) for group, last in zip(found, closings, strict=True)]
 
 
-def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> list[dict[str, Any]]:
+def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> list[PartFacts]:
     known = {task.name: task.known() for task in tasks}
     todo = [task for task in tasks if known[task.name] is None]
     with bars(segment.title, len(tasks), "parts") as bar:

@@ -22,8 +22,9 @@ from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.prep.annotations import list_notes
 from bc2.data.prep.engine import Engine, EngineName, open_engine
-from bc2.data.prep.funnel import FUNNEL, funnel_facts
-from bc2.data.prep.pipeline import Bars, Funnel, Parts, run_stages
+from bc2.data.prep.funnel import FUNNEL
+from bc2.data.prep.funnel_totals import add_up_funnel
+from bc2.data.prep.pipeline import Bars, Parts, StageResults, run_stages
 from bc2.data.prep.read_sources import (
     PART_BYTES,
     ReadTask,
@@ -136,17 +137,17 @@ def _prepare(config: CorpusConfig, out: Path, work: Path, how: How, bars: Bars) 
         check_malformed(read, config.max_malformed if config.malformed == "skip" else 0.0)
         _check_read(config, read)
         parts = Parts(work / "read", [name for unit in read for name in unit["parts"]])
-        funnel = run_stages(stages, parts, work, engine, bars, how.keep_dropped)
-        written = _write(config, read, funnel.parts, out, engine, bars)
-    facts = _corpus_facts(config, read, funnel, written)
+        results = run_stages(stages, parts, work, engine, bars, how.keep_dropped)
+        written = _write(config, read, results.parts, out, engine, bars)
+    facts = _corpus_facts(config, read, results, written)
     _check_left(config, facts)
-    report = funnel_facts(config, stages, read, funnel, written)
+    funnel = add_up_funnel(config, stages, read, results, written)
     for stage in stages:
         if stage.notes is not None:
             list_notes(work, stage.name, out / stage.notes)
-    write_durably(out / FUNNEL, _pretty(report))
+    write_durably(out / FUNNEL, _pretty(funnel.as_json()))
     write_durably(out / FACTS, _pretty(facts))
-    (work / TIMINGS).write_bytes(_pretty(timings(report, read, funnel, written)))
+    (work / TIMINGS).write_bytes(_pretty(timings(funnel, read, results, written)))
     return facts
 
 
@@ -212,14 +213,14 @@ def _write(
 
 
 def _corpus_facts(
-    config: CorpusConfig, read: list[dict[str, Any]], funnel: Funnel, written: list[Written]
+    config: CorpusConfig, read: list[dict[str, Any]], results: StageResults, written: list[Written]
 ) -> dict[str, Any]:
     entries = []
     for source, made in zip(config.sources, written, strict=True):
         shared = {
             **_provenance(source),
             "read": _read_totals(source.name, read),
-            "drops": _drops(source.name, read, funnel),
+            "drops": _drops(source.name, read, results),
         }
         for number, (name, splits) in enumerate(made.strata.items()):
             entry: dict[str, Any] = {"name": name}
@@ -228,7 +229,7 @@ def _corpus_facts(
             # What was read and dropped is of the source, so it stands once.
             own = shared if number == 0 else {**shared, "read": _ZERO, "drops": {}}
             entries.append({**entry, **own, **splits})
-    weights = funnel.settled.get("weights")
+    weights = results.settled.get("weights")
     facts: dict[str, Any] = {"version": VERSION, "heldout_fraction": config.heldout_fraction}
     facts |= {"read": {unit: _sum(entries, "read", unit) for unit in ("documents", "bytes")}}
     for split in ("train", "heldout"):
@@ -252,7 +253,9 @@ def _read_totals(source: str, read: list[dict[str, Any]]) -> dict[str, int]:
     return {key: sum(unit[key] for unit in units) for key in ("documents", "bytes")}
 
 
-def _drops(source: str, read: list[dict[str, Any]], funnel: Funnel) -> dict[str, dict[str, int]]:
+def _drops(
+    source: str, read: list[dict[str, Any]], results: StageResults
+) -> dict[str, dict[str, int]]:
     """Whole documents dropped, by reason."""
     documents: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -261,12 +264,12 @@ def _drops(source: str, read: list[dict[str, Any]], funnel: Funnel) -> dict[str,
             for reason, entry in unit["drops"].items():
                 documents[reason] += entry["documents"]
                 sizes[reason] += entry["bytes"]
-    for part in funnel.facts:
+    for part in results.facts:
         for stage in part["stages"]:
-            for name, _, reason, count, size, _, _ in stage["removed"]:
-                if name == source and count:
-                    documents[reason] += count
-                    sizes[reason] += size
+            for row in stage["removed"]:
+                if row.source == source and row.documents:
+                    documents[row.reason] += row.documents
+                    sizes[row.reason] += row.bytes
     return {r: {"documents": documents[r], "bytes": sizes[r]} for r in sorted(documents)}
 
 

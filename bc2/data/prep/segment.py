@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,61 @@ EXAMPLES = 10
 
 #: Characters of an example's text.
 EXCERPT = 400
+
+
+class GroupRow(NamedTuple):
+    """The documents of a part in one source and language; UTF-8 bytes of their text."""
+
+    source: str
+    lang: str | None
+    documents: int
+    bytes: int
+
+
+class RemovalRow(NamedTuple):
+    """What a stage removed from a part, of one source and language, for one reason."""
+
+    source: str
+    lang: str | None
+    reason: str
+    documents: int
+    """Whole documents."""
+    bytes: int
+    cut_documents: int
+    """Documents that lost a piece and stay."""
+    cut_bytes: int
+
+
+#: What a stage did to a part. `examples` are those of `bc2.data.prep.funnel.Example`, and ``rank``.
+StageFacts = TypedDict(
+    "StageFacts",
+    {
+        "name": str,
+        "in": list[GroupRow],
+        "out": list[GroupRow],
+        "removed": list[RemovalRow],
+        "examples": list[dict[str, Any]],
+        "seconds": float,
+    },
+)
+
+
+class PartSeconds(TypedDict):
+    """Seconds of a part beside those of its stages."""
+
+    keys: dict[str, float]
+    """Of making keys, by the stage that they are for."""
+    rest: float
+
+
+class PartFacts(TypedDict):
+    """What became of a part in one segment."""
+
+    documents: int
+    """That came out."""
+    stages: list[StageFacts]
+    seconds: NotRequired[PartSeconds]
+    """Missing where a version of bc2 that did not measure them finished the part."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +121,25 @@ class Task:
         """Written last: the part is finished."""
         return self.folder / f"{self.name}.json"
 
-    def known(self) -> dict[str, Any] | None:
+    def known(self) -> PartFacts | None:
         """The facts, if an earlier run finished the part."""
         if not self.done.exists():
             return None
-        facts: dict[str, Any] = json.loads(self.done.read_bytes())
+        facts: PartFacts = json.loads(self.done.read_bytes())
+        for stage in facts["stages"]:
+            # JSON has lists for rows.
+            stage["in"] = [GroupRow(*row) for row in stage["in"]]
+            stage["out"] = [GroupRow(*row) for row in stage["out"]]
+            stage["removed"] = [RemovalRow(*row) for row in stage["removed"]]
         return facts
 
 
-def run_part(task: Task) -> dict[str, Any]:
-    """Take a part through a segment.
-
-    Returns:
-        ``{"documents": n, "stages": [{"name", "in", "out", "removed", "examples", "seconds"}],
-        "seconds": {"keys": {stage: seconds}, "rest"}}``: in and out are rows ``[source, lang,
-        documents, bytes]``; removed are rows ``[source, lang, reason, documents, bytes,
-        cut_documents, cut_bytes]``; all integers but the seconds.
-    """
+def run_part(task: Task) -> PartFacts:
+    """Take a part through a segment, and write what became of it last."""
     begun = time.perf_counter()
     applying, spent = 0.0, {}
     table = came = read_part(task.source)
-    stages = []
+    stages: list[StageFacts] = []
     before = _counts(table)
     for stage in task.segment.stages:
         verdict = None
@@ -121,7 +174,11 @@ def run_part(task: Task) -> dict[str, Any]:
         spent[task.segment.closing.name] = time.perf_counter() - began
     _hand_on(task, None if table is came else table)
     rest = time.perf_counter() - begun - sum(spent.values()) - applying
-    facts = {"documents": len(table), "stages": stages, "seconds": {"keys": spent, "rest": rest}}
+    facts: PartFacts = {
+        "documents": len(table),
+        "stages": stages,
+        "seconds": {"keys": spent, "rest": rest},
+    }
     replace_durably(task.done, json.dumps(facts, ensure_ascii=False).encode())
     return facts
 
@@ -169,15 +226,17 @@ def _groups(table: pa.Table) -> Iterator[tuple[str, str | None, Any]]:
         yield pair["source"], lang, mask
 
 
-def _counts(table: pa.Table) -> list[list[Any]]:
+def _counts(table: pa.Table) -> list[GroupRow]:
     sizes = text_bytes(table)
     return [
-        [source, lang, int(mask.sum()), int(sizes[mask].sum())]
+        GroupRow(source, lang, int(mask.sum()), int(sizes[mask].sum()))
         for source, lang, mask in _groups(table)
     ]
 
 
-def _removed(stage: Stage, table: pa.Table, removed: pa.Table) -> tuple[list[Any], list[Any]]:
+def _removed(
+    stage: Stage, table: pa.Table, removed: pa.Table
+) -> tuple[list[RemovalRow], list[dict[str, Any]]]:
     """What was removed by source, language and reason; and some of it to look at."""
     if not len(removed):
         return [], []
@@ -192,7 +251,7 @@ def _removed(stage: Stage, table: pa.Table, removed: pa.Table) -> tuple[list[Any
             these = here & (reasons == reason)
             gone, cut = these & whole, these & ~whole
             counts = [gone.sum(), sizes[gone].sum(), cut.sum(), sizes[cut].sum()]
-            rows.append([source, lang, reason, *map(int, counts)])
+            rows.append(RemovalRow(source, lang, reason, *map(int, counts)))
             chosen = np.flatnonzero(these)
             examples += _examples(stage.name, table, removed, at, chosen)
     return rows, examples

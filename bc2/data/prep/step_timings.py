@@ -10,7 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bc2.data.prep.pipeline import Funnel
+from bc2.data.prep.funnel import Funnel, total
+from bc2.data.prep.pipeline import StageResults
+from bc2.data.prep.segment import PartFacts
 from bc2.data.prep.write_corpus import Written
 
 #: File of a finished run's work directory that has them.
@@ -18,15 +20,12 @@ TIMINGS = "timings.json"
 
 
 def timings(
-    report: Mapping[str, Any],
-    read: Sequence[Mapping[str, Any]],
     funnel: Funnel,
+    read: Sequence[Mapping[str, Any]],
+    results: StageResults,
     written: Sequence[Written],
 ) -> list[dict[str, Any]]:
     """A row a step, in order.
-
-    Args:
-        report: the contents of ``funnel.json``.
 
     Returns:
         ``{"step", "bytes", "seconds", "settling"}``: bytes of text that came into the step (None:
@@ -34,33 +33,31 @@ def timings(
         Steps are ``reading``, the stages by name, ``parts`` (what is written and read between
         stages, and counting) and ``writing``.
     """
-    settling, apply = _by_stage(funnel)
-    rows = [_row("reading", report["read"]["bytes"], sum(u.get("seconds", 0.0) for u in read))]
-    for stage in report["stages"]:
-        name = stage["name"]
-        size = sum(group["bytes"] for group in stage["in"])
+    settling, apply = _by_stage(results)
+    rows = [_row("reading", funnel.read.bytes, sum(u.get("seconds", 0.0) for u in read))]
+    for stage in funnel.stages:
+        name, size = stage.name, total(stage.before).bytes
         rows.append(_row(name, size, settling[name] + apply[name], settling[name]))
-    rows.append(_row("parts", None, sum(part["seconds"]["rest"] for part in _timed(funnel))))
-    last = report["stages"][-1]["out"]
-    size = sum(group["bytes"] for group in last)
-    return [*rows, _row("writing", size, sum(made.seconds for made in written))]
+    rows.append(_row("parts", None, sum(part["seconds"]["rest"] for part in _timed(results))))
+    seconds = sum(made.seconds for made in written)
+    return [*rows, _row("writing", funnel.kept.bytes, seconds)]
 
 
-def _by_stage(funnel: Funnel) -> tuple[defaultdict[str, float], defaultdict[str, float]]:
+def _by_stage(results: StageResults) -> tuple[defaultdict[str, float], defaultdict[str, float]]:
     """Seconds of keys and settling, and of applying, by stage."""
-    settling, apply = defaultdict(float, funnel.seconds), defaultdict[str, float](float)
-    for part in funnel.facts:
+    settling, apply = defaultdict(float, results.seconds), defaultdict[str, float](float)
+    for part in results.facts:
         for entry in part["stages"]:
             apply[entry["name"]] += entry["seconds"]
-    for part in _timed(funnel):
+    for part in _timed(results):
         for name, seconds in part["seconds"]["keys"].items():
             settling[name] += seconds
     return settling, apply
 
 
-def _timed(funnel: Funnel) -> list[dict[str, Any]]:
+def _timed(results: StageResults) -> list[PartFacts]:
     """Parts whose seconds are known: an attempt of an older version did not keep them."""
-    return [part for part in funnel.facts if "seconds" in part]
+    return [part for part in results.facts if "seconds" in part]
 
 
 def _row(step: str, size: int | None, seconds: float, settling: float = 0.0) -> dict[str, Any]:

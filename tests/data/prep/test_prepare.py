@@ -20,12 +20,12 @@ import pytest
 from bc2.data.config import CorpusConfig
 from bc2.data.corpus import corpus_parts, read_corpus
 from bc2.data.prep import pipeline
+from bc2.data.prep.funnel import Funnel
 from bc2.data.prep.part_files import write_part
 from bc2.data.prep.prepare import How, prepare
 from bc2.data.prep.segment import EXAMPLES, Segment, Task, run_part
 from bc2.data.prep.stages.base import Outcome, Stage, removed
 from bc2.errors import DataError, RecipeError, RunFailed
-from bc2.report.funnel import Funnel
 
 TEXT = """river mountain village winter harvest market letter captain garden evening story teacher
 window journey morning history island forest kitchen question answer bridge music paper"""

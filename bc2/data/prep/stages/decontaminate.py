@@ -30,35 +30,13 @@ from bc2.data.prep.stages.decontamination.benchmark_texts import (
     read_benchmark,
     read_task,
 )
+from bc2.data.prep.stages.decontamination.matches import CONTAMINATION, MATCHES, BenchmarkMatch
 from bc2.data.prep.stages.decontamination.ngram_index import Index, Sizes, Units
 from bc2.data.prep.stages.passages import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
 from bc2.files import sha256_file
 
 REASON = "benchmark_overlap"
-
-#: File of the corpus that lists the matches.
-CONTAMINATION = "contamination.jsonl"
-
-#: A row of it: a document and a text of a benchmark that share words.
-MATCH = pa.schema(
-    [
-        pa.field("file", pa.string()),  # of the document
-        pa.field("row", pa.int64()),
-        pa.field("source", pa.string()),
-        pa.field("lang", pa.string()),
-        pa.field("benchmark", pa.string()),
-        pa.field("item", pa.string()),  # FILE:ROW, or lm-eval's TASK/SPLIT:NUMBER
-        pa.field(
-            "how", pa.string()
-        ),  # "text": the whole of the item's; "ngram": words in a row of it
-        pa.field("words", pa.int64()),  # words and CJK characters in the first place they share
-        pa.field("text", pa.string()),  # the document's around that place
-        pa.field("shared", pa.list_(pa.int64())),  # [start, stop] of the place in `text`
-        pa.field("benchmark_text", pa.string()),  # around it
-        pa.field("done", pa.string()),  # "dropped", "cut" or "reported"
-    ]
-)
 
 #: Characters of a match that are listed: on either side of what is shared, and of that itself.
 _AROUND, _SHARED = 100, 400
@@ -199,7 +177,7 @@ class DecontaminateStage(Stage):
         """For each benchmark: its items, those too short to find, those found, and documents."""
         prepared = self.prepared()
         item = prepared.index.text[found["gram"].to_numpy()]
-        names = prepared.items["benchmark"].to_pandas().to_numpy()
+        names = prepared.items["benchmark"].to_numpy()
         short = prepared.items["short"].to_numpy()
         counts = {}
         for name in dict.fromkeys(names.tolist()):
@@ -222,7 +200,7 @@ class DecontaminateStage(Stage):
         touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
         kept: list[dict[str, Any]] = []
         gone: list[tuple[int, str, int, bool, str | None]] = []
-        notes: list[dict[str, Any]] = []
+        notes: list[BenchmarkMatch] = []
         for row in table.filter(touched).to_pylist():
             left = self._left(row, matches[row["pos"]])
             lost = len(row["text"].encode()) - (len(left["text"].encode()) if left else 0)
@@ -232,7 +210,7 @@ class DecontaminateStage(Stage):
             notes += self._notes(row, matches[row["pos"]], whole=left is None)
         changed = pa.Table.from_pylist(kept, schema=table.schema)
         whole = pa.concat_tables([table.filter(pc.invert(touched)), changed])
-        listed = pa.Table.from_pylist(notes, schema=MATCH)
+        listed = pa.Table.from_pylist([note.model_dump() for note in notes], schema=MATCHES)
         return Noted(whole.sort_by("pos"), removed(gone), listed)
 
     def _left(self, row: dict[str, Any], matches: list[dict[str, int]]) -> dict[str, Any] | None:
@@ -250,26 +228,26 @@ class DecontaminateStage(Stage):
 
     def _notes(
         self, row: dict[str, Any], matches: list[dict[str, int]], *, whole: bool
-    ) -> Iterator[dict[str, Any]]:
-        """A row of MATCH for each item that is listed, in the order of the document's text."""
+    ) -> Iterator[BenchmarkMatch]:
+        """A match for each item that is listed, in the order of the document's text."""
         index, items = self.prepared().index, self.prepared().items
         done = {"drop": "dropped", "cut": "cut", "report": "reported"}[self.settings.action]
-        origin = {"file": row["origin_file"], "row": row["origin_row"]}
         listed = [{**m, "item": int(index.text[m["gram"]])} for m in matches if m["listed"]]
         for number, found in _by(listed, "item").items():
             item = items.slice(number, 1).to_pylist()[0]
             shared = _shared(row["text"], found)
-            yield {
-                **origin,
-                "source": row["source"],
-                "lang": row["lang"],
-                "benchmark": item["benchmark"],
-                "item": item["place"],
-                "how": "text" if shared["words"] >= _words(item["text"]) else "ngram",
+            yield BenchmarkMatch(
+                file=row["origin_file"],
+                row=row["origin_row"],
+                source=row["source"],
+                lang=row["lang"],
+                benchmark=item["benchmark"],
+                item=item["place"],
+                how="text" if shared["words"] >= _words(item["text"]) else "ngram",
                 **shared,
-                "benchmark_text": _around(item["text"], int(index.start[found[0]["gram"]])),
-                "done": "dropped" if whole else done,
-            }
+                benchmark_text=_around(item["text"], int(index.start[found[0]["gram"]])),
+                done="dropped" if whole else done,
+            )
 
     def _detail(self, text: str, matches: list[dict[str, int]]) -> str:
         """The first match with both texts, and how many other items match."""
