@@ -32,7 +32,7 @@ from bc2.train.config import PretrainConfig, check_batches, check_context
 from bc2.train.duration import Duration
 
 if TYPE_CHECKING:
-    from bc2.data.prep.prepare import How
+    from bc2.data.prep.prepare import PrepOptions
     from bc2.report.description import Description
     from bc2.tokenizer.report import Report
     from bc2.train.pretrain import Run
@@ -56,7 +56,7 @@ class Session:
     """Artifacts found or made so far by stage key: two stages may share an input."""
 
 
-def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact:
+def corpus(session: Session, recipe: Recipe, options: PrepOptions | None = None) -> Artifact:
     """The corpus of [corpus]: read, taken through the stages of the funnel, split, written."""
     from bc2.data.inputs import inputs
     from bc2.data.prep import prepare
@@ -78,7 +78,7 @@ def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact
     done = work / "parts"
 
     def make(out: Path) -> Mapping[str, Any]:
-        facts = prepare.prepare(config, out, work=done, how=how, bars=progress)
+        facts = prepare.prepare(config, out, work=done, options=options, bars=progress)
         if inputs(config, cache=cache) != found:
             # What was read is kept under the key of what is gone.
             shutil.rmtree(done)
@@ -96,7 +96,7 @@ def corpus(session: Session, recipe: Recipe, how: How | None = None) -> Artifact
     return artifact
 
 
-def corpus_sample(recipe: Recipe, how: How) -> dict[str, Any]:
+def corpus_sample(recipe: Recipe, options: PrepOptions) -> dict[str, Any]:
     """What [corpus] would do, tried on the first of each source; nothing is registered.
 
     Returns:
@@ -113,7 +113,7 @@ def corpus_sample(recipe: Recipe, how: How) -> dict[str, Any]:
     sample = prepare.sample_of(config, SAMPLE_BYTES)
     with tempfile.TemporaryDirectory(prefix="bc2-dry-run-") as folder:
         work = Path(folder) / "work"
-        prepare.prepare(sample, Path(folder) / "corpus", work=work, how=how, bars=progress)
+        prepare.prepare(sample, Path(folder) / "corpus", work=work, options=options, bars=progress)
         took = json.loads((work / TIMINGS).read_bytes())
         funnel = json.loads((Path(folder) / "corpus" / FUNNEL).read_bytes())
     return {

@@ -49,7 +49,7 @@ def real(paths: list[Path], count: int, draw: random.Random) -> list[str]:
             texts = pa.chunked_array(
                 [[json.loads(line)["text"] for line in stream]], pa.large_string()
             )
-        for part in minhash.slices(texts):
+        for part in minhash.text_slices(texts):
             for document in minhash.words_of(part).to_pylist():
                 words = document.split(" ")
                 at = range(0, len(words) - LONGEST, LONGEST)

@@ -43,15 +43,15 @@ def prep(
     stages on. What was done is told by `bc2 data report`.
     """
     from bc2 import stages
-    from bc2.data.prep.prepare import How
+    from bc2.data.prep.prepare import PrepOptions
 
     read = load(recipe, set_ or [])
-    how = How(engine, workers, keep_dropped=_empty(keep_dropped))
+    options = PrepOptions(engine, workers, keep_dropped=_empty(keep_dropped))
     if dry_run:
-        _dry_run(stages.corpus_sample(read, how), Output.of(json=json, quiet=quiet))
+        _dry_run(stages.corpus_sample(read, options), Output.of(json=json, quiet=quiet))
         return
     session = stages.Session(Registry.open(), fresh=fresh)
-    corpus = stages.corpus(session, read, how)
+    corpus = stages.corpus(session, read, options)
     if keep_dropped is not None and corpus not in session.built:
         note("nothing was written to --keep-dropped: add --fresh to make the corpus again")
     stages.show(corpus, session, Output.of(json=json, quiet=quiet))
@@ -148,7 +148,7 @@ def report(
 
 def _show_contamination(artifact: Artifact, found: Description, output: Output) -> None:
     from bc2.data.prep.stages.decontamination.matches import read_matches
-    from bc2.report.contamination import counts, view
+    from bc2.report.contamination import counts, matches_table
 
     if found.contamination is None or found.funnel is None:
         raise DataError(
@@ -161,7 +161,7 @@ def _show_contamination(artifact: Artifact, found: Description, output: Output) 
         rows = [match.model_dump() for match in read_matches(found.contamination)]
         output.emit({"ref": artifact.ref, **counts(found.funnel), "matches": rows})
     else:
-        output.emit(None, table=view(read_matches(found.contamination), found.funnel))
+        output.emit(None, table=matches_table(read_matches(found.contamination), found.funnel))
 
 
 @app.command("train-quality")

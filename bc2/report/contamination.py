@@ -25,7 +25,7 @@ def counts(funnel: Funnel) -> dict[str, int]:
     return {name: int(facts.get(name, 0)) for name in ("pairs", "not_listed")}
 
 
-def view(matches: Iterable[BenchmarkMatch], funnel: Funnel, most: int = MOST_ROWS) -> Any:
+def matches_table(matches: Iterable[BenchmarkMatch], funnel: Funnel, most: int = MOST_ROWS) -> Any:
     """A table of the first matches, and how many more there are."""
     rows = [_row(match) for match in islice(matches, most)]
     found = counts(funnel)

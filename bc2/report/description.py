@@ -53,7 +53,7 @@ class Tally:
 
 
 @dataclass
-class Source:
+class SourceDescription:
     """One source, or one stratum of it: what it holds by split, and where it is from."""
 
     name: str
@@ -72,7 +72,7 @@ class Description:
     """What an artifact holds."""
 
     kind: str
-    sources: list[Source]
+    sources: list[SourceDescription]
     languages: dict[str, Tally]
     """Both splits together; `NOT_STATED` where no source says."""
     lengths: dict[str, Histogram]
@@ -169,16 +169,16 @@ def _lengths_json(one: Histogram) -> dict[str, Any]:
     return {"edges": [float(edge) for edge in one.edges], "documents": one.documents}
 
 
-def _source_json(one: Source) -> dict[str, Any]:
+def _source_json(one: SourceDescription) -> dict[str, Any]:
     splits = {split: _tally_json(tally) for split, tally in one.splits.items()}
     return {**asdict(one), "splits": splits}
 
 
-def _sources(facts: Mapping[str, Any]) -> dict[str, Source]:
+def _sources(facts: Mapping[str, Any]) -> dict[str, SourceDescription]:
     """The sources of a `corpus.json`, nothing counted."""
     weights = facts.get("weights") or {}
     return {
-        entry["name"]: Source(
+        entry["name"]: SourceDescription(
             entry["name"], entry.get("source", entry["name"]), entry.get("lang"),
             entry.get("licence"), entry.get("origin"), weights.get(entry["name"]),
         )
@@ -248,13 +248,13 @@ def _groups(part: Path) -> Iterator[tuple[str, Counts, int]]:
 def _tokens(path: Path, corpus: Path | None, progress: Progress | None) -> Description:
     shards = TokenShards.open(path)
     known = _sources(corpus_facts(corpus)) if corpus is not None else {}
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceDescription] = {}
     languages: dict[str, Tally] = {}
     counts: dict[str, Counts] = {}
     weights = shards.weights or {}
     for split in SPLITS:
         for name in shards.sources(split):
-            unknown = Source(name, shards.source_of(name), None, None, None)
+            unknown = SourceDescription(name, shards.source_of(name), None, None, None)
             source = sources.setdefault(name, known.get(name, unknown))
             source.weight = weights.get(name, source.weight)
             amounts = (

@@ -19,7 +19,15 @@ from bc2.report import timings as steps
 from bc2.report.contamination import DECONTAMINATE, counts
 from bc2.report.curves import inline_svg
 from bc2.report.funnel_picture import figure, histogram
-from bc2.report.funnel_rows import PAPER, PAPER_KEPT, language, reasons, rows, share, slices
+from bc2.report.funnel_rows import (
+    PAPER,
+    PAPER_KEPT,
+    funnel_slices,
+    language,
+    removal_reasons,
+    share,
+    stage_rows,
+)
 from bc2.report.funnel_view import exact, shelves
 from bc2.report.quote import language_tag, size, visible
 from bc2.report.timings import Timing
@@ -35,7 +43,7 @@ MOST_MATCHES = 200
 _MATCH = re.compile(r"(?P<name>.*?): “(?P<theirs>.*?)” \| “(?P<ours>.*)”", re.DOTALL)
 
 
-class Tile(NamedTuple):
+class FunnelTile(NamedTuple):
     """One figure of the summary."""
 
     label: str
@@ -94,16 +102,19 @@ def render(
         version=bc2.__version__,
         tiles=list(_tiles(funnel)),
         picture=_picture(funnel),
-        rows=rows(funnel),
+        rows=stage_rows(funnel),
         paper=PAPER,
         paper_kept=PAPER_KEPT,
         timed=any(stage.seconds is not None for stage in funnel.stages),
         kept=funnel.kept,
         read=funnel.read,
         stages=[stage.name for stage in funnel.stages],
-        slices=[("source", slices(funnel, "source")), ("language", slices(funnel, "lang"))],
+        slices=[
+            ("source", funnel_slices(funnel, "source")),
+            ("language", funnel_slices(funnel, "lang")),
+        ],
         licences=licences,
-        reasons=reasons(funnel),
+        reasons=removal_reasons(funnel),
         rewritten=[stage for stage in funnel.stages if stage.rewritten],
         malformed=_malformed(funnel),
         lengths=_histograms(funnel.lengths, "length", "characters", log=True),
@@ -121,16 +132,16 @@ def render(
     )
 
 
-def _tiles(funnel: Funnel) -> Iterator[Tile]:
+def _tiles(funnel: Funnel) -> Iterator[FunnelTile]:
     read, kept = funnel.read, funnel.kept
-    yield Tile("read", size(read.bytes), f"{amount(read.documents)} documents")
-    yield Tile("kept", size(kept.bytes), f"{amount(kept.documents)} documents")
-    yield Tile("kept of bytes", _exact(share(kept.bytes, read.bytes)))
-    yield Tile("kept of documents", _exact(share(kept.documents, read.documents)))
-    yield Tile("Baichuan 2 kept", _exact(PAPER_KEPT), "Figure 2 of the paper")
+    yield FunnelTile("read", size(read.bytes), f"{amount(read.documents)} documents")
+    yield FunnelTile("kept", size(kept.bytes), f"{amount(kept.documents)} documents")
+    yield FunnelTile("kept of bytes", _exact(share(kept.bytes, read.bytes)))
+    yield FunnelTile("kept of documents", _exact(share(kept.documents, read.documents)))
+    yield FunnelTile("Baichuan 2 kept", _exact(PAPER_KEPT), "Figure 2 of the paper")
     seconds = [stage.seconds for stage in funnel.stages if stage.seconds is not None]
     if seconds:
-        yield Tile("work", duration(sum(seconds)), f"{len(seconds)} stages, all workers")
+        yield FunnelTile("work", duration(sum(seconds)), f"{len(seconds)} stages, all workers")
 
 
 def _exact(part: float | None) -> str:

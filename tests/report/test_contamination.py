@@ -9,7 +9,7 @@ import pytest
 from bc2.data.prep.funnel import Funnel
 from bc2.data.prep.stages.decontamination.matches import BenchmarkMatch
 from bc2.report import funnel_page
-from bc2.report.contamination import MOST_CHARACTERS, counts, view
+from bc2.report.contamination import MOST_CHARACTERS, counts, matches_table
 
 NASTY = "<b>x</b>\x1b[31m\u202e {{ 7 }}"
 
@@ -40,14 +40,14 @@ def drawn(renderable: Any) -> str:
 
 def test_a_table_shows_both_texts_and_how_many_more_there_are() -> None:
     matches = [BenchmarkMatch(**row(number)) for number in (1, 2, 3)]
-    words = drawn(view(matches, funnel(9, 4), most=2))
+    words = drawn(matches_table(matches, funnel(9, 4), most=2))
     assert "Matches with benchmarks: 9, 7 not here" in words
     assert words.count("before two words after") == words.count("Two words?") == 2
     assert "quiz q.jsonl:2" in words
     assert "whole text, 2 words" in words
-    assert "part, 2 words" in drawn(view([BenchmarkMatch(**row(how="ngram"))], funnel(1)))
-    assert drawn(view([], funnel(0))) == "No document shares text with a benchmark.\n"
-    assert "9, 9 not here" in drawn(view([], funnel(9, 9)))
+    assert "part, 2 words" in drawn(matches_table([BenchmarkMatch(**row(how="ngram"))], funnel(1)))
+    assert drawn(matches_table([], funnel(0))) == "No document shares text with a benchmark.\n"
+    assert "9, 9 not here" in drawn(matches_table([], funnel(9, 9)))
 
 
 def test_the_table_begins_near_what_is_shared_and_acts_on_nothing() -> None:
@@ -56,7 +56,7 @@ def test_the_table_begins_near_what_is_shared_and_acts_on_nothing() -> None:
     match = BenchmarkMatch(
         **row(text=far, shared=[start, start + 6], benchmark_text=NASTY, source=NASTY)
     )
-    words = drawn(view([match], funnel(1)))
+    words = drawn(matches_table([match], funnel(1)))
     assert "near" in words
     assert "shared" in words
     assert "x" * 40 not in words

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 
 from bc2.data.prep.funnel import Funnel, Histogram
 from bc2.report import funnel_page, funnel_picture, funnel_view
-from bc2.report.funnel_rows import PAPER, PAPER_KEPT, READING, as_json, reasons, rows, slices
+from bc2.report.funnel_rows import (
+    PAPER,
+    PAPER_KEPT,
+    READING,
+    as_json,
+    funnel_slices,
+    removal_reasons,
+    stage_rows,
+)
 
 NAMES = ("exact", "heuristics", "quality", "passages", "near", "safety", "decontaminate")
 NASTY = "<script>alert('x')</script>\u2028</td> & {{ 7 * 7 }} \x1b[31m\x00 \u202egnp.exe [red]"
@@ -81,7 +89,7 @@ def test_what_is_removed_and_what_is_left_make_the_whole(
     data, raw, left = made
     funnel = Funnel.of(data)
     assert (funnel.kept.documents, funnel.kept.bytes) == (len(left), sum(n for *_, n in left))
-    found = rows(funnel)
+    found = stage_rows(funnel)
     for unit, whole, kept in (
         ("documents", len(raw), len(left)),
         ("bytes", sum(n for *_, n in raw), sum(n for *_, n in left)),
@@ -106,7 +114,7 @@ def test_slices_are_counts_of_their_own_documents(
     data, raw, left = made
     funnel = Funnel.of(data)
     for at, by in ((0, "source"), (1, "lang")):
-        found = slices(funnel, by)  # type: ignore[arg-type]
+        found = funnel_slices(funnel, by)  # type: ignore[arg-type]
         names = {one[at] for one in raw} if data["stages"] else set()
         assert {one.name for one in found} == {name or "not stated" for name in names}
         for one in found:
@@ -123,7 +131,7 @@ def test_bytes_are_for_a_reason_or_rewritten(
     made: tuple[dict[str, Any], list[Document], list[Document]],
 ) -> None:
     funnel = Funnel.of(made[0])
-    counted = sum(one.bytes + one.cut_bytes for one in reasons(funnel))
+    counted = sum(one.bytes + one.cut_bytes for one in removal_reasons(funnel))
     rewritten = sum(stage.rewritten for stage in funnel.stages)
     assert counted + rewritten + funnel.kept.bytes == funnel.read.bytes
 
@@ -139,7 +147,7 @@ def test_the_papers_funnel_closes() -> None:
 def test_rows_of_a_small_funnel(tmp_path: Path) -> None:
     path = tmp_path / "funnel.json"
     path.write_text(json.dumps(sample()))
-    found = rows(Funnel.open(path, {"exact": 1.5}))
+    found = stage_rows(Funnel.open(path, {"exact": 1.5}))
     assert [row.stage for row in found] == [READING, "exact", "quality"]
     reading, exact, quality = found
     assert (reading.documents_in, reading.documents_removed, reading.bytes_removed) == (10, 2, 200)

@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Engine(ABC):
+class PrepEngine(ABC):
     """Maps picklable functions over items, and groups rows."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Engine(ABC):
         """Rows of equal values in Parquet files."""
 
 
-class LocalEngine(Engine):
+class ProcessEngine(PrepEngine):
     """Processes of this machine, started with the first work for them.
 
     Args:
@@ -62,7 +62,7 @@ class LocalEngine(Engine):
 
 
 @contextmanager
-def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Iterator[Engine]:
+def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Iterator[PrepEngine]:
     """The engine by name, for as long as the context lasts.
 
     Args:
@@ -75,7 +75,7 @@ def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Itera
 
             yield RayEngine()
         else:
-            yield LocalEngine(workers or _worth(text_bytes), held)
+            yield ProcessEngine(workers or _worth(text_bytes), held)
 
 
 def _worth(text_bytes: int) -> int:

@@ -19,7 +19,7 @@ from bc2.data.prep.funnel import (
 from bc2.data.prep.pipeline import StageResults
 from bc2.data.prep.segment import EXAMPLES, GroupRow, StageFacts
 from bc2.data.prep.stages.base import Stage
-from bc2.data.prep.write_corpus import LENGTH_EDGES, SCORE_EDGES, Written
+from bc2.data.prep.write_corpus import LENGTH_EDGES, SCORE_EDGES, WrittenSource
 
 
 def add_up_funnel(
@@ -27,7 +27,7 @@ def add_up_funnel(
     stages: list[Stage],
     read: list[dict[str, Any]],
     results: StageResults,
-    written: list[Written],
+    written: list[WrittenSource],
 ) -> Funnel:
     """The funnel of a corpus.
 

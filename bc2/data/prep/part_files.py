@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 SUFFIX = ".arrow"
 
 
-def write_part(table: pa.Table, path: Path) -> None:
+def write_part_file(table: pa.Table, path: Path) -> None:
     """A part, in the order of `pos`."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
-def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_part_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A part, or the columns of it that are asked for and there; the file may then be unlinked."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -33,7 +33,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def pos_range(path: Path) -> tuple[int, int] | None:
     """The first and the last `pos` of a part; None if it has no rows."""
-    places = read_part(path, ["pos"])["pos"]
+    places = read_part_file(path, ["pos"])["pos"]
     return (places[0].as_py(), places[-1].as_py()) if len(places) else None
 
 

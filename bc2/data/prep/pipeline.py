@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bc2.console import Progress
-from bc2.data.prep.engine import Engine
+from bc2.data.prep.engine import PrepEngine
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import SUFFIX
-from bc2.data.prep.segment import PartFacts, Segment, Task, run_part
-from bc2.data.prep.stages.base import Stage, Work
+from bc2.data.prep.segment import PartFacts, Segment, SegmentTask, run_part
+from bc2.data.prep.stages.base import Stage, WorkingSet
 from bc2.files import make_directory, replace_durably
 
 Item = TypeVar("Item")
@@ -60,7 +60,7 @@ def run_stages(
     stages: list[Stage],
     parts: Parts,
     work: Path,
-    engine: Engine,
+    engine: PrepEngine,
     bars: Bars,
     keep_dropped: Path | None = None,
 ) -> StageResults:
@@ -89,7 +89,7 @@ def run_stages(
             settled[closing.name] = _settle(closing, parts, before, verdicts, engine, bars)
             seconds[closing.name] += _seconds(verdicts)
         tasks = [
-            Task(segment, parts.path(name), folder, name, verdicts, keep_dropped)
+            SegmentTask(segment, parts.path(name), folder, name, verdicts, keep_dropped)
             for name in parts.names
         ]
         facts += _run(segment, tasks, engine, bars)
@@ -112,7 +112,9 @@ def segments(stages: Iterable[Stage]) -> list[Segment]:
     return [Segment(tuple(group), last) for group, last in zip(found, closings, strict=True)]
 
 
-def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> list[PartFacts]:
+def _run(
+    segment: Segment, tasks: list[SegmentTask], engine: PrepEngine, bars: Bars
+) -> list[PartFacts]:
     known = {task.name: task.known() for task in tasks}
     todo = [task for task in tasks if known[task.name] is None]
     with bars(segment.title, len(tasks), "parts") as bar:
@@ -124,7 +126,7 @@ def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> lis
 
 
 def _settle(
-    stage: Stage, parts: Parts, keys: Path, verdicts: Path, engine: Engine, bars: Bars
+    stage: Stage, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine, bars: Bars
 ) -> dict[str, Any]:
     done = verdicts / "facts.json"
     if done.exists():
@@ -134,7 +136,7 @@ def _settle(
     make_directory(verdicts / "scratch")
     began = time.perf_counter()
     with bars(f"settling {stage.name}", None, ""):
-        facts = stage.settle(_Work(parts, keys, verdicts, engine))
+        facts = stage.settle(_WorkingSet(parts, keys, verdicts, engine))
     shutil.rmtree(verdicts / "scratch")
     took = time.perf_counter() - began
     replace_durably(verdicts / "seconds.json", json.dumps(took).encode())
@@ -148,10 +150,10 @@ def _seconds(verdicts: Path) -> float:
     return float(json.loads(path.read_bytes())) if path.exists() else 0.0
 
 
-class _Work(Work):
+class _WorkingSet(WorkingSet):
     """What `Stage.settle` sees."""
 
-    def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: Engine):
+    def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine):
         self.parts = parts.names
         self.folder = verdicts / "scratch"
         self._parts, self._keys, self._verdicts, self._engine = parts, keys, verdicts, engine

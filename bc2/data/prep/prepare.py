@@ -21,7 +21,7 @@ from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.prep.annotations import list_notes
-from bc2.data.prep.engine import Engine, EngineName, open_engine
+from bc2.data.prep.engine import EngineName, PrepEngine, open_engine
 from bc2.data.prep.funnel import FUNNEL
 from bc2.data.prep.funnel_totals import add_up_funnel
 from bc2.data.prep.pipeline import Bars, Parts, StageResults, run_stages
@@ -34,14 +34,14 @@ from bc2.data.prep.read_sources import (
     read_unit,
 )
 from bc2.data.prep.stage_table import build_stages
-from bc2.data.prep.step_timings import TIMINGS, timings
+from bc2.data.prep.step_timings import TIMINGS, step_timings
 from bc2.data.prep.write_corpus import (
-    LookTask,
     PartTask,
-    Written,
+    SurveyTask,
     WrittenPart,
-    look_at,
-    write_part,
+    WrittenSource,
+    survey_part,
+    write_corpus_part,
     write_source,
 )
 from bc2.errors import DataError, from_os_error
@@ -52,7 +52,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True)
-class How:
+class PrepOptions:
     """How the work is done, which changes nothing of the result.
 
     Attributes:
@@ -73,7 +73,7 @@ def prepare(
     out: Path,
     *,
     work: Path | None = None,
-    how: How | None = None,
+    options: PrepOptions | None = None,
     bars: Bars | None = None,
 ) -> dict[str, Any]:
     """Make a corpus in `out`.
@@ -107,7 +107,7 @@ def prepare(
     folder = work or Path(tempfile.mkdtemp(prefix=".prepare-", dir=out.parent))
     try:
         out.mkdir(exist_ok=True)
-        return _prepare(config, out, folder, how or How(), bars or _silent)
+        return _prepare(config, out, folder, options or PrepOptions(), bars or _silent)
     except OSError as error:
         clear_directory(out, itself=made_out)
         raise from_os_error(error, "writing the corpus") from error
@@ -128,16 +128,18 @@ def sample_of(config: CorpusConfig, size: int) -> CorpusConfig:
     return config.model_copy(update={"sources": tuple(sources), "heldout_fraction": 0.0})
 
 
-def _prepare(config: CorpusConfig, out: Path, work: Path, how: How, bars: Bars) -> dict[str, Any]:
+def _prepare(
+    config: CorpusConfig, out: Path, work: Path, options: PrepOptions, bars: Bars
+) -> dict[str, Any]:
     stages = build_stages(config)
     units = plan_units(config)
     size = sum(unit.size for unit in units)
-    with open_engine(how.engine, how.workers, size) as engine:
-        read = _read(config, units, work / "read", how, engine, bars)
+    with open_engine(options.engine, options.workers, size) as engine:
+        read = _read(config, units, work / "read", options, engine, bars)
         check_malformed(read, config.max_malformed if config.malformed == "skip" else 0.0)
         _check_read(config, read)
         parts = Parts(work / "read", [name for unit in read for name in unit["parts"]])
-        results = run_stages(stages, parts, work, engine, bars, how.keep_dropped)
+        results = run_stages(stages, parts, work, engine, bars, options.keep_dropped)
         written = _write(config, read, results.parts, out, engine, bars)
     facts = _corpus_facts(config, read, results, written)
     _check_left(config, facts)
@@ -147,7 +149,7 @@ def _prepare(config: CorpusConfig, out: Path, work: Path, how: How, bars: Bars) 
             list_notes(work, stage.name, out / stage.notes)
     write_durably(out / FUNNEL, _pretty(funnel.as_json()))
     write_durably(out / FACTS, _pretty(facts))
-    (work / TIMINGS).write_bytes(_pretty(timings(funnel, read, results, written)))
+    (work / TIMINGS).write_bytes(_pretty(step_timings(funnel, read, results, written)))
     return facts
 
 
@@ -161,11 +163,16 @@ def _silent(title: str, total: float | None, unit: str) -> Iterator[Progress]:
 
 
 def _read(
-    config: CorpusConfig, units: list[Unit], folder: Path, how: How, engine: Engine, bars: Bars
+    config: CorpusConfig,
+    units: list[Unit],
+    folder: Path,
+    options: PrepOptions,
+    engine: PrepEngine,
+    bars: Bars,
 ) -> list[dict[str, Any]]:
     make_directory(folder)
     tasks = [
-        ReadTask(unit, config.malformed, config.min_characters, folder, how.part_bytes)
+        ReadTask(unit, config.malformed, config.min_characters, folder, options.part_bytes)
         for unit in units
     ]
     found = []
@@ -188,32 +195,35 @@ def _check_read(config: CorpusConfig, read: list[dict[str, Any]]) -> None:
 
 
 def _write(
-    config: CorpusConfig, read: list[dict[str, Any]], parts: Parts, out: Path, engine: Engine,
+    config: CorpusConfig, read: list[dict[str, Any]], parts: Parts, out: Path, engine: PrepEngine,
     bars: Bars,
-) -> list[Written]:  # fmt: skip
+) -> list[WrittenSource]:  # fmt: skip
     tasks = [
-        LookTask(parts.path(name), unit["source"], config.heldout_fraction)
+        SurveyTask(parts.path(name), unit["source"], config.heldout_fraction)
         for unit in read
         for name in unit["parts"]
     ]
-    looks = [*zip(tasks, engine.map(look_at, tasks), strict=True)]
-    size = sum(int(sizes.sum()) for _, look in looks for sizes in look.sizes.values())
+    surveys = [*zip(tasks, engine.map(survey_part, tasks), strict=True)]
+    size = sum(int(sizes.sum()) for _, survey in surveys for sizes in survey.sizes.values())
     found = []
     with bars("writing", size, "bytes") as bar:
 
         def run(tasks: Iterable[PartTask]) -> Iterator[WrittenPart]:
-            for part in engine.map(write_part, tasks):
+            for part in engine.map(write_corpus_part, tasks):
                 bar(part.facts["bytes"], part.facts["file"])
                 yield part
 
         for source in config.sources:
-            mine = [look for task, look in looks if task.source == source.name]
+            mine = [survey for task, survey in surveys if task.source == source.name]
             found.append(write_source(source.name, mine, out, config.part_bytes, run))
     return found
 
 
 def _corpus_facts(
-    config: CorpusConfig, read: list[dict[str, Any]], results: StageResults, written: list[Written]
+    config: CorpusConfig,
+    read: list[dict[str, Any]],
+    results: StageResults,
+    written: list[WrittenSource],
 ) -> dict[str, Any]:
     entries = []
     for source, made in zip(config.sources, written, strict=True):

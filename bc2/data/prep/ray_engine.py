@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bc2.data.prep.engine import Engine, Item, Result
+from bc2.data.prep.engine import Item, PrepEngine, Result
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.streams import first_line
 from bc2.errors import ResourceError, RunFailed, UsageError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _CONNECT_S = 20
 
 
-class RayEngine(Engine):
+class RayEngine(PrepEngine):
     """Tasks of a Ray cluster; every node must see the work directory under the same path.
 
     Raises:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from bc2.data.config import CorpusConfig, SourceConfig
-from bc2.data.documents import Drops, Row, SourceFile, text_id
+from bc2.data.documents import Drops, SourceFile, SourceRow, text_id
 from bc2.data.inputs import source_files
-from bc2.data.prep.part_files import SUFFIX, write_part
+from bc2.data.prep.part_files import SUFFIX, write_part_file
 from bc2.data.prep.stages.base import RECORD, ROW_BITS
 from bc2.data.readers import file_rows, source_language, source_rows
 from bc2.errors import DataError
@@ -136,7 +136,7 @@ class _Reader:
             self._take(row)
         self._flush()
 
-    def _take(self, row: Row) -> None:
+    def _take(self, row: SourceRow) -> None:
         size = len(row.utf8)
         self.documents += 1
         self.size += size
@@ -148,7 +148,7 @@ class _Reader:
         if self.held >= self.task.part_bytes:
             self._flush()
 
-    def _position(self, row: Row) -> int:
+    def _position(self, row: SourceRow) -> int:
         # A dataset from the hub is one file, whatever it is called.
         number = self.task.unit.first_file + self.numbers.get(row.file, 0)
         return number << ROW_BITS | row.row
@@ -169,7 +169,7 @@ class _Reader:
             "origin_file": files,
             "origin_row": rows,
         }
-        write_part(pa.table(columns, schema=RECORD), self.task.folder / f"{name}{SUFFIX}")
+        write_part_file(pa.table(columns, schema=RECORD), self.task.folder / f"{name}{SUFFIX}")
         self.parts.append(name)
         self.rows, self.held = [], 0
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.annotations import keep_notes
-from bc2.data.prep.part_files import SUFFIX, read_part, write_keys, write_part
+from bc2.data.prep.part_files import SUFFIX, read_part_file, write_keys, write_part_file
 from bc2.data.prep.stages.base import Outcome, Stage
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
@@ -99,7 +99,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Task:
+class SegmentTask:
     """One part to be taken through a segment.
 
     Attributes:
@@ -134,11 +134,11 @@ class Task:
         return facts
 
 
-def run_part(task: Task) -> PartFacts:
+def run_part(task: SegmentTask) -> PartFacts:
     """Take a part through a segment, and write what became of it last."""
     begun = time.perf_counter()
     applying, spent = 0.0, {}
-    table = came = read_part(task.source)
+    table = came = read_part_file(task.source)
     stages: list[StageFacts] = []
     before = _counts(table)
     for stage in task.segment.stages:
@@ -183,7 +183,7 @@ def run_part(task: Task) -> PartFacts:
     return facts
 
 
-def _hand_on(task: Task, table: pa.Table | None) -> None:
+def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
     """Write the part that comes out; None: as it came in, so its file gets a second name."""
     target = task.folder / f"{task.name}{SUFFIX}"
     # Never written through: what a killed run left may be that second name.
@@ -193,8 +193,8 @@ def _hand_on(task: Task, table: pa.Table | None) -> None:
             os.link(task.source, target)
             return
         except OSError:  # a file system without links
-            table = read_part(task.source)
-    write_part(table, target)
+            table = read_part_file(task.source)
+    write_part_file(table, target)
 
 
 def _check(stage: Stage, table: pa.Table, outcome: Outcome) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 from bc2.data.prep.funnel import Funnel, total
 from bc2.data.prep.pipeline import StageResults
 from bc2.data.prep.segment import PartFacts
-from bc2.data.prep.write_corpus import Written
+from bc2.data.prep.write_corpus import WrittenSource
 
 #: File of a finished run's work directory that has them.
 TIMINGS = "timings.json"
 
 
-def timings(
+def step_timings(
     funnel: Funnel,
     read: Sequence[Mapping[str, Any]],
     results: StageResults,
-    written: Sequence[Written],
+    written: Sequence[WrittenSource],
 ) -> list[dict[str, Any]]:
     """A row a step, in order.
 

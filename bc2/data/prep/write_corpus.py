@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bc2.data.corpus import SCHEMA, SPLITS, PartWriter, Split
-from bc2.data.prep.part_files import read_part
+from bc2.data.prep.part_files import read_part_file
 
 Int64 = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ SCORE_EDGES = tuple(step / 20 for step in range(20))
 
 
 @dataclass
-class Written:
+class WrittenSource:
     """What one source became.
 
     Attributes:
@@ -51,37 +51,37 @@ class Written:
 
 def write_source(
     source: str,
-    looks: Sequence[Look],
+    surveys: Sequence[PartSurvey],
     out: Path,
     part_bytes: int,
     run: Callable[[Iterable[PartTask]], Iterator[WrittenPart]],
-) -> Written:
+) -> WrittenSource:
     """Write the documents of a source, held-out ones apart.
 
     Holds 16 bytes a document of the largest stratum.
 
     Args:
-        looks: at its parts, in their order.
-        run: `write_part` of each task, in their order.
+        surveys: at its parts, in their order.
+        run: `write_corpus_part` of each task, in their order.
     """
-    written = Written(source, seconds=sum(look.seconds for look in looks))
-    for look in looks:
-        _add_up(written.lengths, look.lengths)
-        _add_up(written.scores, look.scores)
-    names = sorted({place.stratum for look in looks for place in look.sizes}) or [source]
-    places = [Place(split, name) for name in names for split in SPLITS]
-    tasks = [task for place in places for task in _tasks(place, looks, out, part_bytes)]
-    made: dict[Place, list[dict[str, Any]]] = {place: [] for place in places}
+    written = WrittenSource(source, seconds=sum(survey.seconds for survey in surveys))
+    for survey in surveys:
+        _add_up(written.lengths, survey.lengths)
+        _add_up(written.scores, survey.scores)
+    names = sorted({target.stratum for survey in surveys for target in survey.sizes}) or [source]
+    targets = [Destination(split, name) for name in names for split in SPLITS]
+    tasks = [task for target in targets for task in _tasks(target, surveys, out, part_bytes)]
+    made: dict[Destination, list[dict[str, Any]]] = {target: [] for target in targets}
     for task, part in zip(tasks, run(tasks), strict=True):
-        made[task.place].append(part.facts)
+        made[task.target].append(part.facts)
         written.seconds += part.seconds
-    for place in places:
+    for target in targets:
         facts: dict[str, Any] = {
-            unit: sum(part[unit] for part in made[place]) for unit in ("documents", "bytes")
+            unit: sum(part[unit] for part in made[target]) for unit in ("documents", "bytes")
         }
-        facts["characters"] = sum(look.characters.get(place, 0) for look in looks)
-        facts["parts"] = made[place]
-        written.strata.setdefault(place.stratum, {})[place.split] = facts
+        facts["characters"] = sum(survey.characters.get(target, 0) for survey in surveys)
+        facts["parts"] = made[target]
+        written.strata.setdefault(target.stratum, {})[target.split] = facts
     return written
 
 
@@ -93,14 +93,14 @@ def is_held_out(document_id: str, fraction: float) -> bool:
 # -- what goes where -----------------------------------------------------------------------
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """A directory of the corpus."""
 
     split: Split
     stratum: str
 
 
-class LookTask(NamedTuple):
+class SurveyTask(NamedTuple):
     """A part of the working set."""
 
     part: Path
@@ -109,28 +109,28 @@ class LookTask(NamedTuple):
 
 
 @dataclass
-class Look:
+class PartSurvey:
     """What of a part goes where.
 
     Attributes:
-        sizes: UTF-8 bytes of each document, in their order, by place.
-        characters: by place.
-        lengths, scores: as in `Written`.
+        sizes: UTF-8 bytes of each document, in their order, by target.
+        characters: by target.
+        lengths, scores: as in `WrittenSource`.
     """
 
     part: Path
-    sizes: dict[Place, Int64] = field(default_factory=dict)
-    characters: dict[Place, int] = field(default_factory=dict)
+    sizes: dict[Destination, Int64] = field(default_factory=dict)
+    characters: dict[Destination, int] = field(default_factory=dict)
     lengths: dict[str, list[int]] = field(default_factory=dict)
     scores: dict[str, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-def look_at(task: LookTask) -> Look:
-    """Look at a part, and leave beside it which of the places each row goes to."""
+def survey_part(task: SurveyTask) -> PartSurvey:
+    """Look at a part, and leave beside it which of the targets each row goes to."""
     began = time.perf_counter()
-    table = read_part(task.part)
-    found = Look(task.part)
+    table = read_part_file(task.part)
+    found = PartSurvey(task.part)
     sizes = pc.binary_length(table["text"]).to_numpy().astype(np.int64)
     lengths = pc.utf8_length(table["text"]).to_numpy()
     held_out = [is_held_out(each, task.heldout_fraction) for each in table["id"].to_pylist()]
@@ -138,12 +138,12 @@ def look_at(task: LookTask) -> Look:
     if "stratum" in table.schema.names:
         strata = table["stratum"].to_pylist()
     splits = (SPLITS[held] for held in held_out)
-    rows = [Place(split, stratum) for split, stratum in zip(splits, strata, strict=True)]
-    numbers = {place: number for number, place in enumerate(dict.fromkeys(rows))}
+    rows = [Destination(split, stratum) for split, stratum in zip(splits, strata, strict=True)]
+    numbers = {target: number for number, target in enumerate(dict.fromkeys(rows))}
     goes_to = np.array([numbers[row] for row in rows], np.int32)
-    for place, number in numbers.items():
-        found.sizes[place] = sizes[goes_to == number]
-        found.characters[place] = int(lengths[goes_to == number].sum())
+    for target, number in numbers.items():
+        found.sizes[target] = sizes[goes_to == number]
+        found.characters[target] = int(lengths[goes_to == number].sum())
     np.save(_beside(task.part), goes_to)
     _count(found.lengths, LENGTH_EDGES, table["lang"], lengths)
     if "quality" in table.schema.names:
@@ -176,12 +176,12 @@ def _add_up(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
 # -- the corpus's parts --------------------------------------------------------------------
 
 
-class Piece(NamedTuple):
-    """Documents of a part of the working set that go to one place."""
+class PartSlice(NamedTuple):
+    """Documents of a part of the working set that go to one target."""
 
     part: Path
     number: int
-    """Of the place, in that part."""
+    """Of the target, in that part."""
     first: int
     last: int
     """Of the documents that go there, from this to before that."""
@@ -191,10 +191,10 @@ class PartTask(NamedTuple):
     """One part of the corpus."""
 
     out: Path
-    place: Place
+    target: Destination
     number: int
     part_bytes: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PartSlice, ...]
 
 
 class WrittenPart(NamedTuple):
@@ -204,22 +204,24 @@ class WrittenPart(NamedTuple):
     seconds: float
 
 
-def _tasks(place: Place, looks: Sequence[Look], out: Path, part_bytes: int) -> Iterator[PartTask]:
-    """The parts of a place: each ends with the document that fills it."""
-    mine = [look for look in looks if place in look.sizes]
-    before = np.cumsum([0, *(len(look.sizes[place]) for look in mine)])
+def _tasks(
+    target: Destination, surveys: Sequence[PartSurvey], out: Path, part_bytes: int
+) -> Iterator[PartTask]:
+    """The parts of a target: each ends with the document that fills it."""
+    mine = [survey for survey in surveys if target in survey.sizes]
+    before = np.cumsum([0, *(len(survey.sizes[target]) for survey in mine)])
     empty = np.zeros(0, np.int64)
-    bounds = cut(np.concatenate([empty, *(look.sizes[place] for look in mine)]), part_bytes)
+    bounds = cut(np.concatenate([empty, *(survey.sizes[target] for survey in mine)]), part_bytes)
     for number, (begin, end) in enumerate(pairwise(bounds)):
         pieces = []
         for at in range(np.searchsorted(before, begin, "right") - 1, len(mine)):
             first, last = max(begin, before[at]), min(end, before[at + 1])
             if first >= last:
                 break
-            which = list(mine[at].sizes).index(place)
+            which = list(mine[at].sizes).index(target)
             ends = int(first - before[at]), int(last - before[at])
-            pieces.append(Piece(mine[at].part, which, *ends))
-        yield PartTask(out, place, number, part_bytes, tuple(pieces))
+            pieces.append(PartSlice(mine[at].part, which, *ends))
+        yield PartTask(out, target, number, part_bytes, tuple(pieces))
 
 
 def cut(sizes: Int64, limit: int) -> list[int]:
@@ -233,14 +235,14 @@ def cut(sizes: Int64, limit: int) -> list[int]:
     return bounds
 
 
-def write_part(task: PartTask) -> WrittenPart:
+def write_corpus_part(task: PartTask) -> WrittenPart:
     """Write one part of the corpus."""
     began = time.perf_counter()
-    table = read_part(task.pieces[0].part)
+    table = read_part_file(task.pieces[0].part)
     schema = _corpus_schema(table.schema)
-    place = task.place
+    target = task.target
     with PartWriter(
-        task.out, place.split, place.stratum, task.part_bytes, schema, task.number
+        task.out, target.split, target.stratum, task.part_bytes, schema, task.number
     ) as writer:
         for piece in task.pieces:
             for rows in _batches(piece, schema):
@@ -249,8 +251,8 @@ def write_part(task: PartTask) -> WrittenPart:
     return WrittenPart(facts, time.perf_counter() - began)
 
 
-def _batches(piece: Piece, schema: pa.Schema) -> Iterator[pa.Table]:
-    table = read_part(piece.part, schema.names).select(schema.names)
+def _batches(piece: PartSlice, schema: pa.Schema) -> Iterator[pa.Table]:
+    table = read_part_file(piece.part, schema.names).select(schema.names)
     rows = np.flatnonzero(np.load(_beside(piece.part)) == piece.number)[piece.first : piece.last]
     for begin in range(0, len(rows), _BATCH):
         mine = rows[begin : begin + _BATCH]

@@ -22,9 +22,9 @@ import sys
 from pathlib import Path
 sys.modules["ray"] = sys.modules["daft"] = None
 from bc2.data.config import CorpusConfig
-from bc2.data.prep.prepare import How, prepare
+from bc2.data.prep.prepare import PrepOptions, prepare
 config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())
-facts = prepare(config, Path(sys.argv[2]), how=How(workers=1))
+facts = prepare(config, Path(sys.argv[2]), options=PrepOptions(workers=1))
 print(facts["train"]["documents"] + facts["heldout"]["documents"])
 """
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import pyarrow as pa
 import pytest
 
-from bc2.data.prep.part_files import read_part, write_part
-from bc2.data.prep.segment import Segment, Task, run_part
-from bc2.data.prep.stages.base import Outcome, Stage, dropped, kept, removed
+from bc2.data.prep.part_files import read_part_file, write_part_file
+from bc2.data.prep.segment import Segment, SegmentTask, run_part
+from bc2.data.prep.stages.base import Outcome, Stage, dropped, remaining, removed
 
 
 class Shortest(Stage):
@@ -25,7 +25,7 @@ class Shortest(Stage):
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
         gone = pa.array([len(text) < self.least for text in table["text"].to_pylist()], pa.bool_())
-        return Outcome(kept(table, gone), dropped(table, gone, "short"))
+        return Outcome(remaining(table, gone), dropped(table, gone, "short"))
 
 
 class Upper(Stage):
@@ -42,18 +42,18 @@ class Upper(Stage):
 
 @pytest.fixture
 def task(tmp_path, records):
-    write_part(records(["one", "three"]), tmp_path / "p.arrow")
+    write_part_file(records(["one", "three"]), tmp_path / "p.arrow")
     (tmp_path / "out").mkdir()
 
-    def task(*stages: Stage) -> Task:
+    def task(*stages: Stage) -> SegmentTask:
         segment = Segment(stages, None)
-        return Task(segment, tmp_path / "p.arrow", tmp_path / "out", "p", None, None)
+        return SegmentTask(segment, tmp_path / "p.arrow", tmp_path / "out", "p", None, None)
 
     return task
 
 
 def texts(path) -> list[str]:
-    return read_part(path)["text"].to_pylist()
+    return read_part_file(path)["text"].to_pylist()
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])

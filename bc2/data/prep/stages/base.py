@@ -73,18 +73,18 @@ class Outcome(NamedTuple):
         return None
 
 
-class Noted(Outcome):
+class AnnotatedOutcome(Outcome):
     """An outcome with `notes`."""
 
     notes: pa.Table | None = None
 
-    def __new__(cls, table: pa.Table, removed: pa.Table, notes: pa.Table) -> Noted:
+    def __new__(cls, table: pa.Table, removed: pa.Table, notes: pa.Table) -> AnnotatedOutcome:
         made = super().__new__(cls, table, removed)
         made.notes = notes
         return made
 
 
-class Work(ABC):
+class WorkingSet(ABC):
     """A stage's view of the working set while it settles."""
 
     parts: list[str]
@@ -186,7 +186,7 @@ class Stage(ABC):
         """What `settle` needs of a part: integers and short values, with `pos`, never text."""
         raise NotImplementedError(f"{self.name} settles nothing")
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Decide over the whole corpus, write each part's verdict, return facts (integers)."""
         raise NotImplementedError(f"{self.name} settles nothing")
 
@@ -198,7 +198,7 @@ def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
     return pa.table([*columns[:4], details], schema=REMOVED)
 
 
-def kept(table: pa.Table, gone: Any) -> pa.Table:
+def remaining(table: pa.Table, gone: Any) -> pa.Table:
     """The rows that a boolean mask does not pick: the table itself if it picks none."""
     import pyarrow.compute as pc
 

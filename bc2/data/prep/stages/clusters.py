@@ -33,9 +33,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.mixture import mix
-from bc2.data.prep.part_files import pos_range, read_part
+from bc2.data.prep.part_files import pos_range, read_part_file
 from bc2.data.prep.settings import ClustersSettings
-from bc2.data.prep.stages.base import Outcome, Stage, Work, removed
+from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
 from bc2.data.prep.text.embedding import check_model, embed, model_digests
 from bc2.errors import DataError
 
@@ -93,7 +93,7 @@ class ClustersStage(Stage):
         ranks = mix(high ^ mix(np.uint64(self.settings.seed))) if len(high) else high
         return pa.table([table["pos"], pa.array(ranks)], schema=_KEYS)
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Fit the clusters on a sample, then find the cluster of every document.
 
         Returns:
@@ -151,7 +151,7 @@ def excerpt(text: str, characters: int) -> str:
 # -- the sample ----------------------------------------------------------------------------
 
 
-def _sample(work: Work, count: int) -> Int64:
+def _sample(work: WorkingSet, count: int) -> Int64:
     """`pos` of the documents of the lowest ranks, rising. Holds `count` rows and one part's."""
     kept = _KEYS.empty_table()
     for name in work.parts:
@@ -174,7 +174,7 @@ def _within(chosen: Int64, part: Path) -> Int64:
 def _excerpts(item: tuple[Path, Int64, int]) -> list[tuple[int, str]]:
     """`pos` and excerpt of the chosen documents of a part."""
     path, chosen, characters = item
-    table = read_part(path, ["pos", "text"])
+    table = read_part_file(path, ["pos", "text"])
     table = table.filter(pc.is_in(table["pos"], value_set=pa.array(chosen)))
     texts = (excerpt(text.as_py(), characters) for text in table["text"])
     return list(zip(table["pos"].to_pylist(), texts, strict=True))
@@ -350,7 +350,7 @@ def _assign(task: tuple[Path, Path, int, ClustersSettings]) -> tuple[pa.Table, I
     """`pos` and cluster of a part's documents; [K, 2] documents and bytes of each cluster."""
     path, folder, stamp, settings = task
     fitted = _loaded(folder, stamp)
-    table = read_part(path, ["pos", "text"])
+    table = read_part_file(path, ["pos", "text"])
     found = [np.zeros(0, np.int64)]
     for first in range(0, len(table), _AT_ONCE):
         texts = table["text"].slice(first, _AT_ONCE)

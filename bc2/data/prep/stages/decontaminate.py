@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.settings import DecontaminateSettings
-from bc2.data.prep.stages.base import DETAIL, Noted, Outcome, Stage, Work, removed
+from bc2.data.prep.stages.base import DETAIL, AnnotatedOutcome, Outcome, Stage, WorkingSet, removed
 from bc2.data.prep.stages.decontamination.benchmark_texts import (
     Item,
     benchmark_files,
@@ -31,7 +31,7 @@ from bc2.data.prep.stages.decontamination.benchmark_texts import (
     read_task,
 )
 from bc2.data.prep.stages.decontamination.matches import CONTAMINATION, MATCHES, BenchmarkMatch
-from bc2.data.prep.stages.decontamination.ngram_index import Index, Sizes, Units
+from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.data.prep.stages.passages import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
 from bc2.files import sha256_file
@@ -56,10 +56,10 @@ _CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BenchmarkIndex:
     """What is looked for."""
 
-    index: Index
+    index: NgramIndex
     items: pa.Table
     """benchmark, place, text, short: one row an `Item`."""
 
@@ -121,7 +121,7 @@ class DecontaminateStage(Stage):
         pq.write_table(prepared.items, folder / "items.parquet")
         self._folder = folder
 
-    def prepared(self) -> Prepared:
+    def prepared(self) -> BenchmarkIndex:
         """What is looked for: as `prepare` wrote it, or built here."""
         return _built(self.settings) if self._folder is None else _loaded(self._folder)
 
@@ -138,7 +138,7 @@ class DecontaminateStage(Stage):
             found.append(pa.table([pa.array(c) for c in columns], names=KEYS.names).cast(KEYS))
         return pa.concat_tables(found)
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Leave out common grams, hand out the rest, count by benchmark."""
         tables = [pq.read_table(work.keys(name), schema=KEYS) for name in work.parts]
         found = pa.concat_tables([KEYS.empty_table(), *tables]).sort_by(
@@ -211,7 +211,7 @@ class DecontaminateStage(Stage):
         changed = pa.Table.from_pylist(kept, schema=table.schema)
         whole = pa.concat_tables([table.filter(pc.invert(touched)), changed])
         listed = pa.Table.from_pylist([note.model_dump() for note in notes], schema=MATCHES)
-        return Noted(whole.sort_by("pos"), removed(gone), listed)
+        return AnnotatedOutcome(whole.sort_by("pos"), removed(gone), listed)
 
     def _left(self, row: dict[str, Any], matches: list[dict[str, int]]) -> dict[str, Any] | None:
         """The document without its matches; None if nothing stays."""
@@ -272,10 +272,10 @@ def _items(settings: DecontaminateSettings) -> Iterator[Item]:
 
 
 @lru_cache(maxsize=1)
-def _built(settings: DecontaminateSettings) -> Prepared:
+def _built(settings: DecontaminateSettings) -> BenchmarkIndex:
     items = list(_items(settings))
     sizes = Sizes(settings.ngram, settings.cjk_ngram, settings.min_words, settings.min_cjk)
-    index, short = Index.of([item.text for item in items], sizes)
+    index, short = NgramIndex.of([item.text for item in items], sizes)
     table = pa.table(
         {
             "benchmark": pa.array([item.benchmark for item in items], pa.string()),
@@ -284,12 +284,14 @@ def _built(settings: DecontaminateSettings) -> Prepared:
             "short": short,
         }
     )
-    return Prepared(index, table)
+    return BenchmarkIndex(index, table)
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path) -> Prepared:
-    return Prepared(Index.load(folder), pq.read_table(folder / "items.parquet", memory_map=True))
+def _loaded(folder: Path) -> BenchmarkIndex:
+    return BenchmarkIndex(
+        NgramIndex.load(folder), pq.read_table(folder / "items.parquet", memory_map=True)
+    )
 
 
 def _chunks(texts: list[str]) -> Iterator[tuple[int, list[str]]]:

@@ -40,17 +40,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.mixture import mix
-from bc2.data.prep.part_files import read_part
+from bc2.data.prep.part_files import read_part_file
 from bc2.data.prep.settings import DenseSettings
-from bc2.data.prep.stages.base import RECORD, Outcome, Stage, Work
+from bc2.data.prep.stages.base import RECORD, Outcome, Stage, WorkingSet
 from bc2.data.prep.stages.deduplication.connected_components import (
     PairSet,
     candidate_pairs,
-    components,
+    connected_components,
     drop_decided,
     equal_groups,
     keepers,
-    survivor,
+    survivor_detail,
 )
 from bc2.data.prep.text import minhash
 from bc2.data.prep.text.embedding import (
@@ -97,7 +97,7 @@ class DenseStage(Stage):
 
     def __init__(self, settings: DenseSettings):
         self.settings = settings
-        self.bands, self.rows = bands_for(settings.threshold, settings.recall, settings.bits)
+        self.bands, self.rows = bit_bands_for(settings.threshold, settings.recall, settings.bits)
 
     def check(self) -> None:
         """Look before any work. Raises: UsageError or DataError if the model cannot be used."""
@@ -113,7 +113,7 @@ class DenseStage(Stage):
         Too short ones, and those whose vector is zero, are left out.
         """
         vectors, kept = [], [np.zeros(0, bool)]
-        for texts in minhash.slices(table["text"], SLICE_BYTES):
+        for texts in minhash.text_slices(table["text"], SLICE_BYTES):
             words = minhash.words_of(texts)
             enough = _counts(words) >= self.settings.min_words
             found = self._vectors(texts.filter(enough), words.filter(enough))
@@ -123,7 +123,7 @@ class DenseStage(Stage):
         pos = table["pos"].to_numpy()[np.concatenate(kept)]
         return self._table(pos, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.int8))
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Decide who stays; see the head of this file.
 
         Returns:
@@ -140,7 +140,7 @@ class DenseStage(Stage):
         first, second = (np.searchsorted(wanted, side) for side in (firsts, seconds))
         about = _about(work, documents[wanted])
         quality = about["quality"].to_numpy().astype(np.float32)
-        stays = keepers(components(len(wanted), first, second), quality)
+        stays = keepers(connected_components(len(wanted), first, second), quality)
         gone = np.flatnonzero(stays != np.arange(len(stays)))
         cosines = vectors.cosines(wanted[gone], wanted[stays[gone]])
         details = pa.array(_details(about.take(stays[gone]), cosines), pa.string())
@@ -169,7 +169,7 @@ class DenseStage(Stage):
         planes = hyperplanes(vectors.shape[1], self.bands * self.rows, self.settings.seed)
         starts = range(0, max(len(vectors), 1), _AT_ONCE)
         values = np.concatenate(
-            [band_values(vectors[at : at + _AT_ONCE], planes, self.bands) for at in starts]
+            [bit_band_values(vectors[at : at + _AT_ONCE], planes, self.bands) for at in starts]
         )
         width = pa.binary(vectors.shape[1])
         stored = pa.Array.from_buffers(width, len(vectors), [None, pa.py_buffer(vectors.tobytes())])
@@ -177,7 +177,7 @@ class DenseStage(Stage):
         return pa.table(columns | {_band(i): values[:, i] for i in range(self.bands)})
 
     def _near_pairs(
-        self, work: Work, order: Int64, vectors: _Vectors
+        self, work: WorkingSet, order: Int64, vectors: _Vectors
     ) -> tuple[Int64, Int64, dict[str, int]]:
         """Pairs of places of documents that share a band and are near, verified band by band."""
         found = PairSet(len(order))
@@ -201,12 +201,12 @@ def bit_chance(cosine: float) -> float:
     return 1 - math.acos(min(max(cosine, -1.0), 1.0)) / math.pi
 
 
-def recall_at(cosine: float, bands: int, rows: int) -> float:
+def bit_recall_at(cosine: float, bands: int, rows: int) -> float:
     """The chance that two vectors of a cosine share a band of `rows` bits."""
     return minhash.recall_at(bit_chance(cosine), bands, rows)
 
 
-def bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]:
+def bit_bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]:
     """Bands, and rows (bits) a band, 32 at most: the most rows that reach `recall`.
 
     More rows mean fewer candidates in vain. Bits that fill no band are not computed.
@@ -215,9 +215,9 @@ def bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]:
         RecipeError: not even one row a band reaches it.
     """
     for rows in range(min(bits, WIDEST), 0, -1):
-        if recall_at(threshold, bits // rows, rows) >= recall:
+        if bit_recall_at(threshold, bits // rows, rows) >= recall:
             return bits // rows, rows
-    best = recall_at(threshold, bits, 1)
+    best = bit_recall_at(threshold, bits, 1)
     raise RecipeError(
         f"{bits} bits cannot find {recall:.1%} of the pairs at cosine {threshold}",
         where="corpus.dense",
@@ -243,7 +243,7 @@ def hyperplanes(dimensions: int, bits: int, seed: int) -> Float64:
 _PLANES = 0x9E37
 
 
-def band_values(vectors: Int8, planes: Float64, bands: int) -> UInt32:
+def bit_band_values(vectors: Int8, planes: Float64, bands: int) -> UInt32:
     """[N, bands] the sign bits of each band as one number."""
     signs = vectors.astype(np.float64) @ planes > 0
     cut = signs.reshape(len(vectors), bands, planes.shape[1] // bands)
@@ -276,13 +276,13 @@ def _band(number: int) -> str:
 # -- the whole corpus ----------------------------------------------------------------------
 
 
-def _column(work: Work, name: str) -> Any:
+def _column(work: WorkingSet, name: str) -> Any:
     """A column of all keys, part after part."""
     tables = [pq.read_table(work.keys(part), columns=[name]) for part in work.parts]
     return np.concatenate([table[name].to_numpy() for table in tables] or [np.zeros(0, np.int64)])
 
 
-def _documents(work: Work) -> tuple[Int64, Int64]:
+def _documents(work: WorkingSet) -> tuple[Int64, Int64]:
     """[N] `pos` of the documents that have a vector, rising; and where each stands in the keys."""
     found = _column(work, "pos")
     order = np.argsort(found)
@@ -292,7 +292,7 @@ def _documents(work: Work) -> tuple[Int64, Int64]:
 class _Vectors:
     """All vectors on disk, in the order of `pos`; a document goes by its place among them."""
 
-    def __init__(self, work: Work, documents: Int64):
+    def __init__(self, work: WorkingSet, documents: Int64):
         self._work = work
         self._file = work.folder / "vectors"
         self._width = 0
@@ -346,12 +346,12 @@ def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
     return found
 
 
-def _about(work: Work, wanted: Int64) -> pa.Table:
+def _about(work: WorkingSet, wanted: Int64) -> pa.Table:
     """pos, origin_file, origin_row and quality of documents, in the order of `pos`."""
     schema = pa.schema([*(RECORD.field(name) for name in _ORIGIN), ("quality", pa.float32())])
     tables = [schema.empty_table()]
     for name in work.parts:
-        table = read_part(work.part(name), schema.names)
+        table = read_part_file(work.part(name), schema.names)
         table = table.filter(pc.is_in(table["pos"], value_set=pa.array(wanted)))
         if "quality" not in table.schema.names:
             table = table.append_column("quality", pa.nulls(len(table), pa.float32()))
@@ -362,6 +362,6 @@ def _about(work: Work, wanted: Int64) -> pa.Table:
 def _details(about: pa.Table, cosines: Float64) -> list[str]:
     rows = about.select(["origin_file", "origin_row"]).to_pylist()
     return [
-        survivor(row["origin_file"], row["origin_row"], f"cosine {cosine:.3f}")
+        survivor_detail(row["origin_file"], row["origin_row"], f"cosine {cosine:.3f}")
         for row, cosine in zip(rows, cosines.tolist(), strict=True)
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bc2.data.prep.stages.base import Outcome, Stage, Work, dropped, kept
+from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, dropped, remaining
 
 if TYPE_CHECKING:
     from bc2.data.config import CorpusConfig
@@ -46,7 +46,7 @@ class ExactStage(Stage):
         halves = np.frombuffer(digests, dtype=np.int64).reshape(-1, 2)
         return pa.table({"pos": table["pos"], "high": halves[:, 0], "low": halves[:, 1]})
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         later = work.groups("high", "low").later()
         work.hand_out(pa.table({"pos": later}))
         return {"duplicates": len(later)}
@@ -54,4 +54,4 @@ class ExactStage(Stage):
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
         assert verdict is not None
         gone = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
-        return Outcome(kept(table, gone), dropped(table, gone, "duplicate"))
+        return Outcome(remaining(table, gone), dropped(table, gone, "duplicate"))

@@ -24,11 +24,17 @@ from bc2.data.prep.text.boilerplate_phrases import (
     LOREM_IPSUM,
     STOP_WORDS,
 )
-from bc2.data.prep.text.document_statistics import Bools, Floats, Form, Int64, batches
+from bc2.data.prep.text.document_statistics import (
+    Bools,
+    DocumentStatistics,
+    Floats,
+    Int64,
+    document_batches,
+)
 from bc2.data.prep.text.language_id import check_languages, identify
 from bc2.data.prep.text.repetition import ngrams, repeats
 
-Group = Literal["en", "zh", "code", "other"]
+LanguageGroup = Literal["en", "zh", "code", "other"]
 
 #: A document of unknown language is Chinese if so many of its letters are CJK characters.
 _CJK_SHARE = 0.3
@@ -40,13 +46,13 @@ _NOTICE = 200
 _MARKER = 1000
 
 
-class Batch:
+class TextBatch:
     """A batch of documents as rules see it: texts cut to `head`, and their form."""
 
     def __init__(self, texts: Sequence[str], rules: FormRules):
         self.texts = texts
         self.rules = rules
-        self.form = Form(texts)
+        self.form = DocumentStatistics(texts)
 
     @cached_property
     def noticed(self) -> Bools:
@@ -72,13 +78,13 @@ def _per(part: Int64, whole: Int64) -> Floats:
     return part / np.maximum(whole, 1)
 
 
-def _terminal(batch: Batch) -> Floats:
+def _terminal(batch: TextBatch) -> Floats:
     form = batch.form
     lines = _per(form.terminal_lines, form.lines)
     return np.maximum(lines, _per(form.terminal_paragraphs, form.paragraphs))
 
 
-def _boilerplate(batch: Batch) -> Floats:
+def _boilerplate(batch: TextBatch) -> Floats:
     share = np.zeros(len(batch.texts))
     for at in np.flatnonzero(batch.noticed).tolist():
         lines = [line for line in batch.texts[at].split("\n") if line.strip()]
@@ -93,7 +99,7 @@ class Rule(NamedTuple):
 
     setting: str
     """``min_`` or ``max_`` and the measure's name; the key in the recipe, and the reason."""
-    measure: Callable[[Batch], Int64 | Floats]
+    measure: Callable[[TextBatch], Int64 | Floats]
     """[D]"""
 
     @property
@@ -109,8 +115,10 @@ class Rule(NamedTuple):
         return f"{self.name} {value:.4g} {sign} {limit:g}"
 
 
-def _repeated(kind: Literal["line", "paragraph"], characters: bool) -> Callable[[Batch], Floats]:
-    def measure(batch: Batch) -> Floats:
+def _repeated(
+    kind: Literal["line", "paragraph"], characters: bool
+) -> Callable[[TextBatch], Floats]:
+    def measure(batch: TextBatch) -> Floats:
         form = batch.form
         found = repeats(form, form.line_spans if kind == "line" else form.paragraph_spans)
         if characters:
@@ -167,7 +175,7 @@ class Failure(NamedTuple):
     """Why the document at a place failed."""
 
 
-def failures(batch: Batch) -> Iterator[Failure]:
+def failures(batch: TextBatch) -> Iterator[Failure]:
     """What each rule that is on says, in order."""
     rules = batch.rules
     if rules.lorem_ipsum:
@@ -184,13 +192,13 @@ def failures(batch: Batch) -> Iterator[Failure]:
     yield from _ngram_failures(batch)
 
 
-def _limited(rule: Rule, batch: Batch, limit: float) -> Failure:
+def _limited(rule: Rule, batch: TextBatch, limit: float) -> Failure:
     values = rule.measure(batch)
     failed = rule.fails(values, limit)
     return Failure(rule.setting, failed, lambda at: rule.detail(values[at], limit))
 
 
-def _ngram_failures(batch: Batch) -> Iterator[Failure]:
+def _ngram_failures(batch: TextBatch) -> Iterator[Failure]:
     top, duplicate = batch.rules.max_top_ngrams, batch.rules.max_duplicate_ngrams
     found = {each.n: each for each in ngrams(batch.form, {*top, *duplicate})}
     whole = batch.form.word_characters
@@ -242,7 +250,7 @@ class HeuristicsStage(Stage):
             self._identify(texts, groups, verdicts)
         return _outcome(table, verdicts)
 
-    def _groups(self, texts: list[str], langs: list[str | None]) -> list[Group]:
+    def _groups(self, texts: list[str], langs: list[str | None]) -> list[LanguageGroup]:
         """Each document's group of languages: see `HeuristicsSettings`."""
         groups = [_stated(lang) for lang in langs]
         unknown = [row for row, group in enumerate(groups) if group is None]
@@ -252,7 +260,10 @@ class HeuristicsStage(Stage):
         return [group for group in groups if group is not None]
 
     def _identify(
-        self, texts: list[str], groups: list[Group], verdicts: list[tuple[str, str | None] | None]
+        self,
+        texts: list[str],
+        groups: list[LanguageGroup],
+        verdicts: list[tuple[str, str | None] | None],
     ) -> None:
         for row, text in enumerate(texts):
             if verdicts[row] is not None or groups[row] == "code":
@@ -264,16 +275,16 @@ class HeuristicsStage(Stage):
                 verdicts[row] = ("language", detail)
 
 
-def _stated(lang: str | None) -> Group | None:
+def _stated(lang: str | None) -> LanguageGroup | None:
     stated = (lang or "").replace("_", "-").split("-")[0].lower()
     return stated if stated in ("en", "zh", "code") else None  # type: ignore[return-value]
 
 
-def by_script(texts: Sequence[str]) -> list[Group]:
+def by_script(texts: Sequence[str]) -> list[LanguageGroup]:
     """``zh`` where 30% of the letters or more are CJK characters, else ``other``."""
-    groups: list[Group] = []
-    for part in batches(texts):
-        form = Form(texts[part])
+    groups: list[LanguageGroup] = []
+    for part in document_batches(texts):
+        form = DocumentStatistics(texts[part])
         chinese = (form.cjk > 0) & (form.cjk >= _CJK_SHARE * form.letters)
         groups += ["zh" if each else "other" for each in chinese.tolist()]
     return groups
@@ -282,9 +293,9 @@ def by_script(texts: Sequence[str]) -> list[Group]:
 def judge(texts: Sequence[str], rules: FormRules) -> list[tuple[str, str | None] | None]:
     """Of each text the first rule that it fails and why, or None."""
     verdicts: list[tuple[str, str | None] | None] = []
-    for part in batches(texts):
+    for part in document_batches(texts):
         judged: list[tuple[str, str | None] | None] = [None] * (part.stop - part.start)
-        for failure in failures(Batch(texts[part], rules)):
+        for failure in failures(TextBatch(texts[part], rules)):
             for at in np.flatnonzero(failure.failed).tolist():
                 judged[at] = judged[at] or (failure.reason, failure.detail(at))
         verdicts += judged

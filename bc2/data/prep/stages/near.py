@@ -30,16 +30,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import Groups
-from bc2.data.prep.part_files import pos_range, read_part
+from bc2.data.prep.part_files import pos_range, read_part_file
 from bc2.data.prep.settings import NearSettings
-from bc2.data.prep.stages.base import Outcome, Stage, Work
+from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet
 from bc2.data.prep.stages.deduplication.connected_components import (
     PairSet,
     candidate_pairs,
-    components,
+    connected_components,
     drop_decided,
     keepers,
-    survivor,
+    survivor_detail,
 )
 from bc2.data.prep.text import minhash
 
@@ -73,7 +73,7 @@ class NearStage(Stage):
     def keys(self, table: pa.Table) -> pa.Table:
         """pos, signature, band_00, band_01 ...: int64, of each document that has words."""
         bands, has_words = [np.zeros((0, self.bands), np.int64)], [np.zeros(0, bool)]
-        for texts in minhash.slices(table["text"]):
+        for texts in minhash.text_slices(table["text"]):
             found = minhash.signatures(texts, self.bands * self.rows, self.settings.shingle)
             bands.append(minhash.band_values(found, self.bands, self.rows))
             has_words.append(minhash.has_words(found))
@@ -82,7 +82,7 @@ class NearStage(Stage):
         columns = {"pos": table["pos"].to_numpy()[kept], "signature": minhash.fold(values)}
         return pa.table(columns | {_band(i): values[:, i] for i in range(self.bands)})
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Decide who stays; see the head of this file.
 
         Returns:
@@ -97,7 +97,7 @@ class NearStage(Stage):
         first, second = (np.searchsorted(sets.wanted, side) for side in (firsts, seconds))
         near = self._near(sets.overlaps(first, second))
         first, second = first[near], second[near]
-        stays = keepers(components(len(sets.wanted), first, second), sets.quality())
+        stays = keepers(connected_components(len(sets.wanted), first, second), sets.quality())
         gone = np.flatnonzero(stays != np.arange(len(stays)))
         overlaps = sets.overlaps(gone, stays[gone])
         details = pa.array(sets.details(stays[gone], overlaps), pa.string())
@@ -118,7 +118,7 @@ class NearStage(Stage):
         near: npt.NDArray[np.bool_] = overlaps[:, 0] / overlaps[:, 1] >= self.settings.threshold
         return near
 
-    def _candidates(self, work: Work) -> tuple[Int64, Int64, dict[str, int]]:
+    def _candidates(self, work: WorkingSet) -> tuple[Int64, Int64, dict[str, int]]:
         """Pairs of `pos` with a band in common, or with equal signatures."""
         paths = [work.keys(name) for name in work.parts]
         columns = [pq.read_table(path, columns=["pos"])["pos"].to_numpy() for path in paths]
@@ -162,7 +162,7 @@ class _Sets:
     A document's rank is its place among these documents in the order of `pos`.
     """
 
-    def __init__(self, work: Work, wanted: Int64, shingle: int):
+    def __init__(self, work: WorkingSet, wanted: Int64, shingle: int):
         ranges = {name: pos_range(work.part(name)) for name in work.parts}
         begins = sorted((ends, name) for name, ends in ranges.items() if ends)
         cuts = [np.searchsorted(wanted, (first, last + 1)) for (first, last), _ in begins]
@@ -208,7 +208,7 @@ class _Sets:
             told = zip(rows["origin_file"], rows["origin_row"], strict=True)
             origins |= dict(zip(mine.tolist(), told, strict=True))
         return [
-            survivor(*origins[rank], f"jaccard {shared / united:.2f}")
+            survivor_detail(*origins[rank], f"jaccard {shared / united:.2f}")
             for rank, (shared, united) in zip(ranks.tolist(), overlaps.tolist(), strict=True)
         ]
 
@@ -234,14 +234,14 @@ def _about(stem: str) -> str:
 def _write_sets(job: _Job) -> None:
     """Write of a part's wanted documents the sets, where they end, and what says who stays."""
     names = ["quality", "origin_file", "origin_row", "text"]
-    table = read_part(job.part, ["pos", *names])
+    table = read_part_file(job.part, ["pos", *names])
     table = table.filter(pc.is_in(table["pos"], value_set=pa.array(job.wanted)))
     if "quality" not in table.schema.names:
         table = table.append_column("quality", pa.nulls(len(table), pa.float32()))
     pq.write_table(table.select(names[:3]), _about(job.stem))
     ends = [np.zeros(1, np.int64)]
     with open(f"{job.stem}.sets", "wb") as stream:
-        for texts in minhash.slices(table["text"]):
+        for texts in minhash.text_slices(table["text"]):
             values, more = minhash.shingle_sets(texts, job.shingle)
             values.tofile(stream)
             ends.append(ends[-1][-1] + more[1:])

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import among, column
 from bc2.data.prep.settings import PassagesSettings
-from bc2.data.prep.stages.base import Outcome, Stage, Work, removed
+from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
 
@@ -110,7 +110,7 @@ class PassagesStage(Stage):
             for sentence in sentences_of(paragraph):
                 yield SENTENCE, next(number), inside, sentence
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Find every repeated passage, and what each document loses."""
         settings = self.settings
         least = {PARAGRAPH: settings.paragraph_repeats, SENTENCE: settings.sentence_repeats}

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
 from bc2.data.prep.stages.base import Outcome, Stage, removed
-from bc2.data.prep.text.personal_data import IN_CODE, Found, find_personal, mask_personal
+from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import CJK, split_paragraphs, split_sentences
 from bc2.errors import DataError
@@ -249,16 +249,16 @@ class SafetyStage(Stage):
         low = np.flatnonzero(means < self.settings.min_safe).tolist()
         return {i: ("unsafe", f"mean {means[i]:.3f}") for i in low}
 
-    def _personal(self, text: str, lang: str | None) -> list[Found]:
+    def _personal(self, text: str, lang: str | None) -> list[PersonalData]:
         if self.settings.personal == "keep":
             return []
         kinds = set(self.settings.kinds)
         return find_personal(text, kinds & IN_CODE if lang == "code" else kinds)
 
 
-def _masked(pos: int, text: str, pieces: Sequence[Found]) -> Iterator[Removed]:
+def _masked(pos: int, text: str, pieces: Sequence[PersonalData]) -> Iterator[Removed]:
     """One row a kind. The detail says how many, and not what they are."""
-    by_kind: dict[PersonalKind, list[Found]] = {}
+    by_kind: dict[PersonalKind, list[PersonalData]] = {}
     for piece in pieces:
         by_kind.setdefault(piece.kind, []).append(piece)
     for kind, same in by_kind.items():

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from bc2.console import warn
 from bc2.data.mixture import MAX_BLOCK
 from bc2.data.prep.settings import WeightsSettings
-from bc2.data.prep.stages.base import Outcome, Stage, Work, removed
+from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
 from bc2.errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class WeightsStage(Stage):
         columns = list(zip(*rows, strict=True)) or [()] * len(_KEYS)
         return pa.table(list(map(list, columns)), schema=_KEYS)
 
-    def settle(self, work: Work) -> dict[str, Any]:
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Name the strata and weigh them.
 
         Returns:
@@ -325,7 +325,7 @@ def _check_names(names: Mapping[Cell, str]) -> None:
             )
 
 
-def _write_verdicts(work: Work, names: Mapping[Cell, str]) -> None:
+def _write_verdicts(work: WorkingSet, names: Mapping[Cell, str]) -> None:
     rows = [(*cell, name) for cell, name in sorted(names.items())]
     schema = pa.schema([*list(_KEYS)[:4], pa.field("stratum", pa.string())])
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)

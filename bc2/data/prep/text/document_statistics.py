@@ -53,7 +53,7 @@ BATCH = 1 << 20
 ENCODED_RUN = 64
 
 
-def batches(texts: Sequence[str]) -> Iterator[slice]:
+def document_batches(texts: Sequence[str]) -> Iterator[slice]:
     """Runs of documents of at most `BATCH` characters, or of one document."""
     first = size = 0
     for at, text in enumerate(texts):
@@ -76,7 +76,7 @@ class Spans(NamedTuple):
     """The document that it lies in; rises."""
 
 
-class Form:
+class DocumentStatistics:
     """The numbers of a batch of documents, each worked out when it is asked for."""
 
     def __init__(self, texts: Sequence[str]):
@@ -337,6 +337,6 @@ def _spellings(words: tuple[str, ...]) -> tuple[UInt64, Int64]:
     """Hashes of the spellings of words, rising, and the number of the word of each."""
     spelled = [(word, number) for number, word in enumerate(words)]
     spelled += [(each, n) for word, n in spelled for each in (word.upper(), word.capitalize())]
-    hashes = Form([" ".join(word for word, _ in spelled)]).word_hashes
+    hashes = DocumentStatistics([" ".join(word for word, _ in spelled)]).word_hashes
     order = np.argsort(hashes)
     return hashes[order], np.array([number for _, number in spelled])[order]

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from bc2.data.mixture import mix
 from bc2.data.prep.text.word_hashes import hashed_words
-from bc2.data.prep.text.word_hashes import slices as slices
+from bc2.data.prep.text.word_hashes import text_slices as text_slices
 from bc2.data.prep.text.word_hashes import words_of as words_of
 from bc2.errors import RecipeError
 

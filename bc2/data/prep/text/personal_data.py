@@ -23,7 +23,7 @@ IN_CODE: frozenset[PersonalKind] = frozenset({"email", "key"})
 Places = Sequence[tuple[int, int]]
 
 
-class Found(NamedTuple):
+class PersonalData(NamedTuple):
     """One piece of personal data: text[start:end]."""
 
     start: int
@@ -113,7 +113,7 @@ _ADDRESS = re.compile(r"(?:\bip|address|host|server|addr|地址|服务器|主机
 _SMALL_OCTET = 50
 
 
-def find_personal(text: str, kinds: Iterable[PersonalKind]) -> list[Found]:
+def find_personal(text: str, kinds: Iterable[PersonalKind]) -> list[PersonalData]:
     """Personal data in the order of the text; none overlaps another.
 
     Where two overlap, the first of key, email, id_card, bank_card, ssn, ip and phone stays.
@@ -122,18 +122,18 @@ def find_personal(text: str, kinds: Iterable[PersonalKind]) -> list[Found]:
     # Patterns see what stands before a place, and two characters after it.
     numbers = _DIGITS.finditer(text) if wanted & _NUMBERS.keys() else ()
     places = [(match.start(), match.end() + 2) for match in numbers]
-    taken: list[Found] = []
+    taken: list[PersonalData] = []
     for kind in _TRUST:
         if kind not in wanted:
             continue
         spans = _NUMBERS[kind](text, places) if kind in _NUMBERS else _OTHERS[kind](text)
         for start, end in spans:
             if all(end <= other.start or start >= other.end for other in taken):
-                taken.append(Found(start, end, kind))
+                taken.append(PersonalData(start, end, kind))
     return sorted(taken)
 
 
-def mask_personal(text: str, found: Iterable[Found], mask: str) -> str:
+def mask_personal(text: str, found: Iterable[PersonalData], mask: str) -> str:
     """The text with each piece replaced by `mask`, formatted with ``KIND`` and ``kind``."""
     parts: list[str] = []
     end = 0

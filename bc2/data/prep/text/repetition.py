@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bc2.data.prep.text.document_statistics import Bools, Form, Int64, Spans, UInt64
+from bc2.data.prep.text.document_statistics import Bools, DocumentStatistics, Int64, Spans, UInt64
 
 #: Bits of a place: more than there are characters in a batch or in `HeuristicsSettings.head`.
 _PLACE = np.uint64(22)
@@ -53,7 +53,7 @@ class Repeats(NamedTuple):
     """[D] of their words."""
 
 
-def repeats(form: Form, spans: Spans) -> Repeats:
+def repeats(form: DocumentStatistics, spans: Spans) -> Repeats:
     """How many lines or paragraphs of each document repeat an earlier one of it."""
     found = equal(form.running_words.spans(spans.first, spans.last), spans.document)
     again = found.which[~found.first]
@@ -72,7 +72,7 @@ class NGrams(NamedTuple):
     """[D] characters of words that lie in one or more."""
 
 
-def ngrams(form: Form, lengths: Iterable[int]) -> Iterator[NGrams]:
+def ngrams(form: DocumentStatistics, lengths: Iterable[int]) -> Iterator[NGrams]:
     """Repeated n-grams of words, for each n in rising order.
 
     Characters are of words; occurrences may overlap, so `top` may exceed a document's characters.
@@ -90,7 +90,7 @@ def ngrams(form: Form, lengths: Iterable[int]) -> Iterator[NGrams]:
         yield NGrams(n, top, _covered(form, n, places))
 
 
-def _top(form: Form, n: int, places: Int64, opens: Int64) -> Int64:
+def _top(form: DocumentStatistics, n: int, places: Int64, opens: Int64) -> Int64:
     """[D] from the places of repeated n-grams, equal ones side by side, which `opens` parts."""
     times = np.diff(np.concatenate((opens, [len(places)])))
     begins = places[opens]
@@ -100,7 +100,7 @@ def _top(form: Form, n: int, places: Int64, opens: Int64) -> Int64:
     return (best >> 32) * (best & 0xFFFFFFFF)
 
 
-def _covered(form: Form, n: int, places: Int64) -> Int64:
+def _covered(form: DocumentStatistics, n: int, places: Int64) -> Int64:
     """[D] from rising places: each n-gram counts up to where the next begins."""
     ends = places + n
     ends[:-1] = np.minimum(ends[:-1], places[1:])

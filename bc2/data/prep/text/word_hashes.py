@@ -65,7 +65,7 @@ class Words(NamedTuple):
     """[N] words of each text."""
 
 
-def slices(texts: pa.ChunkedArray, limit: int = SLICE_BYTES) -> Iterator[pa.Array]:
+def text_slices(texts: pa.ChunkedArray, limit: int = SLICE_BYTES) -> Iterator[pa.Array]:
     """Runs of texts of about `limit` UTF-8 bytes, a single text at least, in their order."""
     for chunk in texts.chunks:
         ends = np.cumsum(pc.binary_length(chunk.cast(pa.large_binary())).to_numpy())

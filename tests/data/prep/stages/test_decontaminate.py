@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from bc2.data.prep.settings import BenchmarkSettings, DecontaminateSettings
 from bc2.data.prep.stages.decontaminate import DecontaminateStage
 from bc2.data.prep.stages.decontamination.benchmark_texts import _bare, read_benchmark
-from bc2.data.prep.stages.decontamination.ngram_index import Index, Sizes, Units
+from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.errors import DataError, RecipeError
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", "../shared/data"))
@@ -81,7 +81,7 @@ def test_what_is_found_is_what_brute_force_finds(wanted, texts, sizes):
             for window in windows:
                 if tuple(word for word, _, _ in units[i : i + len(window)]) == window:
                     expected.add((number, units[i][1], units[i + len(window) - 1][2]))
-    index, short = Index.of(wanted, sizes)
+    index, short = NgramIndex.of(wanted, sizes)
     units = Units.of(texts)
     at, grams = index.find(units)
     stop = units.stop[at + index.size[grams] - 1]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bc2.data.prep.engine import open_engine
-from bc2.data.prep.part_files import SUFFIX, read_part, write_part
+from bc2.data.prep.part_files import SUFFIX, read_part_file, write_part_file
 from bc2.data.prep.pipeline import Parts, run_stages
 from bc2.data.prep.settings import DenseSettings, NearSettings
 from bc2.data.prep.stages import dense
@@ -513,11 +513,11 @@ def test_one_process_and_two_with_small_parts(records, tmp_path):
         (folder / "in").mkdir(parents=True)
         names = [f"{first:05d}" for first in range(0, len(table), size)]
         for name in names:
-            write_part(table.slice(int(name), size), folder / "in" / f"{name}{SUFFIX}")
+            write_part_file(table.slice(int(name), size), folder / "in" / f"{name}{SUFFIX}")
         with open_engine("local", workers, 0) as engine:
             stages = [DenseStage(DenseSettings())]
             funnel = run_stages(stages, Parts(folder / "in", names), folder, engine, silent)
-        left = [read_part(funnel.parts.path(name)) for name in names]
+        left = [read_part_file(funnel.parts.path(name)) for name in names]
         found[workers] = pa.concat_tables(left).combine_chunks(), funnel.settled
     assert found[1][1] == found[2][1]
     assert found[1][0].equals(found[2][0])

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.data.prep.heuristics_settings import CodeRules, EnglishRules, FormRules, HeuristicsSettings
-from bc2.data.prep.stages.heuristics import RULES, Batch, HeuristicsStage, by_script, judge
+from bc2.data.prep.stages.heuristics import RULES, HeuristicsStage, TextBatch, by_script, judge
 from bc2.data.prep.text import document_statistics as form_module
 from bc2.data.prep.text import repetition
 from bc2.errors import RecipeError
@@ -149,7 +149,7 @@ def reference(text: str, short_line: int) -> dict[str, float]:
 
 def check(texts: list[str]) -> None:
     rules = FormRules(short_line=7)
-    batch = Batch(texts, rules)
+    batch = TextBatch(texts, rules)
     measured = {
         rule.name: rule.measure(batch) for rule in RULES if rule.name != "boilerplate_lines"
     }
@@ -280,7 +280,7 @@ TEXT = (
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.setting)
 def test_a_limit_itself_is_kept_and_the_next_number_is_not(rule):
-    value = float(rule.measure(Batch([TEXT], FormRules()))[0])
+    value = float(rule.measure(TextBatch([TEXT], FormRules()))[0])
     assert value > 0
     whole = value == int(value) and rule.setting.split("_", 1)[1] in (
         "words",

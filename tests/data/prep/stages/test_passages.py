@@ -150,7 +150,7 @@ def test_what_is_cut_stands_elsewhere_though_its_first_document_is_dropped(run_s
 
 
 def test_short_and_rare_passages_are_left_alone(run_stage, records):
-    refrain = "Row, row, row your boat, gently down the stream, merrily to the distant sea."
+    refrain = "SourceRow, row, row your boat, gently down the stream, merrily to the distant sea."
     clause = "本条例自公布之日起施行。"
     texts = [f"{clause}\n\n{i}: {refrain} {'x' * i}" for i in range(1, 5)]
     outcomes, _ = run_stage(PassagesStage(PassagesSettings()), [records(texts)])

@@ -59,7 +59,7 @@ def test_words_are_those_of_plain_python(texts, naive_words):
 @given(texts=texts_st, cut=st.integers(0, 12), limit=st.integers(1, 200))
 def test_neither_slices_nor_neighbours_change_anything(texts, cut, limit):
     chunks = pa.chunked_array([column(texts[:cut]), column(["x", *texts[cut:]]).slice(1)])
-    parts = list(minhash.slices(chunks, limit))
+    parts = list(minhash.text_slices(chunks, limit))
     assert [text for part in parts for text in part.to_pylist()] == texts
     assert all(len(part) == 1 or part.nbytes <= 20 * limit + 200 for part in parts)
     one = minhash.words_of(column(texts))

@@ -178,7 +178,7 @@ def rolled(
             yield size, mix(total)
 
 
-class Index:
+class NgramIndex:
     """Windows to look for: g grams by (size, hash), each at its first place in the texts.
 
     Of windows with equal hashes one is kept: among 10^7 unequal ones a pair collides with a
@@ -207,7 +207,7 @@ class Index:
         self._filter: Mask | None = None
 
     @classmethod
-    def of(cls, texts: Sequence[str], sizes: Sizes) -> tuple[Index, Mask]:
+    def of(cls, texts: Sequence[str], sizes: Sizes) -> tuple[NgramIndex, Mask]:
         """The index of texts, and [t] which of them hold nothing to look for."""
         units = Units.of(texts)
         size, short = _windows(units, sizes)
@@ -245,7 +245,7 @@ class Index:
             np.save(folder / f"{name}.npy", column)
 
     @classmethod
-    def load(cls, folder: Path) -> Index:
+    def load(cls, folder: Path) -> NgramIndex:
         """An index as `save` wrote it, mapped: processes of one machine share it."""
         return cls({file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")})
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bc2.data.prep.stages.base import DETAIL, Outcome, dropped, kept
+from bc2.data.prep.stages.base import DETAIL, Outcome, dropped, remaining
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -115,7 +115,7 @@ class PairSet:
         return first, second
 
 
-def components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
+def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
     """[count] the connected component of each node, of undirected edges.
 
     Named by its first node. Each round joins every component to the first that an edge leads
@@ -154,7 +154,7 @@ def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
 # -- what is said of a document that goes --------------------------------------------------
 
 
-def survivor(file: str, row: int, measure: str) -> str:
+def survivor_detail(file: str, row: int, measure: str) -> str:
     """The detail of a dropped document: the one that stays, and how near it is.
 
     A long name of a file loses its beginning, so that the measure is never cut.
@@ -169,4 +169,4 @@ def drop_decided(table: pa.Table, verdict: pa.Table, reason: str) -> Outcome:
     removed = dropped(table, gone, reason)
     at = removed.schema.get_field_index("detail")
     removed = removed.set_column(at, removed.schema.field(at), verdict["detail"])
-    return Outcome(kept(table, gone), removed)
+    return Outcome(remaining(table, gone), removed)

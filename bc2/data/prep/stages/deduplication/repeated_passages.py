@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import Int64, among
-from bc2.data.prep.stages.base import Work
+from bc2.data.prep.stages.base import WorkingSet
 
 #: What is known of a passage. Texts hold fewer than 2^31 characters.
 PASSAGES = pa.schema(
@@ -40,7 +40,7 @@ _CLASS = 1 << 23
 _CLASSES = 64
 
 
-def repeated(work: Work, least: Mapping[int, int]) -> list[Path]:
+def repeated(work: WorkingSet, least: Mapping[int, int]) -> list[Path]:
     """Find the passages that stand often enough.
 
     Memory: 16 bytes a passage of a class in each worker, and here 8 bytes a hash found.

@@ -17,7 +17,7 @@ from bc2.data.prep.stages.deduplication.connected_components import (
     PairSet,
     bucket_pairs,
     candidate_pairs,
-    components,
+    connected_components,
     keepers,
 )
 
@@ -72,7 +72,7 @@ def test_pairs_of_a_large_bucket_are_linear_and_connect_it(size):
     one, two, passed = bucket_pairs(members, np.array([0, size]))
     assert len(one) <= (LEADERS + NEIGHBOURS) * size
     assert len(one) + passed == size * (size - 1) // 2
-    assert len(set(components(size, one, two).tolist())) == 1
+    assert len(set(connected_components(size, one, two).tolist())) == 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -115,7 +115,7 @@ def graphs(draw):
 def test_components_and_who_stays_are_those_of_plain_python(graph):
     count, edges, scores = graph
     one, two = np.array(edges, np.int64).reshape(-1, 2).T
-    labels = components(count, one, two)
+    labels = connected_components(count, one, two)
     groups = naive_components(count, edges)
     for a, b in combinations(range(count), 2):
         assert (labels[a] == labels[b]) == (groups[a] == groups[b])
@@ -130,7 +130,7 @@ def test_components_and_who_stays_are_those_of_plain_python(graph):
 
 def test_nothing_gives_nothing():
     none = np.zeros(0, np.int64)
-    assert len(keepers(components(0, none, none), None)) == 0
+    assert len(keepers(connected_components(0, none, none), None)) == 0
     assert [len(side) for side in PairSet(0).both()] == [0, 0]
     one, two, passed = bucket_pairs(none, np.array([0]))
     assert (len(one), len(two), passed) == (0, 0, 0)
