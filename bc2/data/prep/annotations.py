@@ -1,4 +1,4 @@
-"""What stages say of documents beside removing them: kept by part, then listed in the corpus."""
+"""What a stage says about documents: kept part by part, then listed in a file of the corpus."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from bc2.files import make_directory
 _ROWS = 1024
 
 
-def keep_notes(segment: Path, stage: str, part: str, notes: pa.Table) -> None:
-    """Write a stage's notes of one part into the folder of the part's segment."""
-    folder = segment / "notes" / stage
+#: Folder of a segment that they are kept in. Killed runs of older versions have it.
+_FOLDER = "notes"
+
+
+def write_annotations(segment: Path, stage: str, part: str, annotations: pa.Table) -> None:
+    """Write a stage's annotations of one part into the folder of the part's segment."""
+    folder = segment / _FOLDER / stage
     make_directory(folder)
-    pq.write_table(notes, folder / f"{part}.parquet")
+    pq.write_table(annotations, folder / f"{part}.parquet")
 
 
-def list_notes(work: Path, stage: str, out: Path) -> None:
-    """Write a stage's notes of all parts to a file, in their order: a JSON object a line.
+def join_annotations(work: Path, stage: str, out: Path) -> None:
+    """Write a stage's annotations of all parts to one file, in their order, as JSON lines.
 
     Args:
-        work: the directory below which `keep_notes` was given segments.
+        work: the folder of the segments that `write_annotations` was given.
     """
     with out.open("wb") as stream:
-        for path in sorted(work.glob(f"*/notes/{stage}/*.parquet")):
+        for path in sorted(work.glob(f"*/{_FOLDER}/{stage}/*.parquet")):
             with pq.ParquetFile(path) as part:
                 for batch in part.iter_batches(_ROWS):
                     lines = (json.dumps(row, ensure_ascii=False) for row in batch.to_pylist())

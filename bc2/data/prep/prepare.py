@@ -20,7 +20,7 @@ from bc2.data import environment
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
-from bc2.data.prep.annotations import list_notes
+from bc2.data.prep.annotations import join_annotations
 from bc2.data.prep.engine import EngineName, PrepEngine, open_engine
 from bc2.data.prep.funnel import FUNNEL
 from bc2.data.prep.funnel_totals import add_up_funnel
@@ -145,8 +145,8 @@ def _prepare(
     _check_left(config, facts)
     funnel = add_up_funnel(config, stages, read, results, written)
     for stage in stages:
-        if stage.notes is not None:
-            list_notes(work, stage.name, out / stage.notes)
+        if stage.annotations_file is not None:
+            join_annotations(work, stage.name, out / stage.annotations_file)
     write_durably(out / FUNNEL, _pretty(funnel.as_json()))
     write_durably(out / FACTS, _pretty(facts))
     (work / TIMINGS).write_bytes(_pretty(step_timings(funnel, read, results, written)))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bc2.data.prep.annotations import keep_notes
+from bc2.data.prep.annotations import write_annotations
 from bc2.data.prep.part_files import SUFFIX, read_part_file, write_keys, write_part_file
 from bc2.data.prep.stages.base import Outcome, Stage
 from bc2.errors import RunFailed
@@ -164,8 +164,8 @@ def run_part(task: SegmentTask) -> PartFacts:
         )
         if task.dropped is not None:
             _keep_dropped(task.dropped / stage.name, task.name, table, outcome.removed)
-        if outcome.notes is not None:
-            keep_notes(task.folder, stage.name, task.name, outcome.notes)
+        if outcome.annotations is not None:
+            write_annotations(task.folder, stage.name, task.name, outcome.annotations)
         table, before = outcome.table, after
     if task.segment.closing is not None:
         began = time.perf_counter()

@@ -66,22 +66,8 @@ class Outcome(NamedTuple):
     """Survivors in the order of `pos`: RECORD and columns of stages."""
     removed: pa.Table
     """REMOVED, in any order."""
-
-    @property
-    def notes(self) -> pa.Table | None:
-        """Rows for the file that `Stage.notes` names, in the order of `pos`; None: none."""
-        return None
-
-
-class AnnotatedOutcome(Outcome):
-    """An outcome with `notes`."""
-
-    notes: pa.Table | None = None
-
-    def __new__(cls, table: pa.Table, removed: pa.Table, notes: pa.Table) -> AnnotatedOutcome:
-        made = super().__new__(cls, table, removed)
-        made.notes = notes
-        return made
+    annotations: pa.Table | None = None
+    """Rows for the file that `Stage.annotations_file` names, in the order of `pos`."""
 
 
 class WorkingSet(ABC):
@@ -144,8 +130,8 @@ class Stage(ABC):
     """Every reason for which it removes something."""
     needs_all: ClassVar[bool] = False
     """Whether `keys` and `settle` come before `apply`."""
-    notes: ClassVar[str | None] = None
-    """Name of the corpus's file that lists what `apply` notes, a JSON object a line."""
+    annotations_file: ClassVar[str | None] = None
+    """Name of a file in the corpus that lists the annotations, one JSON object a line."""
 
     @abstractmethod
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:

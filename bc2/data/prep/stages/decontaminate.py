@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.settings import DecontaminateSettings
-from bc2.data.prep.stages.base import DETAIL, AnnotatedOutcome, Outcome, Stage, WorkingSet, removed
+from bc2.data.prep.stages.base import DETAIL, Outcome, Stage, WorkingSet, removed
 from bc2.data.prep.stages.decontamination.benchmark_texts import (
     Item,
     benchmark_files,
@@ -70,7 +70,7 @@ class DecontaminateStage(Stage):
     `keys` reads all text and finds every match; `settle` leaves out what is common and counts;
     `apply` touches only documents with matches. A gram that several items hold is counted for the
     first of them. `detail`: benchmark, place of the item, how many other items match, and both
-    texts. `notes` are the matches one by one.
+    texts. The annotations are the matches one by one.
 
     Memory: the index, about 30 bytes a word of the benchmarks, mapped once a machine after
     `prepare`; `settle` holds about 120 bytes a match.
@@ -80,7 +80,7 @@ class DecontaminateStage(Stage):
     version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = (REASON,)
     needs_all: ClassVar[bool] = True
-    notes: ClassVar[str | None] = CONTAMINATION
+    annotations_file: ClassVar[str | None] = CONTAMINATION
 
     def __init__(self, settings: DecontaminateSettings):
         self.settings = settings
@@ -200,18 +200,18 @@ class DecontaminateStage(Stage):
         touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
         kept: list[dict[str, Any]] = []
         gone: list[tuple[int, str, int, bool, str | None]] = []
-        notes: list[BenchmarkMatch] = []
+        shared: list[BenchmarkMatch] = []
         for row in table.filter(touched).to_pylist():
             left = self._left(row, matches[row["pos"]])
             lost = len(row["text"].encode()) - (len(left["text"].encode()) if left else 0)
             detail = self._detail(row["text"], matches[row["pos"]])
             gone.append((row["pos"], REASON, lost, left is None, detail))
             kept += [left] if left else []
-            notes += self._notes(row, matches[row["pos"]], whole=left is None)
+            shared += self._annotations(row, matches[row["pos"]], whole=left is None)
         changed = pa.Table.from_pylist(kept, schema=table.schema)
         whole = pa.concat_tables([table.filter(pc.invert(touched)), changed])
-        listed = pa.Table.from_pylist([note.model_dump() for note in notes], schema=MATCHES)
-        return AnnotatedOutcome(whole.sort_by("pos"), removed(gone), listed)
+        listed = pa.Table.from_pylist([match.model_dump() for match in shared], schema=MATCHES)
+        return Outcome(whole.sort_by("pos"), removed(gone), listed)
 
     def _left(self, row: dict[str, Any], matches: list[dict[str, int]]) -> dict[str, Any] | None:
         """The document without its matches; None if nothing stays."""
@@ -226,7 +226,7 @@ class DecontaminateStage(Stage):
         has_scores = any(row.get(name) is not None for name in SCORES)
         return {**row, "text": text, **(scores_left(row, text, flags) if has_scores else {})}
 
-    def _notes(
+    def _annotations(
         self, row: dict[str, Any], matches: list[dict[str, int]], *, whole: bool
     ) -> Iterator[BenchmarkMatch]:
         """A match for each item that is listed, in the order of the document's text."""

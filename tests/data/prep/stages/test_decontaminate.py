@@ -149,8 +149,10 @@ def test_a_detail_names_the_item_and_shows_both_texts(run_stage, records, benchm
     assert outcomes[0].table["text"].to_pylist() == texts
 
 
-def notes_of(outcomes):
-    return pa.concat_tables([o.notes for o in outcomes if o.notes is not None]).to_pylist()
+def annotations_of(outcomes):
+    return pa.concat_tables(
+        [o.annotations for o in outcomes if o.annotations is not None]
+    ).to_pylist()
 
 
 def test_every_match_is_listed_with_both_texts(run_stage, records, benchmark_file):
@@ -159,7 +161,7 @@ def test_every_match_is_listed_with_both_texts(run_stage, records, benchmark_fil
     short = QUESTIONS[2]
     texts = [FILLER, f"{FILLER * 3}{whole} {FILLER} {part} {FILLER}{whole}", QUESTIONS[3], short]
     outcomes, facts = run_stage(stage_of(benchmark_file), [records(texts, lang="en")])
-    rows = notes_of(outcomes)
+    rows = annotations_of(outcomes)
     place = f"{benchmark_file.parent.name}/questions.jsonl"
     assert [(row["row"], row["item"], row["how"], row["words"]) for row in rows] == [
         (2, f"{place}:1", "text", 18),
@@ -186,7 +188,7 @@ def test_long_matches_are_listed_in_part(run_stage, records, tmp_path):
     path.write_text(json.dumps({"question": long}) + "\n")
     texts = [FILLER + long, FILLER + " ".join(words[200:213])]
     outcomes, _ = run_stage(stage_of(path), [records(texts)])
-    rows = notes_of(outcomes)
+    rows = annotations_of(outcomes)
     assert [row["words"] for row in rows] == [400, 13]
     assert rows[0]["text"] == texts[0][: len(FILLER) + 400 + 100]
     assert rows[0]["shared"] == [len(FILLER), len(FILLER) + 400]
@@ -199,7 +201,7 @@ def test_long_matches_are_listed_in_part(run_stage, records, tmp_path):
 def test_what_was_done_is_listed(run_stage, records, benchmark_file, action):
     texts = [QUESTIONS[0], f"{FILLER} {QUESTIONS[0]} {FILLER}"]
     outcomes, _ = run_stage(stage_of(benchmark_file, action=action, margin=0), [records(texts)])
-    done = [row["done"] for row in notes_of(outcomes)]
+    done = [row["done"] for row in annotations_of(outcomes)]
     wanted = {"drop": ["dropped"] * 2, "cut": ["dropped", "cut"], "report": ["reported"] * 2}
     assert done == wanted[action]
 
@@ -220,11 +222,11 @@ def test_the_first_documents_of_each_item_are_listed_and_the_rest_counted(
             pairs += 1
             earlier = sum(question in others for others in chosen[: row - 1])
             listed += [(row, QUESTIONS.index(question) + 1)] if earlier < limit else []
-    rows = notes_of(whole)
+    rows = annotations_of(whole)
     assert [(row["row"], int(row["item"].rpartition(":")[2])) for row in rows] == listed
     assert (facts["pairs"], facts["not_listed"]) == (pairs, pairs - len(listed))
     parts, parts_facts = run_stage(stage, [table.slice(a, 7) for a in range(0, 40, 7)])
-    assert notes_of(parts) == rows
+    assert annotations_of(parts) == rows
     assert parts_facts == facts
 
 

@@ -93,7 +93,7 @@ def test_features_are_those_of_a_naive_reference(sentences):
 
 
 def run(table, **given_settings):
-    return QualityStage(QualitySettings(**given_settings)).apply(table, None)
+    return QualityStage(QualitySettings(**given_settings)).apply(table, None)[:2]
 
 
 def test_low_sentences_are_cut(records):
@@ -185,7 +185,7 @@ def test_a_trained_scorer(records, tmp_path):
     stage.check()
     assert set(stage.digests()) == {scorer.FACTS, scorer.WEIGHTS}
     again = pickle.loads(pickle.dumps(stage))
-    table, removed = again.apply(records([GOOD * 5, BAD * 5]), None)
+    table, removed = again.apply(records([GOOD * 5, BAD * 5]), None)[:2]
     assert table["text"].to_pylist() == [GOOD * 5]
     assert removed["reason"].to_pylist() == ["low_quality"]
     assert len(pickle.dumps(stage)) < 2000
