@@ -1,7 +1,7 @@
-"""Parts of the working set on disk: Arrow's own format, mapped, so that reading copies nothing.
+"""Files of the working set's parts: Arrow's own format, mapped, so that reading copies nothing.
 
-Not compressed, since a part is read several times and lives for one run: two copies of all text
-are on disk while a segment goes from one to the next.
+They are not compressed: a part is read several times and is deleted with the run. While the
+stages of a segment work, all text is on disk twice: as it came in and as it comes out.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: How the names of parts end.
+#: Suffix of the file of a part.
 SUFFIX = ".arrow"
 
 
 def write_part_file(table: pa.Table, path: Path) -> None:
-    """A part, in the order of `pos`."""
+    """Write a part, whose rows are in the order of `pos`."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
 def read_part_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part, or the columns of it that are asked for and there; the file may then be unlinked."""
+    """Read a part: all columns, or those of `columns` that it has. The file may then be deleted."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     if columns is None:
@@ -38,5 +38,5 @@ def pos_range(path: Path) -> tuple[int, int] | None:
 
 
 def write_keys(table: pa.Table, path: Path) -> None:
-    """Keys of a part as Parquet, which queries read: mostly hashes, of which no two are alike."""
+    """Write the keys of a part as Parquet, which Daft reads; not compressed: they are hashes."""
     pq.write_table(table, path, compression="none", use_dictionary=False)

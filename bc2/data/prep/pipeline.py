@@ -1,9 +1,9 @@
-"""The stages of the funnel over the parts of the working set, one after another.
+"""Run the stages of the funnel over all parts of the working set, and resume a killed run.
 
-A segment is one pass over the text: what a stage that has settled decided, the stages that
-look at a document alone, and the keys of the next stage that settles. Each part that a segment
-finished, and each settled stage, is kept until the corpus is made, so a killed run goes on from
-there; the text of a finished segment's predecessor is removed.
+A segment is one pass over the text. It applies the verdicts of a stage that has settled, then the
+stages that need no verdicts, and makes the keys of the next stage that settles. The parts that a
+segment has finished and the verdicts of settled stages are kept until the corpus is made, so a
+killed run continues from them. The text of the segment before is deleted.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Parts(NamedTuple):
 
 @dataclass
 class StageResults:
-    """What the stages did: facts of every part by segment, and of every stage that settled."""
+    """What all stages did: the facts of each part and of each stage that settled."""
 
     parts: Parts
-    """What came out."""
+    """The parts that came out of the last segment."""
     facts: list[PartFacts]
     """By segment and part."""
     settled: dict[str, dict[str, Any]]
     seconds: dict[str, float]
-    """Of preparing and settling, by stage."""
+    """Seconds of preparing and settling, by stage."""
 
 
 def run_stages(
@@ -93,7 +93,7 @@ def run_stages(
             for name in parts.names
         ]
         facts += _run(segment, tasks, engine, bars)
-        # Every fact and text of this segment is on disk: the one before is not needed.
+        # All parts and facts of this segment are on disk, so those before it are not needed.
         for name in parts.names:
             parts.path(name).unlink(missing_ok=True)
         parts = Parts(folder, parts.names)
@@ -102,7 +102,7 @@ def run_stages(
 
 
 def segments(stages: Iterable[Stage]) -> list[Segment]:
-    """Stages cut before each one that settles."""
+    """The segments: a new one begins at each stage that settles."""
     found: list[list[Stage]] = [[]]
     for stage in stages:
         if stage.needs_all:
@@ -145,7 +145,7 @@ def _settle(
 
 
 def _seconds(verdicts: Path) -> float:
-    """How long a stage took to settle; 0 if a version that did not say it settled it."""
+    """How long a stage took to settle; 0 where an older version settled it and did not record it."""
     path = verdicts / "seconds.json"
     return float(json.loads(path.read_bytes())) if path.exists() else 0.0
 

@@ -1,4 +1,4 @@
-"""One part through one segment of stages, with everything that left counted."""
+"""Take one part through one segment of stages, and count everything that is removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bc2.data.prep.stages.base import Outcome, Stage
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
 
-#: Examples of each reason and language that are kept, the same whatever the parts.
+#: Examples that are kept of each reason and language; they do not depend on the parts.
 EXAMPLES = 10
 
 #: Characters of an example's text.
@@ -93,7 +93,7 @@ class Segment:
 
     @property
     def title(self) -> str:
-        """What a progress bar is called."""
+        """The title of its progress bar."""
         names = [stage.name for stage in self.stages]
         return ", ".join(names) or (f"keys of {self.closing.name}" if self.closing else "nothing")
 
@@ -103,10 +103,10 @@ class SegmentTask:
     """One part to be taken through a segment.
 
     Attributes:
-        source: the part as it comes in.
-        folder: what comes out goes here: the part, its keys and its facts.
-        verdicts: where the first stage's verdicts lie, if it settles.
-        dropped: where dropped documents go, if they are kept.
+        source: file of the part as it comes in.
+        folder: where the part that comes out, its keys and its facts are written.
+        verdicts: folder of the first stage's verdicts, if it settles.
+        dropped: folder for the documents that are dropped, if they are to be kept.
     """
 
     segment: Segment
@@ -118,7 +118,7 @@ class SegmentTask:
 
     @property
     def done(self) -> Path:
-        """Written last: the part is finished."""
+        """The file of the facts, which is written last: if it is there, the part is finished."""
         return self.folder / f"{self.name}.json"
 
     def known(self) -> PartFacts | None:
@@ -184,9 +184,9 @@ def run_part(task: SegmentTask) -> PartFacts:
 
 
 def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
-    """Write the part that comes out; None: as it came in, so its file gets a second name."""
+    """Write the part that comes out; None: it is unchanged, so its file gets a second name."""
     target = task.folder / f"{task.name}{SUFFIX}"
-    # Never written through: what a killed run left may be that second name.
+    # A killed run may have left that second name, through which the source would be changed.
     target.unlink(missing_ok=True)
     if table is None:
         try:
@@ -198,7 +198,7 @@ def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
 
 
 def _check(stage: Stage, table: pa.Table, outcome: Outcome) -> None:
-    """No stage may lose a document without a reason, or reorder them."""
+    """Check that the stage gave a reason for each missing document and kept the order."""
     whole = pc.sum(outcome.removed["whole"].cast(pa.int64())).as_py() or 0
     places = outcome.table["pos"].to_numpy()
     unknown = set(pc.unique(outcome.removed["reason"]).to_pylist()) - set(stage.reasons)
@@ -216,7 +216,7 @@ def text_bytes(table: pa.Table) -> Any:
 
 
 def _groups(table: pa.Table) -> Iterator[tuple[str, str | None, Any]]:
-    """source, lang and a mask of their rows."""
+    """Each source and language, with a mask of its rows."""
     pairs = table.select(["source", "lang"]).group_by(["source", "lang"]).aggregate([])
     for pair in sorted(pairs.to_pylist(), key=lambda p: (p["source"], p["lang"] or "")):
         same = pc.equal(table["source"], pair["source"])
@@ -237,7 +237,7 @@ def _counts(table: pa.Table) -> list[GroupRow]:
 def _removed(
     stage: Stage, table: pa.Table, removed: pa.Table
 ) -> tuple[list[RemovalRow], list[dict[str, Any]]]:
-    """What was removed by source, language and reason; and some of it to look at."""
+    """What was removed, by source, language and reason; and examples of it."""
     if not len(removed):
         return [], []
     at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
@@ -287,7 +287,7 @@ def _examples(
 
 
 def _excerpt(text: str, gone: dict[str, Any]) -> str:
-    """The beginning of a dropped document; of one that was cut, the place where it was."""
+    """The beginning of a dropped document; of a cut one, the text around the cut."""
     if gone["whole"] or not gone["detail"]:
         return text[:EXCERPT]
     at = max(0, text.find(gone["detail"].splitlines()[0].strip()[:40]))
@@ -296,7 +296,7 @@ def _excerpt(text: str, gone: dict[str, Any]) -> str:
 
 
 def example_rank(pos: int) -> str:
-    """Orders documents at random, but always the same."""
+    """A rank that puts documents into a random order, the same in every run."""
     return hashlib.sha256(pos.to_bytes(8, "big")).hexdigest()[:16]
 
 

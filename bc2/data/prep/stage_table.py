@@ -55,6 +55,6 @@ def stage_class(name: str) -> type[Stage]:
 
 
 def stage_digests(stages: Iterable[Stage]) -> dict[str, dict[str, str]]:
-    """By stage, the SHA-256 of every file beside the text that affects its result."""
+    """By stage, the SHA-256 of every file, other than the text, that affects its result."""
     found = {stage.name: stage.digests() for stage in stages}
     return {name: digests for name, digests in found.items() if digests}

@@ -1,11 +1,12 @@
-"""What the stages of data preparation share: the record, what is removed, and a stage's shape.
+"""What a stage is: its methods, the rows it is given, and the rows it says are removed.
 
-The working set is a list of parts (`bc2.data.prep.part_files`): documents of one input file, in the
-order of `pos`. A stage maps a part to a part. Where a decision needs the whole corpus, `keys`
-says of each part what is needed (never text), `settle` decides, and `apply` carries it out.
+The working set is a list of parts (`bc2.data.prep.part_files`): runs of documents, in the order
+of `pos`. A stage turns a part into a part. Where a decision needs the whole corpus, the stage
+works in three steps: `keys` extracts from each part what the decision needs (never text),
+`settle` decides and writes a verdict for each part, and `apply` carries the verdicts out.
 
-A part may be any run of documents, so what a stage does depends on rows alone: the same input
-and settings give the same bytes, whatever the size of parts, the workers or the engine.
+A part may be any run of documents, so a stage must depend on rows alone: the same input and
+settings give the same bytes, whatever the size of parts, the workers or the engine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 #: Rows of a file that `pos` has room for, in bits.
 ROW_BITS = 40
 
-#: What every part begins with; stages append columns of their own.
+#: The columns with which every part begins; stages append columns of their own.
 RECORD = pa.schema(
     [
         pa.field("pos", pa.int64(), nullable=False),  # file index << ROW_BITS | row
@@ -41,7 +42,7 @@ RECORD = pa.schema(
     ]
 )
 
-#: One row a dropped document, or one a document and reason where text was cut out of it.
+#: One row for each dropped document, and for each reason for which text was cut out of one.
 REMOVED = pa.schema(
     [
         pa.field("pos", pa.int64(), nullable=False),
@@ -71,24 +72,24 @@ class Outcome(NamedTuple):
 
 
 class WorkingSet(ABC):
-    """A stage's view of the working set while it settles."""
+    """The parts of the corpus, as a stage sees them while it settles."""
 
     parts: list[str]
     """Names of the parts, sorted."""
     folder: Path
-    """Scratch of this stage; gone when the stage is done."""
+    """A folder for this stage's temporary files, deleted when the stage has settled."""
 
     @abstractmethod
     def part(self, name: str) -> Path:
-        """The part as it comes into the stage."""
+        """The file of a part as it comes into the stage."""
 
     @abstractmethod
     def keys(self, name: str) -> Path:
-        """What `Stage.keys` gave for the part."""
+        """The file with what `Stage.keys` returned for a part."""
 
     @abstractmethod
     def verdict(self, name: str) -> Path:
-        """What `Stage.settle` writes for the part, whether or not it has rows."""
+        """The file that `Stage.settle` must write for every part, with rows or without."""
 
     def hand_out(self, decided: pa.Table) -> None:
         """Write every part's verdict: the rows of `decided` whose `pos` lies in the part.
@@ -103,7 +104,7 @@ class WorkingSet(ABC):
             pq.write_table(decided.slice(first, last - first), self.verdict(name))
 
     def groups(self, *columns: str, without: Int64 | None = None) -> Groups:
-        """Documents of equal values in columns of the keys, each int64.
+        """Documents that are equal in columns of the keys, each int64.
 
         Args:
             without: `pos` of documents to leave out, sorted.
@@ -121,13 +122,13 @@ class WorkingSet(ABC):
 
 
 class Stage(ABC):
-    """One step of the funnel. Picklable: it travels to workers."""
+    """One step of the funnel. It must be picklable: workers get a copy."""
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Raised when the same input and settings give another result."""
+    """Raise it when the same input and settings give another result: it is in the corpus's key."""
     reasons: ClassVar[tuple[str, ...]]
-    """Every reason for which it removes something."""
+    """Every reason for which the stage removes a document or cuts text."""
     needs_all: ClassVar[bool] = False
     """Whether `keys` and `settle` come before `apply`."""
     annotations_file: ClassVar[str | None] = None
@@ -135,9 +136,15 @@ class Stage(ABC):
 
     @abstractmethod
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Map one part; `verdict` is what `settle` wrote for it, None unless `needs_all`.
+        """What becomes of one part.
 
-        Where nothing changes, giving back `table` itself saves writing it again.
+        Args:
+            table: RECORD and the columns of earlier stages.
+            verdict: what `settle` wrote for the part; None unless `needs_all`.
+
+        Returns:
+            The outcome. Return `table` itself if nothing changes: the part is then not written
+            again.
         """
 
     @classmethod
@@ -162,37 +169,37 @@ class Stage(ABC):
         """
 
     def prepare(self, folder: Path) -> None:  # noqa: B027
-        """Make once, in a folder that workers can read, what they would else each make."""
+        """Make what all workers need once, in a folder that they can read."""
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that affects the result, by name: part of the corpus's key."""
         return {}
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """What `settle` needs of a part: integers and short values, with `pos`, never text."""
+        """What `settle` needs to know of a part: `pos`, integers and short values, never text."""
         raise NotImplementedError(f"{self.name} settles nothing")
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Decide over the whole corpus, write each part's verdict, return facts (integers)."""
+        """Decide over the whole corpus and write each part's verdict. Returns facts (integers)."""
         raise NotImplementedError(f"{self.name} settles nothing")
 
 
 def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
-    """REMOVED from rows in its order of columns, details cut to length."""
+    """A table REMOVED from rows with its columns in order; long details are cut."""
     columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
     details = [None if text is None else text[:DETAIL] for text in columns[4]]
     return pa.table([*columns[:4], details], schema=REMOVED)
 
 
 def remaining(table: pa.Table, gone: Any) -> pa.Table:
-    """The rows that a boolean mask does not pick: the table itself if it picks none."""
+    """The rows that are False in the mask `gone`; the table itself if none is True."""
     import pyarrow.compute as pc
 
     return table.filter(pc.invert(gone)) if pc.any(gone).as_py() else table
 
 
 def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:
-    """REMOVED for the whole documents that a boolean mask picks."""
+    """A table REMOVED for the whole documents that are True in a mask."""
     import pyarrow.compute as pc
 
     gone = table.filter(mask)

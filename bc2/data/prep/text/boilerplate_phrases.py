@@ -1,4 +1,4 @@
-"""Phrases that pages say of themselves, not of their subject: patterns for RE2.
+"""Phrases of web pages that are about the page, not its subject; patterns for RE2.
 
 The English ones go back to C4's rules (Raffel et al. 2020, section 2.2), the Chinese ones are
 what Chinese sites say in the same places.

@@ -1,4 +1,4 @@
-"""Hashes of spans of a sequence, all of them from two running sums."""
+"""A rolling hash: hashes of any spans of a sequence, from one running sum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UInt64 = npt.NDArray[np.uint64]
 #: Base of the rolling hash: odd, so that it has an inverse modulo 2**64.
 _BASE = 0x9E3779B97F4A7C15
 
-#: The tables of powers are made for so many values, or for more by doubling.
+#: The tables of powers hold at least so many; longer sequences double them.
 _LEAST = 1 << 20
 
 

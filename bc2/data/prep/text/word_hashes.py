@@ -1,13 +1,15 @@
-"""Texts as words, and a hash of every word: how documents are compared.
+"""Split texts into words and hash every word: the form in which documents are compared.
 
-Words: NFKD, lower case, and every run of characters that are not letters, marks or numbers is
-one space, so code is compared without its operators. A Chinese character, kana or its mark
-(U+3000 to U+9FFF, and planes 2 and 3) is a word by itself. Other scripts without spaces (Thai,
-Khmer) are not split: their words are whole phrases, so fewer of their near-duplicates are found.
+A text is brought to NFKD and lower case. Letters, marks and numbers make words; any other
+characters separate them, so code is compared without its operators. A Chinese character, a kana
+or a mark of theirs (U+3000 to U+9FFF, and planes 2 and 3) is one word. Other scripts without
+spaces (Thai, Khmer) are not split: a whole phrase counts as one word, so fewer near-duplicates
+are found in them.
 
-Almost every character becomes one letter or a break whatever stands beside it, so a table does
-all of it at once; texts with others (é, ½, 한) are normalised before. Words by themselves are
-the words of themselves: every function here takes texts or what `words_of` made of them.
+Nearly every character maps to one letter or to a break, whatever its neighbours, so one table
+look-up converts all of them. A text with other characters (é, ½, 한) is normalised first. The
+result of `words_of` has the same words as the text it was made of, so every function here takes
+either.
 
 N = texts, L = letters of all texts, W = words of all texts.
 """
@@ -31,27 +33,28 @@ UInt32 = npt.NDArray[np.uint32]
 UInt64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
-#: UTF-8 bytes of text that are turned into words at once: few enough for a processor's cache.
-#: A slice takes about 50 times that.
+#: UTF-8 bytes of text that are split at once: few enough for the processor's cache. Splitting
+#: takes about 50 times as much memory.
 SLICE_BYTES = 1 << 19
 
 #: Words that are hashed at once.
 _BLOCK = 1 << 16
 
 _SPACE, _BREAK = 0x20, 0
-#: Letters, marks and numbers make words; the rest parts them.
+#: Letters, marks and numbers make words; other characters separate them.
 _WORD, _MARK = r"[\p{L}\p{M}\p{N}]", r"\p{M}"
-#: Code points are looked up a plane at once: to make a regular expression takes longer.
+#: Code points are classified a plane at a time: compiling the pattern takes longer than that.
 _PLANE_BITS = 16
-#: In the table: not looked up yet; more than one letter, or a mark, whose order may change.
+#: Entries of the table: not classified yet; more than one letter, or a mark, which normalisation
+#: may move.
 _UNKNOWN, _SEVERAL = 0xFFFFFFFF, 0xFFFFFFFE
 
 
 class Letters(NamedTuple):
-    """What the characters of texts are in words."""
+    """The characters of texts, as letters of words."""
 
     codes: UInt32
-    """[L] code points; _BREAK for all that parts words."""
+    """[L] code points; _BREAK where a character separates words."""
     ends: Int64
     """[N + 1] where texts begin and end."""
 
@@ -66,7 +69,7 @@ class Words(NamedTuple):
 
 
 def text_slices(texts: pa.ChunkedArray, limit: int = SLICE_BYTES) -> Iterator[pa.Array]:
-    """Runs of texts of about `limit` UTF-8 bytes, a single text at least, in their order."""
+    """Cut a column into runs of about `limit` UTF-8 bytes, in order, of one text at least."""
     for chunk in texts.chunks:
         ends = np.cumsum(pc.binary_length(chunk.cast(pa.large_binary())).to_numpy())
         first = 0
@@ -78,7 +81,7 @@ def text_slices(texts: pa.ChunkedArray, limit: int = SLICE_BYTES) -> Iterator[pa
 
 
 def words_of(texts: pa.Array) -> pa.Array:
-    """Texts as they are compared: words with one space between; empty where there are none."""
+    """The words of each text, joined by single spaces; empty where it has none."""
     codes, ends = letters_of(texts)
     pairs = np.full((len(codes), 2), _SPACE, np.uint32)  # a letter, and a space before it
     pairs[:, 1] = codes
@@ -95,7 +98,7 @@ def hashed_words(texts: pa.Array) -> Words:
     hashes = np.zeros(len(places), np.uint64)
     bounds = np.append(places, len(codes))
     for first in range(0, len(places), _BLOCK):
-        # From word to word: breaks between them count as nothing.
+        # A span goes from word to word: breaks are zero and add nothing to its hash.
         mine = bounds[first : first + _BLOCK + 1]
         sums = rolling(codes[mine[0] : mine[-1]])
         hashes[first : first + _BLOCK] = sums.spans(mine[:-1] - mine[0], mine[1:] - mine[0])
@@ -103,7 +106,7 @@ def hashed_words(texts: pa.Array) -> Words:
 
 
 def letters_of(texts: pa.Array) -> Letters:
-    """Every character as one letter or a break, texts normalised where that is not enough."""
+    """Every character as one letter or a break; a text with other characters is normalised."""
     table = _Table.shared()
     sizes = pc.utf8_length(texts).to_numpy().astype(np.int64)
     ends = np.concatenate(([0], np.cumsum(sizes)))
@@ -116,7 +119,7 @@ def letters_of(texts: pa.Array) -> Letters:
     sizes[which] = pc.utf8_length(plain).to_numpy()
     found = _code_points(plain)
     letters = table.letters(found)
-    # Only marks are left, in the order that is theirs.
+    # Only marks are left, and normalisation has put them in order.
     letters = np.where(letters == _SEVERAL, found, letters)
     pieces = np.split(codes, np.stack((ends[which], ends[which + 1]), axis=1).ravel())
     pieces[1::2] = np.split(letters, np.cumsum(sizes[which])[:-1])
@@ -124,7 +127,7 @@ def letters_of(texts: pa.Array) -> Letters:
 
 
 class _Table:
-    """What each code point is in words, looked up when one of its plane is first met."""
+    """The letter of each code point; a plane is filled in when a text first has one of it."""
 
     def __init__(self) -> None:
         self._letters = np.full(0x110000, _UNKNOWN, np.uint32)
@@ -132,7 +135,7 @@ class _Table:
     @staticmethod
     @cache
     def shared() -> _Table:
-        """The one of this process."""
+        """The table of this process."""
         return _Table()
 
     def letters(self, codes: UInt32) -> UInt32:

@@ -1,4 +1,8 @@
-"""Groups of documents: candidate pairs from buckets, connected components, who stays, who goes."""
+"""From buckets of similar documents to the documents that stay.
+
+Pairs of a bucket are candidates; the pairs that are verified connect documents into components;
+of each component one document stays.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ _PAIRS = 1 << 22
 
 
 def candidate_pairs(members: Int64, ends: Int64) -> Iterator[tuple[Int64, Int64, int]]:
-    """What `bucket_pairs` gives, of some buckets after the other."""
+    """What `bucket_pairs` returns, for a few buckets at a time."""
     sizes = np.diff(ends)
     at_most = np.minimum(sizes * (sizes - 1) // 2, (LEADERS + NEIGHBOURS) * sizes)
     cuts = np.flatnonzero(np.diff(np.cumsum(at_most) // _PAIRS)) + 1
@@ -38,10 +42,10 @@ def candidate_pairs(members: Int64, ends: Int64) -> Iterator[tuple[Int64, Int64,
 def bucket_pairs(members: Int64, ends: Int64) -> tuple[Int64, Int64, int]:
     """Candidate pairs of buckets: at most 32 a member, whatever the size of its bucket.
 
-    In buckets of up to 64 all pairs. In larger ones each member with the 16 first of the
-    bucket and with the 16 before it: of m members that are all near to one another all are
-    connected still; two that are near only to each other are found if one is among the
-    first 16, if they stand within 16 of each other, or in another band.
+    In a bucket of up to 64 members, all pairs. In a larger one, each member with the first 16
+    of the bucket and with the 16 before it. If all members are near to one another, they still
+    all get connected. Two that are near only to each other are found if one is among the first
+    16, if they are at most 16 places apart, or if they share another band.
 
     Args:
         members: the buckets' members, one bucket after the other.
@@ -74,7 +78,7 @@ def _sorted_within(members: Int64, sizes: Int64) -> Int64:
 
 
 def _sparse_pairs(count: int) -> tuple[Int64, Int64]:
-    """Places (i, j), i < j: i is among the first, or j is soon after."""
+    """Pairs of places i < j of which i is among the first, or j at most NEIGHBOURS after i."""
     places = np.arange(count)
     pairs = [(np.full(count - i - 1, i), places[i + 1 :]) for i in range(LEADERS)]
     pairs += [(places[LEADERS:-d], places[LEADERS + d :]) for d in range(1, NEIGHBOURS + 1)]
@@ -116,10 +120,10 @@ class PairSet:
 
 
 def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
-    """[count] the connected component of each node, of undirected edges.
+    """[count] the connected component of each node of an undirected graph, as its first node.
 
-    Named by its first node. Each round joins every component to the first that an edge leads
-    to: SciPy does the same, but takes longer to import than most corpora take here.
+    Each round joins every component to the first component that an edge leads to. SciPy does the
+    same, but importing it takes longer than this takes for most corpora.
     """
     labels = np.arange(count, dtype=np.int32)
     one, two = labels[firsts], labels[seconds]
@@ -134,10 +138,10 @@ def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArr
 
 
 def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
-    """[count] for each node the node of its component that stays.
+    """[count] for each node, the node of its component that stays.
 
-    The one of the highest quality; of equals, or without any quality, the first. A node
-    whose quality is not a number comes after all others.
+    It is the node of the highest quality; of several, or if there are no qualities, the first.
+    A node whose quality is not a number is chosen last.
     """
     places = np.arange(len(labels))
     columns: Iterable[npt.NDArray[np.generic]] = (places, labels)
@@ -151,13 +155,13 @@ def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
     return first[labels]
 
 
-# -- what is said of a document that goes --------------------------------------------------
+# -- the documents that go -----------------------------------------------------------------
 
 
 def survivor_detail(file: str, row: int, measure: str) -> str:
-    """The detail of a dropped document: the one that stays, and how near it is.
+    """The detail of a dropped document: which document stays, and how similar the two are.
 
-    A long name of a file loses its beginning, so that the measure is never cut.
+    The beginning of a long file name is cut, so that the measure never is.
     """
     told = f":{row} {measure}"
     return f"of {file[len(told) + 3 - DETAIL :]}{told}"
