@@ -145,7 +145,7 @@ def _settle(
 
 
 def _seconds(verdicts: Path) -> float:
-    """How long a stage took to settle; 0 where an older version settled it and did not record it."""
+    """How long a stage took to settle; 0 where an older version did not record it."""
     path = verdicts / "seconds.json"
     return float(json.loads(path.read_bytes())) if path.exists() else 0.0
 

@@ -78,12 +78,12 @@ def dropped_rows(outcomes) -> dict[int, str]:
 
 
 def test_bands_follow_from_threshold_and_recall():
-    assert dense.bands_for(0.95, 0.97, 1024) == (44, 23)
+    assert dense.bit_bands_for(0.95, 0.97, 1024) == (44, 23)
     assert dense.bit_chance(1) == 1
     assert dense.bit_chance(0) == 0.5
     assert dense.bit_chance(0.5) == pytest.approx(2 / 3)
-    assert dense.recall_at(0.95, 44, 23) == pytest.approx(0.98, abs=0.002)
-    assert dense.bands_for(1.0, 0.97, 1024) == (32, 32)  # a band is 32 bits at most
+    assert dense.bit_recall_at(0.95, 44, 23) == pytest.approx(0.98, abs=0.002)
+    assert dense.bit_bands_for(1.0, 0.97, 1024) == (32, 32)  # a band is 32 bits at most
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,10 +95,10 @@ def test_bands_are_the_most_rows_that_reach_the_recall(threshold, recall, bits):
         if 1 - (1 - same**rows) ** (bits // rows) >= recall
     ]  # fmt: skip
     if reach:
-        assert dense.bands_for(threshold, recall, bits) == (bits // max(reach), max(reach))
+        assert dense.bit_bands_for(threshold, recall, bits) == (bits // max(reach), max(reach))
     else:
         with pytest.raises(RecipeError, match="cannot find"):
-            dense.bands_for(threshold, recall, bits)
+            dense.bit_bands_for(threshold, recall, bits)
 
 
 def test_planes_are_close_to_normal_and_whole_numbers():
@@ -130,13 +130,13 @@ def test_the_recall_of_pairs_is_that_of_the_theory():
         for side in at_cosines(wanted, 256, 1)
     ]
     planes = dense.hyperplanes(256, 44 * 23, 0)
-    one, two = (dense.band_values(side, planes, 44) for side in vectors)
+    one, two = (dense.bit_band_values(side, planes, 44) for side in vectors)
     cosines = dense.cosines(*vectors)
     assert np.abs(cosines - wanted).max() < 0.002  # what rounding to bytes does
     hit = (one == two).any(axis=1)
     for low in (0.8, 0.9, 0.95, 0.98):
         mine = wanted == low
-        chance = np.array([dense.recall_at(c, 44, 23) for c in cosines[mine]])
+        chance = np.array([dense.bit_recall_at(c, 44, 23) for c in cosines[mine]])
         spread = np.sqrt((chance * (1 - chance)).sum())
         assert abs(hit[mine].sum() - chance.sum()) <= 4 * spread + 1
 
@@ -148,12 +148,12 @@ def test_bands_and_cosines_one_at_a_time_in_plain_python(seed, dimensions):
     vectors = rng.integers(-127, 128, (4, dimensions)).astype(np.int8)
     vectors[:, 0] = 1
     planes = dense.hyperplanes(dimensions, 12, seed)
-    found = dense.band_values(vectors, planes, 3)
+    found = dense.bit_band_values(vectors, planes, 3)
     for row, vector in zip(found.tolist(), vectors.tolist(), strict=True):
         sums = [sum(v * int(p) for v, p in zip(vector, plane, strict=True)) for plane in planes.T]
         bits = [total > 0 for total in sums]
         assert row == [sum(bits[4 * b + i] << i for i in range(4)) for b in range(3)]
-        alone = dense.band_values(np.array([vector], np.int8), planes, 3)
+        alone = dense.bit_band_values(np.array([vector], np.int8), planes, 3)
         assert alone[0].tolist() == row
     for one, two in combinations(vectors.tolist(), 2):
         product = sum(a * b for a, b in zip(one, two, strict=True))
@@ -248,7 +248,7 @@ def test_pairs_and_components_against_brute_force(threshold, told, records, run_
         assert keeper in groups[pos]
         assert keeper < pos
         assert keeper not in gone
-    chance = np.array([dense.recall_at(c, stage.bands, stage.rows) for c in edges.values()])
+    chance = np.array([dense.bit_recall_at(c, stage.bands, stage.rows) for c in edges.values()])
     assert facts["passed_over"] == 0
     assert len(edges) > 300
     assert facts["pairs"] <= len(edges)
