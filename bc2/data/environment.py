@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sysconfig
 import warnings
@@ -59,12 +60,15 @@ def _python() -> Origin:
 
 def _library_files() -> list[SourceFile]:
     """The standard library's modules, without tests, installed packages and build facts."""
-    root = Path(sysconfig.get_path("stdlib"))
+    root = sysconfig.get_path("stdlib")
     files = []
-    for path in root.rglob("*.py"):
-        name = path.relative_to(root)
-        if _NOT_LIBRARY.isdisjoint(name.parts) and not name.name.startswith("_sysconfigdata"):
-            files.append(SourceFile(name.as_posix(), path))
+    for folder, folders, names in os.walk(root):
+        # Installed packages may be many times as many files: they are not even listed.
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                path = Path(folder, name)
+                files.append(SourceFile(path.relative_to(root).as_posix(), path))
     return files
 
 

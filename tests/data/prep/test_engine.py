@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -43,13 +44,18 @@ def test_only_the_ray_engine_imports_ray_and_daft() -> None:
 
 
 def test_a_corpus_is_made_where_ray_and_daft_cannot_be_imported(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    words = [
+        f"{one}{two}" for one in ("bal", "tor", "mi", "ke") for two in ("na", "ru", "so", "ti")
+    ]
     rows = (
-        " ".join(f"The word number {n * m} stands here with {n} and that is {m}." for m in range(9))
-        for n in range(30)
+        ". ".join(f"The {' '.join(rng.choices(words, k=9))} of that" for _ in range(12)) + "."
+        for _ in range(30)
     )
     raw = tmp_path / "raw.jsonl"
     raw.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    config = {"sources": [{"name": "a", "path": str(raw), "lang": "en"}], "weights": {}}
+    sources = [{"name": "a", "path": str(raw), "lang": "en"}]
+    config = {"sources": sources, "heldout_fraction": 0.0, "weights": {}}
     stated = tmp_path / "config.json"
     stated.write_text(json.dumps({**config, **{name: {} for name in STAGES}}))
     command = [sys.executable, "-c", SCRIPT, str(stated), str(tmp_path / "out")]

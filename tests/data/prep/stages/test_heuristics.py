@@ -460,7 +460,7 @@ def test_a_language_nobody_knows_is_refused():
 
 # -- real text -----------------------------------------------------------------------------
 
-DATA = Path(os.environ.get("BC2_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
+DATA = Path(os.environ.get("BC2_TEST_DATA", Path(__file__).parents[5] / "shared" / "data"))
 #: Share of documents that the defaults may drop of good text; stubs, indexes and tables go.
 CLEAN = {"en_gutenberg": 0.03, "en_docs": 0.12, "zh_law": 0.03, "zh_classical": 0.02}
 

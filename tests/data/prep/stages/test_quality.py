@@ -93,12 +93,12 @@ def test_features_are_those_of_a_naive_reference(sentences):
 
 
 def run(table, **given_settings):
-    return QualityStage(QualitySettings(**given_settings)).apply(table, None)[:2]
+    return QualityStage(QualitySettings(**given_settings)).apply(table, None)
 
 
 def test_low_sentences_are_cut(records):
     text = f"{GOOD * 3}{BAD}\n\n{GOOD_ZH * 2}\n"
-    table, removed = run(records([text], lang="en"))
+    table, removed, _ = run(records([text], lang="en"))
     left = table["text"][0].as_py()
     assert left == f"{GOOD * 3}\n\n{GOOD_ZH * 2}\n"
     (row,) = removed.to_pylist()
@@ -110,7 +110,7 @@ def test_low_sentences_are_cut(records):
 
 def test_scores_are_of_the_text_that_is_left(records):
     texts = [f"{GOOD * 3}{BAD}\n\n{GOOD_ZH * 2}\n", GOOD, "x = 1\n", f"{GOOD}\n{GOOD_ZH}"]
-    table, _ = run(records(texts))
+    table, _, _ = run(records(texts))
     assert table.schema == pa.schema([*RECORD, *COLUMNS])
     for row in table.to_pylist():
         sentences = split_sentences(row["text"])
@@ -127,7 +127,7 @@ def test_scores_are_of_the_text_that_is_left(records):
 
 def test_bad_documents_are_dropped(records):
     texts = [BAD * 5, f"{GOOD}{BAD}{BAD}", GOOD]
-    table, removed = run(records(texts), max_cut=0.3, min_document=0.3)
+    table, removed, _ = run(records(texts), max_cut=0.3, min_document=0.3)
     assert table["text"].to_pylist() == [GOOD]
     rows = removed.sort_by("pos").to_pylist()
     assert [row["reason"] for row in rows] == ["low_quality"] * 2
@@ -137,11 +137,11 @@ def test_bad_documents_are_dropped(records):
 
 
 def test_code_passes_and_has_no_scores(records):
-    table, removed = run(pa.concat_tables([records([BAD], lang="code"), records([BAD], 1, "fr")]))
+    table, removed, _ = run(pa.concat_tables([records([BAD], lang="code"), records([BAD], 1, "fr")]))
     assert len(removed) == 0
     assert table["text"].to_pylist() == [BAD, BAD]
     assert all(table[name].null_count == 2 for name in COLUMNS.names)
-    table, removed = run(records([BAD], lang="code"), languages=("code",))
+    table, removed, _ = run(records([BAD], lang="code"), languages=("code",))
     assert len(table) == 0
     assert len(removed) == 1
 
@@ -149,17 +149,17 @@ def test_code_passes_and_has_no_scores(records):
 def test_fences_and_marks_are_left(records):
     block = f"```cpp\n{BAD}\n{BAD}\n```\n"
     text = f"{GOOD * 9}\n\n{block}\n$$\n{BAD}\n$$\n\n=====\n\n{GOOD}{BAD}"
-    table, _ = run(records([text]))
+    table, _, _ = run(records([text]))
     left = table["text"][0].as_py()
     assert left == text[: -len(BAD)]
 
 
 def test_settings_reach_their_ends(records):
     texts = [f"{GOOD}{BAD}", BAD, "=== 1 ==="]
-    kept, removed = run(records(texts), min_sentence=0.0, min_document=0.0)
+    kept, removed, _ = run(records(texts), min_sentence=0.0, min_document=0.0)
     assert kept["text"].to_pylist() == texts
     assert len(removed) == 0
-    empty, _ = run(records([]))
+    empty, _, _ = run(records([]))
     assert empty.schema == pa.schema([*RECORD, *COLUMNS])
 
 
@@ -210,5 +210,5 @@ def test_real_text_survives(records, name, lang):
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         texts = [json.loads(next(lines))["text"] for _ in range(40)]
     size = sum(len(text.encode()) for text in texts)
-    _, removed = run(records(texts, lang=lang))
+    _, removed, _ = run(records(texts, lang=lang))
     assert sum(removed["bytes"].to_pylist()) < 0.02 * size

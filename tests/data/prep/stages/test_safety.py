@@ -22,7 +22,7 @@ def words_of(folder, entries, **given_settings):
 
 
 def run(table, **given_settings):
-    return SafetyStage(SafetySettings(**given_settings)).apply(table, None)[:2]
+    return SafetyStage(SafetySettings(**given_settings)).apply(table, None)
 
 
 def test_words_match_as_words_and_cjk_anywhere(tmp_path):
@@ -54,7 +54,7 @@ def test_words_are_those_of_a_naive_search(tmp_path_factory, entries, text):
 def test_limits_of_a_list(tmp_path, records):
     texts = ["bad " * 2 + "fine " * 8, "bad " * 3 + "fine " * 7, "bad " * 3 + "好" * 997]
     lists = (words_of(tmp_path, ["bad"], min_count=3, min_density=5.0),)
-    table, removed = run(records(texts), word_lists=lists)
+    table, removed, _ = run(records(texts), word_lists=lists)
     assert table["pos"].to_pylist() == [0, 2]
     (row,) = removed.to_pylist()
     assert row["reason"] == "word_list"
@@ -84,7 +84,7 @@ def test_hosts_and_urls(tmp_path, text, found):
 
 def test_patterns(records):
     texts = ["nothing", "code 007-x", "code 008-y"]
-    table, removed = run(records(texts), patterns={"agent": r"\b00[78]-[xy]", "other": "zzz"})
+    table, removed, _ = run(records(texts), patterns={"agent": r"\b00[78]-[xy]", "other": "zzz"})
     assert table["text"].to_pylist() == ["nothing"]
     assert removed["reason"].to_pylist() == ["pattern:agent"] * 2
     assert removed["detail"].to_pylist() == ["007-x", "008-y"]
@@ -95,7 +95,7 @@ def test_patterns(records):
 
 def test_personal_data_are_masked(records):
     texts = ["Ask jo@shop.org or al@shop.org, 81.2.69.142.", "none"]
-    table, removed = run(records(texts))
+    table, removed, _ = run(records(texts))
     assert table["text"].to_pylist() == ["Ask [EMAIL] or [EMAIL], [IP].", "none"]
     rows = {row["reason"]: row for row in removed.to_pylist()}
     assert set(rows) == {"personal_email", "personal_ip"}
