@@ -1,4 +1,4 @@
-"""Raw text to a corpus: the funnel of Baichuan 2 §2.1 (arXiv 2309.10305, figure 2), and its facts.
+"""Make a corpus of raw text: the funnel of Baichuan 2 §2.1 (arXiv 2309.10305, figure 2).
 
 The same input and settings give the same bytes out, whatever the workers and the engine.
 """
@@ -47,13 +47,13 @@ from bc2.data.prep.write_corpus import (
 from bc2.errors import DataError, from_os_error
 from bc2.files import make_directory, write_durably
 
-#: Raised when the same input and settings give another corpus, but for what stages say themselves.
+#: Raise it when the same input and settings give another corpus; a stage has a version of its own.
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class PrepOptions:
-    """How the work is done, which changes nothing of the result.
+    """How the work is done; the result does not depend on it.
 
     Attributes:
         engine: this machine, or a Ray cluster.
@@ -78,24 +78,24 @@ def prepare(
 ) -> dict[str, Any]:
     """Make a corpus in `out`.
 
-    Of documents with the same text the first survives, by source as listed, file name and row;
-    a document is held out if the hash of the text that was read says so, so that copies fall on
-    one side whatever their source. Memory: a few times `part_bytes` for each worker, and for the
-    stages that look at the whole corpus what each states a document or paragraph.
+    Of documents with the same text the first stays, by the order of sources, file name and row.
+    The hash of the text as it was read decides whether a document is held out, so all copies are
+    on one side, whatever their source. Memory: a few times `part_bytes` for each worker, and what
+    each stage that settles says it needs for a document or passage.
 
     Args:
-        out: an empty or missing directory; left so if anything fails.
-        work: a directory of this input and these settings alone, where finished parts are kept
-            for a next attempt, and `TIMINGS` at the end; removed by whoever calls. None: one
-            beside `out`, removed here.
+        out: an empty or missing directory; it is left so if anything fails.
+        work: a directory for this input and these settings alone. Finished parts are kept there
+            for the next attempt, and `TIMINGS` at the end; the caller deletes it. If None, one is
+            made beside `out` and deleted.
         bars: opens progress bars.
 
     Returns:
-        The contents of ``corpus.json``: by source what was read, dropped (by reason) and
-        written, with licence and origin; and totals.
+        The contents of ``corpus.json``: for each source what was read, dropped (by reason) and
+        written, its licence and origin; and totals.
 
     Raises:
-        DataError: nothing to read, malformed rows, or nothing left.
+        DataError: there is nothing to read, rows are malformed, or no document is left.
         RecipeError: settings of stages that do not fit each other.
         ResourceError: the disk is full, or a worker died.
     """

@@ -1,7 +1,7 @@
-"""Sources to parts: rows with their origin, malformed ones counted with file and row.
+"""Read the sources into parts: rows with their origin; malformed rows are counted.
 
-Sources are cut into units, each read by one worker: a run of files of about `UNIT_BYTES`, or a
-whole source where its rows have one order only (`max_bytes`, Hugging Face, the environment).
+Sources are divided into units, each read by one worker: a run of files of about `UNIT_BYTES`, or
+a whole source if its rows must be read in order (`max_bytes`, Hugging Face, the environment).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from bc2.data.readers import file_rows, source_language, source_rows
 from bc2.errors import DataError
 from bc2.files import replace_durably
 
-#: Bytes of files that one worker reads before the next takes over, compressed or not.
+#: Bytes of files, compressed or not, in a unit.
 UNIT_BYTES = 16 << 20
 
-#: UTF-8 bytes of text in a part: what a worker holds a few times over.
+#: UTF-8 bytes of text in a part; a worker holds a few times as much.
 PART_BYTES = 32 << 20
 
 

@@ -1,7 +1,7 @@
-"""How long the work on a corpus took, step by step: recorded beside the corpus, never in it.
+"""How long each step of making a corpus took: recorded beside the corpus, never in it.
 
-Seconds are those of all workers together, of every attempt that finished something; settling is
-measured on the clock, whatever it hands to workers.
+Seconds are of all workers together, and of every attempt that finished something. Settling is
+measured as elapsed time, although it may use workers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bc2.data.prep.pipeline import StageResults
 from bc2.data.prep.segment import PartFacts
 from bc2.data.prep.write_corpus import WrittenSource
 
-#: File of a finished run's work directory that has them.
+#: The file, in the work directory of a finished run.
 TIMINGS = "timings.json"
 
 
@@ -25,13 +25,13 @@ def step_timings(
     results: StageResults,
     written: Sequence[WrittenSource],
 ) -> list[dict[str, Any]]:
-    """A row a step, in order.
+    """A row for each step, in order.
 
     Returns:
-        ``{"step", "bytes", "seconds", "settling"}``: bytes of text that came into the step (None:
-        not of text) and, of its seconds, those of looking at the whole corpus (keys, settling).
-        Steps are ``reading``, the stages by name, ``parts`` (what is written and read between
-        stages, and counting) and ``writing``.
+        ``{"step", "bytes", "seconds", "settling"}``: bytes of text that came into the step (None
+        where it does not apply), seconds, and those of them that deciding over the whole corpus
+        took (keys and settling). Steps are ``reading``, the stages by name, ``parts`` (reading,
+        counting and writing parts between stages) and ``writing``.
     """
     settling, apply = _by_stage(results)
     rows = [_row("reading", funnel.read.bytes, sum(u.get("seconds", 0.0) for u in read))]

@@ -1,7 +1,8 @@
-"""The working set to a corpus on disk: by source or stratum, in the order of `pos`.
+"""Write the working set as a corpus: by source or stratum, in the order of `pos`.
 
-First every part of the working set is looked at: what of it goes where, and how large it is.
-From that follows where the corpus's parts begin and end, so that any worker can write any of them.
+First every part of the working set is surveyed: which of its documents go to which folder, and
+how large they are. This determines where the parts of the corpus begin and end, so that any worker
+can write any of them.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ Int64 = npt.NDArray[np.int64]
 #: Rows taken out of a part at a time.
 _BATCH = 256
 
-#: Bounds of the histograms: characters of a document, and its score.
+#: Edges of the histograms: of the characters of a document, and of its quality score.
 LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 7) for digit in (1, 2, 5)))
 SCORE_EDGES = tuple(step / 20 for step in range(20))
 
 
 @dataclass
 class WrittenSource:
-    """What one source became.
+    """What was written of one source.
 
     Attributes:
         strata: name -> split -> ``{documents, bytes, characters, parts: [...]}``; the source
@@ -61,8 +62,8 @@ def write_source(
     Holds 16 bytes a document of the largest stratum.
 
     Args:
-        surveys: at its parts, in their order.
-        run: `write_corpus_part` of each task, in their order.
+        surveys: of its parts, in order.
+        run: does `write_corpus_part` for each task; results in order.
     """
     written = WrittenSource(source, seconds=sum(survey.seconds for survey in surveys))
     for survey in surveys:
@@ -94,14 +95,14 @@ def is_held_out(document_id: str, fraction: float) -> bool:
 
 
 class Destination(NamedTuple):
-    """A directory of the corpus."""
+    """A folder of the corpus."""
 
     split: Split
     stratum: str
 
 
 class SurveyTask(NamedTuple):
-    """A part of the working set."""
+    """A part of the working set to be surveyed."""
 
     part: Path
     source: str
@@ -110,7 +111,7 @@ class SurveyTask(NamedTuple):
 
 @dataclass
 class PartSurvey:
-    """What of a part goes where.
+    """Which documents of a part go to which folder.
 
     Attributes:
         sizes: UTF-8 bytes of each document, in their order, by target.
@@ -127,7 +128,7 @@ class PartSurvey:
 
 
 def survey_part(task: SurveyTask) -> PartSurvey:
-    """Look at a part, and leave beside it which of the targets each row goes to."""
+    """Survey a part, and save beside it the folder that each row goes to, by number."""
     began = time.perf_counter()
     table = read_part_file(task.part)
     found = PartSurvey(task.part)
@@ -177,14 +178,14 @@ def _add_up(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
 
 
 class PartSlice(NamedTuple):
-    """Documents of a part of the working set that go to one target."""
+    """A run of the documents of a working part that go to one folder."""
 
     part: Path
     number: int
-    """Of the target, in that part."""
+    """Number of the folder, among those of that part."""
     first: int
     last: int
-    """Of the documents that go there, from this to before that."""
+    """The documents from `first` to before `last`, of those that go there."""
 
 
 class PartTask(NamedTuple):
@@ -207,7 +208,7 @@ class WrittenPart(NamedTuple):
 def _tasks(
     target: Destination, surveys: Sequence[PartSurvey], out: Path, part_bytes: int
 ) -> Iterator[PartTask]:
-    """The parts of a target: each ends with the document that fills it."""
+    """The parts of a folder: each ends with the document that fills it."""
     mine = [survey for survey in surveys if target in survey.sizes]
     before = np.cumsum([0, *(len(survey.sizes[target]) for survey in mine)])
     empty = np.zeros(0, np.int64)

@@ -1,11 +1,11 @@
-"""Topic clusters: which documents are about the same.
+"""Topic clusters: documents about the same subject.
 
 After Baichuan 2, section 2.1 (arXiv 2309.10305), which clusters at scale before it scores and
 samples. Here: latent semantic analysis of a sample (Deerwester et al. 1990) over words and
-pairs of CJK characters, then k-means on the unit sphere (Dhillon and Modha 2001). From terms
-to a centre all is linear, so what is fitted comes down to one matrix [terms, clusters]. It is
-rounded to integers, and the cluster of a document is the largest of its sums over its terms:
-exact, so the same in any part, in any process.
+pairs of CJK characters, then k-means on the unit sphere (Dhillon and Modha 2001). All steps from
+terms to centres are linear, so the fitted clusters are one matrix [terms, clusters]. It is
+rounded to integers. A document belongs to the cluster with the largest sum over the document's
+terms, which is exact and so the same in every part and process.
 
 Fitting runs once, on one thread, on the sample in the order of `pos`.
 
@@ -80,7 +80,7 @@ class ClustersStage(Stage):
         self.settings = settings
 
     def check(self) -> None:
-        """Look before any work. Raises: UsageError or DataError if the model cannot be used."""
+        """Check the model. Raises: UsageError or DataError if it cannot be used."""
         check_model(self.settings.model, "corpus.clusters.model")
 
     def digests(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Documents that hold text of benchmarks: a model that trained on them cannot be measured.
+"""Documents that hold text of benchmarks: a model trained on them cannot be measured by these.
 
 After GPT-3 (Brown et al. 2020, appendix C): 13 words in a row, whatever the case, white space and
 punctuation, in any document; a question that is shorter, as a whole. In
@@ -32,7 +32,7 @@ from bc2.data.prep.stages.decontamination.benchmark_texts import (
 )
 from bc2.data.prep.stages.decontamination.matches import CONTAMINATION, MATCHES, BenchmarkMatch
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
-from bc2.data.prep.stages.passages import SCORES, scores_left
+from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
 from bc2.files import sha256_file
 
@@ -57,7 +57,7 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class BenchmarkIndex:
-    """What is looked for."""
+    """The benchmark texts, and the index of their n-grams."""
 
     index: NgramIndex
     items: pa.Table
@@ -87,7 +87,7 @@ class DecontaminateStage(Stage):
         self._folder: Path | None = None
 
     def check(self) -> None:
-        """Read every benchmark, so that nothing is found missing later.
+        """Read every benchmark, so that a missing file is found before any work.
 
         Raises:
             RecipeError: no such task.
@@ -122,7 +122,7 @@ class DecontaminateStage(Stage):
         self._folder = folder
 
     def prepared(self) -> BenchmarkIndex:
-        """What is looked for: as `prepare` wrote it, or built here."""
+        """The index, as `prepare` wrote it, or built in this process."""
         return _built(self.settings) if self._folder is None else _loaded(self._folder)
 
     def keys(self, table: pa.Table) -> pa.Table:
@@ -139,7 +139,7 @@ class DecontaminateStage(Stage):
         return pa.concat_tables(found)
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Leave out common grams, hand out the rest, count by benchmark."""
+        """Leave out common n-grams, write the verdicts, count by benchmark."""
         tables = [pq.read_table(work.keys(name), schema=KEYS) for name in work.parts]
         found = pa.concat_tables([KEYS.empty_table(), *tables]).sort_by(
             [("pos", "ascending"), ("start", "ascending"), ("gram", "ascending")]

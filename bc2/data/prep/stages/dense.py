@@ -1,24 +1,26 @@
-"""Documents whose embeddings are nearly the same: sign bits find pairs, products verify them.
+"""Near-duplicates by embedding: sign bits find candidate pairs, exact cosines verify them.
 
 After Baichuan 2 (arXiv 2309.10305, section 2.1), whose clustering and deduplication takes
 "LSH-like features and dense embedding features"; SemDeDup (Abbas et al. 2023, arXiv
-2303.09540) drops by cosine as well. A second pass after `near`: what has the same sentences
-in another order, or one word in forty replaced, shares too few shingles for that.
+2303.09540) drops by cosine too. It is a second pass after `near`: documents with the same
+sentences in another order, or with one word in forty replaced, share too few shingles for that.
 
-`keys` gives each document a vector of 8-bit integers, and bits that say on which side of
-random hyperplanes it lies: two vectors at an angle differ in a bit with the chance angle / pi
+`keys` gives each document a vector of 8-bit integers, and a bit for each of some random
+hyperplanes: on which side of it the vector is. Two vectors at an angle differ in a bit with the
+chance angle / pi
 (Charikar 2002, "Similarity estimation techniques from rounding algorithms"). `settle` pairs
 documents that share a band of bits, takes the exact cosine of the two vectors of each pair,
-joins near pairs into components and keeps one document of each. So no pair below the threshold
-is ever joined; the two ends of a chain of pairs may be less near.
+joins the pairs that reach the threshold into components and keeps one document of each. So a
+pair below the threshold is never joined directly, but the two ends of a chain of pairs may be
+less similar.
 
-All is in integers, up to one square root and one division of a pair, which IEEE 754 rounds one
-way: neither parts nor batches nor threads can show. Who stays and what is said of the others
-is as in `near`.
+All computations are in integers, except one square root and one division for each pair, which
+IEEE 754 rounds in one way. So parts, batches and threads do not change the result. Which document
+stays, and what is recorded of the others, is decided as in `near`.
 
-Memory of `settle`, N documents: 16 bytes a document, and 28 more while one band is grouped;
-some 64 bytes for each of 2^22 candidate pairs, 24 a near pair, some 100 a document in one.
-Scratch on disk: D bytes a document, the vectors, of which each pair's are read.
+Memory of `settle`: 16 bytes a document, and 28 more while one band is grouped; about 64 bytes for
+each of 2^22 candidate pairs at a time, 24 for each pair that is verified, about 100 for each
+document in one. Temporary files: the vectors, D bytes a document; those of each pair are read.
 
 Shapes: N documents, D dimensions, P pairs.
 """
@@ -61,6 +63,7 @@ from bc2.data.prep.text.embedding import (
     project,
     quantise,
 )
+from bc2.data.prep.text.word_hashes import text_slices, words_of
 from bc2.errors import RecipeError
 
 Int64 = npt.NDArray[np.int64]
@@ -76,10 +79,10 @@ SLICE_BYTES = 1 << 20
 #: Pairs that a worker verifies at once.
 CHUNK = 1 << 16
 
-#: What is read of a document to say who stays.
+#: Columns that decide which document stays.
 _ORIGIN = ("pos", "origin_file", "origin_row")
 
-#: Vectors that are multiplied at once by a worker.
+#: Vectors that a worker multiplies at once.
 _AT_ONCE = 4096
 
 
@@ -100,7 +103,7 @@ class DenseStage(Stage):
         self.bands, self.rows = bit_bands_for(settings.threshold, settings.recall, settings.bits)
 
     def check(self) -> None:
-        """Look before any work. Raises: UsageError or DataError if the model cannot be used."""
+        """Check the model. Raises: UsageError or DataError if it cannot be used."""
         check_model(self.settings.model, "corpus.dense.model")
 
     def digests(self) -> dict[str, str]:
@@ -108,13 +111,13 @@ class DenseStage(Stage):
         return model_digests(self.settings.model)
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """pos, vector (D bytes), band_00, band_01 ... (uint32) of each document that counts.
+        """pos, vector (D bytes), band_00, band_01 ... (uint32) of each document.
 
-        Too short ones, and those whose vector is zero, are left out.
+        Documents that are too short, and those whose vector is zero, are left out.
         """
         vectors, kept = [], [np.zeros(0, bool)]
-        for texts in minhash.text_slices(table["text"], SLICE_BYTES):
-            words = minhash.words_of(texts)
+        for texts in text_slices(table["text"], SLICE_BYTES):
+            words = words_of(texts)
             enough = _counts(words) >= self.settings.min_words
             found = self._vectors(texts.filter(enough), words.filter(enough))
             enough[enough] = found.any(axis=1)
@@ -124,14 +127,14 @@ class DenseStage(Stage):
         return self._table(pos, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.int8))
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Decide who stays; see the head of this file.
+        """Decide which documents stay; see the head of this file.
 
         Returns:
-            documents: that have a vector; buckets: of two and more, over all bands;
-            passed_over: pairs of buckets above 64 that were not tried; candidates: pairs tried,
-            once for each band they share; pairs: distinct ones found near; components; dropped;
-            chained: dropped although they are less near than the threshold to the one that
-            stays.
+            documents: documents that have a vector; buckets: groups of two or more equal bands,
+            over all bands; passed_over: pairs of buckets above 64 that were not tried;
+            candidates: pairs that were tried, once for each band that they share; pairs: distinct
+            pairs that reach the threshold; components; dropped; chained: documents dropped
+            although their cosine to the one that stays is below the threshold.
         """
         documents, order = _documents(work)
         vectors = _Vectors(work, documents)
@@ -154,7 +157,7 @@ class DenseStage(Stage):
         }
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Drop what `settle` named."""
+        """Drop the documents that `settle` named."""
         assert verdict is not None, "the stage settles"
         return drop_decided(table, verdict, "dense_duplicate")
 
@@ -179,7 +182,7 @@ class DenseStage(Stage):
     def _near_pairs(
         self, work: WorkingSet, order: Int64, vectors: _Vectors
     ) -> tuple[Int64, Int64, dict[str, int]]:
-        """Pairs of places of documents that share a band and are near, verified band by band."""
+        """Pairs of documents, by place, that share a band and reach the threshold."""
         found = PairSet(len(order))
         buckets = passed = candidates = 0
         for band in map(_band, range(self.bands)):
@@ -197,7 +200,7 @@ class DenseStage(Stage):
 
 
 def bit_chance(cosine: float) -> float:
-    """The chance that a random hyperplane has both of two vectors on one side: 1 - angle/pi."""
+    """The chance that two vectors are on one side of a random hyperplane: 1 - angle / pi."""
     return 1 - math.acos(min(max(cosine, -1.0), 1.0)) / math.pi
 
 
@@ -207,9 +210,9 @@ def bit_recall_at(cosine: float, bands: int, rows: int) -> float:
 
 
 def bit_bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]:
-    """Bands, and rows (bits) a band, 32 at most: the most rows that reach `recall`.
+    """Bands, and rows (bits) of a band, at most 32: the most rows that reach `recall`.
 
-    More rows mean fewer candidates in vain. Bits that fill no band are not computed.
+    More rows give fewer candidates that fail. Bits that do not fill a band are not computed.
 
     Raises:
         RecipeError: not even one row a band reaches it.
@@ -264,7 +267,7 @@ def cosines(first: Int8, second: Int8) -> Float64:
 
 
 def _counts(words: pa.Array) -> Int64:
-    """[N] words of texts from `minhash.words_of`."""
+    """[N] words of texts from `words_of`."""
     spaces = pc.add(pc.count_substring(words, " "), 1).to_numpy().astype(np.int64)
     return np.where(pc.equal(words, "").to_numpy(zero_copy_only=False), 0, spaces)
 
@@ -283,14 +286,14 @@ def _column(work: WorkingSet, name: str) -> Any:
 
 
 def _documents(work: WorkingSet) -> tuple[Int64, Int64]:
-    """[N] `pos` of the documents that have a vector, rising; and where each stands in the keys."""
+    """[N] `pos` of the documents that have a vector, rising; and the place of each in the keys."""
     found = _column(work, "pos")
     order = np.argsort(found)
     return found[order], order
 
 
 class _Vectors:
-    """All vectors on disk, in the order of `pos`; a document goes by its place among them."""
+    """A file of all vectors, in the order of `pos`; a document is known by its place in it."""
 
     def __init__(self, work: WorkingSet, documents: Int64):
         self._work = work
@@ -331,7 +334,7 @@ def _cosines(pairs: _Pairs) -> Float64:
     with io.FileIO(pairs.file) as file:
         for at in range(0, len(pairs.one), _AT_ONCE):
             both = np.stack((pairs.one, pairs.two))[:, at : at + _AT_ONCE]
-            # Pairs of one bucket stand together, and share members.
+            # Pairs of one bucket follow one another and share members.
             places, (one, two) = np.unique(both, return_inverse=True)
             vectors = _read(file, places, pairs.width)
             found.append(cosines(vectors[one], vectors[two]))

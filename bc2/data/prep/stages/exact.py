@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class ExactStage(Stage):
-    """Keeps, of equal texts (128 bits of their SHA-256), the one with the smallest `pos`:
-    the source listed first, then file name and row.
+    """Keep, of equal texts (by 128 bits of their SHA-256), the one with the smallest `pos`:
+    of the source that is listed first, then by file name and row.
 
-    Settling holds 24 bytes a document, and 40 more one that has copies.
+    Memory of `settle`: 24 bytes a document, and 40 more for each that has copies.
 
     Args:
-        as_read: no stage before changes a text, so the document's id is its hash.
+        as_read: no earlier stage changes the text, so the document's id is its hash.
     """
 
     name: ClassVar[str] = "exact"

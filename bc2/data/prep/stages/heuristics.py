@@ -1,8 +1,8 @@
-"""Rules of thumb about a document's form: those of Gopher, C4, FineWeb and, for code, Codex.
+"""Heuristic rules about a document's form: those of Gopher, C4, FineWeb and, for code, Codex.
 
-A document is held against the rules of its group of languages in the order of `RULES`, and is
-dropped for the first that it fails: the rule's key in the recipe is the reason, what was measured
-is the detail. Language identification, the dearest, comes last.
+The rules of a document's language group are applied in the order of `RULES`, and the document is
+dropped for the first that it fails: the rule's key in the recipe is the reason, the measured value
+is the detail. Language identification takes the most time, so it comes last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LanguageGroup = Literal["en", "zh", "code", "other"]
 #: A document of unknown language is Chinese if so many of its letters are CJK characters.
 _CJK_SHARE = 0.3
 
-#: Characters of the longest line that may be boilerplate: paragraphs have a subject.
+#: Longer lines (characters) are not taken for boilerplate: they are paragraphs of text.
 _NOTICE = 200
 
 #: Characters in which a source file may say that a program wrote it.

@@ -1,18 +1,19 @@
-"""Documents that are nearly the same: MinHash finds pairs, exact sets of shingles verify them.
+"""Near-duplicates: MinHash finds candidate pairs, exact sets of shingles verify them.
 
-After Baichuan 2 (arXiv 2309.10305, section 2.1). `keys` gives each document's bands; `settle`
-groups equal bands into candidate pairs, counts the shingles that the two of each pair really
-share, joins verified pairs into components, and keeps one document of each. So no pair below
-the threshold is ever joined; the two ends of a chain of pairs may be less near.
+After Baichuan 2 (arXiv 2309.10305, section 2.1). `keys` gives the bands of each document. `settle`
+pairs the documents that share a band, computes the Jaccard similarity of each candidate pair,
+joins the pairs that reach the threshold into components, and keeps one document of each. So a
+pair below the threshold is never joined directly, but the two ends of a chain of pairs may be
+less similar.
 
-Of a component the member of the highest `quality` stays, if an earlier stage gave one; of
-equals, the first (`pos`). The detail of a dropped document names the survivor and how near
-the two are, which in a chain may be below the threshold.
+Of a component the document with the highest `quality` stays, if an earlier stage gave one; of
+several, the first (`pos`). The detail of a dropped document names the document that stays and
+their similarity, which in a chain may be below the threshold.
 
-Memory of `settle`: 8 bytes a document; while grouping 24 bytes a document, one band at a
-time; 16 bytes a distinct candidate pair, 64 more for 2^22 of them, and about 50 a verified
-one; some 100 bytes a document in such pairs. Scratch on disk: 8 bytes a word of the documents
-in candidate pairs.
+Memory of `settle`: 8 bytes a document, and 24 more while one band is grouped; 16 bytes a distinct
+candidate pair, 64 more for each of 2^22 pairs at a time, and about 50 for each verified pair;
+about 100 bytes for each document in such a pair. Temporary files: 8 bytes for each word of the
+documents in candidate pairs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from bc2.data.prep.stages.deduplication.connected_components import (
     survivor_detail,
 )
 from bc2.data.prep.text import minhash
+from bc2.data.prep.text.word_hashes import text_slices
 
 Int64 = npt.NDArray[np.int64]
 
@@ -53,7 +55,7 @@ _OPEN = 256
 
 
 class NearStage(Stage):
-    """Drop documents that are nearly another.
+    """Drop documents that are near-duplicates of another.
 
     Raises:
         RecipeError: no bands reach the recall at the threshold with so many hashes.
@@ -71,9 +73,9 @@ class NearStage(Stage):
         )
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """pos, signature, band_00, band_01 ...: int64, of each document that has words."""
+        """pos, signature, band_00, band_01 ... (int64) of each document that has words."""
         bands, has_words = [np.zeros((0, self.bands), np.int64)], [np.zeros(0, bool)]
-        for texts in minhash.text_slices(table["text"]):
+        for texts in text_slices(table["text"]):
             found = minhash.signatures(texts, self.bands * self.rows, self.settings.shingle)
             bands.append(minhash.band_values(found, self.bands, self.rows))
             has_words.append(minhash.has_words(found))
@@ -83,14 +85,14 @@ class NearStage(Stage):
         return pa.table(columns | {_band(i): values[:, i] for i in range(self.bands)})
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Decide who stays; see the head of this file.
+        """Decide which documents stay; see the head of this file.
 
         Returns:
-            documents: that have words; identical: with the same signature as one before;
-            buckets: of two and more signatures, over all bands; passed_over: pairs of
-            buckets above 64 that were not tried; candidates and pairs: distinct pairs tried
-            and found near; components; dropped; chained: dropped although they are less
-            near than the threshold to the one that stays.
+            documents: documents that have words; identical: those with the signature of an earlier
+            one; buckets: groups of two or more equal bands, over all bands; passed_over: pairs of
+            buckets above 64 that were not tried; candidates and pairs: distinct pairs that were
+            tried, and that are near-duplicates; components; dropped; chained: documents dropped
+            although their similarity to the one that stays is below the threshold.
         """
         firsts, seconds, facts = self._candidates(work)
         sets = _Sets(work, np.union1d(firsts, seconds), self.settings.shingle)
@@ -110,7 +112,7 @@ class NearStage(Stage):
         }
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Drop what `settle` named; its details are in the order of `pos`, as the rows are."""
+        """Drop the documents that `settle` named, with its details."""
         assert verdict is not None
         return drop_decided(table, verdict, "near_duplicate")
 
@@ -129,7 +131,7 @@ class NearStage(Stage):
         found.add(*(np.searchsorted(documents, side) for side in _linked(alike)))
         buckets = passed = 0
         for band in map(_band, range(self.bands)):
-            # Equal signatures have all bands in common: one of them stands for them.
+            # Documents of equal signatures share all bands: the first of them stands for all.
             alike = work.groups(band, without=copies)
             members = np.searchsorted(documents, alike.members)
             buckets += len(alike.sizes)
@@ -157,7 +159,7 @@ def _linked(alike: Groups) -> tuple[Int64, Int64]:
 
 
 class _Sets:
-    """Sets of shingles on disk, a file a part, of the documents that are in candidate pairs.
+    """Files with the sets of shingles of the documents in candidate pairs, one for each part.
 
     A document's rank is its place among these documents in the order of `pos`.
     """
@@ -180,7 +182,7 @@ class _Sets:
             pass
 
     def overlaps(self, firsts: Int64, seconds: Int64) -> Int64:
-        """[pairs, 2] shared and united shingles of pairs of ranks."""
+        """[pairs, 2] sizes of the intersection and the union, of pairs of ranks."""
         chunks = (
             _Pairs(self._stems, self._first, firsts[i : i + CHUNK], seconds[i : i + CHUNK])
             for i in range(0, len(firsts), CHUNK)
@@ -188,14 +190,14 @@ class _Sets:
         return np.concatenate([np.zeros((0, 2), np.int64), *self._work.map(_overlaps, chunks)])
 
     def quality(self) -> npt.NDArray[np.float32] | None:
-        """Of each document, NaN where it has none; None where no part has the column."""
+        """The quality of each document, NaN where it has none; None if no document has one."""
         tables = [pq.read_table(_about(stem), columns=["quality"]) for stem in self._stems]
         values = [table["quality"].to_numpy().astype(np.float32) for table in tables]
         found: npt.NDArray[np.float32] = np.concatenate([np.zeros(0, np.float32), *values])
         return None if np.isnan(found).all() else found
 
     def details(self, ranks: Int64, overlaps: Int64) -> list[str]:
-        """What is said of each dropped document: the rank that stays, and how near it is."""
+        """The detail of each dropped document: the document that stays, and their similarity."""
         origins: dict[int, tuple[str, int]] = {}
         stays = np.unique(ranks)
         part = np.searchsorted(self._first, stays, "right") - 1
@@ -232,7 +234,7 @@ def _about(stem: str) -> str:
 
 
 def _write_sets(job: _Job) -> None:
-    """Write of a part's wanted documents the sets, where they end, and what says who stays."""
+    """Write the sets of a part's wanted documents, their ends, and what decides which stay."""
     names = ["quality", "origin_file", "origin_row", "text"]
     table = read_part_file(job.part, ["pos", *names])
     table = table.filter(pc.is_in(table["pos"], value_set=pa.array(job.wanted)))
@@ -241,7 +243,7 @@ def _write_sets(job: _Job) -> None:
     pq.write_table(table.select(names[:3]), _about(job.stem))
     ends = [np.zeros(1, np.int64)]
     with open(f"{job.stem}.sets", "wb") as stream:
-        for texts in minhash.text_slices(table["text"]):
+        for texts in text_slices(table["text"]):
             values, more = minhash.shingle_sets(texts, job.shingle)
             values.tofile(stream)
             ends.append(ends[-1][-1] + more[1:])
@@ -249,7 +251,7 @@ def _write_sets(job: _Job) -> None:
 
 
 def _overlaps(pairs: _Pairs) -> Int64:
-    """[pairs, 2] shared and united shingles."""
+    """[pairs, 2] sizes of the intersection and the union."""
 
     # Read, not mapped: mapped pages stay resident as long as the mapping.
     @lru_cache(maxsize=_OPEN)

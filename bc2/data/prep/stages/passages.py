@@ -1,12 +1,14 @@
-"""Paragraphs and sentences that stood in the corpus before: the later copies are cut.
+"""Paragraphs and sentences that occur earlier in the corpus: the later copies are cut.
 
-A passage is known by 64 bits (XXH3) of its compared form. Among n passages n^2 / 2^65 pairs
-collide: 0.03 of 10^9, 3 of 10^10. A collision costs one passage of text, so nothing is verified.
+Passages are compared by a 64-bit hash (XXH3) of their compared form. Among n passages about
+n^2 / 2^65 pairs collide: 0.03 of 10^9 passages, 3 of 10^10. A collision costs one passage of text,
+so matches are not verified.
 
-What a document loses is decided in two rounds. In the first, every copy but the first of the
-corpus counts as lost, and a document that loses too much is dropped. In the second, the first
-copy is elected again among the documents that stay. So what is cut always stands in another
-document of the corpus, or earlier in the same one; only what was a dropped document's own is lost.
+What a document loses is decided in two rounds. In the first, every copy except the first
+in the corpus counts as lost, and a document that would lose too much is dropped. In the second,
+the first copy is chosen again, among the documents that stay. So a passage that is cut always
+remains in another document of the corpus, or earlier in the same one. Only text that a dropped
+document alone had is lost.
 """
 
 from __future__ import annotations
@@ -26,26 +28,24 @@ from bc2.data.prep.group_by import among, column
 from bc2.data.prep.settings import PassagesSettings
 from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
+from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
 
 PARAGRAPH, SENTENCE, DOCUMENT = 0, 1, 2
-
-#: Columns of scores, a number a piece.
-SCORES = ("paragraph_scores", "sentence_scores")
 
 Ints = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
 
 
 class PassagesStage(Stage):
-    """Cut the paragraphs and sentences that stand earlier in the corpus.
+    """Cut the paragraphs and sentences that occur earlier in the corpus.
 
-    Order is that of `pos`, then of the text. Columns ``paragraph_scores`` and
-    ``sentence_scores`` (lists, one number a piece) stay in step with the text; they become null
-    where the pieces of the text that is left are not the pieces that were kept.
+    Earlier means by `pos`, then by the place in the text. Columns ``paragraph_scores`` and
+    ``sentence_scores`` (lists, one number a piece) are cut with the text; they become null if the
+    text that is left splits into other pieces than those that were kept.
 
-    Memory of `settle`: what `repeats.repeated` takes, then about 100 bytes for each passage
-    that stands several times.
+    Memory of `settle`: that of `repeated_passages.repeated`, then about 100 bytes for each passage
+    that occurs several times.
     """
 
     name: ClassVar[str] = "passages"
@@ -79,7 +79,7 @@ class PassagesStage(Stage):
         )
 
     def _passages(self, text: str, lang: str | None) -> Iterator[tuple[int, ...]]:
-        """hash, kind, index, inside, characters and bytes of what is long enough."""
+        """hash, kind, index, inside, characters and bytes of each passage that is long enough."""
         from xxhash import xxh3_64_intdigest
 
         is_code = lang == "code"
@@ -111,7 +111,7 @@ class PassagesStage(Stage):
                 yield SENTENCE, next(number), inside, sentence
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Find every repeated passage, and what each document loses."""
+        """Find every repeated passage, and decide what each document loses."""
         settings = self.settings
         least = {PARAGRAPH: settings.paragraph_repeats, SENTENCE: settings.sentence_repeats}
         passages = _Passages.of(repeated(work, least))
@@ -121,7 +121,7 @@ class PassagesStage(Stage):
         return _facts(compared, len(passages.group), decided)
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Carry the verdict out on the documents that it names."""
+        """Cut or drop the documents that the verdict names."""
         assert verdict is not None
         if not len(verdict):
             return Outcome(table, removed([]))
@@ -140,7 +140,7 @@ class PassagesStage(Stage):
     def _cut(
         self, row: dict[str, Any], cuts: dict[int, set[int]], gone: list[Any]
     ) -> dict[str, Any] | None:
-        """The document without what is cut, None if it is dropped; adds to `gone` what is."""
+        """The document without its cut passages, None if it is dropped; appends to `gone`."""
         pos, text = row["pos"], row["text"]
         size = len(text.encode())
         if DOCUMENT in cuts:
@@ -230,7 +230,7 @@ class _Passages(NamedTuple):
         )
 
     def copies(self, alive: Mask) -> Mask:
-        """[n] passages of living documents that are not their group's first living one."""
+        """[n] passages of documents that stay and are not the first such passage of their group."""
         living = np.flatnonzero(alive[self.document])
         first = np.ones(len(living), bool)
         first[1:] = np.diff(self.group[living]) != 0
@@ -239,7 +239,7 @@ class _Passages(NamedTuple):
         return copies
 
     def lost(self, copies: Mask) -> tuple[Ints, Ints]:
-        """Characters and bytes [d] that documents lose; sentences of cut paragraphs count once."""
+        """Characters and bytes [d] that documents lose; no sentence of a cut paragraph counts."""
         paragraphs = copies & (self.kind == PARAGRAPH)
         paragraph = self.document.astype(np.int64) << 32 | self.inside
         inside = among(paragraph, np.unique(paragraph[paragraphs]))
@@ -252,9 +252,10 @@ class _Passages(NamedTuple):
 
 
 def _decide(passages: _Passages, settings: PassagesSettings) -> npt.NDArray[np.int64]:
-    """[v, 3] pos, kind, index of what goes, in that order.
+    """[v, 3] pos, kind and index of each passage that is cut, sorted.
 
-    Of a whole document the index is the thousandths of its characters that stand earlier.
+    For a document that is dropped the index is the share of its characters that occur earlier,
+    in thousandths.
     """
     everyone = np.ones(len(passages.pos), bool)
     characters, lost_bytes = passages.lost(passages.copies(everyone))
@@ -300,25 +301,3 @@ def _kept_sentences(pieces: list[str], keep: list[bool], lost: set[int]) -> list
         [next(index) not in lost and stays for _ in sentences_of(piece)]
         for piece, stays in zip(pieces, keep, strict=True)
     ]
-
-
-def scores_left(row: dict[str, Any], left: str, flags: list[list[bool]]) -> dict[str, Any]:
-    """The columns of `SCORES` for what is left of a document's text.
-
-    Args:
-        row: the document as it was.
-        flags: for each sentence of each paragraph whether it stays.
-    """
-    after = split_paragraphs(left)
-    steps = {
-        "paragraph_scores": ([any(of_piece) for of_piece in flags], len(after)),
-        "sentence_scores": ([*chain(*flags)], sum(len(sentences_of(piece)) for piece in after)),
-    }
-    return {name: _in_step(row[name], *steps[name]) for name in SCORES if row.get(name) is not None}
-
-
-def _in_step(scores: list[float], keep: list[bool], after: int) -> list[float] | None:
-    """The scores of what is kept, if that is what the text splits into now."""
-    if len(scores) != len(keep) or after != sum(keep):
-        return None
-    return list(compress(scores, keep))

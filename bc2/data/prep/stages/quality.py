@@ -1,7 +1,7 @@
 """Sentence-wise quality: every sentence is scored, low ones are cut, bad documents dropped.
 
 After Baichuan 2 section 2.1, whose funnel has "sentence-wise quality filtering" and does not say
-how its scores are made. Ours come from a trained model (`bc2.data.prep.text.sentence_scorer`)
+how the scores are computed. Ours come from a trained model (`bc2.data.prep.text.sentence_scorer`)
 or, by default, from rules (`bc2.data.prep.text.rule_scorer`). The scores stay with the text, for
 tables and mixtures.
 """
@@ -147,7 +147,7 @@ class QualityStage(Stage):
         fates = dict(zip(rows, (self._fate(each) for each in before), strict=True))
         positions = table["pos"].to_pylist()
         gone: list[Removed] = [(positions[i], *fate.why) for i, fate in fates.items() if fate.why]
-        # What a cut leaves is split again: neighbours decide where a sentence ends.
+        # What a cut leaves is split again: where a sentence ends depends on its neighbours.
         cut = [i for i, fate in fates.items() if fate.why and fate.text is not None]
         again = self._score([fates[i].text or "" for i in cut])
         scored = dict(zip(rows, before, strict=True)) | dict(zip(cut, again, strict=True))

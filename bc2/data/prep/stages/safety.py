@@ -1,7 +1,7 @@
-"""Safety: documents that must not be learned are dropped, personal data is masked.
+"""Safety: documents that a model must not learn are dropped, and personal data is masked.
 
-What must not be learned is the user's to say: word lists, lists of hosts and URLs, regular
-expressions and a classifier of their own. Personal data is found by
+The user says which documents those are: with word lists, lists of hosts and URLs, regular
+expressions and a trained classifier. Personal data is found by
 `bc2.data.prep.text.personal_data`.
 """
 

@@ -1,4 +1,4 @@
-"""Bad sentences made from good ones, for training a scorer where nobody has collected any.
+"""Make bad sentences from good ones, to train a scorer where none have been collected.
 
 Each kind is damage or noise seen in crawled text: wrong decodings, words out of order, text run
 together, repeated words, stuffing with keywords, markup, recognition errors, typing at random,

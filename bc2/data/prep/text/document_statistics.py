@@ -1,12 +1,12 @@
-"""The form of documents in numbers: characters, words, lines, paragraphs, in numpy.
+"""Statistics of documents: their characters, words, lines and paragraphs, counted by NumPy.
 
-All documents of a batch lie end to end as code points, each behind a line break, so that one
-pass of numpy serves them all; a document's numbers never depend on its neighbours.
+All documents of a batch are joined as code points, with line breaks between them, so that NumPy
+counts all of them at once. The statistics of a document do not depend on the others.
 
-A **word** is a CJK character, or a run of other characters between those and white space; a run
-of no letter or digit that touches a CJK character is punctuation and no word. A **line** is one
-with a character that is not white space; a **paragraph** is a run of lines with no blank one
-between. Lines and paragraphs are the same if their words are.
+A **word** is a CJK character, or a run of other characters up to white space or a CJK character;
+but a run without letters and digits beside a CJK character is punctuation, not a word. A **line**
+has a character that is not white space; a **paragraph** is a run of lines without a blank line
+between them. Two lines or paragraphs are the same if their words are.
 
 Legend: N characters of a batch, T tokens (words and punctuation), W words, L lines, D documents.
 """
@@ -77,7 +77,7 @@ class Spans(NamedTuple):
 
 
 class DocumentStatistics:
-    """The numbers of a batch of documents, each worked out when it is asked for."""
+    """The statistics of a batch of documents, each computed when it is first asked for."""
 
     def __init__(self, texts: Sequence[str]):
         joined = "\n" + "".join(text + "\n" for text in texts)

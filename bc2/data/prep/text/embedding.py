@@ -1,7 +1,7 @@
 """Embeddings of documents as integers: by a sentence-transformers model, or from words alone.
 
-Integers, because what a stage decides must not hang on the last bits of a sum: products of
-integers are exact in any order, batch and thread.
+They are integers so that no decision depends on the last bits of a sum: products of integers are
+exact in any order, batch and thread.
 
 Shapes: N texts, D dimensions.
 """
@@ -39,10 +39,10 @@ _LARGEST = 127
 
 
 def check_model(name: str | None, where: str) -> None:
-    """See that the library is installed, and a folder there where a path is named.
+    """Check that the library is installed, and that the folder exists if a path is given.
 
     Args:
-        name: None is no model, which is well.
+        name: None for no model, which is fine.
         where: the key that names it.
 
     Raises:
@@ -91,7 +91,7 @@ def embed(name: str, texts: Sequence[str]) -> Int64:
 
 
 def embed_spans(name: str, texts: Sequence[str], span: int) -> Int64:
-    """[N, D] of each text the sum of its spans' vectors, each as often as it has characters."""
+    """[N, D] for each text the sum of its spans' vectors, weighted by their characters."""
     cuts = [range(0, max(len(text), 1), span) for text in texts]
     spans = [
         [text[cut : cut + span] for cut in mine] for text, mine in zip(texts, cuts, strict=True)
@@ -138,7 +138,7 @@ def project(words: pa.Array, dimensions: int, seed: int) -> Int64:
     the same common words are not alike; and how often a word stands does not count.
 
     Args:
-        words: from `minhash.words_of`.
+        words: from `words_of`.
     """
     found = np.zeros(len(words) * dimensions, np.int64)
     for length in (1, 2):

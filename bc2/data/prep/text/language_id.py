@@ -1,4 +1,4 @@
-"""Which language a text is in: py3langid's naive Bayes model, which comes in its wheel.
+"""Identify the language of a text with py3langid's naive Bayes model, which its wheel holds.
 
 Chosen on 300 documents of each of six files of real English and Chinese, classical too. By the
 first 500 and 2,000 characters it finds the language about as often as fastText's lid.176 (97 to

@@ -1,8 +1,8 @@
-"""MinHash signatures, their bands, and the exact sets of shingles that they stand for.
+"""MinHash signatures and their bands, and the exact sets of shingles that they estimate.
 
-A shingle is so many words in a row (`bc2.data.prep.text.word_hashes`); a document of fewer
-words is one shingle, all of it. Two documents are as near as their sets of shingles: Jaccard
-similarity, shared / united.
+A shingle is a number of words in a row (`bc2.data.prep.text.word_hashes`); a document of fewer
+words is one shingle. The similarity of two documents is the Jaccard similarity of their sets of
+shingles: |intersection| / |union|.
 
 MinHash after Broder, "On the resemblance and containment of documents" (1997); as fast as one
 hash of each shingle allows after Dahlgaard, Knudsen and Thorup, "Fast Similarity Sketching"
@@ -20,8 +20,6 @@ import pyarrow as pa
 
 from bc2.data.mixture import mix
 from bc2.data.prep.text.word_hashes import hashed_words
-from bc2.data.prep.text.word_hashes import text_slices as text_slices
-from bc2.data.prep.text.word_hashes import words_of as words_of
 from bc2.errors import RecipeError
 
 Int64 = npt.NDArray[np.int64]
@@ -43,9 +41,9 @@ def recall_at(similarity: float, bands: int, rows: int) -> float:
 
 
 def bands_for(threshold: float, recall: float, hashes: int) -> tuple[int, int]:
-    """Bands, and rows (hashes) a band: the most rows that reach `recall` at `threshold`.
+    """Bands, and rows (hashes) of a band: the most rows that reach `recall` at `threshold`.
 
-    More rows mean fewer candidates in vain. Hashes that fill no band are not computed.
+    More rows give fewer candidates that fail. Hashes that do not fill a band are not computed.
 
     Raises:
         RecipeError: not even one row a band reaches it.
@@ -65,10 +63,10 @@ def bands_for(threshold: float, recall: float, hashes: int) -> tuple[int, int]:
 
 
 def shingles(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
-    """Every shingle of texts, as 64 bits (two differ but for one chance in 2^64).
+    """Every shingle of texts, as a 64-bit hash (two collide with a chance of one in 2^64).
 
     Args:
-        texts: or what `words_of` made of them.
+        texts: texts, or the results of `words_of`.
         shingle: words in a shingle.
 
     Returns:
@@ -82,7 +80,7 @@ def shingles(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
     room = np.empty_like(words)
     for number, factor in enumerate(factors, 1):
         ahead = np.multiply(words[number:], factor, out=room[: max(0, len(words) - number)])
-        # A text of fewer words ends before: those of the next are none of its own.
+        # A text of fewer words ends before: the next words belong to the next text.
         short = (ends - counts)[(counts > 0) & (counts <= number)]
         ahead[short[short < len(ahead)]] = 0
         values[: len(ahead)] += ahead
@@ -98,7 +96,7 @@ def shingle_sets(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
     """
     values, counts = shingles(texts, shingle)
     ends = np.cumsum(counts)
-    # In place, then all at once: np.unique of each takes twice as long in all.
+    # Sorted in place, then compared all at once: np.unique for each text takes twice as long.
     for one in np.split(values, ends[:-1]):
         one.sort()
     new = np.ones(len(values), bool)
@@ -109,7 +107,7 @@ def shingle_sets(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
 
 
 def overlap(one: UInt64, two: UInt64) -> tuple[int, int]:
-    """Shared and united shingles of two sets, each sorted and distinct."""
+    """Sizes of the intersection and the union of two sets, each sorted and distinct."""
     both = np.concatenate((one, two))
     both.sort()
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -120,16 +118,15 @@ def overlap(one: UInt64, two: UInt64) -> tuple[int, int]:
 
 
 def signatures(texts: pa.Array, hashes: int, shingle: int) -> UInt32:
-    """[N, hashes] numbers: the chance that two texts share one is how near they are.
+    """[N, hashes] MinHash values: the chance that two texts agree in one is their similarity.
 
-    A shingle's hash says at which place it stands, and with what number: the least of a place
-    stays. In places that are left empty all shingles are tried again by another hash, eight
-    times at most, and at last by a hash of that place alone. So a place holds the least, by
-    round and number, of a text's shingles: it is the same in two texts if the least of both
-    together is in both.
+    One hash of a shingle gives a place and a number; each place keeps its smallest number. For
+    places that stay empty all shingles are hashed again, up to eight times, and at last with a
+    hash of that place alone. So a place holds the smallest (round, number) of a text's shingles,
+    and two texts agree there if the smallest of both together is in both.
 
     Args:
-        texts: or what `words_of` made of them; all places of one without words stay empty.
+        texts: texts, or the results of `words_of`; a text without words has empty places only.
         shingle: words in a shingle.
     """
     values, counts = shingles(texts, shingle)
@@ -152,7 +149,7 @@ def has_words(signature: UInt32) -> npt.NDArray[np.bool_]:
 
 
 def _spread(values: UInt64, counts: Int64, hashes: int) -> UInt32:
-    """[N, hashes] each shingle at the place its upper half says, the least lower half staying."""
+    """[N, hashes] of the shingles of each place (the upper half of a hash) the least lower half."""
     upper = values >> _HALF
     upper *= np.uint64(hashes)
     upper >>= _HALF
@@ -179,7 +176,7 @@ def _odd(count: int) -> UInt64:
 
 
 def band_values(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Int64:
-    """[texts, bands] one number a band: a hash of its rows and of which band it is."""
+    """[texts, bands] one number for each band: a hash of its rows and of its own number."""
     values = np.tile(np.arange(bands, dtype=np.uint64), (len(signature), 1))
     if not values.size:
         return values.view(np.int64)
@@ -190,7 +187,7 @@ def band_values(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Int
 
 
 def fold(values: Int64) -> Int64:
-    """[texts] one number for each row of numbers: equal rows, equal numbers."""
+    """[texts] a hash of each row of numbers."""
     result = np.zeros(len(values), np.uint64)
     for column in values.T:
         result = mix(result ^ column.view(np.uint64))

@@ -1,9 +1,9 @@
-"""What a document says more than once: lines, paragraphs and n-grams (Gopher, appendix A.1).
+"""Repetition within a document: of lines, paragraphs and n-grams (Gopher, appendix A.1).
 
-Spans of words are compared by 42 bits of a hash, with their place in the other 22 bits, so that
-one plain sort finds equal spans of a batch and where they lie; equal spans lie in the order of
-their places, which parts documents. An n-gram that stands twice begins where a shorter one stands
-twice, so that only the shortest n takes a sort of every word.
+Spans of words are compared by 42 bits of a hash; the other 22 bits hold their place. So one sort
+finds the equal spans of a batch and their places, in order, which keeps documents apart. An
+n-gram that occurs twice begins where a shorter n-gram occurs twice, so only the spans of the
+shortest n are all sorted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PLACE = np.uint64(22)
 
 
 class Equal(NamedTuple):
-    """Spans of which a document has more than one, equal ones side by side."""
+    """Spans that a document has more than once, equal ones next to each other."""
 
     which: Int64
     """Numbers of the spans, rising among equal ones."""
@@ -45,7 +45,7 @@ def equal(hashes: UInt64, document: Int64) -> Equal:
 
 
 class Repeats(NamedTuple):
-    """Spans beyond the first that say the same."""
+    """Spans that repeat an earlier one of their document."""
 
     spans: Int64
     """[D]"""
@@ -63,7 +63,7 @@ def repeats(form: DocumentStatistics, spans: Spans) -> Repeats:
 
 
 class NGrams(NamedTuple):
-    """The n-grams of one length that stand more than once in their document."""
+    """The n-grams of one length that occur more than once in their document."""
 
     n: int
     top: Int64

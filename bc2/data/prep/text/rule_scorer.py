@@ -1,4 +1,4 @@
-"""Scoring sentences by rules about their form, when no model has been trained.
+"""Score sentences by rules about their form, where no model has been trained.
 
 A score is 1 minus a sum of penalties, at least 0. Each penalty is its weight times how far a
 feature lies between two bounds. The bounds are our own, set on edited prose, statutes and

@@ -1,15 +1,15 @@
 """A trained scorer of sentences: a linear model over hashed character n-grams.
 
-Text is compared with every digit as 0 and white space as one space. A
-sentence's features are the counts of its n-grams, hashed into 2^bits buckets, over the square
-root of how many there are; its score is the probability of "good" by logistic regression
+Text is read with every digit as 0 and all white space as single spaces. A
+sentence's features are the counts of its n-grams, hashed into 2^bits buckets, divided by the
+square root of their number; its score is the probability of "good" by logistic regression
 (fitted by scikit-learn's SGD). N-grams of characters need no words, so one model serves
 Chinese and English. This is what fastText's classifiers do (Joulin et al. 2016), as CCNet and
 DeepSeekMath used them to choose text, with the embedding left out.
 
-Features are made by numpy for many sentences at once: `HashingVectorizer` makes the like of
-them a sentence at a time in Python, some ten times slower. Weights are stored as integers,
-so that a sentence's sum does not depend on which sentences are scored beside it.
+NumPy computes the features of many sentences at once; scikit-learn's `HashingVectorizer` computes
+such features one sentence at a time in Python, about ten times slower. Weights are stored as
+integers, so that a sentence's sum does not depend on the other sentences of the batch.
 
 A scorer is a directory: ``weights.safetensors`` and ``scorer.json``, which has its digest.
 """

@@ -1,9 +1,9 @@
-"""Texts into paragraphs and sentences, and back without some of them.
+"""Split texts into paragraphs and sentences, and join them again without some.
 
 Every split is exact: the pieces joined are the text, none is empty, and each has a character
 that is not white space (unless the whole text has none). White space after a piece belongs to
-it. A paragraph is a whole number of sentences. A text is all there is to go by: neither its
-language nor its neighbours matter.
+it. A paragraph is a whole number of sentences. The split depends on the text alone, not on its
+stated language.
 
 A line feed ends a paragraph before a blank line, after a CJK character (CJK text is not
 wrapped), and after a line of `WIDE` characters or more (nobody wraps so wide). Other line feeds

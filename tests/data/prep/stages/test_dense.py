@@ -28,6 +28,7 @@ from bc2.data.prep.stages.deduplication.connected_components import equal_groups
 from bc2.data.prep.stages.dense import DenseStage
 from bc2.data.prep.stages.near import NearStage
 from bc2.data.prep.text import embedding, minhash
+from bc2.data.prep.text.word_hashes import words_of
 from bc2.errors import DataError, RecipeError, UsageError
 
 ENGLISH = [f"word{i}" for i in range(3000)]
@@ -337,7 +338,7 @@ def test_projections_estimate_the_cosine_of_sets(naive_words):
     firsts = [sentences_of(draw, 20) for _ in range(200)]
     seconds = [replaced(draw, one, draw.randint(3, 60), ENGLISH) for one in firsts]
     texts = [text_of(one) for one in (*firsts, *seconds)]
-    words = minhash.words_of(pa.array(texts, pa.large_string()))
+    words = words_of(pa.array(texts, pa.large_string()))
     found = embedding.project(words, 256, 0)
     sets = [{(w,) for w in ws} | set(pairwise(ws)) for ws in map(naive_words, texts)]
     error = []

@@ -137,7 +137,8 @@ def test_bad_documents_are_dropped(records):
 
 
 def test_code_passes_and_has_no_scores(records):
-    table, removed, _ = run(pa.concat_tables([records([BAD], lang="code"), records([BAD], 1, "fr")]))
+    both = pa.concat_tables([records([BAD], lang="code"), records([BAD], 1, "fr")])
+    table, removed, _ = run(both)
     assert len(removed) == 0
     assert table["text"].to_pylist() == [BAD, BAD]
     assert all(table[name].null_count == 2 for name in COLUMNS.names)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.data.prep.text import minhash
+from bc2.data.prep.text.word_hashes import text_slices, words_of
 from bc2.errors import RecipeError
 
 #: Letters, marks, digits, punctuation and spaces; wide forms, ligatures, four bytes.
@@ -51,7 +52,7 @@ def test_bands_are_the_most_rows_that_reach_the_recall(threshold, recall, hashes
 @settings(max_examples=60, deadline=None)
 @given(texts=texts_st)
 def test_words_are_those_of_plain_python(texts, naive_words):
-    found = minhash.words_of(column(texts)).to_pylist()
+    found = words_of(column(texts)).to_pylist()
     assert found == [" ".join(naive_words(text)) for text in texts]
 
 
@@ -59,11 +60,11 @@ def test_words_are_those_of_plain_python(texts, naive_words):
 @given(texts=texts_st, cut=st.integers(0, 12), limit=st.integers(1, 200))
 def test_neither_slices_nor_neighbours_change_anything(texts, cut, limit):
     chunks = pa.chunked_array([column(texts[:cut]), column(["x", *texts[cut:]]).slice(1)])
-    parts = list(minhash.text_slices(chunks, limit))
+    parts = list(text_slices(chunks, limit))
     assert [text for part in parts for text in part.to_pylist()] == texts
     assert all(len(part) == 1 or part.nbytes <= 20 * limit + 200 for part in parts)
-    one = minhash.words_of(column(texts))
-    many = [minhash.words_of(part) for part in parts]
+    one = words_of(column(texts))
+    many = [words_of(part) for part in parts]
     assert [word for part in many for word in part.to_pylist()] == one.to_pylist()
     together = minhash.signatures(one, 14, 5)
     apart = [minhash.signatures(part, 14, 5) for part in many]
@@ -73,7 +74,7 @@ def test_neither_slices_nor_neighbours_change_anything(texts, cut, limit):
 @settings(max_examples=40, deadline=None)
 @given(texts=short_st)
 def test_sets_of_shingles_overlap_as_plain_python_says(texts, naive_shingles):
-    values, ends = minhash.shingle_sets(minhash.words_of(column(texts)), 5)
+    values, ends = minhash.shingle_sets(words_of(column(texts)), 5)
     sets = [values[ends[i] : ends[i + 1]] for i in range(len(texts))]
     naive = [naive_shingles(text) for text in texts]
     for one, naive_one in zip(sets, naive, strict=True):
@@ -97,16 +98,14 @@ def test_bands_of_equal_numbers_differ_by_band_and_folds_tell_rows_apart():
 
 def test_no_texts_and_texts_without_words():
     assert minhash.signatures(column([]), 14, 5).shape == (0, 14)
-    values, ends = minhash.shingle_sets(minhash.words_of(column(["", " !", "x", ""])), 5)
+    values, ends = minhash.shingle_sets(words_of(column(["", " !", "x", ""])), 5)
     assert ends.tolist() == [0, 0, 0, 1, 1]
     assert len(values) == 1
 
 
 def test_the_same_text_has_this_signature_for_ever():
     """Golden values: a change here needs a new version of the stage."""
-    words = minhash.words_of(
-        column(["To be, or not to be: that is the question.", "天地玄黄宇宙洪荒"])
-    )
+    words = words_of(column(["To be, or not to be: that is the question.", "天地玄黄宇宙洪荒"]))
     assert minhash.signatures(words, 3, 5).tolist() == GOLDEN_SIGNATURES
     assert minhash.band_values(minhash.signatures(words, 4, 5), 2, 2).tolist() == GOLDEN_BANDS
 
@@ -129,7 +128,7 @@ def planted(count: int, seed: int, chinese: bool) -> list[tuple[str, str]]:
 def recall_by_bin(count, chinese, naive_shingles, bands=16, rows=7):
     """{bin of Jaccard: (pairs, found, expected, standard deviation)}, bins of 0.05."""
     pairs = planted(count, 5, chinese)
-    words = [minhash.words_of(column(list(side))) for side in zip(*pairs, strict=True)]
+    words = [words_of(column(list(side))) for side in zip(*pairs, strict=True)]
     one, two = (
         minhash.band_values(minhash.signatures(w, bands * rows, 5), bands, rows) for w in words
     )
@@ -170,7 +169,7 @@ def test_recall_follows_the_curve_over_thousands_of_pairs(chinese, naive_shingle
 def test_signatures_estimate_the_jaccard_similarity(naive_shingles):
     pairs = planted(200, 9, chinese=False)
     one, two = (
-        minhash.signatures(minhash.words_of(column(list(side))), 112, 5)
+        minhash.signatures(words_of(column(list(side))), 112, 5)
         for side in zip(*pairs, strict=True)
     )
     sets = [(naive_shingles(a), naive_shingles(b)) for a, b in pairs]
@@ -193,7 +192,7 @@ def test_long_and_short_texts_estimate_their_similarity_alike(naive_shingles):
 @settings(max_examples=40, deadline=None)
 @given(texts=texts_st, hashes=st.integers(1, 40))
 def test_texts_have_the_signature_of_their_words_and_none_without(texts, hashes):
-    words = minhash.words_of(column(texts))
+    words = words_of(column(texts))
     found = minhash.signatures(column(texts), hashes, 5)
     assert np.array_equal(found, minhash.signatures(words, hashes, 5))
     assert minhash.has_words(found).tolist() == [word != "" for word in words.to_pylist()]

@@ -1,4 +1,4 @@
-"""The texts of benchmarks, out of files and lm-eval's tasks: what training data must not hold."""
+"""Read the texts of benchmarks, which training data must not hold, from files and lm-eval tasks."""
 
 from __future__ import annotations
 

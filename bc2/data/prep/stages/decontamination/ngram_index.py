@@ -1,12 +1,12 @@
-"""Where texts share n words in a row with an index of other texts: exact, and vectorised.
+"""Find where texts share n words in a row with other texts: exact, and vectorised.
 
-A text is read as units: words (letters, digits and marks in a row) and single CJK characters,
-in NFKC form with case folded; all else only separates, and format characters are passed over. So
-case, width, white space and punctuation make no difference.
+A text is read as units: words (runs of letters, digits and marks) and single CJK characters, in
+NFKC form with case folded. Other characters only separate units, and format characters are
+ignored. So case, width, white space and punctuation make no difference.
 
 Every place of a text has one window: `ngram` units, or `cjk_ngram` where more than half of the
-first `ngram` are CJK characters. Windows are looked up by 64-bit hashes, and what is found is
-compared unit by unit, so a hash can only cost time.
+first `ngram` are CJK characters. Windows are looked up by 64-bit hashes, and each hit is
+then compared unit by unit, so a collision of hashes costs only time.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def _windows(units: Units, sizes: Sizes) -> tuple[Ints, Mask]:
 
 
 def _monotonous(units: Units, size: Ints) -> Mask:
-    """[u] windows with fewer different units than a third: "0, 0, 0, 0" is nobody's text."""
+    """[u] windows of which less than a third of the units are distinct, such as "0, 0, 0, 0"."""
     _, kind = np.unique(units.hashes(), return_inverse=True)
     order = np.argsort(kind, kind="stable")
     before = np.full(len(kind), -1)  # where the same unit stood last

@@ -1,7 +1,7 @@
-"""Passages that stand several times in the corpus: their hashes first, then where they stand.
+"""Find the passages that occur several times in the corpus: first their hashes, then where.
 
-Hashes fall into classes by their lowest bits. A class is looked at by one worker, which reads
-the column of hashes of all parts and keeps its own, so no process holds those of the corpus.
+Hashes are divided into classes by their lowest bits. One worker takes a class: it reads the column
+of hashes of all parts and keeps those of its class. So no process holds all hashes of the corpus.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ PASSAGES = pa.schema(
     ]
 )
 
-#: Passages in a class, about: bounds what a worker sorts at once.
+#: About how many passages a class has: bounds what a worker sorts at once.
 _CLASS = 1 << 23
 
-#: Classes at most: each reads the hashes of the whole corpus.
+#: At most so many classes: for each the hashes of the whole corpus are read.
 _CLASSES = 64
 
 
 def repeated(work: WorkingSet, least: Mapping[int, int]) -> list[Path]:
-    """Find the passages that stand often enough.
+    """Find the passages that occur often enough.
 
     Memory: 16 bytes a passage of a class in each worker, and here 8 bytes a hash found.
 
     Args:
         work: its keys are tables of `PASSAGES`.
-        least: by kind, how often a passage must stand.
+        least: by kind, how often a passage must occur.
 
     Returns:
         Parquet files of `PASSAGES` in the folder of work, one of each part.
@@ -73,7 +73,7 @@ class _Class(NamedTuple):
 
 
 def _often(mine: _Class) -> Int64:
-    """Hashes of a class that stand `least` times and more, sorted."""
+    """Hashes of a class that occur at least `least` times, sorted."""
     hashes = np.concatenate([np.zeros(0, np.int64), *(_part(path, mine) for path in mine.paths)])
     hashes.sort()
     last = hashes[mine.least - 1 :]
