@@ -30,8 +30,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from bc2.data.prep.config import NearSettings
-from bc2.data.prep.near import NearStage
+from bc2.data.prep.settings import NearSettings
+from bc2.data.prep.stages.near import NearStage
 
 PEER = r"""
 import re, sys
@@ -187,13 +187,11 @@ def main(
             'name = "bench"\ndescription = "benchmark"\n[corpus]\nheldout_fraction = 0.0\n'
             f'[[corpus.sources]]\nname = "s"\npath = "{source}"\n{TABLES[what]}'
         )
-        versions = " ".join(
-            f"{name} {importlib.metadata.version(name)}" for name in ("bc2", "daft")
-        )
         print(
             f"{what}: {documents:,} documents, {size / 1e6:.0f} MB of text, {files} files; "
             f"{workers} workers, {os.cpu_count()} cores; shingles of {near.shingle} words\n"
-            f"{versions}: {stage.bands} bands of {stage.rows}, threshold {near.threshold}\n"
+            f"bc2 {importlib.metadata.version('bc2')}: {stage.bands} bands of {stage.rows}, "
+            f"threshold {near.threshold}\n"
             f"datatrove, orjson {peer.stdout.strip()}: {bands} bands of {rows}, "
             f"{tokenizer} tokenizer",
             flush=True,

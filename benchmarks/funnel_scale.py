@@ -26,7 +26,7 @@ import psutil
 import typer
 from scipy.optimize import curve_fit
 
-from bc2.data.prep.sentences import split_sentences
+from bc2.data.prep.text.sentences import split_sentences
 
 TABLES = {
     "near": "[corpus.near]\n",

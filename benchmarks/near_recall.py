@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from bc2.data.prep import minhash
-from bc2.data.prep.config import NearSettings
+from bc2.data.prep.settings import NearSettings
+from bc2.data.prep.text import minhash
+from bc2.data.prep.text.word_hashes import text_slices, words_of
 
 app = typer.Typer(add_completion=False)
 
@@ -49,8 +50,8 @@ def real(paths: list[Path], count: int, draw: random.Random) -> list[str]:
             texts = pa.chunked_array(
                 [[json.loads(line)["text"] for line in stream]], pa.large_string()
             )
-        for part in minhash.slices(texts):
-            for document in minhash.words_of(part).to_pylist():
+        for part in text_slices(texts):
+            for document in words_of(part).to_pylist():
                 words = document.split(" ")
                 at = range(0, len(words) - LONGEST, LONGEST)
                 pieces += [" ".join(words[i : i + draw.randint(SHORTEST, LONGEST)]) for i in at]
@@ -122,7 +123,7 @@ def kinds(settings: NearSettings) -> dict[str, float]:
         for at in range(7, len(words), share):
             words[at] = f"new{at}"
         found[f"one word in {share} replaced"] = " ".join(words)
-    texts = minhash.words_of(pa.array([text, *found.values()], pa.large_string())).to_pylist()
+    texts = words_of(pa.array([text, *found.values()], pa.large_string())).to_pylist()
     near = similarity([texts[0]] * len(found), texts[1:], settings.shingle)
     return dict(zip(found, near.tolist(), strict=True))
 

@@ -14,7 +14,7 @@ from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Kind, Registry
 
 if TYPE_CHECKING:
-    from bc2.data.prep.prepare import How
+    from bc2.data.prep.prepare import PrepOptions
     from bc2.report.description import Description
 
 app = verb()
@@ -43,14 +43,14 @@ def prep(
     Exact duplicates are always dropped; the recipe's tables below [corpus] switch the other
     stages on. What was done is told by `bc2 data report`.
     """
-    from bc2.data.prep.prepare import How
+    from bc2.data.prep.prepare import PrepOptions
 
     output, read = Output.of(json=json, quiet=quiet), load(recipe, set_ or [])
-    how = How(engine, workers, keep_dropped=_empty(keep_dropped))
+    options = PrepOptions(engine, workers, keep_dropped=_empty(keep_dropped))
     if dry_run:
-        _dry_run(read, how, output)
+        _dry_run(read, options, output)
         return
-    made = _make("corpus", read, output, fresh=fresh, options=how)
+    made = _make("corpus", read, output, fresh=fresh, options=options)
     if keep_dropped is not None and not made:
         note("nothing was written to --keep-dropped: add --fresh to make the corpus again")
 
@@ -73,16 +73,16 @@ def _empty(folder: Path | None) -> Path | None:
     return None if folder is None else folder.absolute()
 
 
-def _dry_run(recipe: Recipe, how: How, output: Output) -> None:
+def _dry_run(recipe: Recipe, options: PrepOptions, output: Output) -> None:
     from rich.console import Group
 
     from bc2.data.config import CorpusConfig
     from bc2.data.prep.dry_run import dry_run
+    from bc2.data.prep.funnel import Funnel
     from bc2.report import description_view, funnel_view
-    from bc2.report.funnel import Funnel
     from bc2.report.timings import timings
 
-    plan = dry_run(recipe.get(CorpusConfig), how)
+    plan = dry_run(recipe.get(CorpusConfig), options)
     found, rows = plan.pop("funnel"), plan.pop("timings")
     for name, value in plan.items():
         note(f"{name}: {value}")
@@ -124,8 +124,8 @@ def report(
 
     Without REF the newest corpus is taken.
     """
+    from bc2.data.prep.stages.decontamination.matches import read_matches
     from bc2.report import description_view, funnel_page, funnel_view
-    from bc2.report.contamination import read_matches
 
     artifact, found = _described(Registry.open(), ref)
     if (examples or page is not None) and found.funnel is None:
@@ -176,7 +176,8 @@ def _described(registry: Registry, ref: str | None) -> tuple[Artifact, Descripti
 
 
 def _show_contamination(artifact: Artifact, found: Description, output: Output) -> None:
-    from bc2.report.contamination import counts, read_matches, view
+    from bc2.data.prep.stages.decontamination.matches import read_matches
+    from bc2.report.contamination import counts, matches_table
 
     if found.contamination is None or found.funnel is None:
         raise DataError(
@@ -189,7 +190,7 @@ def _show_contamination(artifact: Artifact, found: Description, output: Output) 
         rows = [match.model_dump() for match in read_matches(found.contamination)]
         output.emit({"ref": artifact.ref, **counts(found.funnel), "matches": rows})
     else:
-        output.emit(None, table=view(read_matches(found.contamination), found.funnel))
+        output.emit(None, table=matches_table(read_matches(found.contamination), found.funnel))
 
 
 @app.command("train-quality")
@@ -207,8 +208,8 @@ def train_quality(
     json: Json = False,
 ) -> None:
     """Train the scorer of sentences that [corpus.quality] and [corpus.safety] can use."""
-    from bc2.data.prep.corrupt import corrupted
-    from bc2.data.prep.scorer import train_scorer
+    from bc2.data.prep.text.corrupted_sentences import corrupted
+    from bc2.data.prep.text.sentence_scorer import train_scorer
     from bc2.data.readers import texts_at
 
     taken = texts_at(good, text_field)

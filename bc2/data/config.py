@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bc2.data.prep.config import (
+from bc2.data.prep.heuristics_settings import HeuristicsSettings
+from bc2.data.prep.settings import (
     ClustersSettings,
     DecontaminateSettings,
     DenseSettings,
@@ -18,7 +19,6 @@ from bc2.data.prep.config import (
     SafetySettings,
     WeightsSettings,
 )
-from bc2.data.prep.form_config import HeuristicsSettings
 from bc2.recipe import UNKEYED, Section, Settings
 
 #: Text that comes with Python or with the `quickstart` extra: see `bc2.data.environment`.

@@ -6,7 +6,7 @@ Columns: id, text, source, lang, origin_file, origin_row, and what stages of the
 noted (quality, paragraph_scores, sentence_scores, cluster). Row groups are small, so that a
 part is written and read in bounded memory.
 
-Where text is weighted (`bc2.data.prep.weights`), SOURCE is a stratum: an entry of `sources`
+Where text is weighted (`bc2.data.prep.stages.weights`), SOURCE is a stratum: an entry of `sources`
 then names the ``source`` it is of, and ``weights`` gives each stratum's share of what is drawn.
 """
 
@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Part(NamedTuple):
+class CorpusPart(NamedTuple):
     """One file of a corpus."""
 
     split: Split
@@ -195,7 +195,9 @@ def carried_weights(facts: Mapping[str, Any], where: Path) -> dict[str, Any]:
     return {"weights": {n: weights[n] for n in strata if n in weights}, "strata": strata}
 
 
-def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = None) -> list[Part]:
+def corpus_parts(
+    corpus: Path, split: Split | None = None, source: str | None = None
+) -> list[CorpusPart]:
     """The parts of a corpus: by source as the recipe listed them, train before held-out.
 
     Args:
@@ -212,7 +214,7 @@ def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = 
             f"no source {source!r} in the corpus", where=str(corpus), todo=f"it has {guess}"
         )
     return [
-        Part(part_split, entry["name"], part["file"], part["documents"], part["bytes"])
+        CorpusPart(part_split, entry["name"], part["file"], part["documents"], part["bytes"])
         for entry in facts
         if source is None or source in _names(entry)
         for part_split in SPLITS
@@ -221,7 +223,7 @@ def corpus_parts(corpus: Path, split: Split | None = None, source: str | None = 
     ]
 
 
-def source_parts(corpus: Path, split: Split) -> Iterator[tuple[str, Part]]:
+def source_parts(corpus: Path, split: Split) -> Iterator[tuple[str, CorpusPart]]:
     """The parts of a split, each with its source, of which it may hold a stratum."""
     of = {entry["name"]: _names(entry)[0] for entry in corpus_facts(corpus)["sources"]}
     for part in corpus_parts(corpus, split):

@@ -15,7 +15,7 @@ from bc2.pipeline.stage import Stage, Task
 def _identity(config: CorpusConfig, home: Path) -> Mapping[str, Any]:
     """The settings, the input files with their digests, and the version of every filter."""
     from bc2.data.inputs import inputs
-    from bc2.data.prep.recipe import build_stages, stage_digests
+    from bc2.data.prep.stage_table import build_stages, stage_digests
 
     filters = build_stages(config)
     return {
@@ -30,10 +30,10 @@ def _make(task: Task[CorpusConfig]) -> Mapping[str, Any]:
     """Facts of the corpus, and under ``timings`` how long each filter took."""
     from bc2.console import progress
     from bc2.data.prep import prepare
-    from bc2.data.prep.timings import TIMINGS
+    from bc2.data.prep.step_timings import TIMINGS
 
-    how: prepare.How | None = task.options
-    facts = prepare.prepare(task.settings, task.out, work=task.work, how=how, bars=progress)
+    options: prepare.PrepOptions | None = task.options
+    facts = prepare.prepare(task.settings, task.out, work=task.work, options=options, bars=progress)
     return {**facts, "timings": json.loads((task.work / TIMINGS).read_bytes())}
 
 

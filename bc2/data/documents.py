@@ -53,7 +53,7 @@ class Document:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: Row, source: str, lang: str | None) -> Document:
+    def of(cls, row: SourceRow, source: str, lang: str | None) -> Document:
         """A document as it is read, with the id that its text gives it."""
         return cls(text_id(row.utf8), row.text, source, lang, row.file, row.row)
 
@@ -73,7 +73,7 @@ class SourceFile(NamedTuple):
     path: Any
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """A text as a reader finds it: file and row (from 1) are its origin."""
 
     text: str
@@ -83,7 +83,7 @@ class Row(NamedTuple):
     row: int
 
     @classmethod
-    def of(cls, text: str, file: str, row: int) -> Row:
+    def of(cls, text: str, file: str, row: int) -> SourceRow:
         """A row of a text that was no bytes before."""
         return cls(text, text.encode(), file, row)
 

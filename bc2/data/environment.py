@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sysconfig
 import warnings
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bc2.data.documents import BadRow, Drops, Row, SourceFile
+from bc2.data.documents import BadRow, Drops, SourceFile, SourceRow
 from bc2.data.streams import numbered_lines, open_bytes
 from bc2.errors import DataError
 
@@ -49,7 +50,7 @@ class EnvironmentText:
     lang: str
     licence: str
     files: Callable[[], list[SourceFile]]
-    rows: Callable[[list[SourceFile], Drops], Iterator[Row]]
+    rows: Callable[[list[SourceFile], Drops], Iterator[SourceRow]]
     origin: Callable[[], Origin]
 
 
@@ -59,12 +60,15 @@ def _python() -> Origin:
 
 def _library_files() -> list[SourceFile]:
     """The standard library's modules, without tests, installed packages and build facts."""
-    root = Path(sysconfig.get_path("stdlib"))
+    root = sysconfig.get_path("stdlib")
     files = []
-    for path in root.rglob("*.py"):
-        name = path.relative_to(root)
-        if _NOT_LIBRARY.isdisjoint(name.parts) and not name.name.startswith("_sysconfigdata"):
-            files.append(SourceFile(name.as_posix(), path))
+    for folder, folders, names in os.walk(root):
+        # Installed packages may be many times as many files: they are not even listed.
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                path = Path(folder, name)
+                files.append(SourceFile(path.relative_to(root).as_posix(), path))
     return files
 
 
@@ -94,15 +98,15 @@ def _read(file: SourceFile, drops: Drops) -> str | None:
         return None
 
 
-def _source_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
+def _source_rows(files: list[SourceFile], drops: Drops) -> Iterator[SourceRow]:
     """A module a document."""
     for file in files:
         text = _read(file, drops)
         if text is not None:
-            yield Row.of(text, file.name, 1)
+            yield SourceRow.of(text, file.name, 1)
 
 
-def _docs_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
+def _docs_rows(files: list[SourceFile], drops: Drops) -> Iterator[SourceRow]:
     """A topic of the language reference a document; the docstrings of a module a document."""
     for file in files:
         text = _read(file, drops)
@@ -113,12 +117,12 @@ def _docs_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
             tree = ast.parse(text)
         if file.name == _TOPICS:
             for row, topic in enumerate(_topics(tree), 1):
-                yield Row.of(topic, file.name, row)
+                yield SourceRow.of(topic, file.name, row)
             continue
         module = file.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         told = [f"{name}\n\n{doc}\n" for name, doc in docstrings(tree, module)]
         if told:
-            yield Row.of("\n".join(told), file.name, 1)
+            yield SourceRow.of("\n".join(told), file.name, 1)
 
 
 def _topics(tree: ast.Module) -> Iterator[str]:
@@ -173,14 +177,14 @@ def _lines(file: SourceFile, drops: Drops) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _review_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
+def _review_rows(files: list[SourceFile], drops: Drops) -> Iterator[SourceRow]:
     """A review a document."""
     for file in files:
         for number, text in _lines(file, drops):
-            yield Row.of(text, file.name, number)
+            yield SourceRow.of(text, file.name, number)
 
 
-def _news_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
+def _news_rows(files: list[SourceFile], drops: Drops) -> Iterator[SourceRow]:
     """An article a document: it begins at a headline that follows a paragraph."""
     for file in files:
         article: list[str] = []
@@ -189,12 +193,12 @@ def _news_rows(files: list[SourceFile], drops: Drops) -> Iterator[Row]:
             text = untag(tagged)
             headline = not text.endswith(tuple("。！？：；”’』）》…，、"))
             if headline and told:
-                yield Row.of("\n".join(article), file.name, begin)
+                yield SourceRow.of("\n".join(article), file.name, begin)
                 article, begin, told = [], number, False
             article.append(text)
             told = told or not headline
         if article:
-            yield Row.of("\n".join(article), file.name, begin)
+            yield SourceRow.of("\n".join(article), file.name, begin)
 
 
 def untag(line: str) -> str:

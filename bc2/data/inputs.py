@@ -19,7 +19,7 @@ from bc2.data.streams import first_line, reading
 from bc2.errors import DataError
 from bc2.files import make_directory, replace_durably, sha256_file
 
-Layout = Literal["text", "lines", "parquet"]
+FileLayout = Literal["text", "lines", "parquet"]
 
 _SUFFIX = re.compile(r"\.(?:(txt)|(jsonl|ndjson|json))(?:\.gz|\.zst)?$|\.(parquet)$")
 
@@ -39,7 +39,7 @@ class InputFile(NamedTuple):
     system what that knows a version of it by: ``etag:…``, or ``ukey:…`` if it has no such tag."""
 
 
-def layout_of(name: str) -> Layout | None:
+def file_layout(name: str) -> FileLayout | None:
     """How a file holds its documents, by its suffix; None if bc2 cannot read it."""
     match = _SUFFIX.search(name)
     if match is None:
@@ -79,7 +79,7 @@ def _chosen(name: str, source: SourceConfig) -> bool:
 
 
 def _check_suffix(file: SourceFile) -> None:
-    if layout_of(file.name) is None:
+    if file_layout(file.name) is None:
         raise DataError(
             f"cannot read a file of this kind: {file.name}",
             where=str(file.path),

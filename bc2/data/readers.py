@@ -19,8 +19,8 @@ import orjson
 
 from bc2.data import environment
 from bc2.data.config import SourceConfig
-from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, Row, SourceFile
-from bc2.data.inputs import hub_name, layout_of, source_files
+from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, SourceFile, SourceRow
+from bc2.data.inputs import file_layout, hub_name, source_files
 from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
 from bc2.errors import DataError, nearest
 
@@ -48,7 +48,7 @@ def texts_at(paths: Iterable[str], text_field: str) -> Iterator[str]:
             yield document.text
 
 
-def source_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
+def source_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
     """The rows of a source up to its ``max_bytes``; raises as `read_source`."""
     spent = 0
     for row in _rows(source, drops):
@@ -58,7 +58,9 @@ def source_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
         yield row
 
 
-def file_rows(source: SourceConfig, files: Iterable[SourceFile], drops: Drops) -> Iterator[Row]:
+def file_rows(
+    source: SourceConfig, files: Iterable[SourceFile], drops: Drops
+) -> Iterator[SourceRow]:
     """The rows of some of a source's files, as `source_rows` gives them."""
     for file in files:
         yield from _file_rows(file, source.text_field, drops)
@@ -71,7 +73,7 @@ def source_language(source: SourceConfig) -> str | None:
     return source.lang
 
 
-def _rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
+def _rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
     if source.hf is not None:
         yield from _hf_rows(source, drops)
     elif source.environment is not None:
@@ -81,8 +83,8 @@ def _rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
         yield from file_rows(source, source_files(source), drops)
 
 
-def _file_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
-    layout = layout_of(file.name)
+def _file_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[SourceRow]:
+    layout = file_layout(file.name)
     if layout == "text":
         yield from _text_row(file, drops)
     elif layout == "lines":
@@ -91,7 +93,7 @@ def _file_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
         yield from _parquet_rows(file, field, drops)
 
 
-def _text_row(file: SourceFile, drops: Drops) -> Iterator[Row]:
+def _text_row(file: SourceFile, drops: Drops) -> Iterator[SourceRow]:
     """The one document of a .txt file; its line ends stay as they are."""
     with open_bytes(file.path) as stream:
         data = stream.read(MAX_DOCUMENT_BYTES + 1)
@@ -101,10 +103,10 @@ def _text_row(file: SourceFile, drops: Drops) -> Iterator[Row]:
     except BadRow as bad:
         drops.reject(bad, str(file.path), 1, len(data))
         return
-    yield Row(text, data, file.name, 1)
+    yield SourceRow(text, data, file.name, 1)
 
 
-def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
+def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[SourceRow]:
     """The documents of JSON lines; empty lines are no rows, but lines are numbered with them."""
     with open_bytes(file.path) as stream:
         for number, line, size in numbered_lines(stream):
@@ -115,10 +117,10 @@ def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
             except BadRow as bad:
                 drops.reject(bad, str(file.path), number, size)
                 continue
-            yield Row(text, utf8, file.name, number)
+            yield SourceRow(text, utf8, file.name, number)
 
 
-def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
+def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[SourceRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -143,7 +145,7 @@ def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Row]:
                 except BadRow as bad:
                     drops.reject(bad, str(file.path), number, len(value or b""))
                     continue
-                yield Row(text, value, file.name, number)
+                yield SourceRow(text, value, file.name, number)
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def _check_column(schema: Any, field: str, file: SourceFile) -> None:
         )
 
 
-def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
+def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import load_dataset
 
@@ -200,7 +202,7 @@ def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[Row]:
         except BadRow as bad:
             drops.reject(bad, f"hf:{origin}", number, 0)
             continue
-        yield Row(text, utf8, origin, number)
+        yield SourceRow(text, utf8, origin, number)
 
 
 @contextmanager

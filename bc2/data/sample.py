@@ -19,7 +19,7 @@ from bc2.errors import DataError, RecipeError, nearest
 _RANK_BITS = 20
 
 
-class Share(NamedTuple):
+class SourceShare(NamedTuple):
     """How a source is taken: every document `copies` times, and those ranked below once more."""
 
     copies: int
@@ -76,32 +76,32 @@ def _targets(sizes: Mapping[str, int], budget: int, weights: Mapping[str, float]
     return {name: math.floor(scale * size) for name, size in wanted.items() if size > 0}
 
 
-def _share(corpus: Path, source: str, size: int, target: int, seed: int) -> Share:
+def _share(corpus: Path, source: str, size: int, target: int, seed: int) -> SourceShare:
     """The share of a source that comes nearest to `target` bytes without exceeding it."""
     copies, rest = divmod(target, size)
     if rest == 0:
-        return Share(copies, 0)
+        return SourceShare(copies, 0)
     by_rank = np.zeros(1 << _RANK_BITS, dtype=np.int64)
     for part in corpus_parts(corpus, "train", source):
         with pq.ParquetFile(corpus / part.file, pre_buffer=False) as file:
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group, columns=["id", "text"])
-                ranks = [rank(seed, name) for name in rows["id"].to_pylist()]
+                ranks = [sample_rank(seed, name) for name in rows["id"].to_pylist()]
                 np.add.at(by_rank, ranks, pc.binary_length(rows["text"]).to_numpy())
     taken = np.cumsum(by_rank)
     below = int(np.searchsorted(taken, rest, side="right"))
-    return Share(copies, below if below and taken[below - 1] else 0)
+    return SourceShare(copies, below if below and taken[below - 1] else 0)
 
 
-def _take(corpus: Path, shares: Mapping[str, Share], seed: int) -> Iterator[str]:
+def _take(corpus: Path, shares: Mapping[str, SourceShare], seed: int) -> Iterator[str]:
     for name, share in shares.items():
         for document in read_corpus(corpus, "train", name):
-            count = share.copies + (rank(seed, document.id) < share.below)
+            count = share.copies + (sample_rank(seed, document.id) < share.below)
             for _ in range(count):
                 yield document.text
 
 
-def rank(seed: int, document_id: str) -> int:
+def sample_rank(seed: int, document_id: str) -> int:
     """A document's place in the order of sampling: 20 bits of the hash of (seed, id)."""
     digest = hashlib.blake2b(f"{seed}:{document_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> (64 - _RANK_BITS)

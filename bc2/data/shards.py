@@ -41,7 +41,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
-class Stream:
+class ShardStream:
     """The shards of one source and split as one array."""
 
     files: tuple[str, ...]
@@ -80,7 +80,7 @@ class TokenShards:
         self.weights: dict[str, int] | None = facts.get("weights")
         self._source_of: dict[str, str] = facts.get("strata", {})
         self._dtype = np.dtype(facts["dtype"])
-        self._streams: dict[tuple[str, str], Stream] = {
+        self._streams: dict[tuple[str, str], ShardStream] = {
             (split, source): _stream(entry)
             for split in SPLITS
             for source, entry in facts["splits"][split].items()
@@ -160,7 +160,7 @@ class TokenShards:
             shard += 1
         return window
 
-    def _stream(self, split: str, source: str) -> Stream:
+    def _stream(self, split: str, source: str) -> ShardStream:
         stream = self._streams.get((split, source))
         if stream is None:
             names = self.sources(split)
@@ -235,9 +235,9 @@ class _File:
         return DataError(f"cannot read the shard: {reason}", where=str(self.path), todo=_RESTORE)
 
 
-def _stream(entry: dict[str, Any]) -> Stream:
+def _stream(entry: dict[str, Any]) -> ShardStream:
     shards = entry["shards"]
-    return Stream(
+    return ShardStream(
         files=tuple(shard["file"] for shard in shards),
         ends=np.cumsum([shard["tokens"] for shard in shards], dtype=np.int64),
         documents=entry["documents"],

@@ -27,7 +27,7 @@ from bc2.console import Progress
 from bc2.data import versions
 from bc2.data.corpus import (
     SPLITS,
-    Part,
+    CorpusPart,
     carried_weights,
     clear_directory,
     corpus_facts,
@@ -123,7 +123,7 @@ def tokenize(
     return facts
 
 
-def shard_name(part: Part) -> str:
+def shard_name(part: CorpusPart) -> str:
     """``train/SOURCE/shard-00000.bin`` for ``train/SOURCE/part-00000.parquet``."""
     number = Path(part.file).stem.removeprefix("part-")
     return f"{part.split}/{part.source}/shard-{number}.bin"
@@ -138,7 +138,7 @@ def _place(made: Path, final: Path) -> None:
         shutil.copyfile(made, final)
 
 
-def _facts(corpus: Path, tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dict[str, Any]:
+def _facts(corpus: Path, tokenizer: Tokenizer, shards: dict[CorpusPart, Shard]) -> dict[str, Any]:
     splits: dict[str, Any] = {split: {} for split in SPLITS}
     for part, shard in shards.items():
         counts = {"tokens": shard.tokens, "documents": shard.documents, "bytes": shard.bytes}
@@ -164,7 +164,7 @@ def _facts(corpus: Path, tokenizer: Tokenizer, shards: dict[Part, Shard]) -> dic
 
 def _shards(
     corpus: Path,
-    parts: list[Part],
+    parts: list[CorpusPart],
     tokenizer_path: Path,
     tokenizer: Tokenizer,
     work: Path,
@@ -186,14 +186,14 @@ def _shards(
     return [done[number] for number in range(len(parts))]
 
 
-def default_workers(parts: list[Part]) -> int:
+def default_workers(parts: list[CorpusPart]) -> int:
     """A process a core, but none for less than `_WORTH_A_PROCESS` bytes of text."""
     worth = 1 + sum(part.bytes for part in parts) // _WORTH_A_PROCESS
     return min(cores(), worth)
 
 
 def _results(
-    pool: ProcessPoolExecutor, corpus: Path, parts: list[Part], work: Path, ahead: int,
+    pool: ProcessPoolExecutor, corpus: Path, parts: list[CorpusPart], work: Path, ahead: int,
     meter: _Meter, counts: npt.NDArray[np.int64],
 ) -> dict[int, Shard]:  # fmt: skip
     """The shard of each part by its number; `ahead` parts are under way or waiting."""
@@ -257,7 +257,7 @@ def _begin_worker(tokenizer_path: Path, counts: Any, stop: Any) -> None:
     _worker.update(counts=np.frombuffer(counts, np.int64))
 
 
-def _in_worker(corpus: Path, part: Part, number: int, work: Path) -> Shard:
+def _in_worker(corpus: Path, part: CorpusPart, number: int, work: Path) -> Shard:
     def told(size: int) -> None:
         _worker["counts"][number] += size
 
@@ -268,7 +268,7 @@ def _in_worker(corpus: Path, part: Part, number: int, work: Path) -> Shard:
 
 
 def make_shard(
-    corpus: Path, part: Part, tokenizer: Tokenizer, work: Path, stop: Any = None,
+    corpus: Path, part: CorpusPart, tokenizer: Tokenizer, work: Path, stop: Any = None,
     told: Told = lambda size: None,
 ) -> Shard:  # fmt: skip
     """The shard of one part, taken from an earlier run if it is there and whole.
@@ -362,7 +362,7 @@ def _check_ids(ids: Any, lengths: Any, tokenizer: Tokenizer, part: Path) -> None
         )
 
 
-def _check(part: Part, documents: int, size: int) -> None:
+def _check(part: CorpusPart, documents: int, size: int) -> None:
     if (documents, size) != (part.documents, part.bytes):
         raise DataError(
             f"the part holds {documents:,} documents of {size:,} bytes, not "

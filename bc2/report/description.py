@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from bc2.console import Progress
 from bc2.data.corpus import SPLITS, corpus_facts, corpus_parts
-from bc2.data.prep.decontaminate import CONTAMINATION
-from bc2.data.prep.write import LENGTH_EDGES
+from bc2.data.prep.funnel import FUNNEL, Funnel, Histogram
+from bc2.data.prep.stages.decontamination.matches import CONTAMINATION
+from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.data.shards import TokenShards
 from bc2.data.streams import reading
 from bc2.errors import IntegrityError, UsageError
-from bc2.report.funnel import FUNNEL, Funnel, Histogram
 from bc2.report.funnel_rows import NOT_STATED, as_json, language
 from bc2.report.timings import Timing
 from bc2.report.timings import timings as timings_of
@@ -53,7 +53,7 @@ class Tally:
 
 
 @dataclass
-class Source:
+class SourceDescription:
     """One source, or one stratum of it: what it holds by split, and where it is from."""
 
     name: str
@@ -72,7 +72,7 @@ class Description:
     """What an artifact holds."""
 
     kind: str
-    sources: list[Source]
+    sources: list[SourceDescription]
     languages: dict[str, Tally]
     """Both splits together; `NOT_STATED` where no source says."""
     lengths: dict[str, Histogram]
@@ -109,7 +109,7 @@ class Description:
             "languages": {lang: _tally_json(one) for lang, one in self.languages.items()},
             "lengths": {
                 "unit": self.length_unit,
-                "by_language": {lang: one.model_dump() for lang, one in self.lengths.items()},
+                "by_language": {lang: _lengths_json(one) for lang, one in self.lengths.items()},
             },
             "unlicensed": self.unlicensed,
             "funnel": as_json(self.funnel) if self.funnel else None,
@@ -131,7 +131,7 @@ def describe(
         corpus: the corpus that shards were made of, which knows languages and licences; without
             it they are not stated.
         progress: told the bytes of text, or of ids, gone through.
-        timings: what `bc2.data.prep.timings` said when the corpus was made.
+        timings: what `bc2.data.prep.step_timings` said when the corpus was made.
 
     Raises:
         UsageError: another kind.
@@ -165,16 +165,20 @@ def _tally_json(one: Tally) -> dict[str, Any]:
     return {**asdict(one), "bytes_per_token": one.bytes_per_token}
 
 
-def _source_json(one: Source) -> dict[str, Any]:
+def _lengths_json(one: Histogram) -> dict[str, Any]:
+    return {"edges": [float(edge) for edge in one.edges], "documents": one.documents}
+
+
+def _source_json(one: SourceDescription) -> dict[str, Any]:
     splits = {split: _tally_json(tally) for split, tally in one.splits.items()}
     return {**asdict(one), "splits": splits}
 
 
-def _sources(facts: Mapping[str, Any]) -> dict[str, Source]:
+def _sources(facts: Mapping[str, Any]) -> dict[str, SourceDescription]:
     """The sources of a `corpus.json`, nothing counted."""
     weights = facts.get("weights") or {}
     return {
-        entry["name"]: Source(
+        entry["name"]: SourceDescription(
             entry["name"], entry.get("source", entry["name"]), entry.get("lang"),
             entry.get("licence"), entry.get("origin"), weights.get(entry["name"]),
         )
@@ -190,9 +194,9 @@ def _corpus(path: Path, progress: Progress | None) -> Description:
     for part in corpus_parts(path):
         sources[part.source].splits.setdefault(part.split, Tally()).add(part.documents, part.bytes)
     funnel = Funnel.open(path / FUNNEL) if (path / FUNNEL).exists() else None
-    if funnel is not None and funnel.lengths and funnel.steps:
+    if funnel is not None and funnel.lengths and funnel.stages:
         languages: dict[str, Tally] = {}
-        for group in funnel.steps[-1].after:
+        for group in funnel.stages[-1].after:
             one = languages.setdefault(language(group.lang), Tally())
             one.add(group.documents, group.bytes)
         lengths = {language(lang): one for lang, one in funnel.lengths.items()}
@@ -244,13 +248,13 @@ def _groups(part: Path) -> Iterator[tuple[str, Counts, int]]:
 def _tokens(path: Path, corpus: Path | None, progress: Progress | None) -> Description:
     shards = TokenShards.open(path)
     known = _sources(corpus_facts(corpus)) if corpus is not None else {}
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceDescription] = {}
     languages: dict[str, Tally] = {}
     counts: dict[str, Counts] = {}
     weights = shards.weights or {}
     for split in SPLITS:
         for name in shards.sources(split):
-            unknown = Source(name, shards.source_of(name), None, None, None)
+            unknown = SourceDescription(name, shards.source_of(name), None, None, None)
             source = sources.setdefault(name, known.get(name, unknown))
             source.weight = weights.get(name, source.weight)
             amounts = (

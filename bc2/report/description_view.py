@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from bc2.console import table
 from bc2.data.corpus import SPLITS
+from bc2.data.prep.funnel import Histogram
 from bc2.report import funnel_view, timings
-from bc2.report.description import Description, Source, Tally
-from bc2.report.funnel import Histogram
-from bc2.report.funnel_rows import PAPER_KEPT, language, rows, share
+from bc2.report.description import Description, SourceDescription, Tally
+from bc2.report.funnel_rows import PAPER_KEPT, language, share, stage_rows
 from bc2.report.number_format import NOTHING
 from bc2.report.timings import Timing
 from bc2.report.visible_text import size, visible
@@ -147,7 +147,7 @@ def _amounts(found: Description, one: Tally) -> list[object]:
     return [one.documents, f"{size(one.bytes):>10}", *(tokens if found.kind == "tokens" else [])]
 
 
-def _origin(source: Source) -> str:
+def _origin(source: SourceDescription) -> str:
     if not source.origin:
         return NOTHING
     return ", ".join(f"{key} {value}" for key, value in source.origin.items() if value is not None)
@@ -162,7 +162,7 @@ def _funnel_sheets(found: Description) -> list[Sheet]:
          size(row.bytes_removed), _percent(row.bytes_removed_share),
          _percent(row.bytes_left_share), _percent(row.paper_removed_share),
          _percent(row.paper_left_share)]
-        for row in rows(funnel)
+        for row in stage_rows(funnel)
     ]  # fmt: skip
     read, kept = funnel.read, funnel.kept
     gone, lost = read.documents - kept.documents, read.bytes - kept.bytes

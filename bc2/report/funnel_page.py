@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bc2
+from bc2.data.prep.funnel import Against, Example, Funnel, Histogram
+from bc2.data.prep.stages.decontamination.matches import BenchmarkMatch
 from bc2.files import replace_durably
 from bc2.report import timings as steps
-from bc2.report.contamination import DECONTAMINATE, Match, counts
+from bc2.report.contamination import DECONTAMINATE, counts
 from bc2.report.curves import inline_svg
-from bc2.report.funnel import Against, Example, Funnel, Histogram
 from bc2.report.funnel_picture import figure, histogram
-from bc2.report.funnel_rows import PAPER, PAPER_KEPT, language, reasons, rows, share, slices
+from bc2.report.funnel_rows import (
+    PAPER,
+    PAPER_KEPT,
+    funnel_slices,
+    language,
+    removal_reasons,
+    share,
+    stage_rows,
+)
 from bc2.report.funnel_view import exact, shelves
 from bc2.report.number_format import amount, duration, moment
 from bc2.report.timings import Timing
@@ -34,7 +43,7 @@ MOST_MATCHES = 200
 _MATCH = re.compile(r"(?P<name>.*?): “(?P<theirs>.*?)” \| “(?P<ours>.*)”", re.DOTALL)
 
 
-class Tile(NamedTuple):
+class FunnelTile(NamedTuple):
     """One figure of the summary."""
 
     label: str
@@ -49,7 +58,7 @@ def write(
     *,
     description: str = "",
     licences: Mapping[str, str] = {},
-    matches: Iterable[Match] = (),
+    matches: Iterable[BenchmarkMatch] = (),
     timings: Sequence[Timing] = (),
 ) -> Path:
     """Write the page to a file; an older one is replaced in one go. Arguments as `render`."""
@@ -63,7 +72,7 @@ def write(
 
 def render(
     funnel: Funnel, title: str, *, description: str = "", licences: Mapping[str, str] = {},
-    matches: Iterable[Match] = (), timings: Sequence[Timing] = (),
+    matches: Iterable[BenchmarkMatch] = (), timings: Sequence[Timing] = (),
 ) -> str:  # fmt: skip
     """The page as HTML.
 
@@ -93,17 +102,20 @@ def render(
         version=bc2.__version__,
         tiles=list(_tiles(funnel)),
         picture=_picture(funnel),
-        rows=rows(funnel),
+        rows=stage_rows(funnel),
         paper=PAPER,
         paper_kept=PAPER_KEPT,
-        timed=any(step.seconds is not None for step in funnel.steps),
+        timed=any(stage.seconds is not None for stage in funnel.stages),
         kept=funnel.kept,
         read=funnel.read,
-        stages=[step.name for step in funnel.steps],
-        slices=[("source", slices(funnel, "source")), ("language", slices(funnel, "lang"))],
+        stages=[stage.name for stage in funnel.stages],
+        slices=[
+            ("source", funnel_slices(funnel, "source")),
+            ("language", funnel_slices(funnel, "lang")),
+        ],
         licences=licences,
-        reasons=reasons(funnel),
-        rewritten=[step for step in funnel.steps if step.rewritten],
+        reasons=removal_reasons(funnel),
+        rewritten=[stage for stage in funnel.stages if stage.rewritten],
         malformed=_malformed(funnel),
         lengths=_histograms(funnel.lengths, "length", "characters", log=True),
         scores=_histograms(funnel.scores, "score", "quality score", log=False),
@@ -120,16 +132,16 @@ def render(
     )
 
 
-def _tiles(funnel: Funnel) -> Iterator[Tile]:
+def _tiles(funnel: Funnel) -> Iterator[FunnelTile]:
     read, kept = funnel.read, funnel.kept
-    yield Tile("read", size(read.bytes), f"{amount(read.documents)} documents")
-    yield Tile("kept", size(kept.bytes), f"{amount(kept.documents)} documents")
-    yield Tile("kept of bytes", _exact(share(kept.bytes, read.bytes)))
-    yield Tile("kept of documents", _exact(share(kept.documents, read.documents)))
-    yield Tile("Baichuan 2 kept", _exact(PAPER_KEPT), "Figure 2 of the paper")
-    seconds = [step.seconds for step in funnel.steps if step.seconds is not None]
+    yield FunnelTile("read", size(read.bytes), f"{amount(read.documents)} documents")
+    yield FunnelTile("kept", size(kept.bytes), f"{amount(kept.documents)} documents")
+    yield FunnelTile("kept of bytes", _exact(share(kept.bytes, read.bytes)))
+    yield FunnelTile("kept of documents", _exact(share(kept.documents, read.documents)))
+    yield FunnelTile("Baichuan 2 kept", _exact(PAPER_KEPT), "Figure 2 of the paper")
+    seconds = [stage.seconds for stage in funnel.stages if stage.seconds is not None]
     if seconds:
-        yield Tile("work", duration(sum(seconds)), f"{len(seconds)} stages, all workers")
+        yield FunnelTile("work", duration(sum(seconds)), f"{len(seconds)} stages, all workers")
 
 
 def _exact(part: float | None) -> str:
@@ -189,7 +201,7 @@ def _match(one: Example) -> Example:
     return one.model_copy(update={"against": against, "text": found["ours"], "detail": None})
 
 
-def _listed(one: Match) -> dict[str, Any]:
+def _listed(one: BenchmarkMatch) -> dict[str, Any]:
     before, shared, after = map(visible, one.pieces())
     return {
         "document": visible(one.document),
@@ -221,7 +233,7 @@ def _quoted(one: Example) -> dict[str, Any]:
 def _facts(funnel: Funnel) -> list[tuple[str, str]]:
     """Each stage's own facts as JSON, cut where they are long."""
     return [
-        (step.name, visible(json.dumps(step.facts, ensure_ascii=False, indent=1), 20_000))
-        for step in funnel.steps
-        if step.facts
+        (stage.name, visible(json.dumps(stage.facts, ensure_ascii=False, indent=1), 20_000))
+        for stage in funnel.stages
+        if stage.facts
     ]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bc2.data.prep.funnel import Funnel, Histogram
 from bc2.files import replace_durably
 from bc2.report.curves import COLORS, STYLE
-from bc2.report.funnel import Funnel, Histogram
-from bc2.report.funnel_rows import PAPER, PAPER_KEPT, rows
+from bc2.report.funnel_rows import PAPER, PAPER_KEPT, stage_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def figure(funnel: Funnel, title: str = "") -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    found = {row.stage: row for row in rows(funnel)}
+    found = {row.stage: row for row in stage_rows(funnel)}
     names = _lines(list(found))
     sizes = {n: Bar(r.bytes_removed_share or 0, r.bytes_left_share or 0) for n, r in found.items()}
     counts = {

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from bc2.report.funnel import Amount, Funnel, Group, total
+from bc2.data.prep.funnel import Amount, Funnel, GroupAmount, total
 
 #: A row that is no stage: what went before the first one got anything.
 READING = "read"
@@ -45,7 +45,7 @@ PAPER_KEPT = 0.3168
 
 
 @dataclass(frozen=True)
-class Row:
+class FunnelRow:
     """One step's numbers. Shares are of the raw text; None where there was none."""
 
     stage: str
@@ -66,13 +66,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Slice:
+class FunnelSlice:
     """The funnel of one source, or of one language; shares are of its own raw text."""
 
     name: str
     read: Amount
     kept: Amount
-    rows: tuple[Row, ...]
+    rows: tuple[FunnelRow, ...]
 
 
 @dataclass(frozen=True)
@@ -95,40 +95,42 @@ def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def rows(funnel: Funnel) -> list[Row]:
+def stage_rows(funnel: Funnel) -> list[FunnelRow]:
     """A row a stage, in order. Where the stages began with less than was read, a row
     `READING` comes first, so that what is removed and what is left make the whole."""
-    first = total(funnel.steps[0].before) if funnel.steps else funnel.read
+    first = total(funnel.stages[0].before) if funnel.stages else funnel.read
     found = [] if first == funnel.read else [_row(READING, funnel.read, first, funnel.read, None)]
     return found + _rows(funnel, funnel.read, lambda group: True)
 
 
-def slices(funnel: Funnel, by: Literal["source", "lang"]) -> list[Slice]:
+def funnel_slices(funnel: Funnel, by: Literal["source", "lang"]) -> list[FunnelSlice]:
     """The funnel of each source, or language, in the order in which they first came in.
 
     Raw text is here what came into the first stage: what was read before it is not known by
     source.
     """
-    names = {getattr(one, by): None for step in funnel.steps for one in step.before + step.after}
+    names = {
+        getattr(one, by): None for stage in funnel.stages for one in stage.before + stage.after
+    }
     found = []
     for name in names:
         mine = partial(_is, by, name)
-        read, kept = _of(funnel.steps[0].before, mine), _of(funnel.steps[-1].after, mine)
+        read, kept = _of(funnel.stages[0].before, mine), _of(funnel.stages[-1].after, mine)
         title = language(name) if by == "lang" else name
-        found.append(Slice(title, read, kept, tuple(_rows(funnel, read, mine))))
+        found.append(FunnelSlice(title, read, kept, tuple(_rows(funnel, read, mine))))
     return found
 
 
-def reasons(funnel: Funnel) -> list[Reason]:
+def removal_reasons(funnel: Funnel) -> list[Reason]:
     """Every reason that removed something, by stage, the one with the most bytes first."""
     found = []
-    for step in funnel.steps:
+    for stage in funnel.stages:
         mine = [
             Reason(
-                step.name, reason, one.documents, one.bytes, one.cut_documents, one.cut_bytes,
+                stage.name, reason, one.documents, one.bytes, one.cut_documents, one.cut_bytes,
                 share(one.bytes + one.cut_bytes, funnel.read.bytes),
             )
-            for reason, one in step.removed.items()
+            for reason, one in stage.removed.items()
             if one.documents or one.cut_documents or one.bytes or one.cut_bytes
         ]  # fmt: skip
         found += sorted(mine, key=lambda one: (-one.bytes - one.cut_bytes, one.reason))
@@ -145,11 +147,13 @@ def as_json(funnel: Funnel) -> dict[str, Any]:
             for unit in ("documents", "bytes")
         },
         "paper_kept_share": PAPER_KEPT,
-        "stages": [asdict(row) for row in rows(funnel)],
-        "by_source": [_slice_json(one) for one in slices(funnel, "source")],
-        "by_language": [_slice_json(one) for one in slices(funnel, "lang")],
-        "reasons": [asdict(one) for one in reasons(funnel)],
-        "rewritten_bytes": {step.name: step.rewritten for step in funnel.steps if step.rewritten},
+        "stages": [asdict(row) for row in stage_rows(funnel)],
+        "by_source": [_slice_json(one) for one in funnel_slices(funnel, "source")],
+        "by_language": [_slice_json(one) for one in funnel_slices(funnel, "lang")],
+        "reasons": [asdict(one) for one in removal_reasons(funnel)],
+        "rewritten_bytes": {
+            stage.name: stage.rewritten for stage in funnel.stages if stage.rewritten
+        },
         "malformed": {
             source: {reason: one.model_dump() for reason, one in found.items()}
             for source, found in funnel.malformed.items()
@@ -157,34 +161,34 @@ def as_json(funnel: Funnel) -> dict[str, Any]:
     }
 
 
-def _slice_json(one: Slice) -> dict[str, Any]:
+def _slice_json(one: FunnelSlice) -> dict[str, Any]:
     amounts = {"read": one.read.model_dump(), "kept": one.kept.model_dump()}
     return {"name": one.name, **amounts, "stages": [asdict(row) for row in one.rows]}
 
 
-def _rows(funnel: Funnel, raw: Amount, mine: Callable[[Group], bool]) -> list[Row]:
+def _rows(funnel: Funnel, raw: Amount, mine: Callable[[GroupAmount], bool]) -> list[FunnelRow]:
     return [
         _row(
-            step.name, _of(step.before, mine), _of(step.after, mine), raw,
-            step.seconds,
+            stage.name, _of(stage.before, mine), _of(stage.after, mine), raw,
+            stage.seconds,
         )
-        for step in funnel.steps
+        for stage in funnel.stages
     ]  # fmt: skip
 
 
-def _is(by: str, name: str | None, group: Group) -> bool:
+def _is(by: str, name: str | None, group: GroupAmount) -> bool:
     mine: str | None = getattr(group, by)
     return mine == name
 
 
-def _of(groups: Iterable[Group], mine: Callable[[Group], bool]) -> Amount:
+def _of(groups: Iterable[GroupAmount], mine: Callable[[GroupAmount], bool]) -> Amount:
     return total(group for group in groups if mine(group))
 
 
-def _row(name: str, before: Amount, after: Amount, raw: Amount, seconds: float | None) -> Row:
+def _row(name: str, before: Amount, after: Amount, raw: Amount, seconds: float | None) -> FunnelRow:
     paper = PAPER.get(name)
     documents, size = before.documents - after.documents, before.bytes - after.bytes
-    return Row(
+    return FunnelRow(
         stage=name,
         documents_in=before.documents,
         documents_removed=documents,

@@ -6,8 +6,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from bc2.console import table
-from bc2.report.funnel import Example, Funnel
-from bc2.report.funnel_rows import PAPER_KEPT, Row, language, reasons, rows, share, slices
+from bc2.data.prep.funnel import Example, Funnel
+from bc2.report.funnel_rows import (
+    PAPER_KEPT,
+    FunnelRow,
+    funnel_slices,
+    language,
+    removal_reasons,
+    share,
+    stage_rows,
+)
 from bc2.report.number_format import NOTHING, duration
 from bc2.report.visible_text import size, visible
 
@@ -37,9 +45,9 @@ def view(funnel: Funnel) -> Any:
 
 def stage_table(funnel: Funnel, unit: Literal["documents", "bytes"]) -> Any:
     """A line a stage, by documents or by bytes; shares are of the raw text, the paper's beside."""
-    timed = any(step.seconds is not None for step in funnel.steps)
+    timed = any(stage.seconds is not None for stage in funnel.stages)
     read, kept = getattr(funnel.read, unit), getattr(funnel.kept, unit)
-    lines = [_line(row, unit, timed=timed) for row in rows(funnel)]
+    lines = [_line(row, unit, timed=timed) for row in stage_rows(funnel)]
     shares = [share(read - kept, read), share(kept, read), 1 - PAPER_KEPT, PAPER_KEPT]
     amounts = [_amount(one, unit) for one in (read, read - kept)]
     lines.append(["in all", *amounts, *map(exact, shares), *([""] if timed else [])])
@@ -48,7 +56,7 @@ def stage_table(funnel: Funnel, unit: Literal["documents", "bytes"]) -> Any:
     return table(["stage", *columns], lines, f"Funnel by {unit}: {left} left")
 
 
-def _line(row: Row, unit: str, *, timed: bool) -> list[object]:
+def _line(row: FunnelRow, unit: str, *, timed: bool) -> list[object]:
     amounts = [_amount(getattr(row, f"{unit}_{part}"), unit) for part in ("in", "removed")]
     shares = [
         getattr(row, f"{unit}_removed_share"), getattr(row, f"{unit}_left_share"),
@@ -65,7 +73,7 @@ def slice_table(funnel: Funnel, by: Literal["source", "lang"]) -> Any:
     """A line a source, or language: what each stage removed of its own raw bytes."""
     heads = ["source" if by == "source" else "language", "documents", "kept", "bytes", "kept"]
     lines: list[list[object]] = []
-    for one in slices(funnel, by):
+    for one in funnel_slices(funnel, by):
         taken = [exact(row.bytes_removed_share) for row in one.rows]
         lines.append(
             [visible(one.name), one.read.documents,
@@ -73,7 +81,7 @@ def slice_table(funnel: Funnel, by: Literal["source", "lang"]) -> Any:
              exact(share(one.kept.bytes, one.read.bytes)), *taken]
         )  # fmt: skip
     title = f"By {heads[0]}: bytes that each stage removed, of its own"
-    return table([*heads, *(step.name for step in funnel.steps)], lines, title)
+    return table([*heads, *(stage.name for stage in funnel.stages)], lines, title)
 
 
 def reason_table(funnel: Funnel) -> Any:
@@ -81,12 +89,14 @@ def reason_table(funnel: Funnel) -> Any:
     lines: list[list[object]] = [
         [f"{one.stage} {one.reason}", one.documents, _right(size(one.bytes)), one.cut_documents,
          _right(size(one.cut_bytes)), exact(one.bytes_share)]
-        for one in reasons(funnel)
+        for one in removal_reasons(funnel)
     ]  # fmt: skip
-    for step in funnel.steps:
-        if step.rewritten:
-            part = exact(share(step.rewritten, funnel.read.bytes))
-            lines.append([f"{step.name} (rewritten)", 0, "", 0, _right(size(step.rewritten)), part])
+    for stage in funnel.stages:
+        if stage.rewritten:
+            part = exact(share(stage.rewritten, funnel.read.bytes))
+            lines.append(
+                [f"{stage.name} (rewritten)", 0, "", 0, _right(size(stage.rewritten)), part]
+            )
     columns = ("stage, reason", "documents", "bytes", "cut in documents", "bytes cut", "of raw")
     return table(columns, lines, "Removed, by reason")
 

@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 def timings(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
-    """Steps from the ``timings`` that `bc2.data.prep.timings` makes."""
+    """Steps from the ``timings`` that `bc2.data.prep.step_timings` makes."""
     return [
         Timing(row["step"], row["bytes"], float(row["seconds"]), float(row["settling"]))
         for row in rows

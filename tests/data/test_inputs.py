@@ -16,7 +16,7 @@ import pytest
 from bc2.data import inputs as module
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.documents import Drops
-from bc2.data.inputs import DigestCache, inputs, layout_of, source_files
+from bc2.data.inputs import DigestCache, file_layout, inputs, source_files
 from bc2.data.readers import read_source
 from bc2.errors import DataError
 
@@ -45,7 +45,7 @@ def names(config: SourceConfig) -> list[str]:
     ],
 )
 def test_layout_of(name, layout):
-    assert layout_of(name) == layout
+    assert file_layout(name) == layout
 
 
 def test_a_file_a_directory_and_a_glob(write, tmp_path):

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import corpus_parts, read_corpus, read_part
-from bc2.data.prep.prepare import How, prepare
-from bc2.data.prep.write import is_held_out
+from bc2.data.prep.prepare import PrepOptions, prepare
+from bc2.data.prep.write_corpus import is_held_out
 from bc2.errors import DataError, ResourceError
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -237,7 +237,7 @@ def test_progress_adds_up(tmp_path):
         yield lambda advance, detail="": told.setdefault(title, []).append(advance)
 
     made = config(tmp_path, {"a": ["x" * 1000 + str(i) for i in range(3000)]})
-    prepare(made, tmp_path / "out", bars=bars, how=How(part_bytes=1_000_000))
+    prepare(made, tmp_path / "out", bars=bars, options=PrepOptions(part_bytes=1_000_000))
     assert totals["reading"] == (tmp_path / "a.jsonl").stat().st_size
     for title in ("reading", "exact", "writing"):
         assert sum(told[title]) == totals[title], title
@@ -248,7 +248,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from bc2.data.config import *
-from bc2.data.prep.prepare import How, prepare
+from bc2.data.prep.prepare import PrepOptions, prepare
 import pyarrow.parquet
 def peak():  # not ru_maxrss, which a child inherits
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

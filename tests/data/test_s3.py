@@ -22,7 +22,7 @@ from bc2.cli import main
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import read_corpus
 from bc2.data.inputs import InputFile, inputs
-from bc2.data.prep.prepare import How, prepare
+from bc2.data.prep.prepare import PrepOptions, prepare
 
 server = pytest.importorskip("moto.server", reason="needs moto[s3], flask and flask-cors")
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
@@ -85,7 +85,7 @@ def config(path: str) -> CorpusConfig:
 
 
 def made(path: str, out: Path, workers: int = 1) -> list[tuple[str, str, int]]:
-    prepare(config(path), out, how=How(workers=workers))
+    prepare(config(path), out, options=PrepOptions(workers=workers))
     found = [*read_corpus(out, "train"), *read_corpus(out, "heldout")]
     return sorted((d.text, d.origin_file, d.origin_row) for d in found)
 

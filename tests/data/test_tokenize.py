@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from bc2.data import tokenize as module
-from bc2.data.corpus import Part, corpus_parts, read_corpus
-from bc2.data.documents import Document, Row
+from bc2.data.corpus import CorpusPart, corpus_parts, read_corpus
+from bc2.data.documents import Document, SourceRow
 from bc2.data.shards import TokenShards
 from bc2.data.tokenize import default_workers, tokenize
 from bc2.errors import DataError, ResourceError, RunFailed
@@ -114,7 +114,7 @@ def test_runs_of_a_part_are_its_documents_in_order(monkeypatch):
     monkeypatch.setattr(module, "_RUN_BYTES", 10)
     texts = ["é" * 4, "a", "b", "", "c" * 30]
     documents = [
-        Document.of(Row.of(text, "f", row), "s", "en") for row, text in enumerate(texts, 1)
+        Document.of(SourceRow.of(text, "f", row), "s", "en") for row, text in enumerate(texts, 1)
     ]
     runs = list(module._runs(documents))
     assert runs == [(["é" * 4, "a", "b"], 10), (["", "c" * 30], 30)]
@@ -316,8 +316,8 @@ def test_nothing_to_tokenize(corpus, tokenizer_path, tmp_path):
 
 def test_default_workers_are_worth_their_start():
     cores = len(os.sched_getaffinity(0))
-    assert default_workers([Part("train", "s", "f", 1, 10**6)] * 9) == 1
-    assert default_workers([Part("train", "s", "f", 1, 10**9)] * 9) == cores
+    assert default_workers([CorpusPart("train", "s", "f", 1, 10**6)] * 9) == 1
+    assert default_workers([CorpusPart("train", "s", "f", 1, 10**9)] * 9) == cores
 
 
 def test_shards_of_a_large_vocabulary_are_four_bytes():

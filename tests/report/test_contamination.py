@@ -1,17 +1,15 @@
-"""Matches with benchmarks: read, in a table, on the page."""
+"""Matches with benchmarks: in a table, on the page."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bc2.errors import DataError, ResourceError
+from bc2.data.prep.funnel import Funnel
+from bc2.data.prep.stages.decontamination.matches import BenchmarkMatch
 from bc2.report import funnel_page
-from bc2.report.contamination import MOST_CHARACTERS, Match, counts, read_matches, view
-from bc2.report.funnel import Funnel
+from bc2.report.contamination import MOST_CHARACTERS, counts, matches_table
 
 NASTY = "<b>x</b>\x1b[31m\u202e {{ 7 }}"
 
@@ -40,46 +38,25 @@ def drawn(renderable: Any) -> str:
     return out.getvalue()
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "contamination.jsonl"
-    rows = [row(1), row(2, lang=None, text="长城" * 9, shared=[2, 4], later="version")]
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows), "utf-8")
-    one, two = read_matches(path)
-    assert one.pieces() == ("before ", "two words", " after")
-    assert two.pieces()[1] == "长城"
-    assert one.document == "web a.jsonl:1"
-    path.write_bytes(b"")
-    assert list(read_matches(path)) == []
-
-
-@pytest.mark.parametrize("line", ["", "[]", "{", json.dumps({**row(), "row": "x"}), "\xff"])
-def test_what_is_no_match_is_told_with_its_line(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "contamination.jsonl"
-    path.write_bytes(f"{json.dumps(row())}\n{line}\n".encode("latin-1"))
-    with pytest.raises(DataError, match="no match") as caught:
-        list(read_matches(path))
-    assert caught.value.where == f"{path}:2"
-    with pytest.raises((DataError, ResourceError)):
-        list(read_matches(tmp_path / "none"))
-
-
 def test_a_table_shows_both_texts_and_how_many_more_there_are() -> None:
-    matches = [Match(**row(number)) for number in (1, 2, 3)]
-    words = drawn(view(matches, funnel(9, 4), most=2))
+    matches = [BenchmarkMatch(**row(number)) for number in (1, 2, 3)]
+    words = drawn(matches_table(matches, funnel(9, 4), most=2))
     assert "Matches with benchmarks: 9, 7 not here" in words
     assert words.count("before two words after") == words.count("Two words?") == 2
     assert "quiz q.jsonl:2" in words
     assert "whole text, 2 words" in words
-    assert "part, 2 words" in drawn(view([Match(**row(how="ngram"))], funnel(1)))
-    assert drawn(view([], funnel(0))) == "No document shares text with a benchmark.\n"
-    assert "9, 9 not here" in drawn(view([], funnel(9, 9)))
+    assert "part, 2 words" in drawn(matches_table([BenchmarkMatch(**row(how="ngram"))], funnel(1)))
+    assert drawn(matches_table([], funnel(0))) == "No document shares text with a benchmark.\n"
+    assert "9, 9 not here" in drawn(matches_table([], funnel(9, 9)))
 
 
 def test_the_table_begins_near_what_is_shared_and_acts_on_nothing() -> None:
     far = "x" * 90 + f" near\n{NASTY} " + "shared" + "y" * 500
     start = far.index("shared")
-    match = Match(**row(text=far, shared=[start, start + 6], benchmark_text=NASTY, source=NASTY))
-    words = drawn(view([match], funnel(1)))
+    match = BenchmarkMatch(
+        **row(text=far, shared=[start, start + 6], benchmark_text=NASTY, source=NASTY)
+    )
+    words = drawn(matches_table([match], funnel(1)))
     assert "near" in words
     assert "shared" in words
     assert "x" * 40 not in words
@@ -100,7 +77,7 @@ def test_the_page_marks_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         text=text, shared=[start, start + 9], benchmark=NASTY, item=NASTY, file=NASTY, lang=NASTY,
         benchmark_text=NASTY, done=NASTY, source=NASTY,
     )  # fmt: skip
-    matches = (Match(**one) for one in [nasty, row(2), row(3)])
+    matches = (BenchmarkMatch(**one) for one in [nasty, row(2), row(3)])
     html = funnel_page.render(funnel(8), "made", matches=matches)
     assert html.count("<mark>two words</mark>") == 2
     assert "6 more are in the corpus" in html

@@ -18,12 +18,12 @@ import pytest
 
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import SPLITS, read_corpus
+from bc2.data.prep.funnel import Histogram
 from bc2.data.prep.prepare import prepare
-from bc2.data.prep.write import LENGTH_EDGES
+from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.errors import DataError, IntegrityError, UsageError
 from bc2.report.description import describe
 from bc2.report.description_view import markdown, view
-from bc2.report.funnel import Histogram
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 
@@ -124,7 +124,7 @@ def test_shards_know_the_funnel_of_their_corpus_and_how_long_it_took(
         found = describe(path, kind, corpus=whole, timings=took)
         assert found.contamination == whole / "contamination.jsonl"
         assert found.funnel is not None
-        assert [step.seconds for step in found.funnel.steps] == [61.0]
+        assert [stage.seconds for stage in found.funnel.stages] == [61.0]
         assert [row["step"] for row in found.as_json()["timings"]] == ["exact", "writing"]
         assert "| writing | 10.00 kB | 2.0 | - | 3.2% | 0.0 |" in markdown(found, "x")
     assert describe(whole, "corpus").timings == []

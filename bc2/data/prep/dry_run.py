@@ -12,14 +12,14 @@ from bc2.data.config import CorpusConfig
 from bc2.data.inputs import describe_inputs
 from bc2.data.prep import prepare
 from bc2.data.prep.funnel import FUNNEL
-from bc2.data.prep.recipe import build_stages
-from bc2.data.prep.timings import TIMINGS
+from bc2.data.prep.stage_table import build_stages
+from bc2.data.prep.step_timings import TIMINGS
 
 #: Bytes of each source that a dry run takes.
 SAMPLE_BYTES = 2 << 20
 
 
-def dry_run(config: CorpusConfig, how: prepare.How) -> dict[str, Any]:
+def dry_run(config: CorpusConfig, options: prepare.PrepOptions) -> dict[str, Any]:
     """What [corpus] would do, tried on a sample.
 
     Returns:
@@ -29,7 +29,7 @@ def dry_run(config: CorpusConfig, how: prepare.How) -> dict[str, Any]:
     sample = prepare.sample_of(config, SAMPLE_BYTES)
     with tempfile.TemporaryDirectory(prefix="bc2-dry-run-") as folder:
         work, out = Path(folder) / "work", Path(folder) / "corpus"
-        prepare.prepare(sample, out, work=work, how=how, bars=progress)
+        prepare.prepare(sample, out, work=work, options=options, bars=progress)
         timings = json.loads((work / TIMINGS).read_bytes())
         funnel = json.loads((out / FUNNEL).read_bytes())
     return {

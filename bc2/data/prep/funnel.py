@@ -1,130 +1,235 @@
-"""What a corpus lost on its way, stage by stage: ``funnel.json`` beside ``corpus.json``.
+"""The funnel of a corpus: what each stage removed, as ``funnel.json`` beside ``corpus.json`` says.
 
-Every number is an integer and a sum over documents, so it does not depend on how the work was
-divided. Seconds are not part of it: the same input gives the same bytes.
+The one description of that file: `bc2.data.prep.funnel_totals` fills it, reports read it. Every
+number is an integer and a sum over documents, so it does not depend on how the work was divided.
+Seconds are no part of the file: the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from bc2.data.config import CorpusConfig
-from bc2.data.prep.apply import EXAMPLES
-from bc2.data.prep.pipeline import Funnel
-from bc2.data.prep.stage import Stage
-from bc2.data.prep.write import LENGTH_EDGES, SCORE_EDGES, Written
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-#: File of the funnel's facts in a corpus.
+from bc2.errors import DataError
+
+#: Name of the file in a corpus.
 FUNNEL = "funnel.json"
 
+Count = Annotated[int, Field(ge=0, strict=True)]
 
-def funnel_facts(
-    config: CorpusConfig,
-    stages: list[Stage],
-    read: list[dict[str, Any]],
-    funnel: Funnel,
-    written: list[Written],
-) -> dict[str, Any]:
-    """The contents of ``funnel.json``.
 
-    Returns:
-        ``{"version", "read": {documents, bytes}, "stages": [{"name", "version", "removed":
-        {reason: {documents, bytes, cut_documents, cut_bytes}}, "in", "out": [{source, lang,
-        documents, bytes}], "facts"}], "malformed": {source: {reason: …}}, "lengths", "scores":
-        {lang: {edges, documents}}, "examples"}``.
+class _Record(BaseModel):
+    """An object of ``funnel.json``, its keys in their order there.
+
+    Keys that a later version adds are ignored.
     """
-    by_stage: dict[str, list[dict[str, Any]]] = {stage.name: [] for stage in stages}
-    for part in funnel.facts:
-        for entry in part["stages"]:
-            by_stage[entry["name"]].append(entry)
-    return {
-        "version": 1,
-        "read": {key: sum(unit["read"][key] for unit in read) for key in ("documents", "bytes")},
-        "stages": [
-            {
-                "name": stage.name,
-                "version": stage.version,
-                "removed": _removed(by_stage[stage.name]),
-                "in": _groups(entry["in"] for entry in by_stage[stage.name]),
-                "out": _groups(entry["out"] for entry in by_stage[stage.name]),
-                "facts": funnel.settled.get(stage.name, {}),
-            }
-            for stage in stages
-        ],
-        "malformed": _malformed(config, read),
-        "lengths": _histograms((made.lengths for made in written), LENGTH_EDGES),
-        "scores": _histograms((made.scores for made in written), SCORE_EDGES),
-        "examples": _examples(entry for found in by_stage.values() for entry in found),
-    }
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
-def _removed(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    units = ("documents", "bytes", "cut_documents", "cut_bytes")
-    found: defaultdict[str, list[int]] = defaultdict(lambda: [0] * len(units))
-    for entry in entries:
-        for _, _, reason, *counts in entry["removed"]:
-            found[reason] = [a + b for a, b in zip(found[reason], counts, strict=True)]
-    return {reason: dict(zip(units, found[reason], strict=True)) for reason in sorted(found)}
+class Amount(_Record):
+    """A number of documents, and the UTF-8 bytes of their text."""
+
+    documents: Count = 0
+    bytes: Count = 0
 
 
-def _groups(parts: Iterable[list[list[Any]]]) -> list[dict[str, Any]]:
-    found: defaultdict[tuple[str, str | None], list[int]] = defaultdict(lambda: [0, 0])
-    for rows in parts:
-        for source, lang, documents, size in rows:
-            found[source, lang][0] += documents
-            found[source, lang][1] += size
-    return [
-        {"source": source, "lang": lang, "documents": documents, "bytes": size}
-        for (source, lang), (documents, size) in sorted(
-            found.items(), key=lambda item: (item[0][0], item[0][1] or "")
+class GroupAmount(_Record):
+    """The documents of one source in one language."""
+
+    source: str
+    lang: str | None = None
+    documents: Count = 0
+    bytes: Count = 0
+
+
+class Removal(Amount):
+    """What a stage removed for one reason: whole documents, and pieces of surviving ones."""
+
+    cut_documents: Count = 0
+    cut_bytes: Count = 0
+
+
+class StageAmounts(_Record):
+    """One stage: the documents that came in, those that went out, and why the others did not."""
+
+    name: str
+    version: int | None = None
+    removed: dict[str, Removal] = {}
+    """By reason."""
+    before: tuple[GroupAmount, ...] = Field((), alias="in")
+    after: tuple[GroupAmount, ...] = Field((), alias="out")
+    facts: dict[str, Any] = {}
+    """What the stage says of the whole corpus when it settles."""
+    seconds: float | None = Field(None, exclude=True)
+    """Seconds of all workers, where they are known; never in the file."""
+
+    @property
+    def rewritten(self) -> int:
+        """Bytes by which the text became shorter (below zero: longer) without a counted reason:
+        white space around a cut, another form of the same text, a mask for personal data."""
+        counted = sum(one.bytes + one.cut_bytes for one in self.removed.values())
+        return total(self.before).bytes - total(self.after).bytes - counted
+
+
+class Bin(NamedTuple):
+    """Documents whose value lies in [low, high)."""
+
+    low: float
+    high: float
+    documents: int
+
+
+class Histogram(_Record):
+    """Documents by a value: `documents[i]` lie in [edges[i], edges[i + 1]).
+
+    With as many counts as edges the last bin has no end.
+    """
+
+    edges: tuple[int | float, ...]
+    documents: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.edges) - len(self.documents) not in (0, 1):
+            raise ValueError(f"{len(self.edges)} edges for {len(self.documents)} counts")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("the edges do not rise")
+        return self
+
+    def bins(self) -> list[Bin]:
+        """From the first bin with a document to the last; an end that is open is infinite."""
+        filled = [at for at, count in enumerate(self.documents) if count]
+        ends = (*self.edges[1:], math.inf)
+        found = list(map(Bin, self.edges, ends, self.documents))
+        return found[filled[0] : filled[-1] + 1] if filled else []
+
+
+class Against(_Record):
+    """What an example's text was compared with: a benchmark's item, or the copy that stays."""
+
+    name: str
+    text: str
+
+
+class Example(_Record):
+    """One text that a stage removed, or cut."""
+
+    stage: str
+    reason: str
+    source: str = ""
+    lang: str | None = None
+    origin: str = ""
+    """Where it was read: FILE:ROW."""
+    detail: str | None = None
+    """What matched or failed."""
+    text: str
+    whole: bool = True
+    """Whether the document was removed, not a piece of it."""
+    against: Against | None = Field(None, exclude=True)
+    """What the text was compared with, where a report has read that out of `detail`."""
+
+
+class Funnel(_Record):
+    """The contents of `funnel.json`."""
+
+    version: Literal[1]
+    read: Amount
+    """Everything that was read: what shares are of."""
+    stages: tuple[StageAmounts, ...] = ()
+    malformed: dict[str, dict[str, Amount]] = {}
+    """What was left out while reading, by source and reason: rows that gave no document, which
+    `read` does not count, and documents that are too short, which it counts."""
+    lengths: dict[str, Histogram] = {}
+    """By language, surviving documents by their length in Unicode characters."""
+    scores: dict[str, Histogram] = {}
+    """By language, surviving documents by their quality score."""
+    examples: tuple[Example, ...] = ()
+
+    @classmethod
+    def of(cls, data: Any, timings: Mapping[str, float] | None = None, where: str = FUNNEL) -> Self:
+        """A funnel from the parsed JSON.
+
+        Args:
+            timings: seconds by stage, kept apart from what is the same in every run.
+            where: the file, for messages.
+
+        Raises:
+            DataError: it is no funnel, or its numbers do not add up.
+        """
+        try:
+            funnel = cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"]))
+            raise _broken(f"{at}: {first['msg']}", where) from error
+        _check(funnel, where)
+        return funnel.timed(timings) if timings else funnel
+
+    @classmethod
+    def open(cls, path: Path, timings: Mapping[str, float] | None = None) -> Self:
+        """Read a `funnel.json`. Raises: DataError as `of`, or if it cannot be read."""
+        try:
+            data = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _broken(str(error), str(path)) from error
+        return cls.of(data, timings, str(path))
+
+    def as_json(self) -> dict[str, Any]:
+        """The contents of ``funnel.json``, in its order."""
+        return self.model_dump(by_alias=True)
+
+    def timed(self, timings: Mapping[str, float]) -> Self:
+        """The same funnel with seconds by stage."""
+        stages = tuple(
+            stage.model_copy(update={"seconds": timings.get(stage.name, stage.seconds)})
+            for stage in self.stages
         )
-    ]
+        return self.model_copy(update={"stages": stages})
+
+    @cached_property
+    def kept(self) -> Amount:
+        """What is left after the last stage."""
+        return total(self.stages[-1].after) if self.stages else self.read
 
 
-def _malformed(
-    config: CorpusConfig, read: list[dict[str, Any]]
-) -> dict[str, dict[str, dict[str, int]]]:
-    """Rows that could not be read and documents that were too short, by source and reason."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for source in config.sources:
-        totals: dict[str, dict[str, int]] = {}
-        for unit in read:
-            if unit["source"] != source.name:
-                continue
-            for reason, entry in unit["drops"].items():
-                known = totals.setdefault(reason, {"documents": 0, "bytes": 0})
-                known["documents"] += entry["documents"]
-                known["bytes"] += entry["bytes"]
-        if totals:
-            found[source.name] = dict(sorted(totals.items()))
-    return found
+def total(groups: Iterable[Amount | GroupAmount]) -> Amount:
+    """The sum of amounts."""
+    found = list(groups)
+    return Amount(
+        documents=sum(one.documents for one in found), bytes=sum(one.bytes for one in found)
+    )
 
 
-def _histograms(tables: Iterable[dict[str, list[int]]], edges: tuple[float, ...]) -> dict[str, Any]:
-    found: dict[str, list[int]] = {}
-    for table in tables:
-        for lang, counts in table.items():
-            known = found.setdefault(lang, [0] * len(edges))
-            found[lang] = [a + b for a, b in zip(known, counts, strict=True)]
-    return {
-        lang: {"edges": list(edges), "documents": counts} for lang, counts in sorted(found.items())
-    }
+def _check(funnel: Funnel, where: str) -> None:
+    """Every document that goes is counted once, and what leaves a stage enters the next."""
+    for stage in funnel.stages:
+        gone = total(stage.before).documents - total(stage.after).documents
+        counted = sum(one.documents for one in stage.removed.values())
+        if gone != counted:
+            raise _broken(f"{stage.name} lost {gone:,} documents and counted {counted:,}", where)
+    for one, following in pairwise(funnel.stages):
+        if _amounts(one.after) != _amounts(following.before):
+            raise _broken(f"what {one.name} left is not what {following.name} got", where)
+    if funnel.stages and total(funnel.stages[0].before).documents > funnel.read.documents:
+        raise _broken(f"{funnel.stages[0].name} got more documents than were read", where)
 
 
-def _examples(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each stage, reason and language the EXAMPLES with the smallest rank."""
-    groups: defaultdict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        for example in entry["examples"]:
-            key = (example["stage"], example["reason"], example["lang"] or "")
-            groups[key].append(example)
-    chosen = []
-    for group in groups.values():
-        ranked = sorted(group, key=lambda example: (example["rank"], example["origin"]))
-        chosen += [
-            {key: value for key, value in example.items() if key != "rank"}
-            for example in ranked[:EXAMPLES]
-        ]
-    return chosen
+def _amounts(groups: Iterable[GroupAmount]) -> dict[tuple[str, str | None], tuple[int, int]]:
+    found = list(groups)
+    keys = {(one.source, one.lang) for one in found}
+    sums = {key: total(one for one in found if (one.source, one.lang) == key) for key in keys}
+    return {key: (one.documents, one.bytes) for key, one in sums.items() if one != Amount()}
+
+
+def _broken(what: str, where: str) -> DataError:
+    return DataError(
+        f"this is no funnel: {what}", where=where, todo="make the corpus again with `bc2 data prep`"
+    )

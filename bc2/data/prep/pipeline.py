@@ -1,9 +1,9 @@
-"""The stages of the funnel over the parts of the working set, one after another.
+"""Run the stages of the funnel over all parts of the working set, and resume a killed run.
 
-A segment is one pass over the text: what a stage that has settled decided, the stages that
-look at a document alone, and the keys of the next stage that settles. Each part that a segment
-finished, and each settled stage, is kept until the corpus is made, so a killed run goes on from
-there; the text of a finished segment's predecessor is removed.
+A segment is one pass over the text. It applies the verdicts of a stage that has settled, then the
+stages that need no verdicts, and makes the keys of the next stage that settles. The parts that a
+segment has finished and the verdicts of settled stages are kept until the corpus is made, so a
+killed run continues from them. The text of the segment before is deleted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bc2.console import Progress
-from bc2.data.prep.apply import Segment, Task, run_part
-from bc2.data.prep.engine import Engine
-from bc2.data.prep.groups import Groups, Int64
-from bc2.data.prep.parts import SUFFIX
-from bc2.data.prep.stage import Stage, Work
+from bc2.data.prep.engine import PrepEngine
+from bc2.data.prep.group_by import Groups, Int64
+from bc2.data.prep.part_files import SUFFIX
+from bc2.data.prep.segment import PartFacts, Segment, SegmentTask, run_part
+from bc2.data.prep.stages.base import Stage, WorkingSet
 from bc2.files import make_directory, replace_durably
 
 Item = TypeVar("Item")
@@ -44,26 +44,26 @@ class Parts(NamedTuple):
 
 
 @dataclass
-class Funnel:
-    """What the stages did: facts of every part by segment, and of every stage that settled."""
+class StageResults:
+    """What all stages did: the facts of each part and of each stage that settled."""
 
     parts: Parts
-    """What came out."""
-    facts: list[dict[str, Any]]
-    """By segment and part: see `bc2.data.prep.apply.run_part`."""
+    """The parts that came out of the last segment."""
+    facts: list[PartFacts]
+    """By segment and part."""
     settled: dict[str, dict[str, Any]]
     seconds: dict[str, float]
-    """Of preparing and settling, by stage."""
+    """Seconds of preparing and settling, by stage."""
 
 
 def run_stages(
     stages: list[Stage],
     parts: Parts,
     work: Path,
-    engine: Engine,
+    engine: PrepEngine,
     bars: Bars,
     keep_dropped: Path | None = None,
-) -> Funnel:
+) -> StageResults:
     """Take the working set through all stages.
 
     Args:
@@ -71,7 +71,7 @@ def run_stages(
         work: a directory of this input and these settings alone.
         keep_dropped: documents that are dropped are written below it, by stage.
     """
-    facts: list[dict[str, Any]] = []
+    facts: list[PartFacts] = []
     settled: dict[str, dict[str, Any]] = {}
     closing: Stage | None = None
     seconds: dict[str, float] = {}
@@ -89,20 +89,20 @@ def run_stages(
             settled[closing.name] = _settle(closing, parts, before, verdicts, engine, bars)
             seconds[closing.name] += _seconds(verdicts)
         tasks = [
-            Task(segment, parts.path(name), folder, name, verdicts, keep_dropped)
+            SegmentTask(segment, parts.path(name), folder, name, verdicts, keep_dropped)
             for name in parts.names
         ]
         facts += _run(segment, tasks, engine, bars)
-        # Every fact and text of this segment is on disk: the one before is not needed.
+        # All parts and facts of this segment are on disk, so those before it are not needed.
         for name in parts.names:
             parts.path(name).unlink(missing_ok=True)
         parts = Parts(folder, parts.names)
         closing = segment.closing
-    return Funnel(parts, facts, settled, seconds)
+    return StageResults(parts, facts, settled, seconds)
 
 
 def segments(stages: Iterable[Stage]) -> list[Segment]:
-    """Stages cut before each one that settles."""
+    """The segments: a new one begins at each stage that settles."""
     found: list[list[Stage]] = [[]]
     for stage in stages:
         if stage.needs_all:
@@ -112,7 +112,9 @@ def segments(stages: Iterable[Stage]) -> list[Segment]:
     return [Segment(tuple(group), last) for group, last in zip(found, closings, strict=True)]
 
 
-def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> list[dict[str, Any]]:
+def _run(
+    segment: Segment, tasks: list[SegmentTask], engine: PrepEngine, bars: Bars
+) -> list[PartFacts]:
     known = {task.name: task.known() for task in tasks}
     todo = [task for task in tasks if known[task.name] is None]
     with bars(segment.title, len(tasks), "parts") as bar:
@@ -124,7 +126,7 @@ def _run(segment: Segment, tasks: list[Task], engine: Engine, bars: Bars) -> lis
 
 
 def _settle(
-    stage: Stage, parts: Parts, keys: Path, verdicts: Path, engine: Engine, bars: Bars
+    stage: Stage, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine, bars: Bars
 ) -> dict[str, Any]:
     done = verdicts / "facts.json"
     if done.exists():
@@ -134,7 +136,7 @@ def _settle(
     make_directory(verdicts / "scratch")
     began = time.perf_counter()
     with bars(f"settling {stage.name}", None, ""):
-        facts = stage.settle(_Work(parts, keys, verdicts, engine))
+        facts = stage.settle(_WorkingSet(parts, keys, verdicts, engine))
     shutil.rmtree(verdicts / "scratch")
     took = time.perf_counter() - began
     replace_durably(verdicts / "seconds.json", json.dumps(took).encode())
@@ -143,15 +145,15 @@ def _settle(
 
 
 def _seconds(verdicts: Path) -> float:
-    """How long a stage took to settle; 0 if a version that did not say it settled it."""
+    """How long a stage took to settle; 0 where an older version did not record it."""
     path = verdicts / "seconds.json"
     return float(json.loads(path.read_bytes())) if path.exists() else 0.0
 
 
-class _Work(Work):
+class _WorkingSet(WorkingSet):
     """What `Stage.settle` sees."""
 
-    def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: Engine):
+    def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine):
         self.parts = parts.names
         self.folder = verdicts / "scratch"
         self._parts, self._keys, self._verdicts, self._engine = parts, keys, verdicts, engine

@@ -1,4 +1,4 @@
-"""Raw text to a corpus: the funnel of Baichuan 2 §2.1 (arXiv 2309.10305, figure 2), and its facts.
+"""Make a corpus of raw text: the funnel of Baichuan 2 §2.1 (arXiv 2309.10305, figure 2).
 
 The same input and settings give the same bytes out, whatever the workers and the engine.
 """
@@ -20,20 +20,28 @@ from bc2.data import environment, versions
 from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.inputs import hub_name, source_files
-from bc2.data.prep.engine import Engine, EngineName, open_engine
-from bc2.data.prep.funnel import FUNNEL, funnel_facts
-from bc2.data.prep.notes import list_notes
-from bc2.data.prep.pipeline import Bars, Funnel, Parts, run_stages
-from bc2.data.prep.read import PART_BYTES, ReadTask, Unit, check_malformed, plan_units, read_unit
-from bc2.data.prep.recipe import build_stages
-from bc2.data.prep.timings import TIMINGS, timings
-from bc2.data.prep.write import (
-    LookTask,
+from bc2.data.prep.annotations import join_annotations
+from bc2.data.prep.engine import EngineName, PrepEngine, open_engine
+from bc2.data.prep.funnel import FUNNEL
+from bc2.data.prep.funnel_totals import add_up_funnel
+from bc2.data.prep.pipeline import Bars, Parts, StageResults, run_stages
+from bc2.data.prep.read_sources import (
+    PART_BYTES,
+    ReadTask,
+    Unit,
+    check_malformed,
+    plan_units,
+    read_unit,
+)
+from bc2.data.prep.stage_table import build_stages
+from bc2.data.prep.step_timings import TIMINGS, step_timings
+from bc2.data.prep.write_corpus import (
     PartTask,
-    Written,
+    SurveyTask,
     WrittenPart,
-    look_at,
-    write_part,
+    WrittenSource,
+    survey_part,
+    write_corpus_part,
     write_source,
 )
 from bc2.errors import DataError, from_os_error
@@ -41,8 +49,8 @@ from bc2.files import make_directory, write_durably
 
 
 @dataclass(frozen=True)
-class How:
-    """How the work is done, which changes nothing of the result.
+class PrepOptions:
+    """How the work is done; the result does not depend on it.
 
     Attributes:
         engine: this machine, or a Ray cluster.
@@ -62,29 +70,29 @@ def prepare(
     out: Path,
     *,
     work: Path | None = None,
-    how: How | None = None,
+    options: PrepOptions | None = None,
     bars: Bars | None = None,
 ) -> dict[str, Any]:
     """Make a corpus in `out`.
 
-    Of documents with the same text the first survives, by source as listed, file name and row;
-    a document is held out if the hash of the text that was read says so, so that copies fall on
-    one side whatever their source. Memory: a few times `part_bytes` for each worker, and for the
-    stages that look at the whole corpus what each states a document or paragraph.
+    Of documents with the same text the first stays, by the order of sources, file name and row.
+    The hash of the text as it was read decides whether a document is held out, so all copies are
+    on one side, whatever their source. Memory: a few times `part_bytes` for each worker, and what
+    each stage that settles says it needs for a document or passage.
 
     Args:
-        out: an empty or missing directory; left so if anything fails.
-        work: a directory of this input and these settings alone, where finished parts are kept
-            for a next attempt, and `TIMINGS` at the end; removed by whoever calls. None: one
-            beside `out`, removed here.
+        out: an empty or missing directory; it is left so if anything fails.
+        work: a directory for this input and these settings alone. Finished parts are kept there
+            for the next attempt, and `TIMINGS` at the end; the caller deletes it. If None, one is
+            made beside `out` and deleted.
         bars: opens progress bars.
 
     Returns:
-        The contents of ``corpus.json``: by source what was read, dropped (by reason) and
-        written, with licence and origin; and totals.
+        The contents of ``corpus.json``: for each source what was read, dropped (by reason) and
+        written, its licence and origin; and totals.
 
     Raises:
-        DataError: nothing to read, malformed rows, or nothing left.
+        DataError: there is nothing to read, rows are malformed, or no document is left.
         RecipeError: settings of stages that do not fit each other.
         ResourceError: the disk is full, or a worker died.
     """
@@ -96,7 +104,7 @@ def prepare(
     folder = work or Path(tempfile.mkdtemp(prefix=".prepare-", dir=out.parent))
     try:
         out.mkdir(exist_ok=True)
-        return _prepare(config, out, folder, how or How(), bars or _silent)
+        return _prepare(config, out, folder, options or PrepOptions(), bars or _silent)
     except OSError as error:
         clear_directory(out, itself=made_out)
         raise from_os_error(error, "writing the corpus") from error
@@ -117,26 +125,28 @@ def sample_of(config: CorpusConfig, size: int) -> CorpusConfig:
     return config.model_copy(update={"sources": tuple(sources), "heldout_fraction": 0.0})
 
 
-def _prepare(config: CorpusConfig, out: Path, work: Path, how: How, bars: Bars) -> dict[str, Any]:
+def _prepare(
+    config: CorpusConfig, out: Path, work: Path, options: PrepOptions, bars: Bars
+) -> dict[str, Any]:
     stages = build_stages(config)
     units = plan_units(config)
     size = sum(unit.size for unit in units)
-    with open_engine(how.engine, how.workers, size) as engine:
-        read = _read(config, units, work / "read", how, engine, bars)
+    with open_engine(options.engine, options.workers, size) as engine:
+        read = _read(config, units, work / "read", options, engine, bars)
         check_malformed(read, config.max_malformed if config.malformed == "skip" else 0.0)
         _check_read(config, read)
         parts = Parts(work / "read", [name for unit in read for name in unit["parts"]])
-        funnel = run_stages(stages, parts, work, engine, bars, how.keep_dropped)
-        written = _write(config, read, funnel.parts, out, engine, bars)
-    facts = _corpus_facts(config, read, funnel, written)
+        results = run_stages(stages, parts, work, engine, bars, options.keep_dropped)
+        written = _write(config, read, results.parts, out, engine, bars)
+    facts = _corpus_facts(config, read, results, written)
     _check_left(config, facts)
-    report = funnel_facts(config, stages, read, funnel, written)
+    funnel = add_up_funnel(config, stages, read, results, written)
     for stage in stages:
-        if stage.notes is not None:
-            list_notes(work, stage.name, out / stage.notes)
-    write_durably(out / FUNNEL, _pretty(report))
+        if stage.annotations_file is not None:
+            join_annotations(work, stage.name, out / stage.annotations_file)
+    write_durably(out / FUNNEL, _pretty(funnel.as_json()))
     write_durably(out / FACTS, _pretty(facts))
-    (work / TIMINGS).write_bytes(_pretty(timings(report, read, funnel, written)))
+    (work / TIMINGS).write_bytes(_pretty(step_timings(funnel, read, results, written)))
     return facts
 
 
@@ -150,11 +160,16 @@ def _silent(title: str, total: float | None, unit: str) -> Iterator[Progress]:
 
 
 def _read(
-    config: CorpusConfig, units: list[Unit], folder: Path, how: How, engine: Engine, bars: Bars
+    config: CorpusConfig,
+    units: list[Unit],
+    folder: Path,
+    options: PrepOptions,
+    engine: PrepEngine,
+    bars: Bars,
 ) -> list[dict[str, Any]]:
     make_directory(folder)
     tasks = [
-        ReadTask(unit, config.malformed, config.min_characters, folder, how.part_bytes)
+        ReadTask(unit, config.malformed, config.min_characters, folder, options.part_bytes)
         for unit in units
     ]
     found = []
@@ -177,39 +192,42 @@ def _check_read(config: CorpusConfig, read: list[dict[str, Any]]) -> None:
 
 
 def _write(
-    config: CorpusConfig, read: list[dict[str, Any]], parts: Parts, out: Path, engine: Engine,
+    config: CorpusConfig, read: list[dict[str, Any]], parts: Parts, out: Path, engine: PrepEngine,
     bars: Bars,
-) -> list[Written]:  # fmt: skip
+) -> list[WrittenSource]:  # fmt: skip
     tasks = [
-        LookTask(parts.path(name), unit["source"], config.heldout_fraction)
+        SurveyTask(parts.path(name), unit["source"], config.heldout_fraction)
         for unit in read
         for name in unit["parts"]
     ]
-    looks = [*zip(tasks, engine.map(look_at, tasks), strict=True)]
-    size = sum(int(sizes.sum()) for _, look in looks for sizes in look.sizes.values())
+    surveys = [*zip(tasks, engine.map(survey_part, tasks), strict=True)]
+    size = sum(int(sizes.sum()) for _, survey in surveys for sizes in survey.sizes.values())
     found = []
     with bars("writing", size, "bytes") as bar:
 
         def run(tasks: Iterable[PartTask]) -> Iterator[WrittenPart]:
-            for part in engine.map(write_part, tasks):
+            for part in engine.map(write_corpus_part, tasks):
                 bar(part.facts["bytes"], part.facts["file"])
                 yield part
 
         for source in config.sources:
-            mine = [look for task, look in looks if task.source == source.name]
+            mine = [survey for task, survey in surveys if task.source == source.name]
             found.append(write_source(source.name, mine, out, config.part_bytes, run))
     return found
 
 
 def _corpus_facts(
-    config: CorpusConfig, read: list[dict[str, Any]], funnel: Funnel, written: list[Written]
+    config: CorpusConfig,
+    read: list[dict[str, Any]],
+    results: StageResults,
+    written: list[WrittenSource],
 ) -> dict[str, Any]:
     entries = []
     for source, made in zip(config.sources, written, strict=True):
         shared = {
             **_provenance(source),
             "read": _read_totals(source.name, read),
-            "drops": _drops(source.name, read, funnel),
+            "drops": _drops(source.name, read, results),
         }
         for number, (name, splits) in enumerate(made.strata.items()):
             entry: dict[str, Any] = {"name": name}
@@ -218,7 +236,7 @@ def _corpus_facts(
             # What was read and dropped is of the source, so it stands once.
             own = shared if number == 0 else {**shared, "read": _ZERO, "drops": {}}
             entries.append({**entry, **own, **splits})
-    weights = funnel.settled.get("weights")
+    weights = results.settled.get("weights")
     facts: dict[str, Any] = {
         "version": versions.CORPUS,
         "heldout_fraction": config.heldout_fraction,
@@ -245,7 +263,9 @@ def _read_totals(source: str, read: list[dict[str, Any]]) -> dict[str, int]:
     return {key: sum(unit[key] for unit in units) for key in ("documents", "bytes")}
 
 
-def _drops(source: str, read: list[dict[str, Any]], funnel: Funnel) -> dict[str, dict[str, int]]:
+def _drops(
+    source: str, read: list[dict[str, Any]], results: StageResults
+) -> dict[str, dict[str, int]]:
     """Whole documents dropped, by reason."""
     documents: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -254,12 +274,12 @@ def _drops(source: str, read: list[dict[str, Any]], funnel: Funnel) -> dict[str,
             for reason, entry in unit["drops"].items():
                 documents[reason] += entry["documents"]
                 sizes[reason] += entry["bytes"]
-    for part in funnel.facts:
+    for part in results.facts:
         for stage in part["stages"]:
-            for name, _, reason, count, size, _, _ in stage["removed"]:
-                if name == source and count:
-                    documents[reason] += count
-                    sizes[reason] += size
+            for row in stage["removed"]:
+                if row.source == source and row.documents:
+                    documents[row.reason] += row.documents
+                    sizes[row.reason] += row.bytes
     return {r: {"documents": documents[r], "bytes": sizes[r]} for r in sorted(documents)}
 
 

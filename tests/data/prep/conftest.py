@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bc2.data.documents import text_id
-from bc2.data.prep.groups import Groups, Int64, sorted_groups
-from bc2.data.prep.parts import read_part, write_part
-from bc2.data.prep.stage import RECORD, Outcome, Stage, Work
+from bc2.data.prep.group_by import Groups, Int64, sorted_groups
+from bc2.data.prep.part_files import read_part_file, write_part_file
+from bc2.data.prep.stages.base import RECORD, Outcome, Stage, WorkingSet
 
 
-class LocalWork(Work):
+class LocalWorkingSet(WorkingSet):
     """A working set in one folder: everything in this process."""
 
     def __init__(self, folder: Path, tables: Sequence[pa.Table], stage: Stage):
@@ -26,7 +26,7 @@ class LocalWork(Work):
         self.parts = [f"{number:05d}" for number in range(len(tables))]
         self.folder.mkdir(parents=True)
         for name, table in zip(self.parts, tables, strict=True):
-            write_part(table, self.part(name))
+            write_part_file(table, self.part(name))
             if stage.needs_all:
                 pq.write_table(stage.keys(table), self.keys(name))
 
@@ -54,12 +54,12 @@ def run_stage(tmp_path_factory: pytest.TempPathFactory) -> RunStage:
     """``run_stage(stage, tables)``: the outcome of each table (a part), and settle's facts."""
 
     def run(stage: Stage, tables: Sequence[pa.Table]) -> tuple[list[Outcome], dict[str, Any]]:
-        work = LocalWork(tmp_path_factory.mktemp(stage.name), tables, stage)
+        work = LocalWorkingSet(tmp_path_factory.mktemp(stage.name), tables, stage)
         facts = stage.settle(work) if stage.needs_all else {}
         outcomes = []
         for name in work.parts:
             verdict = pq.read_table(work.verdict(name)) if stage.needs_all else None
-            outcomes.append(stage.apply(read_part(work.part(name)), verdict))
+            outcomes.append(stage.apply(read_part_file(work.part(name)), verdict))
         return outcomes, facts
 
     return run

@@ -20,12 +20,12 @@ import pytest
 from bc2.data.config import CorpusConfig
 from bc2.data.corpus import corpus_parts, read_corpus
 from bc2.data.prep import pipeline
-from bc2.data.prep.apply import EXAMPLES, Segment, Task, run_part
-from bc2.data.prep.parts import write_part
-from bc2.data.prep.prepare import How, prepare
-from bc2.data.prep.stage import Outcome, Stage, removed
+from bc2.data.prep.funnel import Funnel
+from bc2.data.prep.part_files import write_part_file
+from bc2.data.prep.prepare import PrepOptions, prepare
+from bc2.data.prep.segment import EXAMPLES, Segment, SegmentTask, run_part
+from bc2.data.prep.stages.base import Outcome, Stage, removed
 from bc2.errors import DataError, RecipeError, RunFailed
-from bc2.report.funnel import Funnel
 
 TEXT = """river mountain village winter harvest market letter captain garden evening story teacher
 window journey morning history island forest kitchen question answer bridge music paper"""
@@ -124,7 +124,7 @@ def raw(tmp_path_factory) -> Path:
 def whole(raw, tmp_path_factory) -> Path:
     """The corpus made in one process, every file of a source in one part."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    prepare(settings(raw), out, how=How(workers=1))
+    prepare(settings(raw), out, options=PrepOptions(workers=1))
     return out
 
 
@@ -170,7 +170,7 @@ def test_scores_clusters_and_strata_are_in_the_corpus(whole):
 
 
 def test_the_same_bytes_from_small_parts_and_two_processes(raw, whole, tmp_path):
-    prepare(settings(raw), tmp_path / "out", how=How(workers=2, part_bytes=9_000))
+    prepare(settings(raw), tmp_path / "out", options=PrepOptions(workers=2, part_bytes=9_000))
     assert tree(tmp_path / "out") == tree(whole)
 
 
@@ -181,8 +181,8 @@ def test_matches_with_benchmarks_are_listed_the_same_whatever_the_parts(raw, tmp
     quiz.write_text("".join(json.dumps({"q": " ".join(t.split()[9:40])}) + "\n" for t in texts))
     benchmark = {"name": "quiz", "path": str(quiz), "fields": ["q"]}
     config = settings(raw, decontaminate={"benchmarks": [benchmark], "action": "report"})
-    prepare(config, tmp_path / "one", how=How(workers=1))
-    prepare(config, tmp_path / "two", how=How(workers=2, part_bytes=4_000))
+    prepare(config, tmp_path / "one", options=PrepOptions(workers=1))
+    prepare(config, tmp_path / "two", options=PrepOptions(workers=2, part_bytes=4_000))
     listed = (tmp_path / "one" / "contamination.jsonl").read_bytes()
     assert listed == (tmp_path / "two" / "contamination.jsonl").read_bytes()
     found = [json.loads(line) for line in listed.splitlines()]
@@ -203,9 +203,9 @@ def test_the_same_bytes_from_ray(raw, whole, tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from bc2.data.config import CorpusConfig\n"
-        "from bc2.data.prep.prepare import How, prepare\n"
+        "from bc2.data.prep.prepare import PrepOptions, prepare\n"
         "config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "prepare(config, Path(sys.argv[2]), how=How('ray', part_bytes=20_000))\n"
+        "prepare(config, Path(sys.argv[2]), options=PrepOptions('ray', part_bytes=20_000))\n"
     )
     stated = tmp_path / "config.json"
     stated.write_text(settings(raw).model_dump_json())
@@ -221,11 +221,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(raw, whole, tmp_path, s
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from bc2.data.config import CorpusConfig\n"
-        "from bc2.data.prep.prepare import How, prepare\n"
-        "import bc2.data.prep.recipe\nprint('ready', flush=True)\n"
+        "from bc2.data.prep.prepare import PrepOptions, prepare\n"
+        "import bc2.data.prep.stage_table\nprint('ready', flush=True)\n"
         "config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
         "out, work = Path(sys.argv[2]), Path(sys.argv[3])\n"
-        "prepare(config, out, work=work, how=How(workers=1, part_bytes=9_000))\n"
+        "prepare(config, out, work=work, options=PrepOptions(workers=1, part_bytes=9_000))\n"
     )
     stated = tmp_path / "config.json"
     stated.write_text(settings(raw).model_dump_json())
@@ -251,17 +251,19 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(raw, whole, tmp_path, s
 
 def test_what_is_finished_is_not_done_again(raw, whole, tmp_path, monkeypatch):
     work = tmp_path / "work"
-    prepare(settings(raw), tmp_path / "one", work=work, how=How(workers=1))
+    prepare(settings(raw), tmp_path / "one", work=work, options=PrepOptions(workers=1))
     done: list[str] = []
     monkeypatch.setattr(pipeline, "run_part", lambda task: done.append(task.name))
-    prepare(settings(raw), tmp_path / "two", work=work, how=How(workers=1))
+    prepare(settings(raw), tmp_path / "two", work=work, options=PrepOptions(workers=1))
     assert done == []
     assert tree(tmp_path / "two") == tree(whole)
 
 
 def test_seconds_are_of_every_step_and_outlive_the_attempt(raw, tmp_path):
     work = tmp_path / "work"
-    prepare(settings(raw), tmp_path / "one", work=work, how=How(workers=1, part_bytes=9_000))
+    prepare(
+        settings(raw), tmp_path / "one", work=work, options=PrepOptions(workers=1, part_bytes=9_000)
+    )
     first = {row["step"]: row for row in json.loads((work / "timings.json").read_bytes())}
     stages = json.loads((tmp_path / "one" / "funnel.json").read_bytes())["stages"]
     names = [stage["name"] for stage in stages]
@@ -272,7 +274,7 @@ def test_seconds_are_of_every_step_and_outlive_the_attempt(raw, tmp_path):
     assert {"exact", "passages", "near", "decontaminate"} <= {
         name for name, row in first.items() if row["seconds"] > row["settling"] > 0
     }
-    prepare(settings(raw), tmp_path / "two", work=work, how=How(workers=1))
+    prepare(settings(raw), tmp_path / "two", work=work, options=PrepOptions(workers=1))
     again = {row["step"]: row for row in json.loads((work / "timings.json").read_bytes())}
     # what was finished is not done again, and still counts
     for name in ("reading", "heuristics", "parts"):
@@ -280,7 +282,11 @@ def test_seconds_are_of_every_step_and_outlive_the_attempt(raw, tmp_path):
 
 
 def test_dropped_documents_are_kept_where_asked(raw, whole, tmp_path):
-    prepare(settings(raw), tmp_path / "out", how=How(workers=1, keep_dropped=tmp_path / "gone"))
+    prepare(
+        settings(raw),
+        tmp_path / "out",
+        options=PrepOptions(workers=1, keep_dropped=tmp_path / "gone"),
+    )
     facts = json.loads((whole / "funnel.json").read_bytes())
     for stage in facts["stages"]:
         files = sorted((tmp_path / "gone" / stage["name"]).glob("*.parquet"))
@@ -329,9 +335,9 @@ class Careless(Stage):
 
 @pytest.mark.parametrize("how", ["silent", "shuffled", "unnamed"])
 def test_a_stage_cannot_lose_documents_without_a_named_reason(tmp_path, records, how):
-    write_part(records(["one", "two", "three"]), tmp_path / "p.parquet")
+    write_part_file(records(["one", "two", "three"]), tmp_path / "p.parquet")
     segment = Segment((Careless(how),), None)
-    task = Task(segment, tmp_path / "p.parquet", tmp_path, "q", None, None)
+    task = SegmentTask(segment, tmp_path / "p.parquet", tmp_path, "q", None, None)
     with pytest.raises(RunFailed, match="careless"):
         run_part(task)
     assert not (tmp_path / "q.parquet").exists()
@@ -339,7 +345,7 @@ def test_a_stage_cannot_lose_documents_without_a_named_reason(tmp_path, records,
 
 def test_too_many_malformed_rows_stop_the_run(raw, tmp_path):
     with pytest.raises(DataError, match=r"6 of \d+ rows could not be read") as caught:
-        prepare(settings(raw, max_malformed=0.01), tmp_path / "out", how=How(workers=1))
+        prepare(settings(raw, max_malformed=0.01), tmp_path / "out", options=PrepOptions(workers=1))
     assert caught.value.exit_code == 3
     assert "a.jsonl:2 text_not_string" in str(caught.value.where)
     assert not (tmp_path / "out").exists()
@@ -358,7 +364,7 @@ def test_no_process_is_left(raw, tmp_path):
     import psutil
 
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    prepare(settings(raw), tmp_path / "out", how=How(workers=2))
+    prepare(settings(raw), tmp_path / "out", options=PrepOptions(workers=2))
     time.sleep(0.1)
     after = [
         child

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bc2.data.config import CorpusConfig
-from bc2.data.prep.prepare import How, prepare
+from bc2.data.prep.prepare import PrepOptions, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +29,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from bc2.data.config import CorpusConfig
-from bc2.data.prep.prepare import How, prepare
+from bc2.data.prep.prepare import PrepOptions, prepare
 config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())
-prepare(config, Path(sys.argv[2]), work=Path(sys.argv[3]), how=How("ray", part_bytes=20_000))
+options = PrepOptions("ray", part_bytes=20_000)
+prepare(config, Path(sys.argv[2]), work=Path(sys.argv[3]), options=options)
 """
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -78,7 +79,7 @@ def test_the_same_bytes_from_three_nodes(cluster, tmp_path, lose):
     stated = tmp_path / "config.json"
     settings = config(tmp_path)
     stated.write_text(settings.model_dump_json())
-    prepare(settings, tmp_path / "here", how=How(workers=1))
+    prepare(settings, tmp_path / "here", options=PrepOptions(workers=1))
     nodes = [cluster.add_node(**NODE) for _ in range(2)]
     work = tmp_path / "work"
     command = [sys.executable, "-c", SCRIPT, str(stated), str(tmp_path / "there"), str(work)]

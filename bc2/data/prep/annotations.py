@@ -1,0 +1,42 @@
+"""What a stage says about documents: kept part by part, then listed in a file of the corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bc2.files import make_directory
+
+#: Rows held as Python objects at once.
+_ROWS = 1024
+
+
+#: Folder of a segment that they are kept in. Killed runs of older versions have it.
+_FOLDER = "notes"
+
+
+def write_annotations(segment: Path, stage: str, part: str, annotations: pa.Table) -> None:
+    """Write a stage's annotations of one part into the folder of the part's segment."""
+    folder = segment / _FOLDER / stage
+    make_directory(folder)
+    pq.write_table(annotations, folder / f"{part}.parquet")
+
+
+def join_annotations(work: Path, stage: str, out: Path) -> None:
+    """Write a stage's annotations of all parts to one file, in their order, as JSON lines.
+
+    Args:
+        work: the folder of the segments that `write_annotations` was given.
+    """
+    with out.open("wb") as stream:
+        for path in sorted(work.glob(f"*/{_FOLDER}/{stage}/*.parquet")):
+            with pq.ParquetFile(path) as part:
+                for batch in part.iter_batches(_ROWS):
+                    lines = (json.dumps(row, ensure_ascii=False) for row in batch.to_pylist())
+                    stream.write("".join(f"{line}\n" for line in lines).encode())
+        stream.flush()
+        os.fsync(stream.fileno())

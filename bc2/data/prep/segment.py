@@ -1,0 +1,310 @@
+"""Take one part through one segment of stages, and count everything that is removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bc2.data.prep.annotations import write_annotations
+from bc2.data.prep.part_files import SUFFIX, read_part_file, write_keys, write_part_file
+from bc2.data.prep.stages.base import Outcome, Stage
+from bc2.errors import RunFailed
+from bc2.files import make_directory, replace_durably
+
+#: Examples that are kept of each reason and language; they do not depend on the parts.
+EXAMPLES = 10
+
+#: Characters of an example's text.
+EXCERPT = 400
+
+
+class GroupRow(NamedTuple):
+    """The documents of a part in one source and language; UTF-8 bytes of their text."""
+
+    source: str
+    lang: str | None
+    documents: int
+    bytes: int
+
+
+class RemovalRow(NamedTuple):
+    """What a stage removed from a part, of one source and language, for one reason."""
+
+    source: str
+    lang: str | None
+    reason: str
+    documents: int
+    """Whole documents."""
+    bytes: int
+    cut_documents: int
+    """Documents that lost a piece and stay."""
+    cut_bytes: int
+
+
+#: What a stage did to a part. `examples` are those of `bc2.data.prep.funnel.Example`, and ``rank``.
+StageFacts = TypedDict(
+    "StageFacts",
+    {
+        "name": str,
+        "in": list[GroupRow],
+        "out": list[GroupRow],
+        "removed": list[RemovalRow],
+        "examples": list[dict[str, Any]],
+        "seconds": float,
+    },
+)
+
+
+class PartSeconds(TypedDict):
+    """Seconds of a part beside those of its stages."""
+
+    keys: dict[str, float]
+    """Of making keys, by the stage that they are for."""
+    rest: float
+
+
+class PartFacts(TypedDict):
+    """What became of a part in one segment."""
+
+    documents: int
+    """That came out."""
+    stages: list[StageFacts]
+    seconds: NotRequired[PartSeconds]
+    """Missing where a version of bc2 that did not measure them finished the part."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Stages applied in one pass, and the stage that settles next, whose keys are made."""
+
+    stages: tuple[Stage, ...]
+    closing: Stage | None
+
+    @property
+    def title(self) -> str:
+        """The title of its progress bar."""
+        names = [stage.name for stage in self.stages]
+        return ", ".join(names) or (f"keys of {self.closing.name}" if self.closing else "nothing")
+
+
+@dataclass(frozen=True)
+class SegmentTask:
+    """One part to be taken through a segment.
+
+    Attributes:
+        source: file of the part as it comes in.
+        folder: where the part that comes out, its keys and its facts are written.
+        verdicts: folder of the first stage's verdicts, if it settles.
+        dropped: folder for the documents that are dropped, if they are to be kept.
+    """
+
+    segment: Segment
+    source: Path
+    folder: Path
+    name: str
+    verdicts: Path | None
+    dropped: Path | None
+
+    @property
+    def done(self) -> Path:
+        """The file of the facts, which is written last: if it is there, the part is finished."""
+        return self.folder / f"{self.name}.json"
+
+    def known(self) -> PartFacts | None:
+        """The facts, if an earlier run finished the part."""
+        if not self.done.exists():
+            return None
+        facts: PartFacts = json.loads(self.done.read_bytes())
+        for stage in facts["stages"]:
+            # JSON has lists for rows.
+            stage["in"] = [GroupRow(*row) for row in stage["in"]]
+            stage["out"] = [GroupRow(*row) for row in stage["out"]]
+            stage["removed"] = [RemovalRow(*row) for row in stage["removed"]]
+        return facts
+
+
+def run_part(task: SegmentTask) -> PartFacts:
+    """Take a part through a segment, and write what became of it last."""
+    begun = time.perf_counter()
+    applying, spent = 0.0, {}
+    table = came = read_part_file(task.source)
+    stages: list[StageFacts] = []
+    before = _counts(table)
+    for stage in task.segment.stages:
+        verdict = None
+        if stage.needs_all and task.verdicts is not None:
+            verdict = pq.read_table(task.verdicts / f"{task.name}.parquet")
+        began = time.perf_counter()
+        outcome = stage.apply(table, verdict)
+        seconds = time.perf_counter() - began
+        applying += seconds
+        _check(stage, table, outcome)
+        after = _counts(outcome.table)
+        removed, examples = _removed(stage, table, outcome.removed)
+        stages.append(
+            {
+                "name": stage.name,
+                "in": before,
+                "out": after,
+                "removed": removed,
+                "examples": examples,
+                "seconds": seconds,
+            }
+        )
+        if task.dropped is not None:
+            _keep_dropped(task.dropped / stage.name, task.name, table, outcome.removed)
+        if outcome.annotations is not None:
+            write_annotations(task.folder, stage.name, task.name, outcome.annotations)
+        table, before = outcome.table, after
+    if task.segment.closing is not None:
+        began = time.perf_counter()
+        keys = task.segment.closing.keys(table)
+        write_keys(keys, task.folder / "keys" / f"{task.name}.parquet")
+        spent[task.segment.closing.name] = time.perf_counter() - began
+    _hand_on(task, None if table is came else table)
+    rest = time.perf_counter() - begun - sum(spent.values()) - applying
+    facts: PartFacts = {
+        "documents": len(table),
+        "stages": stages,
+        "seconds": {"keys": spent, "rest": rest},
+    }
+    replace_durably(task.done, json.dumps(facts, ensure_ascii=False).encode())
+    return facts
+
+
+def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
+    """Write the part that comes out; None: it is unchanged, so its file gets a second name."""
+    target = task.folder / f"{task.name}{SUFFIX}"
+    # A killed run may have left that second name, through which the source would be changed.
+    target.unlink(missing_ok=True)
+    if table is None:
+        try:
+            os.link(task.source, target)
+            return
+        except OSError:  # a file system without links
+            table = read_part_file(task.source)
+    write_part_file(table, target)
+
+
+def _check(stage: Stage, table: pa.Table, outcome: Outcome) -> None:
+    """Check that the stage gave a reason for each missing document and kept the order."""
+    whole = pc.sum(outcome.removed["whole"].cast(pa.int64())).as_py() or 0
+    places = outcome.table["pos"].to_numpy()
+    unknown = set(pc.unique(outcome.removed["reason"]).to_pylist()) - set(stage.reasons)
+    if len(outcome.table) + whole != len(table) or np.any(np.diff(places) <= 0) or unknown:
+        raise RunFailed(
+            f"stage {stage.name} made {len(outcome.table)} of {len(table)} documents with "
+            f"{whole} dropped, reasons {sorted(unknown)} it does not name, or out of order",
+            todo="this is a defect of bc2: please report it with the recipe",
+        )
+
+
+def text_bytes(table: pa.Table) -> Any:
+    """UTF-8 bytes of each text: int64 [n]."""
+    return pc.binary_length(table["text"].cast(pa.large_binary())).to_numpy().astype(np.int64)
+
+
+def _groups(table: pa.Table) -> Iterator[tuple[str, str | None, Any]]:
+    """Each source and language, with a mask of its rows."""
+    pairs = table.select(["source", "lang"]).group_by(["source", "lang"]).aggregate([])
+    for pair in sorted(pairs.to_pylist(), key=lambda p: (p["source"], p["lang"] or "")):
+        same = pc.equal(table["source"], pair["source"])
+        lang = pair["lang"]
+        spoken = pc.is_null(table["lang"]) if lang is None else pc.equal(table["lang"], lang)
+        mask = pc.fill_null(pc.and_(same, spoken), False).to_numpy(zero_copy_only=False)
+        yield pair["source"], lang, mask
+
+
+def _counts(table: pa.Table) -> list[GroupRow]:
+    sizes = text_bytes(table)
+    return [
+        GroupRow(source, lang, int(mask.sum()), int(sizes[mask].sum()))
+        for source, lang, mask in _groups(table)
+    ]
+
+
+def _removed(
+    stage: Stage, table: pa.Table, removed: pa.Table
+) -> tuple[list[RemovalRow], list[dict[str, Any]]]:
+    """What was removed, by source, language and reason; and examples of it."""
+    if not len(removed):
+        return [], []
+    at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
+    whole = removed["whole"].to_numpy(zero_copy_only=False)
+    sizes = removed["bytes"].to_numpy()
+    reasons = np.array(removed["reason"].to_pylist(), dtype=object)
+    rows, examples = [], []
+    for source, lang, mask in _groups(table):
+        here = mask[at]
+        for reason in sorted(set(reasons[here])):
+            these = here & (reasons == reason)
+            gone, cut = these & whole, these & ~whole
+            counts = [gone.sum(), sizes[gone].sum(), cut.sum(), sizes[cut].sum()]
+            rows.append(RemovalRow(source, lang, reason, *map(int, counts)))
+            chosen = np.flatnonzero(these)
+            examples += _examples(stage.name, table, removed, at, chosen)
+    return rows, examples
+
+
+def _examples(
+    stage: str, table: pa.Table, removed: pa.Table, at: Any, chosen: Any
+) -> list[dict[str, Any]]:
+    """Up to EXAMPLES of the chosen rows: those whose place has the smallest hash."""
+    places = removed["pos"].to_numpy()
+    ranked = sorted((example_rank(int(places[row])), int(row)) for row in chosen)[:EXAMPLES]
+    found = []
+    for rank, row in ranked:
+        document = table.slice(int(at[row]), 1).select(
+            ["text", "source", "lang", "origin_file", "origin_row"]
+        )
+        entry = document.to_pylist()[0]
+        gone = removed.slice(row, 1).to_pylist()[0]
+        found.append(
+            {
+                "rank": rank,
+                "stage": stage,
+                "reason": gone["reason"],
+                "source": entry["source"],
+                "lang": entry["lang"],
+                "origin": f"{entry['origin_file']}:{entry['origin_row']}",
+                "detail": gone["detail"],
+                "text": _excerpt(entry["text"], gone),
+                "whole": gone["whole"],
+            }
+        )
+    return found
+
+
+def _excerpt(text: str, gone: dict[str, Any]) -> str:
+    """The beginning of a dropped document; of a cut one, the text around the cut."""
+    if gone["whole"] or not gone["detail"]:
+        return text[:EXCERPT]
+    at = max(0, text.find(gone["detail"].splitlines()[0].strip()[:40]))
+    begin = max(0, at - EXCERPT // 4)
+    return text[begin : begin + EXCERPT]
+
+
+def example_rank(pos: int) -> str:
+    """A rank that puts documents into a random order, the same in every run."""
+    return hashlib.sha256(pos.to_bytes(8, "big")).hexdigest()[:16]
+
+
+def _keep_dropped(folder: Path, name: str, table: pa.Table, removed: pa.Table) -> None:
+    """Write what was removed beside its reason: whole documents with their text."""
+    make_directory(folder)
+    at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
+    text = table.take(pa.array(at)).drop_columns(["pos"])
+    for column in ("reason", "whole", "detail"):
+        text = text.append_column(column, removed[column])
+    pq.write_table(text, folder / f"{name}.parquet", compression="zstd")

@@ -1,0 +1,216 @@
+"""What a stage is: its methods, the rows it is given, and the rows it says are removed.
+
+The working set is a list of parts (`bc2.data.prep.part_files`): runs of documents, in the order
+of `pos`. A stage turns a part into a part. Where a decision needs the whole corpus, the stage
+works in three steps: `keys` extracts from each part what the decision needs (never text),
+`settle` decides and writes a verdict for each part, and `apply` carries the verdicts out.
+
+A part may be any run of documents, so a stage must depend on rows alone: the same input and
+settings give the same bytes, whatever the size of parts, the workers or the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bc2.data.prep.group_by import Groups, Int64
+from bc2.data.prep.part_files import pos_range
+
+if TYPE_CHECKING:
+    from bc2.data.config import CorpusConfig
+
+#: Rows of a file that `pos` has room for, in bits.
+ROW_BITS = 40
+
+#: The columns with which every part begins; stages append columns of their own.
+RECORD = pa.schema(
+    [
+        pa.field("pos", pa.int64(), nullable=False),  # file index << ROW_BITS | row
+        pa.field("id", pa.string(), nullable=False),  # of the text as it was read
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("lang", pa.string()),
+        pa.field("origin_file", pa.string(), nullable=False),
+        pa.field("origin_row", pa.int64(), nullable=False),
+    ]
+)
+
+#: One row for each dropped document, and for each reason for which text was cut out of one.
+REMOVED = pa.schema(
+    [
+        pa.field("pos", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),  # UTF-8, of the text that is gone
+        pa.field("whole", pa.bool_(), nullable=False),  # the document, not a piece of it
+        pa.field("detail", pa.string()),  # what matched or failed, at most DETAIL characters
+    ]
+)
+
+#: Characters of a detail.
+DETAIL = 200
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Outcome(NamedTuple):
+    """What a stage makes of a part."""
+
+    table: pa.Table
+    """Survivors in the order of `pos`: RECORD and columns of stages."""
+    removed: pa.Table
+    """REMOVED, in any order."""
+    annotations: pa.Table | None = None
+    """Rows for the file that `Stage.annotations_file` names, in the order of `pos`."""
+
+
+class WorkingSet(ABC):
+    """The parts of the corpus, as a stage sees them while it settles."""
+
+    parts: list[str]
+    """Names of the parts, sorted."""
+    folder: Path
+    """A folder for this stage's temporary files, deleted when the stage has settled."""
+
+    @abstractmethod
+    def part(self, name: str) -> Path:
+        """The file of a part as it comes into the stage."""
+
+    @abstractmethod
+    def keys(self, name: str) -> Path:
+        """The file with what `Stage.keys` returned for a part."""
+
+    @abstractmethod
+    def verdict(self, name: str) -> Path:
+        """The file that `Stage.settle` must write for every part, with rows or without."""
+
+    def hand_out(self, decided: pa.Table) -> None:
+        """Write every part's verdict: the rows of `decided` whose `pos` lies in the part.
+
+        Args:
+            decided: any columns beside `pos`, in the order of `pos`.
+        """
+        places = decided["pos"].to_numpy()
+        for name in self.parts:
+            low, high = pos_range(self.part(name)) or (0, -1)
+            first, last = np.searchsorted(places, [low, high + 1])
+            pq.write_table(decided.slice(first, last - first), self.verdict(name))
+
+    def groups(self, *columns: str, without: Int64 | None = None) -> Groups:
+        """Documents that are equal in columns of the keys, each int64.
+
+        Args:
+            without: `pos` of documents to leave out, sorted.
+        """
+        paths = [self.keys(name) for name in self.parts]
+        return self.group(paths, columns, np.zeros(0, np.int64) if without is None else without)
+
+    @abstractmethod
+    def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
+        """Rows of equal values in Parquet files, on this run's engine; see `groups`."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """A picklable function over items, side by side, results in the order of items."""
+
+
+class Stage(ABC):
+    """One step of the funnel. It must be picklable: workers get a copy."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raise it when the same input and settings give another result: it is in the corpus's key."""
+    reasons: ClassVar[tuple[str, ...]]
+    """Every reason for which the stage removes a document or cuts text."""
+    needs_all: ClassVar[bool] = False
+    """Whether `keys` and `settle` come before `apply`."""
+    annotations_file: ClassVar[str | None] = None
+    """Name of a file in the corpus that lists the annotations, one JSON object a line."""
+
+    @abstractmethod
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        """What becomes of one part.
+
+        Args:
+            table: RECORD and the columns of earlier stages.
+            verdict: what `settle` wrote for the part; None unless `needs_all`.
+
+        Returns:
+            The outcome. Return `table` itself if nothing changes: the part is then not written
+            again.
+        """
+
+    @classmethod
+    def of(cls, config: CorpusConfig) -> Self:
+        """The stage with the settings of its table, [corpus.NAME]."""
+        make: Any = cls
+        made: Self = make(getattr(config, cls.name))
+        return made
+
+    def check(self) -> None:  # noqa: B027  most stages have nothing to look for
+        """Before any work, check that what the settings name is there and usable.
+
+        Raises:
+            RecipeError, DataError: it is not.
+        """
+
+    def check_fit(self, config: CorpusConfig) -> None:  # noqa: B027
+        """Before any work, check that the settings fit the rest of the recipe.
+
+        Raises:
+            RecipeError: they do not.
+        """
+
+    def prepare(self, folder: Path) -> None:  # noqa: B027
+        """Make what all workers need once, in a folder that they can read."""
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file that affects the result, by name: part of the corpus's key."""
+        return {}
+
+    def keys(self, table: pa.Table) -> pa.Table:
+        """What `settle` needs to know of a part: `pos`, integers and short values, never text."""
+        raise NotImplementedError(f"{self.name} settles nothing")
+
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
+        """Decide over the whole corpus and write each part's verdict. Returns facts (integers)."""
+        raise NotImplementedError(f"{self.name} settles nothing")
+
+
+def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
+    """A table REMOVED from rows with its columns in order; long details are cut."""
+    columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
+    details = [None if text is None else text[:DETAIL] for text in columns[4]]
+    return pa.table([*columns[:4], details], schema=REMOVED)
+
+
+def remaining(table: pa.Table, gone: Any) -> pa.Table:
+    """The rows that are False in the mask `gone`; the table itself if none is True."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.invert(gone)) if pc.any(gone).as_py() else table
+
+
+def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:
+    """A table REMOVED for the whole documents that are True in a mask."""
+    import pyarrow.compute as pc
+
+    gone = table.filter(mask)
+    count = len(gone)
+    return pa.table(
+        [
+            gone["pos"],
+            pa.repeat(pa.scalar(reason), count),
+            pc.binary_length(gone["text"].cast(pa.large_binary())).cast(pa.int64()),
+            pa.repeat(pa.scalar(True), count),
+            pa.nulls(count, pa.string()),
+        ],
+        schema=REMOVED,
+    )

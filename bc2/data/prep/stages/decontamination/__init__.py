@@ -1,0 +1,1 @@
+"""Texts of benchmarks, and the index that finds them in documents."""

@@ -1,0 +1,279 @@
+"""Read the texts of benchmarks, which training data must not hold, from files and lm-eval tasks."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from bc2.data.documents import BadRow
+from bc2.data.prep.settings import BenchmarkSettings
+from bc2.data.readers import parse_line
+from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
+from bc2.errors import DataError, RecipeError, nearest
+
+_KINDS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
+
+#: A question may hold a long passage: csv's own limit is 128 KiB.
+_MAX_CELL = 1 << 26
+
+
+class Item(NamedTuple):
+    """One text of a benchmark."""
+
+    benchmark: str
+    """Its name in the recipe."""
+    place: str
+    """``file:row``, from 1: of the data rows of CSV and Parquet, the lines of JSONL."""
+    text: str
+
+
+def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
+    """The files of a benchmark, sorted.
+
+    Raises:
+        DataError: there is none, or one of a kind that cannot be read.
+    """
+    path = os.path.expanduser(benchmark.path)
+    found = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
+    files = sorted(Path(name) for name in found if os.path.isfile(name))
+    if not files:
+        raise DataError(
+            f"benchmark {benchmark.name!r} has no files",
+            where=benchmark.path,
+            todo="give a file or a glob: name/**/*.csv picks those of a folder",
+        )
+    for file in files:
+        if _kind(file) not in _KINDS:
+            raise DataError(
+                f"cannot read a benchmark of this kind: {file.name}",
+                where=str(file),
+                todo=f"give {', '.join(_KINDS)} or a glob that picks them",
+            )
+    return files
+
+
+def read_benchmark(benchmark: BenchmarkSettings) -> Iterator[Item]:
+    """The texts of a benchmark: of each row, each field that is not empty.
+
+    Raises:
+        DataError: a file or field is missing, or a row cannot be read.
+    """
+    for file in benchmark_files(benchmark):
+        # two folders may hold files of one name (dev, test)
+        name = "/".join(file.parts[-2:])
+        for number, row in _rows(file, benchmark.rows):
+            for field in benchmark.fields:
+                for text in _texts(_value(row, field, f"{file}:{number}")):
+                    yield Item(benchmark.name, f"{name}:{number}", text)
+
+
+def read_task(name: str, folder: str | None) -> Iterator[Item]:
+    """The questions of an lm-eval task or group: test and validation documents as prompts.
+
+    A multiple-choice question is its `doc_to_text`; where that is an index or a list of choices
+    (Winogrande), every choice is a text. What all prompts of a task have around them
+    ("Question:", "Answer:") is left out, or short questions, found as a whole, never would be.
+
+    Args:
+        folder: where further tasks are described, in YAML files.
+
+    Raises:
+        RecipeError: no such task.
+        DataError: its data cannot be read, or it has no questions.
+    """
+    manager = _manager_of(name, folder)
+    with _foreign(name):
+        tasks = manager.load(name)["tasks"]
+    items = [item for task in sorted(tasks) for item in _task_items(name, task, tasks[task])]
+    if not items:
+        raise DataError(
+            f"lm-eval's task {name!r} has no questions",
+            where="corpus.decontaminate.tasks",
+            todo="give a task with a test or validation split, or its files as a benchmark",
+        )
+    yield from items
+
+
+def _manager_of(name: str, folder: str | None) -> Any:
+    """The lm-eval TaskManager that knows a task; one of the folder's own comes first."""
+    known: list[str] = []
+    for with_defaults in [False, True] if folder else [True]:
+        manager = _manager(folder, with_defaults)
+        if name in manager.all_tasks:
+            return manager
+        known = manager.all_tasks
+    guess = nearest(name, known)
+    raise RecipeError(
+        f"lm-eval has no task {name!r}",
+        where="corpus.decontaminate.tasks",
+        todo=f"did you mean {guess!r}?" if guess else "see `lm-eval ls tasks`",
+    )
+
+
+@lru_cache(maxsize=2)
+def _manager(folder: str | None, with_defaults: bool) -> Any:
+    """Kept, since lm-eval's own tasks are 15,000 files to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=folder, include_defaults=with_defaults)
+
+
+def _task_items(name: str, key: str, task: Any) -> Iterator[Item]:
+    with _foreign(name):
+        splits = {
+            "test": task.test_docs() if task.has_test_docs() else None,
+            "validation": task.validation_docs() if task.has_validation_docs() else None,
+        }
+        asked = [
+            (f"{key}/{split}:{number}", doc, task.doc_to_text(doc))
+            for split, docs in splits.items()
+            for number, doc in enumerate(docs or (), 1)
+        ]
+        bare = iter(_bare([prompt for _, _, prompt in asked if isinstance(prompt, str)]))
+        for place, doc, prompt in asked:
+            value = next(bare) if isinstance(prompt, str) else task.doc_to_choice(doc)
+            yield from (Item(name, place, text) for text in _texts(value))
+
+
+_shared = os.path.commonprefix  # of characters, not of names
+
+#: Prompts from which what they have in common is taken for a template, not chance.
+_MANY = 20
+
+
+def _bare(prompts: list[str]) -> list[str]:
+    """Prompts without what all begin with, up to a colon or line, and the lines all end with."""
+    if len(prompts) < _MANY:
+        return prompts
+    head = re.match(r".*[:：\n]", _shared(prompts), re.DOTALL)
+    ends = _shared([prompt[::-1] for prompt in prompts])[::-1]
+    tail = re.search(r"\n.*", ends, re.DOTALL)
+    first = len(head[0]) if head else 0
+    last = len(tail[0]) if tail else 0
+    return [prompt[first : len(prompt) - last].strip() or prompt for prompt in prompts]
+
+
+@contextmanager
+def _foreign(task: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # lm-eval, datasets, the hub, a task's own code: no common class
+        raise DataError(
+            f"cannot read the questions of lm-eval's task {task!r}: {first_line(error)}",
+            where="corpus.decontaminate.tasks",
+            todo="check the network and the task, or give its files under benchmarks",
+        ) from error
+
+
+# -- rows ----------------------------------------------------------------------------------
+
+
+def _kind(file: Path) -> str:
+    return Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix
+
+
+def _rows(file: Path, key: str | None) -> Iterator[tuple[int, Any]]:
+    """Number and contents of each row."""
+    kind = _kind(file)
+    if kind == ".parquet":
+        yield from _parquet_rows(file)
+    elif kind == ".csv":
+        yield from _csv_rows(file)
+    elif kind == ".json":
+        yield from enumerate(_json_list(file, key), 1)
+    else:
+        yield from _json_lines(file)
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading(file):
+        try:
+            rows = pq.read_table(file).to_pylist()
+        except pa.ArrowException as error:
+            raise EOFError(str(error)) from error
+    yield from enumerate(rows, 1)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(_MAX_CELL)
+    try:
+        with open_bytes(file) as stream:
+            lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
+            yield from enumerate(csv.DictReader(lines, strict=True), 1)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _unreadable(error, str(file)) from error
+
+
+def _json_list(file: Path, key: str | None) -> list[Any]:
+    with open_bytes(file) as stream:
+        data = stream.read()
+    try:
+        loaded = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(error, str(file)) from error
+    if key is not None and isinstance(loaded, dict):
+        loaded = _value(loaded, key, str(file))
+    if not isinstance(loaded, list):
+        known = ", ".join(loaded) if isinstance(loaded, dict) else "a single value"
+        raise DataError(
+            "this JSON file is no list of rows",
+            where=str(file),
+            todo=f"set rows to the key of the list; there is: {known[:80]}",
+        )
+    return loaded
+
+
+def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    with open_bytes(file) as stream:
+        for number, line, _ in numbered_lines(stream):
+            if line is not None and not line.strip():
+                continue
+            try:
+                yield number, parse_line(line)
+            except BadRow as bad:
+                raise _unreadable(bad, f"{file}:{number}") from bad
+
+
+def _unreadable(error: Exception, where: str) -> DataError:
+    what = f"cannot read this benchmark: {first_line(error)}"
+    return DataError(what, where=where, todo="repair the file, or fetch it again")
+
+
+def _value(row: Any, field: str, where: str) -> Any:
+    """What stands in a row at a field: a key, or keys joined by full stops."""
+    if isinstance(row, dict) and field in row:
+        return row[field]
+    key, _, rest = field.partition(".")
+    if rest and isinstance(row, dict) and key in row:
+        return _value(row[key], rest, where)
+    known = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+    raise DataError(
+        f"no field {field!r} in this benchmark",
+        where=where,
+        todo=f"set fields; there is: {known[:120]}",
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a value that has one character or more."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)

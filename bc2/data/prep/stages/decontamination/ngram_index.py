@@ -1,0 +1,326 @@
+"""Find where texts share n words in a row with other texts: exact, and vectorised.
+
+A text is read as units: words (runs of letters, digits and marks) and single CJK characters, in
+NFKC form with case folded. Other characters only separate units, and format characters are
+ignored. So case, width, white space and punctuation make no difference.
+
+Every place of a text has one window: `ngram` units, or `cjk_ngram` where more than half of the
+first `ngram` are CJK characters. Windows are looked up by 64-bit hashes, and each hit is
+then compared unit by unit, so a collision of hashes costs only time.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bc2.data.mixture import mix
+
+Ints = npt.NDArray[np.integer[Any]]
+UInts = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+#: What a character is.
+_SEPARATOR, _WORD, _CJK, _NOTHING = range(4)
+
+#: Beyond this stand no letters, only private use, tags and variation selectors.
+_LAST = 0x323B0
+
+#: Han, kana and their extensions; Hangul is written in words.
+_CJK_RANGES = (
+    (0x3005, 0x3008),
+    (0x3041, 0x3100),
+    (0x31F0, 0x3200),
+    (0x3400, 0x4DC0),
+    (0x4E00, 0xA000),
+    (0xF900, 0xFB00),
+    (0x20000, _LAST),
+)
+
+#: Odd multipliers of polynomial hashes modulo 2^64: of characters, of units.
+_BASE_CHARACTER, _BASE_UNIT = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+
+
+class Sizes(NamedTuple):
+    """Units of a window, and the fewest of a text that is looked for as a whole."""
+
+    ngram: int
+    cjk_ngram: int
+    min_words: int
+    min_cjk: int
+
+
+@lru_cache(maxsize=1)
+def _tables() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    """Of each code point: its folded form, and what it is. A fifth of a second, once."""
+    folded = np.arange(_LAST + 1, dtype=np.uint32)
+    kinds = np.zeros(_LAST + 1, np.uint8)
+    for code in range(_LAST):
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category == "Cf":
+            kinds[code] = _NOTHING
+        elif category[0] in "LNM":
+            kinds[code] = _WORD
+            form = unicodedata.normalize("NFKC", character).casefold()
+            folded[code] = ord(form if len(form) == 1 else character)
+    for first, last in _CJK_RANGES:
+        kinds[first:last] = np.where(kinds[first:last] == _WORD, _CJK, kinds[first:last])
+    return folded, kinds
+
+
+class Units(NamedTuple):
+    """Texts as units: t texts, u units, c characters of units (separators are left out)."""
+
+    characters: npt.NDArray[np.uint32]  # [c] folded
+    edges: Ints  # [u + 1] where units begin in `characters`
+    text: Ints  # [u] index of the text
+    start: Ints  # [u] first character in its text
+    stop: Ints  # [u] one past the last
+    is_cjk: Mask  # [u]
+    first: Ints  # [t + 1] where texts begin among the units
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Units:
+        """The units of texts, one text after the other. About 60 bytes a character on the way."""
+        folded, kinds = _tables()
+        starts = np.cumsum([0, *(len(text) + 1 for text in texts)])
+        joined = "\n".join(texts).encode("utf-32-le", "surrogatepass")
+        codes = np.minimum(np.frombuffer(joined, np.uint32), _LAST)
+        kind = kinds[codes]
+        place = np.flatnonzero((kind == _WORD) | (kind == _CJK))
+        begins = _begins(kind, place)
+        edges = np.append(np.flatnonzero(begins), len(place))
+        first, last = place[edges[:-1]], place[edges[1:] - 1]
+        counts = np.diff(np.searchsorted(first, starts))  # units of each text
+        text = np.repeat(np.arange(len(texts)), counts)
+        return cls(
+            folded[codes[place]],
+            edges,
+            text,
+            first - starts[text],
+            last + 1 - starts[text],
+            kind[first] == _CJK,
+            np.concatenate([[0], np.cumsum(counts)]),
+        )
+
+    def hashes(self) -> UInts:
+        """[u] 64 bits of each unit."""
+        if not len(self.text):
+            return np.zeros(0, np.uint64)
+        lengths = np.diff(self.edges)
+        within = np.arange(len(self.characters)) - np.repeat(self.edges[:-1], lengths)
+        powers = _powers(_BASE_CHARACTER, int(lengths.max()))
+        terms = (self.characters.astype(np.uint64) + np.uint64(1)) * powers[within]
+        return mix(np.add.reduceat(terms, self.edges[:-1]))
+
+    def left(self) -> Ints:
+        """[u] units from each to the end of its text, itself included."""
+        return self.first[self.text + 1] - np.arange(len(self.text))
+
+    def windows(self, sizes: Sizes) -> Ints:
+        """[u] units of the window at each place; 0 where the text ends before it."""
+        before = np.concatenate([[0], np.cumsum(self.is_cjk)])
+        here = np.arange(len(self.text))
+        ends = np.minimum(here + sizes.ngram, self.first[self.text + 1])
+        mostly_cjk = 2 * (before[ends] - before[here]) > sizes.ngram
+        size = np.where(mostly_cjk, sizes.cjk_ngram, sizes.ngram)
+        return np.where(size <= self.left(), size, 0)
+
+
+def _begins(kind: npt.NDArray[np.uint8], place: Ints) -> Mask:
+    """[c] whether a unit begins at each character of units, which stand at `place`."""
+    begins = np.ones(len(place), bool)
+    if (kind == _NOTHING).any():  # passed over: words go on behind them
+        begins[1:] = np.diff(np.cumsum(kind == _SEPARATOR)[place]) != 0
+    else:
+        begins[1:] = np.diff(place) != 1
+    cjk = kind[place] == _CJK
+    begins[1:] |= cjk[1:] | cjk[:-1]
+    return begins
+
+
+def _powers(base: int, count: int) -> UInts:
+    powers = np.full(count, base, np.uint64)
+    powers[:1] = 1
+    return np.multiply.accumulate(powers)
+
+
+def rolled(
+    units: UInts, sizes: Sequence[int], places: Ints, left: Ints
+) -> Iterator[tuple[int, UInts]]:
+    """Hashes of windows of each size, ascending.
+
+    Args:
+        units: [u] hashes of units.
+        sizes: units of windows.
+        places: [p] where windows begin.
+        left: [p] units from there to the end of the text.
+
+    Yields:
+        size, hashes at those places that have so many units left.
+    """
+    powers = _powers(_BASE_UNIT, max(sizes, default=0))
+    total = np.zeros(len(places), np.uint64)
+    for size in range(1, len(powers) + 1):
+        stay = left >= size
+        if not stay.all():
+            places, left, total = places[stay], left[stay], total[stay]
+        total = total + units[places + size - 1] * powers[size - 1]
+        if size in sizes:
+            yield size, mix(total)
+
+
+class NgramIndex:
+    """Windows to look for: g grams by (size, hash), each at its first place in the texts.
+
+    Of windows with equal hashes one is kept: among 10^7 unequal ones a pair collides with a
+    probability of 3e-6.
+
+    Attributes:
+        size: [g] units.
+        hash: [g].
+        unit: [g] where it stands.
+        text: [g] index of the text that it stands in.
+        start: [g] first character in that text.
+        characters: folded characters of all units; edges: where units begin in them.
+        prefix: hashes of what grams begin with: as many units as the shortest has.
+    """
+
+    def __init__(self, columns: Mapping[str, npt.NDArray[Any]]):
+        self.size, self.hash, self.unit = (columns[name] for name in ("size", "hash", "unit"))
+        self.text, self.start = columns["text"], columns["start"]
+        self.characters, self.edges = columns["characters"], columns["edges"]
+        self._columns = columns
+        sizes, first = np.unique(self.size, return_index=True)
+        self.sizes: list[int] = sizes.tolist()
+        ends = [*first.tolist(), len(self.size)]
+        self._range = dict(zip(self.sizes, pairwise(ends), strict=True))
+        self.prefix = columns["prefix"]
+        self._filter: Mask | None = None
+
+    @classmethod
+    def of(cls, texts: Sequence[str], sizes: Sizes) -> tuple[NgramIndex, Mask]:
+        """The index of texts, and [t] which of them hold nothing to look for."""
+        units = Units.of(texts)
+        size, short = _windows(units, sizes)
+        found = [np.zeros((3, 0), np.uint64)]
+        unit_hashes = units.hashes()
+        lengths = np.unique(size[size > 0]).tolist()
+        for length in lengths:
+            at = np.flatnonzero(size == length)
+            ((_, hashes),) = rolled(unit_hashes, [length], at, size[at])
+            rows = (size[at], hashes, at)
+            found.append(np.stack([row.astype(np.uint64) for row in rows]))
+        grams = np.concatenate(found, axis=1)
+        grams = grams[:, np.lexsort((grams[2], grams[1], grams[0]))]
+        new = np.ones(grams.shape[1], bool)
+        new[1:] = (grams[:2, 1:] != grams[:2, :-1]).any(axis=0)
+        length, hashes, unit = grams[:, new]
+        length, unit = length.astype(np.int64), unit.astype(np.int64)
+        least = min(lengths, default=0)
+        prefixes = [hashes for _, hashes in rolled(unit_hashes, [least], unit, length)]
+        columns = {
+            "prefix": np.unique(np.concatenate([np.zeros(0, np.uint64), *prefixes])),
+            "size": length.astype(np.int32),
+            "hash": hashes,
+            "unit": unit,
+            "text": units.text[unit].astype(np.int32),
+            "start": units.start[unit].astype(np.int32),
+            "characters": units.characters,
+            "edges": units.edges,
+        }
+        return cls(columns), short
+
+    def save(self, folder: Path) -> None:
+        """Write the index, a file a column."""
+        for name, column in self._columns.items():
+            np.save(folder / f"{name}.npy", column)
+
+    @classmethod
+    def load(cls, folder: Path) -> NgramIndex:
+        """An index as `save` wrote it, mapped: processes of one machine share it."""
+        return cls({file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")})
+
+    def find(self, units: Units) -> tuple[Ints, Ints]:
+        """Where grams stand in other texts: units [h], ascending, and grams [h]."""
+        found: list[tuple[int, int]] = []
+        hashes = units.hashes()
+        places = self._candidates(hashes, units.left())
+        left = units.left()[places]
+        for length, sums in rolled(hashes, self.sizes, places, left):
+            at = places[left >= length]
+            first, last = self._range[length]
+            grams = first + np.searchsorted(self.hash[first:last], sums)
+            grams = np.minimum(grams, last - 1)
+            right = self.hash[grams] == sums
+            pairs = zip(at[right].tolist(), grams[right].tolist(), strict=True)
+            found += [(unit, gram) for unit, gram in pairs if self._is(gram, units, unit, length)]
+        array = np.array(sorted(found), np.int64).reshape(-1, 2)
+        return array[:, 0], array[:, 1]
+
+    def _candidates(self, hashes: UInts, left: Ints) -> Ints:
+        """Places where a gram may begin: a table of bits knows the first units of every gram."""
+        least = min(self.sizes, default=0)
+        places = np.flatnonzero(left >= least) if least else np.zeros(0, np.int64)
+        if not len(places):
+            return places
+        width = min(26, max(8, (8 * len(self.prefix)).bit_length()))
+        shift = np.uint64(64 - width)
+        if self._filter is None:
+            self._filter = np.zeros(1 << width, bool)
+            self._filter[self.prefix >> shift] = True
+        ((_, sums),) = rolled(hashes, [least], places, left[places])
+        candidates: Ints = places[self._filter[sums >> shift]]
+        return candidates
+
+    def _is(self, gram: int, units: Units, unit: int, length: int) -> bool:
+        """Whether the units are those of the gram."""
+        mine = self.edges[self.unit[gram] :][: length + 1]
+        theirs = units.edges[unit:][: length + 1]
+        return np.array_equal(mine - mine[0], theirs - theirs[0]) and np.array_equal(
+            self.characters[mine[0] : mine[-1]], units.characters[theirs[0] : theirs[-1]]
+        )
+
+
+def _windows(units: Units, sizes: Sizes) -> tuple[Ints, Mask]:
+    """[u] units of the window at each place, 0 for none; [t] texts that have none.
+
+    A text that is shorter than a window is one window, if it is long enough.
+    """
+    size = units.windows(sizes)
+    with_units = np.flatnonzero(np.diff(units.first))
+    first = units.first[with_units]
+    counts = units.first[with_units + 1] - first
+    if not len(first):
+        return size, np.ones(len(units.first) - 1, bool)
+    has_window = np.add.reduceat(size > 0, first, dtype=np.int64) > 0
+    mostly_cjk = 2 * np.add.reduceat(units.is_cjk, first, dtype=np.int64) > counts
+    whole = ~has_window & (counts >= np.where(mostly_cjk, sizes.min_cjk, sizes.min_words))
+    size[first[whole]] = counts[whole]
+    size[_monotonous(units, size)] = 0
+    findable = np.add.reduceat(size > 0, first, dtype=np.int64) > 0
+    short = np.ones(len(units.first) - 1, bool)
+    short[with_units[findable]] = False
+    return size, short
+
+
+def _monotonous(units: Units, size: Ints) -> Mask:
+    """[u] windows of which less than a third of the units are distinct, such as "0, 0, 0, 0"."""
+    _, kind = np.unique(units.hashes(), return_inverse=True)
+    order = np.argsort(kind, kind="stable")
+    before = np.full(len(kind), -1)  # where the same unit stood last
+    again = np.flatnonzero(np.diff(kind[order]) == 0) + 1
+    before[order[again]] = order[again - 1]
+    different = np.zeros(len(size), np.int64)
+    for offset in range(int(size.max(initial=0))):
+        here = np.flatnonzero(size > offset)
+        different[here] += before[here + offset] < here
+    return 3 * different < size

@@ -1,0 +1,1 @@
+"""What the stages that find copies share: connected components, repeated passages."""

@@ -1,0 +1,176 @@
+"""From buckets of similar documents to the documents that stay.
+
+Pairs of a bucket are candidates; the pairs that are verified connect documents into components;
+of each component one document stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bc2.data.prep.stages.base import DETAIL, Outcome, dropped, remaining
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+#: Members of a bucket up to which all are paired with all.
+WHOLE = 64
+#: In a larger bucket, a member is paired with so many first ones, and so many before it.
+LEADERS, NEIGHBOURS = 16, 16
+
+
+#: Candidate pairs at once, about: 16 bytes each, and as many again while they are made.
+_PAIRS = 1 << 22
+
+
+def candidate_pairs(members: Int64, ends: Int64) -> Iterator[tuple[Int64, Int64, int]]:
+    """What `bucket_pairs` returns, for a few buckets at a time."""
+    sizes = np.diff(ends)
+    at_most = np.minimum(sizes * (sizes - 1) // 2, (LEADERS + NEIGHBOURS) * sizes)
+    cuts = np.flatnonzero(np.diff(np.cumsum(at_most) // _PAIRS)) + 1
+    for first, last in pairwise([0, *cuts.tolist(), len(sizes)]):
+        mine = ends[first : last + 1]
+        yield bucket_pairs(members[mine[0] : mine[-1]], mine - mine[0])
+
+
+def bucket_pairs(members: Int64, ends: Int64) -> tuple[Int64, Int64, int]:
+    """Candidate pairs of buckets: at most 32 a member, whatever the size of its bucket.
+
+    In a bucket of up to 64 members, all pairs. In a larger one, each member with the first 16
+    of the bucket and with the 16 before it. If all members are near to one another, they still
+    all get connected. Two that are near only to each other are found if one is among the first
+    16, if they are at most 16 places apart, or if they share another band.
+
+    Args:
+        members: the buckets' members, one bucket after the other.
+        ends: [buckets + 1] where buckets begin and end.
+
+    Returns:
+        first and second of each pair, first < second, in no order and perhaps more than
+        once; and the pairs of large buckets that were passed over.
+    """
+    sizes = np.diff(ends)
+    members = _sorted_within(members, sizes)
+    firsts, seconds, passed = [members[:0]], [members[:0]], 0
+    for size in np.unique(sizes[(sizes > 1) & (sizes <= WHOLE)]).tolist():
+        square = members[ends[:-1][sizes == size][:, None] + np.arange(size)]
+        one, two = np.triu_indices(size, 1)
+        firsts.append(square[:, one].ravel())
+        seconds.append(square[:, two].ravel())
+    for at in np.flatnonzero(sizes > WHOLE).tolist():
+        mine = members[ends[at] : ends[at + 1]]
+        one, two = _sparse_pairs(len(mine))
+        firsts.append(mine[one])
+        seconds.append(mine[two])
+        passed += len(mine) * (len(mine) - 1) // 2 - len(one)
+    return np.concatenate(firsts), np.concatenate(seconds), passed
+
+
+def _sorted_within(members: Int64, sizes: Int64) -> Int64:
+    bucket = np.repeat(np.arange(len(sizes)), sizes)
+    return members[np.lexsort((members, bucket))]
+
+
+def _sparse_pairs(count: int) -> tuple[Int64, Int64]:
+    """Pairs of places i < j of which i is among the first, or j at most NEIGHBOURS after i."""
+    places = np.arange(count)
+    pairs = [(np.full(count - i - 1, i), places[i + 1 :]) for i in range(LEADERS)]
+    pairs += [(places[LEADERS:-d], places[LEADERS + d :]) for d in range(1, NEIGHBOURS + 1)]
+    return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
+
+
+def equal_groups(values: npt.NDArray[np.generic]) -> tuple[Int64, Int64]:
+    """Places of equal values, group after group, and [groups + 1] where groups end.
+
+    Groups of two and more, each in rising order; 24 bytes a value.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    cuts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True][: len(values) + 1])
+    sizes = np.diff(cuts)
+    sizes = np.where(sizes > 1, sizes, 0)
+    members = order[np.repeat(sizes > 0, np.diff(cuts))]
+    return members, np.concatenate(([0], np.cumsum(sizes[sizes > 0])))
+
+
+class PairSet:
+    """Distinct pairs of numbers below `count` (at most 3e9): 8 bytes a pair, twice that to add."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._codes = np.zeros(0, np.int64)
+
+    def add(self, firsts: Int64, seconds: Int64) -> None:
+        codes = firsts * np.int64(self._count) + seconds
+        self._codes = np.unique(np.concatenate((self._codes, codes)))
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def both(self) -> tuple[Int64, Int64]:
+        """First and second of each pair, sorted by the first, then the second."""
+        first, second = np.divmod(self._codes, np.int64(max(self._count, 1)))
+        return first, second
+
+
+def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
+    """[count] the connected component of each node of an undirected graph, as its first node.
+
+    Each round joins every component to the first component that an edge leads to. SciPy does the
+    same, but importing it takes longer than this takes for most corpora.
+    """
+    labels = np.arange(count, dtype=np.int32)
+    one, two = labels[firsts], labels[seconds]
+    while len(one):
+        np.minimum.at(labels, np.maximum(one, two), np.minimum(one, two))
+        while not np.array_equal(labels, found := labels[labels]):
+            labels = found
+        one, two = labels[one], labels[two]
+        apart = one != two
+        one, two = one[apart], two[apart]
+    return labels
+
+
+def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
+    """[count] for each node, the node of its component that stays.
+
+    It is the node of the highest quality; of several, or if there are no qualities, the first.
+    A node whose quality is not a number is chosen last.
+    """
+    places = np.arange(len(labels))
+    columns: Iterable[npt.NDArray[np.generic]] = (places, labels)
+    if quality is not None:
+        columns = (places, -np.nan_to_num(quality, nan=-np.inf), labels)
+    order = np.lexsort(tuple(columns))
+    first = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
+    ordered = labels[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+    first[ordered[starts]] = order[starts]
+    return first[labels]
+
+
+# -- the documents that go -----------------------------------------------------------------
+
+
+def survivor_detail(file: str, row: int, measure: str) -> str:
+    """The detail of a dropped document: which document stays, and how similar the two are.
+
+    The beginning of a long file name is cut, so that the measure never is.
+    """
+    told = f":{row} {measure}"
+    return f"of {file[len(told) + 3 - DETAIL :]}{told}"
+
+
+def drop_decided(table: pa.Table, verdict: pa.Table, reason: str) -> Outcome:
+    """Drop a part's documents that a verdict (`pos`, `detail`; in the order of `pos`) names."""
+    gone = pc.is_in(table["pos"], value_set=verdict["pos"])
+    removed = dropped(table, gone, reason)
+    at = removed.schema.get_field_index("detail")
+    removed = removed.set_column(at, removed.schema.field(at), verdict["detail"])
+    return Outcome(remaining(table, gone), removed)

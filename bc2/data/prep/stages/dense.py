@@ -1,0 +1,370 @@
+"""Near-duplicates by embedding: sign bits find candidate pairs, exact cosines verify them.
+
+After Baichuan 2 (arXiv 2309.10305, section 2.1), whose clustering and deduplication takes
+"LSH-like features and dense embedding features"; SemDeDup (Abbas et al. 2023, arXiv
+2303.09540) drops by cosine too. It is a second pass after `near`: documents with the same
+sentences in another order, or with one word in forty replaced, share too few shingles for that.
+
+`keys` gives each document a vector of 8-bit integers, and a bit for each of some random
+hyperplanes: on which side of it the vector is. Two vectors at an angle differ in a bit with the
+chance angle / pi
+(Charikar 2002, "Similarity estimation techniques from rounding algorithms"). `settle` pairs
+documents that share a band of bits, takes the exact cosine of the two vectors of each pair,
+joins the pairs that reach the threshold into components and keeps one document of each. So a
+pair below the threshold is never joined directly, but the two ends of a chain of pairs may be
+less similar.
+
+All computations are in integers, except one square root and one division for each pair, which
+IEEE 754 rounds in one way. So parts, batches and threads do not change the result. Which document
+stays, and what is recorded of the others, is decided as in `near`.
+
+Memory of `settle`: 16 bytes a document, and 28 more while one band is grouped; about 64 bytes for
+each of 2^22 candidate pairs at a time, 24 for each pair that is verified, about 100 for each
+document in one. Temporary files: the vectors, D bytes a document; those of each pair are read.
+
+Shapes: N documents, D dimensions, P pairs.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bc2.data.mixture import mix
+from bc2.data.prep.part_files import read_part_file
+from bc2.data.prep.settings import DenseSettings
+from bc2.data.prep.stages.base import RECORD, Outcome, Stage, WorkingSet
+from bc2.data.prep.stages.deduplication.connected_components import (
+    PairSet,
+    candidate_pairs,
+    connected_components,
+    drop_decided,
+    equal_groups,
+    keepers,
+    survivor_detail,
+)
+from bc2.data.prep.text import minhash
+from bc2.data.prep.text.embedding import (
+    Int8,
+    check_model,
+    embed_spans,
+    model_digests,
+    project,
+    quantise,
+)
+from bc2.data.prep.text.word_hashes import text_slices, words_of
+from bc2.errors import RecipeError
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+UInt32 = npt.NDArray[np.uint32]
+
+#: Bits of a band, at most: a band is one number of 32 bits.
+WIDEST = 32
+
+#: UTF-8 bytes of text that are embedded at once.
+SLICE_BYTES = 1 << 20
+
+#: Pairs that a worker verifies at once.
+CHUNK = 1 << 16
+
+#: Columns that decide which document stays.
+_ORIGIN = ("pos", "origin_file", "origin_row")
+
+#: Vectors that a worker multiplies at once.
+_AT_ONCE = 4096
+
+
+class DenseStage(Stage):
+    """Drop documents whose embedding is nearly another's.
+
+    Raises:
+        RecipeError: no bands reach the recall at the threshold with so many bits.
+    """
+
+    name: ClassVar[str] = "dense"
+    version: ClassVar[int] = 1
+    reasons: ClassVar[tuple[str, ...]] = ("dense_duplicate",)
+    needs_all: ClassVar[bool] = True
+
+    def __init__(self, settings: DenseSettings):
+        self.settings = settings
+        self.bands, self.rows = bit_bands_for(settings.threshold, settings.recall, settings.bits)
+
+    def check(self) -> None:
+        """Check the model. Raises: UsageError or DataError if it cannot be used."""
+        check_model(self.settings.model, "corpus.dense.model")
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file of the model, if it is a folder."""
+        return model_digests(self.settings.model)
+
+    def keys(self, table: pa.Table) -> pa.Table:
+        """pos, vector (D bytes), band_00, band_01 ... (uint32) of each document.
+
+        Documents that are too short, and those whose vector is zero, are left out.
+        """
+        vectors, kept = [], [np.zeros(0, bool)]
+        for texts in text_slices(table["text"], SLICE_BYTES):
+            words = words_of(texts)
+            enough = _counts(words) >= self.settings.min_words
+            found = self._vectors(texts.filter(enough), words.filter(enough))
+            enough[enough] = found.any(axis=1)
+            vectors.append(found[found.any(axis=1)])
+            kept.append(enough)
+        pos = table["pos"].to_numpy()[np.concatenate(kept)]
+        return self._table(pos, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.int8))
+
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
+        """Decide which documents stay; see the head of this file.
+
+        Returns:
+            documents: documents that have a vector; buckets: groups of two or more equal bands,
+            over all bands; passed_over: pairs of buckets above 64 that were not tried;
+            candidates: pairs that were tried, once for each band that they share; pairs: distinct
+            pairs that reach the threshold; components; dropped; chained: documents dropped
+            although their cosine to the one that stays is below the threshold.
+        """
+        documents, order = _documents(work)
+        vectors = _Vectors(work, documents)
+        firsts, seconds, facts = self._near_pairs(work, order, vectors)
+        wanted = np.union1d(firsts, seconds)
+        first, second = (np.searchsorted(wanted, side) for side in (firsts, seconds))
+        about = _about(work, documents[wanted])
+        quality = about["quality"].to_numpy().astype(np.float32)
+        stays = keepers(connected_components(len(wanted), first, second), quality)
+        gone = np.flatnonzero(stays != np.arange(len(stays)))
+        cosines = vectors.cosines(wanted[gone], wanted[stays[gone]])
+        details = pa.array(_details(about.take(stays[gone]), cosines), pa.string())
+        work.hand_out(pa.table({"pos": documents[wanted[gone]], "detail": details}))
+        return facts | {
+            "documents": len(documents),
+            "pairs": len(firsts),
+            "components": len(np.unique(stays[gone])),
+            "dropped": len(gone),
+            "chained": int(np.count_nonzero(cosines < self.settings.threshold)),
+        }
+
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        """Drop the documents that `settle` named."""
+        assert verdict is not None, "the stage settles"
+        return drop_decided(table, verdict, "dense_duplicate")
+
+    def _vectors(self, texts: pa.Array, words: pa.Array) -> Int8:
+        settings = self.settings
+        if settings.model is not None:
+            return quantise(embed_spans(settings.model, texts.to_pylist(), settings.span))
+        return quantise(project(words, settings.dimensions, settings.seed))
+
+    def _table(self, pos: Int64, vectors: Int8) -> pa.Table:
+        """What `keys` gives."""
+        planes = hyperplanes(vectors.shape[1], self.bands * self.rows, self.settings.seed)
+        starts = range(0, max(len(vectors), 1), _AT_ONCE)
+        values = np.concatenate(
+            [bit_band_values(vectors[at : at + _AT_ONCE], planes, self.bands) for at in starts]
+        )
+        width = pa.binary(vectors.shape[1])
+        stored = pa.Array.from_buffers(width, len(vectors), [None, pa.py_buffer(vectors.tobytes())])
+        columns = {"pos": pos, "vector": stored}
+        return pa.table(columns | {_band(i): values[:, i] for i in range(self.bands)})
+
+    def _near_pairs(
+        self, work: WorkingSet, order: Int64, vectors: _Vectors
+    ) -> tuple[Int64, Int64, dict[str, int]]:
+        """Pairs of documents, by place, that share a band and reach the threshold."""
+        found = PairSet(len(order))
+        buckets = passed = candidates = 0
+        for band in map(_band, range(self.bands)):
+            members, ends = equal_groups(_column(work, band)[order])
+            buckets += len(ends) - 1
+            for first, second, more in candidate_pairs(members, ends):
+                near = vectors.cosines(first, second) >= self.settings.threshold
+                found.add(first[near], second[near])
+                passed, candidates = passed + more, candidates + len(first)
+        facts = {"buckets": buckets, "passed_over": passed, "candidates": candidates}
+        return *found.both(), facts
+
+
+# -- bands ---------------------------------------------------------------------------------
+
+
+def bit_chance(cosine: float) -> float:
+    """The chance that two vectors are on one side of a random hyperplane: 1 - angle / pi."""
+    return 1 - math.acos(min(max(cosine, -1.0), 1.0)) / math.pi
+
+
+def bit_recall_at(cosine: float, bands: int, rows: int) -> float:
+    """The chance that two vectors of a cosine share a band of `rows` bits."""
+    return minhash.recall_at(bit_chance(cosine), bands, rows)
+
+
+def bit_bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]:
+    """Bands, and rows (bits) of a band, at most 32: the most rows that reach `recall`.
+
+    More rows give fewer candidates that fail. Bits that do not fill a band are not computed.
+
+    Raises:
+        RecipeError: not even one row a band reaches it.
+    """
+    for rows in range(min(bits, WIDEST), 0, -1):
+        if bit_recall_at(threshold, bits // rows, rows) >= recall:
+            return bits // rows, rows
+    best = bit_recall_at(threshold, bits, 1)
+    raise RecipeError(
+        f"{bits} bits cannot find {recall:.1%} of the pairs at cosine {threshold}",
+        where="corpus.dense",
+        todo=f"give more bits, or a recall of at most {best:.3f}",
+    )
+
+
+@lru_cache(maxsize=1)
+def hyperplanes(dimensions: int, bits: int, seed: int) -> Float64:
+    """[D, bits] normals: integers, each the sum of twelve even 16-bit numbers less its mean.
+
+    That is close to normal, as the sum of twelve even numbers is, with deviation 2^16; products
+    with vectors of bytes are below 2^53, so exact. A row is the same whatever the other rows.
+    """
+    places = np.arange(dimensions * bits * 3, dtype=np.uint64)
+    numbers = mix(places ^ mix(np.uint64(seed) ^ np.uint64(_PLANES)))
+    quarters = numbers.view(np.uint16).reshape(dimensions, bits, 12)
+    normals: Float64 = quarters.sum(axis=2, dtype=np.int64).astype(np.float64) - 6 * 0xFFFF
+    return normals
+
+
+#: Sets the planes' random numbers apart from those of the projection.
+_PLANES = 0x9E37
+
+
+def bit_band_values(vectors: Int8, planes: Float64, bands: int) -> UInt32:
+    """[N, bands] the sign bits of each band as one number."""
+    signs = vectors.astype(np.float64) @ planes > 0
+    cut = signs.reshape(len(vectors), bands, planes.shape[1] // bands)
+    found = np.zeros((len(vectors), bands), np.uint32)
+    for row in range(cut.shape[2]):
+        found |= cut[:, :, row].astype(np.uint32) << np.uint32(row)
+    return found
+
+
+def cosines(first: Int8, second: Int8) -> Float64:
+    """[P] cosines of pairs of vectors, none of them zero: the nearest doubles to exact ratios."""
+    one, two = first.astype(np.int32), second.astype(np.int32)
+    products = np.einsum("pd,pd->p", one, two)
+    sizes = np.einsum("pd,pd->p", one, one).astype(np.float64)
+    sizes *= np.einsum("pd,pd->p", two, two)
+    found: Float64 = products / np.sqrt(sizes)
+    return found
+
+
+def _counts(words: pa.Array) -> Int64:
+    """[N] words of texts from `words_of`."""
+    spaces = pc.add(pc.count_substring(words, " "), 1).to_numpy().astype(np.int64)
+    return np.where(pc.equal(words, "").to_numpy(zero_copy_only=False), 0, spaces)
+
+
+def _band(number: int) -> str:
+    return f"band_{number:02d}"
+
+
+# -- the whole corpus ----------------------------------------------------------------------
+
+
+def _column(work: WorkingSet, name: str) -> Any:
+    """A column of all keys, part after part."""
+    tables = [pq.read_table(work.keys(part), columns=[name]) for part in work.parts]
+    return np.concatenate([table[name].to_numpy() for table in tables] or [np.zeros(0, np.int64)])
+
+
+def _documents(work: WorkingSet) -> tuple[Int64, Int64]:
+    """[N] `pos` of the documents that have a vector, rising; and the place of each in the keys."""
+    found = _column(work, "pos")
+    order = np.argsort(found)
+    return found[order], order
+
+
+class _Vectors:
+    """A file of all vectors, in the order of `pos`; a document is known by its place in it."""
+
+    def __init__(self, work: WorkingSet, documents: Int64):
+        self._work = work
+        self._file = work.folder / "vectors"
+        self._width = 0
+        for name in work.parts:
+            keys = pq.read_table(work.keys(name), columns=["pos", "vector"])
+            if len(keys):
+                self._write(np.searchsorted(documents, keys["pos"].to_numpy()), keys, documents)
+
+    def _write(self, places: Int64, keys: pa.Table, documents: Int64) -> None:
+        self._width = keys.schema.field("vector").type.byte_width
+        mode: Any = "r+" if self._file.exists() else "w+"
+        held = np.memmap(self._file, np.int8, mode, shape=(len(documents), self._width))
+        flat = np.frombuffer(b"".join(keys["vector"].to_pylist()), np.int8)
+        held[places] = flat.reshape(-1, self._width)
+        held.flush()
+
+    def cosines(self, firsts: Int64, seconds: Int64) -> Float64:
+        """[P] of pairs of places."""
+        return np.concatenate([np.zeros(0), *self._work.map(_cosines, self._jobs(firsts, seconds))])
+
+    def _jobs(self, firsts: Int64, seconds: Int64) -> Iterator[_Pairs]:
+        for at in range(0, len(firsts), CHUNK):
+            chunk = slice(at, at + CHUNK)
+            yield _Pairs(self._file, self._width, firsts[chunk], seconds[chunk])
+
+
+class _Pairs(NamedTuple):
+    file: Path
+    width: int
+    one: Int64
+    two: Int64
+
+
+def _cosines(pairs: _Pairs) -> Float64:
+    found = [np.zeros(0)]
+    with io.FileIO(pairs.file) as file:
+        for at in range(0, len(pairs.one), _AT_ONCE):
+            both = np.stack((pairs.one, pairs.two))[:, at : at + _AT_ONCE]
+            # Pairs of one bucket follow one another and share members.
+            places, (one, two) = np.unique(both, return_inverse=True)
+            vectors = _read(file, places, pairs.width)
+            found.append(cosines(vectors[one], vectors[two]))
+    return np.concatenate(found)
+
+
+def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
+    """[P, width] vectors. Read, not mapped: mapped pages stay resident as long as the mapping."""
+    found = np.empty((len(places), width), np.int8)
+    for row, place in zip(found, places.tolist(), strict=True):
+        os.preadv(file.fileno(), [row.data], place * width)
+    return found
+
+
+def _about(work: WorkingSet, wanted: Int64) -> pa.Table:
+    """pos, origin_file, origin_row and quality of documents, in the order of `pos`."""
+    schema = pa.schema([*(RECORD.field(name) for name in _ORIGIN), ("quality", pa.float32())])
+    tables = [schema.empty_table()]
+    for name in work.parts:
+        table = read_part_file(work.part(name), schema.names)
+        table = table.filter(pc.is_in(table["pos"], value_set=pa.array(wanted)))
+        if "quality" not in table.schema.names:
+            table = table.append_column("quality", pa.nulls(len(table), pa.float32()))
+        tables.append(table.select(schema.names).cast(schema))
+    return pa.concat_tables(tables).sort_by("pos")
+
+
+def _details(about: pa.Table, cosines: Float64) -> list[str]:
+    rows = about.select(["origin_file", "origin_row"]).to_pylist()
+    return [
+        survivor_detail(row["origin_file"], row["origin_row"], f"cosine {cosine:.3f}")
+        for row, cosine in zip(rows, cosines.tolist(), strict=True)
+    ]

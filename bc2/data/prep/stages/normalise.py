@@ -1,0 +1,99 @@
+"""One form of the same text: line ends, control characters and, if wanted, more.
+
+Native expressions of pyarrow (RE2), but for NFC; a rewrite touches only the documents that need it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bc2.data.prep.settings import NormaliseSettings
+from bc2.data.prep.stages.base import RECORD, REMOVED, Outcome, Stage, dropped
+
+#: Unicode's category Cc but tab and LF (CR is gone by then), and the byte order mark.
+_CONTROLS = r"[\x{0}-\x{8}\x{B}-\x{1F}\x{7F}-\x{9F}\x{FEFF}]+"
+
+#: What Python's str.isspace() has beyond RE2's \s, but for LF.
+_SPACES = r"[\t\x{20}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
+
+
+class NormaliseStage(Stage):
+    """Normalise each text; `id` stays that of the text as it was read.
+
+    What is cut is counted by reason: ``line_ends`` (the CR of CRLF), ``control_characters``,
+    ``line_spaces`` and ``blank_lines``. Normalisation to NFC, which may lengthen a text, is not a
+    cut and is not counted. A document of nothing but white space is dropped (``empty``).
+    """
+
+    name = "normalise"
+    version = 1
+    reasons = ("line_ends", "control_characters", "line_spaces", "blank_lines", "empty")
+
+    def __init__(self, settings: NormaliseSettings):
+        self.settings = settings
+
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        """Normalise one part."""
+        text = table["text"].combine_chunks()
+        cuts = []
+        for reason, pattern, into in self._rewrites():
+            text, cut = _rewrite(text, pattern, into)
+            cuts.append((reason, cut))
+        if self.settings.nfc:
+            text = _nfc(text)
+        empty = pc.invert(pc.match_substring_regex(text, rf"[^\n{_SPACES[1:]}"))
+        kept = pc.invert(empty)
+        gone = [dropped(table, empty, "empty")]
+        gone += [_cut(table["pos"], cut, reason, kept) for reason, cut in cuts]
+        at = table.schema.get_field_index("text")
+        normal = table.set_column(at, RECORD.field("text"), text)
+        return Outcome(normal.filter(kept), pa.concat_tables(gone))
+
+    def _rewrites(self) -> list[tuple[str, str, str]]:
+        """(reason, what is replaced, by what), in order."""
+        rewrites = [("line_ends", r"\r\n?", "\n"), ("control_characters", _CONTROLS, "")]
+        if self.settings.strip_lines:
+            rewrites.append(("line_spaces", rf"(?m){_SPACES}+$", ""))
+        if self.settings.blank_lines is not False:
+            blank = rf"(?:{_SPACES}*\n)"
+            kept = rf"((?:^|\n){blank}{{{self.settings.blank_lines}}})"
+            rewrites.append(("blank_lines", rf"{kept}{blank}+", r"\1"))
+        return rewrites
+
+
+def _rewrite(text: pa.Array, pattern: str, into: str) -> tuple[pa.Array, pa.Array]:
+    """The texts with every match replaced, and the bytes by which each became shorter."""
+    found = pc.match_substring_regex(text, pattern)
+    if not pc.any(found).as_py():
+        return text, pa.repeat(pa.scalar(0, pa.int64()), len(text))
+    new = pc.replace_substring_regex(text.filter(found), pattern, into)
+    rewritten = pc.replace_with_mask(text, found, new)
+    return rewritten, pc.subtract(_bytes(text), _bytes(rewritten))
+
+
+def _nfc(text: pa.Array) -> pa.Array:
+    """NFC by the standard library: pyarrow's own (25.0) decomposes and does not compose."""
+    done = [unicodedata.normalize("NFC", each) for each in text.to_pylist()]
+    return pa.array(done, pa.large_string())
+
+
+def _bytes(text: pa.Array) -> pa.Array:
+    return pc.binary_length(text.cast(pa.large_binary())).cast(pa.int64())
+
+
+def _cut(pos: Any, cut: pa.Array, reason: str, kept: pa.Array) -> pa.Table:
+    """REMOVED for text cut out of documents that stay."""
+    some = pc.and_(kept, pc.greater(cut, 0))
+    count = pc.sum(some).as_py() or 0
+    columns = [
+        pos.filter(some),
+        pa.repeat(pa.scalar(reason), count),
+        cut.filter(some),
+        pa.repeat(pa.scalar(False), count),
+        pa.nulls(count, pa.string()),
+    ]
+    return pa.table(columns, schema=REMOVED)

@@ -1,0 +1,303 @@
+"""Paragraphs and sentences that occur earlier in the corpus: the later copies are cut.
+
+Passages are compared by a 64-bit hash (XXH3) of their compared form. Among n passages about
+n^2 / 2^65 pairs collide: 0.03 of 10^9 passages, 3 of 10^10. A collision costs one passage of text,
+so matches are not verified.
+
+What a document loses is decided in two rounds. In the first, every copy except the first
+in the corpus counts as lost, and a document that would lose too much is dropped. In the second,
+the first copy is chosen again, among the documents that stay. So a passage that is cut always
+remains in another document of the corpus, or earlier in the same one. Only text that a dropped
+document alone had is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress, count
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bc2.data.prep.group_by import among, column
+from bc2.data.prep.settings import PassagesSettings
+from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
+from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
+from bc2.data.prep.text.piece_scores import SCORES, scores_left
+from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
+
+PARAGRAPH, SENTENCE, DOCUMENT = 0, 1, 2
+
+Ints = npt.NDArray[np.integer[Any]]
+Mask = npt.NDArray[np.bool_]
+
+
+class PassagesStage(Stage):
+    """Cut the paragraphs and sentences that occur earlier in the corpus.
+
+    Earlier means by `pos`, then by the place in the text. Columns ``paragraph_scores`` and
+    ``sentence_scores`` (lists, one number a piece) are cut with the text; they become null if the
+    text that is left splits into other pieces than those that were kept.
+
+    Memory of `settle`: that of `repeated_passages.repeated`, then about 100 bytes for each passage
+    that occurs several times.
+    """
+
+    name: ClassVar[str] = "passages"
+    version: ClassVar[int] = 1
+    reasons: ClassVar[tuple[str, ...]] = (
+        "duplicate_paragraph",
+        "duplicate_sentence",
+        "mostly_duplicate",
+    )
+    needs_all: ClassVar[bool] = True
+
+    def __init__(self, settings: PassagesSettings):
+        self.settings = settings
+
+    def keys(self, table: pa.Table) -> pa.Table:
+        """One row for each passage that may be cut, in the order of `pos`."""
+        found: list[tuple[int, ...]] = []
+        counts, sizes = [], []
+        for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
+            before = len(found)
+            if lang != "code" or self.settings.code:
+                found += self._passages(text, lang)
+            counts.append(len(found) - before)
+            sizes.append((len(text), len(text.encode())))
+        passages = list(zip(*found, strict=True)) or [()] * 6
+        lengths = np.repeat(np.array(sizes, np.int64).reshape(-1, 2), counts, axis=0)
+        pos = np.repeat(table["pos"].to_numpy(), counts)
+        columns = [pos, *passages, lengths[:, 0], lengths[:, 1]]
+        return pa.table([pa.array(column) for column in columns], names=PASSAGES.names).cast(
+            PASSAGES
+        )
+
+    def _passages(self, text: str, lang: str | None) -> Iterator[tuple[int, ...]]:
+        """hash, kind, index, inside, characters and bytes of each passage that is long enough."""
+        from xxhash import xxh3_64_intdigest
+
+        is_code = lang == "code"
+        form = _code_form if is_code else _form
+        for kind, index, inside, piece in self._pieces(text, is_code):
+            limit = self._limits[kind]
+            if 4 * len(piece) < limit:  # no character has more bytes
+                continue
+            shape = form(piece).encode()
+            if len(shape) >= limit:
+                digest = xxh3_64_intdigest(shape, seed=kind) - (1 << 63)
+                yield digest, kind, index, inside, len(piece), len(piece.encode())
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        """Least bytes of the compared form: of paragraphs, of sentences."""
+        return self.settings.paragraph_bytes, self.settings.sentence_bytes
+
+    def _pieces(self, text: str, is_code: bool) -> Iterator[tuple[int, int, int, str]]:
+        """kind, index, inside and text of every passage."""
+        number = count()
+        with_sentences = self.settings.sentences and not is_code
+        for inside, paragraph in enumerate(split_paragraphs(text)):
+            if self.settings.paragraphs:
+                yield PARAGRAPH, inside, inside, paragraph
+            if not with_sentences:
+                continue
+            for sentence in sentences_of(paragraph):
+                yield SENTENCE, next(number), inside, sentence
+
+    def settle(self, work: WorkingSet) -> dict[str, Any]:
+        """Find every repeated passage, and decide what each document loses."""
+        settings = self.settings
+        least = {PARAGRAPH: settings.paragraph_repeats, SENTENCE: settings.sentence_repeats}
+        passages = _Passages.of(repeated(work, least))
+        decided = _decide(passages, settings)
+        work.hand_out(_verdict(decided))
+        compared = sum(pq.read_metadata(work.keys(name)).num_rows for name in work.parts)
+        return _facts(compared, len(passages.group), decided)
+
+    def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
+        """Cut or drop the documents that the verdict names."""
+        assert verdict is not None
+        if not len(verdict):
+            return Outcome(table, removed([]))
+        touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
+        gone: list[tuple[int, str, int, bool, str | None]] = []
+        kept: list[dict[str, Any]] = []
+        cuts = _by_document(verdict)
+        for row in table.filter(touched).to_pylist():
+            left = self._cut(row, cuts[row["pos"]], gone)
+            if left is not None:
+                kept.append(left)
+        changed = pa.Table.from_pylist(kept, schema=table.schema)
+        whole = pa.concat_tables([table.filter(pc.invert(touched)), changed])
+        return Outcome(whole.sort_by("pos"), removed(gone))
+
+    def _cut(
+        self, row: dict[str, Any], cuts: dict[int, set[int]], gone: list[Any]
+    ) -> dict[str, Any] | None:
+        """The document without its cut passages, None if it is dropped; appends to `gone`."""
+        pos, text = row["pos"], row["text"]
+        size = len(text.encode())
+        if DOCUMENT in cuts:
+            (thousandths,) = cuts[DOCUMENT]
+            detail = f"{thousandths / 10:.1f}% of its characters stand earlier"
+            gone.append((pos, "mostly_duplicate", size, True, detail))
+            return None
+        lost, sentences = cuts.get(PARAGRAPH, set()), cuts.get(SENTENCE, set())
+        pieces = split_paragraphs(text)
+        keep = [index not in lost for index in range(len(pieces))]
+        if sentences:
+            left = cut_sentences(text, list(chain(*_kept_sentences(pieces, keep, sentences))))
+        else:
+            left = "".join(compress(pieces, keep))
+        cut = sum(len(pieces[index].encode()) for index in lost)
+        if cut:
+            first = _excerpt(pieces[min(lost)])
+            gone.append((pos, "duplicate_paragraph", cut, False, first))
+        if rest := size - len(left.encode()) - cut:
+            gone.append((pos, "duplicate_sentence", rest, False, None))
+        if any(row.get(name) is not None for name in SCORES):
+            row = {**row, **scores_left(row, left, _kept_sentences(pieces, keep, sentences))}
+        return {**row, "text": left}
+
+
+def _form(piece: str) -> str:
+    """How passages are compared: white space as one space, case folded."""
+    return " ".join(piece.split()).casefold()
+
+
+def _code_form(piece: str) -> str:
+    """How code is compared: white space counts, but not at the ends of lines."""
+    return "\n".join(line.rstrip() for line in piece.strip("\r\n").split("\n"))
+
+
+def _excerpt(piece: str) -> str:
+    return " ".join(piece.split())[:80]
+
+
+# -- the decision --------------------------------------------------------------------------
+
+
+class _Passages(NamedTuple):
+    """Repeated passages [n] by (hash, kind, pos, index), and the documents that hold them [d]."""
+
+    group: Ints  # [n] passages of one group are the same
+    document: Ints  # [n] index of the document
+    kind: Ints  # [n]
+    place: Ints  # [n] index among the document's paragraphs or sentences
+    inside: Ints  # [n] the paragraph that it is or lies in
+    characters: Ints  # [n]
+    bytes: Ints  # [n]
+    pos: Ints  # [d]
+    all_characters: Ints  # [d]
+    all_bytes: Ints  # [d]
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> _Passages:
+        """From Parquet files of `repeats.PASSAGES`."""
+        hashes, kind = column(files, "hash"), column(files, "kind")
+        order = np.lexsort((column(files, "index"), column(files, "pos"), kind, hashes))
+        hashes, kind = hashes[order], kind[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (hashes[1:] != hashes[:-1]) | (kind[1:] != kind[:-1])
+        del hashes
+        all_pos = column(files, "pos")[order]
+        pos = np.unique(all_pos)
+        document = np.searchsorted(pos, all_pos).astype(np.int32)
+        del all_pos
+
+        def by_document(name: str) -> Ints:
+            found = np.zeros(len(pos), np.int64)
+            found[document] = column(files, name)[order]
+            return found
+
+        return cls(
+            np.cumsum(new, dtype=np.int32),
+            document,
+            kind,
+            column(files, "index")[order],
+            column(files, "inside")[order],
+            column(files, "characters")[order],
+            column(files, "bytes")[order],
+            pos,
+            by_document("all_characters"),
+            by_document("all_bytes"),
+        )
+
+    def copies(self, alive: Mask) -> Mask:
+        """[n] passages of documents that stay and are not the first such passage of their group."""
+        living = np.flatnonzero(alive[self.document])
+        first = np.ones(len(living), bool)
+        first[1:] = np.diff(self.group[living]) != 0
+        copies = np.zeros(len(self.group), bool)
+        copies[living[~first]] = True
+        return copies
+
+    def lost(self, copies: Mask) -> tuple[Ints, Ints]:
+        """Characters and bytes [d] that documents lose; no sentence of a cut paragraph counts."""
+        paragraphs = copies & (self.kind == PARAGRAPH)
+        paragraph = self.document.astype(np.int64) << 32 | self.inside
+        inside = among(paragraph, np.unique(paragraph[paragraphs]))
+        counted = paragraphs | (copies & (self.kind == SENTENCE) & ~inside)
+        at, sizes = self.document[counted], (self.characters[counted], self.bytes[counted])
+        characters, lost_bytes = (np.zeros(len(self.pos), np.int64) for _ in sizes)
+        np.add.at(characters, at, sizes[0])
+        np.add.at(lost_bytes, at, sizes[1])
+        return characters, lost_bytes
+
+
+def _decide(passages: _Passages, settings: PassagesSettings) -> npt.NDArray[np.int64]:
+    """[v, 3] pos, kind and index of each passage that is cut, sorted.
+
+    For a document that is dropped the index is the share of its characters that occur earlier,
+    in thousandths.
+    """
+    everyone = np.ones(len(passages.pos), bool)
+    characters, lost_bytes = passages.lost(passages.copies(everyone))
+    drop = characters > settings.max_lost * passages.all_characters
+    drop |= (lost_bytes > 0) & (passages.all_bytes - lost_bytes < settings.min_left)
+    cut = passages.copies(~drop)
+    pos = passages.pos[passages.document[cut]]
+    shares = characters[drop] * 1000 // np.maximum(passages.all_characters[drop], 1)
+    kinds = np.full(int(drop.sum()), DOCUMENT)
+    cuts = np.stack([pos, passages.kind[cut], passages.place[cut]], axis=1)
+    drops = np.stack([passages.pos[drop], kinds, shares], axis=1)
+    rows = np.concatenate([cuts, drops]).astype(np.int64)
+    return rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
+
+
+def _verdict(decided: npt.NDArray[np.int64]) -> pa.Table:
+    kinds, indices = decided[:, 1].astype(np.int8), decided[:, 2].astype(np.int32)
+    return pa.table({"pos": decided[:, 0], "kind": kinds, "index": indices})
+
+
+def _facts(passages: int, repeated: int, decided: npt.NDArray[np.int64]) -> dict[str, int]:
+    counts = np.bincount(decided[:, 1], minlength=3).tolist()
+    cut = {"cut_paragraphs": counts[PARAGRAPH], "cut_sentences": counts[SENTENCE]}
+    return {"compared": passages, "repeated": repeated, **cut, "mostly_duplicate": counts[DOCUMENT]}
+
+
+# -- carrying it out -----------------------------------------------------------------------
+
+
+def _by_document(verdict: pa.Table) -> dict[int, dict[int, set[int]]]:
+    """pos -> kind -> indices."""
+    cuts: dict[int, dict[int, set[int]]] = {}
+    columns = (verdict[name].to_pylist() for name in ("pos", "kind", "index"))
+    for pos, kind, index in zip(*columns, strict=True):
+        cuts.setdefault(pos, {}).setdefault(kind, set()).add(index)
+    return cuts
+
+
+def _kept_sentences(pieces: list[str], keep: list[bool], lost: set[int]) -> list[list[bool]]:
+    """For each sentence of each paragraph whether it stays: its paragraph does, and it is kept."""
+    index = count()
+    return [
+        [next(index) not in lost and stays for _ in sentences_of(piece)]
+        for piece, stays in zip(pieces, keep, strict=True)
+    ]

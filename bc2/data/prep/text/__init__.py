@@ -1,0 +1,1 @@
+"""What is about strings: characters, words, sentences, languages, scores of sentences."""

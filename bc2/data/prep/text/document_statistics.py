@@ -1,0 +1,342 @@
+"""Statistics of documents: their characters, words, lines and paragraphs, counted by NumPy.
+
+All documents of a batch are joined as code points, with line breaks between them, so that NumPy
+counts all of them at once. The statistics of a document do not depend on the others.
+
+A **word** is a CJK character, or a run of other characters up to white space or a CJK character;
+but a run without letters and digits beside a CJK character is punctuation, not a word. A **line**
+has a character that is not white space; a **paragraph** is a run of lines without a blank line
+between them. Two lines or paragraphs are the same if their words are.
+
+Legend: N characters of a batch, T tokens (words and punctuation), W words, L lines, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bc2.data.mixture import mix
+from bc2.data.prep.text.character_classes import (
+    BASE64,
+    BREAK,
+    BULLET,
+    CJK,
+    CLASSES,
+    DIGITS,
+    DOT,
+    ELLIPSIS,
+    ENCODED,
+    ENDS,
+    HASH,
+    LETTER_DIGIT,
+    LETTERS,
+    SPACE,
+    class_table,
+    which,
+)
+from bc2.data.prep.text.rolling_hash import Rolling, rolling
+
+Bools = npt.NDArray[np.bool_]
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float64]
+
+#: Characters of a batch; about 60 bytes of memory each. A longer document is a batch of its own.
+BATCH = 1 << 20
+
+#: Characters of the shortest run of base64 or hex that counts.
+ENCODED_RUN = 64
+
+
+def document_batches(texts: Sequence[str]) -> Iterator[slice]:
+    """Runs of documents of at most `BATCH` characters, or of one document."""
+    first = size = 0
+    for at, text in enumerate(texts):
+        if at > first and size + len(text) >= BATCH:
+            yield slice(first, at)
+            first, size = at, 0
+        size += len(text) + 1
+    if first < len(texts):
+        yield slice(first, len(texts))
+
+
+class Spans(NamedTuple):
+    """Runs of words: words, lines or paragraphs."""
+
+    first: Int64
+    """First word of each."""
+    last: Int64
+    """The word after its last."""
+    document: Int64
+    """The document that it lies in; rises."""
+
+
+class DocumentStatistics:
+    """The statistics of a batch of documents, each computed when it is first asked for."""
+
+    def __init__(self, texts: Sequence[str]):
+        joined = "\n" + "".join(text + "\n" for text in texts)
+        self.count = len(texts)
+        self.codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)  # [N]
+        self.classes = class_table()[self.codes]  # [N]
+        sizes = np.array([len(text) + 1 for text in texts], np.int64)
+        self.edges = np.concatenate(([1], 1 + np.cumsum(sizes)))  # [D + 1] first characters
+
+    def per_document(self, places: Int64) -> Int64:
+        """[D] how many of rising places in the text lie in each document."""
+        return np.diff(np.searchsorted(places, self.edges))
+
+    def sums(self, document: Int64, values: npt.NDArray[np.generic]) -> Int64:
+        """[D] sums of integers by document; exact below 2**53."""
+        return np.bincount(document, values, self.count).astype(np.int64)
+
+    # -- characters ------------------------------------------------------------------------
+
+    @cached_property
+    def histogram(self) -> Int64:
+        """[D, classes] characters of each class; the line break behind each document counts."""
+        rows = np.repeat(np.arange(self.count) * CLASSES, np.diff(self.edges))
+        counted = np.bincount(rows + self.classes[1:], minlength=self.count * CLASSES)
+        return counted.reshape(self.count, CLASSES)
+
+    def characters(self, mask: Bools) -> Int64:
+        """[D] characters of the classes in a mask."""
+        return np.asarray(self.histogram[:, mask].sum(axis=1))
+
+    @cached_property
+    def solid(self) -> Int64:
+        """[D] characters that are not white space."""
+        return self.characters(~which(SPACE, BREAK))
+
+    @property
+    def letters(self) -> Int64:
+        """[D]"""
+        return self.characters(LETTERS)
+
+    @property
+    def digits(self) -> Int64:
+        """[D]"""
+        return self.characters(DIGITS)
+
+    @property
+    def cjk(self) -> Int64:
+        """[D]"""
+        return self.histogram[:, CJK]
+
+    @property
+    def hashes(self) -> Int64:
+        """[D] runs of hash signs."""
+        marks = self.classes == HASH
+        return self.per_document(np.flatnonzero(marks[1:] & ~marks[:-1]) + 1)
+
+    @property
+    def ellipses(self) -> Int64:
+        """[D] runs of the ellipsis character, and of three full stops or more."""
+        marks, dots = self.classes == ELLIPSIS, self.classes == DOT
+        single = np.flatnonzero(marks[1:] & ~marks[:-1]) + 1
+        three = np.flatnonzero(dots[1:-2] & dots[2:-1] & dots[3:] & ~dots[:-3]) + 1
+        return self.per_document(single) + self.per_document(three)
+
+    @property
+    def encoded(self) -> Int64:
+        """[D] characters in runs of `ENCODED_RUN` or more of base64's, one in eight + or /."""
+        starts, ends = self.tokens
+        if not (ends - starts >= ENCODED_RUN).any():
+            return np.zeros(self.count, np.int64)
+        edges = np.diff(np.concatenate(([False], ENCODED[self.classes], [False])).view(np.int8))
+        begins, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        long = stops - begins >= ENCODED_RUN
+        begins, stops = begins[long], stops[long]
+        signs = np.concatenate(([0], np.cumsum(self.classes == BASE64)))
+        real = (signs[stops] - signs[begins]) * 8 <= stops - begins
+        begins, stops = begins[real], stops[real]
+        return self.sums(np.searchsorted(self.edges, begins, "right") - 1, stops - begins)
+
+    # -- words -----------------------------------------------------------------------------
+
+    @cached_property
+    def tokens(self) -> tuple[Int64, Int64]:
+        """[T], [T] first characters and ends of words and punctuation."""
+        cjk = self.classes == CJK
+        solid = (self.classes != SPACE) & (self.classes != BREAK)
+        alone = cjk | ~solid  # no run goes on across such a character
+        starts = solid.copy()
+        starts[1:] &= cjk[1:] | alone[:-1]
+        stops = solid.copy()
+        stops[:-1] &= cjk[:-1] | alone[1:]
+        return np.flatnonzero(starts), np.flatnonzero(stops) + 1
+
+    @cached_property
+    def _words(self) -> tuple[Int64, Int64, Bools]:
+        """[W] first characters, ends, and whether there is a letter."""
+        starts, ends = self.tokens
+        if not len(starts):
+            return starts, ends, np.zeros(0, bool)
+        # up to the next token, between which there is only white space
+        inside = np.bitwise_or.reduceat(LETTER_DIGIT[self.classes], starts)
+        # tokens lie between line breaks, so that there is a character before and behind
+        touches = (self.classes[starts - 1] == CJK) | (self.classes[ends] == CJK)
+        words = (inside > 0) | ~touches
+        return starts[words], ends[words], (inside[words] & 1) > 0
+
+    @cached_property
+    def words(self) -> Int64:
+        """[D]"""
+        return self.per_document(self._words[0])
+
+    @property
+    def alphabetic_words(self) -> Int64:
+        """[D] words with a letter."""
+        starts, _, alphabetic = self._words
+        return self.per_document(starts[alphabetic])
+
+    @cached_property
+    def word_edges(self) -> Int64:
+        """[D + 1] first words of documents."""
+        return np.concatenate(([0], np.cumsum(self.words)))
+
+    @cached_property
+    def word_document(self) -> Int64:
+        """[W]"""
+        return np.repeat(np.arange(self.count), self.words)
+
+    @cached_property
+    def running_length(self) -> Int64:
+        """[W + 1] characters of all words before."""
+        starts, ends, _ = self._words
+        return np.concatenate(([0], np.cumsum(ends - starts)))
+
+    @cached_property
+    def word_characters(self) -> Int64:
+        """[D] characters of words."""
+        return np.diff(self.running_length[self.word_edges])
+
+    @cached_property
+    def word_hashes(self) -> UInt64:
+        """[W] 64-bit hashes of the words, case and all."""
+        starts, ends, _ = self._words
+        return mix(rolling(self.codes).spans(starts, ends))
+
+    @cached_property
+    def running_words(self) -> Rolling:
+        """What hashes of spans of words are taken from."""
+        return rolling(self.word_hashes)
+
+    def distinct(self, words: tuple[str, ...]) -> Int64:
+        """[D] how many of some words each document has: small, capital or capitalised."""
+        known, number = _spellings(words)
+        likely = np.zeros(1 << 12, bool)
+        likely[known >> np.uint64(52)] = True
+        short = np.flatnonzero(likely[self.word_hashes >> np.uint64(52)])
+        slot = np.minimum(np.searchsorted(known, self.word_hashes[short]), len(known) - 1)
+        found = known[slot] == self.word_hashes[short]
+        pairs = self.word_document[short[found]] * len(words) + number[slot[found]]
+        return np.bincount(np.unique(pairs) // len(words), minlength=self.count)
+
+    # -- lines and paragraphs --------------------------------------------------------------
+
+    @cached_property
+    def _lines(self) -> tuple[Int64, Int64, Int64, Int64]:
+        """[L] number among all lines, first and last solid character, document."""
+        breaks = np.flatnonzero(self.classes == BREAK)
+        starts, ends = self.tokens
+        upto = np.searchsorted(starts, breaks)
+        full = np.flatnonzero(np.diff(upto))
+        first, last = starts[upto[full]], ends[upto[full + 1] - 1] - 1
+        return full, first, last, np.searchsorted(self.edges, first, "right") - 1
+
+    @cached_property
+    def lines(self) -> Int64:
+        """[D]"""
+        return np.bincount(self._lines[3], minlength=self.count)
+
+    @property
+    def terminal_lines(self) -> Int64:
+        """[D] lines that end in a terminal mark or a closing quotation mark."""
+        _, _, last, document = self._lines
+        return self.sums(document, ENDS[self.classes[last]])
+
+    @property
+    def terminal_paragraphs(self) -> Int64:
+        """[D] paragraphs that end so."""
+        _, _, last, document = self._lines
+        ends = np.concatenate((self._opens[1:], [True]))[: len(last)]
+        return self.sums(document[ends], ENDS[self.classes[last[ends]]])
+
+    @property
+    def bullet_lines(self) -> Int64:
+        """[D] lines that begin with a bullet."""
+        _, first, _, document = self._lines
+        return self.sums(document, self.classes[first] == BULLET)
+
+    @property
+    def ellipsis_lines(self) -> Int64:
+        """[D] lines that end in an ellipsis or three full stops."""
+        _, _, last, document = self._lines
+        at = self.classes
+        dots = (at[last] == DOT) & (at[last - 1] == DOT) & (at[np.maximum(last - 2, 0)] == DOT)
+        return self.sums(document, dots | (at[last] == ELLIPSIS))
+
+    def short_lines(self, limit: int) -> Int64:
+        """[D] lines of fewer characters."""
+        _, first, last, document = self._lines
+        return self.sums(document, last - first + 1 < limit)
+
+    @property
+    def line_characters(self) -> Int64:
+        """[D] characters of lines, without white space at their ends."""
+        _, first, last, document = self._lines
+        return self.sums(document, last - first + 1)
+
+    @property
+    def longest_line(self) -> Int64:
+        """[D] characters of the longest line, without white space at its ends."""
+        _, first, last, document = self._lines
+        longest = np.zeros(self.count, np.int64)
+        np.maximum.at(longest, document, last - first + 1)
+        return longest
+
+    @cached_property
+    def _opens(self) -> Bools:
+        """[L] lines that begin a paragraph."""
+        number, _, _, document = self._lines
+        opens = np.ones(len(number), bool)
+        opens[1:] = (np.diff(number) > 1) | (np.diff(document) > 0)
+        return opens
+
+    @cached_property
+    def line_spans(self) -> Spans:
+        """Lines as words."""
+        _, first, last, document = self._lines
+        starts = self._words[0]
+        return Spans(
+            np.searchsorted(starts, first), np.searchsorted(starts, last, "right"), document
+        )
+
+    @cached_property
+    def paragraph_spans(self) -> Spans:
+        """Paragraphs as words."""
+        first, last, document = self.line_spans
+        opens = np.flatnonzero(self._opens)
+        closes = np.concatenate((opens[1:], [len(first)]))[: len(opens)] - 1
+        return Spans(first[opens], last[closes], document[opens])
+
+    @property
+    def paragraphs(self) -> Int64:
+        """[D]"""
+        return np.bincount(self.paragraph_spans.document, minlength=self.count)
+
+
+@cache
+def _spellings(words: tuple[str, ...]) -> tuple[UInt64, Int64]:
+    """Hashes of the spellings of words, rising, and the number of the word of each."""
+    spelled = [(word, number) for number, word in enumerate(words)]
+    spelled += [(each, n) for word, n in spelled for each in (word.upper(), word.capitalize())]
+    hashes = DocumentStatistics([" ".join(word for word, _ in spelled)]).word_hashes
+    order = np.argsort(hashes)
+    return hashes[order], np.array([number for _, number in spelled])[order]

@@ -1,0 +1,104 @@
+"""Normalisation against plain Python: what stays, and that every byte cut is counted."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from itertools import groupby
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bc2.data.prep.settings import NormaliseSettings
+from bc2.data.prep.stages.base import REMOVED
+from bc2.data.prep.stages.normalise import NormaliseStage
+
+
+def reference(text: str, config: NormaliseSettings) -> str:
+    text = re.sub("\r\n|\r", "\n", text)
+    text = "".join(
+        c for c in text if c in "\t\n" or (unicodedata.category(c) != "Cc" and c != "\ufeff")
+    )
+    if config.strip_lines:
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
+    if config.blank_lines is not False:
+        *lines, last = text.split("\n")
+        kept: list[str] = []
+        for blank, run in groupby(lines, key=lambda line: not line.strip()):
+            same = list(run)
+            kept += same[: config.blank_lines] if blank else same
+        text = "\n".join([*kept, last])
+    return unicodedata.normalize("NFC", text) if config.nfc else text
+
+
+documents = st.one_of(
+    st.text(alphabet="a\r\n \t\x00\x0b\x0c\x1c\x7f\x85\x9f\ufeff\u3000\xa0\u2028é", max_size=30),
+    st.text(max_size=30),
+)
+configs = st.builds(
+    NormaliseSettings,
+    nfc=st.booleans(),
+    strip_lines=st.booleans(),
+    blank_lines=st.sampled_from([False, 0, 1, 2]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(documents, min_size=1, max_size=5), config=configs)
+def test_texts_and_bytes_are_what_plain_python_gives(texts, config, records):
+    table = records(texts, first=3)
+    outcome = NormaliseStage(config).apply(table, None)
+    expected = {3 + at: reference(text, config) for at, text in enumerate(texts)}
+    kept = {pos: text for pos, text in expected.items() if text.strip()}
+    left = outcome.table.to_pydict()
+    assert dict(zip(left["pos"], left["text"], strict=True)) == kept
+    assert outcome.removed.schema == REMOVED
+    for at, text in enumerate(texts):
+        mine = [row for row in outcome.removed.to_pylist() if row["pos"] == 3 + at]
+        if 3 + at not in kept:
+            size = len(text.encode())
+            assert [(row["reason"], row["bytes"], row["whole"]) for row in mine] == [
+                ("empty", size, True)
+            ]
+            continue
+        plain = reference(text, config.model_copy(update={"nfc": False}))
+        assert sum(row["bytes"] for row in mine) == len(text.encode()) - len(plain.encode())
+        assert all(row["bytes"] > 0 and not row["whole"] for row in mine)
+
+
+def cut(text: str, records, **config) -> tuple[str, dict[str, int]]:
+    outcome = NormaliseStage(NormaliseSettings(**config)).apply(records([text]), None)
+    rows = outcome.removed.to_pylist()
+    return outcome.table["text"][0].as_py(), {row["reason"]: row["bytes"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "left", "lost"),
+    [
+        ("a\r\nb\rc", {}, "a\nb\nc", {"line_ends": 1}),
+        ("\ufeffa\x00b\tc\x85", {}, "ab\tc", {"control_characters": 6}),
+        ("a  \n\n\n\nb", {}, "a  \n\n\n\nb", {}),
+        ("a  \n\n\n\n b", {"blank_lines": 2}, "a  \n\n\n b", {"blank_lines": 1}),
+        ("\n\n\n\na", {"blank_lines": 2}, "\n\na", {"blank_lines": 2}),
+        ("a\u3000\n b \t", {"strip_lines": True}, "a\n b", {"line_spaces": 5}),
+        ("e\u0301", {}, "e\u0301", {}),
+        ("e\u0301", {"nfc": True}, "é", {}),
+        ("\uf900", {}, "\uf900", {}),
+        ("a\u200bb\u200d", {}, "a\u200bb\u200d", {}),
+    ],
+)
+def test_examples(text, config, left, lost, records):
+    assert cut(text, records, **config) == (left, lost)
+
+
+def test_the_id_and_other_columns_stay(records):
+    table = records(["a\r\n", "b"], lang="en", quality=[0.5, 0.25])
+    outcome = NormaliseStage(NormaliseSettings()).apply(table, None)
+    assert outcome.table.schema == table.schema
+    assert outcome.table.drop_columns("text") == table.drop_columns("text")
+
+
+def test_an_empty_part(records):
+    outcome = NormaliseStage(NormaliseSettings()).apply(records([]), None)
+    assert outcome.table.num_rows == outcome.removed.num_rows == 0

@@ -1,0 +1,71 @@
+"""The table of stages, the recipe's tables and the documentation: the same names, in one order."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from bc2.data.config import CorpusConfig
+from bc2.data.prep.stage_table import ALWAYS, STAGES, build_stages, stage_class
+from bc2.recipe import Settings
+
+DOCS = Path(__file__).parents[3] / "docs" / "data.md"
+
+
+def is_table(annotation: object) -> bool:
+    return any(
+        isinstance(kind, type) and issubclass(kind, Settings) for kind in get_args(annotation)
+    )
+
+
+def test_every_table_of_the_recipe_is_a_stage_in_the_same_order() -> None:
+    tables = [
+        name
+        for name, field in CorpusConfig.model_fields.items()
+        if field.default is None and is_table(field.annotation)
+    ]
+    assert [name for name in STAGES if name != ALWAYS] == tables
+    assert len(tables) == 10
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_of_the_table_has_its_name(name: str) -> None:
+    found = stage_class(name)
+    assert found.name == name
+    assert found.version >= 1
+    assert found.__doc__
+
+
+def test_the_documentation_has_the_stages_in_order_with_their_reasons() -> None:
+    row = r"^\| (?:`\[corpus\.(\w+)\]`|\(always\)) \|.*\|([^|]*)\|$"
+    rows = re.findall(row, DOCS.read_text("utf-8"), re.MULTILINE)
+    assert [name or ALWAYS for name, _ in rows] == list(STAGES)
+    for name, cell in rows:
+        reasons = stage_class(name or ALWAYS).reasons
+        told = re.findall(r"`([^`]+)`", cell)
+        assert set(told) <= {*reasons, "pattern:NAME"}, name
+        if "such as" not in cell and "…" not in cell:
+            assert set(told) == set(reasons), name
+
+
+def test_only_the_stages_of_the_recipe_are_built_and_imported(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    config = {"sources": [{"name": "a", "path": str(tmp_path)}], "normalise": {}, "near": {}}
+    made = CorpusConfig.model_validate_json(json.dumps(config))
+    assert [stage.name for stage in build_stages(made)] == ["normalise", "exact", "near"]
+    script = (
+        "import sys\nfrom bc2.data.config import CorpusConfig\n"
+        "from bc2.data.prep.stage_table import STAGES, build_stages\n"
+        "import bc2.data.prep.prepare\n"
+        "build_stages(CorpusConfig.model_validate_json(sys.argv[1]))\n"
+        "print(*(name for name, place in STAGES.items() if place.split(':')[0] in sys.modules))\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(config)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.stdout.split() == ["normalise", "exact", "near"]

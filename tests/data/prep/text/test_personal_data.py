@@ -1,0 +1,158 @@
+import gzip
+import ipaddress
+import json
+import os
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bc2.data.prep.settings import PersonalKind
+from bc2.data.prep.text.personal_data import (
+    IN_CODE,
+    find_personal,
+    is_id_card,
+    is_luhn,
+    mask_personal,
+)
+
+KINDS = get_args(PersonalKind)
+
+
+def masked(text, kinds=KINDS):
+    return mask_personal(text, find_personal(text, kinds), "[{KIND}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Write to jane.doe+x@mail.shop.org.", "Write to [EMAIL]."),
+        ("邮箱zhang_san@163.com，谢谢", "邮箱[EMAIL]，谢谢"),
+        ("联系电话13812345678。", "联系电话[PHONE]。"),
+        ("手机：138 1234 5678或138-1234-5678", "手机：[PHONE]或[PHONE]"),
+        ("电话：010-62785001转2", "电话：[PHONE]转2"),
+        ("电话（021）62785001", "电话[PHONE]"),
+        ("Call +44 20 7946 0958 or (212) 664-7665.", "Call [PHONE] or [PHONE]."),
+        ("Tel. 212-664-7665", "Tel. [PHONE]"),
+        ("+86 138 1234 5678", "[PHONE]"),
+        ("身份证号11010519491231002X已核", "身份证号[ID_CARD]已核"),
+        ("SSN 219-09-9999", "SSN [SSN]"),
+        ("card 4111 1111 1111 1111, exp", "card [BANK_CARD], exp"),
+        ("卡号6222021234567890128", None),
+        ("amex 3782-822463-10005", "amex [BANK_CARD]"),
+        ("from 81.2.69.142:80 and", "from [IP]:80 and"),
+        ("IP: 8.8.8.8", "IP: [IP]"),
+        ("at 2a00:1450:4001:81b::200e today", "at [IP] today"),
+        ("key AKIAIOSFODNN7EXAMPLE here", "key [KEY] here"),
+        ("令牌ghp_" + "a1B2" * 9, "令牌[KEY]"),
+        (f"-----BEGIN RSA PRIVATE KEY-----\n{'MIIE' * 30}\n-----END RSA PRIVATE KEY-----", "[KEY]"),
+    ],
+)
+def test_what_is_personal(text, expected):
+    if expected is None:  # a card whose check digit is made here
+        digits = text[2:-1]
+        last = next(d for d in "0123456789" if is_luhn(digits + d))
+        text, expected = f"卡号{digits}{last}", "卡号[BANK_CARD]"
+    assert masked(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Python 3.12.1.2 and version 200.100.50.25",
+        "Section 10.2.3.4 of the manual; see 12.4.1.2 below",
+        "ISBN 978-7-301-04815-3, ISBN 4111111111111111",
+        "On 2024-01-15 at 10:15:30, from 1990-2020",
+        "第一百二十三条 依照本法第2004051号文件，2005年5月13日",
+        "pi is 3.14159265358979323846 and 4111111111111112",
+        "git@github.com:user/repo.git user@example.com root@localhost a@b",
+        "icon@2x.png @decorator x@y.py",
+        "192.168.1.1 127.0.0.1 10.0.0.255 224.0.0.251 2001:db8::1 fe80::1 255.255.255.0",
+        "std::vector<int>::size a::b 12:34:56 aa:bb:cc:dd:ee:ff",
+        "000-12-3456 666-12-3456 900-12-3456 123-45-67890",
+        "110105194912310021 999999999999999999",
+        "kernel.shmmax=17179869184 and 1234567890123 + 20000000",
+        "555-1234, 1-2-3-4-5-6, 100-200-3000",
+        "task-management-and-other-things-in-a-risk-assessment-report",
+    ],
+)
+def test_what_is_not(text):
+    assert masked(text) == text
+
+
+def naive_luhn(digits):
+    total = 0
+    for at, digit in enumerate(int(d) for d in digits[::-1]):
+        value = digit * 2 if at % 2 else digit
+        total += value // 10 + value % 10
+    return total % 10 == 0 and len(set(digits)) > 1
+
+
+@given(st.text("0123456789", min_size=12, max_size=19))
+def test_luhn(digits):
+    assert is_luhn(digits) == naive_luhn(digits)
+
+
+WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+
+
+@settings(deadline=None)
+@given(st.dates(), st.integers(110101, 659900), st.integers(0, 999))
+def test_one_check_digit_of_eleven_is_right(day, region, number):
+    if day.year < 1900 or day.year > 2099:
+        day = day.replace(year=1984, day=1)
+    start = f"{region}{day:%Y%m%d}{number:03}"
+    total = sum(int(d) * w for d, w in zip(start, WEIGHTS, strict=True))
+    right = "10X98765432"[total % 11]
+    for digit in "0123456789X":
+        assert is_id_card(start + digit) == (digit == right)
+        assert bool(find_personal(f"号{start}{digit}。", ["id_card"])) == (digit == right)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_public_addresses_are_found(number):
+    address = ipaddress.ip_address(number)
+    found = find_personal(f"address {address}", ["ip"])
+    assert bool(found) == (address.is_global and not address.is_multicast)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("0123456789 +-().@a:x四.,")))
+def test_pieces_are_in_order_and_apart(text):
+    found = find_personal(text, KINDS)
+    assert all(one.end <= two.start for one, two in pairwise(found))
+    assert all(text[piece.start : piece.end].strip() for piece in found)
+    assert mask_personal(text, found, "") == "".join(
+        c for i, c in enumerate(text) if not any(p.start <= i < p.end for p in found)
+    )
+
+
+def test_planted_data_are_all_found():
+    chance = random.Random(1)
+    planted = ["jo@shop.org", "13812345678", "219-09-9999", "4111111111111111", "81.2.69.142"]
+    for _ in range(100):
+        chosen = chance.choices(planted, k=5)
+        text = "，文字 and words, ".join(["", *chosen, ""])
+        assert len(find_personal(text, KINDS)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("zh_law", 0), ("zh_classical", 0), ("en_gutenberg", 5), ("code", 100)]
+)
+def test_false_alarms_in_real_text(name, most):
+    """Statutes, classics, novels and code: a few addresses of editors and authors."""
+    folder = Path(os.environ.get("BC2_TEST_DATA", "../shared/data"))
+    path = folder / "corpus" / f"{name}.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(next(lines))["text"] for _ in range(200)]
+    kinds = IN_CODE if name == "code" else KINDS
+    found = [piece for text in texts for piece in find_personal(text, kinds)]
+    assert len(found) <= most
+    assert {piece.kind for piece in found} <= {"email"}
