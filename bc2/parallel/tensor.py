@@ -66,7 +66,7 @@ def _cut_layer(layer: Layer, group: Group, heads: int) -> None:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The rows of a whole vocabulary that this rank has: `head_loss.VocabularyShard`."""
+    """The rows of a whole vocabulary that this rank has: `softmax.VocabularyShard`."""
 
     group: Group
     size: int
@@ -79,14 +79,9 @@ class Vocabulary:
     def first(self) -> int:
         return self.group.rank * self.rows
 
-    def max_(self, x: Tensor) -> Tensor:
-        return self.group.max_(x)
-
-    def min_(self, x: Tensor) -> Tensor:
-        return self.group.min_(x)
-
-    def sum_(self, x: Tensor) -> Tensor:
-        return self.group.sum_(x)
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        reduce = {"sum": self.group.sum_, "max": self.group.max_, "min": self.group.min_}
+        return reduce[op](x)
 
 
 class ShardedEmbedding(Embedding):
