@@ -22,7 +22,7 @@ from bc2.train.clock import Clock
 from bc2.train.engines.base import Engine
 from bc2.train.objective import Loss, NextToken
 
-STEPS = 8
+STEPS = 5
 
 
 def log_probs(model: Transformer, batch: Batch, **options: Any) -> TokenLogProbs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ Curves = list[list[float]]
 Spread = Callable[..., list[Curves]]
 
 DRIVER = Path(__file__).with_name("log_probs_driver.py")
-STEPS = 8
+STEPS = 5
 
 #: The gradient of an entropy beside that of log-probabilities.
 ENTROPY = {"entropy_weight": 0.3}
@@ -43,11 +42,18 @@ def test_an_entropy_has_a_gradient(alone: list[Curves]) -> None:
 
 
 def test_two_ranks_train_and_say_what_one_does(spread: Spread, alone: list[Curves]) -> None:
-    layouts: list[dict[str, Any]] = [{"tensor": 2}, {"sequence": 2}, {"zero": 3}]
-    runs = [{"parallel": layout, **more} for layout in layouts for more in ({}, ENTROPY)]
-    found = spread(2, runs, driver=DRIVER)
-    for run, got in zip(runs, found, strict=True):
-        check(got, alone[2 if "entropy_weight" in run else 1])
+    runs = [{"parallel": {"tensor": 2}, **ENTROPY}, {"parallel": {"sequence": 2}}]
+    cut_by_vocabulary, cut_by_tokens = spread(2, runs, driver=DRIVER)
+    check(cut_by_vocabulary, alone[2])
+    check(cut_by_tokens, alone[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_two_ranks_that_share_states(spread: Spread, alone: list[Curves], zero: int) -> None:
+    runs = [{"parallel": {"zero": zero}, **more} for more in ({}, ENTROPY)]
+    for got, expected in zip(spread(2, runs, driver=DRIVER), alone[1:], strict=True):
+        check(got, expected)
 
 
 @pytest.mark.slow
