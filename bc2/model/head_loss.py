@@ -2,7 +2,7 @@
 
 Shapes:
     T  tokens      M  tokens that have a label      D  hidden size      V  vocabulary
-    C  tokens of a chunk      R  rows of a block, few enough to stay in the processor's cache
+    C  tokens of a chunk
 
 The loss of a token is CE + z_weight · z² (equation 1), z being its largest logit over the
 NormHead weights. Its gradient needs nothing from later layers but one scalar, so it is
@@ -13,7 +13,7 @@ computed in the forward pass, chunk by chunk, and [T, V] never exists: the memor
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from bc2.errors import DataError
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
+from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, row_max, softmax_sums
 
 #: A label that takes no part in the loss.
 IGNORE = -100
@@ -28,14 +29,8 @@ IGNORE = -100
 #: Bytes of the [C, V] buffer: larger makes fewer passes over the weight's gradient.
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
-#: Bytes of the [R, V] block in which softmax runs.
-BLOCK_BYTES = 1 << 23
-
 #: Labelled tokens are filled up to a multiple of this.
 ROUND_TOKENS = 128
-
-#: Columns that the search for a row's maximum takes at once.
-MAX_COLUMNS = 256
 
 
 class HeadLoss(NamedTuple):
@@ -51,21 +46,6 @@ class HeadLoss(NamedTuple):
     """Σ z²: fp64."""
     labelled: int
     """Tokens summed over."""
-
-
-class VocabularyShard(Protocol):
-    """Some rows of a head whose other rows are on other ranks, of which each has the tokens."""
-
-    @property
-    def first(self) -> int:
-        """The whole head's row that is the first here."""
-
-    @property
-    def size(self) -> int:
-        """Rows of the whole head."""
-
-    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
-        """The sum, "max" or "min" over the ranks, in place."""
 
 
 def head_loss(
@@ -103,12 +83,12 @@ def head_loss(
         DataError: a label outside the vocabulary.
         ValueError: shapes or dtypes that do not belong together.
     """
-    _check(hidden, weight, labels)
-    _check_labels(labels, shard.size if shard else len(weight))
+    check_shapes(hidden, weight, labels)
+    check_labels(labels, shard.size if shard else len(weight))
     count = int(torch.count_nonzero(labels != IGNORE))
     if count < len(labels):
-        rows = _labelled_first(labels, count)
-        hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
+        kept = _labelled_first(labels, count)
+        hidden, labels = hidden.index_select(0, kept), labels.index_select(0, kept)
     if chunk_tokens is None:
         size, device = hidden.element_size(), hidden.device.type
         chunk_tokens = chunk_size(len(hidden), len(weight), size, device)
@@ -119,7 +99,8 @@ def head_loss(
     return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, count)
 
 
-def _check(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
+def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
+    """Raises ValueError for shapes or dtypes that do not belong together."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} does not fit weight {tuple(weight.shape)}")
     if labels.shape != hidden.shape[:1]:
@@ -139,7 +120,8 @@ def chunk_size(tokens: int, vocab_size: int, element_size: int, device: str) -> 
     return math.ceil(tokens / chunks / 64) * 64 or 64
 
 
-def _check_labels(labels: Tensor, vocab_size: int) -> None:
+def check_labels(labels: Tensor, vocab_size: int) -> None:
+    """Raises DataError for a label outside the vocabulary."""
     outside = (labels >= vocab_size) | ((labels < 0) & (labels != IGNORE))
     wrong = outside.nonzero()
     if len(wrong):
@@ -157,7 +139,12 @@ def _labelled_first(labels: Tensor, count: int) -> Tensor:
     new sizes keep something of each: memory climbs.
     """
     order = (labels == IGNORE).to(torch.int8).argsort(stable=True)
-    return order[: min(len(labels), -(-count // ROUND_TOKENS) * ROUND_TOKENS)]
+    return order[: filled_up(count, len(labels))]
+
+
+def filled_up(count: int, most: int) -> int:
+    """`count` tokens filled up to a round number, where there are so many."""
+    return min(most, -(-count // ROUND_TOKENS) * ROUND_TOKENS)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -184,23 +171,23 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = WeightGradient(head, compiled=compiled) if wants_weight else None
         ce, z = (torch.zeros(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
-        rows = min(chunk_tokens, len(labels))
-        buffer = torch.empty(rows, len(weight), dtype=hidden.dtype, device=hidden.device)
+        longest = min(chunk_tokens, len(labels))
+        buffer = torch.empty(longest, len(weight), dtype=hidden.dtype, device=hidden.device)
         for chunk in spans(len(labels), chunk_tokens):
-            scores = buffer[: chunk.stop - chunk.start]
-            torch.mm(hidden[chunk], head.t(), out=scores)
+            logits = buffer[: chunk.stop - chunk.start]
+            torch.mm(hidden[chunk], head.t(), out=logits)
             known = slice(chunk.start, max(chunk.start, min(chunk.stop, count)))
             here = known.stop - known.start
-            losses = (scores[:here], labels[known], ce[known], z[known], z_weight)
+            losses = (logits[:here], labels[known], ce[known], z[known], z_weight)
             if shard is None:
                 _losses_(*losses)
             else:
                 _sharded_losses_(*losses, shard)
-            scores[here:] = 0.0
+            logits[here:] = 0.0
             if grad_hidden is not None:
-                torch.mm(scores, head, out=grad_hidden[chunk])
+                torch.mm(logits, head, out=grad_hidden[chunk])
             if grad_weight is not None:
-                grad_weight.add(scores, hidden[chunk])
+                grad_weight.add(logits, hidden[chunk])
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
         ctx.weight, ctx.lengths, ctx.shard = weight, lengths, shard
         ce_sum, z_sum, z2_sum = ce.double().sum(), z.double().sum(), z.double().square().sum()
@@ -227,15 +214,15 @@ class _HeadLoss(torch.autograd.Function):
         return grad_hidden, total, None, None, None, None, None, None, None, None
 
 
-def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float) -> None:
+def _losses_(logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float) -> None:
     """Turn logits [C, V] into their gradient in place, and fill `ce` and `z` [C]."""
-    rows = max(1, BLOCK_BYTES // (scores.shape[1] * ce.element_size()))
-    shape = (min(rows, len(scores)), scores.shape[1])
-    same = scores.dtype == ce.dtype
-    logits, p = (torch.empty(shape, dtype=ce.dtype, device=scores.device) for _ in range(2))
-    for block in spans(len(scores), rows):
+    blocks = row_blocks(logits, ce.dtype)
+    shape = (blocks[0].stop if blocks else 0, logits.shape[1])
+    same = logits.dtype == ce.dtype
+    wide, p = (torch.empty(shape, dtype=ce.dtype, device=logits.device) for _ in range(2))
+    for block in blocks:
         count = block.stop - block.start
-        x = scores[block] if same else logits[:count].copy_(scores[block])
+        x = logits[block] if same else wide[:count].copy_(logits[block])
         probability = p[:count]
         top_logit, top = row_max(x)
         label = labels[block, None]
@@ -246,63 +233,21 @@ def _losses_(scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: fl
         z[block, None] = top_logit
         probability.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
         probability.scatter_add_(1, top, 2 * z_weight * top_logit)
-        scores[block] = probability
+        logits[block] = probability
 
 
 def _sharded_losses_(
-    scores: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float, shard: VocabularyShard
+    logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float, shard: VocabularyShard
 ) -> None:
-    """`_losses_` where each rank has some columns of the logits.
-
-    The maximum first, then where it is (the lowest id among equals), then the sum of
-    exponentials and the label's logit, which one rank has.
-    """
-    columns = scores.shape[1]
-    blocks = list(spans(len(scores), max(1, BLOCK_BYTES // (columns * ce.element_size()))))
-    label = labels[:, None] - shard.first
-    mine = (label >= 0) & (label < columns)
-    label = label.clamp(0, columns - 1)
-    top = torch.empty_like(label)
-    sums = torch.empty(len(scores), 2, dtype=ce.dtype, device=ce.device)
-    for block in blocks:
-        x = scores[block].to(ce.dtype)
-        z[block, None], top[block] = row_max(x)
-        sums[block, 0] = (x - z[block, None]).exp_().sum(dim=-1)
-        sums[block, 1:] = x.gather(1, label[block]).masked_fill_(~mine[block], 0.0)
-    own = z.clone()
-    shard.all_reduce(z, "max")
-    sums[:, 0] *= (own - z).exp_()
-    shard.all_reduce(sums)
-    # A maximum over ranks may pass over NaN; a sum does not.
-    z.masked_fill_(sums[:, 0].isnan() & z.isfinite(), math.nan)
-    torch.sub(z + sums[:, 0].log(), sums[:, 1], out=ce)
-    where = torch.where((own == z)[:, None], top + shard.first, shard.size)
-    tops = shard.all_reduce(where, "min") - shard.first == top
-    for block in blocks:
-        p = scores[block].to(ce.dtype).sub_(z[block, None]).exp_().div_(sums[block, :1])
-        p.scatter_add_(1, label[block], -mine[block].to(p.dtype))
-        p.scatter_add_(1, top[block], tops[block] * (2 * z_weight * z[block, None]))
-        scores[block] = p
-
-
-def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's maximum and where it is: [R, V] -> [R, 1], [R, 1].
-
-    Like x.max(-1) but several times faster on a CPU, which has a vector kernel for the
-    value alone: find the value of every group of columns, then search one group.
-    """
-    columns = x.shape[1]
-    if columns < 2 * MAX_COLUMNS:
-        value, where = x.max(dim=-1, keepdim=True)
-        return value, where
-    groups = columns // MAX_COLUMNS
-    body = x[:, : groups * MAX_COLUMNS].view(len(x), groups, MAX_COLUMNS)
-    group = body.amax(dim=-1).argmax(dim=-1)
-    value, where = body[torch.arange(len(x), device=x.device), group].max(dim=-1, keepdim=True)
-    where += group[:, None] * MAX_COLUMNS
-    if groups * MAX_COLUMNS < columns:
-        rest, place = x[:, groups * MAX_COLUMNS :].max(dim=-1, keepdim=True)
-        later = (rest > value) | rest.isnan()
-        where = torch.where(later, place + groups * MAX_COLUMNS, where)
-        value = torch.where(later, rest, value)
-    return value, where
+    """`_losses_` where each rank has some columns of the logits."""
+    sums = softmax_sums(logits, labels, ce.dtype, shard)
+    z.copy_(sums.top_logit)
+    torch.sub(z + sums.sum_exp.log(), sums.label_logit, out=ce)
+    columns = logits.shape[1]
+    label, has_label = own_columns(labels, columns, shard)
+    top, has_top = own_columns(sums.top_id, columns, shard)
+    for block in row_blocks(logits, ce.dtype):
+        p = logits[block].to(ce.dtype).sub_(z[block, None]).exp_().div_(sums.sum_exp[block, None])
+        p.scatter_add_(1, label[block], -has_label[block].to(p.dtype))
+        p.scatter_add_(1, top[block], has_top[block] * (2 * z_weight * z[block, None]))
+        logits[block] = p

@@ -49,22 +49,23 @@ class WeightGradient:
         self.shape = head.shape
         self.compiled = compiled
 
-    def add(self, scores: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
+    def add(self, logits: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
+        """Take in a chunk: the gradient of its logits, and its hidden states."""
         first = self.total is None
         if self.total is None:
             make = torch.zeros if self.compiled else torch.empty
-            wide = at_least_fp32(scores.dtype)
+            wide = at_least_fp32(logits.dtype)
             self.total = make(self.shape, dtype=wide, device=hidden.device)
         across = hidden.t().contiguous() if self.compiled else hidden
         for span in spans(self.shape[0], WEIGHT_ROWS):
             # By rows of the weight: what is added is still in the cache.
             if self.compiled:
                 # A CPU's product is faster so, and the compiler adds as fast across as along.
-                _compiled(_add_across)(self.total[span], torch.mm(across, scores[:, span]))
+                _compiled(_add_across)(self.total[span], torch.mm(across, logits[:, span]))
             elif first:
-                self.total[span] = torch.mm(scores[:, span].t(), hidden)
+                self.total[span] = torch.mm(logits[:, span].t(), hidden)
             else:
-                self.total[span] += torch.mm(scores[:, span].t(), hidden)
+                self.total[span] += torch.mm(logits[:, span].t(), hidden)
 
     def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
         """The gradient of the raw weight, times scale, in the weight's dtype; ends this sum."""

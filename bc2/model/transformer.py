@@ -12,7 +12,7 @@ Parameters have the released names, from `model.embed_tokens.weight` to `lm_head
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from bc2.model.attention import Backend, alibi_slopes, attend
 from bc2.model.cache import KVCache
 from bc2.model.cpu_kernels import linear_by_bmm
-from bc2.model.head_loss import HeadLoss, VocabularyShard, head_loss
+from bc2.model.head_loss import HeadLoss, head_loss
+from bc2.model.log_probs import TokenLogProbs, token_log_probs
 from bc2.model.model_config import ModelConfig
+from bc2.model.softmax import VocabularyShard
 
 
 class Linear(nn.Linear):
@@ -67,6 +69,20 @@ class Head(Linear):
         found: HeadLoss = self(hidden, labels, z_weight)
         return found
 
+    def log_probs(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        top_k: int = 0,
+    ) -> TokenLogProbs:
+        """See `token_log_probs`. Every rank calls it, and gets the whole vocabulary's result."""
+        options = {"temperature": temperature, "entropy": entropy, "top_k": top_k}
+        found: TokenLogProbs = self(hidden, labels, 0.0, options)
+        return found
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits of the rows that are here: [T, D] -> [T, V], or this rank's of V."""
         found: Tensor = self(hidden, None, 0.0)
@@ -77,10 +93,24 @@ class Head(Linear):
         return normalize_rows(self.weight) if self.norm_head else self.weight
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, labels: Tensor | None, z_weight: float
-    ) -> HeadLoss | Tensor:
+        self,
+        hidden: Tensor,
+        labels: Tensor | None,
+        z_weight: float,
+        log_probs: dict[str, Any] | None = None,
+    ) -> HeadLoss | TokenLogProbs | Tensor:
         if labels is None:
             return F.linear(hidden, self.rows().to(hidden.dtype))
+        if log_probs is not None:
+            return token_log_probs(
+                hidden,
+                self.weight,
+                labels,
+                norm_head=self.norm_head,
+                shard=self.shard,
+                compiled=self.compiled,
+                **log_probs,
+            )
         return head_loss(
             hidden,
             self.weight,

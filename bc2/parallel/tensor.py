@@ -66,7 +66,7 @@ def _cut_layer(layer: Layer, group: Group, heads: int) -> None:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The rows of a whole vocabulary that this rank has: `head_loss.VocabularyShard`."""
+    """The rows of a whole vocabulary that this rank has: `softmax.VocabularyShard`."""
 
     group: Group
     size: int

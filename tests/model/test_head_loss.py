@@ -10,8 +10,8 @@ from scipy.optimize import check_grad
 
 from bc2.errors import DataError
 from bc2.model import head_loss as module
-from bc2.model import head_weight
-from bc2.model.head_loss import IGNORE, chunk_size, head_loss, row_max
+from bc2.model import head_weight, softmax
+from bc2.model.head_loss import IGNORE, chunk_size, head_loss
 
 
 def naive(hidden, weight, labels, z_weight, norm_head=True):
@@ -216,7 +216,7 @@ def test_blocks_of_rows_do_not_show(monkeypatch):
     hidden, weight, labels = inputs(50, 16, 700)
     whole = head_loss(hidden, weight, labels, z_weight=0.1)
     expected = torch.autograd.grad(whole.loss_sum, (hidden, weight))
-    monkeypatch.setattr(module, "BLOCK_BYTES", 700 * 8 * 3)
+    monkeypatch.setattr(softmax, "BLOCK_BYTES", 700 * 8 * 3)
     monkeypatch.setattr(head_weight, "WEIGHT_ROWS", 64)
     blocks = head_loss(hidden, weight, labels, z_weight=0.1)
     found = torch.autograd.grad(blocks.loss_sum, (hidden, weight))
@@ -351,25 +351,6 @@ def test_refuses_what_does_not_belong_together(change, message):
     head_loss(**given_, z_weight=0.0)
     with pytest.raises(ValueError, match=message):
         head_loss(**{**given_, **change}, z_weight=0.0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(rows=st.integers(1, 5), columns=st.integers(1, 1500), seed=st.integers(0, 9))
-def test_row_max_is_max(rows, columns, seed):
-    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    value, where = row_max(x)
-    assert torch.equal(value[:, 0], x.max(dim=-1).values)
-    assert torch.equal(where[:, 0], x.max(dim=-1).indices)
-
-
-@pytest.mark.parametrize("at", [0, 700, 1023, 1024, 1100])
-def test_row_max_passes_nan_on(at):
-    x = torch.randn(2, 1101)
-    x[1, at] = float("nan")
-    value, where = row_max(x)
-    assert not value[0].isnan()
-    assert value[1].isnan()
-    assert where[1, 0] == at
 
 
 def test_nan_in_is_nan_out():

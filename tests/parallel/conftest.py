@@ -50,10 +50,12 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
 def spread(tmp_path_factory: pytest.TempPathFactory) -> Spread:
     """Train under layouts, one after another, on a number of ranks; losses and norms of each."""
 
-    def run(world: int, runs: list[dict[str, Any]], timeout: float = 400) -> list[Curves]:
+    def run(
+        world: int, runs: list[dict[str, Any]], timeout: float = 400, driver: Path = DRIVER
+    ) -> list[Curves]:
         port = free_port()
         folder = tmp_path_factory.mktemp("spread")
-        command = [sys.executable, str(DRIVER), json.dumps(runs), str(folder)]
+        command = [sys.executable, str(driver), json.dumps(runs), str(folder)]
         # Into files: a rank whose pipe is full would wait for its reader, and the others for it.
         logs = [(folder / f"{rank}.out", folder / f"{rank}.err") for rank in range(world)]
         with ExitStack() as held:

@@ -1,4 +1,5 @@
-"""The head's loss over a sharded vocabulary, against the whole head and plain float64.
+"""The head's loss and log-probabilities over a sharded vocabulary, against the whole head's and
+plain float64.
 
 Ranks are threads that meet at a barrier, so that a case takes milliseconds.
 """
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from bc2.errors import DataError
 from bc2.model.head_loss import IGNORE, head_loss
+from bc2.model.log_probs import TokenLogProbs, token_log_probs
 
 #: hidden, weight, labels
 Given = tuple[Tensor, Tensor, Tensor]
 #: loss, Σ CE, Σ z, Σ z², gradient of hidden, gradient of weight
 Found = tuple[list[float], Tensor, Tensor]
 Reduce = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
 
 
 class Meeting:
@@ -60,29 +63,35 @@ class Shard:
     def first(self) -> int:
         return self.rank * self.rows
 
-    def max_(self, x: Tensor) -> Tensor:
-        return self.meeting.all(self.rank, x, self.maximum)
-
-    def min_(self, x: Tensor) -> Tensor:
-        return self.meeting.all(self.rank, x, torch.minimum)
-
-    def sum_(self, x: Tensor) -> Tensor:
-        return self.meeting.all(self.rank, x, torch.add)
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        reduce = {"sum": torch.add, "max": self.maximum, "min": torch.minimum}
+        return self.meeting.all(self.rank, x, reduce[op])
 
 
 def sharded(
     given: Given, ranks: int, maximum: Reduce = torch.maximum, **options: Any
 ) -> list[Found]:
     """What each rank gets: its own rows' gradient last."""
+    return on_ranks(one, given, ranks, maximum, **options)
+
+
+def on_ranks(
+    function: Callable[..., T],
+    given: Given,
+    ranks: int,
+    maximum: Reduce = torch.maximum,
+    **options: Any,
+) -> list[T]:
+    """What a function of hidden, weight, labels and a shard says on each rank."""
     hidden, weight, labels = given
     rows = len(weight) // ranks
     meeting = Meeting(ranks)
 
-    def run(rank: int) -> Found:
+    def run(rank: int) -> T:
         try:
             mine = weight[rank * rows : (rank + 1) * rows]
             shard = Shard(meeting, rank, rows, len(weight), maximum)
-            return one((hidden, mine, labels), shard=shard, **options)
+            return function((hidden, mine, labels), shard=shard, **options)
         except BaseException:
             meeting.barrier.abort()
             raise
@@ -263,3 +272,138 @@ def test_without_gradients_the_sums_are_the_same() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, range(2))) == expected
+
+
+#: Log-probabilities and what comes with them, gradient of hidden, gradient of weight
+Said = tuple[TokenLogProbs, Tensor, Tensor]
+
+
+def say(given: Given, *, upstream: Tensor, **options: Any) -> Said:
+    """Upstream: gradients of log-probabilities and of entropies, [2, T]."""
+    hidden, weight = (x.detach().clone().requires_grad_() for x in given[:2])
+    out = token_log_probs(hidden, weight, given[2], entropy=True, **options)
+    assert out.entropy is not None
+    loss = (upstream[0] * out.log_probs + upstream[1] * out.entropy).sum()
+    return out, *torch.autograd.grad(loss, (hidden, weight))
+
+
+def say_plainly(
+    given: Given, *, upstream: Tensor, norm_head: bool, temperature: float, top_k: int
+) -> Said:
+    """All logits at once, in float64."""
+    hidden, weight = (x.detach().double().requires_grad_() for x in given[:2])
+    left_out = given[2] == IGNORE
+    rows = F.normalize(weight, dim=-1) if norm_head else weight
+    every = (hidden @ rows.t() / temperature).log_softmax(-1)
+    log_probs = every.gather(1, given[2].clamp(min=0)[:, None])[:, 0].masked_fill(left_out, 0.0)
+    entropy = -(every.exp() * every).sum(-1).masked_fill(left_out, 0.0)
+    values, ids = every.detach().sort(dim=-1, descending=True, stable=True)
+    out = TokenLogProbs(
+        log_probs,
+        ids[:, 0] == given[2],
+        entropy,
+        values[:, :top_k].masked_fill(left_out[:, None], 0.0),
+        ids[:, :top_k].masked_fill(left_out[:, None], -1),
+    )
+    loss = (upstream[0] * log_probs + upstream[1] * entropy).sum()
+    return out, *torch.autograd.grad(loss, (hidden, weight))
+
+
+def check_said(found: list[Said], expected: Said, *, values: float, grads: float) -> None:
+    for out, grad_hidden, _ in found:
+        assert all(
+            (a is None and b is None) or torch.equal(a, b)
+            for a, b in zip(out, found[0][0], strict=True)
+        )
+        assert torch.equal(grad_hidden, found[0][1])
+    ours, theirs = found[0][0], expected[0]
+    for a, b in ((ours.log_probs, theirs.log_probs), (ours.entropy, theirs.entropy)):
+        torch.testing.assert_close(a.double(), b.double(), rtol=values, atol=values)
+    if ours.top_log_probs is not None:
+        torch.testing.assert_close(
+            ours.top_log_probs.double(), theirs.top_log_probs.double(), rtol=values, atol=values
+        )
+    off(found[0][1], expected[1], grads)
+    off(torch.cat([got[2] for got in found]), expected[2], grads)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    ranks=st.sampled_from([2, 4]),
+    rows=st.sampled_from([1, 3, 50, 300, 600]),
+    tokens=st.integers(0, 20),
+    chunk=st.sampled_from([None, 1, 3, 8]),
+    norm_head=st.booleans(),
+    temperature=st.sampled_from([1.0, 0.7]),
+    top_k=st.sampled_from([0, 1, 2, 7, "all"]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    masked=st.sampled_from([0.0, 0.5, 1.0]),
+    zero=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_shards_say_what_the_whole_head_says(
+    ranks: int, rows: int, tokens: int, chunk: int | None, norm_head: bool, temperature: float,
+    top_k: int | str, dtype: torch.dtype, masked: float, zero: float, seed: int,
+) -> None:  # fmt: skip
+    given_ = inputs(tokens, ranks * rows, 6, dtype, seed=seed, masked=masked)
+    g = torch.Generator().manual_seed(seed)
+    upstream = torch.randn(2, tokens, generator=g).to(dtype)
+    upstream[:, torch.rand(tokens, generator=g) < zero] = 0.0
+    k = ranks * rows if top_k == "all" else min(int(top_k), ranks * rows)
+    options = {
+        "upstream": upstream, "norm_head": norm_head, "temperature": temperature, "top_k": k,
+    }  # fmt: skip
+    found = on_ranks(say, given_, ranks, chunk_tokens=chunk, **options)
+    values, grads = EXACT[dtype]
+    expected = say_plainly(given_, **options)
+    check_said(found, expected, values=values, grads=grads)
+    assert torch.equal(found[0][0].greedy, expected[0].greedy)
+    whole = say(given_, chunk_tokens=chunk, **options)
+    check_said(found, whole, values=values, grads=grads)
+    if k and dtype == torch.float64:
+        assert found[0][0].top_ids is not None
+        assert torch.equal(found[0][0].top_ids, expected[0].top_ids)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_bf16_shards_say_what_the_whole_head_says(mixed: bool) -> None:
+    hidden, weight, labels = inputs(200, 1200, 32, torch.bfloat16, seed=1)
+    given_ = hidden, weight.float() if mixed else weight, labels
+    upstream = torch.randn(2, 200, generator=torch.Generator().manual_seed(1))
+    options = {"upstream": upstream, "norm_head": True, "temperature": 1.0, "top_k": 3}
+    found = on_ranks(say, given_, 4, **options)
+    assert found[0][2].dtype == (torch.float32 if mixed else torch.bfloat16)
+    check_said(found, say(given_, **options), values=1e-6, grads=1e-2)
+    check_said(found, say_plainly(given_, **options), values=3e-2, grads=1e-2)
+
+
+def test_of_equal_logits_the_lowest_id_of_all_ranks_is_the_likeliest() -> None:
+    weight = torch.tensor([0.0, 2.0, 2.0, 1.0, 2.0, 0.0, 2.0, 1.0])[:, None]
+    given_ = torch.ones(8, 1), weight, torch.arange(8)
+    upstream = torch.zeros(2, 8)
+    options = {"upstream": upstream, "norm_head": False, "top_k": 5}
+    for out, *_ in on_ranks(say, given_, 4, **options):
+        assert out.greedy.tolist() == [False, True, *[False] * 6]
+        assert out.top_ids.tolist() == [[1, 2, 4, 6, 3]] * 8
+
+
+@pytest.mark.parametrize("dtype", EXACT)
+@pytest.mark.parametrize("maximum", MAXIMA.values(), ids=MAXIMA)
+@pytest.mark.parametrize("where", ["hidden", "first rows", "last rows", "one row"])
+def test_log_probs_are_never_silently_finite(
+    where: str, maximum: Reduce, dtype: torch.dtype
+) -> None:
+    hidden, weight, labels = inputs(7, 40, 6, dtype, seed=2, masked=0.0)
+    rows = {"first rows": slice(0, 10), "last rows": slice(30, 40), "one row": 25}
+    if where == "hidden":
+        hidden[3] = torch.nan
+    else:
+        weight[rows[where]] = torch.nan
+    bad = torch.arange(7) == 3 if where == "hidden" else torch.ones(7, dtype=torch.bool)
+    options = {"upstream": torch.ones(2, 7), "norm_head": False, "top_k": 2}
+    for out, grad_hidden, _ in on_ranks(say, (hidden, weight, labels), 4, maximum, **options):
+        assert torch.equal(out.log_probs.isnan(), bad)
+        assert torch.equal(out.entropy.isnan(), bad)
+        assert torch.equal(out.top_log_probs.isnan().all(-1), bad)
+        assert not out.greedy[bad].any()
+        assert grad_hidden[bad].isnan().all()

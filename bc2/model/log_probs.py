@@ -1,0 +1,333 @@
+"""Log-probabilities of given tokens, a chunk of tokens at a time.
+
+Shapes:
+    T  tokens      D  hidden size      V  vocabulary, or this rank's part of it
+    C  tokens of a chunk      K  likeliest tokens
+
+What a loss makes of log-probabilities is known after they are, so no gradient can be computed
+in the forward pass as `head_loss` does. And [T, V] never exists: the forward pass keeps of each
+token's logits l the largest, z, and Σ exp(l - z); the backward pass computes l again. With
+p = softmax(l), y the label and H the entropy,
+
+    log p(y) = l(y) - z - log Σ exp(l - z)        ∂ log p(y) / ∂l = 1[y] - p
+    H = -Σ p log p                                ∂H / ∂l = -p (log p + H)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bc2.model.head_loss import IGNORE, check_labels, check_shapes, chunk_size, filled_up
+from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
+from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, scaled, softmax_sums
+
+
+class TokenLogProbs(NamedTuple):
+    """What a head says of each token's label; `log_probs` and `entropy` carry gradients.
+
+    A token whose label is -100 has 0 everywhere, False, and ids of -1.
+    """
+
+    log_probs: Tensor
+    """log p(label) [T], in nats: fp32, or fp64 for fp64 input."""
+    greedy: Tensor
+    """Whether the label is the likeliest token, of equally likely ones the lowest id: bool [T]."""
+    entropy: Tensor | None
+    """-Σ p log p over the vocabulary [T], in nats, if it was asked for."""
+    top_log_probs: Tensor | None
+    """Log-probabilities of the likeliest tokens [T, K], descending, if they were asked for."""
+    top_ids: Tensor | None
+    """Their ids, int64 [T, K]; equally likely ones ascend, and of those left out none is lower."""
+
+
+def token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    norm_head: bool,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    top_k: int = 0,
+    shard: VocabularyShard | None = None,
+    chunk_tokens: int | None = None,
+    compiled: bool = False,
+) -> TokenLogProbs:
+    """Log-probabilities of `labels` under a linear head, without ever holding all logits.
+
+    Any function of the results may be differentiated: each token brings the gradient of its
+    own log-probability and entropy. So a weight for each token is a factor of its
+    log-probability, as in ``-(weights * log_probs).sum()``. The backward pass leaves tokens
+    out whose gradient is 0, like the forward pass those without a label: they cost nothing.
+    No gradient is computed or allocated for a `hidden` or `weight` that requires none. The
+    backward pass uses nothing up: it can run again after `retain_graph=True`.
+
+    Matrix products run in hidden's dtype; softmax, sums and the accumulated gradient of the
+    weight are in fp32 (fp64 for fp64 inputs). Where a sum over labels with no other use of
+    the log-probabilities is wanted, `head_loss` gets by with three products in place of four.
+
+    Args:
+        hidden: [T, D], bf16, fp32 or fp64.
+        weight: [V, D]; the raw parameter, also with NormHead. In hidden's dtype, or in fp32
+            beside bf16 hidden states: then its unit rows are what is rounded to bf16, and
+            its gradient is never rounded.
+        labels: int64 [T], the token that follows each, or -100 to leave it out.
+        norm_head: scale the weight's rows to unit length first.
+        temperature: the logits are divided by it; it is in all results.
+        entropy: compute `TokenLogProbs.entropy`.
+        top_k: K; 0 for none.
+        shard: `weight` is this part of the head. Every rank gets the whole results, the
+            gradient of its own rows, and the whole gradient of `hidden`; upstream gradients
+            must be the same on every rank.
+        chunk_tokens: C; chosen by memory if None.
+        compiled: run the passes over the weight through torch.compile, made for a CPU.
+
+    Raises:
+        DataError: a label outside the vocabulary.
+        ValueError: shapes or dtypes that do not belong together, a temperature that is not
+            above 0, more likeliest tokens than there are.
+    """
+    check_shapes(hidden, weight, labels)
+    vocab_size = shard.size if shard else len(weight)
+    check_labels(labels, vocab_size)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    if not 0 <= top_k <= vocab_size:
+        raise ValueError(f"top_k is {top_k}; the vocabulary has {vocab_size} tokens")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
+    options = _Options(norm_head, temperature, entropy, top_k, shard, chunk_tokens, compiled)
+    found = _TokenLogProbs.apply(hidden, weight, labels, options)  # type: ignore[no-untyped-call]
+    return TokenLogProbs(*found)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Those of `token_log_probs`, for both passes."""
+
+    norm_head: bool
+    temperature: float
+    entropy: bool
+    top_k: int
+    shard: VocabularyShard | None
+    chunk_tokens: int | None
+    compiled: bool
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """See `token_log_probs`. Labels are in the vocabulary."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
+    ) -> tuple[Tensor | None, ...]:
+        head, _ = head_rows(weight, hidden.dtype, options.norm_head, compiled=options.compiled)
+        found = _Results(labels, at_least_fp32(hidden.dtype), len(head), options)
+        for tokens, _, logits in _chunks(hidden, head, labels != IGNORE, options):
+            found.fill(tokens, labels[tokens], logits)
+        entropy = found.entropy if options.entropy else None
+        top_log_probs, top_ids = found.top() if options.top_k else (None, None)
+        ctx.options = options
+        ctx.save_for_backward(hidden, weight, labels, found.z, found.sum_exp, found.entropy)
+        ctx.set_materialize_grads(False)
+        no_gradient = (found.greedy, top_log_probs, top_ids)
+        ctx.mark_non_differentiable(*(x for x in no_gradient if x is not None))
+        return found.log_probs, found.greedy, entropy, top_log_probs, top_ids
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_log_probs: Tensor | None, _: None, of_entropy: Tensor | None, *__: None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels, z, sum_exp, entropy = ctx.saved_tensors
+        options: _Options = ctx.options
+        factors = _factors(of_log_probs, of_entropy, sum_exp, entropy, options.temperature)
+        head, lengths = head_rows(
+            weight, hidden.dtype, options.norm_head, compiled=options.compiled
+        )
+        of_hidden, of_weight = None, None
+        if ctx.needs_input_grad[0]:
+            of_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+        if ctx.needs_input_grad[1]:
+            of_weight = WeightGradient(head, compiled=options.compiled)
+        chosen = factors.wanted & (labels != IGNORE)
+        for tokens, x, logits in _chunks(hidden, head, chosen, options):
+            count = len(tokens)
+            own = factors.at(tokens)
+            _logit_gradients_(logits[:count], labels[tokens], z[tokens], own, options)
+            logits[count:] = 0.0
+            if of_hidden is not None:
+                of_hidden[tokens] = torch.mm(logits, head)[:count]
+            if of_weight is not None:
+                of_weight.add(logits, x)
+        if of_hidden is not None and options.shard is not None:
+            options.shard.all_reduce(of_hidden)
+        total = None
+        if of_weight is not None:
+            total = of_weight.of(weight, lengths, z.new_ones(()))
+        return of_hidden, total, None, None
+
+
+def _chunks(
+    hidden: Tensor, head: Tensor, chosen: Tensor, options: _Options
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of the chosen tokens, chunk by chunk: where they are [N], hidden states and logits.
+
+    The latter have rows for N tokens and, in the last chunk, for a few more: see `filled_up`.
+    All logits are written into one buffer.
+    """
+    index = chosen.nonzero()[:, 0]
+    count = len(index)
+    filler = index[:1].expand(filled_up(count, len(chosen)) - count)
+    index = torch.cat((index, filler))
+    size = options.chunk_tokens
+    if size is None:
+        size = chunk_size(len(index), len(head), hidden.element_size(), hidden.device.type)
+    longest = min(size, len(index))
+    buffer = torch.empty(longest, len(head), dtype=hidden.dtype, device=hidden.device)
+    for chunk in spans(len(index), size):
+        tokens = index[chunk]
+        x = hidden[tokens]
+        logits = torch.mm(x, head.t(), out=buffer[: len(tokens)])
+        yield tokens[: max(0, count - chunk.start)], x, logits
+
+
+class _Results:
+    """What the forward pass finds, filled a chunk at a time."""
+
+    def __init__(self, labels: Tensor, dtype: torch.dtype, columns: int, options: _Options):
+        self.options = options
+        self.columns = columns
+        self.greedy = torch.zeros_like(labels, dtype=torch.bool)
+        self.z = torch.zeros_like(labels, dtype=dtype)
+        self.log_probs, self.entropy = torch.zeros_like(self.z), torch.zeros_like(self.z)
+        self.sum_exp = torch.ones_like(self.z)
+        shape = (len(labels), min(options.top_k, columns))
+        self.top_logits = self.z.new_zeros(shape)
+        self.top_ids = labels.new_full(shape, -1)
+
+    def fill(self, tokens: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Take in a chunk: where its tokens are [N], their labels [N], and logits."""
+        options = self.options
+        logits = logits[: len(tokens)]
+        sums = softmax_sums(
+            logits,
+            labels,
+            self.z.dtype,
+            options.shard,
+            temperature=options.temperature,
+            entropy=options.entropy,
+        )
+        log_sum = sums.sum_exp.log()
+        log_probs = sums.label_logit - sums.top_logit - log_sum
+        self.z[tokens], self.sum_exp[tokens] = sums.top_logit, sums.sum_exp
+        self.log_probs[tokens] = log_probs
+        # Of logits that are no numbers there is no likeliest token.
+        self.greedy[tokens] = (sums.top_id == labels) & ~log_probs.isnan()
+        if sums.sum_exp_logit is not None:
+            self.entropy[tokens] = log_sum - sums.sum_exp_logit / sums.sum_exp
+        if options.top_k:
+            for block in row_blocks(logits, self.z.dtype):
+                x = scaled(logits[block], self.z.dtype, options.temperature)
+                ids = largest(x, self.top_ids.shape[1])
+                self.top_logits[tokens[block]] = x.gather(1, ids)
+                self.top_ids[tokens[block]] = ids
+
+    def top(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and ids of the likeliest tokens of the whole vocabulary: [T, K]."""
+        logits, ids = self.top_logits, self.top_ids
+        shard = self.options.shard
+        if shard is not None:
+            ids = torch.where(ids < 0, ids, ids + shard.first)
+            logits, ids = (_all_gather(x, self.columns, shard) for x in (logits, ids))
+            # Ids ascend from rank to rank.
+            order = logits.argsort(dim=1, descending=True, stable=True)[:, : self.options.top_k]
+            logits, ids = logits.gather(1, order), ids.gather(1, order)
+        return logits - self.z[:, None] - self.sum_exp.log()[:, None], ids
+
+
+def _all_gather(x: Tensor, columns: int, shard: VocabularyShard) -> Tensor:
+    """What every rank has, side by side: [T, K] -> [T, ranks · K]. Adding zeros is exact."""
+    ranks = x.new_zeros(len(x), shard.size // columns, x.shape[1])
+    ranks[:, shard.first // columns] = x
+    return shard.all_reduce(ranks).flatten(1)
+
+
+def largest(x: Tensor, count: int) -> Tensor:
+    """The columns of each row's largest numbers, descending: [R, V] -> [R, count].
+
+    Equal ones ascend by column, and the lowest columns are taken. NaN counts as infinite.
+    """
+    x = x.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    # topk says how large they are, but takes any of equal ones.
+    least = x.topk(count).values[:, -1:]
+    more, equal = x > least, x == least
+    missing = count - more.sum(dim=-1, keepdim=True)
+    taken = more | (equal & (equal.cumsum(dim=-1) <= missing))
+    columns = taken.nonzero()[:, 1].view(len(x), count)
+    order = x.gather(1, columns).argsort(dim=1, descending=True, stable=True)
+    return columns.gather(1, order)
+
+
+class _Factors(NamedTuple):
+    """Upstream gradients as factors, each [T], of the gradient of a token's logits.
+
+    With g and e the upstream gradients of log p(y) and of H, d = l - z and s = Σ exp(d):
+
+        g 1[y] - p (g + e (log p + H)) = label 1[y] + exp(d) (constant + slope d)
+    """
+
+    label: Tensor
+    constant: Tensor
+    slope: Tensor | None
+    """None where e is 0 for every token."""
+    wanted: Tensor
+    """Whether a token has an upstream gradient."""
+
+    def at(self, tokens: Tensor) -> _Factors:
+        slope = None if self.slope is None else self.slope[tokens]
+        return _Factors(self.label[tokens], self.constant[tokens], slope, self.wanted[tokens])
+
+
+def _factors(
+    of_log_probs: Tensor | None,
+    of_entropy: Tensor | None,
+    sum_exp: Tensor,
+    entropy: Tensor,
+    temperature: float,
+) -> _Factors:
+    g = torch.zeros_like(sum_exp) if of_log_probs is None else of_log_probs
+    share = -1.0 / (sum_exp * temperature)
+    if of_entropy is None:
+        return _Factors(g / temperature, g * share, None, g != 0)
+    constant = (g + of_entropy * (entropy - sum_exp.log())) * share
+    some = (g != 0) | (of_entropy != 0)
+    return _Factors(g / temperature, constant, of_entropy * share, some)
+
+
+def _logit_gradients_(
+    logits: Tensor, labels: Tensor, z: Tensor, factors: _Factors, options: _Options
+) -> None:
+    """Turn logits [N, V] into their gradient in place; everything else is [N] too."""
+    label, has_label = own_columns(labels, logits.shape[1], options.shard)
+    of_label = factors.label[:, None] * has_label
+    constant = factors.constant[:, None]
+    for block in row_blocks(logits, z.dtype):
+        x = logits[block]
+        # In the buffer itself where it has the dtype.
+        grad = scaled(x, z.dtype, options.temperature).sub_(z[block, None])
+        if factors.slope is None:
+            grad.exp_().mul_(constant[block])
+        else:
+            exp = grad.exp()
+            grad.mul_(factors.slope[block, None]).add_(constant[block]).mul_(exp)
+        grad.scatter_add_(1, label[block], of_label[block])
+        if grad is not x:
+            x.copy_(grad)
