@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bc2.data.prep.prepare import How
     from bc2.report.description import Description
     from bc2.tokenizer.report import CompressionReport
-    from bc2.train.pretrain import Run
+    from bc2.train.run import Run
 
 #: Bytes of each source that a dry run takes.
 SAMPLE_BYTES = 2 << 20
@@ -214,14 +214,15 @@ def base_model(session: Session, recipe: Recipe, command: list[str]) -> Artifact
     from bc2.report.curves import draw_run, redraw
     from bc2.train.device import pick_device
     from bc2.train.pretrain import pretrain
-    from bc2.train.rendezvous import meet
+    from bc2.train.rendezvous import check_ranks_agree
     from bc2.train.runs import RunFolder
 
     # What can be wrong is wrong before an hour of tokenizing, not after.
     model, config = recipe.get(ModelConfig), recipe.get(PretrainConfig)
     pick_device(config.device)
     if world_size() > 1:
-        meet(recipe.name, config, model, parallel_of(recipe), session.registry.work)
+        parallel = parallel_of(recipe)
+        check_ranks_agree(recipe.name, config, model, parallel, session.registry.work)
     named = config.tokens
     shards = _upstream(session, recipe, named, "tokens", TokensConfig, tokens)
     run = _plan(session, recipe, shards, command)
@@ -260,7 +261,7 @@ def base_inputs(session: Session, recipe: Recipe, world: int) -> Artifact:
 
 
 def _plan(session: Session, recipe: Recipe, shards: Artifact, command: list[str]) -> Run:
-    from bc2.train.pretrain import Run
+    from bc2.train.run import Run
 
     model = recipe.get(ModelConfig)
     index = json.loads(shards.file("tokens.json").read_text())

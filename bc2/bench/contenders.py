@@ -63,13 +63,7 @@ class Ours:
         yield from self.engine.lasting()
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """The tensors of an optimizer's state."""
-    for state in optimizer.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def build(spec: Spec, held: ExitStack) -> Contender:
+def build_contender(spec: Spec, held: ExitStack) -> Contender:
     """The contender of a spec; what it holds open ends with `held`."""
     if spec.kind == "hf":
         from bc2.bench.peer import Llama

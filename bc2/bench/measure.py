@@ -23,8 +23,8 @@ from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
 from bc2.files import make_directory
 from bc2.model.model_config import ModelConfig
-from bc2.train.device import pick_precision
 from bc2.train.memory.estimate import estimate
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.worker_process import WorkerFailed
 
@@ -150,20 +150,8 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
     """Bytes that ours should take above the imports, by part; nothing is known of a peer."""
     if spec.kind != "bc2":
         return None
-    training = spec.training
-    device = torch.device(training.device)
-    data = spec.ranks // spec.parallel.ranks_of_a_replica
-    expected = estimate(
-        spec.model,
-        training.micro_sequences,
-        training.sequence_length,
-        pick_precision(training.precision, device),
-        training.segment_layers,
-        device=device.type,
-        accumulated=training.micro_sequences * data < training.batch_sequences,
-        parallel=spec.parallel,
-        world=spec.ranks,
-    )
+    shape = TrainingShape.of(spec.model, spec.training, spec.parallel, spec.ranks)
+    expected = estimate(shape)
     parts = {
         name: value
         for name, value in asdict(expected).items()

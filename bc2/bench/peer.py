@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bc2.bench.contenders import state_tensors
 from bc2.bench.data import read_steps
 from bc2.bench.spec import Spec
 from bc2.data.loader import Batch
 from bc2.errors import UsageError
 from bc2.parallel.mesh import Mesh
 from bc2.train.clock import Clock
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer import AdamW
 
 
 def require_peer() -> None:
@@ -49,7 +48,9 @@ class Llama:
         model.to(torch.bfloat16 if spec.weights == "bf16" else torch.float32)
         self.model = model.to(self.device).train()
         self.forward: Any = torch.compile(self.model) if spec.training.compile else self.model
-        self.optimizer = _adamw(self.model, spec.training.optimizer)
+        weights = dict(self.model.named_parameters())
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        self.optimizer = AdamW(weights, shapes, spec.training.optimizer)
         self.steps = held.enter_context(read_steps(Path(spec.shards), spec.training))
 
     def step(self) -> float:
@@ -66,13 +67,13 @@ class Llama:
             torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.training.optimizer.clip_norm
             )
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.inner.step()
+            self.optimizer.inner.zero_grad(set_to_none=True)
         return total
 
     def lasting(self) -> Iterator[Tensor]:
         yield from self.model.parameters()
-        yield from state_tensors(self.optimizer)
+        yield from self.optimizer.tensors()
 
     def _loss(self, batch: Batch) -> Tensor:
         tokens = torch.from_numpy(batch.tokens).to(self.device, non_blocking=True)
@@ -105,19 +106,3 @@ def _llama(spec: Spec, device: torch.device) -> Any:
         attn_implementation="flash_attention_2" if flash and spec.weights != "fp32" else "sdpa",
     )
     return LlamaForCausalLM(config)
-
-
-def _adamw(model: torch.nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )

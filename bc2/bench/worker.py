@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import torch
 
-from bc2.bench.contenders import Contender, Ours, build
+from bc2.bench.contenders import Contender, Ours, build_contender
 from bc2.bench.spec import Spec
 from bc2.ranks import local_rank
 from bc2.train.allocator import keep_freed_memory
@@ -40,7 +40,7 @@ class Worker:
         self.baseline = forget_peak()
         if spec.tuned and self.device.type == "cpu":
             keep_freed_memory()
-        self.contender: Contender = build(spec, held)
+        self.contender: Contender = build_contender(spec, held)
 
     def warmup(self) -> Answer:
         """Steps until their times settle, within limits; compiling happens here."""

@@ -8,7 +8,7 @@ is for comparing layouts; it does not predict a throughput.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -21,10 +21,11 @@ from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tens
 from bc2.plan.devices import Device
 from bc2.train.device import Precision
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.pretrain_config import PretrainConfig
 
-#: Most sequences of a micro-batch that are tried.
-MOST_ROWS = 64
+#: The largest micro-batch that is tried, sequences.
+MOST_MICRO_BATCH = 64
 
 #: Share of the computing that reductions and gathers of ZeRO can hide behind (`overlap`).
 HIDDEN = 0.5
@@ -45,6 +46,21 @@ class Workload:
     def at(self, gpus: int) -> Workload:
         """The same on another number of devices."""
         return Workload(self.model, self.training, self.precision, self.device, gpus, self.mfu)
+
+    @property
+    def shape(self) -> TrainingShape:
+        """What is trained, before any layout is chosen."""
+        training = self.training
+        return TrainingShape(
+            self.model,
+            micro_batch=1,
+            sequence_length=training.sequence_length,
+            precision=self.precision,
+            checkpointing=0,
+            device=self.device.kind,
+            world=self.gpus,
+            optimizer=training.optimizer,
+        )
 
     @property
     def size(self) -> int:
@@ -80,17 +96,15 @@ class CandidateLayout:
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        work = self.work
+        """What one device holds."""
         return estimate(
-            work.model,
-            self.micro_batch,
-            work.training.sequence_length,
-            work.precision,
-            self.checkpointing,
-            device=work.device.kind,
-            accumulated=self.accumulation > 1,
-            parallel=self.parallel,
-            world=work.gpus,
+            replace(
+                self.work.shape,
+                micro_batch=self.micro_batch,
+                checkpointing=self.checkpointing,
+                accumulated=self.accumulation > 1,
+                parallel=self.parallel,
+            )
         )
 
     @property
@@ -297,14 +311,14 @@ def _ways(work: Workload, parallel: ParallelConfig) -> Iterator[CandidateLayout 
 
 def segment_of(work: Workload, tensor: int) -> int:
     """The k of k layers a segment that holds least (Alignment report: √(layers / n))."""
-    length, kind = work.training.sequence_length, work.device.kind
-    return least_segment(work.model, length, work.precision, kind, tensor)
+    return least_segment(replace(work.shape, parallel=ParallelConfig(tensor=tensor)))
 
 
 def largest(work: Workload, parallel: ParallelConfig, checkpointing: int) -> CandidateLayout | None:
     """With the largest micro-batch that fits; None if one sequence does not."""
-    rows = work.training.batch_sequences // (work.gpus // parallel.ranks_of_a_replica)
-    for micro_batch in reversed([n for n in range(1, min(rows, MOST_ROWS) + 1) if rows % n == 0]):
+    sequences = work.training.batch_sequences // (work.gpus // parallel.ranks_of_a_replica)
+    sizes = range(min(sequences, MOST_MICRO_BATCH), 0, -1)
+    for micro_batch in (n for n in sizes if sequences % n == 0):
         layout = CandidateLayout(work, parallel, checkpointing, micro_batch)
         if layout.fits:
             return layout

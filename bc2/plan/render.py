@@ -9,7 +9,7 @@ from bc2.console import table
 from bc2.plan.candidate_layouts import CandidateLayout
 from bc2.plan.history import Past
 from bc2.plan.training_plan import Plan
-from bc2.train.memory.estimate import PARTS
+from bc2.train.memory.estimate import MEMORY_PARTS
 
 #: Layouts that a person is shown.
 SHOWN = 10
@@ -85,7 +85,8 @@ def _cost(plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    each = f"{plan.checkpoint_bytes / 1e9:,.1f} GB a checkpoint (12 bytes a parameter)"
+    one = plan.checkpoint_bytes / plan.work.model.num_params()
+    each = f"{plan.checkpoint_bytes / 1e9:,.1f} GB a checkpoint ({one:g} bytes a parameter)"
     if plan.checkpoints is None:
         return f"{each}, all kept"
     total = plan.checkpoints * plan.checkpoint_bytes
@@ -104,7 +105,8 @@ def _memory_title(layout: CandidateLayout) -> str:
 
 def _memory(layout: CandidateLayout) -> Any:
     memory = layout.memory
-    rows = [(name, f"{memory.parts[name] / 1e9:,.2f}") for name in PARTS if memory.parts[name]]
+    parts = [(name, memory.parts[name]) for name in MEMORY_PARTS]
+    rows = [(name, f"{size / 1e9:,.2f}") for name, size in parts if size]
     rows.append(("total", f"{memory.total / 1e9:,.2f}"))
     return table(("part", "GB"), rows)
 

@@ -22,13 +22,11 @@ from bc2.plan.devices import DEVICES, Device
 from bc2.recipe import Recipe
 from bc2.train.device import Precision, pick_precision
 from bc2.train.duration import Duration
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.pretrain_config import PretrainConfig, check_batches
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
 MFU = 0.577
-
-#: Bytes of a checkpoint, a parameter: fp32 weights and AdamW's two moments.
-CHECKPOINT = {"weights": 4, "moments": 8}
 
 #: Most devices that are tried when nothing fits.
 _MOST_GPUS = 4096
@@ -89,7 +87,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return sum(CHECKPOINT.values()) * self.work.model.num_params()
+        return checkpoint_bytes(self.work.model, self.work.training.optimizer)
 
     def batches(self) -> list[dict[str, int]]:
         """Every solution of batch_tokens = micro_batch x data x accumulation x sequence_length."""

@@ -19,10 +19,12 @@ from bc2.console import note, warn
 from bc2.errors import ResourceError
 from bc2.files import replace_durably
 from bc2.model.model_config import ModelConfig
-from bc2.train.device import pick_precision
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.memory.available import device_available
 from bc2.train.memory.estimate import estimate
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.micro_batch_trial import TrialSpec
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.worker_process import WorkerFailed, WorkerProcess
 
@@ -175,8 +177,8 @@ def _tried(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free:
 def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free: int) -> Needs:
     """What one sequence took on a CPU, and for more the growth of the estimate, corrected."""
     estimates = {micro_batch: _estimate(spec, micro_batch) for micro_batch in divisors}
-    # A save copies weights and moments while training goes on.
-    snapshot = 12 * spec.model.num_params()
+    # A save copies weights and states while training goes on.
+    snapshot = checkpoint_bytes(spec.model, spec.training.optimizer)
     if estimates[1] + snapshot > _allowed(free):
         return lambda micro_batch: estimates[micro_batch] + snapshot
     trial.begin()
@@ -192,17 +194,8 @@ def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], fr
 
 
 def _estimate(spec: TrialSpec, micro_batch: int) -> int:
-    training = spec.training
-    device = torch.device(training.device)
-    return estimate(
-        spec.model,
-        micro_batch,
-        training.sequence_length,
-        pick_precision(training.precision, device),
-        training.segment_layers,
-        device=device.type,
-        accumulated=micro_batch < training.batch_sequences,
-    ).total
+    training = spec.training.model_copy(update={"micro_batch": micro_batch})
+    return estimate(TrainingShape.of(spec.model, training, ParallelConfig(), 1)).total
 
 
 def _too_small(spec: TrialSpec, free: int, why: str) -> ResourceError:

@@ -1,16 +1,14 @@
-"""`bc2 pretrain`: put the model, the data and the loop together, and go on from the last
-complete checkpoint of the same run if there is one."""
+"""`bc2 pretrain`: put the model, the data and the loop together, and resume from the run's last
+complete checkpoint if there is one."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,122 +16,30 @@ from bc2.console import note, progress, warn
 from bc2.data.loader import Loader
 from bc2.errors import IntegrityError
 from bc2.files import make_directory, replace_durably
-from bc2.model.model_config import ModelConfig
 from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.parallel_config import ParallelConfig
-from bc2.registry import Artifact, Draft, Registry, stage_key
+from bc2.registry import Artifact, Draft, Registry
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.checkpoint import Saver, Snapshot, reading_order
+from bc2.train.checkpoint import Saver, Snapshot
 from bc2.train.deterministic import deterministic
-from bc2.train.device import peak_flops, pick_precision, rank_device
+from bc2.train.device import peak_flops, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.make import make_engine
 from bc2.train.guard import Guard
 from bc2.train.heldout import Heldout
 from bc2.train.loop import Loop
-from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.memory.measured import Footprint
 from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
 from bc2.train.pretrain_config import PretrainConfig
-from bc2.train.rendezvous import alone, following, join
+from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
+from bc2.train.run import Run
 from bc2.train.run_inputs import RunInputs, mixture_lines, open_run_inputs
 from bc2.train.runs import RunFacts, mark_running
 from bc2.train.schedule import Speed
 from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.stream import TokenStream
-
-#: Raised when the same settings would train another model.
-VERSION = 3
-
-
-@dataclass(frozen=True)
-class Run:
-    """A pretraining run, identified by what its results depend on."""
-
-    name: str
-    config: PretrainConfig
-    model: ModelConfig
-    tokens: Artifact
-    tokenizer: Artifact
-    recipe: Mapping[str, Any]
-    command: str
-    """What a person types to go on with it."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """How it is laid out over ranks, which changes no result but rounding."""
-
-    @classmethod
-    def resolve(
-        cls, name: str, config: PretrainConfig, model: ModelConfig, tokens: Artifact,
-        tokenizer: Artifact, recipe: Mapping[str, Any], command: list[str],
-        parallel: ParallelConfig | None = None,
-    ) -> Run:  # fmt: skip
-        """Resolve what the machine decides, so that it is part of the key."""
-        device = rank_device(config.device)
-        precision = pick_precision(config.precision, device)
-        config = config.model_copy(update={"precision": precision, "device": str(device)})
-        layout = parallel or ParallelConfig()
-        config = settle_checkpointing(model, config, layout.tensor)
-        spoken = shlex.join(command)
-        return cls(name, config, model, tokens, tokenizer, recipe, spoken, layout)
-
-    @property
-    def key(self) -> str:
-        settings = {"pretrain": self.config.keyed(), "model": self.model.keyed()}
-        return stage_key("checkpoint", VERSION, settings, (self.tokens.digest,))
-
-    def folder(self, registry: Registry) -> Path:
-        """Where the run's metrics, plots and trackers live."""
-        return registry.runs / f"{self.name}-{self.key[:12]}"
-
-    def _outdated(self, registry: Registry) -> set[str] | None:
-        """Digests that an unfinished ``--fresh`` must not go on from; None if there is none.
-
-        By digest and not by time: a clock may be set back.
-        """
-        marker = self.folder(registry) / FRESH
-        return set(marker.read_text().split()) if marker.exists() else None
-
-    def renew(self, registry: Registry, artifact: Artifact) -> None:
-        """What was there before ``--fresh`` is made again, to the bit: it may be gone on from."""
-        outdated = self._outdated(registry)
-        if outdated and artifact.digest in outdated:
-            outdated.remove(artifact.digest)
-            replace_durably(self.folder(registry) / FRESH, "\n".join(outdated).encode())
-
-    def finished(self, registry: Registry) -> Artifact | None:
-        """The run's finished checkpoint, unless training it anew was begun and not ended."""
-        if self._outdated(registry) is not None:
-            return None
-        return registry.find("checkpoint", self.key, finished=True)
-
-    def checkpoints(self, registry: Registry) -> list[Artifact]:
-        """Unfinished checkpoints to go on from, the furthest last.
-
-        By tokens read, not by steps: a rollback takes the step back and never the data.
-        """
-        outdated = self._outdated(registry) or set()
-        mine = [a for a in self._unfinished(registry) if a.digest not in outdated]
-        return sorted(mine, key=reading_order)
-
-    def _unfinished(self, registry: Registry) -> list[Artifact]:
-        checkpoints = registry.list("checkpoint")
-        return [a for a in checkpoints if a.key == self.key and not a.finished]
-
-    def start_over(self, registry: Registry) -> None:
-        """Mark the run as begun anew, and unregister what it must not go on from."""
-        there = self._unfinished(registry)
-        outdated = "\n".join(artifact.digest for artifact in there)
-        replace_durably(self.folder(registry) / FRESH, outdated.encode())
-        for artifact in there:
-            if not artifact.tags:
-                registry.remove(artifact)
-
-
-#: In a run's folder while it is trained anew: digests of checkpoints from before, a line each.
-FRESH = "fresh"
 
 
 def _step(artifact: Artifact) -> int:
@@ -151,8 +57,8 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         RunFailed: another process is at the same run, or too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
-    mesh = join(run)
-    with following(mesh.world):
+    mesh = join_ranks(run)
+    with explain_lost_rank(mesh.world):
         return _pretrain(run, registry, mesh, fresh)
 
 
@@ -161,7 +67,7 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
     check_shared_folder(registry.work, mesh.world)
     with fail_together(mesh.world):
         plan = open_run_inputs(run.config, run.tokens, run.tokenizer, verify=mesh.first)
-    with alone(run, registry, mesh):
+    with lock_run(run, registry, mesh):
         known = None
         with fail_together(mesh.world):
             if mesh.first:
@@ -173,7 +79,7 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
             config = settle_micro_batch(run.model, run.config, run.folder(registry), anew=fresh)
             artifact = _train(replace(run, config=config), plan, registry, mesh)
         if mesh.first:
-            (run.folder(registry) / FRESH).unlink(missing_ok=True)
+            run.end_fresh(registry)
     return artifact
 
 
@@ -319,7 +225,7 @@ def _saver(
         keep=run.config.keep_checkpoints,
         latest=earlier[-1] if earlier else None,
         anchor=scheduled[-1] if scheduled else None,
-        on_publish=partial(run.renew, registry),
+        on_publish=partial(run.made_again, registry),
         mesh=mesh,
     )
 

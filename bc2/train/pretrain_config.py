@@ -11,28 +11,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, offer
 from bc2.recipe import UNKEYED, Recipe, Section, Settings
 from bc2.train.duration import Duration
-
-
-class AdamWConfig(Settings):
-    """AdamW as Baichuan 2 §2.5 sets it; norms are never decayed."""
-
-    learning_rate: float = Field(2e-4, gt=0)
-    """The highest learning rate, reached when the warm-up ends."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment (the paper does not state it)."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay of every matrix."""
-    clip_norm: float = Field(0.5, gt=0)
-    """The gradient is scaled so that its global L2 norm is at most this."""
-
-    @field_validator("betas")
-    @classmethod
-    def _open_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("each beta must lie in [0, 1)")
-        return betas
+from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
 
 
 class ScheduleConfig(Settings):
@@ -95,7 +74,7 @@ class PretrainConfig(Section):
     """A run that would read some text more often than this does not start."""
     z_loss: float = Field(2e-4, ge=0)
     """Weight of the squared largest logit (Baichuan 2, equation 1)."""
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     """[pretrain.optimizer]"""
     schedule: ScheduleConfig = ScheduleConfig()
     """[pretrain.schedule]"""

@@ -27,16 +27,14 @@ from bc2.model.model_config import ModelConfig
 from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
 from bc2.train.device import pick_device, pick_precision
-from bc2.train.pretrain import Run
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import RankLayout
+from bc2.train.run import Run
 from bc2.verify.attempts import Kill, disturb, finish
 from bc2.verify.certificate import Certificate
 from bc2.verify.compare import TOLERANCES, Comparison, bits, near
 from bc2.verify.scratch import Scratch, ScratchHome, scratch, write_recipe
-
-#: Bytes of a parameter in a checkpoint: fp32 weight and two moments.
-_SAVED = 12
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,8 @@ def _steps_of(asked: ResumeRequest) -> Iterator[Any]:
 
 def _check_room(asked: ResumeRequest, folder: Path) -> None:
     """Every boundary of the straight run is kept, and what is being continued from."""
-    needed = _SAVED * asked.recipe.get(ModelConfig).num_params() * (asked.legs + 6)
+    each = checkpoint_bytes(asked.recipe.get(ModelConfig), asked.training.optimizer)
+    needed = each * (asked.legs + 6)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(

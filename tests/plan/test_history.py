@@ -11,7 +11,7 @@ import pytest
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.plan.history import history
-from bc2.train.memory.estimate import PARTS
+from bc2.train.memory.estimate import MEMORY_PARTS
 from bc2.train.memory.measured import Footprint
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
@@ -54,7 +54,7 @@ def test_a_footprint_has_the_parts_and_what_was_touched_since() -> None:
     row = footprint.row()
     assert row["measured"] >= len(touched)
     predicted = row["predicted"]
-    assert set(predicted) == {*PARTS, "snapshot", "total"}
-    assert predicted["total"] == sum(predicted[part] for part in (*PARTS, "snapshot"))
+    assert set(predicted) == {*MEMORY_PARTS, "snapshot", "total"}
+    assert predicted["total"] == sum(predicted[part] for part in (*MEMORY_PARTS, "snapshot"))
     assert predicted["snapshot"] == 12 * model.num_params()
     assert row["layout"] == {"ranks": 1, "micro_batch": 1, "activation_checkpointing": 0}

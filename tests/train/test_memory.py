@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,10 @@ from bc2.train.device import Precision
 from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.available import host_available
 from bc2.train.memory.estimate import estimate
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.memory.shape import TrainingShape
+from bc2.train.optimizer_config import AdamWConfig
 
-ROWS, LENGTH = 4, 64
+SEQUENCES, LENGTH = 4, 64
 
 
 def shape(position: str) -> ModelConfig:
@@ -46,7 +48,7 @@ def kept_bytes(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> int:
         kept.append(tensor)
         return tensor
 
-    tokens = torch.randint(512, (ROWS * LENGTH,))
+    tokens = torch.randint(512, (SEQUENCES * LENGTH,))
     bounds = torch.arange(0, len(tokens) + 1, LENGTH, dtype=torch.int32)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         engine.model(tokens, bounds, LENGTH)
@@ -64,7 +66,7 @@ def test_activations_are_what_autograd_keeps(
     engine = LocalEngine(
         Transformer(config), AdamWConfig(), precision=precision, checkpointing=checkpointing
     )
-    expected = estimate(config, ROWS, LENGTH, precision, checkpointing)
+    expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, precision, checkpointing))
     assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.1)
 
 
@@ -73,7 +75,7 @@ def test_weights_and_moments_are_the_engines(monkeypatch: pytest.MonkeyPatch) ->
     engine = LocalEngine(Transformer(config), AdamWConfig(), precision="bf16")
     tensors = [*engine.model.parameters(), *engine.master]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    expected = estimate(config, ROWS, LENGTH, "bf16", 0)
+    expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, "bf16", 0))
     assert expected.weights + expected.master == sum(storages.values())
     assert expected.moments == 2 * sum(4 * master.numel() for master in engine.master)
 
@@ -81,8 +83,9 @@ def test_weights_and_moments_are_the_engines(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_changes_the_total() -> None:
     config = shape("rope")
 
-    def total(rows: int = 64, checkpointing: int = 0, **more: bool) -> int:
-        return estimate(config, rows, LENGTH, "bf16", checkpointing, **more).total  # type: ignore[arg-type]
+    def total(micro_batch: int = 64, checkpointing: int = 0, accumulated: bool = False) -> int:
+        made = TrainingShape(config, micro_batch, LENGTH, "bf16", checkpointing)
+        return estimate(replace(made, accumulated=accumulated)).total
 
     assert total(128) > total(64) > total(1)
     assert total(checkpointing=1) < total(checkpointing=0)

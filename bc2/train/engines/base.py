@@ -16,13 +16,9 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.next_logits import next_logits
 from bc2.parallel.sequence import own_tokens
-from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
 from bc2.train.objective import Loss, Objective
-from bc2.train.pretrain_config import AdamWConfig
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -31,7 +27,8 @@ class EngineState:
 
     weights: HeldTensors = field(default_factory=HeldTensors)
     optimizer: HeldTensors = field(default_factory=HeldTensors)
-    """``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``; nothing before the first update."""
+    """``STATE.NAME`` of each state of a parameter (`bc2.train.optimizer`), such as ``step.NAME``;
+    nothing before the first update."""
 
 
 class Engine(ABC):
@@ -84,7 +81,7 @@ class Engine(ABC):
 
     @abstractmethod
     def lasting(self) -> Iterator[Tensor]:
-        """What is held between steps beside the model: fp32 weights, moments."""
+        """What is held between steps beside the model: fp32 weights, the optimizer's state."""
 
     def agree(self, labels: int, stop: bool) -> tuple[int, bool]:
         """Supervised tokens on all ranks, and whether any was told to stop."""
@@ -135,41 +132,6 @@ class Engine(ABC):
         device = next(self.model.parameters()).device
         values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
         return dict(zip(sums, group.all_reduce(values).tolist(), strict=True))
-
-
-def make_adamw(
-    parameters: Mapping[str, Tensor], parts: Mapping[str, TensorShard], config: AdamWConfig
-) -> torch.optim.AdamW:
-    """AdamW over parameters by name; matrices are decayed.
-
-    Args:
-        parts: the shapes of the whole: a parameter that ZeRO 3 parted has none of its own.
-    """
-    decayed = [p for name, p in parameters.items() if len(parts[name].shape) >= 2]
-    plain = [p for name, p in parameters.items() if len(parts[name].shape) < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
-
-
-def set_update(
-    optimizer: torch.optim.AdamW, learning_rate: float, *, norm: float, clip_norm: float
-) -> None:
-    """Rate and clipping of the next step.
-
-    Clipping divides inside AdamW's kernel: one pass over the gradient fewer.
-    """
-    excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
-    optimizer.grad_scale = None if excess is None else torch.tensor(excess)  # type: ignore[attr-defined]
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def add_sums(sums: dict[str, float], loss: Loss) -> None:

@@ -31,18 +31,11 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES, Precision
-from bc2.train.engines.base import (
-    MOMENTS,
-    Engine,
-    EngineState,
-    add_sums,
-    make_adamw,
-    root,
-    set_update,
-)
+from bc2.train.engines.base import Engine, EngineState, add_sums, root
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer import DEEPSPEED_SETTINGS, STEP, make_optimizer
+from bc2.train.optimizer_config import OptimizerConfig
 
 
 class DeepSpeedEngine(Engine):
@@ -51,7 +44,7 @@ class DeepSpeedEngine(Engine):
     def __init__(
         self,
         config: ModelConfig,
-        adamw: AdamWConfig,
+        optimizer: OptimizerConfig,
         parallel: ParallelConfig,
         mesh: Mesh,
         *,
@@ -81,12 +74,16 @@ class DeepSpeedEngine(Engine):
             for name, parameter in self.parameters.items():
                 # Or a norm of its own, which nobody reads, fails for want of anything to measure.
                 parameter.tensor_model_parallel = self.parts[name].dim is not None  # type: ignore[attr-defined]
-            self._adamw = make_adamw(self.parameters, self.parts, adamw)
+            shapes = {name: part.shape for name, part in self.parts.items()}
+            self._optimizer = make_optimizer(self.parameters, shapes, optimizer)
             self._engine, *_ = deepspeed.initialize(
-                model=_Asked(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
+                model=_Asked(model),
+                optimizer=self._optimizer.inner,
+                config=settings,
+                mpu=_Groups(mesh),
             )
         self.model = model
-        self._zero: Zero = zero_of(self._engine)
+        self._zero: Zero = zero_of(self._engine, self._optimizer)
         # DeepSpeed takes its fp32 weights from rounded ones: these are not.
         self.restore(InitialWeights(config, seed), HeldTensors())
 
@@ -123,7 +120,7 @@ class DeepSpeedEngine(Engine):
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
-            set_update(self._adamw, learning_rate, norm=norm, clip_norm=clip_norm)
+            self._optimizer.prepare(learning_rate, norm=norm, clip_norm=clip_norm)
             self._engine.step()
             if getattr(self._engine.optimizer, "overflow", False):
                 raise RunFailed("DeepSpeed left out an update that was judged good")
@@ -146,23 +143,22 @@ class DeepSpeedEngine(Engine):
             # What is not cut, every tensor rank has: the first one writes it.
             mine = run is not None and not (part.dim is None and self.mesh.tensor.rank)
             _hold(state.weights, name, part, run if mine else None, None)
-            for key in MOMENTS if self._zero.stepped else ():
+            for key in self._optimizer.state_names[name] if self._zero.stepped else ():
                 _hold(state.optimizer, f"{key}.{name}", part, run if mine else None, key)
             if self._zero.stepped:
                 # A copy, as everything here: it is written while training goes on.
                 step = self._zero.step().float().cpu().clone() if self.mesh.first else None
-                state.optimizer.add(f"step.{name}", TensorShard(()), 0, step)
+                state.optimizer.add(f"{STEP}.{name}", TensorShard(()), 0, step)
         return state
 
     def lasting(self) -> Iterator[Tensor]:
-        for flat in self._zero.flat:
-            yield flat
-            yield from (v for v in self._adamw.state[flat].values() if isinstance(v, Tensor))
+        yield from self._zero.flat
+        yield from self._optimizer.tensors()
 
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        stepped = any(f"exp_avg.{name}" in optimizer for name in self.parameters)
-        self._zero.make_moments(stepped)
+        stepped = any(f"{STEP}.{name}" in optimizer for name in self.parameters)
+        self._zero.make_states(stepped)
         step: Tensor | None = None
         for name, parameter in self.parameters.items():
             part, run = self.parts[name], self._zero.run(parameter)
@@ -170,10 +166,10 @@ class DeepSpeedEngine(Engine):
             read = weights.read(name, part, first, count)
             if run is not None:
                 run.weight.copy_(read)
-                for key in MOMENTS if stepped else ():
-                    run.moment(key).copy_(optimizer.read(f"{key}.{name}", part, first, count))
-            if step is None and f"step.{name}" in optimizer:
-                step = optimizer.read(f"step.{name}", TensorShard(()), 0, 1)
+                for key in self._optimizer.state_names[name] if stepped else ():
+                    run.state(key).copy_(optimizer.read(f"{key}.{name}", part, first, count))
+            if step is None and f"{STEP}.{name}" in optimizer:
+                step = optimizer.read(f"{STEP}.{name}", TensorShard(()), 0, 1)
         if step is not None:
             self._zero.set_step(step)
         self._zero.publish_weights()
@@ -186,7 +182,7 @@ def _hold(
     if run is None:
         held.add(name, part, 0, None)
         return
-    value = run.weight if key is None else run.moment(key)
+    value = run.weight if key is None else run.state(key)
     data = value.detach().float()
     copy = data.clone() if data.device.type == "cpu" else data.cpu()
     held.add(name, part, run.first, copy)
@@ -217,13 +213,10 @@ def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int)
         # Batches are made and counted by the loop.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
-        # torch's AdamW, wherever its states are: one optimizer for every layout.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
+        **DEEPSPEED_SETTINGS,
         "wall_clock_breakdown": False,
     }
 

@@ -22,26 +22,19 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES, Precision
-from bc2.train.engines.base import (
-    MOMENTS,
-    Engine,
-    EngineState,
-    add_sums,
-    make_adamw,
-    root,
-    set_update,
-)
+from bc2.train.engines.base import Engine, EngineState, add_sums, root
 from bc2.train.objective import Objective
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer import STEP, make_optimizer
+from bc2.train.optimizer_config import OptimizerConfig
 
 
 class LocalEngine(Engine):
-    """Holds the model, its fp32 master weights and AdamW.
+    """Holds the model, its fp32 master weights and the optimizer.
 
     Args:
         model: built on the device in fp32, this rank's part of it; its weights become the
             master weights.
-        config: AdamW settings.
+        config: the optimizer's settings.
         precision: type of the forward and backward pass.
         compile: run each layer through torch.compile.
         checkpointing: recompute activations by segments of this many layers; 0: keep them.
@@ -52,7 +45,7 @@ class LocalEngine(Engine):
     def __init__(
         self,
         model: Transformer,
-        config: AdamWConfig,
+        config: OptimizerConfig,
         *,
         precision: Precision = "fp32",
         compile: bool = False,
@@ -79,7 +72,8 @@ class LocalEngine(Engine):
             if model.lm_head.weight.device.type == "cpu":
                 _choose_cpu_kernels(model)
         named = dict(zip(self.parts, self.master, strict=True))
-        self.optimizer = make_adamw(named, self.parts, config)
+        shapes = {name: part.shape for name, part in self.parts.items()}
+        self.optimizer = make_optimizer(named, shapes, config)
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
@@ -135,13 +129,13 @@ class LocalEngine(Engine):
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
-            set_update(self.optimizer, learning_rate, norm=norm, clip_norm=clip_norm)
-            self.optimizer.step()
+            self.optimizer.prepare(learning_rate, norm=norm, clip_norm=clip_norm)
+            self.optimizer.inner.step()
             self._publish_weights()
             self.discard()
 
     def discard(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.inner.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -161,23 +155,22 @@ class LocalEngine(Engine):
 
     def lasting(self) -> Iterator[Tensor]:
         yield from self.master
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from self.optimizer.tensors()
 
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
             read = weights.read(name, part, 0, master.numel())
             master.copy_(read.view_as(master))
-            kept = self.optimizer.state[master]
-            kept.clear()
-            for key in MOMENTS:
+            state: dict[str, Tensor] = {}
+            for key in self.optimizer.state_names[name]:
                 if f"{key}.{name}" in optimizer:
                     value = optimizer.read(f"{key}.{name}", part, 0, master.numel())
-                    kept[key] = value.view_as(master).to(master.device, copy=True)
-            if f"step.{name}" in optimizer:
-                step = optimizer.read(f"step.{name}", TensorShard(()), 0, 1).reshape(())
-                kept["step"] = step.to(master.device, copy=True)
+                    state[key] = value.view_as(master).to(master.device, copy=True)
+            if f"{STEP}.{name}" in optimizer:
+                step = optimizer.read(f"{STEP}.{name}", TensorShard(()), 0, 1).reshape(())
+                state[STEP] = step.to(master.device, copy=True)
+            self.optimizer.set_state(master, state)
         self._publish_weights()
         self.discard()
 
@@ -206,7 +199,8 @@ def _choose_cpu_kernels(model: Transformer) -> None:
 
 
 def _masters(model: Transformer) -> list[torch.nn.Parameter]:
-    """fp32 parameters for AdamW: copies of the layers' and the last norm's, which become bf16.
+    """fp32 parameters for the optimizer: copies of those that become bf16, the layers' and the
+    last norm's.
 
     The embedding and the head are their own masters. An embedding looks rows up and NormHead
     makes unit rows: rounding those is all that bf16 needs. It saves a copy of the largest
