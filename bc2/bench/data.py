@@ -14,7 +14,7 @@ from bc2.data.mixture import Mixture
 from bc2.data.shards import INDEX, TokenShards, token_dtype
 from bc2.parallel.mesh import Mesh
 from bc2.train.pretrain_config import PretrainConfig
-from bc2.train.stream import Step, TokenStream
+from bc2.train.stream import StepData, TokenStream
 
 #: The name of the only source.
 SOURCE = "random"
@@ -72,7 +72,7 @@ def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> 
 @contextmanager
 def read_steps(
     folder: Path, training: PretrainConfig, mesh: Mesh | None = None
-) -> Iterator[Iterator[Step]]:
+) -> Iterator[Iterator[StepData]]:
     """The steps of training on the shards, without end, read ahead on a thread."""
     with stream(folder, training, mesh).steps(0) as steps:
         yield steps

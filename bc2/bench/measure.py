@@ -17,7 +17,7 @@ import torch
 
 from bc2.bench.data import write_shards
 from bc2.bench.process import Workers
-from bc2.bench.results import Checkpoint, Found, Memory, Peak, Ratio, Result
+from bc2.bench.results import BenchResult, Checkpoint, ContenderResult, Memory, Peak, Ratio
 from bc2.bench.spec import Spec
 from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
@@ -72,7 +72,7 @@ class _Running:
 
     workers: Workers
     found: dict[str, Any] = field(default_factory=dict)
-    """Fields of `Found`."""
+    """Fields of `ContenderResult`."""
     parts: list[dict[str, float]] = field(default_factory=list)
     """Mean seconds of each part, by block."""
 
@@ -133,9 +133,9 @@ class _Running:
         }
         self.found["parts_step_s"] = statistics.fmean(s for block in rounds for s in block)
 
-    def result(self) -> Found:
+    def result(self) -> ContenderResult:
         spec = self.spec
-        return Found(
+        return ContenderResult(
             name=spec.name,
             kind=spec.kind,
             checkpointing=spec.training.segment_layers if spec.kind == "bc2" else 0,
@@ -160,15 +160,15 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
     return {**parts, "total": expected.total}
 
 
-def measure(
+def run_benchmark(
     plan: BenchPlan, scratch: Path, progress: Progress, header: Mapping[str, Any]
-) -> Result:
+) -> BenchResult:
     """Measure a plan.
 
     Args:
         scratch: a folder on the disk where checkpoints go; nothing is left in it.
         progress: told of every block.
-        header: the fields of `Result` that say what was asked for, where and when.
+        header: the fields of `BenchResult` that say what was asked for, where and when.
 
     Raises:
         RunFailed: not one contender of ours could run; nothing is to be compared.
@@ -187,10 +187,10 @@ def measure(
             each.attempt(lambda each=each: each.finish(plan.steps, plan.saves))  # type: ignore[misc]
         found = [each.result() for each in running]
     _require_ours(found)
-    return Result(
+    return BenchResult(
         **header,
         params=plan.model.num_params(),
-        tokens_per_step=plan.training.batch_sequences * plan.training.sequence_length,
+        batch_tokens=plan.training.batch_tokens,
         flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
         peak=Peak(before=before, after=after, datasheet=plan.datasheet),
         contenders=found,
@@ -230,7 +230,7 @@ def _rounds(plan: BenchPlan, running: list[_Running], progress: Progress) -> Non
                 progress(1)
 
 
-def _require_ours(found: list[Found]) -> None:
+def _require_ours(found: list[ContenderResult]) -> None:
     ours = [each for each in found if each.kind == "bc2"]
     if ours and all(each.failed for each in ours):
         raise RunFailed(
@@ -240,7 +240,7 @@ def _require_ours(found: list[Found]) -> None:
         )
 
 
-def _ratios(found: list[Found]) -> Iterator[Ratio]:
+def _ratios(found: list[ContenderResult]) -> Iterator[Ratio]:
     """Each of ours over every peer, and over the first of ours."""
     ran = [each for each in found if not each.failed]
     ours = [each for each in ran if each.kind == "bc2"]
@@ -251,7 +251,7 @@ def _ratios(found: list[Found]) -> Iterator[Ratio]:
             yield Ratio(ours=one.name, peer=other.name, rounds=_by_round(one, other))
 
 
-def _by_round(ours: Found, peer: Found) -> list[float]:
+def _by_round(ours: ContenderResult, peer: ContenderResult) -> list[float]:
     pairs = zip(ours.rounds, peer.rounds, strict=True)
     return [statistics.median(theirs) / statistics.median(mine) for mine, theirs in pairs]
 

@@ -65,7 +65,7 @@ class Workers:
 
 def _environments(spec: Spec) -> Iterator[dict[str, str]]:
     """One for each rank, with what torch's launchers would say."""
-    shared = environment(tuned=spec.tuned)
+    shared = worker_environment(tuned=spec.tuned)
     if spec.ranks == 1:
         yield shared
         return
@@ -81,7 +81,7 @@ def _environments(spec: Spec) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def environment(*, tuned: bool) -> dict[str, str]:
+def worker_environment(*, tuned: bool) -> dict[str, str]:
     """The environment of a worker.
 
     Args:

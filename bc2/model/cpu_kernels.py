@@ -2,7 +2,7 @@
 
 torch's flash kernel for CPUs is fast forward; its backward pass is the largest part of a
 training step there. Compiled, the plain formulas over whole score matrices take about half of
-its time in bf16, for memory that grows with the square of a document (limited: see `CHUNK`).
+its time in bf16, for memory that grows with the square of a document (limited: see `MOST_SCORES`).
 
 Shapes:
     T  tokens      I, O  inputs and outputs of a linear layer
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 #: Scores that are held at once, in each of about four bf16 buffers; at least one head's.
-CHUNK = 16 << 20
+MOST_SCORES = 16 << 20
 
 
 def attend_by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class _Attention(torch.autograd.Function):
         heads, length = shape[:2].numel(), shape[2]
         # log Σ exp of scores before they are divided by √K, as the product below has them.
         log_sum = _columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
-        size = max(1, CHUNK // length**2)
+        size = max(1, MOST_SCORES // length**2)
         if size >= heads:
             return tuple(x.view(shape) for x in _compiled()(*tensors, log_sum))
         flat = (*(x.reshape(heads, length, -1) for x in tensors), log_sum)

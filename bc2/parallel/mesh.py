@@ -220,4 +220,4 @@ def _call(function: Callable[..., Tensor], *given: Any) -> Tensor:
 
 
 #: Kept out of compilers: what passes between ranks stays in the order it is written in.
-in_order: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]
+call_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bc2.model.transformer import Layer, Transformer
-from bc2.parallel.mesh import Group, in_order
+from bc2.parallel.mesh import Group, call_uncompiled
 
 
 def cut_sequence(model: Transformer, group: Group) -> None:
@@ -61,10 +61,10 @@ class Ulysses:
     group: Group
 
     def to_heads(self, x: Tensor) -> Tensor:  # [T/n, ..., H, K] -> [T, ..., H/n, K]
-        return in_order(_Exchange.apply, x, self.group, True)
+        return call_uncompiled(_Exchange.apply, x, self.group, True)
 
     def to_tokens(self, x: Tensor) -> Tensor:  # [T, ..., H/n, K] -> [T/n, ..., H, K]
-        return in_order(_Exchange.apply, x, self.group, False)
+        return call_uncompiled(_Exchange.apply, x, self.group, False)
 
 
 class _Exchange(torch.autograd.Function):

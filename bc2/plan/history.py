@@ -10,7 +10,7 @@ from bc2.train.runs import RunFolder
 
 
 @dataclass(frozen=True)
-class Past:
+class MemoryRecord:
     """One attempt at a run."""
 
     run: str
@@ -30,16 +30,16 @@ class Past:
         return {**asdict(self), "error": self.error}
 
 
-def history(runs: Iterable[RunFolder]) -> list[Past]:
+def memory_records(runs: Iterable[RunFolder]) -> list[MemoryRecord]:
     """Every "memory" row of the runs' ``timing.jsonl``, in the runs' order."""
     found = []
     for run in runs:
         rows = [row for row in run.timing() if row.get("event") == "memory"]
-        found += [_past(run.path.name, row) for row in rows if row.get("measured")]
+        found += [_record(run.path.name, row) for row in rows if row.get("measured")]
     return found
 
 
-def _past(run: str, row: dict[str, Any]) -> Past:
+def _record(run: str, row: dict[str, Any]) -> MemoryRecord:
     layout = " ".join(f"{name}={value}" for name, value in row["layout"].items())
     predicted = int(row["predicted"]["total"])
-    return Past(run, layout, row["measure"], predicted, int(row["measured"]))
+    return MemoryRecord(run, layout, row["measure"], predicted, int(row["measured"]))

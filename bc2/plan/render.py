@@ -7,7 +7,7 @@ from typing import Any
 
 from bc2.console import table
 from bc2.plan.candidate_layouts import CandidateLayout
-from bc2.plan.history import Past
+from bc2.plan.history import MemoryRecord
 from bc2.plan.training_plan import Plan
 from bc2.train.memory.estimate import MEMORY_PARTS
 
@@ -15,7 +15,7 @@ from bc2.train.memory.estimate import MEMORY_PARTS
 SHOWN = 10
 
 
-def drawn(plan: Plan) -> Any:
+def render_plan(plan: Plan) -> Any:
     """For a terminal: what it takes, its memory, the layouts."""
     from rich.console import Group
 
@@ -144,7 +144,7 @@ def _more(plan: Plan) -> list[str]:
     return lines
 
 
-def drawn_history(past: Sequence[Past]) -> Any:
+def render_history(past: Sequence[MemoryRecord]) -> Any:
     rows = [
         (
             one.run, one.layout, one.measure, f"{one.predicted / 1e6:,.0f}",

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.files import replace_durably
-from bc2.report.history import Axis, Floats, History
-from bc2.train.metrics import METRICS
+from bc2.report.history import CurveAxis, Floats, History
+from bc2.train.log_rows import METRICS
 from bc2.train.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -111,12 +111,12 @@ def running_median(y: Floats, points: int = 400) -> tuple[NDArray[np.intp], Floa
 class Ruler:
     """The horizontal axis: tokens in a unit that suits them, or steps."""
 
-    axis: Axis
+    axis: CurveAxis
     unit: float
     label: str
 
     @classmethod
-    def of(cls, history: History, axis: Axis) -> Ruler:
+    def of(cls, history: History, axis: CurveAxis) -> Ruler:
         if axis == "step":
             return cls(axis, 1, "steps")
         farthest = max(history.steps["tokens"], default=0)
@@ -130,7 +130,9 @@ class Ruler:
         return np.asarray(columns[self.axis] / self.unit)
 
 
-def figure(history: History, axis: Axis, *, clip_norm: float | None, title: str = "") -> Figure:
+def run_figure(
+    history: History, axis: CurveAxis, *, clip_norm: float | None, title: str = ""
+) -> Figure:
     """Every curve of a run over tokens or over steps, one panel below the other.
 
     Loss, gradient norm, learning rate; tokens/s, MFU and the time of a step by part as
@@ -324,7 +326,7 @@ def draw_run(run: RunFolder, history: History | None = None) -> list[Path]:
     history = history or History.read(run)
     facts = run.facts
     clip_norm = facts.clip_norm if facts else None
-    drawn = figure(history, "tokens", clip_norm=clip_norm, title=run.path.name)
+    drawn = run_figure(history, "tokens", clip_norm=clip_norm, title=run.path.name)
     paths = []
     for name in (SVG, PNG):
         out = io.BytesIO()

@@ -10,13 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bc2.train.runs import Attempt, Row, RunFolder, add_row, latest
+from bc2.train.log_rows import STEP_PARTS, LogRow
+from bc2.train.runs import Attempt, RunFolder, add_row, latest
 
 Floats = NDArray[np.float64]
-Axis = Literal["tokens", "step"]
-
-#: The parts of a step as `bc2.train.clock` names them, in the order in which they run.
-PARTS = ("data", "forward", "head", "backward", "optimizer", "save")
+CurveAxis = Literal["tokens", "step"]
 
 #: Rows of metrics.jsonl about a step that was not made.
 BAD = ("skip", "rollback", "stop")
@@ -44,12 +42,12 @@ class Columns:
     def names(self) -> list[str]:
         return list(self._columns)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LogRow) -> None:
         """Append what the row has under the known names, NaN where it has nothing."""
         for name, column in self._columns.items():
             column.append(number(row.get(name)))
 
-    def widen(self, row: Row) -> None:
+    def widen(self, row: LogRow) -> None:
         """Like `add`, and a name not seen before is a new column, NaN up to here."""
         length = len(self)
         for name in row:
@@ -58,14 +56,14 @@ class Columns:
         self.add(row)
 
 
-class BadSteps(dict[tuple[int, ...], Row]):
+class BadSteps(dict[tuple[int, ...], LogRow]):
     """The bad steps of a training, by step and samples, from the rows of ``timing.jsonl``.
 
     What ``metrics.jsonl`` has is less: a rollback undoes the row of one before it. Here a
     step that is met again after a resume is still one.
     """
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``, of any event."""
         if row["event"] == "start":
             self.clear()
@@ -87,11 +85,11 @@ class History:
     evals: Columns = field(
         default_factory=lambda: Columns("step", "tokens", "heldout_loss", "bits_per_byte")
     )
-    bad: list[Row] = field(default_factory=list)
+    bad: list[LogRow] = field(default_factory=list)
     """What was done about bad steps: skipped, rolled back, or the run ended."""
     met: BadSteps = field(default_factory=BadSteps)
     """Every bad step that was met."""
-    samples: list[Row] = field(default_factory=list)
+    samples: list[LogRow] = field(default_factory=list)
     """Texts that the model wrote during the run."""
     attempts: list[Attempt] = field(default_factory=list)
     _times: Columns = field(
@@ -110,7 +108,7 @@ class History:
             history.add_timing(row)
         return history
 
-    def add_metrics(self, row: Row) -> None:
+    def add_metrics(self, row: LogRow) -> None:
         """A row of ``metrics.jsonl``."""
         if row["event"] == "step":
             self.steps.add(row)
@@ -121,7 +119,7 @@ class History:
         elif row["event"] in BAD:
             self.bad.append(row)
 
-    def add_timing(self, row: Row) -> None:
+    def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
         add_row(self.attempts, row)
         self.met.add(row)
@@ -141,7 +139,7 @@ class History:
         kept = self._lasting()
         step = self._times["step"][kept]
         columns = {name: self._times[name][kept] for name in self._times.names()}
-        names = sorted(self._parts.names(), key=lambda name: (*PARTS, name).index(name))
+        names = sorted(self._parts.names(), key=lambda name: (*STEP_PARTS, name).index(name))
         parts = {f"parts.{name}": self._part(name)[kept] for name in names}
         return {**columns, **parts, "tokens": self.tokens_at(step)}
 
@@ -168,7 +166,7 @@ class History:
         tokens = np.concatenate([[0.0], tokens]) if known[0] > 0 else tokens
         return np.asarray(np.interp(step, at, tokens))
 
-    def restarts(self, axis: Axis) -> Floats:
+    def restarts(self, axis: CurveAxis) -> Floats:
         """Where each attempt after the first went on."""
         steps = np.array([float(one.step) for one in latest(self.attempts)[1:]])
         return steps if axis == "step" else self.tokens_at(steps)

@@ -11,16 +11,16 @@ from typing import Any
 
 from bc2.registry import Registry
 from bc2.report.history import BadSteps, number
-from bc2.train.metrics import METRICS, TIMING
-from bc2.train.runs import Attempt, Row, RunFolder, State, Tail, add_row, ended_as, latest
+from bc2.train.log_rows import METRICS, TIMING, LogFollower, LogRow
+from bc2.train.runs import Attempt, RunFolder, State, add_row, ended_as, latest
 
 #: Steps that recent speeds and shares are taken over.
 RECENT = 100
 
-Visitor = Callable[[Row], None]
+Visitor = Callable[[LogRow], None]
 
 
-def _ignore(_: Row) -> None:
+def _ignore(_: LogRow) -> None:
     """For who needs the state alone."""
 
 
@@ -37,8 +37,8 @@ class Status:
         self.registry = registry
         self.alive = False
         self.attempts: list[Attempt] = []
-        self._metrics = Tail(run.path / METRICS)
-        self._timing = Tail(run.path / TIMING)
+        self._metrics = LogFollower(run.path / METRICS)
+        self._timing = LogFollower(run.path / TIMING)
         self._forget_metrics()
         self._forget_timing()
 
@@ -65,9 +65,9 @@ class Status:
     def _forget_metrics(self) -> None:
         self.losses = array("d")
         self.clipped: deque[bool] = deque(maxlen=RECENT)
-        self.last: Row = {}
-        self.last_step: Row = {}
-        self.last_eval: Row = {}
+        self.last: LogRow = {}
+        self.last_step: LogRow = {}
+        self.last_eval: LogRow = {}
         self.best_heldout = math.inf
 
     def _forget_timing(self) -> None:
@@ -76,9 +76,9 @@ class Status:
         self._begin_attempt()
 
     def _begin_attempt(self) -> None:
-        self.times: deque[Row] = deque(maxlen=RECENT)
+        self.times: deque[LogRow] = deque(maxlen=RECENT)
 
-    def add_metrics(self, row: Row) -> None:
+    def add_metrics(self, row: LogRow) -> None:
         """A row of ``metrics.jsonl``."""
         self.last = row
         if row["event"] == "step":
@@ -90,7 +90,7 @@ class Status:
             loss = number(row["heldout_loss"])
             self.best_heldout = min(self.best_heldout, math.inf if math.isnan(loss) else loss)
 
-    def add_timing(self, row: Row) -> None:
+    def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
         add_row(self.attempts, row)
         self.bad.add(row)

@@ -32,7 +32,7 @@ from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry.manifest import FileEntry
 from bc2.registry.staging import Staged
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
-from bc2.train.metrics import METRICS
+from bc2.train.log_rows import METRICS
 
 TRAINER = "trainer.json"
 #: A tensor beside the optimizer's: torch's global generator.

@@ -8,9 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-#: The parts of a step, in the order in which they run.
-PARTS = ("data", "forward", "head", "backward", "optimizer", "save")
-
 
 class Clock:
     """Adds up the seconds of named parts.

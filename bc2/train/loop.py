@@ -26,11 +26,12 @@ from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 from bc2.train.engines.base import Engine
 from bc2.train.guard import Guard
 from bc2.train.heldout import Measured
-from bc2.train.metrics import Log, last_row
+from bc2.train.log_rows import last_row
+from bc2.train.metrics import Log
 from bc2.train.objective import Objective
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
-from bc2.train.stream import Step, StepSpan
+from bc2.train.stream import StepData, StepSpan
 
 
 class BatchStream(Protocol):
@@ -40,7 +41,7 @@ class BatchStream(Protocol):
     def sequences(self) -> int:
         """Samples in a step."""
 
-    def steps(self, first: int) -> AbstractContextManager[Iterator[Step]]: ...
+    def steps(self, first: int) -> AbstractContextManager[Iterator[StepData]]: ...
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Loop:
             # Something to roll back to from the very first step.
             self._save()
 
-    def _until_rewound(self, steps: Iterator[Step]) -> None:
+    def _until_rewound(self, steps: Iterator[StepData]) -> None:
         """Make steps until the run ends or a rollback moves the position."""
         while self.step < self.schedule.total:
             began = time.perf_counter()
@@ -129,14 +130,14 @@ class Loop:
                 return
             self._pause()
 
-    def _agree(self, step: Step) -> int:
+    def _agree(self, step: StepData) -> int:
         """Supervised tokens of the step on all ranks, if none was told to stop."""
         tokens, stop = self.engine.agree(step.labels, bool(self.stop))
         if stop:
             self.stop.follow()
         return tokens
 
-    def _measure(self, step: Step, tokens: int) -> dict[str, float]:
+    def _measure(self, step: StepData, tokens: int) -> dict[str, float]:
         """Forward and backward of one optimizer step; nothing is changed yet."""
         if not tokens:
             raise RunFailed(
@@ -158,7 +159,7 @@ class Loop:
                 self.stop.check()
             yield batch
 
-    def _accept(self, step: Step, measured: dict[str, float], began: float) -> None:
+    def _accept(self, step: StepData, measured: dict[str, float], began: float) -> None:
         logged = self.schedule.is_logged(self.step + 1)
         with self._changing():
             self.engine.update(
@@ -186,7 +187,7 @@ class Loop:
             f"MFU {100 * speed['mfu']:.0f}%",
         )
 
-    def _bad(self, step: Step, reason: str) -> str:
+    def _bad(self, step: StepData, reason: str) -> str:
         """Skip, roll back or stop, and say so with step, samples and their sources."""
         assert self.place is not None
         self.engine.discard()
@@ -227,7 +228,7 @@ class Loop:
             "checkpoint, another learning rate, action or max_rise is another run",
         )
 
-    def _roll_back(self, step: Step, facts: dict[str, Any]) -> str:
+    def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:
         """Back to the last checkpoint, past everything read up to the bad step."""
         bad, rollbacks, at = self.guard.bad + 1, self.rollbacks + 1, self.step
         self.saver.wait()
@@ -389,7 +390,7 @@ class Loop:
             self.heldout = last_row(snapshot.metrics, "eval")
             torch.set_rng_state(snapshot.random)
 
-    def _advance(self, step: Step) -> None:
+    def _advance(self, step: StepData) -> None:
         self.step += 1
         tell_step(self.step)
         self.samples = step.first + step.sequences

@@ -15,12 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bc2.console import warn
 from bc2.errors import Bc2Error, UsageError, from_os_error
 from bc2.files import replace_durably
-
-METRICS = "metrics.jsonl"
-TIMING = "timing.jsonl"
+from bc2.train.log_rows import METRICS, TIMING, read_rows
 
 #: Bytes read at once from the end of a file.
 _BLOCK = 1 << 16
@@ -34,35 +31,6 @@ def _line(row: Mapping[str, Any]) -> bytes:
     clean = {name: _finite(value) for name, value in row.items()}
     text = json.dumps(clean, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
     return f"{text}\n".encode()
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file.
-
-    A last line cut off by a crash is left out; another line that is no row (of a disk
-    that lost power) is left out too, and said.
-    """
-    if not path.exists():
-        return
-    *lines, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            yield row
-        else:
-            warn(f"{path}:{number} is no row of metrics and is left out")
-
-
-def last_row(content: bytes, event: str) -> dict[str, Any] | None:
-    """The last row of an event in a metrics file's content."""
-    for line in reversed(content.splitlines()):
-        row: dict[str, Any] = json.loads(line)
-        if row["event"] == event:
-            return row
-    return None
 
 
 class Log(Protocol):

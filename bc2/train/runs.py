@@ -16,15 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from bc2.console import note, warn
+from bc2.console import note
 from bc2.errors import DataError, RefError, nearest
 from bc2.files import make_directory, replace_durably
 from bc2.registry import Registry, refs
-from bc2.train.metrics import METRICS, TIMING
-
-Row = dict[str, Any]
+from bc2.train.log_rows import METRICS, TIMING, LogRow, parse_row, read_rows
 
 RUN = "run.json"
 RECIPE = "recipe.json"
@@ -92,63 +90,6 @@ class RunFacts:
         replace_durably(folder / RUN, json.dumps(asdict(self), indent=2).encode())
 
 
-class Tail:
-    """Reads a JSON-lines file as it grows, each row once; a line not yet whole is left."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.at = 0
-        self._stream: BinaryIO | None = None
-
-    def is_new(self) -> bool:
-        """Whether the file is another one than before, and will be read from its beginning.
-
-        True of a file seen for the first time. A run that goes back to a checkpoint puts
-        another ``metrics.jsonl`` in place of the old one.
-        """
-        try:
-            there = os.stat(self.path)
-        except FileNotFoundError:
-            return False
-        # The old file is kept open, so that its inode cannot be given to the new one.
-        if self._stream is not None and there.st_size >= self.at:
-            here = os.fstat(self._stream.fileno())
-            if os.path.samestat(here, there):
-                return False
-        self.close()
-        self._stream = self.path.open("rb")
-        self.at = 0
-        return True
-
-    def rows(self) -> Iterator[Row]:
-        """The rows appended since the last call; a whole line that is none is left out and said."""
-        if self._stream is None:
-            return
-        self._stream.seek(self.at)
-        # By newline alone: a text may hold U+2028, which str.splitlines() breaks at.
-        for line in self._stream:
-            if not line.endswith(b"\n"):
-                return
-            where = f"{self.path}, byte {self.at}"
-            self.at += len(line)
-            if (row := _row(line)) is not None:
-                yield row
-            else:
-                warn(f"{where}: no row of a log, left out")
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-
-def _row(text: bytes) -> Row | None:
-    try:
-        row = json.loads(text)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
 @dataclass
 class Attempt:
     """One process at a run, from its start or resume to its end."""
@@ -158,21 +99,21 @@ class Attempt:
     """Optimizer steps behind it when it began."""
     began: float
     """By the wall clock, in seconds since 1970."""
-    facts: Row
+    facts: dict[str, Any]
     """What else its first row says: device, threads, versions."""
     last_step: int
     seconds: float = 0.0
     """From its start to its last row."""
-    end: Row | None = None
+    end: LogRow | None = None
     """The row that says how it ended; None while it goes on, and after a sudden death."""
 
     @classmethod
-    def begin(cls, row: Row) -> Attempt:
+    def begin(cls, row: LogRow) -> Attempt:
         named = ("event", "step", "time", "elapsed")
         facts = {name: value for name, value in row.items() if name not in named}
         return cls(row["event"], row["step"], row["time"], facts, row["step"])
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LogRow) -> None:
         """A later row of ``timing.jsonl``, while no other attempt has begun."""
         # The wall clock only where there is no other: it may jump.
         seconds = row["elapsed"] if "elapsed" in row else row["time"] - self.began
@@ -183,7 +124,7 @@ class Attempt:
             self.end = row
 
 
-def add_row(attempts: list[Attempt], row: Row) -> None:
+def add_row(attempts: list[Attempt], row: LogRow) -> None:
     """Add a row of ``timing.jsonl`` to the attempts so far."""
     if row["event"] in ("start", "resume"):
         attempts.append(Attempt.begin(row))
@@ -216,7 +157,7 @@ class State:
         return f"{self.name} ({self.detail})" if self.detail else self.name
 
 
-def ended_as(end: Row | None) -> State:
+def ended_as(end: LogRow | None) -> State:
     """The state that the last row of an attempt tells; without one it died."""
     if end is None:
         return State("died", "killed, or crashed")
@@ -249,27 +190,27 @@ class RunFolder:
         facts = self.facts
         return facts.key if facts else self.path.name.rpartition("-")[2]
 
-    def recipe(self) -> Row:
+    def recipe(self) -> dict[str, Any]:
         """The recipe with every default filled in; empty before the run wrote it."""
         return self._json(RECIPE)
 
-    def _json(self, name: str) -> Row:
+    def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.exists():
             return {}
-        found = _row(path.read_bytes())
+        found = parse_row(path.read_bytes())
         if found is None:
             todo = "start the run again: it is written anew"
             raise DataError("not a JSON object", where=str(path), todo=todo)
         return found
 
-    def metrics(self) -> Iterator[Row]:
+    def metrics(self) -> Iterator[LogRow]:
         """The rows of ``metrics.jsonl``: one history, without what a resume went back over."""
-        return _rows(self.path / METRICS)
+        return read_rows(self.path / METRICS)
 
-    def timing(self) -> Iterator[Row]:
+    def timing(self) -> Iterator[LogRow]:
         """The rows of ``timing.jsonl``: every attempt."""
-        return _rows(self.path / TIMING)
+        return read_rows(self.path / TIMING)
 
     def attempts(self) -> list[Attempt]:
         """Starts and resumes in their order, with how each ended."""
@@ -287,15 +228,6 @@ class RunFolder:
             if (self.path / name).exists():
                 return (self.path / name).stat().st_mtime
         return 0.0
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    tail = Tail(path)
-    try:
-        tail.is_new()
-        yield from tail.rows()
-    finally:
-        tail.close()
 
 
 def list_runs(registry: Registry) -> list[RunFolder]:

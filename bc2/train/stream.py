@@ -30,7 +30,7 @@ class StepSpan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepData:
     """The data of one optimizer step, as far as this rank reads it."""
 
     first: int
@@ -74,18 +74,18 @@ class TokenStream:
     """They take turns by micro-batch, so that a step has the same samples whatever their number."""
 
     @contextmanager
-    def steps(self, first: int) -> Iterator[Iterator[Step]]:
+    def steps(self, first: int) -> Iterator[Iterator[StepData]]:
         """The steps from global sample `first` on; reading stops with the block."""
         begin, stride = first + self.rank * self.micro_batch, self.ranks * self.micro_batch
         with self.loader.iterate(begin, self.micro_batch, stride=stride) as batches:
             yield self._group(first, waited(batches, self.timeout_s, self.check))
 
-    def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[Step]:
+    def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[StepData]:
         names = tuple(self.loader.mixture.sources)
         while True:
             count = self.sequences // (self.micro_batch * self.ranks)
             group = [next(batches) for _ in range(count)]
-            yield Step(first, self.sequences, group, names)
+            yield StepData(first, self.sequences, group, names)
             first += self.sequences
 
 

@@ -83,7 +83,7 @@ def _figures(one: Comparison) -> str:
     )
 
 
-def write(certificate: Certificate, path: Path) -> None:
+def write_certificate(certificate: Certificate, path: Path) -> None:
     """Put it into a file. Raises: Bc2Error if it cannot be written."""
     try:
         make_directory(path.parent.absolute())
@@ -92,7 +92,9 @@ def write(certificate: Certificate, path: Path) -> None:
         raise from_os_error(error, "writing the certificate") from error
 
 
-def register(certificate: Certificate, registry: Registry, checkpoint: Artifact) -> Artifact:
+def register_certificate(
+    certificate: Certificate, registry: Registry, checkpoint: Artifact
+) -> Artifact:
     """Register it as scores made from a checkpoint.
 
     An artifact does not change, so the certificate is one of its own, found by lineage; it

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bc2.bench.machine import facts as machine
+from bc2.bench.machine import machine_facts
 from bc2.console import note, progress
 from bc2.errors import ResourceError, UsageError
 from bc2.files import sha256_json
@@ -256,7 +256,7 @@ def _about(asked: ResumeRequest) -> dict[str, Any]:
             "replaced": asked.replaced(),
         },
         "layout": asked.base.as_json(),
-        "machine": machine(asked.device),
+        "machine": machine_facts(asked.device),
     }
 
 

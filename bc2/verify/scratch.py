@@ -13,7 +13,8 @@ from typing import Any
 from bc2.files import make_directory
 from bc2.registry import Artifact, Registry, staging
 from bc2.registry.artifact import place_of
-from bc2.train.runs import Row, RunFolder
+from bc2.train.log_rows import LogRow
+from bc2.train.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ScratchHome:
         kept = {name: text for name, text in os.environ.items() if name != "BC2_REGISTRY_URL"}
         return {**kept, "BC2_HOME": str(self.path)}
 
-    def timing(self, *events: str) -> list[Row]:
+    def timing(self, *events: str) -> list[LogRow]:
         """Rows of timing.jsonl, of every attempt."""
         folders = [RunFolder(path) for path in (self.path / "runs").glob("*")]
         return [row for run in folders for row in run.timing() if row["event"] in events]

@@ -10,7 +10,7 @@ import pytest
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.plan.history import history
+from bc2.plan.history import memory_records
 from bc2.train.memory.estimate import MEMORY_PARTS
 from bc2.train.memory.measured import Footprint
 from bc2.train.pretrain_config import PretrainConfig
@@ -34,7 +34,7 @@ def test_each_attempt_that_ended_is_a_line(tmp_path: Path) -> None:
         run_with(tmp_path, "a-1", start, ROW, start, {**ROW, "measured": 80}),
         run_with(tmp_path, "b-2", start),
     ]
-    first, second = history(runs)
+    first, second = memory_records(runs)
     assert (first.run, first.layout, first.predicted) == ("a-1", "zero=2 ranks=4", 90)
     assert first.error == pytest.approx(-0.1)
     assert second.error == pytest.approx(0.125)
