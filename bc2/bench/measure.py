@@ -1,6 +1,6 @@
-"""Contenders in turn: a block of steps of one, then of the next, round after round.
+"""A benchmark: contenders train in turn, a block of steps each, round after round.
 
-Whatever else the machine does falls on all of them, and a ratio is taken within a round.
+So other work of the machine disturbs all of them alike; a ratio is taken within a round.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Running:
         return "failed" in self.found
 
     def attempt(self, act: Callable[[], None]) -> None:
-        """Do something with the worker; its failure becomes its result."""
+        """Call `act`; if the workers fail, that is the contender's result."""
         if self.failed:
             return
         try:
@@ -93,7 +93,7 @@ class _Running:
         except WorkerFailed as error:
             self.found = {"failed": str(error)}
             warn(f"{self.spec.name} failed: {error}")
-            # Its memory is the others'.
+            # The others may have its memory.
             self.workers.close()
 
     def begin(self) -> None:
@@ -109,7 +109,7 @@ class _Running:
         self.found["loss"] = answer["loss"]
 
     def finish(self, steps: int, saves: int) -> None:
-        """What is measured after the rounds, alone."""
+        """Measure memory, parts and checkpoints, after the rounds."""
         ranks = [Memory(**each) for each in self.workers.ask_each("memory")]
         most = max(ranks, key=lambda memory: memory.taken)
         self.found["memory"] = most.model_copy(update={"estimate": _estimate(self.spec)})
@@ -119,7 +119,7 @@ class _Running:
                 asked = self.workers.ask("checkpoint", steps=steps, saves=saves)
                 self.found["checkpoint"] = Checkpoint(**asked)
             except WorkerFailed as error:
-                # The rounds were measured: a full disk must not take them.
+                # The rounds were measured: a full disk must not cost them.
                 warn(f"{self.spec.name}: no checkpoint could be timed: {error}")
                 self.found["checkpoint_failed"] = str(error)
 
@@ -147,7 +147,7 @@ class _Running:
 
 
 def _estimate(spec: Spec) -> dict[str, int] | None:
-    """Bytes that ours should take above the imports, by part; nothing is known of a peer."""
+    """Bytes that bc2's engine should take above the imports, by part; None for a peer."""
     if spec.kind != "bc2":
         return None
     shape = TrainingShape.of(spec.model, spec.training, spec.parallel, spec.ranks)
@@ -167,11 +167,11 @@ def run_benchmark(
 
     Args:
         scratch: a folder on the disk where checkpoints go; nothing is left in it.
-        progress: told of every block.
+        progress: is called for every block.
         header: the fields of `BenchResult` that say what was asked for, where and when.
 
     Raises:
-        RunFailed: not one contender of ours could run; nothing is to be compared.
+        RunFailed: none of bc2's contenders could run, so there is nothing to compare.
     """
     make_directory(scratch)
     with TemporaryDirectory(dir=scratch, prefix="run-") as folder, ExitStack() as held:
@@ -211,7 +211,7 @@ def _peak(products: Workers) -> float:
 
 
 def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
-    """Start a contender, after the ones before it have come to rest, and warm it up."""
+    """Start a contender, while those before it wait, and warm it up."""
     each = _Running(held.enter_context(closing(Workers(spec))))
     each.attempt(each.begin)
     steps = each.found.get("warmup_steps", 0)
@@ -241,7 +241,7 @@ def _require_ours(found: list[ContenderResult]) -> None:
 
 
 def _ratios(found: list[ContenderResult]) -> Iterator[Ratio]:
-    """Each of ours over every peer, and over the first of ours."""
+    """Each of bc2's contenders over every peer, and over the first of bc2's."""
     ran = [each for each in found if not each.failed]
     ours = [each for each in ran if each.kind == "bc2"]
     peers = [each for each in ran if each.kind == "hf"]
@@ -257,7 +257,7 @@ def _by_round(ours: ContenderResult, peer: ContenderResult) -> list[float]:
 
 
 def announce(plan: BenchPlan) -> None:
-    """Say on stderr what is going to be measured."""
+    """Print on stderr what is going to be measured."""
     training = plan.training
     note(
         f"{plan.model.num_params():,} parameters, {training.batch_sequences} x "

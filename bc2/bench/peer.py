@@ -1,8 +1,8 @@
-"""The peer: transformers' Llama at the same shape, as one would train it in plain torch.
+"""The peer: transformers' Llama of the same shape, trained in plain torch.
 
 It differs where the models do: no NormHead, no max-z loss, rotary positions also where the
-recipe has ALiBi, documents not kept apart, and S - 1 labels of a row of S tokens, since it
-shifts the labels itself.
+recipe has ALiBi, attention across documents, and S - 1 labels in a sequence of S tokens, since
+it shifts the labels itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def require_peer() -> None:
 
 
 class Llama:
-    """LlamaForCausalLM, fused AdamW and clipping, in one of the ways of `spec.PEERS`."""
+    """LlamaForCausalLM, fused AdamW and clipping, in one of the variants `spec.PEERS`."""
 
     def __init__(self, spec: Spec, held: ExitStack):
         self.training = spec.training
@@ -71,7 +71,7 @@ class Llama:
             self.optimizer.inner.zero_grad(set_to_none=True)
         return total
 
-    def lasting(self) -> Iterator[Tensor]:
+    def held_tensors(self) -> Iterator[Tensor]:
         yield from self.model.parameters()
         yield from self.optimizer.tensors()
 

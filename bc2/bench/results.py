@@ -1,4 +1,4 @@
-"""What a benchmark found, and the results that are kept."""
+"""Results of benchmarks: what they hold, and how they are kept and found again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Spread(Settings):
 
 
 class Memory(Settings):
-    """Bytes; of the rank that took most."""
+    """Bytes of memory, of the rank that took most."""
 
     baseline: int
     """Resident after the imports."""
@@ -46,23 +46,23 @@ class Memory(Settings):
     reserved: int | None
     """Most that torch's allocator held on a GPU."""
     estimate: dict[str, int] | None = None
-    """Of ours: what `bc2.train.memory` expects tensors to take, by part and in ``total``."""
+    """Only bc2's: what `bc2.train.memory` expects tensors to take, by part and in ``total``."""
 
     @property
     def taken(self) -> int:
-        """What training took: of the GPU if it has one, else of the host above the baseline."""
+        """What training took: on the GPU if there is one, else on the host above the baseline."""
         return self.peak - self.baseline if self.reserved is None else self.reserved
 
 
 class Checkpoint(Settings):
-    """Saves beside training: medians, in seconds."""
+    """Checkpoints saved during training: medians, in seconds."""
 
     wait_s: float
     """How long the loop stood still."""
     save_s: float
     """Until the checkpoint was published."""
     lost_s: float | None = None
-    """That wait and what steps took longer meanwhile; None in results from before it was kept."""
+    """That wait and the time that steps took longer meanwhile; None in older results."""
     losses_s: list[float] = Field(default_factory=list)
     """The same of each save."""
     bytes: int
@@ -74,7 +74,7 @@ class Checkpoint(Settings):
 
     @property
     def lost_share(self) -> float | None:
-        """Of a step."""
+        """The lost time over that of a step."""
         return None if self.lost_s is None else self.lost_s / statistics.median(self.before_s)
 
 

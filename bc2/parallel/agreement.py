@@ -19,7 +19,7 @@ def fail_together(ranks: Group) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    told = None if error is None else _tellable(error, ranks)
+    told = None if error is None else _for_other_ranks(error, ranks)
     errors = ranks.all_gather_object(told)
     if error is not None:
         raise error
@@ -28,7 +28,7 @@ def fail_together(ranks: Group) -> Iterator[None]:
             raise other
 
 
-def _tellable(error: Exception, ranks: Group) -> Exception:
+def _for_other_ranks(error: Exception, ranks: Group) -> Exception:
     """An error as the other ranks raise it."""
     where = f"rank {ranks.rank}"
     if isinstance(error, Bc2Error):
@@ -50,12 +50,12 @@ def check_shared_folder(folder: Path, ranks: Group) -> None:
         if ranks.rank == 0:
             path.touch()
     with fail_together(ranks):
-        see(path, ranks)
+        check_sees(path, ranks)
     if ranks.rank == 0:
         path.unlink()
 
 
-def see(path: Path, ranks: Group) -> None:
+def check_sees(path: Path, ranks: Group) -> None:
     """A file that rank 0 wrote must be there for every rank."""
     if not path.exists():
         raise RunFailed(

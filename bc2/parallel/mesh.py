@@ -112,7 +112,7 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
                 f"[parallel] asks for a multiple of {config.ranks_of_a_replica} ranks; this is one",
                 todo=f"start it with --nproc {config.ranks_of_a_replica}",
             )
-        return _alone(device) if config.on(1).zero else Mesh()
+        return _one_rank_mesh(device) if config.on(1).zero else Mesh()
     everyone = all_ranks(device, timeout_s)
     # Before groups are made of it: ranks that differ would wait for each other there.
     check_same_on_all_ranks(everyone, "[parallel]", config.model_dump(mode="json"))
@@ -134,7 +134,7 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _alone(device: torch.device) -> Mesh:
+def _one_rank_mesh(device: torch.device) -> Mesh:
     """One rank that DeepSpeed finds groups for."""
     if not dist.is_initialized():
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ def coordinates(config: ParallelConfig, world: int, rank: int) -> dict[str, int]
     return {axis: place[axis] for axis in ORDER}
 
 
-def _unlike(one: Any, two: Any) -> tuple[str, str]:
+def _first_difference(one: Any, two: Any) -> tuple[str, str]:
     """Two values that differ, for people: of settings by name, the first that does."""
     if isinstance(one, dict) and isinstance(two, dict):
         name = next(name for name in {**one, **two} if one.get(name) != two.get(name))
@@ -208,7 +208,7 @@ def check_same_on_all_ranks(group: Group, what: str, value: Any) -> None:
     values: Sequence[Any] = group.all_gather_object(value)
     others = [str(rank) for rank, there in enumerate(values) if there != values[0]]
     if others:
-        there, here = _unlike(values[int(others[0])], values[0])
+        there, here = _first_difference(values[int(others[0])], values[0])
         raise RecipeError(
             f"rank {', '.join(others)} has another {what} than rank 0: {there} and {here}",
             todo="start all ranks with the same command, recipe and version of bc2",

@@ -10,7 +10,7 @@ from bc2.errors import UsageError, nearest
 
 @dataclass(frozen=True)
 class Device:
-    """One of several that are alike."""
+    """One device of several alike."""
 
     name: str
     kind: str

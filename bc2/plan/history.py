@@ -1,4 +1,4 @@
-"""How good the predictions were: what runs stored beside what they took."""
+"""Predicted memory beside measured memory, from the logs of earlier runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bc2.train.runs import RunFolder
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """One attempt at a run."""
+    """Predicted and measured memory of one attempt at a run."""
 
     run: str
     layout: str
@@ -23,7 +23,7 @@ class MemoryRecord:
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a share of what was measured."""
+        """Predicted over measured bytes, less 1."""
         return self.predicted / self.measured - 1
 
     def as_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.train.log_rows import STEP_PARTS, LogRow
-from bc2.train.runs import Attempt, RunFolder, add_row, latest
+from bc2.train.runs import Attempt, RunFolder, add_to_attempts, latest_attempts
 
 Floats = NDArray[np.float64]
 CurveAxis = Literal["tokens", "step"]
@@ -121,7 +121,7 @@ class History:
 
     def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
-        add_row(self.attempts, row)
+        add_to_attempts(self.attempts, row)
         self.met.add(row)
         if row["event"] in ("start", "resume"):
             self._timed = row["step"]
@@ -168,5 +168,5 @@ class History:
 
     def restarts(self, axis: CurveAxis) -> Floats:
         """Where each attempt after the first went on."""
-        steps = np.array([float(one.step) for one in latest(self.attempts)[1:]])
+        steps = np.array([float(one.step) for one in latest_attempts(self.attempts)[1:]])
         return steps if axis == "step" else self.tokens_at(steps)

@@ -21,7 +21,7 @@ from bc2.report.history import Floats, History
 from bc2.report.number_format import NOTHING, amount, decimals, duration, moment, percent
 from bc2.report.status import Status
 from bc2.train.log_rows import LogRow
-from bc2.train.runs import Attempt, RunFolder, State, ended_as, latest
+from bc2.train.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
 
 RUN_PAGE = "report.html"
 #: Rows of one prompt's samples, and of bad steps, that a page shows at most.
@@ -193,7 +193,7 @@ def _spread(rows: list[LogRow], most: int) -> list[LogRow]:
 
 
 def _attempts(attempts: Sequence[Attempt], *, alive: bool) -> Iterator[dict[str, Any]]:
-    restarted = len(attempts) - len(latest(attempts))
+    restarted = len(attempts) - len(latest_attempts(attempts))
     for number, attempt in enumerate(attempts, 1):
         here = alive and number == len(attempts)
         yield {
@@ -203,7 +203,7 @@ def _attempts(attempts: Sequence[Attempt], *, alive: bool) -> Iterator[dict[str,
             "last": attempt.last_step,
             "began": moment(attempt.began),
             "took": duration(attempt.seconds),
-            "end": State("running") if here else ended_as(attempt.end),
+            "end": State("running") if here else state_at_end(attempt.end),
             "facts": ", ".join(f"{name} {_value(value)}" for name, value in attempt.facts.items()),
         }
 

@@ -12,7 +12,7 @@ from typing import Any
 from bc2.registry import Registry
 from bc2.report.history import BadSteps, number
 from bc2.train.log_rows import METRICS, TIMING, LogFollower, LogRow
-from bc2.train.runs import Attempt, RunFolder, State, add_row, ended_as, latest
+from bc2.train.runs import Attempt, RunFolder, State, add_to_attempts, latest_attempts, state_at_end
 
 #: Steps that recent speeds and shares are taken over.
 RECENT = 100
@@ -92,7 +92,7 @@ class Status:
 
     def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
-        add_row(self.attempts, row)
+        add_to_attempts(self.attempts, row)
         self.bad.add(row)
         if row["event"] in ("start", "resume"):
             self._begin_attempt()
@@ -107,7 +107,7 @@ class Status:
         """Running, or how the last attempt ended."""
         if self.alive:
             return State("running")
-        end = ended_as(self.attempts[-1].end if self.attempts else None)
+        end = state_at_end(self.attempts[-1].end if self.attempts else None)
         if end.name != "died":
             return end
         if self._is_registered():
@@ -129,12 +129,12 @@ class Status:
 
     @property
     def restarts(self) -> int:
-        return max(0, len(latest(self.attempts)) - 1)
+        return max(0, len(latest_attempts(self.attempts)) - 1)
 
     @property
     def seconds(self) -> float:
         """Time that processes were at it, over all attempts of this training."""
-        return sum(attempt.seconds for attempt in latest(self.attempts))
+        return sum(attempt.seconds for attempt in latest_attempts(self.attempts))
 
     def seconds_left(self) -> float | None:
         """At the pace of the recent steps, evaluations and saves included."""

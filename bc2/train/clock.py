@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""A clock for the parts of a step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to a part; what it raises is not swallowed."""
+        """Add the time that the block takes to a part, also if the block raises."""
         began = self.now()
         try:
             yield

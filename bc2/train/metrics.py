@@ -1,4 +1,4 @@
-"""Metrics of a run: what it computed, and apart from it, how long that took.
+"""The logs that a run writes: what it computed, and apart from it how long that took.
 
 ``metrics.jsonl`` holds only what follows from the recipe and the data, so that a
 resumed run's file is bit for bit an undisturbed one's. Times, restarts and warnings
@@ -22,7 +22,6 @@ from bc2.train.log_rows import METRICS, TIMING, read_rows
 #: Bytes read at once from the end of a file.
 _BLOCK = 1 << 16
 
-
 #: What str.splitlines takes for an end of line and JSON does not escape.
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
@@ -34,7 +33,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 class Log(Protocol):
-    """Where the loop writes what happens: see `MetricsLog`."""
+    """The log that the loop writes: see `MetricsLog`."""
 
     def reset(self, content: bytes) -> None: ...
 

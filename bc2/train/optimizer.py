@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +16,6 @@ from bc2.train.optimizer_config import MOMENTS, AdamWConfig, OptimizerConfig
 
 #: Beside the tensors of a parameter's shape each state has the number of updates made: fp32, [].
 STEP = "step"
-
-#: What DeepSpeed is told of the optimizer that it is given: to take it as it is, wherever its
-#: states are, and to leave clipping to it.
-DEEPSPEED_SETTINGS: dict[str, Any] = {
-    "gradient_clipping": 0.0,
-    "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,
-}
 
 
 class Optimizer(ABC):

@@ -7,6 +7,7 @@ class with the same two methods, added to `OptimizerConfig`, and its builder the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -15,6 +16,15 @@ from bc2.recipe import Settings
 
 #: AdamW's first and second moment, as torch and checkpoints name them.
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+#: What DeepSpeed is told of the optimizer that it is given: to take it as it is, wherever its
+#: states are, and to leave clipping to it.
+DEEPSPEED_SETTINGS: dict[str, Any] = {
+    "gradient_clipping": 0.0,
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
 
 
 class AdamWConfig(Settings):

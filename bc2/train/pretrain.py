@@ -66,7 +66,7 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
     make_directory(registry.work)
     check_shared_folder(registry.work, mesh.world)
     with fail_together(mesh.world):
-        plan = open_run_inputs(run.config, run.tokens, run.tokenizer, verify=mesh.first)
+        inputs = open_run_inputs(run.config, run.tokens, run.tokenizer, verify=mesh.first)
     with lock_run(run, registry, mesh):
         known = None
         with fail_together(mesh.world):
@@ -77,7 +77,7 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
             return registry.get(known)
         with _marked(run, registry, mesh), deterministic(run.config.deterministic):
             config = settle_micro_batch(run.model, run.config, run.folder(registry), anew=fresh)
-            artifact = _train(replace(run, config=config), plan, registry, mesh)
+            artifact = _train(replace(run, config=config), inputs, registry, mesh)
         if mesh.first:
             run.end_fresh(registry)
     return artifact
@@ -98,11 +98,11 @@ def _marked(run: Run, registry: Registry, mesh: Mesh) -> AbstractContextManager[
     return mark_running(run.folder(registry)) if mesh.first else nullcontext()
 
 
-def _train(run: Run, plan: RunInputs, registry: Registry, mesh: Mesh) -> Artifact:
+def _train(run: Run, inputs: RunInputs, registry: Registry, mesh: Mesh) -> Artifact:
     config, folder = run.config, run.folder(registry)
     if mesh.first:
         replace_durably(folder / "recipe.json", json.dumps(run.recipe, indent=2).encode())
-        _facts(run, plan).write(folder)
+        _facts(run, inputs).write(folder)
     # Measuring the peak may draw random numbers; the seed is set after it.
     speed = _speed(run, mesh)
     footprint = Footprint(run.model, config, run.parallel, mesh.world.size)
@@ -110,20 +110,20 @@ def _train(run: Run, plan: RunInputs, registry: Registry, mesh: Mesh) -> Artifac
     objective = NextToken(config.z_loss)
     earlier = _earlier(run, registry, mesh)
     earlier, start = _load_newest(earlier, mesh)
-    _announce(run, plan, speed, start, folder)
+    _announce(run, inputs, speed, start, folder)
     log = _log(run, folder, start, mesh)
-    total = plan.schedule.total
+    total = inputs.schedule.total
     with _closing(log), progress(run.name, total, "steps") as bar, stop_on_signals() as stop:
         artifact = Loop(
             engine=engine,
             objective=objective,
-            stream=_stream(config, plan, _check(stop, mesh), mesh),
-            schedule=plan.schedule,
+            stream=_stream(config, inputs, _check(stop, mesh), mesh),
+            schedule=inputs.schedule,
             speed=speed,
             guard=Guard(config.guard),
-            saver=_saver(run, plan, registry, earlier, mesh),
+            saver=_saver(run, inputs, registry, earlier, mesh),
             log=log,
-            evaluate=_evaluator(config, plan, engine, objective, _check(stop, mesh)),
+            evaluate=_evaluator(config, inputs, engine, objective, _check(stop, mesh)),
             progress=bar,
             stop=stop,
             resume_command=run.command,
@@ -182,12 +182,12 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
     return log
 
 
-def _facts(run: Run, plan: RunInputs) -> RunFacts:
+def _facts(run: Run, inputs: RunInputs) -> RunFacts:
     """What watching and reporting the run need to know beside its rows."""
     return RunFacts(
         name=run.name,
         key=run.key,
-        steps=plan.schedule.total,
+        steps=inputs.schedule.total,
         batch_tokens=run.config.batch_tokens,
         sequence_length=run.config.sequence_length,
         clip_norm=run.config.optimizer.clip_norm,
@@ -196,10 +196,10 @@ def _facts(run: Run, plan: RunInputs) -> RunFacts:
 
 
 def _stream(
-    config: PretrainConfig, plan: RunInputs, check: Callable[[], None], mesh: Mesh
+    config: PretrainConfig, inputs: RunInputs, check: Callable[[], None], mesh: Mesh
 ) -> TokenStream:
-    shards = plan.shards
-    loader = Loader(shards, "train", plan.mixture, config.sequence_length, shards.eos_id)
+    shards = inputs.shards
+    loader = Loader(shards, "train", inputs.mixture, config.sequence_length, shards.eos_id)
     return TokenStream(
         loader,
         config.batch_sequences,
@@ -212,15 +212,15 @@ def _stream(
 
 
 def _saver(
-    run: Run, plan: RunInputs, registry: Registry, earlier: list[Artifact], mesh: Mesh
+    run: Run, inputs: RunInputs, registry: Registry, earlier: list[Artifact], mesh: Mesh
 ) -> Saver:
-    every = plan.schedule.checkpoint_every
+    every = inputs.schedule.checkpoint_every
     scheduled = [artifact for artifact in earlier if _step(artifact) % every == 0]
     return Saver(
         registry,
         _draft(run),
         run.model,
-        plan.tokenizer,
+        inputs.tokenizer,
         sequence_length=run.config.sequence_length,
         keep=run.config.keep_checkpoints,
         latest=earlier[-1] if earlier else None,
@@ -260,17 +260,17 @@ def _draft(run: Run) -> Draft:
 
 
 def _announce(
-    run: Run, plan: RunInputs, speed: Speed, start: Snapshot | None, folder: Path
+    run: Run, inputs: RunInputs, speed: Speed, start: Snapshot | None, folder: Path
 ) -> None:
-    total = plan.schedule.total
+    total = inputs.schedule.total
     tokens = total * speed.batch_tokens
-    epoch = sum(plan.mixture.windows.values()) * run.config.sequence_length
+    epoch = sum(inputs.mixture.windows.values()) * run.config.sequence_length
     note(
         f"{run.name}: {run.model.num_params():,} parameters, {total:,} steps of "
         f"{speed.batch_tokens:,} tokens = {tokens:,} tokens, "
         f"{tokens / epoch:.2f} epochs of {epoch:,}; metrics in {folder}"
     )
-    for line in mixture_lines(run.config, plan):
+    for line in mixture_lines(run.config, inputs):
         note(line)
     if start is not None:
         note(f"going on from step {start.state.step} of {total}")
@@ -278,18 +278,18 @@ def _announce(
 
 def _evaluator(
     config: PretrainConfig,
-    plan: RunInputs,
+    inputs: RunInputs,
     engine: Engine,
     objective: Objective,
     check: Callable[[], None],
 ) -> Heldout | None:
-    if not config.eval_tokens or not plan.shards.sources("heldout"):
+    if not config.eval_tokens or not inputs.shards.sources("heldout"):
         return None
     return Heldout(
         engine,
         objective,
-        plan.shards,
-        Tokenizer.load(plan.tokenizer),
+        inputs.shards,
+        Tokenizer.load(inputs.tokenizer),
         sequence_length=config.sequence_length,
         micro_batch=config.micro_sequences,
         tokens=config.eval_tokens,

@@ -1,8 +1,7 @@
-"""Runs from outside: where they are, whether a process is at one, and how each ended.
+"""Runs seen from outside: their folders, whether a process trains them, and how each ended.
 
-Imports no torch, so that watching a run costs nothing to start. Nothing here can get in
-the way of training: a reader only asks the kernel for the mark of a running process, and
-takes no lock to find out.
+Imports no torch, so that watching a run starts at once. Nothing here can disturb training:
+whether a process trains is asked of the kernel, without taking a lock.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _WHOLE_FILE = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 @contextmanager
 def mark_running(folder: Path) -> Iterator[None]:
-    """Mark a run folder as being trained in; the kernel drops the mark with the process.
+    """Mark a run folder as being trained in; the mark ends with the process.
 
     An open-file-description lock and not flock, because others can query it without
-    taking it: a probe by flock would, for a moment, hold what a starting trainer wants.
+    taking it: a probe by flock would hold for a moment what a starting run needs.
     """
     make_directory(folder)
     with (folder / MARK).open("wb") as stream:
@@ -124,7 +123,7 @@ class Attempt:
             self.end = row
 
 
-def add_row(attempts: list[Attempt], row: LogRow) -> None:
+def add_to_attempts(attempts: list[Attempt], row: LogRow) -> None:
     """Add a row of ``timing.jsonl`` to the attempts so far."""
     if row["event"] in ("start", "resume"):
         attempts.append(Attempt.begin(row))
@@ -132,10 +131,10 @@ def add_row(attempts: list[Attempt], row: LogRow) -> None:
         attempts[-1].add(row)
 
 
-def latest(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
-    """The attempts of the training that goes on now or ended last.
+def latest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """The attempts of the training that runs now or ended last.
 
-    What is before is a training that was finished, and then begun anew by ``--fresh``.
+    Those before it belong to trainings that finished, and that ``--fresh`` began anew.
     """
     ends = [number for number, one in enumerate(attempts[:-1], 1) if _finished(one)]
     return attempts[ends[-1] :] if ends else attempts
@@ -147,7 +146,7 @@ def _finished(attempt: Attempt) -> bool:
 
 @dataclass(frozen=True)
 class State:
-    """How a run stands."""
+    """The state of a run."""
 
     name: Literal["running", "finished", "stopped", "failed", "died"]
     detail: str = ""
@@ -157,8 +156,12 @@ class State:
         return f"{self.name} ({self.detail})" if self.detail else self.name
 
 
-def ended_as(end: LogRow | None) -> State:
-    """The state that the last row of an attempt tells; without one it died."""
+def state_at_end(end: LogRow | None) -> State:
+    """The state of a run after an attempt.
+
+    Args:
+        end: the row of how it ended; None: it has none, so the process was killed.
+    """
     if end is None:
         return State("died", "killed, or crashed")
     if end["event"] == "finish":
@@ -170,7 +173,7 @@ def ended_as(end: LogRow | None) -> State:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder below ``.bc2/runs``: the logs of one run."""
+    """The folder of one run below ``.bc2/runs``, with its logs."""
 
     path: Path
 
@@ -216,7 +219,7 @@ class RunFolder:
         """Starts and resumes in their order, with how each ended."""
         attempts: list[Attempt] = []
         for row in self.timing():
-            add_row(attempts, row)
+            add_to_attempts(attempts, row)
         return attempts
 
     def running(self) -> bool:

@@ -1,13 +1,13 @@
-"""Where a loop's batches come from: steps of micro-batches, found by one integer."""
+"""Where a loop's batches come from: the micro-batches of each step, from a sample index on."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ _POLL_S = 0.2
 
 
 class StepSpan(NamedTuple):
-    """A step and its samples, as every fault is named."""
+    """A step and its samples, as error messages name them."""
 
     step: int
     first: int
@@ -31,7 +31,7 @@ class StepSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class StepData:
-    """The data of one optimizer step, as far as this rank reads it."""
+    """The data of one optimizer step that this rank reads."""
 
     first: int
     """Global index of the first sample."""
@@ -55,6 +55,16 @@ class StepData:
         return dict(counts.most_common())
 
 
+class BatchStream(Protocol):
+    """Steps of any kind of data, from a global sample index on."""
+
+    @property
+    def sequences(self) -> int:
+        """Samples in a step."""
+
+    def steps(self, first: int) -> AbstractContextManager[Iterator[StepData]]: ...
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """Steps of packed token windows, read ahead on a thread."""
@@ -69,16 +79,17 @@ class TokenStream:
     check: Callable[[], None]
     """Called while waiting; what it raises ends the wait."""
     rank: int = 0
-    """Of the ranks that read other samples of a step, which this is."""
+    """This rank's number among the data-parallel ranks."""
     ranks: int = 1
-    """They take turns by micro-batch, so that a step has the same samples whatever their number."""
+    """Data-parallel ranks. They take turns by micro-batch, so that a step has the same samples
+    whatever their number."""
 
     @contextmanager
     def steps(self, first: int) -> Iterator[Iterator[StepData]]:
         """The steps from global sample `first` on; reading stops with the block."""
         begin, stride = first + self.rank * self.micro_batch, self.ranks * self.micro_batch
         with self.loader.iterate(begin, self.micro_batch, stride=stride) as batches:
-            yield self._group(first, waited(batches, self.timeout_s, self.check))
+            yield self._group(first, with_timeout(batches, self.timeout_s, self.check))
 
     def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[StepData]:
         names = tuple(self.loader.mixture.sources)
@@ -89,15 +100,15 @@ class TokenStream:
             first += self.sequences
 
 
-def waited(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:
-    """The batches, without waiting for ever.
+def with_timeout(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:
+    """The batches, with a limit on the wait for each.
 
     Args:
         timeout_s: the longest wait for one batch.
         check: called before each batch and while waiting; what it raises ends the wait.
 
     Raises:
-        RunFailed: there was none for `timeout_s` seconds.
+        RunFailed: no batch came for `timeout_s` seconds.
     """
     while True:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a verification found, as a file, and as an artifact beside the checkpoint it is about."""
+"""The result of a verification: as a file, and as an artifact made from its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.registry.environment import code, environment
 from bc2.verify.compare import Comparison
 
-#: Raised when certificates of the same facts would say something else.
+#: Raised when the same comparisons would give another certificate.
 VERSION = 1
 
 CERTIFICATE = "certificate.json"
@@ -23,7 +23,7 @@ CERTIFICATE = "certificate.json"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, on what, to which tolerance, and what came out."""
+    """What was compared, on which layouts, to which tolerance, and the differences."""
 
     about: dict[str, Any]
     """Recipe, shape, run, layout, inputs and machine."""
@@ -40,7 +40,7 @@ class Certificate:
         return all(one.same for one in self.comparisons)
 
     def first_difference(self) -> str | None:
-        """Of the first comparison that failed."""
+        """The difference of the first comparison that failed; None if none did."""
         failed = (one for one in self.comparisons if one.difference is not None)
         return next((f"{one.what}, on {one.on}: {one.difference}" for one in failed), None)
 

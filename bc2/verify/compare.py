@@ -20,7 +20,7 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, on what, how, and what came out."""
+    """What was compared, on which layout, how, and the first difference."""
 
     what: str
     on: str
@@ -49,7 +49,7 @@ def samples_of(rows: list[LogRow]) -> list[int]:
     return [index for first, last in spans for index in range(first, last + 1)]
 
 
-def bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[str, Any]]:
+def compare_bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[str, Any]]:
     """The first difference between two finished checkpoints, and what there is in them."""
     rows = metrics_of(straight)
     figures = {
@@ -66,10 +66,10 @@ def bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[str, Any
     return found, figures
 
 
-def near(
+def compare_losses(
     straight: Artifact, other: Artifact, since: int, tolerance: float
 ) -> tuple[str | None, dict[str, Any]]:
-    """The same of runs of two layouts, by samples and losses.
+    """The first difference in samples or losses of runs on two layouts, and figures.
 
     Args:
         since: the step after which the layouts differ, for the figures.

@@ -18,12 +18,12 @@ from bc2.errors import DataError, RefError
 from bc2.registry import Draft, Position, Registry
 from bc2.train.runs import (
     RunFolder,
-    ended_as,
     find_run,
     is_running,
-    latest,
+    latest_attempts,
     list_runs,
     mark_running,
+    state_at_end,
 )
 
 LogRun = Callable[..., Path]
@@ -161,7 +161,7 @@ def test_how_an_attempt_ended(
     log_run: LogRun, end: dict[str, Any] | None, name: str, detail: str
 ) -> None:
     (attempt,) = RunFolder(log_run(end=end)).attempts()
-    state = ended_as(attempt.end)
+    state = state_at_end(attempt.end)
     assert (state.name, state.detail) == (name, detail)
 
 
@@ -174,7 +174,7 @@ def test_attempts_begin_at_their_steps_and_take_monotonic_time(log_run: LogRun) 
     # By the wall clock, the first took 14 seconds and the last none.
     assert [one.seconds for one in attempts] == [28.0, 58.0, 99.0]
     assert [one.last_step for one in attempts] == [14, 29, 40]
-    assert latest(attempts) == attempts
+    assert latest_attempts(attempts) == attempts
 
 
 def test_a_finished_training_is_not_part_of_the_one_begun_after_it(log_run: LogRun) -> None:
@@ -183,7 +183,7 @@ def test_a_finished_training_is_not_part_of_the_one_begun_after_it(log_run: LogR
         stream.write('{"event": "start", "time": 1.0, "elapsed": 0.0, "step": 0}\n')
     attempts = RunFolder(folder).attempts()
     assert len(attempts) == 2
-    assert latest(attempts) == attempts[1:]
+    assert latest_attempts(attempts) == attempts[1:]
 
 
 def test_a_broken_run_json_is_an_error_with_its_place(log_run: LogRun) -> None:

@@ -1,4 +1,4 @@
-"""What every engine does alike: the same update from the same samples, whatever the layout."""
+"""What all engines have in common: the same samples give the same update, whatever the layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bc2.train.objective import Loss, Objective
 
 @dataclass
 class EngineState:
-    """This rank's share of the fp32 weights and of the optimizer's state, in host memory."""
+    """This rank's part of the fp32 weights and of the optimizer's state, in host memory."""
 
     weights: HeldTensors = field(default_factory=HeldTensors)
     optimizer: HeldTensors = field(default_factory=HeldTensors)
@@ -34,16 +34,16 @@ class EngineState:
 class Engine(ABC):
     """Holds a model and its optimizer on this rank.
 
-    Every rank calls every method, in the same order. What comes back is of all ranks: sums of
-    losses, the gradient's norm. `accumulate` and `gradient_norm` change no weight, so a step
-    can be judged before `update` makes it.
+    Every rank calls every method, in the same order. Sums of losses and the gradient's norm are
+    those of all ranks. `accumulate` and `gradient_norm` change no weight, so a step can be
+    judged before `update` makes it.
     """
 
     model: Transformer
     mesh: Mesh
     clock: Clock
     shares_weights: bool = False
-    """Whether no rank can run the model alone: all must, as to generate text."""
+    """Whether no rank has all weights, so that all ranks must run the model together."""
 
     @abstractmethod
     def accumulate(
@@ -53,7 +53,7 @@ class Engine(ABC):
 
         Args:
             objective: returns sums over supervised tokens.
-            tokens: supervised tokens of the step on all ranks: what the sums are divided by.
+            tokens: supervised tokens of the step on all ranks, which the sums are divided by.
 
         Returns:
             Means over the step: ``loss`` (the objective) and what it logs.
@@ -73,59 +73,63 @@ class Engine(ABC):
 
     @abstractmethod
     def snapshot(self) -> EngineState:
-        """Copies of what this rank holds."""
+        """Copies of this rank's part of the state."""
 
     @abstractmethod
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        """Take over a state, of whatever layout it was saved in."""
+        """Load a state, whatever the layout that saved it."""
 
     @abstractmethod
-    def lasting(self) -> Iterator[Tensor]:
-        """What is held between steps beside the model: fp32 weights, the optimizer's state."""
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Tensors held between steps beside the model: fp32 weights and the optimizer's state."""
 
     def agree(self, labels: int, stop: bool) -> tuple[int, bool]:
-        """Supervised tokens on all ranks, and whether any was told to stop."""
+        """Supervised tokens on all ranks, and whether any rank is to stop."""
         world = self.mesh.world
         if world.size == 1:
             return labels, stop
         device = next(self.model.parameters()).device
         sums = world.all_reduce(torch.tensor([labels, int(stop)], dtype=torch.int64, device=device))
         total, stops = sums.tolist()
-        # Ranks of a replica have the same samples.
+        # The ranks of a replica have the same samples, so each label was counted several times.
         return total // (world.size // self.mesh.data.size), stops > 0
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
-        found: Loss = self.through(objective, self._own(batch), clock)
+        found: Loss = self.call_model(objective, self._own(batch), clock)
         return found
 
-    # What ZeRO 3 brings here may stay and be trained on: an inference tensor could not be.
+    # Weights that ZeRO 3 gathers here may be kept for training: inference tensors could not be.
     @torch.inference_mode(False)
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """What follows each document, [N, V]: see `bc2.parallel.next_logits`."""
-        found: Tensor = self.through(next_logits, self.mesh, tokens, cu_seqlens, max_seqlen)
+        """The logits after each document, [N, V]: see `bc2.parallel.next_logits`."""
+        found: Tensor = self.call_model(next_logits, self.mesh, tokens, cu_seqlens, max_seqlen)
         return found
 
-    def through(self, ask: Callable[..., Any], *given: Any) -> Any:
-        """``ask(model, *given)``: one pass through the model, wherever its weights are."""
-        return ask(self.model, *given)
+    def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(model, *arguments)``: one pass through the model, wherever its weights are."""
+        return function(self.model, *arguments)
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:
-        """Sums over a batch that the ranks of `mesh.sequence` share."""
-        # On a clock of its own: this is no part of a step.
+        """The objective's sums over a batch, which the ranks of `mesh.sequence` share."""
+        # With another clock: this is no part of a step.
         return self._summed(_sums(self.loss(objective, batch, Clock())), data=False)
 
     def _own(self, batch: Batch) -> Batch:
-        """With this rank's labels alone; tokens and boundaries are needed whole."""
+        """The batch with this rank's labels only; tokens and boundaries are needed whole."""
         if self.mesh.sequence.size == 1:
             return batch
         labels = batch.labels.reshape(-1)
         return replace(batch, labels=labels[own_tokens(len(labels), self.mesh.sequence)])
 
     def _summed(self, sums: Mapping[str, float], *, data: bool) -> dict[str, float]:
-        """Sums over the ranks that have other tokens, the same on every rank."""
+        """Sums over all ranks that have different tokens.
+
+        Args:
+            data: over data-parallel ranks too, not only over those that share a micro-batch.
+        """
         group = self.mesh.replicas if data else self.mesh.sequence
         if group.size == 1:
             return dict(sums)

@@ -1,9 +1,9 @@
-"""Plain torch: every rank holds the states of its whole model. DeepSpeed is not imported.
+"""Plain torch: every rank holds all states of its model. DeepSpeed is not imported.
 
 bf16 layers in the forward and backward pass over fp32 master weights, fp32 accumulated
-gradients and fp32 optimizer state (Baichuan 2 §2.6); or fp32 throughout. Alone it is one
-process on one device. Data-parallel ranks each update all weights alike (ZeRO 0), after
-their fp32 gradients were summed.
+gradients and fp32 optimizer state (Baichuan 2 §2.6); or fp32 throughout. It is
+one process on one device, or ranks. Data-parallel ranks sum their fp32 gradients, and each
+updates all weights (ZeRO 0).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class LocalEngine(Engine):
             return self._norm_of_parts()
 
     def _norm_of_parts(self) -> float:
-        """Of cut matrices each tensor rank has some; what is not cut counts once."""
+        """The norm where each tensor rank has a part of the cut matrices; the rest counts once."""
         cut: list[Tensor] = []
         whole: list[Tensor] = []
         for part, master in zip(self.parts.values(), self.master, strict=True):
@@ -153,7 +153,7 @@ class LocalEngine(Engine):
                 _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh)
         return state
 
-    def lasting(self) -> Iterator[Tensor]:
+    def held_tensors(self) -> Iterator[Tensor]:
         yield from self.master
         yield from self.optimizer.tensors()
 
@@ -176,7 +176,7 @@ class LocalEngine(Engine):
 
 
 def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh) -> None:
-    """Keep this rank's share of what all replicas have, so that each writes some of it."""
+    """Hold this rank's share of a tensor that all replicas have, so that each writes some of it."""
     flat, group = value.detach().reshape(-1), mesh.replicas
     if part.dim is None and mesh.tensor.rank:
         # Not cut: another tensor rank writes it.
@@ -188,7 +188,7 @@ def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: 
 
 
 def _choose_cpu_kernels(model: Transformer) -> None:
-    """Take the ways of computing that a compiler makes fast on a CPU, since it is there anyway."""
+    """Switch to the kernels that are fast on a CPU where a compiler is at hand."""
     for module in model.modules():
         if isinstance(module, Attention) and module.backend == "auto":
             module.backend = "bmm"

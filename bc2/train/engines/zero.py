@@ -1,8 +1,8 @@
-"""Where ZeRO keeps what: this rank's runs of weights, moments and gradients.
+"""Where ZeRO keeps this rank's slices of weights, optimizer states and gradients.
 
-DeepSpeed's own helpers (`deepspeed.utils.safe_get_local_fp32_param` and its kin) say it for
-one stage or another, gathering whole tensors for some; here it is one vocabulary for its
-three optimizers, without communication. What is used of DeepSpeed is what those helpers use.
+DeepSpeed's own helpers (such as `deepspeed.utils.safe_get_local_fp32_param`) know one stage or
+another, and gather whole tensors for some; this is one interface to its three optimizers,
+without communication. It uses the same internals of DeepSpeed as those helpers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bc2.train.optimizer import STEP, Optimizer
 
 @dataclass(frozen=True)
 class OwnedSlice:
-    """The run of a flattened parameter whose states this rank has."""
+    """The slice of a flattened parameter whose states this rank has."""
 
     first: int
     count: int
     weight: Tensor
-    """fp32 [count], a view: what is written to it is the optimizer's."""
+    """fp32 [count], a view into the optimizer's flattened weights."""
     state: Callable[[str], Tensor]
     """A tensor of the optimizer's state by its name, fp32 [count], a view."""
 
@@ -39,19 +39,19 @@ class Zero(ABC):
 
     @abstractmethod
     def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
-        """None: other ranks have all of it."""
+        """This rank's slice of a parameter; None: other ranks have all of it."""
 
     @abstractmethod
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The reduced gradient of `run`, any type; after the last backward pass of a step."""
+        """The reduced gradient of that slice, of any type; after a step's last backward pass."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop what was accumulated."""
+        """Drop the accumulated gradients."""
 
     @abstractmethod
     def publish_weights(self) -> None:
-        """Copy fp32 weights to those of the forward pass, of all ranks."""
+        """Copy the fp32 weights to those of the forward pass, on all ranks."""
 
     @property
     def flat(self) -> list[Tensor]:
@@ -105,7 +105,7 @@ def zero_of(engine: Any, optimizer: Optimizer) -> Zero:
 
 
 class FlatZero(Zero):
-    """Weights are whole; of fp32 weights each rank has a piece of the flattened group."""
+    """Each rank has whole weights, and a piece of each flattened group of fp32 weights."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
         raise NotImplementedError
@@ -170,7 +170,7 @@ class AccumulatingZero(FlatZero):
 
 
 class PartitionedZero(Zero):
-    """ZeRO 3: of every parameter each rank has a piece, the last ones padded."""
+    """ZeRO 3: each rank has a piece of every parameter; the last pieces are padded."""
 
     def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-
-import torch
+from typing import TYPE_CHECKING
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.device import Precision, pick_precision
 from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
 from bc2.train.pretrain_config import PretrainConfig
+
+if TYPE_CHECKING:
+    from bc2.train.device import Precision
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class TrainingShape:
             training: device, micro-batch and activation checkpointing resolved.
             world: ranks.
         """
+        import torch
+
+        from bc2.train.device import pick_precision
+
         device = torch.device(training.device)
         data = max(1, world // parallel.ranks_of_a_replica)
         return cls(
