@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Scores that are held at once, in each of about four bf16 buffers; at least one head's.
+#: Attention scores held at once, in each of about four bf16 buffers; at least one head's.
 MOST_SCORES = 16 << 20
 
 
@@ -111,8 +111,8 @@ def _columns(x: Tensor) -> Tensor:
 
 @cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    # Lazily: to import torch's compiler takes a second. Dynamically: packed documents come in
-    # many shapes.
+    # Only when needed: importing torch's compiler takes a second. With dynamic shapes: packed
+    # documents come in many.
     return torch.compile(_gradients, dynamic=None)
 
 

@@ -1,4 +1,4 @@
-"""A run's page: one HTML file with everything in it, which loads nothing from anywhere."""
+"""A run's page: one HTML file that contains everything and loads nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Node(NamedTuple):
     title: str
     ref: str
     again: bool
-    """Its own parents are drawn further up."""
+    """Whether its parents are shown further up already."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class WrittenReport:
 
 
 def write_report(run: RunFolder, registry: Registry, out: Path | None = None) -> WrittenReport:
-    """Write a run's page and curves; an older page is replaced in one go.
+    """Write a run's page and curves; an older page is replaced atomically.
 
     Args:
-        out: where the page goes, alone; None: into the run's folder, as report.html,
+        out: the page's path, and no curves beside it. None: report.html in the run's folder,
             with loss.svg and loss.png beside it.
     """
     history, status = History(), Status(run, registry)
@@ -75,7 +75,7 @@ def render_page(run: RunFolder, registry: Registry, history: History, status: St
     """The page as HTML."""
     from jinja2 import Environment, StrictUndefined
 
-    # What a model wrote is shown as text, whatever it looks like.
+    # Text that a model wrote is escaped, whatever it looks like.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -138,7 +138,7 @@ def _curves(run: RunFolder, history: History) -> dict[str, Any]:
     clip_norm = facts.clip_norm if facts else None
     tokens = inline_svg(run_figure(history, "tokens", clip_norm=clip_norm), "tokens")
     steps = inline_svg(run_figure(history, "step", clip_norm=clip_norm), "steps")
-    # Ours, made of numbers alone: the one thing that is not escaped.
+    # The only unescaped part: bc2 makes it, from numbers alone.
     return {"tokens": Markup(tokens), "steps": Markup(steps)}
 
 
@@ -154,7 +154,7 @@ def _parts(times: Mapping[str, Floats]) -> list[tuple[str, float, str]]:
 
 
 def _samples(rows: Sequence[LogRow]) -> list[tuple[str, list[LogRow]]]:
-    """Samples by prompt; of many, some from the first to the last."""
+    """Samples by prompt; of too many, some evenly spread from the first to the last."""
     prompts: dict[str, list[LogRow]] = {}
     for row in rows:
         prompts.setdefault(row["prompt"], []).append(row)

@@ -1,4 +1,4 @@
-"""How a run stands, kept up to date row by row: what `bc2 watch` shows."""
+"""The current state of a run, kept up to date row by row: what `bc2 watch` shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Visitor = Callable[[LogRow], None]
 
 
 def _ignore(_: LogRow) -> None:
-    """For who needs the state alone."""
+    """The visitor of callers that need only the status."""
 
 
 class Status:
@@ -49,7 +49,7 @@ class Status:
             on_metrics: also gets each row of ``metrics.jsonl``.
             on_timing: also gets each row of ``timing.jsonl``.
         """
-        # In this order: a run that is dead now has written all that it will.
+        # Asked first: a run that has ended by now has written all its rows.
         self.alive = self.run.running()
         if self._metrics.is_new():
             self._forget_metrics()
@@ -98,7 +98,7 @@ class Status:
             self._begin_attempt()
         elif row["event"] == "step":
             if self.times and row["step"] <= self.times[-1]["step"]:
-                # Rolled back: the steps before tell nothing about the way ahead.
+                # Rolled back: the times so far say nothing about the steps to come.
                 self.times.clear()
             self.times.append(row)
 
@@ -117,7 +117,7 @@ class Status:
         return end
 
     def _is_registered(self) -> bool:
-        """Killed after its checkpoint was published: nothing is left to do."""
+        """Whether the run was killed only after its finished checkpoint was published."""
         facts = self.run.facts
         if facts is None or self.step < facts.steps:
             return False
@@ -133,11 +133,11 @@ class Status:
 
     @property
     def seconds(self) -> float:
-        """Time that processes were at it, over all attempts of this training."""
+        """Seconds of training, over all attempts."""
         return sum(attempt.seconds for attempt in latest_attempts(self.attempts))
 
     def seconds_left(self) -> float | None:
-        """At the pace of the recent steps, evaluations and saves included."""
+        """Seconds to the end at the pace of the recent steps, with evaluations and saves."""
         facts = self.run.facts
         if facts is None or not self.times or not self.alive:
             return None

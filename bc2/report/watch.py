@@ -16,11 +16,11 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def watch(status: Status, *, interval_s: float | None = None) -> None:
-    """Follow a run until no process is at it, showing it on stderr meanwhile.
+    """Follow a run until no process trains it, and show it on stderr meanwhile.
 
     Args:
         status: of the run; up to date when this returns.
-        interval_s: between two looks; None: 1 on a terminal, 10 elsewhere.
+        interval_s: seconds between two updates; None: 1 on a terminal, 10 elsewhere.
     """
     status.update()
     if not status.alive:
@@ -35,7 +35,7 @@ def _live(status: Status, interval_s: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    # It vanishes at the end: the last state is the result, on stdout.
+    # It is removed at the end: the last state is the result, on stdout.
     with Live(
         status_view(status), console=Console(stderr=True), auto_refresh=False, transient=True
     ) as on:
@@ -49,7 +49,7 @@ def _lines(status: Status, interval_s: float) -> None:
     shown = time.monotonic()
     note(status_line(status))
     while status.alive:
-        # The end is seen soon, whatever the interval.
+        # At least once a second, so that the end is seen soon whatever the interval.
         time.sleep(min(interval_s, 1.0))
         status.update()
         if status.alive and time.monotonic() - shown >= interval_s:

@@ -192,7 +192,7 @@ def test_checkpointing_is_nothing_else(value: object) -> None:
 def test_auto_takes_the_least_activations_of_all_segments(
     layers: int, position: Any, precision: Any, device: str
 ) -> None:
-    """By the estimate that is checked against autograd in `tests/train/test_memory.py`."""
+    """By the estimate that is checked against autograd in `tests/train/memory/test_estimate.py`."""
     deep = model(num_layers=layers, position=position)
     shape = TrainingShape(deep, 2, 64, precision, 0, device=device)
 

@@ -21,16 +21,17 @@ class Activations:
 
     kept: int
     segment: int
-    """Of the layers that are computed again together; of one layer without checkpointing."""
+    """Of the layers of a segment; without checkpointing of one layer."""
     work: int
     """Gradients inside a layer while its backward pass runs."""
     layers: int
-    """In a segment."""
+    """Layers in a segment."""
     again: bool
-    """Whether segments are computed again."""
+    """Whether segments are recomputed."""
 
 
 def activations_of(shape: TrainingShape) -> Activations:
+    """The activations of one micro-batch on one rank."""
     model = shape.model
     layer = layer_bytes(shape)
     segment = min(shape.checkpointing, model.num_layers)
@@ -48,7 +49,7 @@ def activations_of(shape: TrainingShape) -> Activations:
 
 
 def layer_bytes(shape: TrainingShape) -> int:
-    """What a layer keeps of a micro-batch."""
+    """Bytes that a layer keeps of a micro-batch."""
     norms = 2 * _norm_bytes(shape.model, shape.number_bytes)
     # gate, its silu, up, their product
     feed_forward = 4 * shape.number_bytes * shape.model.intermediate_size // shape.layout.tensor
@@ -56,7 +57,7 @@ def layer_bytes(shape: TrainingShape) -> int:
 
 
 def _attention_bytes(shape: TrainingShape) -> int:
-    """Of each token."""
+    """Bytes that attention keeps of each token."""
     model, size = shape.model, shape.number_bytes
     wide = model.hidden_size // shape.layout.tensor
     mixed = size * wide  # what attention gives to o_proj
@@ -72,12 +73,12 @@ def _attention_bytes(shape: TrainingShape) -> int:
 
 
 def _norm_bytes(model: ModelConfig, size: int) -> int:
-    """RMSNorm, a token: the input in fp32, its scale, the normalised input, and the output."""
+    """Bytes that RMSNorm keeps of a token: input and scale in fp32, normalised input, output."""
     return (4 + 2 * size) * model.hidden_size + 4
 
 
 def _shared_bytes(shape: TrainingShape) -> int:
-    """What the whole model keeps beside its layers."""
+    """Bytes that the model keeps outside of its layers."""
     model, size = shape.model, shape.number_bytes
     rotary = 8 * model.head_dim if model.position == "rope" else 0
     # The last norm's output is the head's input, which the head does not keep.
@@ -86,7 +87,7 @@ def _shared_bytes(shape: TrainingShape) -> int:
 
 
 def _work_bytes(shape: TrainingShape) -> int:
-    """Gradients of the feed-forward's two factors and of its input; or of attention's scores."""
+    """Gradients of the feed-forward's two factors and its input; or of attention's scores."""
     model, size = shape.model, shape.number_bytes
     wide = model.intermediate_size // shape.layout.tensor
     work = shape.tokens * size * 2 * (wide + model.hidden_size)
@@ -96,7 +97,7 @@ def _work_bytes(shape: TrainingShape) -> int:
 
 
 def head_bytes(shape: TrainingShape) -> int:
-    """The logits' buffer, the unit rows, the gradients that wait for the backward pass."""
+    """The logits' buffer, the normalised rows, and gradients kept for the backward pass."""
     return _head_buffers(shape) + 4 * shape.matrix + hidden_gradient(shape)
 
 

@@ -1,6 +1,6 @@
 """What training takes in memory, worked out from the shape and the layout.
 
-A step has phases that hold different things; the most that one of them holds is what counts.
+The phases of a step hold different things; the phase that holds most counts.
 `benchmarks/plan_memory.py` holds the whole against measured peaks.
 """
 
@@ -35,23 +35,23 @@ class MemoryEstimate:
     """Bytes of one device, by what they are for."""
 
     weights: int
-    """Of the forward and backward pass; in the local engine embedding and head are fp32."""
+    """Weights of the forward and backward pass; in the local engine embedding and head are fp32."""
     master: int
-    """fp32 weights beside them, that the optimizer updates."""
+    """fp32 weights beside them, which the optimizer updates."""
     moments: int
-    """AdamW's two, fp32."""
+    """The optimizer's state, fp32."""
     gradients: int
-    """fp32: what an optimizer step of this rank sees."""
+    """fp32 gradients that this rank's optimizer step reads."""
     activations: int
     """Kept by the forward pass for the backward pass."""
     recomputed: int
-    """Of one segment, computed again in the backward pass; 0 without checkpointing."""
+    """Activations of one segment, recomputed in the backward pass; 0 without checkpointing."""
     head: int
-    """Buffers and gradients of the head's loss, which runs between the two."""
+    """Buffers and gradients of the head's loss, between forward and backward pass."""
     phases: Mapping[str, BytesByPart]
-    """What is held in each phase of a step."""
+    """Bytes held in each phase of a step, by part."""
     host: int = 0
-    """Held in the host's memory instead, a rank: offloaded states."""
+    """Bytes of each rank in the host's memory instead: offloaded states."""
 
     @property
     def phase(self) -> str:
@@ -65,7 +65,7 @@ class MemoryEstimate:
 
     @property
     def parts(self) -> BytesByPart:
-        """What is held then."""
+        """The bytes held then, by part."""
         return {name: self.phases[self.phase].get(name, 0) for name in MEMORY_PARTS}
 
 
@@ -145,7 +145,7 @@ def settle_checkpointing(
 
 
 def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str, BytesByPart]:
-    """What is held at the head, where the backward pass turns and ends, and after it."""
+    """Bytes held at the head, as the backward pass begins and ends, and after it."""
     again = act.segment if act.again else 0
     inside = {"recomputed": again, "buffers": states.gathered}
     kept = {"gradients": states.earlier, "activations": act.kept}
@@ -154,15 +154,17 @@ def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str,
     return {
         "head": _sum(states.lasting, kept, {"head": head_bytes(shape), "buffers": states.gathered}),
         "turn": _sum(states.lasting, kept, turn, inside, {"buffers": states.passing}),
-        "end": _sum(states.lasting, _but_the_last(shape, states, act), last, {"recomputed": again}),
+        "end": _sum(
+            states.lasting, _without_last_gradients(shape, states, act), last, {"recomputed": again}
+        ),
         "reduction": _sum(states.lasting, states.reduced),
         "norm": _sum(states.lasting, states.normed),
         "update": _sum(states.lasting, states.updated),
     }
 
 
-def _but_the_last(shape: TrainingShape, states: States, act: Activations) -> BytesByPart:
-    """Gradients while those of the first segment and of the embedding are still to come."""
+def _without_last_gradients(shape: TrainingShape, states: States, act: Activations) -> BytesByPart:
+    """Gradients held while those of the first segment and the embedding are still missing."""
     inner = shape.params - 2 * shape.matrix
     coming = inner * act.layers // shape.model.num_layers + shape.matrix
     arrived = sum(states.arrived.values())

@@ -1,4 +1,4 @@
-"""What a run was expected to take beside what it took, stored with its times."""
+"""Predicted and measured memory of a run, logged when it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bc2.train.pretrain_config import PretrainConfig
 
 
 class Footprint:
-    """The memory of this rank, from here on; made before the engine."""
+    """Measures the memory of this rank from its making on; made before the engine."""
 
     def __init__(
         self, model: ModelConfig, config: PretrainConfig, parallel: ParallelConfig, world: int
@@ -37,8 +37,8 @@ class Footprint:
     def row(self) -> dict[str, Any]:
         """For ``timing.jsonl``, event "memory": bytes predicted and measured, and the layout.
 
-        On the host the peak is of the whole process above what it had before the engine, so
-        that a model of some megabytes drowns in kernels and data; on a GPU it is what torch
+        On the host the peak is that of the whole process, less what it had before the engine:
+        for a model of some megabytes that is mostly kernels and data. On a GPU it is what torch
         allocated.
         """
         peak = device_peak(self.device)

@@ -1,6 +1,6 @@
-"""What the engines hold of weights, moments and gradients, in each phase of a step.
+"""What the engines hold of weights, optimizer states and gradients in each phase of a step.
 
-They follow `bc2.train.engines.local` and DeepSpeed's three optimizers (0.19:
+The figures follow `bc2.train.engines.local` and DeepSpeed's three optimizers (0.19:
 `bf16_optimizer.py`, `zero/stage_1_and_2.py`, `stage3.py`).
 """
 
@@ -24,25 +24,25 @@ class States:
     """What an engine holds of weights, moments and gradients."""
 
     lasting: BytesByPart
-    """At any time."""
+    """Held at any time."""
     gradients: int
-    """fp32, at an optimizer step."""
+    """fp32 gradients at an optimizer step."""
     earlier: int
     """Gradients of earlier micro-batches when the next one begins."""
     head: int
-    """The head's gradient, while the layers' come."""
+    """The head's gradient, during the backward pass of the layers."""
     arrived: BytesByPart
-    """When the last gradient comes, beside `lasting`."""
+    """Held when the last gradient is computed, beside `lasting`."""
     reduced: BytesByPart
-    """While gradients pass between ranks after that."""
+    """Held while ranks reduce gradients after that."""
     normed: BytesByPart
-    """While their norm is taken."""
+    """Held while the gradient's norm is taken."""
     updated: BytesByPart
-    """While the optimizer runs and its ranks share the new weights."""
+    """Held while the optimizer runs and the ranks exchange the new weights."""
     gathered: int = 0
-    """Whole weights of other ranks, forward and backward."""
+    """Weights gathered from other ranks, forward and backward."""
     passing: int = 0
-    """Buffers that fill during the backward pass, where one bucket does not hold it all."""
+    """Buffers used during the backward pass where one bucket does not hold all gradients."""
     host: int = 0
 
 
@@ -77,23 +77,23 @@ def zero_states(shape: TrainingShape) -> States:
     return _zero_1_2(shape)
 
 
-def _parted(shape: TrainingShape) -> int:
+def _partition(shape: TrainingShape) -> int:
     return -(-shape.params // shape.replicas)
 
 
 def _optimized(shape: TrainingShape, part: int) -> BytesByPart:
-    """What the optimizer has of so many parameters: fp32 weights and its state."""
+    """fp32 weights and optimizer state of `part` parameters."""
     return {"master": 4 * part, "moments": shape.state_bytes(part)}
 
 
 def _in_buckets(shape: TrainingShape, buckets: int) -> int:
-    """Bytes of DeepSpeed's buckets: made whole on a GPU, resident as far as they fill on a CPU."""
+    """Bytes of DeepSpeed's buckets: all of them on a GPU, on a CPU as far as they are used."""
     whole = buckets * BUCKET
     return shape.number_bytes * (whole if shape.device != "cpu" else min(shape.params, whole))
 
 
-def _place(shape: TrainingShape, part: int, parts: BytesByPart) -> tuple[BytesByPart, int]:
-    """Lasting parts on the device, and bytes on the host instead, with offloaded states."""
+def _offloaded(shape: TrainingShape, part: int, parts: BytesByPart) -> tuple[BytesByPart, int]:
+    """Lasting parts that stay on the device, and bytes that are offloaded to the host."""
     if not shape.layout.offload_optimizer:
         return parts, 0
     moved: BytesByPart = {
@@ -109,9 +109,9 @@ def _place(shape: TrainingShape, part: int, parts: BytesByPart) -> tuple[BytesBy
 
 def _zero_1_bf16(shape: TrainingShape) -> States:
     """`BF16_Optimizer`: fp32 gradients of all weights, and bf16 ones until the step's end."""
-    params, part = shape.params, _parted(shape)
+    params, part = shape.params, _partition(shape)
     half = 2 * params
-    # Tensors are joined to be reduced, unless the first one fills a bucket.
+    # Tensors are concatenated to be reduced, unless the first one fills a bucket.
     joined = 4 * params if params <= BUCKET else 0
     shared = half if shape.device == "cpu" and shape.replicas > 1 else 0
     return States(
@@ -129,8 +129,8 @@ def _zero_1_bf16(shape: TrainingShape) -> States:
 
 
 def _zero_1_2(shape: TrainingShape) -> States:
-    """`DeepSpeedZeroOptimizer`: gradients go through buckets, and leave this rank's part."""
-    params, part, size = shape.params, _parted(shape), shape.number_bytes
+    """`DeepSpeedZeroOptimizer`: buckets are reduced, and each rank keeps its part."""
+    params, part, size = shape.params, _partition(shape), shape.number_bytes
     bucket = _in_buckets(shape, 2 if shape.layout.overlap else 1)
     joined = size * min(params, BUCKET)
     mine = 4 * part if shape.layout.zero == 2 else 0
@@ -141,7 +141,7 @@ def _zero_1_2(shape: TrainingShape) -> States:
         "weights": size * params,
         **_optimized(shape, part),
     }
-    lasting, host = _place(shape, part, kept)
+    lasting, host = _offloaded(shape, part, kept)
     if shape.layout.offload_optimizer:
         own = earlier = 0
     return States(
@@ -159,10 +159,10 @@ def _zero_1_2(shape: TrainingShape) -> States:
 
 
 def _zero_3(shape: TrainingShape) -> States:
-    """`DeepSpeedZeroOptimizer_Stage3`: whole weights come as they are needed."""
-    params, part, size = shape.params, _parted(shape), shape.number_bytes
+    """`DeepSpeedZeroOptimizer_Stage3`: weights are gathered when they are needed."""
+    params, part, size = shape.params, _partition(shape), shape.number_bytes
     joined = size * min(params, BUCKET)
-    # Weights that are needed again within REUSE elements stay: those before the turn.
+    # Weights needed again within REUSE elements stay: those of the last layers.
     near = min(params, REUSE // 2 + PREFETCH + shape.matrix)
     group = shape.layout.zero_group
     again = size * -(-params // group) if group else 0
@@ -170,7 +170,7 @@ def _zero_3(shape: TrainingShape) -> States:
         "weights": size * part + again, **_optimized(shape, part),
         "gradients": 4 * part, "buffers": _in_buckets(shape, 1),
     }  # fmt: skip
-    lasting, host = _place(shape, part, kept)
+    lasting, host = _offloaded(shape, part, kept)
     # Gloo scatters a copy; NCCL's result becomes fp32.
     scattered = joined if shape.device == "cpu" else 4 * min(params, BUCKET) // shape.replicas
     return States(
@@ -179,7 +179,7 @@ def _zero_3(shape: TrainingShape) -> States:
         earlier=0,
         head=0,
         arrived={},
-        # And the embedding with its gradient, which come last and are still held.
+        # The embedding and its gradient come last and are still held.
         reduced={"buffers": joined + scattered + 2 * size * shape.matrix},
         normed={},
         updated={"gradients": 0 if shape.layout.offload_optimizer else 4 * part},
