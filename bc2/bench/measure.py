@@ -116,8 +116,8 @@ class _Running:
         self._parts(steps)
         if saves and self.spec.kind == "bc2":
             try:
-                asked = self.workers.ask("checkpoint", steps=steps, saves=saves)
-                self.found["checkpoint"] = Checkpoint(**asked)
+                answer = self.workers.ask("checkpoint", steps=steps, saves=saves)
+                self.found["checkpoint"] = Checkpoint(**answer)
             except WorkerFailed as error:
                 # The rounds were measured: a full disk must not cost them.
                 warn(f"{self.spec.name}: no checkpoint could be timed: {error}")

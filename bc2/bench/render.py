@@ -189,11 +189,11 @@ def _checkpoints(saves: Sequence[ContenderResult]) -> Table:
 def _lost(saved: Checkpoint) -> str:
     if saved.lost_s is None or saved.lost_share is None:
         return ""
-    told = f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.1%}"
+    lost = f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.1%}"
     if len(saved.losses_s) < 2:
-        return told
+        return lost
     low, high = (1e3 * limit for limit in (min(saved.losses_s), max(saved.losses_s)))
-    return f"{told} ({low:.0f} to {high:.0f} ms)"
+    return f"{lost} ({low:.0f} to {high:.0f} ms)"
 
 
 def listing(results: Sequence[BenchResult]) -> Table:
