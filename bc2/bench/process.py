@@ -85,8 +85,8 @@ def worker_environment(*, tuned: bool) -> dict[str, str]:
     """The environment of a worker.
 
     Args:
-        tuned: with bc2's own settings; else without those that bc2 made for this process,
-            and kept from being made again.
+        tuned: with bc2's own settings; else without those that bc2 made for this process, and
+            with the variable that stops bc2 from making them.
     """
     if tuned:
         return dict(os.environ)

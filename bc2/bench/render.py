@@ -57,7 +57,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def setup_lines(result: BenchResult) -> Iterator[str]:
-    """Where, when and on what it was measured, a line each."""
+    """What was measured, when, and on which machine: a line each."""
     machine, settings, peak = result.machine, result.settings, result.peak
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     yield (

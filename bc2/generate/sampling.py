@@ -76,7 +76,7 @@ def sample(
 
 
 def prompt_generator(seed: int, index: int) -> torch.Generator:
-    """The random numbers of prompt `index`: on the CPU, and nobody else's.
+    """The random generator of prompt `index` alone, on the CPU.
 
     Hashed, since neighbouring seeds of a generator are not independent by design.
     """

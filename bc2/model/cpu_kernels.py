@@ -59,7 +59,7 @@ class _Linear(torch.autograd.Function):
         return grad @ weight, grad_weight
 
 
-# An operator of its own: of torch's the compiler would change the layout back.
+# A custom operator: with torch's own, the compiler would undo the change of layout.
 @torch.library.custom_op("bc2::product", mutates_args=())
 def _product(x: Tensor, y: Tensor) -> Tensor:
     """x y: [A, B] and [B, C] -> [A, C]."""

@@ -280,7 +280,7 @@ def draw_weight(
 ) -> Tensor:
     """A parameter as `Transformer.init_weights` draws it, in fp32 on the CPU.
 
-    Called for each parameter in the model's order: the generator goes on.
+    Called for each parameter in the model's order, as each draw advances the generator.
     """
     drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
     if drawn.dim() == 1:

@@ -36,7 +36,7 @@ class ParallelConfig(Section):
     offload_optimizer: bool = Field(False, json_schema_extra=UNKEYED)
     """Keep fp32 weights and optimizer states in the host's memory and update there (zero 1-3)."""
     overlap: bool = Field(True, json_schema_extra=UNKEYED)
-    """Reduce gradients while the backward pass goes on (zero 1-3)."""
+    """Reduce gradients during the backward pass (zero 1-3)."""
     order: tuple[Axis, ...] = Field(ORDER, json_schema_extra=UNKEYED)
     """Which coordinate differs between neighbouring ranks, the fastest first. Neighbours share a
     machine, so what talks most comes first."""

@@ -1,4 +1,4 @@
-"""A plan as tables."""
+"""A plan, and a history of predictions, as tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 10
 
 
 def render_plan(plan: Plan) -> Any:
-    """For a terminal: what it takes, its memory, the layouts."""
+    """A plan for a terminal: what training takes, its memory, the layouts."""
     from rich.console import Group
 
     chosen = plan.layouts[0]

@@ -337,7 +337,7 @@ def draw_run(run: RunFolder, history: History | None = None) -> list[Path]:
 
 
 def redraw(run: RunFolder) -> None:
-    """Draw the curves of a run, unless they are newer than what it computed."""
+    """Draw the curves of a run, unless they are newer than its metrics."""
     metrics, plot = run.path / METRICS, run.path / SVG
     if not metrics.exists():
         return

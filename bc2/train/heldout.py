@@ -72,7 +72,7 @@ class Heldout:
     timeout_s: float
     """The longest wait for a batch."""
     check: Callable[[], None]
-    """Called between batches and tokens; what it raises abandons the evaluation."""
+    """Called between batches and tokens; if it raises, the evaluation is abandoned."""
 
     def __call__(self) -> Measured:
         """Evaluate the training-precision model; a function of its weights alone."""

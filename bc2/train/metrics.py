@@ -85,7 +85,7 @@ class MetricsLog:
         _heal(self.timing)
 
     def reset(self, content: bytes) -> None:
-        """Make ``metrics.jsonl`` what it was at a checkpoint."""
+        """Restore ``metrics.jsonl`` to its content at a checkpoint."""
         try:
             replace_durably(self.metrics, content)
         except OSError as error:

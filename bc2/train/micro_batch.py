@@ -177,7 +177,7 @@ def _tried(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free:
 def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free: int) -> Needs:
     """Bytes that one sequence took on a CPU, plus the corrected growth of the estimate."""
     estimates = {micro_batch: _estimate(spec, micro_batch) for micro_batch in divisors}
-    # A save copies weights and states while training goes on.
+    # A save copies weights and states while training continues.
     snapshot = checkpoint_bytes(spec.model, spec.training.optimizer)
     if estimates[1] + snapshot > _allowed(free):
         return lambda micro_batch: estimates[micro_batch] + snapshot

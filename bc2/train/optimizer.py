@@ -44,7 +44,7 @@ class Optimizer(ABC):
 
         Args:
             norm: global L2 norm of the gradient.
-            clip_norm: what it is clipped to.
+            clip_norm: the largest norm that is not scaled down.
         """
 
     @property

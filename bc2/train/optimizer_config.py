@@ -18,8 +18,8 @@ from bc2.recipe import Settings
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-#: What DeepSpeed is told of the optimizer that it is given: to take it as it is, wherever its
-#: states are, and to leave clipping to it.
+#: DeepSpeed's settings for the optimizer that it is given: it is used as it is, also with
+#: offloaded states, and clips by itself.
 DEEPSPEED_SETTINGS: dict[str, Any] = {
     "gradient_clipping": 0.0,
     "zero_allow_untested_optimizer": True,

@@ -47,14 +47,14 @@ def _step(artifact: Artifact) -> int:
 
 
 def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
-    """Train, or go on training, and return the finished checkpoint.
+    """Train, or resume training, and return the finished checkpoint.
 
     Args:
         fresh: start over even if there are checkpoints of the same run.
 
     Raises:
         RecipeError: settings that do not fit the data; nothing was written.
-        RunFailed: another process is at the same run, or too many bad steps.
+        RunFailed: another process trains the same run, or there were too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
     mesh = join_ranks(run)
@@ -84,7 +84,7 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
 
 
 def _begin(run: Run, registry: Registry, fresh: bool) -> str | None:
-    """Make the run's folder and clear what is left of others; the digest if it is finished."""
+    """Make the run's folder and remove leftovers; the digest of its finished checkpoint, if any."""
     make_directory(run.folder(registry))
     if fresh:
         run.start_over(registry)
@@ -134,12 +134,12 @@ def _train(run: Run, inputs: RunInputs, registry: Registry, mesh: Mesh) -> Artif
 
 
 def _check(stop: Stop, mesh: Mesh) -> Callable[[], None]:
-    """What ends a wait early: ranks stop together, between two steps."""
+    """What a long wait calls to end early after a signal; several ranks stop between steps only."""
     return stop.check if mesh.world.size == 1 else lambda: None
 
 
 def _earlier(run: Run, registry: Registry, mesh: Mesh) -> list[Artifact]:
-    """The run's checkpoints as the first rank sees them."""
+    """The run's checkpoints to resume from, as the first rank sees them."""
     digests = [a.digest for a in run.checkpoints(registry)] if mesh.first else None
     found = mesh.world.broadcast_object(digests)
     assert found is not None
@@ -183,7 +183,7 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
 
 
 def _facts(run: Run, inputs: RunInputs) -> RunFacts:
-    """What watching and reporting the run need to know beside its rows."""
+    """What watching and reporting need to know of the run beside its logs."""
     return RunFacts(
         name=run.name,
         key=run.key,

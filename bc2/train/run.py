@@ -104,7 +104,7 @@ class Run:
         (self.folder(registry) / FRESH).unlink(missing_ok=True)
 
     def _outdated(self, registry: Registry) -> set[str] | None:
-        """Digests of the checkpoints from before ``--fresh``; None if no such training goes on.
+        """Digests of the checkpoints from before an unfinished ``--fresh``; None if there is none.
 
         By digest and not by time: a clock may be set back.
         """

@@ -28,7 +28,7 @@ RECIPE = "recipe.json"
 #: Empty; locked for as long as a process trains in the folder.
 MARK = "running"
 
-#: What tells a run folder from another one; the mark is the first to be there.
+#: A folder with one of these files is a run's; the mark is made first.
 _FILES = (TIMING, RUN, RECIPE, MARK)
 
 #: Linux's struct flock: type, whence, start, length (0: to the end), process.
@@ -104,7 +104,7 @@ class Attempt:
     seconds: float = 0.0
     """From its start to its last row."""
     end: LogRow | None = None
-    """The row that says how it ended; None while it goes on, and after a sudden death."""
+    """The row that says how it ended; None while it runs, and if it was killed."""
 
     @classmethod
     def begin(cls, row: LogRow) -> Attempt:

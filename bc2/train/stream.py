@@ -14,7 +14,7 @@ import numpy as np
 from bc2.data.loader import Ahead, Batch, Loader
 from bc2.errors import RunFailed
 
-#: How often a wait for data looks whether to go on waiting, seconds.
+#: Seconds between two looks, during a wait for data, whether to stop waiting.
 _POLL_S = 0.2
 
 
@@ -77,7 +77,7 @@ class TokenStream:
     timeout_s: float
     """No batch for this long: the reader is stuck."""
     check: Callable[[], None]
-    """Called while waiting; what it raises ends the wait."""
+    """Called during a wait; if it raises, the wait ends."""
     rank: int = 0
     """This rank's number among the data-parallel ranks."""
     ranks: int = 1
@@ -105,7 +105,7 @@ def with_timeout(batches: Ahead, timeout_s: float, check: Callable[[], None]) ->
 
     Args:
         timeout_s: the longest wait for one batch.
-        check: called before each batch and while waiting; what it raises ends the wait.
+        check: called before each batch and during a wait; if it raises, the wait ends.
 
     Raises:
         RunFailed: no batch came for `timeout_s` seconds.

@@ -97,9 +97,9 @@ def register_certificate(
 ) -> Artifact:
     """Register it as scores made from a checkpoint.
 
-    An artifact does not change, so the certificate is one of its own, found by lineage; it
-    travels and is checked like everything else. Only a finished checkpoint gets one: a child
-    would keep an unfinished one from being dropped when the next is there.
+    An artifact does not change, so the certificate is a separate one, found by lineage; it is
+    exported and checked like every artifact. Only a finished checkpoint gets one: an unfinished
+    checkpoint with a child could not be removed when the next one is published.
     """
     assert checkpoint.finished
     key = stage_key("scores", VERSION, {"verify": "resume"}, (checkpoint.digest,))

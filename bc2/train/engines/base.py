@@ -56,7 +56,7 @@ class Engine(ABC):
             tokens: supervised tokens of the step on all ranks, which the sums are divided by.
 
         Returns:
-            Means over the step: ``loss`` (the objective) and what it logs.
+            Means over the step: ``loss`` (the objective), and the objective's `Loss.sums`.
         """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Engine(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Forget the accumulated gradient."""
+        """Drop the accumulated gradient."""
 
     @abstractmethod
     def snapshot(self) -> EngineState:

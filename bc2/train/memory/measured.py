@@ -56,6 +56,6 @@ def _predict(
     """Bytes by part and in ``total``."""
     parts = estimate(TrainingShape.of(model, config, parallel, world)).parts
     if torch.device(config.device).type == "cpu":
-        # A save copies weights and states while training goes on.
+        # A save copies weights and states while training continues.
         parts["snapshot"] = checkpoint_bytes(model, config.optimizer) // world
     return {**parts, "total": sum(parts.values())}
