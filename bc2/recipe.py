@@ -25,9 +25,9 @@ from bc2.toml_file import KeyPath, TomlFile, read_toml
 
 #: Section name -> "module:class". The one place a new section is announced.
 SECTIONS: dict[str, str] = {
-    "corpus": "bc2.data.config:CorpusConfig",
+    "corpus": "bc2.data.corpus_config:CorpusConfig",
     "tokenizer": "bc2.tokenizer.tokenizer_config:TokenizerConfig",
-    "tokens": "bc2.data.config:TokensConfig",
+    "tokens": "bc2.data.corpus_config:TokensConfig",
     "model": "bc2.model.model_config:ModelConfig",
     "parallel": "bc2.parallel.parallel_config:ParallelConfig",
     "pretrain": "bc2.train.pretrain_config:PretrainConfig",

@@ -14,12 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from bc2.model.model_config import ModelConfig
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
+from bc2.train.memory.shape import TrainingShape
 
 app = typer.Typer(add_completion=False)
 
@@ -57,8 +59,8 @@ def one(
     from bc2.model.transformer import Transformer
     from bc2.train.engines.local import LocalEngine
     from bc2.train.objective import NextToken
+    from bc2.train.optimizer_config import AdamWConfig
     from bc2.train.peak import allocated_peak, forget_peak, host_peak
-    from bc2.train.pretrain_config import AdamWConfig
 
     baseline = forget_peak()
     model = Transformer(shape(layers, hidden, vocab, length))
@@ -80,7 +82,7 @@ def one(
         step()
         seconds.append(time.perf_counter() - begin)
     resident = host_peak() - baseline
-    states = [t for kept in engine.optimizer.state.values() for t in kept.values()]
+    states = engine.optimizer.tensors()
     allocated = allocated_peak(step, [*model.parameters(), *states])
     # The first step loads kernels and makes the moments.
     result = {"seconds": min(seconds[1:]), "resident": resident, "allocated": allocated}
@@ -102,7 +104,8 @@ def compare(
     """Compare the segments and print a Markdown table for each depth."""
     for depth in map(int, layers.split(",")):
         model = shape(depth, hidden, vocab, length)
-        auto = least_segment(model, length, "fp32", "cpu")
+        trained = TrainingShape(model, rows, length, "fp32", 0, accumulated=micro > 1)
+        auto = least_segment(trained)
         sizes = sorted({auto, *map(int, segments.split(","))})
         found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
         for _ in range(rounds):
@@ -112,7 +115,7 @@ def compare(
         print("| k | step, s | against none | tensors | estimate | off | resident | same bits |")
         print("|---|---|---|---|---|---|---|---|")
         for size in sizes:
-            expected = estimate(model, rows, length, "fp32", size, accumulated=micro > 1)
+            expected = estimate(replace(trained, checkpointing=size))
             name = f"{size} (auto)" if size == auto else str(size)
             print(_row(name, found[size], found[sizes[0]], expected), flush=True)
 

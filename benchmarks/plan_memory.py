@@ -86,8 +86,9 @@ def predict(case: dict[str, Any]) -> int:
     from bc2.model.model_config import ModelConfig
     from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.memory.estimate import estimate
+    from bc2.train.memory.shape import TrainingShape
 
-    return estimate(
+    shape = TrainingShape(
         ModelConfig(**case["model"]),
         case["rows"],
         case["length"],
@@ -96,7 +97,8 @@ def predict(case: dict[str, Any]) -> int:
         accumulated=case["micro_batches"] > 1,
         parallel=ParallelConfig(**case["parallel"]),
         world=case["world"],
-    ).total
+    )
+    return estimate(shape).total
 
 
 def measure(case: dict[str, Any]) -> int:
@@ -189,7 +191,7 @@ def _engine(case: dict[str, Any], mesh: Any) -> Any:
     from bc2.parallel.state import HeldTensors
     from bc2.train.engines.deepspeed import DeepSpeedEngine
     from bc2.train.engines.local import LocalEngine
-    from bc2.train.pretrain_config import AdamWConfig
+    from bc2.train.optimizer_config import AdamWConfig
 
     model, parallel = ModelConfig(**case["model"]), ParallelConfig(**case["parallel"])
     settings: dict[str, Any] = {

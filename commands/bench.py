@@ -16,7 +16,7 @@ from bc2.registry import find_home
 
 if TYPE_CHECKING:
     from bc2.bench.measure import BenchPlan
-    from bc2.bench.results import Result
+    from bc2.bench.results import BenchResult
 
 app = verb()
 
@@ -139,9 +139,9 @@ def _check_target(markdown: Path | None) -> None:
         raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
 
 
-def _measure(recipe: Recipe, asked: BenchOptions) -> Result:
-    from bc2.bench.machine import facts
-    from bc2.bench.measure import announce, measure
+def _measure(recipe: Recipe, asked: BenchOptions) -> BenchResult:
+    from bc2.bench.machine import machine_facts
+    from bc2.bench.measure import announce, run_benchmark
     from bc2.bench.results import new_id
 
     plan = _plan(recipe, asked)
@@ -154,11 +154,11 @@ def _measure(recipe: Recipe, asked: BenchOptions) -> Result:
             "model": plan.model.model_dump(mode="json"),
             "pretrain": plan.training.model_dump(mode="json"),
         },
-        "machine": facts(plan.device),
+        "machine": machine_facts(plan.device),
         "settings": _settings(plan, asked),
     }
     with progress("measuring", plan.blocks, "blocks") as bar:
-        return measure(plan, _folder(), bar, header)
+        return run_benchmark(plan, _folder(), bar, header)
 
 
 def _plan(recipe: Recipe, asked: BenchOptions) -> BenchPlan:
@@ -180,42 +180,43 @@ def _settings(plan: BenchPlan, asked: BenchOptions) -> dict[str, Any]:
     }
 
 
-def _keep(result: Result, *, save: bool, markdown: Path | None) -> None:
-    from bc2.bench.render import markdown as as_markdown
-    from bc2.bench.results import keep
+def _keep(result: BenchResult, *, save: bool, markdown: Path | None) -> None:
+    from bc2.bench.render import result_markdown
+    from bc2.bench.results import keep_result
 
     if save:
-        note(f"kept as {keep(result, _folder())}")
+        note(f"kept as {keep_result(result, _folder())}")
     if markdown is not None:
-        markdown.write_text(as_markdown(result), encoding="utf-8")
+        markdown.write_text(result_markdown(result), encoding="utf-8")
         note(f"written to {markdown}")
 
 
-def _show(output: Output, result: Result) -> None:
-    from bc2.bench.render import drawn, facts, tables
+def _show(output: Output, result: BenchResult) -> None:
+    from bc2.bench.render import render_tables, setup_lines, tables
 
-    output.emit(result.as_json(), table=drawn(tables(result), list(facts(result))))
+    output.emit(result.as_json(), table=render_tables(tables(result), list(setup_lines(result))))
 
 
 def _list(output: Output) -> None:
-    from bc2.bench.render import drawn, listing
-    from bc2.bench.results import kept
+    from bc2.bench.render import listing, render_tables
+    from bc2.bench.results import read_kept_results
 
-    results = kept(_folder())
+    results = read_kept_results(_folder())
     output.emit(
-        {"results": [result.as_json() for result in results]}, table=drawn([listing(results)])
+        {"results": [result.as_json() for result in results]},
+        table=render_tables([listing(results)]),
     )
 
 
 def _compare(output: Output, first: str, second: str) -> None:
-    from bc2.bench.render import comparison, differences, drawn
-    from bc2.bench.results import find
+    from bc2.bench.render import comparison, differences, render_tables
+    from bc2.bench.results import find_result
 
-    one, other = find(first, _folder()), find(second, _folder())
+    one, other = find_result(first, _folder()), find_result(second, _folder())
     unlike = list(differences(one, other))
     for line in unlike:
         warn(line)
     output.emit(
         {"first": one.as_json(), "second": other.as_json(), "differences": unlike},
-        table=drawn([comparison(one, other)]),
+        table=render_tables([comparison(one, other)]),
     )

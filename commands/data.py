@@ -76,7 +76,7 @@ def _empty(folder: Path | None) -> Path | None:
 def _dry_run(recipe: Recipe, options: PrepOptions, output: Output) -> None:
     from rich.console import Group
 
-    from bc2.data.config import CorpusConfig
+    from bc2.data.corpus_config import CorpusConfig
     from bc2.data.prep.dry_run import dry_run
     from bc2.data.prep.funnel import Funnel
     from bc2.report import description_view, funnel_view

@@ -52,22 +52,22 @@ def plan(
     if recipe is None:
         raise UsageError("no recipe was given", todo="bc2 plan RECIPE --gpus 8 --device h100")
     from bc2.plan.devices import find_device
-    from bc2.plan.render import drawn
+    from bc2.plan.render import render_plan
     from bc2.plan.training_plan import make_plan
 
     found = find_device(device, count=gpus, memory=memory, flops=flops, price=price)
     made = make_plan(load(recipe, set_ or []), found, gpus, mfu)
-    output.emit(made.as_json(), table=drawn(made), quiet=[each.name for each in made.layouts])
+    output.emit(made.as_json(), table=render_plan(made), quiet=[each.name for each in made.layouts])
 
 
 def _history(output: Output) -> None:
-    from bc2.plan.history import history
-    from bc2.plan.render import drawn_history
+    from bc2.plan.history import memory_records
+    from bc2.plan.render import render_history
     from bc2.train.runs import list_runs
 
-    past = history(list_runs(Registry.open()))
+    past = memory_records(list_runs(Registry.open()))
     output.emit(
         {"runs": [one.as_json() for one in past]},
-        table=drawn_history(past) if past else "no run has stored its memory yet",
+        table=render_history(past) if past else "no run has stored its memory yet",
         quiet=[one.run for one in past],
     )

@@ -35,14 +35,14 @@ def report(
     One HTML file that needs no network and no JavaScript, into the run's folder, with
     the curves beside it as loss.svg and loss.png. Without RUN the newest one is taken.
     """
-    from bc2.report.page import write
+    from bc2.report.page import write_report
     from bc2.train.runs import find_run
 
     if out is not None:
         out = _checked(out)
     registry = Registry.open()
     found = find_run(registry, run)
-    written = write(found, registry, out)
+    written = write_report(found, registry, out)
     paths = {"page": written.page, **{path.suffix[1:]: path for path in written.curves}}
     value = {
         "run": found.path.name,

@@ -56,7 +56,7 @@ def resume(
     from bc2.registry.lineage import parent_of_kind
     from bc2.train.rank_layout import recipe_layout
     from bc2.train.training_settings import TrainingSettings
-    from bc2.verify import certificate as kept
+    from bc2.verify.certificate import register_certificate, write_certificate
     from bc2.verify.other_layouts import other_layouts
     from bc2.verify.resume import ResumeRequest, finished_checkpoint, verify_resume
 
@@ -71,10 +71,10 @@ def resume(
     asked = ResumeRequest(settings, tokens, pieces, base, others, steps, kills, seed)
     found = verify_resume(asked, registry)
     path = out or registry.home / "verify" / f"resume-{loaded.name}.json"
-    kept.write(found, path)
+    write_certificate(found, path)
     note(f"the certificate is {path}")
     checkpoint = finished_checkpoint(asked, registry) if found.holds else None
-    artifact = kept.register(found, registry, checkpoint) if checkpoint else None
+    artifact = register_certificate(found, registry, checkpoint) if checkpoint else None
     refs = [artifact.ref] if artifact else []
     answer = {**found.as_json(), "file": str(path), "ref": refs[0] if refs else None}
     Output.of(json=json, quiet=quiet).emit(answer, table=found.as_table(), quiet=refs)

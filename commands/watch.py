@@ -48,7 +48,7 @@ def watch(
             watching.watch(status, interval_s=interval)
         except KeyboardInterrupt as stop:
             raise _left(stop, found.path.name) from None
-    Output.of(json=json).emit(status.as_json(), table=table(("", ""), watching.rows(status)))
+    Output.of(json=json).emit(status.as_json(), table=table(("", ""), watching.status_rows(status)))
 
 
 def _left(stop: KeyboardInterrupt, name: str) -> BaseException:

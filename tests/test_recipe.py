@@ -249,7 +249,7 @@ def test_closed_form_agrees_with_the_model_on_the_meta_device(name: str) -> None
 
 
 def test_a_list_is_not_called_too_short_where_an_item_is_wrong(tmp_path: Path) -> None:
-    from bc2.data.config import CorpusConfig
+    from bc2.data.corpus_config import CorpusConfig
 
     source = '[[corpus.sources]]\nname = "s"\npath = "x.txt"\n'
     path = write(tmp_path, f'name = "c"\n{source}min_charakters = 3\n')

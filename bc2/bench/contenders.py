@@ -1,4 +1,4 @@
-"""What is measured: bc2's engine and its peer, each making whole optimizer steps."""
+"""The contenders of a benchmark: bc2's engine and its peer, both making optimizer steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bc2.train.objective import NextToken
 
 
 class Contender(Protocol):
-    """Something that trains, with a clock for the parts of its steps."""
+    """A training program, with a clock for the parts of its steps."""
 
     clock: Clock
     mesh: Mesh
@@ -29,13 +29,13 @@ class Contender(Protocol):
         """Make one optimizer step; returns the loss in nats a token."""
         ...
 
-    def lasting(self) -> Iterator[Tensor]:
-        """What it holds between steps: weights and the optimizer's state."""
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Tensors held between steps: weights and the optimizer's state."""
         ...
 
 
 class Ours:
-    """bc2's engine on bc2's loader: `Loop` without its log, guard and evaluation."""
+    """bc2's engine on bc2's loader: training without log, guard and evaluation."""
 
     def __init__(self, spec: Spec, held: ExitStack):
         self.training = spec.training
@@ -58,19 +58,13 @@ class Ours:
         self.engine.update(optimizer.learning_rate, norm=norm, clip_norm=optimizer.clip_norm)
         return measured["ce"]
 
-    def lasting(self) -> Iterator[Tensor]:
+    def held_tensors(self) -> Iterator[Tensor]:
         yield from self.engine.model.parameters()
-        yield from self.engine.lasting()
+        yield from self.engine.held_tensors()
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """The tensors of an optimizer's state."""
-    for state in optimizer.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def build(spec: Spec, held: ExitStack) -> Contender:
-    """The contender of a spec; what it holds open ends with `held`."""
+def build_contender(spec: Spec, held: ExitStack) -> Contender:
+    """The contender of a spec; `held` closes what it opens."""
     if spec.kind == "hf":
         from bc2.bench.peer import Llama
 

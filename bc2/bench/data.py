@@ -14,7 +14,7 @@ from bc2.data.mixture import Mixture
 from bc2.data.shards import INDEX, TokenShards, token_dtype
 from bc2.parallel.mesh import Mesh
 from bc2.train.pretrain_config import PretrainConfig
-from bc2.train.stream import Step, TokenStream
+from bc2.train.stream import StepData, TokenStream
 
 #: The name of the only source.
 SOURCE = "random"
@@ -22,7 +22,7 @@ SOURCE = "random"
 #: The id after a document; random tokens are above it.
 EOS = 0
 
-#: Tokens that are written at least: rows then repeat late.
+#: Tokens that are written at least, so that sequences repeat late.
 MIN_TOKENS = 1 << 20
 
 
@@ -32,7 +32,7 @@ def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, docume
     Args:
         folder: an empty directory.
         documents: mean tokens of a document; lengths are geometric. 0: no document ends, so
-            that every row is one document of full length.
+            that every sequence is one document of full length.
     """
     count = max(MIN_TOKENS, 4 * training.batch_tokens) + 1
     random = np.random.default_rng(training.seed)
@@ -56,7 +56,7 @@ def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, docume
 
 
 def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> TokenStream:
-    """Training's own stream over the shards: what this rank of `mesh` reads."""
+    """The stream that training itself uses: the steps of this rank of `mesh`."""
     data = (mesh or Mesh()).data
     return TokenStream(
         _loader(folder, training),
@@ -72,7 +72,7 @@ def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> 
 @contextmanager
 def read_steps(
     folder: Path, training: PretrainConfig, mesh: Mesh | None = None
-) -> Iterator[Iterator[Step]]:
+) -> Iterator[Iterator[StepData]]:
     """The steps of training on the shards, without end, read ahead on a thread."""
     with stream(folder, training, mesh).steps(0) as steps:
         yield steps
@@ -86,4 +86,4 @@ def _loader(folder: Path, training: PretrainConfig) -> Loader:
 
 
 def _nothing() -> None:
-    """A benchmark is stopped from outside: nothing is to be looked at while waiting."""
+    """A benchmark is stopped from outside: there is no signal to look for while waiting."""

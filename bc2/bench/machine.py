@@ -12,10 +12,10 @@ import torch
 
 import bc2
 
-PACKAGES = ("torch", "transformers", "flash-attn", "numpy")
+SPEED_PACKAGES = ("torch", "transformers", "flash-attn", "numpy")
 
 
-def facts(device: torch.device) -> dict[str, Any]:
+def machine_facts(device: torch.device) -> dict[str, Any]:
     """What speeds depend on; no names of hosts, users or paths."""
     return {
         "cpu": _cpu_model(),
@@ -26,7 +26,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "bc2": bc2.__version__,
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in SPEED_PACKAGES if (version := _version(name))},
         "openmp": {name: os.environ[name] for name in sorted(os.environ) if _is_openmp(name)},
     }
 

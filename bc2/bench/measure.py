@@ -1,6 +1,6 @@
-"""Contenders in turn: a block of steps of one, then of the next, round after round.
+"""A benchmark: contenders train in turn, a block of steps each, round after round.
 
-Whatever else the machine does falls on all of them, and a ratio is taken within a round.
+So other work of the machine disturbs all of them alike; a ratio is taken within a round.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 
 from bc2.bench.data import write_shards
 from bc2.bench.process import Workers
-from bc2.bench.results import Checkpoint, Found, Memory, Peak, Ratio, Result
+from bc2.bench.results import BenchResult, Checkpoint, ContenderResult, Memory, Peak, Ratio
 from bc2.bench.spec import Spec
 from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
 from bc2.files import make_directory
 from bc2.model.model_config import ModelConfig
-from bc2.train.device import pick_precision
 from bc2.train.memory.estimate import estimate
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.worker_process import WorkerFailed
 
@@ -72,7 +72,7 @@ class _Running:
 
     workers: Workers
     found: dict[str, Any] = field(default_factory=dict)
-    """Fields of `Found`."""
+    """Fields of `ContenderResult`."""
     parts: list[dict[str, float]] = field(default_factory=list)
     """Mean seconds of each part, by block."""
 
@@ -85,7 +85,7 @@ class _Running:
         return "failed" in self.found
 
     def attempt(self, act: Callable[[], None]) -> None:
-        """Do something with the worker; its failure becomes its result."""
+        """Call `act`; if the workers fail, that is the contender's result."""
         if self.failed:
             return
         try:
@@ -93,7 +93,7 @@ class _Running:
         except WorkerFailed as error:
             self.found = {"failed": str(error)}
             warn(f"{self.spec.name} failed: {error}")
-            # Its memory is the others'.
+            # The others may have its memory.
             self.workers.close()
 
     def begin(self) -> None:
@@ -109,17 +109,17 @@ class _Running:
         self.found["loss"] = answer["loss"]
 
     def finish(self, steps: int, saves: int) -> None:
-        """What is measured after the rounds, alone."""
+        """Measure memory, parts and checkpoints, after the rounds."""
         ranks = [Memory(**each) for each in self.workers.ask_each("memory")]
         most = max(ranks, key=lambda memory: memory.taken)
         self.found["memory"] = most.model_copy(update={"estimate": _estimate(self.spec)})
         self._parts(steps)
         if saves and self.spec.kind == "bc2":
             try:
-                asked = self.workers.ask("checkpoint", steps=steps, saves=saves)
-                self.found["checkpoint"] = Checkpoint(**asked)
+                answer = self.workers.ask("checkpoint", steps=steps, saves=saves)
+                self.found["checkpoint"] = Checkpoint(**answer)
             except WorkerFailed as error:
-                # The rounds were measured: a full disk must not take them.
+                # The rounds were measured: a full disk must not cost them.
                 warn(f"{self.spec.name}: no checkpoint could be timed: {error}")
                 self.found["checkpoint_failed"] = str(error)
 
@@ -133,9 +133,9 @@ class _Running:
         }
         self.found["parts_step_s"] = statistics.fmean(s for block in rounds for s in block)
 
-    def result(self) -> Found:
+    def result(self) -> ContenderResult:
         spec = self.spec
-        return Found(
+        return ContenderResult(
             name=spec.name,
             kind=spec.kind,
             checkpointing=spec.training.segment_layers if spec.kind == "bc2" else 0,
@@ -147,23 +147,11 @@ class _Running:
 
 
 def _estimate(spec: Spec) -> dict[str, int] | None:
-    """Bytes that ours should take above the imports, by part; nothing is known of a peer."""
+    """Bytes that bc2's engine should take above the imports, by part; None for a peer."""
     if spec.kind != "bc2":
         return None
-    training = spec.training
-    device = torch.device(training.device)
-    data = spec.ranks // spec.parallel.ranks_of_a_replica
-    expected = estimate(
-        spec.model,
-        training.micro_sequences,
-        training.sequence_length,
-        pick_precision(training.precision, device),
-        training.segment_layers,
-        device=device.type,
-        accumulated=training.micro_sequences * data < training.batch_sequences,
-        parallel=spec.parallel,
-        world=spec.ranks,
-    )
+    shape = TrainingShape.of(spec.model, spec.training, spec.parallel, spec.ranks)
+    expected = estimate(shape)
     parts = {
         name: value
         for name, value in asdict(expected).items()
@@ -172,18 +160,18 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
     return {**parts, "total": expected.total}
 
 
-def measure(
+def run_benchmark(
     plan: BenchPlan, scratch: Path, progress: Progress, header: Mapping[str, Any]
-) -> Result:
+) -> BenchResult:
     """Measure a plan.
 
     Args:
         scratch: a folder on the disk where checkpoints go; nothing is left in it.
-        progress: told of every block.
-        header: the fields of `Result` that say what was asked for, where and when.
+        progress: is called for every block.
+        header: the fields of `BenchResult` that say what was asked for, where and when.
 
     Raises:
-        RunFailed: not one contender of ours could run; nothing is to be compared.
+        RunFailed: none of bc2's contenders could run, so there is nothing to compare.
     """
     make_directory(scratch)
     with TemporaryDirectory(dir=scratch, prefix="run-") as folder, ExitStack() as held:
@@ -199,10 +187,10 @@ def measure(
             each.attempt(lambda each=each: each.finish(plan.steps, plan.saves))  # type: ignore[misc]
         found = [each.result() for each in running]
     _require_ours(found)
-    return Result(
+    return BenchResult(
         **header,
         params=plan.model.num_params(),
-        tokens_per_step=plan.training.batch_sequences * plan.training.sequence_length,
+        batch_tokens=plan.training.batch_tokens,
         flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
         peak=Peak(before=before, after=after, datasheet=plan.datasheet),
         contenders=found,
@@ -223,7 +211,7 @@ def _peak(products: Workers) -> float:
 
 
 def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
-    """Start a contender, after the ones before it have come to rest, and warm it up."""
+    """Start a contender, while those before it wait, and warm it up."""
     each = _Running(held.enter_context(closing(Workers(spec))))
     each.attempt(each.begin)
     steps = each.found.get("warmup_steps", 0)
@@ -242,7 +230,7 @@ def _rounds(plan: BenchPlan, running: list[_Running], progress: Progress) -> Non
                 progress(1)
 
 
-def _require_ours(found: list[Found]) -> None:
+def _require_ours(found: list[ContenderResult]) -> None:
     ours = [each for each in found if each.kind == "bc2"]
     if ours and all(each.failed for each in ours):
         raise RunFailed(
@@ -252,8 +240,8 @@ def _require_ours(found: list[Found]) -> None:
         )
 
 
-def _ratios(found: list[Found]) -> Iterator[Ratio]:
-    """Each of ours over every peer, and over the first of ours."""
+def _ratios(found: list[ContenderResult]) -> Iterator[Ratio]:
+    """Each of bc2's contenders over every peer, and over the first of bc2's."""
     ran = [each for each in found if not each.failed]
     ours = [each for each in ran if each.kind == "bc2"]
     peers = [each for each in ran if each.kind == "hf"]
@@ -263,13 +251,13 @@ def _ratios(found: list[Found]) -> Iterator[Ratio]:
             yield Ratio(ours=one.name, peer=other.name, rounds=_by_round(one, other))
 
 
-def _by_round(ours: Found, peer: Found) -> list[float]:
+def _by_round(ours: ContenderResult, peer: ContenderResult) -> list[float]:
     pairs = zip(ours.rounds, peer.rounds, strict=True)
     return [statistics.median(theirs) / statistics.median(mine) for mine, theirs in pairs]
 
 
 def announce(plan: BenchPlan) -> None:
-    """Say on stderr what is going to be measured."""
+    """Print on stderr what is going to be measured."""
     training = plan.training
     note(
         f"{plan.model.num_params():,} parameters, {training.batch_sequences} x "

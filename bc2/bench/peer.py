@@ -1,8 +1,8 @@
-"""The peer: transformers' Llama at the same shape, as one would train it in plain torch.
+"""The peer: transformers' Llama of the same shape, trained in plain torch.
 
 It differs where the models do: no NormHead, no max-z loss, rotary positions also where the
-recipe has ALiBi, documents not kept apart, and S - 1 labels of a row of S tokens, since it
-shifts the labels itself.
+recipe has ALiBi, attention across documents, and S - 1 labels in a sequence of S tokens, since
+it shifts the labels itself.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bc2.bench.contenders import state_tensors
 from bc2.bench.data import read_steps
 from bc2.bench.spec import Spec
 from bc2.data.loader import Batch
 from bc2.errors import UsageError
 from bc2.parallel.mesh import Mesh
 from bc2.train.clock import Clock
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer import AdamW
 
 
 def require_peer() -> None:
@@ -36,7 +35,7 @@ def require_peer() -> None:
 
 
 class Llama:
-    """LlamaForCausalLM, fused AdamW and clipping, in one of the ways of `spec.PEERS`."""
+    """LlamaForCausalLM, fused AdamW and clipping, in one of the variants `spec.PEERS`."""
 
     def __init__(self, spec: Spec, held: ExitStack):
         self.training = spec.training
@@ -49,7 +48,9 @@ class Llama:
         model.to(torch.bfloat16 if spec.weights == "bf16" else torch.float32)
         self.model = model.to(self.device).train()
         self.forward: Any = torch.compile(self.model) if spec.training.compile else self.model
-        self.optimizer = _adamw(self.model, spec.training.optimizer)
+        weights = dict(self.model.named_parameters())
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        self.optimizer = AdamW(weights, shapes, spec.training.optimizer)
         self.steps = held.enter_context(read_steps(Path(spec.shards), spec.training))
 
     def step(self) -> float:
@@ -66,13 +67,13 @@ class Llama:
             torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.training.optimizer.clip_norm
             )
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.inner.step()
+            self.optimizer.inner.zero_grad(set_to_none=True)
         return total
 
-    def lasting(self) -> Iterator[Tensor]:
+    def held_tensors(self) -> Iterator[Tensor]:
         yield from self.model.parameters()
-        yield from state_tensors(self.optimizer)
+        yield from self.optimizer.tensors()
 
     def _loss(self, batch: Batch) -> Tensor:
         tokens = torch.from_numpy(batch.tokens).to(self.device, non_blocking=True)
@@ -105,19 +106,3 @@ def _llama(spec: Spec, device: torch.device) -> Any:
         attn_implementation="flash_attention_2" if flash and spec.weights != "fp32" else "sdpa",
     )
     return LlamaForCausalLM(config)
-
-
-def _adamw(model: torch.nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )

@@ -1,4 +1,4 @@
-"""The parent's end of a contender's processes."""
+"""The worker processes of a contender, seen from their parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bc2.train.worker_process import Answer, WorkerFailed, WorkerProcess
 
 
 class Workers:
-    """A contender in processes of its own, one a rank; see `bc2.bench.worker`."""
+    """The processes of one contender, one for each rank; see `bc2.bench.worker`."""
 
     def __init__(self, spec: Spec):
         self.spec = spec
@@ -24,13 +24,13 @@ class Workers:
         ]
 
     def begin(self) -> None:
-        """Wait until every rank is built. Raises: WorkerFailed if one cannot be."""
+        """Wait until every rank is ready. Raises: WorkerFailed if one cannot be."""
         for rank in self._ranks:
-            rank.tell_first()
-        self._hear()
+            rank.send_first()
+        self._receive()
 
     def ask(self, do: str, **arguments: Any) -> Answer:
-        """Have a method called on every rank, and the first one's answer.
+        """Call a method on every rank; the first rank's answer.
 
         Raises:
             WorkerFailed: it raised on a rank, or one died.
@@ -38,34 +38,34 @@ class Workers:
         return self.ask_each(do, **arguments)[0]
 
     def ask_each(self, do: str, **arguments: Any) -> list[Answer]:
-        """The same with every rank's answer."""
-        # All are told before one is heard: they wait for each other.
+        """Call a method on every rank; all answers, in the order of ranks."""
+        # All get the request before one is waited for: they wait for each other.
         for rank in self._ranks:
-            rank.tell(do, **arguments)
-        return self._hear()
+            rank.send(do, **arguments)
+        return self._receive()
 
     def close(self) -> None:
         """End the processes and wait for them."""
         for rank in self._ranks:
             rank.close()
 
-    def _hear(self) -> list[Answer]:
+    def _receive(self) -> list[Answer]:
         answers: list[Answer] = []
         failures: list[WorkerFailed] = []
         for rank in self._ranks:
             try:
-                answers.append(rank.hear())
+                answers.append(rank.receive())
             except WorkerFailed as error:
                 failures.append(error)
         if failures:
-            # The others lost a rank: it is that one's word that says why.
+            # The others only lost a rank: the one that failed first says why.
             raise min(failures, key=lambda error: "gloo" in str(error))
         return answers
 
 
 def _environments(spec: Spec) -> Iterator[dict[str, str]]:
-    """One for each rank, with what torch's launchers would say."""
-    shared = environment(tuned=spec.tuned)
+    """The environment of each rank, with the variables that torch's launchers set."""
+    shared = worker_environment(tuned=spec.tuned)
     if spec.ranks == 1:
         yield shared
         return
@@ -81,12 +81,12 @@ def _environments(spec: Spec) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def environment(*, tuned: bool) -> dict[str, str]:
+def worker_environment(*, tuned: bool) -> dict[str, str]:
     """The environment of a worker.
 
     Args:
-        tuned: with bc2's own settings; else without those that bc2 made for this process,
-            and kept from being made again.
+        tuned: with bc2's own settings; else without those that bc2 made for this process, and
+            with the variable that stops bc2 from making them.
     """
     if tuned:
         return dict(os.environ)

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bc2.bench.results import Checkpoint, Found, Memory, Ratio, Result
+from bc2.bench.results import BenchResult, Checkpoint, ContenderResult, Memory, Ratio
 from bc2.console import table
-from bc2.train.clock import PARTS
+from bc2.train.log_rows import STEP_PARTS
 
 
 class Table(NamedTuple):
@@ -19,7 +19,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def tables(result: Result) -> list[Table]:
+def tables(result: BenchResult) -> list[Table]:
     """What a person reads of a result."""
     ran = [found for found in result.contenders if not found.failed]
     made = [_speed(result), _memory(ran), _parts(ran)]
@@ -33,7 +33,7 @@ def tables(result: Result) -> list[Table]:
     return made
 
 
-def drawn(made: Sequence[Table], lines: Sequence[str] = ()) -> Any:
+def render_tables(made: Sequence[Table], lines: Sequence[str] = ()) -> Any:
     """Tables for a terminal, one below the other."""
     from rich.console import Group
 
@@ -43,9 +43,9 @@ def drawn(made: Sequence[Table], lines: Sequence[str] = ()) -> Any:
     return Group(*shown, *lines)
 
 
-def markdown(result: Result) -> str:
+def result_markdown(result: BenchResult) -> str:
     """A result as a Markdown page."""
-    lines = [f"# bc2 bench: {result.id}", "", *(f"- {line}" for line in facts(result)), ""]
+    lines = [f"# bc2 bench: {result.id}", "", *(f"- {line}" for line in setup_lines(result)), ""]
     for each in tables(result):
         lines += [f"## {each.title}", "", _row(each.columns), _row(["---"] * len(each.columns))]
         lines += [*(_row(row) for row in each.rows), ""]
@@ -56,12 +56,12 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def facts(result: Result) -> Iterator[str]:
-    """Where, when and on what it was measured, a line each."""
+def setup_lines(result: BenchResult) -> Iterator[str]:
+    """What was measured, when, and on which machine: a line each."""
     machine, settings, peak = result.machine, result.settings, result.peak
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     yield (
-        f"{result.params:,} parameters, {result.tokens_per_step:,} tokens a step, "
+        f"{result.params:,} parameters, {result.batch_tokens:,} tokens a step, "
         f"{settings['precision']} on {settings['device']}; {settings['rounds']} rounds of "
         f"{settings['steps']} steps, {result.time}"
     )
@@ -73,7 +73,7 @@ def facts(result: Result) -> Iterator[str]:
     )
 
 
-def _speed(result: Result) -> Table:
+def _speed(result: BenchResult) -> Table:
     sheet = result.peak.datasheet
     columns = ["contender", "ms a step", "lowest to highest", "tokens/s", "TFLOP/s", "MFU"]
     rows = []
@@ -93,7 +93,7 @@ def _between(low: float, high: float, scale: float, digits: int) -> str:
     return f"{low * scale:.{digits}f} to {high * scale:.{digits}f}"
 
 
-def _ratios(result: Result) -> Table:
+def _ratios(result: BenchResult) -> Table:
     best = result.best_peer()
     rows = [_ratio(ratio, best) for ratio in result.ratios]
     columns = ["ours", "against", "times as fast", "lowest to highest round", ""]
@@ -107,7 +107,7 @@ def _ratio(ratio: Ratio, best: str | None) -> list[str]:
     return [ratio.ours, ratio.peer, f"{spread.median:.3f}", between, mark]
 
 
-def _memory(ran: Sequence[Found]) -> Table:
+def _memory(ran: Sequence[ContenderResult]) -> Table:
     gpu = any(found.memory and found.memory.reserved is not None for found in ran)
     columns = ["contender", "after imports", "peak", "peak above imports", "tensors"]
     columns += ["reserved on the GPU"] if gpu else []
@@ -129,7 +129,7 @@ def _estimate_cells(memory: Memory) -> list[str]:
     return [f"{total / 1e6:,.0f}", f"{memory.allocated / total:.2f}"]
 
 
-def _checkpointing(result: Result, ran: Sequence[Found]) -> Table:
+def _checkpointing(result: BenchResult, ran: Sequence[ContenderResult]) -> Table:
     rows = []
     for found in ran:
         if found.kind != "bc2" or found.memory is None or found.memory.estimate is None:
@@ -148,8 +148,8 @@ def _checkpointing(result: Result, ran: Sequence[Found]) -> Table:
     return Table("Activation checkpointing, MB", columns, rows)
 
 
-def _parts(ran: Sequence[Found]) -> Table:
-    names = [p for p in PARTS if any(p in found.parts for found in ran)]
+def _parts(ran: Sequence[ContenderResult]) -> Table:
+    names = [p for p in STEP_PARTS if any(p in found.parts for found in ran)]
     columns = ["contender", *names, "rest", "step"]
     return Table(
         "A step by part, mean ms and share (a peer's forward has its head and loss)",
@@ -158,7 +158,7 @@ def _parts(ran: Sequence[Found]) -> Table:
     )
 
 
-def _part_cells(found: Found, names: Sequence[str]) -> list[str]:
+def _part_cells(found: ContenderResult, names: Sequence[str]) -> list[str]:
     step = found.parts_step_s or 0.0
     spent = {name: found.parts.get(name, 0.0) for name in names}
     spent["rest"] = step - sum(spent.values())
@@ -166,7 +166,7 @@ def _part_cells(found: Found, names: Sequence[str]) -> list[str]:
     return [*cells, f"{step * 1e3:.1f}"]
 
 
-def _checkpoints(saves: Sequence[Found]) -> Table:
+def _checkpoints(saves: Sequence[ContenderResult]) -> Table:
     rows = []
     for found in saves:
         saved = found.checkpoint
@@ -189,14 +189,14 @@ def _checkpoints(saves: Sequence[Found]) -> Table:
 def _lost(saved: Checkpoint) -> str:
     if saved.lost_s is None or saved.lost_share is None:
         return ""
-    told = f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.1%}"
+    lost = f"{saved.lost_s * 1e3:.0f} ms, {saved.lost_share:.1%}"
     if len(saved.losses_s) < 2:
-        return told
+        return lost
     low, high = (1e3 * limit for limit in (min(saved.losses_s), max(saved.losses_s)))
-    return f"{told} ({low:.0f} to {high:.0f} ms)"
+    return f"{lost} ({low:.0f} to {high:.0f} ms)"
 
 
-def listing(results: Sequence[Result]) -> Table:
+def listing(results: Sequence[BenchResult]) -> Table:
     """One line for each kept result."""
     rows = []
     for result in results:
@@ -212,7 +212,7 @@ def listing(results: Sequence[Result]) -> Table:
     return Table("", ["result", "time (UTC)", "tokens/s", "ratio", "to peer"], rows)
 
 
-def comparison(first: Result, second: Result) -> Table:
+def comparison(first: BenchResult, second: BenchResult) -> Table:
     """Two results side by side, for the contenders that both have."""
     rows = []
     theirs = {found.name: found for found in second.contenders if not found.failed}
@@ -238,7 +238,7 @@ def comparison(first: Result, second: Result) -> Table:
     return Table(f"{first.id} and {second.id}", columns, rows)
 
 
-def differences(first: Result, second: Result) -> Iterator[str]:
+def differences(first: BenchResult, second: BenchResult) -> Iterator[str]:
     """What makes two results no measure of the same thing, a line each."""
     pairs = (
         ("recipe", first.recipe, second.recipe),

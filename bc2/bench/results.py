@@ -1,4 +1,4 @@
-"""What a benchmark found, and the results that are kept."""
+"""Results of benchmarks: what they hold, and how they are kept and found again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from bc2.errors import DataError, RefError, nearest
 from bc2.files import make_directory, replace_durably
 from bc2.recipe import Settings
 
-#: Raised when the meaning of a field changes.
-VERSION = 1
+#: Raised when a field changes its name or its meaning.
+VERSION = 2
+
+#: Fields that version 1 named otherwise.
+_NAMES_OF_1 = {"tokens_per_step": "batch_tokens"}
 
 
 class Spread(Settings):
@@ -32,7 +35,7 @@ class Spread(Settings):
 
 
 class Memory(Settings):
-    """Bytes; of the rank that took most."""
+    """Bytes of memory, of the rank that took most."""
 
     baseline: int
     """Resident after the imports."""
@@ -43,23 +46,23 @@ class Memory(Settings):
     reserved: int | None
     """Most that torch's allocator held on a GPU."""
     estimate: dict[str, int] | None = None
-    """Of ours: what `bc2.train.memory` expects tensors to take, by part and in ``total``."""
+    """Only bc2's: what `bc2.train.memory` expects tensors to take, by part and in ``total``."""
 
     @property
     def taken(self) -> int:
-        """What training took: of the GPU if it has one, else of the host above the baseline."""
+        """What training took: on the GPU if there is one, else on the host above the baseline."""
         return self.peak - self.baseline if self.reserved is None else self.reserved
 
 
 class Checkpoint(Settings):
-    """Saves beside training: medians, in seconds."""
+    """Checkpoints saved during training: medians, in seconds."""
 
     wait_s: float
     """How long the loop stood still."""
     save_s: float
     """Until the checkpoint was published."""
     lost_s: float | None = None
-    """That wait and what steps took longer meanwhile; None in results from before it was kept."""
+    """That wait and the time that steps took longer meanwhile; None in older results."""
     losses_s: list[float] = Field(default_factory=list)
     """The same of each save."""
     bytes: int
@@ -71,11 +74,11 @@ class Checkpoint(Settings):
 
     @property
     def lost_share(self) -> float | None:
-        """Of a step."""
+        """The lost time over that of a step."""
         return None if self.lost_s is None else self.lost_s / statistics.median(self.before_s)
 
 
-class Found(Settings):
+class ContenderResult(Settings):
     """What was measured of one contender, or why nothing was."""
 
     name: str
@@ -140,7 +143,7 @@ class Peak(Settings):
         return max(self.before, self.after)
 
 
-class Result(Settings):
+class BenchResult(Settings):
     """One run of `bc2 bench`."""
 
     version: int = VERSION
@@ -155,19 +158,20 @@ class Result(Settings):
     """Of the command: steps, rounds, documents, environments."""
     params: int
     """Parameters of the model."""
-    tokens_per_step: int
+    batch_tokens: int
+    """Tokens of an optimizer step."""
     flops_per_token: int
     """Model FLOPs, by PaLM's convention."""
     peak: Peak
-    contenders: list[Found]
+    contenders: list[ContenderResult]
     ratios: list[Ratio]
 
-    def tokens_per_s(self, found: Found) -> Spread:
+    def tokens_per_s(self, found: ContenderResult) -> Spread:
         step = found.step_s
-        tokens = self.tokens_per_step
+        tokens = self.batch_tokens
         return Spread(median=tokens / step.median, low=tokens / step.high, high=tokens / step.low)
 
-    def mfu(self, found: Found, peak: float) -> float:
+    def mfu(self, found: ContenderResult, peak: float) -> float:
         return self.tokens_per_s(found).median * self.flops_per_token / peak / found.devices
 
     def best_peer(self) -> str | None:
@@ -189,7 +193,7 @@ class Result(Settings):
         kept["best_peer"] = self.best_peer()
         return kept
 
-    def _derived(self, found: Found) -> dict[str, Any]:
+    def _derived(self, found: ContenderResult) -> dict[str, Any]:
         if found.failed:
             return {}
         speed = self.tokens_per_s(found)
@@ -212,7 +216,7 @@ def new_id(name: str, folder: Path) -> tuple[str, str]:
     return next(each for each in numbers if each not in taken), now.isoformat(timespec="seconds")
 
 
-def keep(result: Result, folder: Path) -> Path:
+def keep_result(result: BenchResult, folder: Path) -> Path:
     """Write a result to the folder of kept ones, durably."""
     make_directory(folder)
     path = folder / f"{result.id}.json"
@@ -220,25 +224,28 @@ def keep(result: Result, folder: Path) -> Path:
     return path
 
 
-def read(path: Path) -> Result:
+def read_result(path: Path) -> BenchResult:
     """Read a kept result.
 
     Raises:
         DataError: no such file, or not a result of this version of bc2.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        version = json.loads(text).get("version")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.get("version")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"this is no benchmark result: {error}", where=str(path)) from None
-    if version != VERSION:
+    if version == 1:
+        values = {_NAMES_OF_1.get(name, name): value for name, value in values.items()}
+        values["version"] = VERSION
+    elif version != VERSION:
         raise DataError(
             f"this result has version {version}, not {VERSION}",
             where=str(path),
             todo="measure again",
         )
     try:
-        return Result.model_validate_json(text)
+        return BenchResult.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -247,29 +254,29 @@ def read(path: Path) -> Result:
         ) from None
 
 
-def kept(folder: Path) -> list[Result]:
+def read_kept_results(folder: Path) -> list[BenchResult]:
     """Every kept result, oldest first; one that cannot be read is left out with a warning."""
     results = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
-            results.append(read(path))
+            results.append(read_result(path))
         except DataError as error:
             warn(str(error))
     return sorted(results, key=lambda result: result.time)
 
 
-def find(ref: str, folder: Path) -> Result:
+def find_result(ref: str, folder: Path) -> BenchResult:
     """A result by path, id or the beginning of an id.
 
     Raises:
         RefError: none answers to it, or several do.
     """
     if ref.endswith(".json"):
-        return read(Path(ref))
+        return read_result(Path(ref))
     ids = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
     fits = [ref] if ref in ids else [each for each in ids if each.startswith(ref)]
     if len(fits) == 1:
-        return read(folder / f"{fits[0]}.json")
+        return read_result(folder / f"{fits[0]}.json")
     if fits:
         raise RefError(f"several results begin with {ref!r}", todo=f"name one: {', '.join(fits)}")
     guess = nearest(ref, ids)

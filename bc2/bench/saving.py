@@ -1,4 +1,4 @@
-"""What a checkpoint costs a run: how long the loop waits, and steps during the save."""
+"""What a checkpoint costs a run: the wait of the loop, and slower steps during the save."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bc2.parallel.mesh import Group, Mesh
 from bc2.registry import Draft, Registry
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 
-#: Steps that are timed at most while a save goes on.
+#: Most steps that are timed during a save.
 MOST = 200
 
 
@@ -28,15 +28,16 @@ def save_while_training(
     """Take a snapshot, publish it on a thread, and train until it is on disk; several times.
 
     Args:
-        ours: its state is saved.
-        timed: makes a step; its seconds and loss.
+        ours: the contender whose state is saved.
+        timed: makes a step and returns its seconds and loss.
         steps: steps that are timed before each save, and after the last.
 
     Returns:
-        medians of the saves: ``wait_s`` the loop stood still; ``save_s`` until published;
-        ``bytes`` written; ``lost_s``, that wait and what steps beside the save took longer than
-        those just before and after it. Of each save ``losses_s``. Seconds of each step
-        ``before_s`` (and after) and ``during_s``.
+        Fields of `bc2.bench.results.Checkpoint`. Medians of the saves: ``wait_s``, how long the
+        loop stood still; ``save_s``, until the checkpoint was published; ``bytes`` written;
+        ``lost_s``, that wait and the time that steps during the save took longer than those
+        just before and after it. ``losses_s``, the same for each save. Seconds of each step:
+        ``before_s``, before the saves and after; ``during_s``.
     """
     apart = [[timed()[0] for _ in range(steps)]]
     found: list[_Saved] = []
@@ -72,7 +73,7 @@ class _Saved(NamedTuple):
 def _save(
     ours: Ours, saver: Saver, timed: Callable[[], tuple[float, float]], number: int
 ) -> _Saved:
-    """One save, of a run's so many steps."""
+    """Save the state, named as that of step `number`, and train until it is published."""
     world = ours.mesh.world
     done: list[float] = []
     began = time.perf_counter()

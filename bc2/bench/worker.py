@@ -1,4 +1,4 @@
-"""A contender in a process of its own: `python -m bc2.bench.worker`.
+"""The worker process of a contender: `python -m bc2.bench.worker`.
 
 The first line of stdin is a `Spec`; each line after it calls a method, see
 `bc2.train.worker_process`.
@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import torch
 
-from bc2.bench.contenders import Contender, Ours, build
+from bc2.bench.contenders import Contender, Ours, build_contender
 from bc2.bench.spec import Spec
 from bc2.ranks import local_rank
 from bc2.train.allocator import keep_freed_memory
@@ -35,15 +35,15 @@ class Worker:
         self.spec = spec = _on_own_device(spec)
         self.device = torch.device(spec.training.device)
         if spec.kind == "hf":
-            # What any program with these libraries holds is no part of the training.
+            # The memory of imports is no part of the training: imported before the baseline.
             importlib.import_module("transformers.models.llama.modeling_llama")
         self.baseline = forget_peak()
         if spec.tuned and self.device.type == "cpu":
             keep_freed_memory()
-        self.contender: Contender = build(spec, held)
+        self.contender: Contender = build_contender(spec, held)
 
     def warmup(self) -> Answer:
-        """Steps until their times settle, within limits; compiling happens here."""
+        """Make steps until their times settle, within limits; compilation happens here."""
         least, most, limit = WARMUP[self.spec.training.compile]
         seconds: list[float] = []
         began = time.perf_counter()
@@ -51,7 +51,7 @@ class Worker:
         while again:
             seconds.append(self._timed()[0])
             done = _settled(seconds) or time.perf_counter() - began > limit
-            # The first rank's clock is everybody's: they step together or not at all.
+            # All ranks follow the first one's clock: they make steps together.
             again = self.contender.mesh.world.broadcast_object(
                 len(seconds) < least or (len(seconds) < most and not done)
             )
@@ -62,8 +62,8 @@ class Worker:
         """A block of steps.
 
         Args:
-            wait: let the parts end when the device has done their work. True times of
-                parts, and a slower step on a GPU.
+            wait: end each part when the device has finished its work. This gives the true
+                times of parts, and a slower step on a GPU.
         """
         clock = self.contender.clock
         clock.waits = wait and self.device.type == "cuda"
@@ -79,7 +79,7 @@ class Worker:
         peak, gpu = host_peak(), device_peak(self.device)
         if gpu is None:
             # After the peak: the profiler's own records take memory.
-            allocated = allocated_peak(self.contender.step, list(self.contender.lasting()))
+            allocated = allocated_peak(self.contender.step, list(self.contender.held_tensors()))
         else:
             allocated = gpu[0]
         return {
@@ -90,7 +90,7 @@ class Worker:
         }
 
     def checkpoint(self, steps: int, saves: int) -> Answer:
-        """Checkpoints, saved in the background by all ranks while training goes on."""
+        """Save checkpoints on all ranks, in the background, while training continues."""
         from bc2.bench.saving import save_while_training
 
         assert isinstance(self.contender, Ours)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bc2.data import versions
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.pipeline.stage import Stage, Task
 
 

@@ -206,7 +206,7 @@ def untag(line: str) -> str:
     return "".join(word.rpartition("/")[0] or word for word in line.split())
 
 
-#: name -> text; the names are those of `bc2.data.config.EnvironmentName`.
+#: name -> text; the names are those of `bc2.data.corpus_config.EnvironmentName`.
 TEXTS: dict[str, EnvironmentText] = {
     "python-docs": EnvironmentText("en", "PSF-2.0", _docs_files, _docs_rows, _python),
     "python-source": EnvironmentText("code", "PSF-2.0", _source_files, _source_rows, _python),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bc2.data import environment
-from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.documents import SourceFile
 from bc2.data.streams import first_line, reading
 from bc2.errors import DataError

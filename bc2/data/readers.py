@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from bc2.data import environment
-from bc2.data.config import SourceConfig
+from bc2.data.corpus_config import SourceConfig
 from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, SourceFile, SourceRow
 from bc2.data.inputs import file_layout, hub_name, source_files
 from bc2.data.streams import first_line, numbered_lines, open_bytes, reading

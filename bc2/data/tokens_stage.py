@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bc2.data import versions
-from bc2.data.config import TokensConfig
+from bc2.data.corpus_config import TokensConfig
 from bc2.pipeline.stage import Input, Stage, Task
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 

@@ -40,7 +40,7 @@ DecodeBytes = Callable[[Sequence[int]], bytes]
 
 @dataclass(frozen=True)
 class Generated:
-    """What a prompt was continued with."""
+    """The continuation of a prompt."""
 
     ids: list[int]
     """New tokens, without the end of text; with `stop`, up to the one that completed it."""
@@ -125,7 +125,7 @@ def _check(
 
 @dataclass
 class _Sequence:
-    """A prompt and what it has grown to."""
+    """A prompt and its continuation so far."""
 
     index: int
     ids: list[int]

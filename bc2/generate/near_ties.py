@@ -21,7 +21,7 @@ from bc2.model.transformer import Positions, Transformer, normalize_rows
 
 #: How many roundings' worth of difference two kernels may show, by bytes of the dtype.
 #: 16-bit kernels sum in fp32 and round only what they store; wider ones differ in the sums
-#: too, but there a generous tolerance costs nothing. tests/generate/test_canonical.py
+#: too, but there a generous tolerance costs nothing. tests/generate/test_near_ties.py
 #: measures the difference.
 ROUNDINGS = {2: 6.0, 4: 512.0, 8: 512.0}
 

@@ -50,7 +50,7 @@ def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def draw_ids(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution: [B, V] and [B] in [0, 1) -> ids int64 [B].
 
     One number a token, in the order of ids, so that a last-bit difference in a
@@ -72,11 +72,11 @@ def sample(
     """Draw one token for each row with its own generator: [B, V] -> ids int64 [B]."""
     probabilities = warp(logits, settings.temperature, settings.top_k, settings.top_p)
     uniform = [torch.rand((), dtype=torch.float64, generator=g) for g in generators]
-    return draw(probabilities, torch.stack(uniform).to(logits.device))
+    return draw_ids(probabilities, torch.stack(uniform).to(logits.device))
 
 
 def prompt_generator(seed: int, index: int) -> torch.Generator:
-    """The random numbers of prompt `index`: on the CPU, and nobody else's.
+    """The random generator of prompt `index` alone, on the CPU.
 
     Hashed, since neighbouring seeds of a generator are not independent by design.
     """

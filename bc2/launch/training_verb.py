@@ -175,11 +175,11 @@ def _train(
 ) -> None:
     from bc2.report.artifact_view import show_artifact
     from bc2.report.curves import draw_run, redraw
-    from bc2.train.rendezvous import meet
+    from bc2.train.rendezvous import check_ranks_agree
     from bc2.train.runs import RunFolder
 
     if world_size() > 1:
-        meet(settings, session.registry.work)
+        check_ranks_agree(settings, session.registry.work)
     model = session.obtain("checkpoint", recipe, settings=settings, command=request.resume_command)
     made = model in session.built
     if first():

@@ -11,7 +11,7 @@ than queries, its queries are the last of its positions.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
-    bmm       sdpa with a backward pass compiled for a CPU in bf16; without ALiBi.
+    bmm     sdpa with a backward pass compiled for a CPU in bf16; without ALiBi.
     varlen  torch.nn.attention.varlen (CUDA, 16 bits, no ALiBi).
     flash   the flash-attn package (CUDA, 16 bits, ALiBi inside the kernel).
 

@@ -2,7 +2,7 @@
 
 torch's flash kernel for CPUs is fast forward; its backward pass is the largest part of a
 training step there. Compiled, the plain formulas over whole score matrices take about half of
-its time in bf16, for memory that grows with the square of a document (limited: see `CHUNK`).
+its time in bf16, for memory that grows with the square of a document (limited: see `MOST_SCORES`).
 
 Shapes:
     T  tokens      I, O  inputs and outputs of a linear layer
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Scores that are held at once, in each of about four bf16 buffers; at least one head's.
-CHUNK = 16 << 20
+#: Attention scores held at once, in each of about four bf16 buffers; at least one head's.
+MOST_SCORES = 16 << 20
 
 
 def attend_by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _Linear(torch.autograd.Function):
         return grad @ weight, grad_weight
 
 
-# An operator of its own: of torch's the compiler would change the layout back.
+# A custom operator: with torch's own, the compiler would undo the change of layout.
 @torch.library.custom_op("bc2::product", mutates_args=())
 def _product(x: Tensor, y: Tensor) -> Tensor:
     """x y: [A, B] and [B, C] -> [A, C]."""
@@ -88,7 +88,7 @@ class _Attention(torch.autograd.Function):
         heads, length = shape[:2].numel(), shape[2]
         # log Σ exp of scores before they are divided by √K, as the product below has them.
         log_sum = _columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
-        size = max(1, CHUNK // length**2)
+        size = max(1, MOST_SCORES // length**2)
         if size >= heads:
             return tuple(x.view(shape) for x in _compiled()(*tensors, log_sum))
         flat = (*(x.reshape(heads, length, -1) for x in tensors), log_sum)
@@ -111,8 +111,8 @@ def _columns(x: Tensor) -> Tensor:
 
 @cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    # Lazily: to import torch's compiler takes a second. Dynamically: packed documents come in
-    # many shapes.
+    # Only when needed: importing torch's compiler takes a second. With dynamic shapes: packed
+    # documents come in many.
     return torch.compile(_gradients, dynamic=None)
 
 

@@ -58,7 +58,7 @@ class Head(Linear):
     def __init__(self, config: ModelConfig):
         super().__init__(config.hidden_size, config.vocab_size)
         self.norm_head = config.norm_head
-        #: Which of the vocabulary's rows these are, where a rank has some of them.
+        #: Which of the vocabulary's rows these are, where a rank has only some of them.
         self.shard: VocabularyShard | None = None
         #: Whether the passes over the weight are compiled, as `head_loss` explains.
         self.compiled = False
@@ -137,7 +137,7 @@ class RMSNorm(nn.Module):
 
 
 class Exchange(Protocol):
-    """Tokens against heads between ranks: see `bc2.parallel.sequence`."""
+    """Exchanges tokens for heads between ranks: see `bc2.parallel.sequence`."""
 
     def to_heads(self, x: Tensor) -> Tensor:
         """[T of this rank, ..., H, K] -> [all T, ..., H of this rank, K]."""
@@ -153,9 +153,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.backend: Backend = "auto"
-        #: Which of the model's heads these are, where a rank has some of them.
+        #: Which of the model's heads these are, where a rank has only some of them.
         self.heads = slice(None)
-        #: Where a rank has some of the tokens: brings all of them here, for fewer heads.
+        #: Where a rank has only some of the tokens: exchanges heads for all of the tokens.
         self.exchange: Exchange | None = None
         self.W_pack = Linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
@@ -229,7 +229,7 @@ class Decoder(nn.Module):
         for first in range(0, count, size or count):
             span = range(first, min(first + (size or count), count))
             if size:
-                # Nothing here draws random numbers, so there is no state to bring back.
+                # Nothing here draws random numbers, so their state need not be restored.
                 x = checkpoint(
                     self._through, x, at, cache, span, use_reentrant=False, preserve_rng_state=False
                 )
@@ -280,7 +280,7 @@ class Transformer(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token: [T, D] -> [T, V], in hidden's dtype."""
+        """Logits of the next token: [T, D] -> [T, V], in hidden's dtype."""
         return F.linear(hidden, self.head_weight().to(hidden.dtype))
 
     def head_weight(self) -> Tensor:
@@ -310,7 +310,7 @@ def draw_weight(
 ) -> Tensor:
     """A parameter as `Transformer.init_weights` draws it, in fp32 on the CPU.
 
-    Called for each parameter in the model's order: the generator goes on.
+    Called for each parameter in the model's order, as each draw advances the generator.
     """
     drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
     if drawn.dim() == 1:
@@ -322,7 +322,7 @@ def draw_weight(
 
 
 class Positions:
-    """Where each token stands: what all layers of one forward pass share."""
+    """The position of each token: what all layers of one forward pass share."""
 
     def __init__(self, config: ModelConfig, positions: Tensor, cu_seqlens: Tensor, max_seqlen: int):
         self.cu_seqlens = cu_seqlens

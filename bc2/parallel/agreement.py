@@ -1,4 +1,4 @@
-"""What ranks do as one: fail alike, and see the same files."""
+"""Ranks act together: all fail if one fails, and all see the same files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bc2.parallel.mesh import Group
 
 @contextmanager
 def fail_together(ranks: Group) -> Iterator[None]:
-    """What fails on one rank fails on all: none waits for what will not come."""
+    """If the block fails on one rank, raise its error on all ranks, so that none waits for it."""
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    told = None if error is None else _tellable(error, ranks)
-    errors = ranks.all_gather_object(told)
+    sent = None if error is None else _for_other_ranks(error, ranks)
+    errors = ranks.all_gather_object(sent)
     if error is not None:
         raise error
     for other in errors:
@@ -28,7 +28,7 @@ def fail_together(ranks: Group) -> Iterator[None]:
             raise other
 
 
-def _tellable(error: Exception, ranks: Group) -> Exception:
+def _for_other_ranks(error: Exception, ranks: Group) -> Exception:
     """An error as the other ranks raise it."""
     where = f"rank {ranks.rank}"
     if isinstance(error, Bc2Error):
@@ -40,23 +40,23 @@ def _tellable(error: Exception, ranks: Group) -> Exception:
 
 
 def check_shared_folder(folder: Path, ranks: Group) -> None:
-    """What the first rank writes into a folder, the others must see.
+    """Check that all ranks see what the first one writes into a folder.
 
     Raises:
-        RunFailed: on every rank, if one does not.
+        RunFailed: one does not; on every rank.
     """
     path = folder / f".seen-{ranks.broadcast_object(secrets.token_hex(8))}"
     with fail_together(ranks):
         if ranks.rank == 0:
             path.touch()
     with fail_together(ranks):
-        see(path, ranks)
+        check_sees(path, ranks)
     if ranks.rank == 0:
         path.unlink()
 
 
-def see(path: Path, ranks: Group) -> None:
-    """A file that rank 0 wrote must be there for every rank."""
+def check_sees(path: Path, ranks: Group) -> None:
+    """Check that this rank sees a file that rank 0 wrote. Raises: RunFailed if it does not."""
     if not path.exists():
         raise RunFailed(
             f"rank {ranks.rank} does not see what rank 0 writes",

@@ -1,4 +1,4 @@
-"""A model laid out over a mesh, with the weights that one device would draw."""
+"""A model laid out over a mesh, with the initial weights that one device would draw."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_model(config: ModelConfig, mesh: Mesh) -> Transformer:
 
 
 def parts(config: ModelConfig, mesh: Mesh) -> dict[str, TensorShard]:
-    """Of each parameter, in the model's order, what this rank's model has of it."""
+    """The shard that this rank has of each parameter, in the model's order."""
     with torch.device("meta"):
         whole = Transformer(config)
     tensor = mesh.tensor

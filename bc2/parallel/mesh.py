@@ -2,8 +2,9 @@
 
 A rank has three coordinates. Ranks that differ in `tensor` alone share one model's matrices,
 those that differ in `sequence` alone share a micro-batch's tokens, and those that differ in
-`data` alone work on other samples with the same part of the model. What ranks of the latter
-two kinds together hold, gradients are summed and states are parted over: `replicas`.
+`data` alone work on other samples with the same part of the model. The ranks of the latter two
+kinds together are the `replicas` of a part: gradients are summed over them, and ZeRO partitions
+states over them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.R
 
 @dataclass(frozen=True)
 class Group:
-    """Some ranks that talk with each other; alone it does nothing."""
+    """Some ranks and their collectives; with a single rank these do nothing."""
 
     ranks: tuple[int, ...] = (0,)
     rank: int = 0
@@ -88,11 +89,11 @@ class Mesh:
     replicas: Group = field(default_factory=Group)
     """Ranks with the same part of the model: `sequence` times `data`."""
     side: Group = field(default_factory=Group)
-    """All ranks once more, over the host, for a thread beside the training."""
+    """All ranks once more, over gloo, for a thread that runs beside the training."""
 
     @property
     def first(self) -> bool:
-        """Whether this rank speaks for all: it logs and publishes."""
+        """Whether this is the rank that logs and publishes for all."""
         return self.world.rank == 0
 
 
@@ -112,15 +113,15 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
                 f"[parallel] asks for a multiple of {config.ranks_of_a_replica} ranks; this is one",
                 todo=f"start it with --nproc {config.ranks_of_a_replica}",
             )
-        return _alone(device) if config.on(1).zero else Mesh()
+        return _one_rank_mesh(device) if config.on(1).zero else Mesh()
     everyone = all_ranks(device, timeout_s)
-    # Before groups are made of it: ranks that differ would wait for each other there.
+    # Before groups are made: ranks with different layouts would wait for each other there.
     check_same_on_all_ranks(everyone, "[parallel]", config.model_dump(mode="json"))
     return _groups(config, world)
 
 
 def all_ranks(device: torch.device, timeout_s: float = 1800.0) -> Group:
-    """Every rank of the run, before any layout. Waits for all to call it; later calls do not."""
+    """Every rank of the run, whatever the layout. The first call waits for all ranks to call it."""
     world = world_size()
     if world == 1:
         return Group()
@@ -134,8 +135,8 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _alone(device: torch.device) -> Mesh:
-    """One rank that DeepSpeed finds groups for."""
+def _one_rank_mesh(device: torch.device) -> Mesh:
+    """A single rank with a process group, which DeepSpeed needs."""
     if not dist.is_initialized():
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return Mesh(replicas=Group(handle=dist.group.WORLD))
@@ -146,9 +147,9 @@ def _groups(config: ParallelConfig, world: int) -> Mesh:
     me = dist.get_rank()
     found: dict[str, Group] = {}
     for name, groups in group_ranks(config, world).items():
-        # Every rank must make every group, its own or not, in one order.
+        # Every rank must make every group, also those it is not in, in the same order.
         for ranks in groups:
-            # Of replicas DeepSpeed wants a group even where there is one.
+            # DeepSpeed needs a group of replicas even where there is one.
             needed = len(ranks) > 1 or name == "replicas"
             handle = dist.new_group(ranks) if needed and len(ranks) < world else dist.group.WORLD
             if me in ranks:
@@ -157,7 +158,7 @@ def _groups(config: ParallelConfig, world: int) -> Mesh:
     return Mesh(world=Group(everyone, me, dist.group.WORLD), side=side, **found)
 
 
-#: What ranks of a group have in common.
+#: The coordinates that the ranks of a group have in common.
 _SHARED: dict[str, tuple[Axis, ...]] = {
     "tensor": ("sequence", "data"),
     "sequence": ("tensor", "data"),
@@ -167,7 +168,7 @@ _SHARED: dict[str, tuple[Axis, ...]] = {
 
 
 def group_ranks(config: ParallelConfig, world: int) -> dict[str, list[tuple[int, ...]]]:
-    """The groups of each kind: every rank is in one, and ranks ascend in it."""
+    """The groups of each kind, their ranks ascending. Every rank is in one group of each kind."""
     places = [coordinates(config, world, rank) for rank in range(world)]
     found: dict[str, list[tuple[int, ...]]] = {}
     for name, same in _SHARED.items():
@@ -179,7 +180,7 @@ def group_ranks(config: ParallelConfig, world: int) -> dict[str, list[tuple[int,
 
 
 def coordinates(config: ParallelConfig, world: int, rank: int) -> dict[str, int]:
-    """Where a rank stands: tensor, sequence, data."""
+    """The coordinates of a rank: tensor, sequence, data."""
     sizes = {
         "tensor": config.tensor,
         "sequence": config.sequence,
@@ -191,8 +192,8 @@ def coordinates(config: ParallelConfig, world: int, rank: int) -> dict[str, int]
     return {axis: place[axis] for axis in ORDER}
 
 
-def _unlike(one: Any, two: Any) -> tuple[str, str]:
-    """Two values that differ, for people: of settings by name, the first that does."""
+def _first_difference(one: Any, two: Any) -> tuple[str, str]:
+    """Two different values as text; of two dictionaries, the first entry that differs."""
     if isinstance(one, dict) and isinstance(two, dict):
         name = next(name for name in {**one, **two} if one.get(name) != two.get(name))
         return f"{name} = {one.get(name)!r}", repr(two.get(name))
@@ -200,24 +201,24 @@ def _unlike(one: Any, two: Any) -> tuple[str, str]:
 
 
 def check_same_on_all_ranks(group: Group, what: str, value: Any) -> None:
-    """All ranks must have started from the same.
+    """Check that all ranks have the same value of something that is called `what`.
 
     Raises:
-        RecipeError: on every rank alike, naming the ranks that differ from the first.
+        RecipeError: they do not, on every rank; it names the ranks that differ from the first.
     """
     values: Sequence[Any] = group.all_gather_object(value)
     others = [str(rank) for rank, there in enumerate(values) if there != values[0]]
     if others:
-        there, here = _unlike(values[int(others[0])], values[0])
+        there, here = _first_difference(values[int(others[0])], values[0])
         raise RecipeError(
             f"rank {', '.join(others)} has another {what} than rank 0: {there} and {here}",
             todo="start all ranks with the same command, recipe and version of bc2",
         )
 
 
-def _call(function: Callable[..., Tensor], *given: Any) -> Tensor:
-    return function(*given)
+def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
 
 
-#: Kept out of compilers: what passes between ranks stays in the order it is written in.
-in_order: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]
+#: ``function(*arguments)``, outside of compiled graphs: a compiler could reorder collectives.
+call_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ def next_logits(
     """The logits after each document's last token, of the whole vocabulary.
 
     Every rank of the mesh calls it with the same documents and gets the same bits, so that
-    what is decided by them is decided alike.
+    all ranks choose the same tokens.
 
     Args:
         tokens: int64 [T], the documents one after another.
@@ -33,7 +33,7 @@ def next_logits(
     """
     hidden = _last_hidden(model, mesh.sequence, tokens, cu_seqlens, max_seqlen)
     logits = mesh.tensor.all_gather(model.lm_head.logits(hidden), dim=-1)
-    # Replicas compute the same; but one bit that differs would part them for good.
+    # Replicas compute the same, but if a bit differed they would go on with different texts.
     return mesh.world.broadcast(logits.contiguous())
 
 
@@ -44,7 +44,7 @@ def _last_hidden(
     last = cu_seqlens[1:].long() - 1
     short = -len(tokens) % group.size
     if short:
-        # Tokens must divide among the ranks: one document more, which nobody asks about.
+        # Tokens must divide evenly among the ranks: add a document whose logits are not used.
         tokens = F.pad(tokens, (0, short))
         cu_seqlens = torch.cat((cu_seqlens, cu_seqlens[-1:] + short))
     hidden: Tensor = model(tokens, cu_seqlens, max(max_seqlen, short))

@@ -1,4 +1,4 @@
-"""`[parallel]`: how one training run is laid out over ranks. It changes no result but rounding."""
+"""`[parallel]`: how a training run is laid out over ranks. It changes results by rounding only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ParallelConfig(Section):
     offload_optimizer: bool = Field(False, json_schema_extra=UNKEYED)
     """Keep fp32 weights and optimizer states in the host's memory and update there (zero 1-3)."""
     overlap: bool = Field(True, json_schema_extra=UNKEYED)
-    """Reduce gradients while the backward pass goes on (zero 1-3)."""
+    """Reduce gradients during the backward pass (zero 1-3)."""
     order: tuple[Axis, ...] = Field(ORDER, json_schema_extra=UNKEYED)
     """Which coordinate differs between neighbouring ranks, the fastest first. Neighbours share a
     machine, so what talks most comes first."""
@@ -64,9 +64,9 @@ class ParallelConfig(Section):
         return self.tensor * self.sequence
 
     def on(self, world: int) -> ParallelConfig:
-        """What it comes to on so many ranks: one replica has nobody to share states with.
+        """The layout on so many ranks: ZeRO is off where there is only one replica.
 
-        DeepSpeed would do the same work there in more passes over memory.
+        DeepSpeed would do the same work there with more passes over memory.
         """
         if self.offload_optimizer or world // self.tensor > 1:
             return self
@@ -79,7 +79,7 @@ def parallel_of(recipe: Recipe) -> ParallelConfig:
 
 
 def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where: str) -> None:
-    """What a layout divides must come out even.
+    """Check that all sizes that a layout divides come out even.
 
     Args:
         world: ranks of the run.
@@ -121,7 +121,7 @@ def _even(ranks: int, key: str, size: int, name: str, where: str) -> None:
 
 
 def offer(key: str, size: int, *, least: int = 1) -> str:
-    """Which values of a key divide a size."""
+    """The values of a key that divide a size, for an error message."""
     fit = [n for n in range(least, size + 1) if size % n == 0 and (n <= 64 or n == size)]
     return f"{key} may be {', '.join(map(str, fit[:8]))}" if fit else f"leave {key} out"
 

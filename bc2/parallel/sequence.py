@@ -1,9 +1,9 @@
 """Sequence parallelism: the tokens of a micro-batch over a few ranks (DeepSpeed-Ulysses).
 
-Everything but attention looks at a token alone, so each rank takes a run of the packed
-tokens through it. Around attention tokens are exchanged against heads, all to all (Jacobs
-et al. 2023, arXiv 2309.14509): each rank then has all tokens of some heads, with the
-boundaries of documents as they are, and attends as one device does.
+Everything but attention works on single tokens, so each rank computes it for a contiguous slice
+of the packed tokens. Around attention an all-to-all exchanges tokens for heads (Jacobs et al.
+2023, arXiv 2309.14509): each rank then has all tokens of some heads, with the boundaries of
+documents unchanged, and attends as one device does.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bc2.model.transformer import Layer, Transformer
-from bc2.parallel.mesh import Group, in_order
+from bc2.parallel.mesh import Group, call_uncompiled
 
 
 def cut_sequence(model: Transformer, group: Group) -> None:
-    """Let a model work on this rank's run of the tokens that it is given.
+    """Have a model compute only this rank's slice of the tokens that it is given.
 
     `Transformer.forward` still takes all tokens and boundaries; the hidden states that it
     returns are those of `own_tokens`.
@@ -49,7 +49,7 @@ def cut_sequence(model: Transformer, group: Group) -> None:
 
 
 def own_tokens(total: int, group: Group) -> slice:
-    """Which of a micro-batch's tokens are this rank's."""
+    """The slice of a micro-batch's tokens that this rank computes."""
     share = total // group.size
     return slice(group.rank * share, (group.rank + 1) * share)
 
@@ -61,14 +61,14 @@ class Ulysses:
     group: Group
 
     def to_heads(self, x: Tensor) -> Tensor:  # [T/n, ..., H, K] -> [T, ..., H/n, K]
-        return in_order(_Exchange.apply, x, self.group, True)
+        return call_uncompiled(_Exchange.apply, x, self.group, True)
 
     def to_tokens(self, x: Tensor) -> Tensor:  # [T, ..., H/n, K] -> [T/n, ..., H, K]
-        return in_order(_Exchange.apply, x, self.group, False)
+        return call_uncompiled(_Exchange.apply, x, self.group, False)
 
 
 class _Exchange(torch.autograd.Function):
-    """One all-to-all; its gradient is the other one."""
+    """One all-to-all; its gradient is the opposite one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, to_heads: bool) -> Tensor:

@@ -1,8 +1,8 @@
-"""What part of each parameter a tensor-parallel rank holds.
+"""The part of each parameter that a tensor-parallel rank holds.
 
 Column-parallel matrices are cut by rows of the weight (their outputs), row-parallel ones by
 its columns (their inputs), after Megatron-LM (arXiv 1909.08053, section 3). W_pack holds Q, K
-and V in thirds, each cut by heads, so a rank has three runs of its rows. The embedding and
+and V in thirds, each cut by heads, so a rank has three slices of its rows. The embedding and
 the head are cut by rows: by the vocabulary. Norms are whole on every rank.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Last names of the modules that are cut, and how.
+#: The modules that are cut, by their last name, and how.
 _BY_ROWS = {"gate_proj", "up_proj", "embed_tokens", "lm_head"}
 _BY_COLUMNS = {"o_proj", "down_proj"}
 _BY_THIRDS = {"W_pack"}
@@ -26,7 +26,7 @@ class TensorShard:
     Attributes:
         shape: of the whole parameter.
         dim: the dimension that is cut; None: the rank has all of it.
-        runs: first and end along `dim`, in the order in which the part has them.
+        runs: beginning and end of each slice along `dim`, in the order of the part.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class TensorShard:
 
 
 def shard_of(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> TensorShard:
-    """What rank `rank` of `ranks` has of a parameter by its name and whole shape."""
+    """The shard that rank `rank` of `ranks` has of a parameter of this name and whole shape."""
     module = name.split(".")[-2]
     if ranks == 1 or not module_is_cut(module):
         return TensorShard(shape)

@@ -1,9 +1,9 @@
-"""Training state on disk, the same whatever the layout that wrote it.
+"""Training state on disk, the same bytes whatever the layout that wrote it.
 
-A file holds whole tensors, as safetensors has them, at places that follow from their names
-and shapes alone. So every rank writes what it holds straight to where it belongs, all at
-once, and what comes out is what one process would have written, byte for byte. A rank of
-any other layout maps the files and takes the runs that it needs: nothing is converted.
+A safetensors file holds whole tensors, at offsets that follow from their names and shapes
+alone. So all ranks write what they hold at the same time, each to its own places, and the
+files are those that one process would have written, byte for byte. A rank of any other layout
+maps the files and reads the slices that it needs: nothing is converted.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of a tensor that one rank holds."""
+    """A contiguous piece of a tensor's part that one rank holds."""
 
     name: str
     part: TensorShard
     """What a tensor-parallel rank has of the tensor."""
     first: int
-    """Where in that part, flattened, the run begins."""
+    """Where in that part, flattened, the piece begins."""
     data: Tensor
     """[n], in host memory."""
 
 
 class StateSource(Protocol):
-    """Where an engine takes tensors from."""
+    """Where an engine reads tensors from."""
 
     def __contains__(self, name: object) -> bool: ...
 
@@ -63,12 +63,12 @@ class HeldTensors:
     """What a rank holds of some tensors, in host memory: a `StateSource` for the same layout."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of all whole tensors, those of which this rank holds nothing included."""
+    """Shapes of all whole tensors, also of those of which this rank holds nothing."""
     fragments: list[Fragment] = field(default_factory=list)
     _by_name: dict[str, Fragment] = field(default_factory=dict, init=False, repr=False)
 
     def add(self, name: str, part: TensorShard, first: int, data: Tensor | None) -> None:
-        """One more tensor; None where this rank holds nothing of it."""
+        """Add a tensor; None where this rank holds nothing of it."""
         self.shapes[name] = part.shape
         if data is not None and data.numel():
             self._by_name[name] = Fragment(name, part, first, data.reshape(-1))
@@ -85,7 +85,7 @@ class HeldTensors:
         return held.data[begin : begin + count]
 
     def files(self, stem: str) -> dict[str, TensorFile]:
-        """Where all of them, from every rank, go: see `plan_files`."""
+        """The files for the tensors of all ranks: see `plan_files`."""
         dtypes = {f.name: _NAMES[f.data.dtype] for f in self.fragments}
         # What this rank has nothing of is a parameter or a moment.
         return plan_files(stem, {n: (dtypes.get(n, "F32"), s) for n, s in self.shapes.items()})
@@ -119,7 +119,7 @@ class TensorFile:
 
     @classmethod
     def plan(cls, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> TensorFile:
-        """Of tensors by name: type and shape. As safetensors itself lays them out."""
+        """The file of tensors by name (type and shape), laid out as safetensors itself does."""
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
         for name in sorted(tensors, key=lambda n: (-_DTYPES[tensors[n][0]].itemsize, n)):
@@ -134,7 +134,7 @@ class TensorFile:
 
     @classmethod
     def open(cls, path: Path) -> TensorFile:
-        """Of a file that is there.
+        """Read the header of an existing file.
 
         Raises:
             IntegrityError: it is no complete safetensors file of such tensors.
@@ -157,7 +157,7 @@ class TensorFile:
         return cls(header, places, total)
 
     def create(self, path: Path) -> None:
-        """The file with all its bytes, zeros but for the header.
+        """Create the file at its full size: the header, and zeros.
 
         Raises:
             OSError: the disk is full; found here, for a write to a mapping cannot say so.
@@ -188,7 +188,7 @@ _NO_HEADER = (struct.error, ValueError, KeyError, TypeError, AttributeError, Rec
 
 
 def _places(entries: Mapping[str, Any], begin: int) -> dict[str, TensorLocation]:
-    """Of a header's entries, which lie one after another. Raises: one of `_NO_HEADER`."""
+    """The locations in a header's entries, which must be contiguous. Raises: see `_NO_HEADER`."""
     found = {}
     at = 0
     tensors = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
@@ -207,7 +207,7 @@ def _places(entries: Mapping[str, Any], begin: int) -> dict[str, TensorLocation]
 
 
 def runs(whole: Array, part: TensorShard, first: int, count: int) -> Iterator[tuple[Array, slice]]:
-    """Views of a whole tensor that together are a run of a part, and which of it each is."""
+    """Views of a whole tensor that together are a piece of a part, each with its slice of it."""
     if part.dim is None:
         yield whole.reshape(-1)[first : first + count], slice(0, count)
         return
@@ -280,7 +280,7 @@ def index_of(files: Mapping[str, TensorFile]) -> bytes:
 def write_fragments(
     folder: Path, files: Mapping[str, TensorFile], fragments: Sequence[Fragment]
 ) -> dict[str, str]:
-    """Put this rank's fragments into files that `TensorFile.create` made, and sync them.
+    """Write this rank's fragments into files that `TensorFile.create` made, and sync them.
 
     Returns:
         By name, the hex SHA-256 of each file that this rank wrote from end to end.
@@ -298,7 +298,7 @@ def write_fragments(
 
 
 def _write(path: Path, file: TensorFile, fragments: Sequence[Fragment]) -> str | None:
-    """Write fragments; the file's SHA-256 if they are all that is in it."""
+    """Write fragments; the file's SHA-256 if they are its whole content."""
     # Nothing is read from the mapping: it has the addresses that `runs` reckons with.
     mapped = file.arrays(path, "r")
     found = _joined(piece for fragment in fragments for piece in _pieces(mapped, fragment))
@@ -328,7 +328,7 @@ def _pieces(mapped: MappedTensors, fragment: Fragment) -> Iterator[tuple[int, Ar
 
 
 def _joined(pieces: Iterable[tuple[int, Array]]) -> list[tuple[int, list[Array]]]:
-    """Pieces that follow each other without a gap, together; by offset."""
+    """Pieces grouped into contiguous stretches, by offset."""
     found: list[tuple[int, list[Array]]] = []
     end = None
     for at, data in sorted(pieces, key=lambda piece: piece[0]):

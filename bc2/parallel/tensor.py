@@ -1,9 +1,9 @@
 """Tensor parallelism: one model's matrices over a few ranks, after Megatron-LM.
 
 Attention is cut by heads and the feed-forward by channels (arXiv 1909.08053, section 3), the
-embedding and the head by the vocabulary. The model keeps its code: its matrices are replaced
-by parts, and what passes between ranks happens in hooks around its modules. A layer sums
-twice forward and twice backward over the ranks; the logits are never brought together.
+embedding and the head by the vocabulary. The model's code is not changed: its matrices are
+replaced by parts, and hooks around its modules run the collectives. A layer sums over the ranks
+twice forward and twice backward; the logits are never gathered in training.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bc2.model.transformer import Embedding, Layer, Transformer
-from bc2.parallel.mesh import Group, in_order
+from bc2.parallel.mesh import Group, call_uncompiled
 from bc2.parallel.sharding import shard_of
 
 
 def cut_tensors(model: Transformer, group: Group) -> None:
-    """Leave of a model this rank's part.
+    """Replace a model's matrices by this rank's parts.
 
     Args:
-        model: best on the meta device: weights that are there are cut too.
+        model: best on the meta device; weights that it has are cut too.
         group: the ranks that share it. Sizes must divide: `check_layout`.
     """
     if group.size == 1:
@@ -84,9 +84,9 @@ class Vocabulary:
 
 
 class ShardedEmbedding(Embedding):
-    """Rows of an embedding by the vocabulary: a token is looked up where it is.
+    """An embedding cut by the vocabulary: the rank that has a token's row looks it up.
 
-    The sum over the ranks adds zeros to one row, so it is exact.
+    The sum over the ranks adds zeros to that row, so it is exact.
     """
 
     def __init__(self, weight: nn.Parameter, vocabulary: Vocabulary):
@@ -107,7 +107,7 @@ class ShardedEmbedding(Embedding):
 
 
 class _Enter(torch.autograd.Function):
-    """What all ranks have goes into parts that each has one of: gradients are summed."""
+    """From what all ranks have into their parts: the identity, and gradients are summed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -121,7 +121,7 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """The parts' outputs are summed; the gradient is every rank's as it is."""
+    """From the parts to their sum; the gradient of the sum is that of each part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -134,8 +134,8 @@ class _Leave(torch.autograd.Function):
 
 
 def _enter(x: Tensor, group: Group) -> Tensor:
-    return in_order(_Enter.apply, x, group)
+    return call_uncompiled(_Enter.apply, x, group)
 
 
 def _leave(x: Tensor, group: Group) -> Tensor:
-    return in_order(_Leave.apply, x, group)
+    return call_uncompiled(_Leave.apply, x, group)

@@ -1,14 +1,14 @@
 """Layouts of a recipe over devices: which fit, and which of them should be fastest.
 
-What ranks them is a model of a step, the same for all: computing at an assumed share of the
-peak, computing again what checkpointing dropped, and bytes over links at the links' speed. It
-is for comparing layouts; it does not predict a throughput.
+They are ranked by one model of a step: computing at an assumed share of the peak, recomputing
+what checkpointing dropped, and bytes over links at the links' speed. It compares layouts; it does
+not predict a throughput.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -21,10 +21,11 @@ from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tens
 from bc2.plan.devices import Device
 from bc2.train.device import Precision
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.pretrain_config import PretrainConfig
 
-#: Most sequences of a micro-batch that are tried.
-MOST_ROWS = 64
+#: The largest micro-batch that is tried, sequences.
+MOST_MICRO_BATCH = 64
 
 #: Share of the computing that reductions and gathers of ZeRO can hide behind (`overlap`).
 HIDDEN = 0.5
@@ -32,7 +33,7 @@ HIDDEN = 0.5
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be laid out, and on what."""
+    """What is trained, and the devices it is trained on."""
 
     model: ModelConfig
     training: PretrainConfig
@@ -40,11 +41,26 @@ class Workload:
     device: Device
     gpus: int
     mfu: float
-    """Share of the peak that computing reaches while nobody waits."""
+    """Share of the peak that computing reaches while no device waits."""
 
     def at(self, gpus: int) -> Workload:
         """The same on another number of devices."""
         return Workload(self.model, self.training, self.precision, self.device, gpus, self.mfu)
+
+    @property
+    def shape(self) -> TrainingShape:
+        """What is trained, before any layout is chosen."""
+        training = self.training
+        return TrainingShape(
+            self.model,
+            micro_batch=1,
+            sequence_length=training.sequence_length,
+            precision=self.precision,
+            checkpointing=0,
+            device=self.device.kind,
+            world=self.gpus,
+            optimizer=training.optimizer,
+        )
 
     @property
     def size(self) -> int:
@@ -66,11 +82,11 @@ class CandidateLayout:
     checkpointing: int
     micro_batch: int
     own: bool = False
-    """It is what the recipe says."""
+    """Whether it is the recipe's own."""
 
     @property
     def data(self) -> int:
-        """Ranks that read other samples."""
+        """Data-parallel ranks, each with its own samples."""
         return self.work.gpus // self.parallel.ranks_of_a_replica
 
     @property
@@ -80,17 +96,15 @@ class CandidateLayout:
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        work = self.work
+        """What one device holds."""
         return estimate(
-            work.model,
-            self.micro_batch,
-            work.training.sequence_length,
-            work.precision,
-            self.checkpointing,
-            device=work.device.kind,
-            accumulated=self.accumulation > 1,
-            parallel=self.parallel,
-            world=work.gpus,
+            replace(
+                self.work.shape,
+                micro_batch=self.micro_batch,
+                checkpointing=self.checkpointing,
+                accumulated=self.accumulation > 1,
+                parallel=self.parallel,
+            )
         )
 
     @property
@@ -136,13 +150,13 @@ class CandidateLayout:
         return sums * self._hidden_bytes * 2 * (ranks - 1) / ranks
 
     def _sequence_bytes(self) -> float:
-        """Q, K and V there and the mixture back, all to all (Ulysses)."""
+        """All-to-all of Q, K, V and of attention's output (Ulysses)."""
         ranks = self.parallel.sequence
         each = 4 * self._hidden_bytes / self.parallel.tensor
         return each * self._passes * self.work.model.num_layers * (ranks - 1) / ranks
 
     def _data_bytes(self) -> float:
-        """As DeepSpeed reduces: 1 once a step, 2 and 3 every micro-batch; 3 gathers twice."""
+        """As DeepSpeed reduces: ZeRO 1 once a step, 2 and 3 every micro-batch; 3 also gathers."""
         work, ranks = self.work, self.data * self.parallel.sequence
         share = (ranks - 1) / ranks
         weights = work.size * work.model.num_params() / self.parallel.tensor * share
@@ -155,13 +169,13 @@ class CandidateLayout:
         return (2 * reductions + 1) * weights
 
     def _bandwidth(self, ranks: int) -> float:
-        """Of links between ranks of which each that many share a group, neighbours first."""
+        """Bytes/s of the links inside a group of so many neighbouring ranks."""
         device = self.work.device
         return device.near if ranks <= device.machine else device.far
 
     @cached_property
     def waits(self) -> dict[str, float]:
-        """Seconds a step waits for links, by what passes."""
+        """Seconds a step waits for links, by axis of the layout."""
         inner = self.parallel.ranks_of_a_replica
         seconds = {
             "tensor": self.traffic["tensor"] / self._bandwidth(self.parallel.tensor),
@@ -174,7 +188,7 @@ class CandidateLayout:
 
     @cached_property
     def slowdown(self) -> float:
-        """Of a step against computing alone."""
+        """Time of a step over the time of computing alone."""
         offload = 0.0
         if self.parallel.offload_optimizer:
             # Gradients there and weights back over PCIe, 25 GB/s.
@@ -184,8 +198,8 @@ class CandidateLayout:
         return 1 + seconds / self.work.compute_s
 
     def reason(self) -> str:
-        """Why it stands where it stands."""
-        said = []
+        """What its rank among the layouts comes from."""
+        reasons = []
         for name, sent in self.traffic.items():
             if sent:
                 link = {
@@ -194,25 +208,25 @@ class CandidateLayout:
                     "data": self.work.gpus,
                 }[name]
                 where = "in a machine" if link <= self.work.device.machine else "between machines"
-                said.append(f"{name} {sent / 1e9:,.1f} GB a step {where}")
+                reasons.append(f"{name} {sent / 1e9:,.1f} GB a step {where}")
         if self.checkpointing:
             again = self.recompute / self.work.compute_s
             every = "layer" if self.checkpointing == 1 else f"{self.checkpointing} layers"
-            said.append(f"computes every {every} again, {again:.0%}")
+            reasons.append(f"computes every {every} again, {again:.0%}")
         if self.parallel.offload_optimizer:
-            said.append(f"{self.memory.host / 1e9:,.0f} GB a rank in the host's memory")
-        return "; ".join(said) or "nothing passes and nothing is computed again"
+            reasons.append(f"{self.memory.host / 1e9:,.0f} GB a rank in the host's memory")
+        return "; ".join(reasons) or "nothing passes and nothing is computed again"
 
     @property
     def name(self) -> str:
-        """As one would write it."""
+        """Such as ``tensor=2 data=4 zero=1``."""
         parallel = self.parallel
-        said = [f"tensor={parallel.tensor}"] if parallel.tensor > 1 else []
-        said += [f"sequence={parallel.sequence}"] if parallel.sequence > 1 else []
-        said += [f"data={self.data}", f"zero={parallel.zero}"]
-        said += [f"zero_group={parallel.zero_group}"] if parallel.zero_group else []
-        said += ["offload_optimizer"] if parallel.offload_optimizer else []
-        return " ".join(said)
+        words = [f"tensor={parallel.tensor}"] if parallel.tensor > 1 else []
+        words += [f"sequence={parallel.sequence}"] if parallel.sequence > 1 else []
+        words += [f"data={self.data}", f"zero={parallel.zero}"]
+        words += [f"zero_group={parallel.zero_group}"] if parallel.zero_group else []
+        words += ["offload_optimizer"] if parallel.offload_optimizer else []
+        return " ".join(words)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -248,13 +262,13 @@ def layouts_that_fit(work: Workload, *, offload: bool = False) -> list[Candidate
 
 
 def _order(layout: CandidateLayout) -> tuple[float, int, int]:
-    # What is as fast: simpler first, then what leaves more memory.
+    # Of equally fast ones the simpler first, then the one that leaves more memory.
     parallel = layout.parallel
     return (round(layout.slowdown, 4), parallel.zero + parallel.tensor, layout.memory.total)
 
 
-def possible(work: Workload) -> Iterator[ParallelConfig]:
-    """Every parting of the devices that divides what it must, fitting or not."""
+def possible_layouts(work: Workload) -> Iterator[ParallelConfig]:
+    """Every layout that divides evenly over the devices, whether it fits or not."""
     return _parallels(work, offload=False)
 
 
@@ -290,21 +304,23 @@ def _checked(work: Workload, chosen: dict[str, Any]) -> ParallelConfig | None:
 
 
 def _ways(work: Workload, parallel: ParallelConfig) -> Iterator[CandidateLayout | None]:
-    least = segment_of(work, parallel.tensor)
+    least = least_segment_of(work, parallel.tensor)
     for checkpointing in sorted({0, 1, least}):
-        yield largest(work, parallel, checkpointing)
+        yield with_largest_micro_batch(work, parallel, checkpointing)
 
 
-def segment_of(work: Workload, tensor: int) -> int:
-    """The k of k layers a segment that holds least (Alignment report: √(layers / n))."""
-    length, kind = work.training.sequence_length, work.device.kind
-    return least_segment(work.model, length, work.precision, kind, tensor)
+def least_segment_of(work: Workload, tensor: int) -> int:
+    """Layers in a segment of activation checkpointing that hold the least: see `least_segment`."""
+    return least_segment(replace(work.shape, parallel=ParallelConfig(tensor=tensor)))
 
 
-def largest(work: Workload, parallel: ParallelConfig, checkpointing: int) -> CandidateLayout | None:
-    """With the largest micro-batch that fits; None if one sequence does not."""
-    rows = work.training.batch_sequences // (work.gpus // parallel.ranks_of_a_replica)
-    for micro_batch in reversed([n for n in range(1, min(rows, MOST_ROWS) + 1) if rows % n == 0]):
+def with_largest_micro_batch(
+    work: Workload, parallel: ParallelConfig, checkpointing: int
+) -> CandidateLayout | None:
+    """The layout with the largest micro-batch that fits; None if one sequence does not fit."""
+    sequences = work.training.batch_sequences // (work.gpus // parallel.ranks_of_a_replica)
+    sizes = range(min(sequences, MOST_MICRO_BATCH), 0, -1)
+    for micro_batch in (n for n in sizes if sequences % n == 0):
         layout = CandidateLayout(work, parallel, checkpointing, micro_batch)
         if layout.fits:
             return layout

@@ -1,4 +1,4 @@
-"""Before training starts: can it fit here?"""
+"""Whether a run can fit into the memory of this machine, before it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bc2.train.device import pick_device
 from bc2.train.memory.available import device_available
 from bc2.train.training_settings import TrainingSettings
 
-#: An estimate this much above what is free cannot be right by luck.
+#: A run is refused if its estimate is more than this times what is free: estimates err by less.
 CLEAR = 1.15
 
 
@@ -24,7 +24,7 @@ def check_memory_fits(
     nproc: int | None = None,
     available: int | None = None,
 ) -> None:
-    """Stop what cannot fit by a clear margin, before anything is trained.
+    """Refuse a run whose estimate is clearly more than what is free.
 
     Args:
         world: ranks of the run.
@@ -32,20 +32,20 @@ def check_memory_fits(
         available: bytes free for this rank; looked up if None.
 
     Raises:
-        ResourceError: it cannot; it names a layout that would.
+        ResourceError: it cannot fit; the error names a layout that would.
     """
     training = settings.pretrain
     if training.micro_batch == "auto":
-        return  # searched for with what is free, and refused there
+        return  # the search for the micro-batch refuses what does not fit
     device = pick_device(training.device)
     local = nproc or int(os.environ.get("LOCAL_WORLD_SIZE", world))
     room = _room(device, local) if available is None else available
-    # Speeds rank layouts; an ordinary device's will do.
+    # The speeds only rank layouts: those of an ordinary device will do.
     here = Device(str(device), device.type, room, 312e12, 300e9, 25e9, local)
     try:
         own = recipe_candidate(settings, workload_of(settings, here, world))
     except UsageError:
-        return  # what does not divide, the run itself refuses
+        return  # the run itself refuses what does not divide
     if own.memory.total > room * CLEAR:
         raise _refusal(own, room)
 
@@ -62,11 +62,11 @@ def _refusal(own: CandidateLayout, room: int) -> ResourceError:
         return nothing_fits(own.work, own, room)
     best = others[0]
     parallel = best.parallel.model_dump(exclude_defaults=True)
-    said = [f"--set parallel.{name}={value}" for name, value in parallel.items()]
-    said.append(f"--set pretrain.micro_batch={best.micro_batch}")
-    said.append(f"--set pretrain.activation_checkpointing={best.checkpointing}")
+    options = [f"--set parallel.{name}={value}" for name, value in parallel.items()]
+    options.append(f"--set pretrain.micro_batch={best.micro_batch}")
+    options.append(f"--set pretrain.activation_checkpointing={best.checkpointing}")
     return ResourceError(
         f"this takes {own.memory.total / 1e9:,.2f} GB on a rank, and {room / 1e9:,.2f} GB is free",
         where=f"{own.name} micro_batch={own.micro_batch}",
-        todo=f"{' '.join(said)} would take {best.memory.total / 1e9:,.2f} GB; see `bc2 plan`",
+        todo=f"{' '.join(options)} would take {best.memory.total / 1e9:,.2f} GB; see `bc2 plan`",
     )

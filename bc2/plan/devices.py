@@ -1,4 +1,4 @@
-"""Devices that are planned for: memory, speed and links, as their makers state them."""
+"""Devices to plan for: memory, speed and links, as their makers state them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bc2.errors import UsageError, nearest
 
 @dataclass(frozen=True)
 class Device:
-    """One of several that are alike."""
+    """One device of several alike."""
 
     name: str
     kind: str
@@ -20,13 +20,13 @@ class Device:
     flops: float
     """Dense bf16 peak, FLOP/s."""
     near: float
-    """Bytes/s that it sends to others of its machine."""
+    """Bytes/s to other devices of its machine."""
     far: float
-    """Bytes/s that it sends to another machine: one 400 (200) Gbit/s link a GPU is assumed."""
+    """Bytes/s to another machine: one link of 400 (200) Gbit/s for each GPU is assumed."""
     machine: int = 8
     """Devices of a machine."""
     price: float | None = None
-    """Of an hour, in whatever currency it was given."""
+    """Of an hour, in the currency in which it was given."""
 
     @property
     def usable(self) -> float:

@@ -1,4 +1,4 @@
-"""How good the predictions were: what runs stored beside what they took."""
+"""Predicted memory beside measured memory, from the logs of earlier runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bc2.train.runs import RunFolder
 
 
 @dataclass(frozen=True)
-class Past:
-    """One attempt at a run."""
+class MemoryRecord:
+    """Predicted and measured memory of one attempt at a run."""
 
     run: str
     layout: str
@@ -23,23 +23,23 @@ class Past:
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a share of what was measured."""
+        """Predicted over measured bytes, less 1."""
         return self.predicted / self.measured - 1
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "error": self.error}
 
 
-def history(runs: Iterable[RunFolder]) -> list[Past]:
+def memory_records(runs: Iterable[RunFolder]) -> list[MemoryRecord]:
     """Every "memory" row of the runs' ``timing.jsonl``, in the runs' order."""
     found = []
     for run in runs:
         rows = [row for row in run.timing() if row.get("event") == "memory"]
-        found += [_past(run.path.name, row) for row in rows if row.get("measured")]
+        found += [_record(run.path.name, row) for row in rows if row.get("measured")]
     return found
 
 
-def _past(run: str, row: dict[str, Any]) -> Past:
+def _record(run: str, row: dict[str, Any]) -> MemoryRecord:
     layout = " ".join(f"{name}={value}" for name, value in row["layout"].items())
     predicted = int(row["predicted"]["total"])
-    return Past(run, layout, row["measure"], predicted, int(row["measured"]))
+    return MemoryRecord(run, layout, row["measure"], predicted, int(row["measured"]))

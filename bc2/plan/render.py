@@ -1,4 +1,4 @@
-"""A plan as tables."""
+"""A plan, and a history of predictions, as tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from bc2.console import table
 from bc2.plan.candidate_layouts import CandidateLayout
-from bc2.plan.history import Past
+from bc2.plan.history import MemoryRecord
 from bc2.plan.training_plan import Plan
-from bc2.train.memory.estimate import PARTS
+from bc2.train.memory.estimate import MEMORY_PARTS
 
 #: Layouts that a person is shown.
 SHOWN = 10
 
 
-def drawn(plan: Plan) -> Any:
-    """For a terminal: what it takes, its memory, the layouts."""
+def render_plan(plan: Plan) -> Any:
+    """A plan for a terminal: what training takes, its memory, the layouts."""
     from rich.console import Group
 
     chosen = plan.layouts[0]
@@ -85,7 +85,8 @@ def _cost(plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    each = f"{plan.checkpoint_bytes / 1e9:,.1f} GB a checkpoint (12 bytes a parameter)"
+    one = plan.checkpoint_bytes / plan.work.model.num_params()
+    each = f"{plan.checkpoint_bytes / 1e9:,.1f} GB a checkpoint ({one:g} bytes a parameter)"
     if plan.checkpoints is None:
         return f"{each}, all kept"
     total = plan.checkpoints * plan.checkpoint_bytes
@@ -104,7 +105,8 @@ def _memory_title(layout: CandidateLayout) -> str:
 
 def _memory(layout: CandidateLayout) -> Any:
     memory = layout.memory
-    rows = [(name, f"{memory.parts[name] / 1e9:,.2f}") for name in PARTS if memory.parts[name]]
+    parts = [(name, memory.parts[name]) for name in MEMORY_PARTS]
+    rows = [(name, f"{size / 1e9:,.2f}") for name, size in parts if size]
     rows.append(("total", f"{memory.total / 1e9:,.2f}"))
     return table(("part", "GB"), rows)
 
@@ -142,7 +144,7 @@ def _more(plan: Plan) -> list[str]:
     return lines
 
 
-def drawn_history(past: Sequence[Past]) -> Any:
+def render_history(past: Sequence[MemoryRecord]) -> Any:
     rows = [
         (
             one.run, one.layout, one.measure, f"{one.predicted / 1e6:,.0f}",

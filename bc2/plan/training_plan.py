@@ -1,4 +1,4 @@
-"""A recipe's plan: what it takes, and the layouts that fit."""
+"""A recipe's plan: what training it takes, and the layouts that fit."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from bc2.parallel.parallel_config import check_layout
 from bc2.plan.candidate_layouts import (
     CandidateLayout,
     Workload,
-    largest,
     layouts_that_fit,
-    possible,
-    segment_of,
+    least_segment_of,
+    possible_layouts,
+    with_largest_micro_batch,
 )
 from bc2.plan.devices import DEVICES, Device
 from bc2.recipe import Recipe
 from bc2.train.device import Precision, pick_precision
 from bc2.train.duration import Duration
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.pretrain_config import PretrainConfig, check_batches
 from bc2.train.training_settings import TrainingSettings
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
 MFU = 0.577
-
-#: Bytes of a checkpoint, a parameter: fp32 weights and AdamW's two moments.
-CHECKPOINT = {"weights": 4, "moments": 8}
 
 #: Most devices that are tried when nothing fits.
 _MOST_GPUS = 4096
@@ -45,11 +43,11 @@ class Plan:
     own: CandidateLayout | None
     """The recipe's own, whether it fits or not; None if it does not divide the devices."""
     refused: str | None = None
-    """Why it does not."""
+    """Why the recipe's own layout does not divide them."""
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps; None if the length is said in epochs of data not looked at here."""
+        """Optimizer steps; None if the length is in epochs, of data that a plan does not read."""
         length = Duration.parse(self.work.training.length)
         if length.unit == "epochs":
             return None
@@ -62,7 +60,7 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """At the assumed MFU, which counts no recomputing (`ModelConfig.flops_per_token`)."""
+        """Of training at the assumed MFU, which counts no recomputation."""
         return None if self.steps is None else self.steps * self.work.compute_s / 3600
 
     @property
@@ -77,7 +75,7 @@ class Plan:
 
     @cached_property
     def checkpoints(self) -> int | None:
-        """How many stay on disk; None if that grows with a length that is not known."""
+        """How many checkpoints stay on disk; None if that depends on a length that is not known."""
         training = self.work.training
         if training.keep_checkpoints:
             return training.keep_checkpoints
@@ -89,17 +87,17 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return sum(CHECKPOINT.values()) * self.work.model.num_params()
+        return checkpoint_bytes(self.work.model, self.work.training.optimizer)
 
     def batches(self) -> list[dict[str, int]]:
         """Every solution of batch_tokens = micro_batch x data x accumulation x sequence_length."""
-        rows = self.work.training.batch_sequences
-        sizes = {self.work.gpus // p.ranks_of_a_replica for p in possible(self.work)}
+        sequences = self.work.training.batch_sequences
+        sizes = {self.work.gpus // p.ranks_of_a_replica for p in possible_layouts(self.work)}
         return [
-            {"data": data, "micro_batch": micro, "accumulation": rows // (data * micro)}
+            {"data": data, "micro_batch": micro, "accumulation": sequences // (data * micro)}
             for data in sorted(sizes, reverse=True)
-            for micro in range(1, rows // data + 1)
-            if rows % (data * micro) == 0
+            for micro in range(1, sequences // data + 1)
+            if sequences % (data * micro) == 0
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -157,7 +155,7 @@ def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = Non
     """
     settings = TrainingSettings.of(recipe, trains=False)
     work = workload_of(settings, device, gpus, MFU if mfu is None else mfu)
-    if not any(True for _ in possible(work)):
+    if not any(True for _ in possible_layouts(work)):
         raise _indivisible(work)
     own, refused = _own(settings, work)
     found = layouts_that_fit(work)
@@ -186,7 +184,7 @@ def _alike(one: CandidateLayout, other: CandidateLayout) -> bool:
 def workload_of(
     settings: TrainingSettings, device: Device, gpus: int, mfu: float = MFU
 ) -> Workload:
-    """What a recipe asks for.
+    """What a recipe asks for, on so many devices.
 
     Raises:
         UsageError: no devices, or an MFU outside of 0 to 1.
@@ -208,10 +206,10 @@ def _precision(training: PretrainConfig, device: Device) -> Precision:
 
 
 def recipe_candidate(settings: TrainingSettings, work: Workload) -> CandidateLayout:
-    """As the recipe says it; "auto" is what the run itself would find.
+    """The recipe's own layout; "auto" is what the run itself would choose.
 
     Raises:
-        RecipeError: it does not divide what it must.
+        RecipeError: a size does not divide evenly.
     """
     parallel = settings.parallel
     training = work.training
@@ -219,18 +217,18 @@ def recipe_candidate(settings: TrainingSettings, work: Workload) -> CandidateLay
     if training.micro_batch != "auto":
         check_batches(training, parallel, work.gpus)
     chosen = training.activation_checkpointing
-    layers = segment_of(work, parallel.tensor) if chosen == "auto" else chosen
-    found = largest(work, parallel, layers) if training.micro_batch == "auto" else None
+    layers = least_segment_of(work, parallel.tensor) if chosen == "auto" else chosen
     micro_batch = training.micro_batch
     if micro_batch == "auto":
-        micro_batch = found.micro_batch if found else 1
+        largest = with_largest_micro_batch(work, parallel, layers)
+        micro_batch = largest.micro_batch if largest else 1
     return CandidateLayout(work, parallel, layers, micro_batch, own=True)
 
 
 def _indivisible(work: Workload) -> UsageError:
-    """No layout divides the batch and the model over so many devices."""
+    """The error of a number of devices over which no layout divides the batch and the model."""
     near = range(max(1, work.gpus // 2), 2 * work.gpus + 1)
-    fit = [n for n in near if any(True for _ in possible(work.at(n)))]
+    fit = [n for n in near if any(True for _ in possible_layouts(work.at(n)))]
     fit.sort(key=lambda n: abs(n - work.gpus))
     return UsageError(
         f"{work.gpus} devices cannot share a step of {work.training.batch_sequences} "
@@ -243,18 +241,18 @@ def _indivisible(work: Workload) -> UsageError:
 def nothing_fits(
     work: Workload, own: CandidateLayout | None, available: float | None = None
 ) -> ResourceError:
-    """What a person hears when nothing fits, with what would."""
+    """The error when nothing fits, with what would fit."""
     room = work.device.usable if available is None else available
-    taken = f"{_needs(own)}, and " if own else ""
+    taken = f"{_memory_text(own)}, and " if own else ""
     return ResourceError(
         f"{taken}{room / 1e9:,.1f} GB of each of {work.gpus} can be used; "
         f"no {'other ' if own else ''}layout of {work.gpus} fits{' either' if own else ''}",
         where=f"{work.gpus} x {work.device.name}",
-        todo="; or ".join(what_would(work)) or "train a smaller model",
+        todo="; or ".join(ways_out(work)) or "train a smaller model",
     )
 
 
-def _needs(own: CandidateLayout) -> str:
+def _memory_text(own: CandidateLayout) -> str:
     return (
         f"{own.name} micro_batch={own.micro_batch} activation_checkpointing={own.checkpointing} "
         f"takes {own.memory.total / 1e9:,.1f} GB ({_largest_parts(own)})"
@@ -266,8 +264,8 @@ def _largest_parts(layout: CandidateLayout) -> str:
     return ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts)
 
 
-def what_would(work: Workload) -> list[str]:
-    """Ways out where nothing fits, the nearest first."""
+def ways_out(work: Workload) -> list[str]:
+    """What would fit instead, the smallest change first."""
     ways = [_more_devices(work), _offloaded(work), _larger(work)]
     return [way for way in ways if way]
 
@@ -279,7 +277,7 @@ def _more_devices(work: Workload) -> str:
     while (gpus := gpus * 2) <= _MOST_GPUS:
         found = layouts_that_fit(work.at(gpus))
         if found:
-            return f"take {gpus} devices: {_said(found[0])}"
+            return f"take {gpus} devices: {_layout_text(found[0])}"
     return ""
 
 
@@ -288,7 +286,7 @@ def _offloaded(work: Workload) -> str:
     if not found:
         return ""
     host = found[0].memory.host * min(work.gpus, work.device.machine) / 1e9
-    return f"offload: {_said(found[0])} with {host:,.0f} GB of host memory a machine"
+    return f"offload: {_layout_text(found[0])} with {host:,.0f} GB of host memory a machine"
 
 
 def _larger(work: Workload) -> str:
@@ -299,11 +297,11 @@ def _larger(work: Workload) -> str:
             )  # fmt: skip
             found = layouts_that_fit(larger)
             if found:
-                return f"take {device.name}: {_said(found[0])}"
+                return f"take {device.name}: {_layout_text(found[0])}"
     return ""
 
 
-def _said(layout: CandidateLayout) -> str:
+def _layout_text(layout: CandidateLayout) -> str:
     return (
         f"{layout.name} micro_batch={layout.micro_batch} "
         f"activation_checkpointing={layout.checkpointing} "

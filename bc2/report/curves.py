@@ -1,6 +1,6 @@
-"""The curves of a run, drawn by matplotlib: for files, and inside of a page.
+"""The curves of a run, drawn by matplotlib into files and pages.
 
-Only the object interface is used: no global backend, nothing of pyplot's state.
+Only matplotlib's object interface is used, which has no global state as pyplot has.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.files import replace_durably
-from bc2.report.history import Axis, Floats, History
-from bc2.train.metrics import METRICS
+from bc2.report.history import CurveAxis, Floats, History
+from bc2.train.log_rows import METRICS
 from bc2.train.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SVG, PNG = "loss.svg", "loss.png"
 
-#: Points of a drawn curve at most: a long run's page stays small.
+#: Most points of a drawn curve, so that a long run's page stays small.
 LIMIT = 2000
 
 #: Colours by role; in a page each is a CSS variable of this name, so that it may be dark.
@@ -44,7 +44,7 @@ COLORS = {
     "restart": "#7b5ea7",
     "bad": "#e09f3e",
 }
-#: Of the parts of a step, in their order.
+#: Colours of the parts of a step, in their order.
 PART_COLORS = (
     "#4e79a7",
     "#f28e2b",
@@ -102,21 +102,21 @@ def running_median(y: Floats, points: int = 400) -> tuple[NDArray[np.intp], Floa
     """
     reach = max(2, len(y) // 60)
     at = np.unique(np.linspace(0, len(y) - 1, min(points, len(y))).astype(np.intp))
-    # Narrower at both ends, so that it begins and ends where the run does.
+    # Fewer points at both ends, so that the median begins and ends where the run does.
     reaches = np.minimum(reach, np.minimum(at, len(y) - 1 - at))
     return at, np.array([np.median(y[i - r : i + r + 1]) for i, r in zip(at, reaches, strict=True)])
 
 
 @dataclass(frozen=True)
 class Ruler:
-    """The horizontal axis: tokens in a unit that suits them, or steps."""
+    """The horizontal axis: steps, or tokens in a unit that fits their number."""
 
-    axis: Axis
+    axis: CurveAxis
     unit: float
     label: str
 
     @classmethod
-    def of(cls, history: History, axis: Axis) -> Ruler:
+    def of(cls, history: History, axis: CurveAxis) -> Ruler:
         if axis == "step":
             return cls(axis, 1, "steps")
         farthest = max(history.steps["tokens"], default=0)
@@ -130,7 +130,9 @@ class Ruler:
         return np.asarray(columns[self.axis] / self.unit)
 
 
-def figure(history: History, axis: Axis, *, clip_norm: float | None, title: str = "") -> Figure:
+def run_figure(
+    history: History, axis: CurveAxis, *, clip_norm: float | None, title: str = ""
+) -> Figure:
     """Every curve of a run over tokens or over steps, one panel below the other.
 
     Loss, gradient norm, learning rate; tokens/s, MFU and the time of a step by part as
@@ -229,7 +231,7 @@ def _mfu(axes: Axes, times: dict[str, Floats], ruler: Ruler) -> None:
 
 
 def _parts(axes: Axes, times: dict[str, Floats], ruler: Ruler) -> None:
-    """Mean seconds of each part, one upon the other; a single slow step may go off the top."""
+    """Mean seconds of each part, stacked; a single slow step may be cut off at the top."""
     x = ruler.of_columns(times)
     edges = np.unique(np.linspace(0, len(x), min(len(x), 120) + 1).astype(np.intp))
     counts = np.diff(edges)
@@ -274,7 +276,7 @@ def _verticals(axes: Axes, at: Floats, color: str, label: str, *, linestyle: str
 
 
 def _left_out(history: History) -> list[tuple[float, float]]:
-    """Where the data begins that was read and not learned from, and its width, in tokens."""
+    """Begin and width, in tokens, of data that was read and left out of training."""
     spans = []
     for row in history.bad:
         if row["event"] != "stop":
@@ -324,7 +326,7 @@ def draw_run(run: RunFolder, history: History | None = None) -> list[Path]:
     history = history or History.read(run)
     facts = run.facts
     clip_norm = facts.clip_norm if facts else None
-    drawn = figure(history, "tokens", clip_norm=clip_norm, title=run.path.name)
+    drawn = run_figure(history, "tokens", clip_norm=clip_norm, title=run.path.name)
     paths = []
     for name in (SVG, PNG):
         out = io.BytesIO()
@@ -335,7 +337,7 @@ def draw_run(run: RunFolder, history: History | None = None) -> list[Path]:
 
 
 def redraw(run: RunFolder) -> None:
-    """Draw the curves of a run, unless they are newer than what it computed."""
+    """Draw the curves of a run, unless they are newer than its metrics."""
     metrics, plot = run.path / METRICS, run.path / SVG
     if not metrics.exists():
         return

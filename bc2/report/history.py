@@ -1,4 +1,4 @@
-"""The rows of a run as columns: what its curves and tables are drawn from."""
+"""The logs of a run as columns, from which its curves and tables are drawn."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bc2.train.runs import Attempt, Row, RunFolder, add_row, latest
+from bc2.train.log_rows import STEP_PARTS, LogRow
+from bc2.train.runs import Attempt, RunFolder, add_to_attempts, latest_attempts
 
 Floats = NDArray[np.float64]
-Axis = Literal["tokens", "step"]
+CurveAxis = Literal["tokens", "step"]
 
-#: The parts of a step as `bc2.train.clock` names them, in the order in which they run.
-PARTS = ("data", "forward", "head", "backward", "optimizer", "save")
-
-#: Rows of metrics.jsonl about a step that was not made.
+#: Events of metrics.jsonl about a step that was not made.
 BAD = ("skip", "rollback", "stop")
 
 
@@ -30,7 +28,7 @@ def number(value: Any) -> float:
 
 
 class Columns:
-    """Equally long columns of numbers, a row at a time; eight bytes a value."""
+    """Columns of numbers of equal length, filled row by row; eight bytes a value."""
 
     def __init__(self, *names: str):
         self._columns = {name: array("d") for name in names}
@@ -44,13 +42,13 @@ class Columns:
     def names(self) -> list[str]:
         return list(self._columns)
 
-    def add(self, row: Row) -> None:
-        """Append what the row has under the known names, NaN where it has nothing."""
+    def add(self, row: LogRow) -> None:
+        """Append the row's values of the known names, NaN where it has none."""
         for name, column in self._columns.items():
             column.append(number(row.get(name)))
 
-    def widen(self, row: Row) -> None:
-        """Like `add`, and a name not seen before is a new column, NaN up to here."""
+    def widen(self, row: LogRow) -> None:
+        """Like `add`; a new name begins a column, with NaN in the rows so far."""
         length = len(self)
         for name in row:
             if name not in self._columns:
@@ -58,14 +56,14 @@ class Columns:
         self.add(row)
 
 
-class BadSteps(dict[tuple[int, ...], Row]):
+class BadSteps(dict[tuple[int, ...], LogRow]):
     """The bad steps of a training, by step and samples, from the rows of ``timing.jsonl``.
 
-    What ``metrics.jsonl`` has is less: a rollback undoes the row of one before it. Here a
-    step that is met again after a resume is still one.
+    ``metrics.jsonl`` has fewer: a rollback removes the rows before it. A step that is bad again
+    after a resume is counted once.
     """
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``, of any event."""
         if row["event"] == "start":
             self.clear()
@@ -75,10 +73,10 @@ class BadSteps(dict[tuple[int, ...], Row]):
 
 @dataclass
 class History:
-    """Everything that happened in a run and was not gone back over.
+    """The history of a run, without steps that a resume or a rollback undid.
 
-    A rollback takes the step back and never the tokens; in ``metrics.jsonl`` the steps it
-    undid are gone, so steps rise along every column as well, and tokens with a gap.
+    A rollback takes the step back and never the tokens; in ``metrics.jsonl`` the steps that it
+    undid are gone. So steps rise along every column, and so do tokens, with a gap.
     """
 
     steps: Columns = field(
@@ -87,11 +85,11 @@ class History:
     evals: Columns = field(
         default_factory=lambda: Columns("step", "tokens", "heldout_loss", "bits_per_byte")
     )
-    bad: list[Row] = field(default_factory=list)
-    """What was done about bad steps: skipped, rolled back, or the run ended."""
+    bad: list[LogRow] = field(default_factory=list)
+    """Rows of what was done about bad steps: skipped, rolled back, or the run ended."""
     met: BadSteps = field(default_factory=BadSteps)
-    """Every bad step that was met."""
-    samples: list[Row] = field(default_factory=list)
+    """Every bad step there was."""
+    samples: list[LogRow] = field(default_factory=list)
     """Texts that the model wrote during the run."""
     attempts: list[Attempt] = field(default_factory=list)
     _times: Columns = field(
@@ -110,7 +108,7 @@ class History:
             history.add_timing(row)
         return history
 
-    def add_metrics(self, row: Row) -> None:
+    def add_metrics(self, row: LogRow) -> None:
         """A row of ``metrics.jsonl``."""
         if row["event"] == "step":
             self.steps.add(row)
@@ -121,9 +119,9 @@ class History:
         elif row["event"] in BAD:
             self.bad.append(row)
 
-    def add_timing(self, row: Row) -> None:
+    def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
-        add_row(self.attempts, row)
+        add_to_attempts(self.attempts, row)
         self.met.add(row)
         if row["event"] in ("start", "resume"):
             self._timed = row["step"]
@@ -136,12 +134,12 @@ class History:
             self._parts.widen({name: seconds / steps for name, seconds in parts.items()})
 
     def times(self) -> dict[str, Floats]:
-        """Times of the steps that lasted: ``step``, ``tokens``, ``tokens_per_s``, ``mfu``,
+        """Times of the steps that were not undone: ``step``, ``tokens``, ``tokens_per_s``, ``mfu``,
         ``step_s`` and the seconds of every part, per step, as ``parts.NAME``."""
-        kept = self._lasting()
+        kept = self._not_undone()
         step = self._times["step"][kept]
         columns = {name: self._times[name][kept] for name in self._times.names()}
-        names = sorted(self._parts.names(), key=lambda name: (*PARTS, name).index(name))
+        names = sorted(self._parts.names(), key=lambda name: (*STEP_PARTS, name).index(name))
         parts = {f"parts.{name}": self._part(name)[kept] for name in names}
         return {**columns, **parts, "tokens": self.tokens_at(step)}
 
@@ -150,8 +148,8 @@ class History:
         # Rows before the first that had parts are not in these columns.
         return np.concatenate([np.full(len(self._times) - len(column), np.nan), column])
 
-    def _lasting(self) -> NDArray[np.intp]:
-        """Where the last time of each step stands: resumed runs make some steps twice."""
+    def _not_undone(self) -> NDArray[np.intp]:
+        """Indices of the last time of each step: resumed runs make some steps twice."""
         step = self._times["step"]
         _, last = np.unique(step[::-1], return_index=True)
         kept: NDArray[np.intp] = np.sort(len(step) - 1 - last)
@@ -168,7 +166,7 @@ class History:
         tokens = np.concatenate([[0.0], tokens]) if known[0] > 0 else tokens
         return np.asarray(np.interp(step, at, tokens))
 
-    def restarts(self, axis: Axis) -> Floats:
-        """Where each attempt after the first went on."""
-        steps = np.array([float(one.step) for one in latest(self.attempts)[1:]])
+    def restarts(self, axis: CurveAxis) -> Floats:
+        """Where each attempt after the first resumed."""
+        steps = np.array([float(one.step) for one in latest_attempts(self.attempts)[1:]])
         return steps if axis == "step" else self.tokens_at(steps)

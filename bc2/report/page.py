@@ -1,4 +1,4 @@
-"""A run's page: one HTML file with everything in it, which loads nothing from anywhere."""
+"""A run's page: one HTML file that contains everything and loads nothing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ import bc2
 from bc2.files import replace_durably
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import Lineage, trace
-from bc2.report.curves import draw_run, figure, inline_svg
+from bc2.report.curves import draw_run, inline_svg, run_figure
 from bc2.report.history import Floats, History
 from bc2.report.number_format import NOTHING, amount, decimals, duration, moment, percent
 from bc2.report.status import Status
-from bc2.train.runs import Attempt, Row, RunFolder, State, ended_as, latest
+from bc2.train.log_rows import LogRow
+from bc2.train.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
 
-PAGE = "report.html"
+RUN_PAGE = "report.html"
 #: Rows of one prompt's samples, and of bad steps, that a page shows at most.
 MOST_SAMPLES, MOST_BAD = 40, 200
 
 
-class Tile(NamedTuple):
+class SummaryTile(NamedTuple):
     """One figure of the summary."""
 
     label: str
@@ -42,39 +43,39 @@ class Node(NamedTuple):
     title: str
     ref: str
     again: bool
-    """Its own parents are drawn further up."""
+    """Whether its parents are shown further up already."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What `write` wrote."""
+class WrittenReport:
+    """The files that `write_report` wrote."""
 
     page: Path
     curves: tuple[Path, ...]
     state: State
 
 
-def write(run: RunFolder, registry: Registry, out: Path | None = None) -> Written:
-    """Write a run's page and curves; an older page is replaced in one go.
+def write_report(run: RunFolder, registry: Registry, out: Path | None = None) -> WrittenReport:
+    """Write a run's page and curves; an older page is replaced atomically.
 
     Args:
-        out: where the page goes, alone; None: into the run's folder, as report.html,
+        out: the page's path, and no curves beside it. None: report.html in the run's folder,
             with loss.svg and loss.png beside it.
     """
     history, status = History(), Status(run, registry)
     status.update(on_metrics=history.add_metrics, on_timing=history.add_timing)
-    page = render(run, registry, history, status).encode()
-    target = out or run.path / PAGE
+    page = render_page(run, registry, history, status).encode()
+    target = out or run.path / RUN_PAGE
     replace_durably(target, page)
     curves = () if out else tuple(draw_run(run, history))
-    return Written(target, curves, status.state)
+    return WrittenReport(target, curves, status.state)
 
 
-def render(run: RunFolder, registry: Registry, history: History, status: Status) -> str:
+def render_page(run: RunFolder, registry: Registry, history: History, status: Status) -> str:
     """The page as HTML."""
     from jinja2 import Environment, StrictUndefined
 
-    # What a model wrote is shown as text, whatever it looks like.
+    # Text that a model wrote is escaped, whatever it looks like.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -101,23 +102,25 @@ def render(run: RunFolder, registry: Registry, history: History, status: Status)
     )
 
 
-def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[Tile]:
+def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[SummaryTile]:
     now = status.as_json()
     last = "final" if now["state"] == "finished" else "last"
     best = f"best {decimals(now['best_heldout_loss'])}"
     if now["heldout_loss"] is not None:
-        yield Tile(f"{last} held-out loss", decimals(now["heldout_loss"]), f"{best}, nats a token")
-        yield Tile("bits per byte", decimals(now["bits_per_byte"]), "held-out")
-    yield Tile(f"{last} training loss", decimals(now["loss"]), "nats a token")
-    yield Tile("tokens", amount(now["tokens"]), _of(now["tokens_total"]))
-    yield Tile("steps", f"{now['step']:,}", _of(now["steps"]))
-    yield Tile("tokens/s", amount(_median(times["tokens_per_s"])), "median of steps")
-    yield Tile("MFU", percent(_median(times["mfu"]), 1), "median of steps")
-    yield Tile("time", duration(now["seconds"]), "over all attempts")
+        yield SummaryTile(
+            f"{last} held-out loss", decimals(now["heldout_loss"]), f"{best}, nats a token"
+        )
+        yield SummaryTile("bits per byte", decimals(now["bits_per_byte"]), "held-out")
+    yield SummaryTile(f"{last} training loss", decimals(now["loss"]), "nats a token")
+    yield SummaryTile("tokens", amount(now["tokens"]), _of(now["tokens_total"]))
+    yield SummaryTile("steps", f"{now['step']:,}", _of(now["steps"]))
+    yield SummaryTile("tokens/s", amount(_median(times["tokens_per_s"])), "median of steps")
+    yield SummaryTile("MFU", percent(_median(times["mfu"]), 1), "median of steps")
+    yield SummaryTile("time", duration(now["seconds"]), "over all attempts")
     if now["seconds_left"] is not None:
-        yield Tile("time left", duration(now["seconds_left"]), "at the recent pace")
-    yield Tile("restarts", f"{now['restarts']:,}")
-    yield Tile("bad steps", f"{now['bad_steps']:,}", "skipped or rolled back")
+        yield SummaryTile("time left", duration(now["seconds_left"]), "at the recent pace")
+    yield SummaryTile("restarts", f"{now['restarts']:,}")
+    yield SummaryTile("bad steps", f"{now['bad_steps']:,}", "skipped or rolled back")
 
 
 def _of(total: int | None) -> str:
@@ -133,9 +136,9 @@ def _curves(run: RunFolder, history: History) -> dict[str, Any]:
 
     facts = run.facts
     clip_norm = facts.clip_norm if facts else None
-    tokens = inline_svg(figure(history, "tokens", clip_norm=clip_norm), "tokens")
-    steps = inline_svg(figure(history, "step", clip_norm=clip_norm), "steps")
-    # Ours, made of numbers alone: the one thing that is not escaped.
+    tokens = inline_svg(run_figure(history, "tokens", clip_norm=clip_norm), "tokens")
+    steps = inline_svg(run_figure(history, "step", clip_norm=clip_norm), "steps")
+    # The only unescaped part: bc2 makes it, from numbers alone.
     return {"tokens": Markup(tokens), "steps": Markup(steps)}
 
 
@@ -150,9 +153,9 @@ def _parts(times: Mapping[str, Floats]) -> list[tuple[str, float, str]]:
     return [(name, mean, percent(mean / whole, 1)) for name, mean in means.items()]
 
 
-def _samples(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Samples by prompt; of many, some from the first to the last."""
-    prompts: dict[str, list[Row]] = {}
+def _samples(rows: Sequence[LogRow]) -> list[tuple[str, list[LogRow]]]:
+    """Samples by prompt; of too many, some evenly spread from the first to the last."""
+    prompts: dict[str, list[LogRow]] = {}
     for row in rows:
         prompts.setdefault(row["prompt"], []).append(row)
     return [(prompt, _spread(found, MOST_SAMPLES)) for prompt, found in prompts.items()]
@@ -172,7 +175,7 @@ def _bad(history: History) -> list[dict[str, Any]]:
     ]
 
 
-def _done(bad: Row, answers: Sequence[Row]) -> str:
+def _done(bad: LogRow, answers: Sequence[LogRow]) -> str:
     first, last = bad["samples"]
     for row in answers:
         begin, end = row["samples"]
@@ -183,14 +186,14 @@ def _done(bad: Row, answers: Sequence[Row]) -> str:
     return "not in the run's history yet"
 
 
-def _spread(rows: list[Row], most: int) -> list[Row]:
+def _spread(rows: list[LogRow], most: int) -> list[LogRow]:
     if len(rows) <= most:
         return rows
     return [rows[at] for at in np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
 def _attempts(attempts: Sequence[Attempt], *, alive: bool) -> Iterator[dict[str, Any]]:
-    restarted = len(attempts) - len(latest(attempts))
+    restarted = len(attempts) - len(latest_attempts(attempts))
     for number, attempt in enumerate(attempts, 1):
         here = alive and number == len(attempts)
         yield {
@@ -200,12 +203,12 @@ def _attempts(attempts: Sequence[Attempt], *, alive: bool) -> Iterator[dict[str,
             "last": attempt.last_step,
             "began": moment(attempt.began),
             "took": duration(attempt.seconds),
-            "end": State("running") if here else ended_as(attempt.end),
+            "end": State("running") if here else state_at_end(attempt.end),
             "facts": ", ".join(f"{name} {_value(value)}" for name, value in attempt.facts.items()),
         }
 
 
-def _settings(recipe: Row) -> dict[str, list[tuple[str, str]]]:
+def _settings(recipe: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Every setting by section, nested ones by their dotted name."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for name, value in recipe.items():

@@ -1,4 +1,4 @@
-"""How a run stands, kept up to date row by row: what `bc2 watch` shows."""
+"""The current state of a run, kept up to date row by row: what `bc2 watch` shows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from bc2.registry import Registry
 from bc2.report.history import BadSteps, number
-from bc2.train.metrics import METRICS, TIMING
-from bc2.train.runs import Attempt, Row, RunFolder, State, Tail, add_row, ended_as, latest
+from bc2.train.log_rows import METRICS, TIMING, LogFollower, LogRow
+from bc2.train.runs import Attempt, RunFolder, State, add_to_attempts, latest_attempts, state_at_end
 
 #: Steps that recent speeds and shares are taken over.
 RECENT = 100
 
-Visitor = Callable[[Row], None]
+Visitor = Callable[[LogRow], None]
 
 
-def _ignore(_: Row) -> None:
-    """For who needs the state alone."""
+def _ignore(_: LogRow) -> None:
+    """The visitor of callers that need only the status."""
 
 
 class Status:
@@ -37,8 +37,8 @@ class Status:
         self.registry = registry
         self.alive = False
         self.attempts: list[Attempt] = []
-        self._metrics = Tail(run.path / METRICS)
-        self._timing = Tail(run.path / TIMING)
+        self._metrics = LogFollower(run.path / METRICS)
+        self._timing = LogFollower(run.path / TIMING)
         self._forget_metrics()
         self._forget_timing()
 
@@ -49,7 +49,7 @@ class Status:
             on_metrics: also gets each row of ``metrics.jsonl``.
             on_timing: also gets each row of ``timing.jsonl``.
         """
-        # In this order: a run that is dead now has written all that it will.
+        # Asked first: a run that has ended by now has written all its rows.
         self.alive = self.run.running()
         if self._metrics.is_new():
             self._forget_metrics()
@@ -65,9 +65,9 @@ class Status:
     def _forget_metrics(self) -> None:
         self.losses = array("d")
         self.clipped: deque[bool] = deque(maxlen=RECENT)
-        self.last: Row = {}
-        self.last_step: Row = {}
-        self.last_eval: Row = {}
+        self.last: LogRow = {}
+        self.last_step: LogRow = {}
+        self.last_eval: LogRow = {}
         self.best_heldout = math.inf
 
     def _forget_timing(self) -> None:
@@ -76,9 +76,9 @@ class Status:
         self._begin_attempt()
 
     def _begin_attempt(self) -> None:
-        self.times: deque[Row] = deque(maxlen=RECENT)
+        self.times: deque[LogRow] = deque(maxlen=RECENT)
 
-    def add_metrics(self, row: Row) -> None:
+    def add_metrics(self, row: LogRow) -> None:
         """A row of ``metrics.jsonl``."""
         self.last = row
         if row["event"] == "step":
@@ -90,15 +90,15 @@ class Status:
             loss = number(row["heldout_loss"])
             self.best_heldout = min(self.best_heldout, math.inf if math.isnan(loss) else loss)
 
-    def add_timing(self, row: Row) -> None:
+    def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
-        add_row(self.attempts, row)
+        add_to_attempts(self.attempts, row)
         self.bad.add(row)
         if row["event"] in ("start", "resume"):
             self._begin_attempt()
         elif row["event"] == "step":
             if self.times and row["step"] <= self.times[-1]["step"]:
-                # Rolled back: the steps before tell nothing about the way ahead.
+                # Rolled back: the times so far say nothing about the steps to come.
                 self.times.clear()
             self.times.append(row)
 
@@ -107,7 +107,7 @@ class Status:
         """Running, or how the last attempt ended."""
         if self.alive:
             return State("running")
-        end = ended_as(self.attempts[-1].end if self.attempts else None)
+        end = state_at_end(self.attempts[-1].end if self.attempts else None)
         if end.name != "died":
             return end
         if self._is_registered():
@@ -117,7 +117,7 @@ class Status:
         return end
 
     def _is_registered(self) -> bool:
-        """Killed after its checkpoint was published: nothing is left to do."""
+        """Whether the run was killed only after its finished checkpoint was published."""
         facts = self.run.facts
         if facts is None or self.step < facts.steps:
             return False
@@ -129,15 +129,15 @@ class Status:
 
     @property
     def restarts(self) -> int:
-        return max(0, len(latest(self.attempts)) - 1)
+        return max(0, len(latest_attempts(self.attempts)) - 1)
 
     @property
     def seconds(self) -> float:
-        """Time that processes were at it, over all attempts of this training."""
-        return sum(attempt.seconds for attempt in latest(self.attempts))
+        """Seconds of training, over all attempts."""
+        return sum(attempt.seconds for attempt in latest_attempts(self.attempts))
 
     def seconds_left(self) -> float | None:
-        """At the pace of the recent steps, evaluations and saves included."""
+        """Seconds to the end at the pace of the recent steps, with evaluations and saves."""
         facts = self.run.facts
         if facts is None or not self.times or not self.alive:
             return None

@@ -19,7 +19,7 @@ def visible(text: str, most: int | None = None) -> str:
     ``\UNNNNNNNN``: a terminal obeys some of them, a page turns round at others.
 
     Args:
-        most: characters of `text` to show; what is cut is told by an ellipsis.
+        most: characters of `text` to show; an ellipsis marks a cut.
     """
     shown = text if most is None or len(text) <= most else text[:most] + "…"
     return shown if shown.isascii() and shown.isprintable() else "".join(map(_visible, shown))

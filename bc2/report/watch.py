@@ -16,11 +16,11 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def watch(status: Status, *, interval_s: float | None = None) -> None:
-    """Follow a run until no process is at it, showing it on stderr meanwhile.
+    """Follow a run until no process trains it, and show it on stderr meanwhile.
 
     Args:
         status: of the run; up to date when this returns.
-        interval_s: between two looks; None: 1 on a terminal, 10 elsewhere.
+        interval_s: seconds between two updates; None: 1 on a terminal, 10 elsewhere.
     """
     status.update()
     if not status.alive:
@@ -35,27 +35,29 @@ def _live(status: Status, interval_s: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    # It vanishes at the end: the last state is the result, on stdout.
-    with Live(view(status), console=Console(stderr=True), auto_refresh=False, transient=True) as on:
+    # It is removed at the end: the last state is the result, on stdout.
+    with Live(
+        status_view(status), console=Console(stderr=True), auto_refresh=False, transient=True
+    ) as on:
         while status.alive:
             time.sleep(interval_s)
             status.update()
-            on.update(view(status), refresh=True)
+            on.update(status_view(status), refresh=True)
 
 
 def _lines(status: Status, interval_s: float) -> None:
     shown = time.monotonic()
-    note(line(status))
+    note(status_line(status))
     while status.alive:
-        # The end is seen soon, whatever the interval.
+        # At least once a second, so that the end is seen soon whatever the interval.
         time.sleep(min(interval_s, 1.0))
         status.update()
         if status.alive and time.monotonic() - shown >= interval_s:
             shown = time.monotonic()
-            note(line(status))
+            note(status_line(status))
 
 
-def line(status: Status) -> str:
+def status_line(status: Status) -> str:
     """One line for a log."""
     now = status.as_json()
     of = f"/{now['steps']:,}" if now["steps"] else ""
@@ -76,7 +78,7 @@ def line(status: Status) -> str:
     return "  ".join(parts)
 
 
-def rows(status: Status) -> list[tuple[str, str]]:
+def status_rows(status: Status) -> list[tuple[str, str]]:
     """The state as labels and values."""
     now = status.as_json()
     best = decimals(now["best_heldout_loss"])
@@ -136,7 +138,7 @@ def _bad(now: dict[str, Any]) -> str:
     return f"{now['bad_steps']:,}  ({at}: {last['reason']})"
 
 
-def view(status: Status) -> Any:
+def status_view(status: Status) -> Any:
     """The state as a rich renderable."""
     from rich.table import Table
     from rich.text import Text
@@ -144,7 +146,7 @@ def view(status: Status) -> Any:
     drawn = Table(box=None, show_header=False, pad_edge=False)
     drawn.add_column(style="dim", no_wrap=True)
     drawn.add_column(overflow="fold")
-    for label, value in rows(status):
+    for label, value in status_rows(status):
         drawn.add_row(label, Text(value))
     return drawn
 

@@ -1,4 +1,4 @@
-"""Memory of freed tensors is kept for the next step instead of given back to the system."""
+"""glibc keeps the memory of freed tensors for the next step instead of returning it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: The largest value that mallopt takes.
 NEVER = 2**31 - 1
 
-#: Whoever sets one of these has thought about the allocator.
+#: Variables with which a user chooses an allocator: then nothing is changed here.
 USER_CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
     quarter of its time on a CPU (docs/benchmarks.md).
 
     Returns:
-        Whether it was done: not without glibc, nor where the environment chose already.
+        Whether it was done: not without glibc, nor where the user chose an allocator.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in USER_CHOICES):
         return False

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on as if nothing had happened.
+"""Checkpoints: everything that a run needs to resume as if it had not been interrupted.
 
 A checkpoint is a registered artifact. The loop hands over copies in host memory and
-goes on; a thread writes, syncs, digests and publishes them. What is not published
+continues; a thread writes, syncs, digests and publishes them. What is not published
 does not exist, so no reader can take half of one.
 """
 
@@ -24,7 +24,7 @@ from bc2.errors import Bc2Error, IntegrityError, from_os_error
 from bc2.files import sha256_file
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import check_shapes, save_config, weight_files
-from bc2.parallel.agreement import fail_together, see
+from bc2.parallel.agreement import check_sees, fail_together
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, Stored, TensorFile, index_of, write_fragments
@@ -32,7 +32,7 @@ from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry.manifest import FileEntry
 from bc2.registry.staging import Staged
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
-from bc2.train.metrics import METRICS
+from bc2.train.log_rows import METRICS
 
 TRAINER = "trainer.json"
 #: A tensor beside the optimizer's: torch's global generator.
@@ -41,10 +41,10 @@ RANDOM = "random_state"
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands. `samples` is the whole state of the loader."""
+    """The position of a run. `samples` is the whole state of the loader."""
 
     step: int = 0
-    """Optimizer steps behind it, skipped ones included."""
+    """Optimizer steps made so far, skipped ones included."""
     samples: int = 0
     """Global index of the next sample."""
     recent: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment of a run: in host memory, what this rank has of it; or as it was saved."""
+    """The state of a run at one step: this rank's part in host memory, or the files of all."""
 
     state: TrainerState
     weights: HeldTensors | Stored
@@ -70,7 +70,7 @@ class Snapshot:
         """Open a checkpoint, each file checked against its digest.
 
         Args:
-            mesh: the ranks, each of which checks some files; they all call this.
+            mesh: the ranks. Each checks some of the files; all of them call this.
 
         Raises:
             IntegrityError: a file is not what was published, or is not a training state; on
@@ -96,10 +96,10 @@ class Snapshot:
         """Write into an empty directory. Every rank of `mesh` calls it, on a thread of its own.
 
         Returns:
-            The files of tensors: on every rank, what all ranks found.
+            Size and digest of the files of tensors, on every rank.
 
         Raises:
-            Exception: what any rank failed with; on every rank.
+            Exception: what any rank failed with, on every rank.
         """
         files = self._files()
         with fail_together(mesh.side):
@@ -109,11 +109,11 @@ class Snapshot:
                 self._write_rest(folder, config, tokenizer)
         digests: dict[str, str] = {}
         with fail_together(mesh.side):
-            see(folder / TRAINER, mesh.side)
+            check_sees(folder / TRAINER, mesh.side)
             for held in (self.weights, self.optimizer):
                 assert isinstance(held, HeldTensors)
                 digests |= write_fragments(folder, files, held.fragments)
-        digests = _with_others(digests, folder, files, mesh.side)
+        digests = _digests_of_all(digests, folder, files, mesh.side)
         return [FileEntry(path=n, size=files[n].size, sha256=digests[n]) for n in sorted(files)]
 
     def _files(self) -> dict[str, TensorFile]:
@@ -135,19 +135,23 @@ class Snapshot:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
 
 
-def _with_others(
+def _digests_of_all(
     mine: Mapping[str, str], folder: Path, files: Iterable[str], ranks: Group
 ) -> dict[str, str]:
-    """The SHA-256 of all files: of those that a rank wrote alone, and of the rest, read in turn."""
-    found = _united(ranks.all_gather_object(mine))
+    """The SHA-256 of all files: `mine` of each rank; the ranks share the reading of the rest.
+
+    Args:
+        mine: of the files that this rank wrote alone.
+    """
+    found = _merged(ranks.all_gather_object(mine))
     missing = sorted(set(files) - found.keys())
     read: dict[str, str] = {}
     with fail_together(ranks):
         read = {name: sha256_file(folder / name) for name in missing[ranks.rank :: ranks.size]}
-    return found | _united(ranks.all_gather_object(read))
+    return found | _merged(ranks.all_gather_object(read))
 
 
-def _united(all_ranks: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def _merged(all_ranks: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return {name: value for one in all_ranks for name, value in one.items()}
 
 
@@ -163,15 +167,15 @@ def _trainer_state(path: Path) -> TrainerState:
 
 
 def random_state() -> Tensor:
-    """torch's global generator, part of the state for objectives that draw."""
+    """The state of torch's global generator, for objectives that draw random numbers."""
     return torch.get_rng_state()
 
 
 def reading_order(checkpoint: Artifact) -> tuple[int, str]:
-    """Sorts a run's checkpoints by the data behind them, and never by the clock.
+    """A sort key: checkpoints of a run by the tokens read, never by the clock.
 
-    Two with the same data behind them differ at most in whether the evaluation there was
-    made, and a run goes on alike from either.
+    Two with the same tokens differ at most in whether the evaluation at that step was
+    already made; a run resumes alike from either.
     """
     return checkpoint.position.tokens if checkpoint.position else 0, checkpoint.digest
 
@@ -182,13 +186,14 @@ class Saver:
     Args:
         registry: where to.
         draft: kind, name, key, parents and recipe that all checkpoints of the run share.
-        sequence_length: to say a position in tokens.
+        sequence_length: turns a position in samples into one in tokens.
         keep: how many checkpoints of the run stay registered; 0: all.
-        latest: the checkpoint that the run goes on from.
-        anchor: the newest checkpoint that was saved on schedule: what a rollback goes back
-            to. One saved by a signal is not, or a disturbed run would roll back elsewhere.
-        on_publish: told of each checkpoint as soon as it exists.
-        mesh: the ranks that save together: every one writes what it holds, the first publishes.
+        latest: the checkpoint that the run resumes from.
+        anchor: the newest checkpoint that was saved on schedule, which a rollback goes back
+            to. One saved by a signal does not count, or an interrupted run would roll back
+            to another step than an uninterrupted one.
+        on_publish: called with each checkpoint as soon as it is published.
+        mesh: the ranks that save together: each writes what it holds, the first publishes.
     """
 
     def __init__(
@@ -214,7 +219,7 @@ class Saver:
         self.latest = latest
         self.anchor = anchor
         self.position = latest.position if latest else None
-        """Of the newest save: published, or going on."""
+        """Of the newest save, published or under way."""
         self.broken = False
         """Whether a save has failed."""
         self.mesh = mesh or Mesh()
@@ -230,7 +235,7 @@ class Saver:
         finished: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start publishing; waits only for a save that is still going on."""
+        """Start publishing; waits only for a save that is still under way."""
         self.wait()
         state = snapshot.state
         draft = replace(
@@ -248,7 +253,7 @@ class Saver:
         """Wait until nothing is being saved; the newest checkpoint published by this run.
 
         Raises:
-            Exception: whatever the save that was going on failed with.
+            Exception: whatever the save that was under way failed with.
         """
         if self._thread is not None:
             self._thread.join()
@@ -259,7 +264,7 @@ class Saver:
         return self.latest
 
     def at(self, step: int, samples: int) -> Position:
-        """A place in the run as its checkpoints name it."""
+        """A position in the run as its checkpoints record it."""
         return Position(step, samples * self.sequence_length)
 
     def failed(self) -> bool:
@@ -277,10 +282,10 @@ class Saver:
                 self._drop_old()
         except BaseException as error:
             self.broken = True
-            self._error = _explained(error, snapshot.state.step)
+            self._error = _with_step(error, snapshot.state.step)
 
     def _write(self, snapshot: Snapshot, draft: Draft) -> Artifact:
-        """Stage, write together, publish: any rank's failure is everybody's."""
+        """Stage, write together, publish. If one rank fails, all raise its error."""
         side = self.mesh.side
         with ExitStack() as held:
             staged: Staged | None = None
@@ -301,8 +306,8 @@ class Saver:
     def _drop_old(self) -> None:
         """Unregister the run's older checkpoints, except tagged or needed ones.
 
-        What this attempt saved last stays in any case: one of an earlier attempt that is
-        being trained anew may be further.
+        What this attempt saved last stays in any case: where ``--fresh`` trains a run anew,
+        checkpoints of the earlier training may be further.
         """
         if not self.keep:
             return
@@ -320,12 +325,12 @@ class Saver:
             try:
                 self.registry.remove(artifact)
             except Bc2Error as error:
-                # In use by somebody: it stays, and `registry gc` can take it later.
+                # Another process uses it: it stays, and `registry gc` can remove it later.
                 warn(f"kept {artifact.title}: {error}")
 
 
-def _explained(error: BaseException, step: int) -> BaseException:
-    """What a save failed with, with the step in it."""
+def _with_step(error: BaseException, step: int) -> BaseException:
+    """The error of a save, with the step in its message."""
     if isinstance(error, OSError):
         error = from_os_error(error, "saving a checkpoint")
     if isinstance(error, Bc2Error):

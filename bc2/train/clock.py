@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""A clock for the parts of a step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-#: The parts of a step, in the order in which they run.
-PARTS = ("data", "forward", "head", "backward", "optimizer", "save")
 
 
 class Clock:
@@ -31,7 +28,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to a part; what it raises is not swallowed."""
+        """Add the time that the block takes to a part, also if the block raises."""
         began = self.now()
         try:
             yield

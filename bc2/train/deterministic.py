@@ -19,7 +19,7 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Only deterministic kernels and a fixed number of threads for as long as the block runs.
+    """Only deterministic kernels and a fixed number of threads while the block runs.
 
     To be entered before the first product on a GPU: cuBLAS reads its variable once.
 
@@ -71,5 +71,5 @@ def _core(number: int) -> str:
     try:
         return Path(_TOPOLOGY.format(number)).read_text().strip()
     except OSError:
-        # Not told in this container or virtual machine: a core of its own.
+        # A container or virtual machine may not say: count it as a core of its own.
         return str(number)

@@ -47,7 +47,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def rank_device(wanted: str) -> torch.device:
-    """The same for a rank of several: each of a machine takes a GPU of its own.
+    """Like `pick_device`; of several ranks on a machine each takes another GPU.
 
     Raises:
         UsageError: no such device, or not on this machine.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, cast
 
-Unit = Literal["steps", "tokens", "epochs"]
+LengthUnit = Literal["steps", "tokens", "epochs"]
 
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _FORM = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([KMBT]?)\s+(step|token|epoch)s?")
@@ -19,7 +19,7 @@ class Duration:
     """An amount of training in one of three units; exact, never a binary float."""
 
     amount: Decimal
-    unit: Unit
+    unit: LengthUnit
 
     @classmethod
     def parse(cls, text: str) -> Duration:
@@ -32,7 +32,7 @@ class Duration:
         if match is None:
             raise ValueError('write a length as "350 steps", "2.6T tokens" or "2 epochs"')
         amount = Decimal(match[1].replace("_", "")) * _SCALE[match[2]]
-        unit = cast(Unit, match[3] + "s")
+        unit = cast(LengthUnit, match[3] + "s")
         if amount <= 0:
             raise ValueError("a length must be more than zero")
         if unit != "epochs" and amount != amount.to_integral_value():

@@ -1,4 +1,4 @@
-"""What a run measures on held-out text: the loss, and how the model goes on with it."""
+"""What a run measures on held-out text: the loss, and how the model continues its beginnings."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.deterministic import in_any_order
 from bc2.train.engines.base import Engine
 from bc2.train.objective import Objective
-from bc2.train.stream import waited
+from bc2.train.stream import with_timeout
 
-#: Tokens of a held-out document that the model is given to go on from.
+#: Tokens of a held-out document that the model is given to continue.
 PROMPT_TOKENS = 32
 
 #: Batches read ahead.
@@ -45,7 +45,12 @@ class Measured:
 
     @property
     def finite(self) -> bool:
+        """Whether the loss is."""
         return math.isfinite(self.facts["heldout_loss"])
+
+    def __str__(self) -> str:
+        loss, bits = self.facts["heldout_loss"], self.facts["bits_per_byte"]
+        return f"held-out loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,15 @@ class Heldout:
     sequence_length: int
     micro_batch: int
     tokens: int
-    """At most this many are read, and at least one window."""
+    """At most this many are read for the loss, and at least one window."""
     prompts: int
-    """Documents that are gone on with."""
+    """Documents whose beginnings are continued."""
     new_tokens: int
-    """At most this many are added to each."""
+    """At most this many tokens are added to each."""
     timeout_s: float
-    """The max_seqlen wait for a batch."""
+    """The longest wait for a batch."""
     check: Callable[[], None]
-    """Called between batches and tokens; what it raises abandons the evaluation."""
+    """Called between batches and tokens; if it raises, the evaluation is abandoned."""
 
     def __call__(self) -> Measured:
         """Evaluate the training-precision model; a function of its weights alone."""
@@ -75,20 +80,20 @@ class Heldout:
         most = max(1, self.tokens // self.sequence_length)
         batches = heldout_batches(self.shards, self.sequence_length, self.micro_batch, most=most)
         with read_ahead(batches, _AHEAD) as ready:
-            patient = waited(ready, self.timeout_s, self.check)
+            patient = with_timeout(ready, self.timeout_s, self.check)
             facts = heldout_loss(self.engine, self.objective, patient, self.tokenizer.piece_bytes)
-        # Of logits that are no numbers there is no likeliest token.
+        # Logits that are not finite have no likeliest token.
         broken = not math.isfinite(facts["heldout_loss"])
-        # Where one rank can do it alone, the others have nothing to say.
-        silent = not (self.engine.shares_weights or self.engine.mesh.first)
-        return Measured(facts, [] if broken or silent or not self.prompts else self._samples())
+        # Where one rank can do it alone, the first one does.
+        idle = not (self.engine.shares_weights or self.engine.mesh.first)
+        return Measured(facts, [] if broken or idle or not self.prompts else self._samples())
 
     def _samples(self) -> list[dict[str, str]]:
-        """The likeliest token each time.
+        """Continuations by the likeliest token.
 
-        Not temperature 0, which settles near ties by a pass over the whole text, so that other
-        prompts of a batch change nothing: here they are always the same, and a model that has
-        learnt nothing yet would be in a near tie at each token.
+        Not by temperature 0: it settles near ties by a pass over the whole text, so that the
+        other prompts of a batch change nothing. Here they are always the same prompts, and an
+        untrained model would be in a near tie at each token.
         """
         prompts = openings(self.shards, self.prompts, min(PROMPT_TOKENS, self.sequence_length))
         settings = SamplingConfig(top_k=1, max_new_tokens=self.new_tokens)
@@ -110,7 +115,7 @@ class Heldout:
         ]
 
     def _text(self, ids: list[int]) -> str:
-        """U+FFFD for what is no text, and for ids that only the model has."""
+        """The text of ids; U+FFFD for bytes that are no text, and for ids that no piece has."""
         known = self.tokenizer.vocab_size
         pieces = [self.tokenizer.decode_bytes([i]) if i < known else b"\xff" for i in ids]
         return b"".join(pieces).decode("utf-8", "replace")
@@ -118,7 +123,7 @@ class Heldout:
 
 @contextmanager
 def _one_dtype(model: Transformer) -> Iterator[None]:
-    """Every weight in the type of the layers, as `bc2 generate` loads a model."""
+    """Have every weight in the type of the layers, as `bc2 generate` loads a model."""
     dtype = model.model.norm.weight.dtype
     others = [(p, p.data) for p in model.parameters() if p.dtype != dtype]
     try:
@@ -138,7 +143,7 @@ def heldout_loss(
 ) -> dict[str, float]:
     """Held-out cross-entropy of the training-precision model.
 
-    Every rank is given all batches; those that read other samples take turns.
+    Every rank is given all batches; data-parallel ranks take turns with them.
 
     Returns:
         ``heldout_loss`` in nats a token, ``bits_per_byte`` over the bytes of the predicted
@@ -148,7 +153,7 @@ def heldout_loss(
     nats, tokens, size = 0.0, 0, 0
     while turn := list(itertools.islice(batches, data.size)):
         mine = data.rank < len(turn)
-        # Ranks that share weights must all go along: one without a batch takes the last again.
+        # Ranks that share weights must all run the model: one without a batch repeats the last.
         batch = turn[data.rank if mine else -1]
         sums = engine.evaluate(objective, batch)
         if mine:

@@ -1,9 +1,9 @@
 """The training loop. There is one, for every objective.
 
-An algorithm brings a stream of steps and an objective; the engine knows how an
-update is made; the guard says which steps must not be made; the saver keeps what
-is needed to go on. What the loop computes depends on nothing but these, so a run
-that is killed and resumed is the run that was not.
+An algorithm brings a stream of steps and an objective; the engine makes the
+updates; the guard says which steps must not be made; the saver publishes what is
+needed to resume. What the loop computes depends on nothing else, so a run that is
+killed and resumed computes what an uninterrupted run does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,21 +26,12 @@ from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 from bc2.train.engines.base import Engine
 from bc2.train.guard import Guard
 from bc2.train.heldout import Measured
-from bc2.train.metrics import Log, last_row
+from bc2.train.log_rows import last_row
+from bc2.train.metrics import Log
 from bc2.train.objective import Objective
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
-from bc2.train.stream import Step, StepSpan
-
-
-class BatchStream(Protocol):
-    """Steps of any kind of data, from a global sample index on."""
-
-    @property
-    def sequences(self) -> int:
-        """Samples in a step."""
-
-    def steps(self, first: int) -> AbstractContextManager[Iterator[Step]]: ...
+from bc2.train.stream import BatchStream, StepData, StepSpan
 
 
 @dataclass
@@ -67,14 +58,14 @@ class Loop:
     place: StepSpan | None = None
     """The step under way, or the one just made."""
     torn: bool = False
-    """Whether weights, position and metrics do not belong together now: not to be saved."""
+    """Whether weights, position and metrics do not belong together now, so must not be saved."""
     rewound: bool = False
-    """Whether no step was made since a rollback: what was saved before it leads here again."""
+    """Whether no step was made since a rollback, so that there is nothing new to save."""
 
     def run(self, start: Snapshot | None) -> Artifact:
         """Train to the end and publish the finished checkpoint.
 
-        Whatever ends it early, the last completed step is saved first if that can be.
+        If something ends it early, the last completed step is saved first where possible.
 
         Raises:
             Interrupted: a signal came; the state is saved.
@@ -96,10 +87,10 @@ class Loop:
             self._begin(start)
             while self.step < self.schedule.total:
                 with self.stream.steps(self.samples) as steps:
-                    self._until_rewound(steps)
+                    self._make_steps(steps)
             return self._finish()
         except Stopped:
-            self._leave()
+            self._stop()
 
     def _begin(self, start: Snapshot | None) -> None:
         if start is None:
@@ -109,10 +100,10 @@ class Loop:
             self.progress(self.step)
         self._evaluate_if_due()
         if start is None and self.guard.config.action == "rollback":
-            # Something to roll back to from the very first step.
+            # So that a rollback is possible from the first step on.
             self._save()
 
-    def _until_rewound(self, steps: Iterator[Step]) -> None:
+    def _make_steps(self, steps: Iterator[StepData]) -> None:
         """Make steps until the run ends or a rollback moves the position."""
         while self.step < self.schedule.total:
             began = time.perf_counter()
@@ -121,7 +112,7 @@ class Loop:
             with self._named(str(self.place)):
                 with self.engine.clock.part("data"):
                     step = next(steps)
-                measured = self._measure(step, self._agree(step))
+                measured = self._measure(step, self._count_labels(step))
                 reason = self.guard.judge(measured["loss"], measured["grad_norm"])
                 if reason is None:
                     self._accept(step, measured, began)
@@ -129,15 +120,15 @@ class Loop:
                 return
             self._pause()
 
-    def _agree(self, step: Step) -> int:
-        """Supervised tokens of the step on all ranks, if none was told to stop."""
+    def _count_labels(self, step: StepData) -> int:
+        """Supervised tokens of the step on all ranks. Raises: Stopped if one of them is to stop."""
         tokens, stop = self.engine.agree(step.labels, bool(self.stop))
         if stop:
             self.stop.follow()
         return tokens
 
-    def _measure(self, step: Step, tokens: int) -> dict[str, float]:
-        """Forward and backward of one optimizer step; nothing is changed yet."""
+    def _measure(self, step: StepData, tokens: int) -> dict[str, float]:
+        """Forward and backward of one optimizer step; no weight is changed."""
         if not tokens:
             raise RunFailed(
                 f"no supervised token in samples {step.first} to {step.first + step.sequences - 1}",
@@ -152,13 +143,13 @@ class Loop:
         return {**measured, "grad_norm": norm, "clipped": clipped, "lr": rate}
 
     def _unless_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """A step may be long: a signal ends it between two micro-batches, if this rank is alone."""
+        """The micro-batches; on a single rank a signal ends a long step between two of them."""
         for batch in batches:
             if self.engine.mesh.world.size == 1:
                 self.stop.check()
             yield batch
 
-    def _accept(self, step: Step, measured: dict[str, float], began: float) -> None:
+    def _accept(self, step: StepData, measured: dict[str, float], began: float) -> None:
         logged = self.schedule.is_logged(self.step + 1)
         with self._changing():
             self.engine.update(
@@ -169,10 +160,10 @@ class Loop:
             if logged:
                 span = [step.first, step.first + step.sequences - 1]
                 self.log.row(**self._at("step"), samples=span, **measured)
-        self._tell(measured, time.perf_counter() - began, logged=logged)
+        self._report(measured, time.perf_counter() - began, logged=logged)
 
-    def _tell(self, measured: dict[str, float], took: float, *, logged: bool) -> None:
-        """How long a step took, to the log and to whoever watches."""
+    def _report(self, measured: dict[str, float], took: float, *, logged: bool) -> None:
+        """Report how long a step took, in the log and in the progress line."""
         speed = self.speed.of(took)
         if logged:
             parts = self.engine.clock.take()
@@ -186,15 +177,15 @@ class Loop:
             f"MFU {100 * speed['mfu']:.0f}%",
         )
 
-    def _bad(self, step: Step, reason: str) -> str:
-        """Skip, roll back or stop, and say so with step, samples and their sources."""
+    def _bad(self, step: StepData, reason: str) -> str:
+        """Skip the step, roll back or stop; log and print the step, its samples and sources."""
         assert self.place is not None
         self.engine.discard()
         worst = max(self.guard.bad, self.rollbacks) + 1
         action = self.guard.config.action
         read = Counter[str]()
-        for sources in self.engine.mesh.data.all_gather_object(step.sources):
-            read.update(sources)
+        for counts in self.engine.mesh.data.all_gather_object(step.sources):
+            read.update(counts)
         facts = {
             "samples": [*self.place[1:]],
             "sources": dict(read.most_common()),
@@ -202,10 +193,10 @@ class Loop:
         }
         self.log.time("bad", step=self.place.step, **facts)
         if action == "stop" or worst >= self.guard.config.max_bad:
-            self._refuse(facts, worst)
-        told = ", ".join(f"{name} {count}" for name, count in read.most_common())
+            self._end_badly(facts, worst)
+        sources = ", ".join(f"{name} {count}" for name, count in read.most_common())
         then = "skipped" if action == "skip" else "rolling back"
-        warn(f"{reason} at {self.place} ({told}): {then}")
+        warn(f"{reason} at {self.place} ({sources}): {then}")
         if action == "rollback":
             return self._roll_back(step, facts)
         with self._changing():
@@ -215,10 +206,10 @@ class Loop:
         self.progress(1)
         return "skipped"
 
-    def _refuse(self, facts: dict[str, Any], worst: int) -> NoReturn:
-        """End the run at a bad step. What is saved knows nothing of it: it may be met anew."""
+    def _end_badly(self, facts: dict[str, Any], worst: int) -> NoReturn:
+        """End the run at a bad step. The saved state is the one before it."""
         assert self.place is not None
-        self._keep()
+        self._save_last_step()
         self.log.row(**{**self._at("stop"), "step": self.place.step}, **facts)
         raise BadTraining(
             f"{facts['reason']} (bad steps or rollbacks without progress: {worst})",
@@ -227,8 +218,8 @@ class Loop:
             "checkpoint, another learning rate, action or max_rise is another run",
         )
 
-    def _roll_back(self, step: Step, facts: dict[str, Any]) -> str:
-        """Back to the last checkpoint, past everything read up to the bad step."""
+    def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:
+        """Go back to the last scheduled checkpoint, and leave out the data up to the bad step."""
         bad, rollbacks, at = self.guard.bad + 1, self.rollbacks + 1, self.step
         self.saver.wait()
         assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
@@ -247,7 +238,7 @@ class Loop:
         return "rewound"
 
     def _pause(self) -> None:
-        """What happens between steps: failed saves, evaluation, checkpoints."""
+        """Between two steps: report a failed save, evaluate, save a checkpoint."""
         if self.saver.failed():
             self.saver.wait()
         if self.step >= self.schedule.total:
@@ -259,12 +250,12 @@ class Loop:
                 self._save()
                 self.log.time("save", step=self.step, wait_s=time.perf_counter() - began)
 
-    def _leave(self) -> NoReturn:
-        """After a signal: what was under way is abandoned and will be made again."""
+    def _stop(self) -> NoReturn:
+        """After a signal: abandon the step under way, save, and raise Interrupted."""
         assert self.stop.signum is not None
         assert not self.torn
         self.engine.discard()
-        self._keep()
+        self._save_last_step()
         self.saver.wait()
         self.log.time(
             "stop",
@@ -280,13 +271,13 @@ class Loop:
         ) from None
 
     def _fail(self, error: BaseException) -> None:
-        """Save what can be saved before an error leaves, and name it in the log."""
+        """Save what can be saved before an error is raised on, and log the error."""
         try:
             self.engine.discard()
-            # Ranks save together, and the others may know nothing of this.
+            # Ranks save together, and the others may not have failed.
             alone = self.engine.mesh.world.size == 1
             if alone and not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
-                self._keep()
+                self._save_last_step()
             if alone:
                 self.saver.wait()
         except Exception as second:
@@ -307,7 +298,7 @@ class Loop:
         measured, facts = self._evaluated(), None
         if measured is not None:
             if not measured.finite:
-                self._keep()
+                self._save_last_step()
             self._record(measured)
             if not measured.finite:
                 raise BadTraining(
@@ -322,7 +313,7 @@ class Loop:
         return artifact
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate, unless the metrics have it: a signal may have come before it was made."""
+        """Evaluate where it is due, unless the metrics already have this evaluation."""
         due = self.step % self.schedule.eval_every == 0 and self.step < self.schedule.total
         if due and (self.heldout is None or self.heldout["step"] != self.step):
             measured = self._evaluated()
@@ -339,22 +330,15 @@ class Loop:
         return measured
 
     def _record(self, measured: Measured) -> None:
-        """All rows of an evaluation at once: there is all of it or nothing."""
+        """Log all rows of an evaluation at once, so that there is all of it or nothing."""
         row = {**self._at("eval"), **measured.facts}
         samples = [{**self._at("sample"), **sample} for sample in measured.samples]
         with self._named(f"the evaluation after step {self.step}"):
             self.log.rows([row, *samples])
         self.heldout = row
-        told = (
-            f"step {self.step}: held-out loss {row['heldout_loss']:.4f} nats/token, "
-            f"{row['bits_per_byte']:.4f} bits/byte"
-        )
-        if measured.finite:
-            note(told)
-        else:
-            warn(told)
+        (note if measured.finite else warn)(f"step {self.step}: {measured}")
 
-    def _keep(self) -> None:
+    def _save_last_step(self) -> None:
         """Save the last completed step, if there is one that is not saved."""
         saved = self.saver.position == self.saver.at(self.step, self.samples)
         if self.samples and not (saved or self.rewound):
@@ -389,7 +373,7 @@ class Loop:
             self.heldout = last_row(snapshot.metrics, "eval")
             torch.set_rng_state(snapshot.random)
 
-    def _advance(self, step: Step) -> None:
+    def _advance(self, step: StepData) -> None:
         self.step += 1
         report_step(self.step)
         self.samples = step.first + step.sequences
@@ -400,14 +384,14 @@ class Loop:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """What fails in here leaves the state torn."""
+        """If the block fails, the state is torn."""
         self.torn = True
         yield
         self.torn = False
 
     @contextmanager
     def _named(self, place: str) -> Iterator[None]:
-        """Say where in the run an error came."""
+        """Add the place in the run to an error."""
         try:
             yield
         except Bc2Error as error:

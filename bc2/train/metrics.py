@@ -1,4 +1,4 @@
-"""Metrics of a run: what it computed, and apart from it, how long that took.
+"""The logs that a run writes: what it computed, and apart from it how long that took.
 
 ``metrics.jsonl`` holds only what follows from the recipe and the data, so that a
 resumed run's file is bit for bit an undisturbed one's. Times, restarts and warnings
@@ -15,16 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bc2.console import warn
 from bc2.errors import Bc2Error, UsageError, from_os_error
 from bc2.files import replace_durably
-
-METRICS = "metrics.jsonl"
-TIMING = "timing.jsonl"
+from bc2.train.log_rows import METRICS, TIMING, read_rows
 
 #: Bytes read at once from the end of a file.
 _BLOCK = 1 << 16
-
 
 #: What str.splitlines takes for an end of line and JSON does not escape.
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -36,37 +32,8 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file.
-
-    A last line cut off by a crash is left out; another line that is no row (of a disk
-    that lost power) is left out too, and said.
-    """
-    if not path.exists():
-        return
-    *lines, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            yield row
-        else:
-            warn(f"{path}:{number} is no row of metrics and is left out")
-
-
-def last_row(content: bytes, event: str) -> dict[str, Any] | None:
-    """The last row of an event in a metrics file's content."""
-    for line in reversed(content.splitlines()):
-        row: dict[str, Any] = json.loads(line)
-        if row["event"] == event:
-            return row
-    return None
-
-
 class Log(Protocol):
-    """Where the loop writes what happens: see `MetricsLog`."""
+    """The log that the loop writes: see `MetricsLog`."""
 
     def reset(self, content: bytes) -> None: ...
 
@@ -118,7 +85,7 @@ class MetricsLog:
         _heal(self.timing)
 
     def reset(self, content: bytes) -> None:
-        """Make ``metrics.jsonl`` what it was at a checkpoint."""
+        """Restore ``metrics.jsonl`` to its content at a checkpoint."""
         try:
             replace_durably(self.metrics, content)
         except OSError as error:

@@ -1,8 +1,8 @@
 """``micro_batch = "auto"``: the largest micro-batch that fits, found without running out.
 
-On a GPU it is tried for real, in a process that may run out of memory. On a CPU running out
-means that the system kills processes, so only small ones are tried there, and the estimate
-says how much more the larger ones take.
+On a GPU sizes are tried in a process that may run out of memory. On a CPU the system kills
+processes when memory runs out, so only small sizes are tried there, and the estimate says how
+much more the larger ones take.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from bc2.console import note, warn
 from bc2.errors import ResourceError
 from bc2.files import replace_durably
 from bc2.model.model_config import ModelConfig
-from bc2.train.device import pick_precision
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.memory.available import device_available
 from bc2.train.memory.estimate import estimate
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.micro_batch_trial import TrialSpec
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.worker_process import WorkerFailed, WorkerProcess
 
-#: Share of the free memory that is left alone: documents of other lengths fragment it.
+#: Share of the free memory that is left unused: documents of other lengths fragment it.
 MARGIN = 0.07
 
 #: In a run's folder: what "auto" came to in its last attempt.
 MICRO_BATCH_FILE = "micro_batch.json"
 
-#: The largest micro-batch that is tried on a CPU, and the share of the free memory that it may
-#: estimated at: an estimate is not wrong by a factor of four.
+#: The largest micro-batch that is tried on a CPU, and the largest share of the free memory that
+#: its estimate may be: an estimate is not wrong by a factor of four.
 _MOST_TRIED = 8
 _SAFE = 0.25
 
@@ -49,7 +51,7 @@ class Choice:
     available: int
     """Bytes that were free."""
     again: bool
-    """It is what an earlier attempt chose, and was not searched for anew."""
+    """Whether an earlier attempt chose it, so that it was not searched for again."""
 
     def __str__(self) -> str:
         why = (
@@ -66,7 +68,7 @@ class Choice:
 def settle_micro_batch(
     model: ModelConfig, training: PretrainConfig, folder: Path, *, anew: bool = False
 ) -> PretrainConfig:
-    """The settings of a run with "auto" resolved, remembered in its folder and said on stderr.
+    """The settings of a run with "auto" resolved, which is stored in its folder and printed.
 
     Args:
         folder: the run's.
@@ -144,12 +146,12 @@ def _allowed(free: int) -> int:
     return int(free * (1 - MARGIN))
 
 
-#: Bytes that a micro-batch of so many sequences needs; more than are free if it does not fit.
+#: Bytes that a micro-batch of so many sequences takes; more than are free if it does not fit.
 Needs = Callable[[int], int]
 
 
 def _largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The last candidate that fits, of ones that fit up to a point; None if none does."""
+    """The last candidate that fits, where all before it fit too; None if none fits."""
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high) // 2
@@ -161,7 +163,7 @@ def _largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | No
 
 
 def _tried(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free: int) -> Needs:
-    """What each size really took on a GPU."""
+    """Bytes that each size really took on a GPU."""
     trial.begin()
 
     @cache
@@ -173,10 +175,10 @@ def _tried(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free:
 
 
 def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], free: int) -> Needs:
-    """What one sequence took on a CPU, and for more the growth of the estimate, corrected."""
+    """Bytes that one sequence took on a CPU, plus the corrected growth of the estimate."""
     estimates = {micro_batch: _estimate(spec, micro_batch) for micro_batch in divisors}
-    # A save copies weights and moments while training goes on.
-    snapshot = 12 * spec.model.num_params()
+    # A save copies weights and states while training continues.
+    snapshot = checkpoint_bytes(spec.model, spec.training.optimizer)
     if estimates[1] + snapshot > _allowed(free):
         return lambda micro_batch: estimates[micro_batch] + snapshot
     trial.begin()
@@ -192,17 +194,8 @@ def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], fr
 
 
 def _estimate(spec: TrialSpec, micro_batch: int) -> int:
-    training = spec.training
-    device = torch.device(training.device)
-    return estimate(
-        spec.model,
-        micro_batch,
-        training.sequence_length,
-        pick_precision(training.precision, device),
-        training.segment_layers,
-        device=device.type,
-        accumulated=micro_batch < training.batch_sequences,
-    ).total
+    training = spec.training.model_copy(update={"micro_batch": micro_batch})
+    return estimate(TrainingShape.of(spec.model, training, ParallelConfig(), 1)).total
 
 
 def _too_small(spec: TrialSpec, free: int, why: str) -> ResourceError:

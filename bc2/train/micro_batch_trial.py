@@ -1,7 +1,7 @@
-"""Really training on micro-batches of a size, to see what that takes.
+"""Training steps on micro-batches of some size, to measure the memory they take.
 
 `python -m bc2.train.micro_batch_trial`, see `bc2.train.worker_process`: a process of its own,
-so that running out of memory is an answer and nothing of it stays behind.
+so that running out of memory is an answer, and its memory is free again afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TrialSpec(Settings):
     training: PretrainConfig
     """Device and precision resolved."""
     margin: float
-    """Share of a GPU's free memory that is left alone."""
+    """Share of a GPU's free memory that is left unused."""
 
 
 class Trial:
@@ -48,7 +48,7 @@ class Trial:
             torch.cuda.set_per_process_memory_fraction(
                 (1 - spec.margin) * free / total, self.device
             )
-        # Not compiled: that would take minutes, and eager layers keep at least as much.
+        # Without compilation, which takes minutes: eager layers keep at least as much.
         eager = training.model_copy(update={"compile": False})
         self.engine = make_engine(spec.model, eager, ParallelConfig(), Mesh())
         self.objective = NextToken(training.z_loss)

@@ -1,8 +1,8 @@
-"""What is minimised. An objective is a pure function of a model and a batch.
+"""Objectives: what training minimises. Each is a pure function of a model and a batch.
 
 It returns *sums* over supervised tokens, never means: the loop divides once by the
 tokens of the whole optimizer step, so that accumulated micro-batches of unequal
-length weigh what they would in one full batch.
+length have the weights that they would have in one full batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Loss:
 
 
 class Objective(Protocol):
-    """``objective(model, batch, clock) -> Loss``; the clock is told of forward and head."""
+    """``objective(model, batch, clock) -> Loss``; the clock times forward and head."""
 
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss: ...
 

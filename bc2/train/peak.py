@@ -21,10 +21,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def forget_peak() -> int:
-    """Let the peak begin anew.
+    """Reset the peak of resident memory.
 
     Returns:
-        Resident bytes now. Where the kernel cannot forget, the peak so far stays.
+        Resident bytes now. Where the kernel cannot reset it, the peak so far stays.
     """
     # Resets VmHWM (proc(5)).
     with contextlib.suppress(OSError):
@@ -45,17 +45,17 @@ def device_peak(device: torch.device) -> tuple[int, int] | None:
     return allocated, torch.cuda.max_memory_reserved(device)
 
 
-def allocated_peak(act: Callable[[], object], lasting: Iterable[Tensor]) -> int:
+def allocated_peak(act: Callable[[], object], held: Iterable[Tensor]) -> int:
     """Most bytes of tensors on the host at once while `act` runs.
 
     Less than what is resident: freed memory that the allocator keeps, and what it cannot use
     for its size, are left out.
 
     Args:
-        act: something to run; torch's profiler watches it, which slows it down.
-        lasting: tensors that are there before it.
+        act: what to run; torch's profiler watches it, which slows it down.
+        held: tensors that exist before it.
     """
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in lasting}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         act()
     with TemporaryDirectory() as folder:

@@ -11,28 +11,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, offer
 from bc2.recipe import UNKEYED, Recipe, Section, Settings
 from bc2.train.duration import Duration
-
-
-class AdamWConfig(Settings):
-    """AdamW as Baichuan 2 §2.5 sets it; norms are never decayed."""
-
-    learning_rate: float = Field(2e-4, gt=0)
-    """The highest learning rate, reached when the warm-up ends."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment (the paper does not state it)."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay of every matrix."""
-    clip_norm: float = Field(0.5, gt=0)
-    """The gradient is scaled so that its global L2 norm is at most this."""
-
-    @field_validator("betas")
-    @classmethod
-    def _open_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("each beta must lie in [0, 1)")
-        return betas
+from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
 
 
 class ScheduleConfig(Settings):
@@ -95,7 +74,7 @@ class PretrainConfig(Section):
     """A run that would read some text more often than this does not start."""
     z_loss: float = Field(2e-4, ge=0)
     """Weight of the squared largest logit (Baichuan 2, equation 1)."""
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     """[pretrain.optimizer]"""
     schedule: ScheduleConfig = ScheduleConfig()
     """[pretrain.schedule]"""
@@ -143,7 +122,7 @@ class PretrainConfig(Section):
 
     @field_validator("micro_batch", mode="plain")
     @classmethod
-    def _rows_or_auto(cls, value: Any) -> Any:
+    def _sequences_or_auto(cls, value: Any) -> Any:
         # By hand: of a union pydantic says what each of its types would have wanted.
         if value == "auto" or (type(value) is int and value > 0):
             return value
@@ -158,15 +137,15 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _whole_batches(self) -> PretrainConfig:
-        """A batch is a whole number of micro-batches; say which ones would be."""
-        rows = 1 if self.micro_batch == "auto" else self.micro_sequences
-        unit = rows * self.sequence_length
+        """A batch is a whole number of micro-batches; the error offers the nearest ones."""
+        sequences = 1 if self.micro_batch == "auto" else self.micro_sequences
+        unit = sequences * self.sequence_length
         if self.batch_tokens % unit:
             below = self.batch_tokens // unit * unit
             offers = [str(n) for n in (below, below + unit) if n]
             raise ValueError(
                 f"batch_tokens = {self.batch_tokens} is not a multiple of micro_batch x "
-                f"sequence_length = {rows} x {self.sequence_length} = {unit}; "
+                f"sequence_length = {sequences} x {self.sequence_length} = {unit}; "
                 f"{' or '.join(offers)} would be"
             )
         return self
@@ -185,22 +164,22 @@ class PretrainConfig(Section):
 
     @property
     def micro_sequences(self) -> int:
-        """`micro_batch` as a number: for a run, where "auto" is resolved."""
+        """`micro_batch` as a number, where "auto" is resolved."""
         assert self.micro_batch != "auto", "resolved by bc2.train.micro_batch before it is used"
         return self.micro_batch
 
     @property
     def segment_layers(self) -> int:
-        """`activation_checkpointing` as a number: for a run, where "auto" is resolved."""
+        """`activation_checkpointing` as a number, where "auto" is resolved."""
         assert self.activation_checkpointing != "auto", "settle_checkpointing comes before"
         return self.activation_checkpointing
 
 
 def check_batches(config: PretrainConfig, parallel: ParallelConfig, world: int) -> None:
-    """A step is the same whatever the ranks, so they must share it evenly.
+    """Check that the ranks share a step evenly: it has the same samples whatever their number.
 
     Raises:
-        RecipeError: they cannot; it names what would do.
+        RecipeError: they do not; it names the numbers that would.
     """
     data = max(1, world // parallel.ranks_of_a_replica)
     if config.sequence_length % parallel.sequence:
@@ -224,17 +203,17 @@ def check_batches(config: PretrainConfig, parallel: ParallelConfig, world: int) 
             for n in range(1, config.batch_sequences + 1)
             if config.batch_sequences % (n * data) == 0
         ]
-        rows = f"pretrain.micro_batch may be {', '.join(map(str, fit[:8]))}"
+        offered = f"pretrain.micro_batch may be {', '.join(map(str, fit[:8]))}"
         raise RecipeError(
             f"a step of {config.batch_sequences} sequences is no whole number of micro-batches of "
             f"{config.micro_sequences} on {data} data-parallel ranks",
             where="pretrain.batch_tokens",
-            todo=rows if fit else offer("the data-parallel ranks", config.batch_sequences),
+            todo=offered if fit else offer("the data-parallel ranks", config.batch_sequences),
         )
 
 
 def check_context(recipe: Recipe) -> None:
-    """Rows are no longer than the model is made for.
+    """Check that sequences are no longer than the model's context.
 
     Raises:
         RecipeError: they are.

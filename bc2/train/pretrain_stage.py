@@ -21,7 +21,8 @@ def _resolve(recipe: Recipe) -> TrainingSettings:
 
 
 def _run(task: RunTask[TrainingSettings]) -> Made:
-    from bc2.train.pretrain import Run, pretrain
+    from bc2.train.pretrain import pretrain
+    from bc2.train.run import Run
 
     tokens = task.inputs.one("tokens")
     _check_vocabulary(task.settings, tokens)

@@ -1,4 +1,4 @@
-"""A number of ranks and how a recipe is laid out over them, as commands name it."""
+"""A number of ranks and the layout of a recipe over them, as ``--layout`` says it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bc2.parallel.parallel_config import ParallelConfig, check_layout
 from bc2.train.pretrain_config import check_batches
 from bc2.train.training_settings import TrainingSettings
 
-#: What `--layout` can say, beside the number of ranks.
+#: The settings that ``--layout`` takes beside the number of ranks.
 _NUMBERS = ("tensor", "sequence", "zero", "zero_group")
 _SWITCHES = ("offload_optimizer", "overlap")
 
 
 @dataclass(frozen=True)
 class RankLayout:
-    """So many ranks, laid out so."""
+    """A number of ranks, their layout and their micro-batch."""
 
     ranks: int
     parallel: ParallelConfig
@@ -27,12 +27,14 @@ class RankLayout:
     """Sequences a rank sees at once; None: what the recipe's "auto" comes to."""
 
     def __str__(self) -> str:
-        told = [f"{key} {'x'.join(v) if key == 'order' else v}" for key, v in self._own().items()]
-        return ", ".join([f"{self.ranks} rank{'s' if self.ranks > 1 else ''}", *told])
+        settings = [
+            f"{key} {'x'.join(v) if key == 'order' else v}" for key, v in self._own().items()
+        ]
+        return ", ".join([f"{self.ranks} rank{'s' if self.ranks > 1 else ''}", *settings])
 
     @property
     def typed(self) -> str:
-        """What `parse_layout` reads: ``2:zero=1``, or ``2``."""
+        """As `parse_layout` reads it: ``2:zero=1``, or ``2``."""
         own = {key: v for key, v in self._own().items() if key != "order"}
         settings = ",".join(f"{key}={v}".lower() for key, v in own.items())
         return f"{self.ranks}:{settings}" if settings else str(self.ranks)
@@ -47,16 +49,16 @@ class RankLayout:
 
 
 def recipe_layout(settings: TrainingSettings, ranks: int) -> RankLayout:
-    """The recipe's, on the ranks that were asked for."""
+    """The recipe's own layout on so many ranks."""
     micro = settings.pretrain.micro_batch
     return RankLayout(ranks, settings.parallel, None if micro == "auto" else micro)
 
 
 def parse_layout(settings: TrainingSettings, base: RankLayout, text: str) -> RankLayout:
-    """Read ``RANKS:key=value,key=value``; what is not said is as in `base`.
+    """Read ``RANKS:key=value,key=value``; settings that are left out are those of `base`.
 
     Raises:
-        UsageError: it cannot be read, or contradicts itself.
+        UsageError: the text cannot be read, or contradicts itself.
     """
     number, _, rest = text.partition(":")
     values = dict(_setting(text, part) for part in rest.split(",") if part.strip())
@@ -93,7 +95,7 @@ def read_ranks(text: str, option: str) -> int:
 
 
 def fill_micro_batch(settings: TrainingSettings, layout: RankLayout) -> RankLayout:
-    """The largest micro-batch, up to the recipe's, that shares a step among the ranks."""
+    """The layout with the largest micro-batch, up to its own, that divides a step evenly."""
     training = settings.pretrain
     share = training.batch_sequences // max(1, layout.ranks // layout.parallel.ranks_of_a_replica)
     most = layout.micro_batch or (1 if layout.ranks > 1 else 0)
@@ -102,10 +104,10 @@ def fill_micro_batch(settings: TrainingSettings, layout: RankLayout) -> RankLayo
 
 
 def check_divides(settings: TrainingSettings, layout: RankLayout) -> None:
-    """The recipe must divide among the ranks.
+    """Check that the model and the batch divide evenly among the ranks.
 
     Raises:
-        RecipeError: it does not; it names what would.
+        RecipeError: they do not; it names what would.
     """
     check_layout(layout.parallel, settings.model, layout.ranks, str(layout))
     training = settings.pretrain

@@ -1,4 +1,4 @@
-"""The ranks of a run come together: at the same run, and nobody else at it."""
+"""How the ranks of a run come together: they agree on what they train, and only they train it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -20,24 +19,22 @@ from bc2.parallel.mesh import Group, Mesh, all_ranks, check_same_on_all_ranks, m
 from bc2.ranks import LOST
 from bc2.registry import Registry
 from bc2.train.device import rank_device
+from bc2.train.run import Run
 from bc2.train.training_settings import TrainingSettings, settings_by_name
 
-if TYPE_CHECKING:
-    from bc2.train.pretrain import Run
 
-
-def meet(settings: TrainingSettings, work: Path) -> None:
-    """Before any work: the ranks are at the same recipe, and see the same files.
+def check_ranks_agree(settings: TrainingSettings, work: Path) -> None:
+    """Before any work: all ranks have the same recipe and code, and see the same files.
 
     Args:
-        work: a folder of the home, which all must share.
+        work: a folder of the home, which all ranks must share.
 
     Raises:
-        RecipeError: they do not fit the layout, or differ.
+        RecipeError: the ranks do not fit the layout, or their recipes or code differ.
         RunFailed: they do not share the folder, or one is lost.
     """
     ranks = all_ranks(rank_device(settings.pretrain.device))
-    with following(ranks):
+    with explain_lost_rank(ranks):
         check_same_on_all_ranks(ranks, "[parallel]", settings.parallel.model_dump(mode="json"))
         check_same_on_all_ranks(ranks, "recipe", {"name": settings.name, **settings.by_name()})
         check_same_on_all_ranks(ranks, "code", _code())
@@ -45,32 +42,32 @@ def meet(settings: TrainingSettings, work: Path) -> None:
         check_shared_folder(work, ranks)
 
 
-def join(run: Run) -> Mesh:
-    """The ranks of the run, which all must be at the same one.
+def join_ranks(run: Run) -> Mesh:
+    """The mesh of the run's ranks. Every rank calls it, with the same run.
 
     Raises:
-        RecipeError: they do not fit the layout, or differ.
+        RecipeError: the ranks do not fit the layout, or their runs differ.
     """
     mesh = make_mesh(run.parallel, torch.device(run.config.device))
     if mesh.world.size > 1:
-        told = settings_by_name(run.config, run.model) | {"tokens": run.tokens.digest}
-        check_same_on_all_ranks(mesh.world, "recipe or input", told)
+        settings = settings_by_name(run.config, run.model) | {"tokens": run.tokens.digest}
+        check_same_on_all_ranks(mesh.world, "recipe or input", settings)
     return mesh
 
 
 def _code() -> dict[str, str]:
-    """What the ranks run."""
+    """The versions of bc2 and torch, and a digest of bc2's source."""
     root = Path(bc2.__file__).parent
     sources = {str(path.relative_to(root)): sha256_file(path) for path in root.rglob("*.py")}
     return {"bc2": __version__, "torch": torch.__version__, "source": sha256_json(sources)[:16]}
 
 
 @contextmanager
-def following(ranks: Group) -> Iterator[None]:
-    """A rank whose collective broke has lost another one, which says why.
+def explain_lost_rank(ranks: Group) -> Iterator[None]:
+    """Turn the error of a broken collective into one that says that another rank was lost.
 
     Raises:
-        RunFailed: that it has.
+        RunFailed: a collective broke. Why, the rank says that failed first.
     """
     try:
         yield
@@ -84,13 +81,18 @@ def following(ranks: Group) -> Iterator[None]:
         ) from error
 
 
-#: How long to try again when something else holds a run, seconds: it may only have looked.
-_LOOKED_AT_S = 2.0
+#: How long to retry when another process has the run's lock, seconds: it may only have looked
+#: whether the run is there.
+_LOCK_RETRY_S = 2.0
 
 
 @contextmanager
-def alone(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
-    """Be the only ranks at a run. Raises: RunFailed, on all of them, if there are others."""
+def lock_run(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
+    """Hold the lock of a run, so that no other process trains it.
+
+    Raises:
+        RunFailed: on every rank, if another process trains it.
+    """
     with ExitStack() as held:
         with fail_together(mesh.world):
             if mesh.first:
@@ -103,10 +105,10 @@ def _locked(run: Run, registry: Registry) -> Iterator[None]:
     # By key, not by name: the same settings under two names are one run.
     lock = registry.work / f"pretrain-{run.key}"
     make_directory(lock)
-    until = time.monotonic() + _LOOKED_AT_S
+    until = time.monotonic() + _LOCK_RETRY_S
     while True:
-        with lock_directory(lock) as mine:
-            if mine:
+        with lock_directory(lock) as locked:
+            if locked:
                 yield
                 return
         if time.monotonic() > until:

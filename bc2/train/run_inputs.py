@@ -1,4 +1,4 @@
-"""What a run reads and when it does what, before anything is written."""
+"""The data, mixture and schedule of a run, opened and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bc2.train.schedule import Schedule, learning_rate
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run reads and when it does what; made before anything is written."""
+    """The data, mixture and schedule of a run."""
 
     shards: TokenShards
     mixture: Mixture
@@ -31,10 +31,10 @@ class RunInputs:
 def open_run_inputs(
     config: PretrainConfig, tokens: Artifact, tokenizer: Artifact, *, verify: bool = True
 ) -> RunInputs:
-    """Open what a run reads, every file checked, and work out its schedule.
+    """Open the data of a run and work out its schedule.
 
     Args:
-        verify: check digests; of several ranks one does.
+        verify: check the digest of every file; of several ranks one does.
 
     Raises:
         RecipeError: settings that do not fit the data.
@@ -83,16 +83,16 @@ def _check_epochs(config: PretrainConfig, mixture: Mixture, steps: int) -> None:
 _SHOWN = 3
 
 
-def mixture_lines(config: PretrainConfig, plan: RunInputs) -> list[str]:
-    """What a run reads of each source, for a person: its share, and how often its text comes."""
-    carried = "weights of the corpus" if plan.shards.weights else "in proportion to tokens"
+def mixture_lines(config: PretrainConfig, inputs: RunInputs) -> list[str]:
+    """Lines for a person: of each source its share of the samples and its epochs."""
+    carried = "weights of the corpus" if inputs.shards.weights else "in proportion to tokens"
     lines = [f"mixture: {'weights of the recipe' if config.weights else carried}"]
-    epochs = plan.mixture.epochs(plan.schedule.total * config.batch_sequences)
+    epochs = inputs.mixture.epochs(inputs.schedule.total * config.batch_sequences)
     sources: dict[str, list[str]] = {}
-    for name in plan.mixture.sources:
-        sources.setdefault(plan.shards.source_of(name), []).append(name)
+    for name in inputs.mixture.sources:
+        sources.setdefault(inputs.shards.source_of(name), []).append(name)
     for source, strata in sources.items():
-        lines.append(f"  {source}: {_source_line(strata, plan.mixture, epochs)}")
+        lines.append(f"  {source}: {_source_line(strata, inputs.mixture, epochs)}")
     return lines
 
 

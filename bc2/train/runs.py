@@ -1,8 +1,7 @@
-"""Runs from outside: where they are, whether a process is at one, and how each ended.
+"""Runs seen from outside: their folders, whether a process trains them, and how each ended.
 
-Imports no torch, so that watching a run costs nothing to start. Nothing here can get in
-the way of training: a reader only asks the kernel for the mark of a running process, and
-takes no lock to find out.
+Imports no torch, so that watching a run starts at once. Nothing here can disturb training:
+whether a process trains is asked of the kernel, without taking a lock.
 """
 
 from __future__ import annotations
@@ -16,22 +15,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from bc2.console import note, warn
+from bc2.console import note
 from bc2.errors import DataError, RefError, nearest
 from bc2.files import make_directory, replace_durably
 from bc2.registry import Registry, refs
-from bc2.train.metrics import METRICS, TIMING
-
-Row = dict[str, Any]
+from bc2.train.log_rows import METRICS, TIMING, LogRow, parse_row, read_rows
 
 RUN = "run.json"
 RECIPE = "recipe.json"
 #: Empty; locked for as long as a process trains in the folder.
 MARK = "running"
 
-#: What tells a run folder from another one; the mark is the first to be there.
+#: A folder with one of these files is a run's; the mark is made first.
 _FILES = (TIMING, RUN, RECIPE, MARK)
 
 #: Linux's struct flock: type, whence, start, length (0: to the end), process.
@@ -41,10 +38,10 @@ _WHOLE_FILE = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 @contextmanager
 def mark_running(folder: Path) -> Iterator[None]:
-    """Mark a run folder as being trained in; the kernel drops the mark with the process.
+    """Mark a run folder as being trained in; the mark ends with the process.
 
     An open-file-description lock and not flock, because others can query it without
-    taking it: a probe by flock would, for a moment, hold what a starting trainer wants.
+    taking it: a probe by flock would hold for a moment what a starting run needs.
     """
     make_directory(folder)
     with (folder / MARK).open("wb") as stream:
@@ -92,63 +89,6 @@ class RunFacts:
         replace_durably(folder / RUN, json.dumps(asdict(self), indent=2).encode())
 
 
-class Tail:
-    """Reads a JSON-lines file as it grows, each row once; a line not yet whole is left."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.at = 0
-        self._stream: BinaryIO | None = None
-
-    def is_new(self) -> bool:
-        """Whether the file is another one than before, and will be read from its beginning.
-
-        True of a file seen for the first time. A run that goes back to a checkpoint puts
-        another ``metrics.jsonl`` in place of the old one.
-        """
-        try:
-            there = os.stat(self.path)
-        except FileNotFoundError:
-            return False
-        # The old file is kept open, so that its inode cannot be given to the new one.
-        if self._stream is not None and there.st_size >= self.at:
-            here = os.fstat(self._stream.fileno())
-            if os.path.samestat(here, there):
-                return False
-        self.close()
-        self._stream = self.path.open("rb")
-        self.at = 0
-        return True
-
-    def rows(self) -> Iterator[Row]:
-        """The rows appended since the last call; a whole line that is none is left out and said."""
-        if self._stream is None:
-            return
-        self._stream.seek(self.at)
-        # By newline alone: a text may hold U+2028, which str.splitlines() breaks at.
-        for line in self._stream:
-            if not line.endswith(b"\n"):
-                return
-            where = f"{self.path}, byte {self.at}"
-            self.at += len(line)
-            if (row := _row(line)) is not None:
-                yield row
-            else:
-                warn(f"{where}: no row of a log, left out")
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-
-def _row(text: bytes) -> Row | None:
-    try:
-        row = json.loads(text)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
 @dataclass
 class Attempt:
     """One process at a run, from its start or resume to its end."""
@@ -158,21 +98,21 @@ class Attempt:
     """Optimizer steps behind it when it began."""
     began: float
     """By the wall clock, in seconds since 1970."""
-    facts: Row
+    facts: dict[str, Any]
     """What else its first row says: device, threads, versions."""
     last_step: int
     seconds: float = 0.0
     """From its start to its last row."""
-    end: Row | None = None
-    """The row that says how it ended; None while it goes on, and after a sudden death."""
+    end: LogRow | None = None
+    """The row that says how it ended; None while it runs, and if it was killed."""
 
     @classmethod
-    def begin(cls, row: Row) -> Attempt:
+    def begin(cls, row: LogRow) -> Attempt:
         named = ("event", "step", "time", "elapsed")
         facts = {name: value for name, value in row.items() if name not in named}
         return cls(row["event"], row["step"], row["time"], facts, row["step"])
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LogRow) -> None:
         """A later row of ``timing.jsonl``, while no other attempt has begun."""
         # The wall clock only where there is no other: it may jump.
         seconds = row["elapsed"] if "elapsed" in row else row["time"] - self.began
@@ -183,7 +123,7 @@ class Attempt:
             self.end = row
 
 
-def add_row(attempts: list[Attempt], row: Row) -> None:
+def add_to_attempts(attempts: list[Attempt], row: LogRow) -> None:
     """Add a row of ``timing.jsonl`` to the attempts so far."""
     if row["event"] in ("start", "resume"):
         attempts.append(Attempt.begin(row))
@@ -191,10 +131,10 @@ def add_row(attempts: list[Attempt], row: Row) -> None:
         attempts[-1].add(row)
 
 
-def latest(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
-    """The attempts of the training that goes on now or ended last.
+def latest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """The attempts of the training that runs now or ended last.
 
-    What is before is a training that was finished, and then begun anew by ``--fresh``.
+    Those before it belong to trainings that finished, and that ``--fresh`` began anew.
     """
     ends = [number for number, one in enumerate(attempts[:-1], 1) if _finished(one)]
     return attempts[ends[-1] :] if ends else attempts
@@ -206,7 +146,7 @@ def _finished(attempt: Attempt) -> bool:
 
 @dataclass(frozen=True)
 class State:
-    """How a run stands."""
+    """The state of a run."""
 
     name: Literal["running", "finished", "stopped", "failed", "died"]
     detail: str = ""
@@ -216,8 +156,12 @@ class State:
         return f"{self.name} ({self.detail})" if self.detail else self.name
 
 
-def ended_as(end: Row | None) -> State:
-    """The state that the last row of an attempt tells; without one it died."""
+def state_at_end(end: LogRow | None) -> State:
+    """The state of a run after an attempt.
+
+    Args:
+        end: the row of how it ended; None: it has none, so the process was killed.
+    """
     if end is None:
         return State("died", "killed, or crashed")
     if end["event"] == "finish":
@@ -229,7 +173,7 @@ def ended_as(end: Row | None) -> State:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder below ``.bc2/runs``: the logs of one run."""
+    """The folder of one run below ``.bc2/runs``, with its logs."""
 
     path: Path
 
@@ -254,33 +198,33 @@ class RunFolder:
         facts = self.facts
         return facts.key if facts else self.path.name.rpartition("-")[2]
 
-    def recipe(self) -> Row:
+    def recipe(self) -> dict[str, Any]:
         """The recipe with every default filled in; empty before the run wrote it."""
         return self._json(RECIPE)
 
-    def _json(self, name: str) -> Row:
+    def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.exists():
             return {}
-        found = _row(path.read_bytes())
+        found = parse_row(path.read_bytes())
         if found is None:
             todo = "start the run again: it is written anew"
             raise DataError("not a JSON object", where=str(path), todo=todo)
         return found
 
-    def metrics(self) -> Iterator[Row]:
+    def metrics(self) -> Iterator[LogRow]:
         """The rows of ``metrics.jsonl``: one history, without what a resume went back over."""
-        return _rows(self.path / METRICS)
+        return read_rows(self.path / METRICS)
 
-    def timing(self) -> Iterator[Row]:
+    def timing(self) -> Iterator[LogRow]:
         """The rows of ``timing.jsonl``: every attempt."""
-        return _rows(self.path / TIMING)
+        return read_rows(self.path / TIMING)
 
     def attempts(self) -> list[Attempt]:
         """Starts and resumes in their order, with how each ended."""
         attempts: list[Attempt] = []
         for row in self.timing():
-            add_row(attempts, row)
+            add_to_attempts(attempts, row)
         return attempts
 
     def running(self) -> bool:
@@ -292,15 +236,6 @@ class RunFolder:
             if (self.path / name).exists():
                 return (self.path / name).stat().st_mtime
         return 0.0
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    tail = Tail(path)
-    try:
-        tail.is_new()
-        yield from tail.rows()
-    finally:
-        tail.close()
 
 
 def list_runs(registry: Registry) -> list[RunFolder]:

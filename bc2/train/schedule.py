@@ -1,4 +1,4 @@
-"""When things happen in a run, and the learning rate as a function of the step."""
+"""When a run evaluates, saves, logs and ends, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """When things happen, in optimizer steps."""
+    """When a run evaluates, saves, logs and ends, in optimizer steps."""
 
     total: int
     checkpoint_every: int

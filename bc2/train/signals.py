@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: abandon what is under way, save, and leave with the right exit code."""
+"""Ctrl-C and SIGTERM: abandon the step under way, save, and exit with the right code."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bc2.console import note
 
 
 class Stopped(Exception):
-    """A signal came: what is under way is to be abandoned. Never leaves the loop."""
+    """A signal came: the step under way is to be abandoned. The loop always catches it."""
 
 
 @dataclass
 class Stop:
-    """Set by the first signal; a second one ends the process at once."""
+    """Whether to stop: set by the first signal; a second signal ends the process at once."""
 
     signum: int | None = None
     at: float = 0.0
@@ -29,18 +29,18 @@ class Stop:
         return self.signum is not None
 
     def check(self) -> None:
-        """To be called where a step or an evaluation can be abandoned. Raises: Stopped."""
+        """Called where a step or an evaluation can be abandoned. Raises: Stopped after a signal."""
         if self:
             raise Stopped
 
     def follow(self) -> NoReturn:
-        """Stop, because this rank or another one was told to. Raises: Stopped."""
+        """Stop because some rank got a signal. Raises: Stopped, always."""
         if not self:
             self.signum, self.at = signal.SIGTERM, time.monotonic()
         raise Stopped
 
     def seconds(self) -> float:
-        """How long ago the signal came."""
+        """Seconds since the signal came."""
         return time.monotonic() - self.at
 
 

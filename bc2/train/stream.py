@@ -1,25 +1,25 @@
-"""Where a loop's batches come from: steps of micro-batches, found by one integer."""
+"""Where a loop's batches come from: the micro-batches of each step, from a sample index on."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from bc2.data.loader import Ahead, Batch, Loader
 from bc2.errors import RunFailed
 
-#: How often a wait for data looks whether to go on waiting, seconds.
+#: Seconds between two looks, during a wait for data, whether to stop waiting.
 _POLL_S = 0.2
 
 
 class StepSpan(NamedTuple):
-    """A step and its samples, as every fault is named."""
+    """A step and its samples, as error messages name them."""
 
     step: int
     first: int
@@ -30,8 +30,8 @@ class StepSpan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
-    """The data of one optimizer step, as far as this rank reads it."""
+class StepData:
+    """The data of one optimizer step that this rank reads."""
 
     first: int
     """Global index of the first sample."""
@@ -55,6 +55,16 @@ class Step:
         return dict(counts.most_common())
 
 
+class BatchStream(Protocol):
+    """Steps of any kind of data, from a global sample index on."""
+
+    @property
+    def sequences(self) -> int:
+        """Samples in a step."""
+
+    def steps(self, first: int) -> AbstractContextManager[Iterator[StepData]]: ...
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """Steps of packed token windows, read ahead on a thread."""
@@ -67,37 +77,38 @@ class TokenStream:
     timeout_s: float
     """No batch for this long: the reader is stuck."""
     check: Callable[[], None]
-    """Called while waiting; what it raises ends the wait."""
+    """Called during a wait; if it raises, the wait ends."""
     rank: int = 0
-    """Of the ranks that read other samples of a step, which this is."""
+    """This rank's number among the data-parallel ranks."""
     ranks: int = 1
-    """They take turns by micro-batch, so that a step has the same samples whatever their number."""
+    """Data-parallel ranks. They take turns by micro-batch, so that a step has the same samples
+    whatever their number."""
 
     @contextmanager
-    def steps(self, first: int) -> Iterator[Iterator[Step]]:
+    def steps(self, first: int) -> Iterator[Iterator[StepData]]:
         """The steps from global sample `first` on; reading stops with the block."""
         begin, stride = first + self.rank * self.micro_batch, self.ranks * self.micro_batch
         with self.loader.iterate(begin, self.micro_batch, stride=stride) as batches:
-            yield self._group(first, waited(batches, self.timeout_s, self.check))
+            yield self._group(first, with_timeout(batches, self.timeout_s, self.check))
 
-    def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[Step]:
+    def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[StepData]:
         names = tuple(self.loader.mixture.sources)
         while True:
             count = self.sequences // (self.micro_batch * self.ranks)
             group = [next(batches) for _ in range(count)]
-            yield Step(first, self.sequences, group, names)
+            yield StepData(first, self.sequences, group, names)
             first += self.sequences
 
 
-def waited(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:
-    """The batches, without waiting for ever.
+def with_timeout(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:
+    """The batches, with a limit on the wait for each.
 
     Args:
         timeout_s: the longest wait for one batch.
-        check: called before each batch and while waiting; what it raises ends the wait.
+        check: called before each batch and during a wait; if it raises, the wait ends.
 
     Raises:
-        RunFailed: there was none for `timeout_s` seconds.
+        RunFailed: no batch came for `timeout_s` seconds.
     """
     while True:
         began = time.monotonic()

@@ -1,7 +1,7 @@
-"""Work in a process of its own: asked a line of JSON at a time, answering with one.
+"""Worker processes: each request and each answer is one line of JSON.
 
-A process of its own has its own peak of memory, and when it crashes or runs out of memory
-its parent does not.
+A worker has its own peak of memory, and if it crashes or runs out of memory its parent does
+not.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from typing import Any, Self, TextIO
 
 Answer = dict[str, Any]
 
-#: Lines of a dead child's stderr that are searched for a reason.
+#: Lines of a dead worker's stderr that are searched for a reason.
 _TAIL = 50
 
 
 class WorkerFailed(Exception):
-    """A child could not do what it was asked; the text says why."""
+    """A worker could not do what it was asked to; the text says why."""
 
 
 class WorkerProcess:
-    """The parent's end. A child that waits to be asked uses no processor.
+    """A worker, seen from its parent. While it waits for a request it uses no processor.
 
     Args:
         module: run as ``python -m``; it calls `serve`.
-        first: the line that it is built from, see `begin`.
+        first: the line from which the worker builds what it serves.
         environment: of the process; this one's if None.
     """
 
     def __init__(self, module: str, first: str, environment: Mapping[str, str] | None = None):
         self._first = first
-        # A file, not a pipe: a pipe that nobody reads would stop the child when it is full.
+        # A file, not a pipe: a pipe that nobody reads would stop the worker when it is full.
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -49,7 +49,7 @@ class WorkerProcess:
             stderr=self._stderr,
             text=True,
             env=environment,
-            # Ctrl-C is for the parent, which ends its children.
+            # Ctrl-C is for the parent, which ends its workers.
             start_new_session=True,
         )
 
@@ -65,34 +65,38 @@ class WorkerProcess:
         self.close()
 
     def begin(self) -> None:
-        """Wait until the child is built. Raises: WorkerFailed if it cannot be."""
-        self.tell_first()
-        self.hear()
-
-    def ask(self, do: str, **arguments: Any) -> Answer:
-        """Have a method called, and its answer.
+        """Send the first line and wait until the worker is ready.
 
         Raises:
-            WorkerFailed: the method raised, or the child died.
+            WorkerFailed: it cannot build what it serves.
         """
-        self.tell(do, **arguments)
-        return self.hear()
+        self.send_first()
+        self.receive()
 
-    def tell_first(self) -> None:
-        """`begin` without waiting: `hear` does."""
+    def ask(self, do: str, **arguments: Any) -> Answer:
+        """Call a method in the worker and wait for its answer.
+
+        Raises:
+            WorkerFailed: the method raised, or the worker died.
+        """
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send_first(self) -> None:
+        """Send the first line without waiting for the answer: `receive` does."""
         self._write(self._first)
 
-    def tell(self, do: str, **arguments: Any) -> None:
-        """`ask` without waiting: `hear` does."""
+    def send(self, do: str, **arguments: Any) -> None:
+        """Call a method without waiting for the answer: `receive` does."""
         self._write(json.dumps({"do": do, **arguments}))
 
     def close(self) -> None:
-        """End the child, and whatever compilers it started, and wait for it."""
+        """End the worker, and the compilers it may have started, and wait for it."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            # What a dead child did not read is not missed.
+            # The worker may have died before it read everything.
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._process.wait()
@@ -100,18 +104,18 @@ class WorkerProcess:
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        # A dead child says so when it is heard.
+        # If the worker is dead, `receive` says so.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
-    def hear(self) -> Answer:
-        """What the child answers to what it was told. Raises: WorkerFailed, as `ask`."""
+    def receive(self) -> Answer:
+        """Wait for the answer to what was sent. Raises: WorkerFailed, as `ask`."""
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said:
+        line = self._process.stdout.readline()
+        if not line:
             raise WorkerFailed(self._why_dead())
-        answer: Answer = json.loads(said)
+        answer: Answer = json.loads(line)
         if "error" in answer:
             raise WorkerFailed(answer["error"])
         return answer
@@ -128,39 +132,39 @@ class WorkerProcess:
 
 
 def serve(build: Callable[[str, ExitStack], object]) -> int:
-    """The child's end: answer until stdin ends, which it does with the parent.
+    """Run a worker: answer requests until stdin ends, which it does with the parent.
 
     Args:
-        build: makes the object whose methods are called, from the first line; what it holds
-            open ends with the stack.
+        build: makes the object whose methods are called, from the first line; what it opens,
+            it leaves to the stack to close.
 
     Returns:
         The exit status.
     """
     answers = _private_stdout()
 
-    def say(answer: Answer) -> None:
+    def send(answer: Answer) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     with ExitStack() as held:
         try:
             served = build(sys.stdin.readline(), held)
-            say({"ready": True})
+            send({"ready": True})
             for line in sys.stdin:
-                asked = json.loads(line)
-                do: Callable[..., Answer] = getattr(served, asked.pop("do"))
-                say(do(**asked))
+                request = json.loads(line)
+                method: Callable[..., Answer] = getattr(served, request.pop("do"))
+                send(method(**request))
         except BrokenPipeError:
             return 1
-        except Exception as error:  # whatever it fails with is its answer
+        except Exception as error:  # any error is the answer
             traceback.print_exc()
-            say({"error": _reason(error)})
+            send({"error": _reason(error)})
             return 1
     return 0
 
 
 def _private_stdout() -> TextIO:
-    """stdout for answers alone: what libraries print goes to stderr."""
+    """Keep stdout for answers: what libraries print goes to stderr."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel

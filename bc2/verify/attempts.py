@@ -1,4 +1,4 @@
-"""`bc2 pretrain` as processes: started, killed with all their ranks, and waited for."""
+"""Runs of `bc2 pretrain` in processes: started, killed with all their ranks, and waited for."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from bc2.errors import RunFailed
 from bc2.ranks import RankFailed
 from bc2.verify.scratch import ScratchHome
 
-#: How often to look whether a run has come to where it is to be killed, seconds.
+#: Seconds between two looks at a run that is to be killed at some step.
 _LOOK_S = 0.001
 
-#: How long killed processes may take to be gone, seconds.
+#: How long killed processes may take to end, seconds.
 _GONE_S = 30.0
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A SIGKILL that met all ranks in training."""
+    """A SIGKILL that all ranks got while they trained."""
 
     step: int
     """The last step that was logged."""
@@ -36,7 +36,7 @@ class Kill:
 
 
 class TrainingProcess:
-    """One start of a run and of its ranks."""
+    """One attempt at a run, with all its ranks."""
 
     def __init__(self, recipe: Path, home: ScratchHome, ranks: int):
         self.home = home
@@ -53,24 +53,24 @@ class TrainingProcess:
         """Wait until it ends.
 
         Raises:
-            RankFailed: what it failed with, as it said it.
-            RunFailed: something killed it.
+            RankFailed: it failed; with the error that it printed.
+            RunFailed: a signal killed it.
         """
         code = self.process.wait()
-        said = self._log.read_text(errors="replace")
-        _, error, told = said.rpartition("error: ")
+        text = self._log.read_text(errors="replace")
+        _, error, told = text.rpartition("error: ")
         if code > 0:
             raise RankFailed((error + told).strip() or f"a tried run ended with {code}", code)
         if code < 0:
             raise RunFailed(f"a tried run was killed by {signal.Signals(-code).name}")
 
     def made(self) -> int:
-        """The last step that this start logged; 0 before."""
+        """The last step that this attempt logged; 0 if none."""
         rows = self.home.timing("step")[self._before :]
         return int(rows[-1]["step"]) if rows else 0
 
     def reaches(self, holds: Callable[[], bool]) -> bool:
-        """Whether something came to hold before the run ended."""
+        """Wait until `holds()` is true; False if the run ended before."""
         while self.process.poll() is None:
             if holds():
                 return True
@@ -100,63 +100,65 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def attempt(recipe: Path, home: ScratchHome, ranks: int) -> Iterator[TrainingProcess]:
-    """Start a run; whatever is left of it at the end is killed."""
-    made = TrainingProcess(recipe, home, ranks)
+def training_process(recipe: Path, home: ScratchHome, ranks: int) -> Iterator[TrainingProcess]:
+    """Start an attempt; what is left of it at the end of the block is killed."""
+    started = TrainingProcess(recipe, home, ranks)
     try:
-        yield made
+        yield started
     finally:
-        made.kill()
+        started.kill()
 
 
-def finish(recipe: Path, home: ScratchHome, ranks: int) -> None:
+def train_to_end(recipe: Path, home: ScratchHome, ranks: int) -> None:
     """Run to the end."""
-    with attempt(recipe, home, ranks) as one:
-        one.finish()
+    with training_process(recipe, home, ranks) as attempt:
+        attempt.finish()
 
 
-def disturb(
+def train_with_kills(
     recipe: Path, home: ScratchHome, ranks: int, *, kills: int, steps: int, rng: random.Random
 ) -> list[Kill]:
-    """Kill a run at moments spread over its steps, every other one while it saves; then finish.
+    """Kill a run at moments spread over its steps, every other time while it saves; then finish.
 
     Raises:
         RunFailed: it was over before it could be killed.
     """
-    hits = [
-        hit
-        for number in range(kills)
-        if (hit := _hit(recipe, home, ranks, _moment(number, kills, steps, rng), rng, number % 2))
-    ]
-    if not hits:
+    made: list[Kill] = []
+    for number in range(kills):
+        step = _random_step(number, kills, steps, rng)
+        kill = _kill_at(recipe, home, ranks, step, rng, while_saving=number % 2 == 1)
+        made += [kill] if kill else []
+    if not made:
         raise RunFailed(
             f"the run of {steps} steps was over before it could be killed",
             todo="give it more --steps",
         )
-    finish(recipe, home, ranks)
-    return hits
+    train_to_end(recipe, home, ranks)
+    return made
 
 
-def _moment(number: int, kills: int, steps: int, rng: random.Random) -> int:
+def _random_step(number: int, kills: int, steps: int, rng: random.Random) -> int:
     """A step in this kill's share of the run, before its last quarter."""
     share = 0.75 * steps / kills
     return 1 + int(share * (number + rng.random()))
 
 
-def _hit(
-    recipe: Path, home: ScratchHome, ranks: int, step: int, rng: random.Random, saves: int
-) -> Kill | None:
-    with attempt(recipe, home, ranks) as one:
-        if not one.reaches(lambda: one.made() >= step):
-            one.finish()
+def _kill_at(
+    recipe: Path, home: ScratchHome, ranks: int, step: int, rng: random.Random, *,
+    while_saving: bool,
+) -> Kill | None:  # fmt: skip
+    """Kill one attempt after a step; None if it ended before."""
+    with training_process(recipe, home, ranks) as attempt:
+        if not attempt.reaches(lambda: attempt.made() >= step):
+            attempt.finish()
             return None
-        if saves:
-            one.reaches(home.saving)
+        if while_saving:
+            attempt.reaches(home.saving)
         else:
             time.sleep(rng.uniform(0, _step_s(home)))
-        one.kill()
-    if one.process.returncode >= 0:
-        one.finish()
+        attempt.kill()
+    if attempt.process.returncode >= 0:
+        attempt.finish()
         return None
     return Kill(int(home.timing("step")[-1]["step"]), home.saving())
 

@@ -1,4 +1,4 @@
-"""What a verification found, as a file, and as an artifact beside the checkpoint it is about."""
+"""The result of a verification: as a file, and as an artifact made from its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.registry.environment import code, environment
 from bc2.verify.compare import Comparison
 
-#: Raised when certificates of the same facts would say something else.
+#: Raised when the same comparisons would give another certificate.
 VERSION = 1
 
 CERTIFICATE = "certificate.json"
@@ -23,7 +23,7 @@ CERTIFICATE = "certificate.json"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, on what, to which tolerance, and what came out."""
+    """What was compared, on which layouts, to which tolerance, and the differences."""
 
     about: dict[str, Any]
     """Recipe, shape, run, layout, inputs and machine."""
@@ -40,7 +40,7 @@ class Certificate:
         return all(one.same for one in self.comparisons)
 
     def first_difference(self) -> str | None:
-        """Of the first comparison that failed."""
+        """The difference of the first comparison that failed; None if none did."""
         failed = (one for one in self.comparisons if one.difference is not None)
         return next((f"{one.what}, on {one.on}: {one.difference}" for one in failed), None)
 
@@ -83,7 +83,7 @@ def _figures(one: Comparison) -> str:
     )
 
 
-def write(certificate: Certificate, path: Path) -> None:
+def write_certificate(certificate: Certificate, path: Path) -> None:
     """Put it into a file. Raises: Bc2Error if it cannot be written."""
     try:
         make_directory(path.parent.absolute())
@@ -92,12 +92,14 @@ def write(certificate: Certificate, path: Path) -> None:
         raise from_os_error(error, "writing the certificate") from error
 
 
-def register(certificate: Certificate, registry: Registry, checkpoint: Artifact) -> Artifact:
+def register_certificate(
+    certificate: Certificate, registry: Registry, checkpoint: Artifact
+) -> Artifact:
     """Register it as scores made from a checkpoint.
 
-    An artifact does not change, so the certificate is one of its own, found by lineage; it
-    travels and is checked like everything else. Only a finished checkpoint gets one: a child
-    would keep an unfinished one from being dropped when the next is there.
+    An artifact does not change, so the certificate is a separate one, found by lineage; it is
+    exported and checked like every artifact. Only a finished checkpoint gets one: an unfinished
+    checkpoint with a child could not be removed when the next one is published.
     """
     assert checkpoint.finished
     key = stage_key("scores", VERSION, {"verify": "resume"}, (checkpoint.digest,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,18 +11,16 @@ import numpy as np
 
 from bc2.parallel.state import MappedTensors, TensorFile
 from bc2.registry import Artifact
-from bc2.train.metrics import METRICS
+from bc2.train.log_rows import METRICS, LogRow, read_rows
 
 #: How far losses of another layout may be apart, relative, by precision: sums are rounded in
 #: another order, and a bf16 number has 8 bits where one of fp32 has 24.
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, on what, how, and what came out."""
+    """What was compared, on which layout, how, and the first difference."""
 
     what: str
     on: str
@@ -41,21 +38,20 @@ class Comparison:
         return {**asdict(self), "same": self.same}
 
 
-def rows_of(artifact: Artifact) -> list[Row]:
+def metrics_of(artifact: Artifact) -> list[LogRow]:
     """What a run logged of its results."""
-    lines = (artifact.path / METRICS).read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines if line]
+    return list(read_rows(artifact.path / METRICS))
 
 
-def samples_of(rows: list[Row]) -> list[int]:
+def samples_of(rows: list[LogRow]) -> list[int]:
     """Global indices of the samples of each step, in the order they were trained on."""
     spans = [row["samples"] for row in rows if row["event"] == "step"]
     return [index for first, last in spans for index in range(first, last + 1)]
 
 
-def bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[str, Any]]:
+def compare_bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[str, Any]]:
     """The first difference between two finished checkpoints, and what there is in them."""
-    rows = rows_of(straight)
+    rows = metrics_of(straight)
     figures = {
         "digest": straight.digest,
         "digest_of_other": other.digest,
@@ -64,16 +60,16 @@ def bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[str, Any
         "files": len(straight.files()),
         "bytes": straight.manifest.size,
     }
-    found = first_row(rows, rows_of(other)) or first_file(straight, other)
+    found = first_row(rows, metrics_of(other)) or first_file(straight, other)
     if found is None and straight.digest != other.digest:
         found = f"the digests {straight.ref} and {other.ref}"
     return found, figures
 
 
-def near(
+def compare_losses(
     straight: Artifact, other: Artifact, since: int, tolerance: float
 ) -> tuple[str | None, dict[str, Any]]:
-    """The same of runs of two layouts, by samples and losses.
+    """The first difference in samples or losses of runs on two layouts, and figures.
 
     Args:
         since: the step after which the layouts differ, for the figures.
@@ -81,7 +77,7 @@ def near(
     """
     # Text is sampled only where a rank has the whole model.
     mine, theirs = (
-        [row for row in rows_of(one) if row["event"] != "sample"] for one in (straight, other)
+        [row for row in metrics_of(one) if row["event"] != "sample"] for one in (straight, other)
     )
     apart = _losses_apart(mine, theirs)
     worst, at = max((far, row["step"]) for far, row in apart) if apart else (0.0, 0)
@@ -96,7 +92,7 @@ def near(
     return _samples_apart(mine, theirs) or _beyond(apart, tolerance), figures
 
 
-def _losses_apart(mine: list[Row], theirs: list[Row]) -> list[tuple[float, Row]]:
+def _losses_apart(mine: list[LogRow], theirs: list[LogRow]) -> list[tuple[float, LogRow]]:
     names = {"step": "loss", "eval": "heldout_loss"}
     pairs = zip(
         (row for row in mine if row["event"] in names),
@@ -106,14 +102,14 @@ def _losses_apart(mine: list[Row], theirs: list[Row]) -> list[tuple[float, Row]]
     return [(_relative(one, two, names[one["event"]]), one) for one, two in pairs]
 
 
-def _relative(one: Row, two: Row, name: str) -> float:
+def _relative(one: LogRow, two: LogRow, name: str) -> float:
     a, b = float(one[name]), float(two.get(name, "nan"))
     far = abs(a - b) / abs(a) if a else abs(a - b)
     return far if far == far else float("inf")
 
 
-def _samples_apart(mine: list[Row], theirs: list[Row]) -> str | None:
-    def spans(rows: list[Row]) -> list[tuple[str, int, Any]]:
+def _samples_apart(mine: list[LogRow], theirs: list[LogRow]) -> str | None:
+    def spans(rows: list[LogRow]) -> list[tuple[str, int, Any]]:
         return [(row["event"], row["step"], row.get("samples")) for row in rows]
 
     for one, two in zip(spans(mine), spans(theirs), strict=False):
@@ -124,7 +120,7 @@ def _samples_apart(mine: list[Row], theirs: list[Row]) -> str | None:
     return None
 
 
-def _beyond(apart: list[tuple[float, Row]], tolerance: float) -> str | None:
+def _beyond(apart: list[tuple[float, LogRow]], tolerance: float) -> str | None:
     for far, row in apart:
         if far > tolerance:
             samples = f", samples {row['samples']}" if "samples" in row else ""
@@ -132,7 +128,7 @@ def _beyond(apart: list[tuple[float, Row]], tolerance: float) -> str | None:
     return None
 
 
-def first_row(mine: list[Row], theirs: list[Row]) -> str | None:
+def first_row(mine: list[LogRow], theirs: list[LogRow]) -> str | None:
     """The first row of metrics that differs, with its step, samples and first value."""
     for one, two in zip(mine, theirs, strict=False):
         if one != two:

@@ -1,4 +1,4 @@
-"""Which layouts a run is continued on."""
+"""The other layouts that `bc2 verify resume` continues a run on."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from bc2.train.rank_layout import (
 )
 from bc2.train.training_settings import TrainingSettings
 
-#: Numbers of ranks that are tried if none are said.
+#: Numbers of ranks that are tried if none are given.
 USUAL = (1, 2, 4)
 
 
 def other_layouts(
-    settings: TrainingSettings, base: RankLayout, ranks: str | None, said: list[str] | None
+    settings: TrainingSettings, base: RankLayout, ranks: str | None, layouts: list[str] | None
 ) -> list[RankLayout]:
-    """Those to continue on: what was asked for, or the usual numbers that fit the machine.
+    """The layouts that were asked for, or the usual numbers of ranks that fit the machine.
+
+    Args:
+        ranks: comma-separated numbers of ranks, as ``--ranks``.
+        layouts: as ``--layout``.
 
     Raises:
         UsageError: they cannot be read.
         RecipeError: one does not fit the recipe.
     """
-    found = [parse_layout(settings, base, text) for text in said or []]
+    found = [parse_layout(settings, base, text) for text in layouts or []]
     numbers = [read_ranks(text, "--ranks") for text in ranks.split(",")] if ranks else []
-    found += [simplest(settings, base, number) for number in numbers if number != base.ranks]
-    if found or ranks or said:
+    found += [layout_on(settings, base, number) for number in numbers if number != base.ranks]
+    if found or ranks or layouts:
         for one in found:
             check_divides(settings, one)
         return found
     usual = [n for n in USUAL if n != base.ranks and n <= _places(settings)]
-    return [one for n in usual if _fits(settings, one := simplest(settings, base, n))]
+    return [one for n in usual if _fits(settings, one := layout_on(settings, base, n))]
 
 
-def simplest(settings: TrainingSettings, base: RankLayout, ranks: int) -> RankLayout:
+def layout_on(settings: TrainingSettings, base: RankLayout, ranks: int) -> RankLayout:
     """The recipe's layout on so many ranks, without the parts that would not fit them."""
     parallel = base.parallel
     if ranks % parallel.ranks_of_a_replica:

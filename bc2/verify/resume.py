@@ -1,10 +1,10 @@
-"""`bc2 verify resume`: a run that is killed, or goes on elsewhere, is the run that was not.
+"""`bc2 verify resume`: a run that is killed, or resumed on another layout, trains the same model.
 
-Made of short runs of the user's own recipe: its shape, data, batches and precision, with
-another length and other intervals. One goes straight on. One is killed and started again,
-and must be the first to the bit. One is continued from layout to layout, each taking the
-checkpoint that another wrote, and back on the first: it must read the same samples and find
-the same losses but for rounding.
+It compares short runs of the user's own recipe, with its shape, data, batches and precision, but
+another length and other intervals. One runs straight through. One is killed and started again,
+and must equal the first to the bit. One is continued from layout to layout, each resuming from
+a checkpoint that another wrote, and at last on the first layout again: it must read the same
+samples and find the same losses except for rounding.
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ from typing import Any
 
 import torch
 
-from bc2.bench.machine import facts as machine
+from bc2.bench.machine import machine_facts
 from bc2.console import note, progress
 from bc2.errors import ResourceError, UsageError
 from bc2.files import sha256_json
 from bc2.registry import Artifact, Registry
 from bc2.train.device import pick_device, pick_precision
-from bc2.train.pretrain import Run
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import RankLayout
+from bc2.train.run import Run
 from bc2.train.training_settings import TrainingSettings
-from bc2.verify.attempts import Kill, disturb, finish
+from bc2.verify.attempts import Kill, train_to_end, train_with_kills
 from bc2.verify.certificate import Certificate
-from bc2.verify.compare import TOLERANCES, Comparison, bits, near
+from bc2.verify.compare import TOLERANCES, Comparison, compare_bits, compare_losses
 from bc2.verify.scratch import Scratch, ScratchHome, scratch, write_recipe
-
-#: Bytes of a parameter in a checkpoint: fp32 weight and two moments.
-_SAVED = 12
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ResumeRequest:
         steps: of each run.
         kills: of the run that is killed.
         seed: draws the moments of the kills.
-        others: layouts to go on with.
+        others: layouts to continue on.
     """
 
     settings: TrainingSettings
@@ -68,7 +66,7 @@ class ResumeRequest:
 
     @property
     def legs(self) -> int:
-        """Times that the run goes on elsewhere, the way back included."""
+        """How often the run changes its layout, the way back included."""
         return len(self.others) + 1 if self.others else 0
 
     @property
@@ -89,7 +87,7 @@ class ResumeRequest:
         return pick_precision(self.training.precision, self.device)
 
     def replaced(self) -> dict[str, Any]:
-        """Settings of [pretrain] that are not the recipe's."""
+        """The settings of [pretrain] that replace the recipe's."""
         recipe = self.training
         return {
             "tokens": self.tokens.digest,
@@ -105,28 +103,28 @@ class ResumeRequest:
         }
 
 
-def verify_resume(asked: ResumeRequest, registry: Registry) -> Certificate:
+def verify_resume(request: ResumeRequest, registry: Registry) -> Certificate:
     """Make the runs and compare them.
 
     Raises:
         Bc2Error: what a run failed with.
         ResourceError: there is no room for their checkpoints.
     """
-    inputs = [asked.tokens, asked.tokenizer]
-    with scratch(registry, inputs) as room, _steps_of(asked) as step:
-        _check_room(asked, room.path)
-        trial = _Trial(asked, room)
+    inputs = [request.tokens, request.tokenizer]
+    with scratch(registry, inputs) as room, _steps_of(request) as step:
+        _check_room(request, room.path)
+        runs = _Runs(request, room)
         step("straight")
-        straight = trial.straight()
+        straight = runs.straight()
         step("killed")
-        found = [trial.killed(straight)]
-        found += trial.elsewhere(straight, step)
-        return Certificate.now(_about(trial.asked), found)
+        found = [runs.killed(straight)]
+        found += runs.on_other_layouts(straight, step)
+        return Certificate.now(_subject(runs.request), found)
 
 
 @contextmanager
-def _steps_of(asked: ResumeRequest) -> Iterator[Any]:
-    total = 2 + asked.legs
+def _steps_of(request: ResumeRequest) -> Iterator[Any]:
+    total = 2 + request.legs
 
     with progress("verifying", total, "runs") as bar:
 
@@ -137,9 +135,10 @@ def _steps_of(asked: ResumeRequest) -> Iterator[Any]:
         yield step
 
 
-def _check_room(asked: ResumeRequest, folder: Path) -> None:
-    """Every boundary of the straight run is kept, and what is being continued from."""
-    needed = _SAVED * asked.settings.model.num_params() * (asked.legs + 6)
+def _check_room(request: ResumeRequest, folder: Path) -> None:
+    """There must be room for every checkpoint of the straight run, and for those of a leg."""
+    each = checkpoint_bytes(request.settings.model, request.training.optimizer)
+    needed = each * (request.legs + 6)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
@@ -150,70 +149,70 @@ def _check_room(asked: ResumeRequest, folder: Path) -> None:
         )
 
 
-class _Trial:
+class _Runs:
     """The runs of one verification."""
 
-    def __init__(self, asked: ResumeRequest, room: Scratch):
-        self.asked = asked
+    def __init__(self, request: ResumeRequest, room: Scratch):
+        self.request = request
         self.room = room
 
     def straight(self) -> ScratchHome:
-        """Nothing happens to it. What "auto" came to here is what all the others take."""
+        """The undisturbed run. What micro_batch = "auto" came to here, all others take."""
         home = self.room.home("straight")
-        finish(self._recipe(self.asked.base, keep=0), home, self.asked.base.ranks)
+        train_to_end(self._recipe(self.request.base, keep=0), home, self.request.base.ranks)
         (row,) = home.timing("start")
-        base = replace(self.asked.base, micro_batch=row["micro_batch"])
-        self.asked = replace(self.asked, base=base)
+        base = replace(self.request.base, micro_batch=row["micro_batch"])
+        self.request = replace(self.request, base=base)
         return home
 
     def killed(self, straight: ScratchHome) -> Comparison:
-        """SIGKILL and resume, to the bit."""
-        asked, home = self.asked, self.room.home("killed")
-        hits = disturb(
-            self._recipe(asked.base, keep=2),
+        """The run that is killed and resumed, compared to the bit."""
+        request, home = self.request, self.room.home("killed")
+        kills = train_with_kills(
+            self._recipe(request.base, keep=2),
             home,
-            asked.base.ranks,
-            kills=asked.kills,
-            steps=asked.steps,
-            rng=random.Random(asked.seed),
+            request.base.ranks,
+            kills=request.kills,
+            steps=request.steps,
+            rng=random.Random(request.seed),
         )
-        difference, figures = bits(_end(straight), _end(home))
-        figures["kills"] = [asdict(hit) for hit in hits]
+        difference, figures = compare_bits(_end(straight), _end(home))
+        figures["kills"] = [asdict(kill) for kill in kills]
         shutil.rmtree(home.path)
-        return Comparison(_told(hits), str(asked.base), "bits", difference, figures)
+        return Comparison(_kills_text(kills), str(request.base), "bits", difference, figures)
 
-    def elsewhere(self, straight: ScratchHome, step: Any) -> list[Comparison]:
-        """From layout to layout and back, each from what the one before wrote."""
-        if not self.asked.others:
+    def on_other_layouts(self, straight: ScratchHome, step: Any) -> list[Comparison]:
+        """The run that changes its layout, each time from the checkpoint of the leg before."""
+        if not self.request.others:
             return []
-        found, before, own = [], straight, self.asked.base
-        for number, layout in enumerate([*self.asked.others, own], 1):
+        found, before, own = [], straight, self.request.base
+        for number, layout in enumerate([*self.request.others, own], 1):
             step(str(layout))
-            since = number * self.asked.every
+            since = number * self.request.every
             home = self.room.home(f"leg{number}", before.checkpoint(since))
-            finish(self._recipe(layout, keep=0), home, layout.ranks)
-            found.append(self._nearly(straight, home, layout, since))
+            train_to_end(self._recipe(layout, keep=0), home, layout.ranks)
+            found.append(self._compare_leg(straight, home, layout, since))
             if before is not straight:
                 shutil.rmtree(before.path)
             before = home
         return found
 
-    def _nearly(
+    def _compare_leg(
         self, straight: ScratchHome, home: ScratchHome, layout: RankLayout, since: int
     ) -> Comparison:
-        tolerance = TOLERANCES[self.asked.precision]
-        difference, figures = near(_end(straight), _end(home), since, tolerance)
+        tolerance = TOLERANCES[self.request.precision]
+        difference, figures = compare_losses(_end(straight), _end(home), since, tolerance)
         figures["layout"] = layout.as_json()
-        back = " again" if layout == self.asked.base else ""
+        back = " again" if layout == self.request.base else ""
         what = f"continued from step {since}{back}"
         return Comparison(what, str(layout), f"{tolerance:g} relative", difference, figures)
 
     def _recipe(self, layout: RankLayout, keep: int) -> Path:
-        """As a file without the sections of the inputs, which are there already."""
-        settings = self.asked.settings
+        """The recipe as a file, without the sections of inputs that are registered already."""
+        settings = self.request.settings
         micro = layout.micro_batch or settings.pretrain.micro_batch
         pretrain = settings.pretrain.model_dump(mode="json")
-        pretrain |= {**self.asked.replaced(), "keep_checkpoints": keep, "micro_batch": micro}
+        pretrain |= {**self.request.replaced(), "keep_checkpoints": keep, "micro_batch": micro}
         path = self.room.path / f"recipe-{layout.ranks}-{keep}.toml"
         sections = {
             "model": settings.model.model_dump(mode="json"),
@@ -232,35 +231,35 @@ def _end(home: ScratchHome) -> Artifact:
     return artifact
 
 
-def _told(hits: list[Kill]) -> str:
-    saving = sum(hit.saving for hit in hits)
-    times = f"{len(hits)} time{'s' if len(hits) > 1 else ''}"
+def _kills_text(kills: list[Kill]) -> str:
+    saving = sum(kill.saving for kill in kills)
+    times = f"{len(kills)} time{'s' if len(kills) > 1 else ''}"
     return f"killed {times} ({saving} while saving) and resumed"
 
 
-def _about(asked: ResumeRequest) -> dict[str, Any]:
-    """On what it was shown: no host's name and no path."""
-    model, recipe = asked.settings.model, asked.settings.recipe
+def _subject(request: ResumeRequest) -> dict[str, Any]:
+    """What was verified, and on which machine; without names of hosts and paths."""
+    model, recipe = request.settings.model, request.settings.recipe
     return {
         "recipe": {"name": recipe.name, "digest": sha256_json(recipe.resolved())},
         "overrides": list(recipe.overrides.values()),
-        "inputs": {"tokens": asked.tokens.digest, "tokenizer": asked.tokenizer.digest},
+        "inputs": {"tokens": request.tokens.digest, "tokenizer": request.tokenizer.digest},
         "model": {**model.model_dump(mode="json"), "parameters": model.num_params()},
         "run": {
-            "steps": asked.steps,
-            "batch_tokens": asked.training.batch_tokens,
-            "sequence_length": asked.training.sequence_length,
-            "precision": asked.precision,
-            "kills": asked.kills,
-            "seed": asked.seed,
-            "replaced": asked.replaced(),
+            "steps": request.steps,
+            "batch_tokens": request.training.batch_tokens,
+            "sequence_length": request.training.sequence_length,
+            "precision": request.precision,
+            "kills": request.kills,
+            "seed": request.seed,
+            "replaced": request.replaced(),
         },
-        "layout": asked.base.as_json(),
-        "machine": machine(asked.device),
+        "layout": request.base.as_json(),
+        "machine": machine_facts(request.device),
     }
 
 
-def finished_checkpoint(asked: ResumeRequest, registry: Registry) -> Artifact | None:
+def finished_checkpoint(request: ResumeRequest, registry: Registry) -> Artifact | None:
     """The recipe's own finished model, if there is one."""
-    run = Run.resolve(asked.settings, asked.tokens, asked.tokenizer, {}, [])
+    run = Run.resolve(request.settings, request.tokens, request.tokenizer, {}, [])
     return run.finished(registry)

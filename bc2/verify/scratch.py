@@ -1,4 +1,4 @@
-"""Homes for runs that are only tried: inputs by link, and nothing left behind."""
+"""Registry homes for trial runs: the inputs are links, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from typing import Any
 from bc2.files import make_directory
 from bc2.registry import Artifact, Registry, staging
 from bc2.registry.artifact import place_of
-from bc2.train.runs import Row, RunFolder
+from bc2.train.log_rows import LogRow
+from bc2.train.runs import RunFolder
 
 
 @dataclass(frozen=True)
 class ScratchHome:
-    """A registry home of one tried run."""
+    """The registry home of one trial run."""
 
     path: Path
 
     @property
     def registry(self) -> Registry:
-        # Its own index, whatever BC2_REGISTRY_URL says.
+        # With an index of its own, whatever BC2_REGISTRY_URL says.
         return Registry(self.path)
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a process whose registry this is."""
-        kept = {name: text for name, text in os.environ.items() if name != "BC2_REGISTRY_URL"}
-        return {**kept, "BC2_HOME": str(self.path)}
+        """Of a process that is to use this home."""
+        others = {name: text for name, text in os.environ.items() if name != "BC2_REGISTRY_URL"}
+        return {**others, "BC2_HOME": str(self.path)}
 
-    def timing(self, *events: str) -> list[Row]:
+    def timing(self, *events: str) -> list[LogRow]:
         """Rows of timing.jsonl, of every attempt."""
         folders = [RunFolder(path) for path in (self.path / "runs").glob("*")]
         return [row for run in folders for row in run.timing() if row["event"] in events]
@@ -54,7 +55,7 @@ class ScratchHome:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Room for homes that share their inputs."""
+    """A folder for homes that share their inputs."""
 
     path: Path
     inputs: Sequence[Artifact]
@@ -62,12 +63,12 @@ class Scratch:
     def home(self, name: str, *more: Artifact) -> ScratchHome:
         """A new home in which the inputs, and `more`, are registered and not copied.
 
-        An artifact's directory is there as a link: whoever holds it holds the original.
+        An artifact's directory is a link: who holds it holds the original.
         """
         home = ScratchHome(self.path / name)
         registry = home.registry
         make_directory(home.path)
-        _ = registry.index  # made empty, so that nothing is said of its making
+        _ = registry.index  # made while it is empty: building it from artifacts prints a note
         for artifact in (*self.inputs, *more):
             place = place_of(artifact.kind, artifact.name, artifact.digest)
             link = home.path / "artifacts" / place
@@ -79,9 +80,9 @@ class Scratch:
 
 @contextmanager
 def scratch(registry: Registry, inputs: Sequence[Artifact]) -> Iterator[Scratch]:
-    """A staging directory of the user's home, on the disk that checkpoints will be on.
+    """A staging directory of the user's home, on the disk where checkpoints go.
 
-    As every staging directory it is gone at the end, and if this process is killed, with the
+    Like every staging directory it is removed at the end, or, if this process is killed, by the
     next command that sweeps.
     """
     with ExitStack() as held:
@@ -95,7 +96,7 @@ def scratch(registry: Registry, inputs: Sequence[Artifact]) -> Iterator[Scratch]
 
 
 def write_recipe(path: Path, name: str, sections: dict[str, dict[str, Any]]) -> None:
-    """A recipe as TOML, with nothing outside it that it refers to."""
+    """Write a recipe as TOML that refers to nothing outside of it."""
     lines = [f"name = {json.dumps(name)}"]
     for section, values in sections.items():
         lines += _table(section, values)
@@ -104,7 +105,7 @@ def write_recipe(path: Path, name: str, sections: dict[str, dict[str, Any]]) -> 
 
 def _table(name: str, values: dict[str, Any]) -> Iterator[str]:
     yield f"\n[{name}]"
-    # What is None is its default, and TOML has no word for it.
+    # None is the default where a setting can be None, and TOML cannot express it.
     for key, value in values.items():
         if value is not None and not isinstance(value, dict):
             yield f"{_quoted(key)} = {_quoted(value)}"

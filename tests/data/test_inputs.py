@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bc2.data import inputs as module
-from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.documents import Drops
 from bc2.data.inputs import DigestCache, file_layout, inputs, source_files
 from bc2.data.readers import read_source

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import corpus_parts, read_corpus, read_part
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.prep.prepare import PrepOptions, prepare
 from bc2.data.prep.write_corpus import is_held_out
 from bc2.errors import DataError, ResourceError
@@ -247,7 +247,7 @@ def test_progress_adds_up(tmp_path):
 MEASURE = """
 import re, sys
 from pathlib import Path
-from bc2.data.config import *
+from bc2.data.corpus_config import *
 from bc2.data.prep.prepare import PrepOptions, prepare
 import pyarrow.parquet
 def peak():  # not ru_maxrss, which a child inherits

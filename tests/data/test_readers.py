@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.data import documents, readers
-from bc2.data.config import SourceConfig
+from bc2.data.corpus_config import SourceConfig
 from bc2.data.documents import BadRow, Drops
 from bc2.data.readers import parse_line, read_source, text_of
 from bc2.errors import DataError

@@ -19,8 +19,8 @@ import pytest
 import zstandard
 
 from bc2.cli import main
-from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import read_corpus
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.inputs import InputFile, inputs
 from bc2.data.prep.prepare import PrepOptions, prepare
 

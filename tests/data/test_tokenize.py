@@ -223,7 +223,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def long_corpus(tmp_path_factory) -> Path:
     """Seconds of work for two processes."""
-    from bc2.data.config import CorpusConfig, SourceConfig
+    from bc2.data.corpus_config import CorpusConfig, SourceConfig
     from bc2.data.prep.prepare import prepare
 
     root = tmp_path_factory.mktemp("long")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.generate.sampling import draw, keep_top_k, keep_top_p, prompt_generator, sample, warp
+from bc2.generate.sampling import draw_ids, keep_top_k, keep_top_p, prompt_generator, sample, warp
 from bc2.generate.sampling_config import SamplingConfig
 
 
@@ -62,7 +62,7 @@ def test_top_p_by_brute_force(weights, p):
 def test_draw_inverts_the_cumulative_distribution():
     p = row(0.25, 0.0, 0.5, 0.25, 0.0).expand(6, 5)
     u = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
-    assert draw(p, u).tolist() == [0, 0, 2, 2, 3, 3]
+    assert draw_ids(p, u).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 @settings(max_examples=100, deadline=None)
@@ -75,7 +75,7 @@ def test_draw_never_takes_an_impossible_token(shares, u):
         return
     p = row(*shares)
     p = p / p.sum()
-    chosen = draw(p, torch.tensor([u], dtype=torch.float64)).item()
+    chosen = draw_ids(p, torch.tensor([u], dtype=torch.float64)).item()
     assert p[0, chosen] > 0
 
 

@@ -77,7 +77,7 @@ def test_a_linear_layer_by_products_has_the_layers_gradients(inputs, outputs):
 def test_heads_in_chunks_are_the_heads_at_once(monkeypatch):
     q, k, v, grad = draw((2, 128, 3, 32), 1.0)
     whole = gradients(attend_by_bmm, q, k, v, grad)
-    monkeypatch.setattr(cpu_kernels, "CHUNK", 2 * 128**2)
+    monkeypatch.setattr(cpu_kernels, "MOST_SCORES", 2 * 128**2)
     for chunked, once in zip(gradients(attend_by_bmm, q, k, v, grad), whole, strict=True):
         assert torch.equal(chunked, once)
 

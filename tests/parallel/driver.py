@@ -20,14 +20,14 @@ from bc2.data.loader import Batch, pack
 from bc2.generate.engine import generate
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.model_config import ModelConfig
-from bc2.parallel.build import Drawn, build_model
+from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.parallel.state import Held, Stored, write_fragments
+from bc2.parallel.state import HeldTensors, Stored, write_fragments
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer_config import AdamWConfig
 
 ROWS, LENGTH, EOS = 8, 16, 2
 SHAPE = {
@@ -51,7 +51,7 @@ def engine_of(run: dict[str, Any], mesh: Mesh) -> Engine:
         return DeepSpeedEngine(model, adamw, parallel, mesh, device=device, **settings)
     built = build_model(model, mesh).to_empty(device="cpu")
     engine = LocalEngine(built, adamw, mesh=mesh, **settings)
-    engine.restore(Drawn(model, 0), Held())
+    engine.restore(InitialWeights(model, 0), HeldTensors())
     return engine
 
 
@@ -82,7 +82,7 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
     for held in (state.weights, state.optimizer):
         write_fragments(folder, files, held.fragments)
     mesh.world.all_gather_object(None)
-    engine.restore(Drawn(engine.model.config, 9), Held())
+    engine.restore(InitialWeights(engine.model.config, 9), HeldTensors())
     stored = Stored.open([folder / name for name in files])
     engine.restore(stored, stored)
     again = engine.snapshot()

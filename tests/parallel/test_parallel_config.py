@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
 from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.estimate import estimate, least_segment, settle_checkpointing
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.objective import NextToken
-from bc2.train.pretrain_config import AdamWConfig, PretrainConfig, check_batches
+from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain_config import PretrainConfig, check_batches
 
 Spread = Callable[..., list[list[list[float]]]]
 
@@ -189,25 +192,30 @@ def test_checkpointing_is_nothing_else(value: object) -> None:
 def test_auto_takes_the_least_activations_of_all_segments(
     layers: int, position: Any, precision: Any, device: str
 ) -> None:
-    """By the estimate that is checked against autograd in `tests/train/test_memory.py`."""
-    shape = model(num_layers=layers, position=position)
+    """By the estimate that is checked against autograd in `tests/train/memory/test_estimate.py`."""
+    deep = model(num_layers=layers, position=position)
+    shape = TrainingShape(deep, 2, 64, precision, 0, device=device)
 
     def activations(segment: int) -> int:
-        found = estimate(shape, 2, 64, precision, segment, device=device)
+        found = estimate(replace(shape, checkpointing=segment))
         return found.activations + found.recomputed
 
-    chosen = least_segment(shape, 64, precision, device)
+    chosen = least_segment(shape)
     best = min(map(activations, range(1, layers + 1)))
     assert activations(chosen) == best
     # n, in inputs of a layer: √(layers / n) is the same but for whole numbers.
     one_input = 2 * 64 * 48 * (2 if precision == "bf16" else 4)
-    n = estimate(shape, 2, 64, precision, layers, device=device).recomputed / layers / one_input
+    whole = estimate(replace(shape, checkpointing=layers))
+    n = whole.recomputed / layers / one_input
     assert abs(chosen - (layers / n) ** 0.5) < 1.5
 
 
 def test_auto_grows_with_depth_and_with_ranks_that_share_a_layer() -> None:
     def auto(layers: int, tensor: int = 1) -> int:
-        return least_segment(model(num_layers=layers), 64, "bf16", "cuda", tensor)
+        parallel = ParallelConfig(tensor=tensor)
+        deep = model(num_layers=layers)
+        shape = TrainingShape(deep, 1, 64, "bf16", 0, "cuda", parallel=parallel, world=tensor)
+        return least_segment(shape)
 
     assert auto(1) == auto(24) == 1
     assert 1 < auto(80) < auto(400)
@@ -220,7 +228,7 @@ def test_auto_is_settled_once_and_a_number_stays() -> None:
     with pytest.raises(AssertionError, match="settle_checkpointing"):
         assert config.segment_layers
     settled = settle_checkpointing(deep, config)
-    assert settled.segment_layers == least_segment(deep, 64, "fp32", "cpu") == 2
+    assert settled.segment_layers == least_segment(TrainingShape(deep, 1, 64, "fp32", 0)) == 2
     assert settle_checkpointing(deep, settled) is settled
     assert settled.keyed() == config.keyed() == training(device="cpu", precision="fp32").keyed()
 

@@ -10,8 +10,8 @@ import pytest
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.plan.history import history
-from bc2.train.memory.estimate import PARTS
+from bc2.plan.history import memory_records
+from bc2.train.memory.estimate import MEMORY_PARTS
 from bc2.train.memory.measured import Footprint
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
@@ -34,7 +34,7 @@ def test_each_attempt_that_ended_is_a_line(tmp_path: Path) -> None:
         run_with(tmp_path, "a-1", start, ROW, start, {**ROW, "measured": 80}),
         run_with(tmp_path, "b-2", start),
     ]
-    first, second = history(runs)
+    first, second = memory_records(runs)
     assert (first.run, first.layout, first.predicted) == ("a-1", "zero=2 ranks=4", 90)
     assert first.error == pytest.approx(-0.1)
     assert second.error == pytest.approx(0.125)
@@ -54,7 +54,7 @@ def test_a_footprint_has_the_parts_and_what_was_touched_since() -> None:
     row = footprint.row()
     assert row["measured"] >= len(touched)
     predicted = row["predicted"]
-    assert set(predicted) == {*PARTS, "snapshot", "total"}
-    assert predicted["total"] == sum(predicted[part] for part in (*PARTS, "snapshot"))
+    assert set(predicted) == {*MEMORY_PARTS, "snapshot", "total"}
+    assert predicted["total"] == sum(predicted[part] for part in (*MEMORY_PARTS, "snapshot"))
     assert predicted["snapshot"] == 12 * model.num_params()
     assert row["layout"] == {"ranks": 1, "micro_batch": 1, "activation_checkpointing": 0}

@@ -16,6 +16,7 @@ from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
 from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
 from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.training_settings import TrainingSettings
 
 H100 = DEVICES["h100"]
@@ -48,7 +49,8 @@ PARAMS = 7_505_973_248
 
 def of_seven(world: int = 8, device: str = "cuda", **parallel: Any) -> MemoryEstimate:
     layout = ParallelConfig(**parallel)
-    return estimate(SEVEN, 1, 4096, "bf16", 1, device=device, parallel=layout, world=world)
+    shape = TrainingShape(SEVEN, 1, 4096, "bf16", 1, device=device, parallel=layout, world=world)
+    return estimate(shape)
 
 
 def lasting(found: MemoryEstimate) -> int:
@@ -99,10 +101,11 @@ def test_tensor_ranks_halve_matrices_and_sequence_ranks_halve_tokens() -> None:
 def test_the_parts_of_every_layout_are_bytes(zero: int, device: str) -> None:
     for tensor, sequence, accumulated in itertools.product((1, 2), (1, 2), (False, True)):
         layout = ParallelConfig(tensor=tensor, sequence=sequence, zero=zero)  # type: ignore[arg-type]
-        found = estimate(
+        shape = TrainingShape(
             SEVEN, 1, 4096, "bf16", 2, device=device, accumulated=accumulated, parallel=layout,
             world=8,
         )  # fmt: skip
+        found = estimate(shape)
         assert all(size >= 0 for phase in found.phases.values() for size in phase.values())
         assert sum(found.parts.values()) == found.total
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bc2.report.curves import LIMIT, draw_run, figure, inline_svg, redraw, running_median, thin
-from bc2.report.history import Axis, History
+from bc2.report.curves import LIMIT, draw_run, inline_svg, redraw, run_figure, running_median, thin
+from bc2.report.history import CurveAxis, History
 from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
@@ -65,9 +65,9 @@ def lines(axes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("axis", "scale"), [("tokens", 512 / 1000), ("step", 1)])
-def test_every_panel_has_its_data(log_run: LogRun, axis: Axis, scale: float) -> None:
+def test_every_panel_has_its_data(log_run: LogRun, axis: CurveAxis, scale: float) -> None:
     history = history_of(log_run(attempts=(0, 15), more=[SKIP]))
-    drawn = figure(history, axis, clip_norm=0.5)
+    drawn = run_figure(history, axis, clip_norm=0.5)
     loss, norm, rate, speed, mfu, parts = drawn.axes
     assert loss.get_ylabel() == "loss (nats per token)"
     curves = lines(loss)
@@ -87,10 +87,10 @@ def test_every_panel_has_its_data(log_run: LogRun, axis: Axis, scale: float) -> 
 
 @pytest.mark.parametrize(("axis", "scale"), [("tokens", 512 / 1000), ("step", 1)])
 def test_restarts_and_bad_steps_are_marked_in_every_panel(
-    log_run: LogRun, axis: Axis, scale: float
+    log_run: LogRun, axis: CurveAxis, scale: float
 ) -> None:
     history = history_of(log_run(attempts=(0, 15, 30), more=[SKIP]))
-    drawn = figure(history, axis, clip_norm=0.5)
+    drawn = run_figure(history, axis, clip_norm=0.5)
     for axes in drawn.axes:
         marks = lines(axes)
         at = np.unique(marks["restart"].get_xdata())
@@ -104,14 +104,14 @@ def test_the_data_that_a_rollback_leaves_out_is_shaded_over_tokens(log_run: LogR
         "from_step": 44, "reason": "loss is nan",
     }  # fmt: skip
     history = history_of(log_run(more=[rollback]))
-    (span,) = figure(history, "tokens", clip_norm=None).axes[0].collections
+    (span,) = run_figure(history, "tokens", clip_norm=None).axes[0].collections
     x = span.get_paths()[0].vertices[:, 0]
     assert (x.min(), x.max()) == pytest.approx((320 * 64 / 1000, 384 * 64 / 1000))
 
 
 def test_an_inline_svg_names_nothing_outside_of_the_page(log_run: LogRun) -> None:
     history = history_of(log_run())
-    svg = inline_svg(figure(history, "tokens", clip_norm=0.5), "tokens")
+    svg = inline_svg(run_figure(history, "tokens", clip_norm=0.5), "tokens")
     assert svg.startswith("<svg")
     assert "http" not in svg
     assert "var(--heldout)" in svg
@@ -121,7 +121,7 @@ def test_an_inline_svg_names_nothing_outside_of_the_page(log_run: LogRun) -> Non
     used = {node.get("href", "#")[1:] for node in named.iter("use")}
     assert used
     assert used <= ids
-    other = inline_svg(figure(history, "step", clip_norm=0.5), "step")
+    other = inline_svg(run_figure(history, "step", clip_norm=0.5), "step")
     assert not ids & {
         node.get("id")
         for node in ElementTree.fromstring(other.replace("xlink:href", "href")).iter()

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import SPLITS, read_corpus
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.prep.funnel import Histogram
 from bc2.data.prep.prepare import prepare
 from bc2.data.prep.write_corpus import LENGTH_EDGES

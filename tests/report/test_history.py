@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bc2.report.history import PARTS, Columns, History
+from bc2.report.history import Columns, History
 from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
@@ -21,12 +21,6 @@ def step(at: int, tokens_per_s: float, **parts: float) -> dict[str, Any]:
         "event": "step", "time": 0.0, "elapsed": float(at), "step": at, "step_s": 1.0,
         "tokens_per_s": tokens_per_s, "mfu": 0.5, "parts": parts,
     }  # fmt: skip
-
-
-def test_parts_are_those_of_the_clock() -> None:
-    from bc2.train import clock
-
-    assert PARTS == clock.PARTS
 
 
 def test_columns_widen_with_gaps() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bc2.registry import Registry
-from bc2.report.page import MOST_BAD, MOST_SAMPLES, write
+from bc2.report.page import MOST_BAD, MOST_SAMPLES, write_report
 from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path) -> Page:
-    return Page(write(RunFolder(folder), Registry.open()).page.read_text(encoding="utf-8"))
+    return Page(write_report(RunFolder(folder), Registry.open()).page.read_text(encoding="utf-8"))
 
 
 def sample(step: int, text: str = "the end", prompt: str = "Once") -> dict[str, Any]:
@@ -164,5 +164,5 @@ def test_a_run_with_hardly_anything(log_run: LogRun, steps: int) -> None:
 
 def test_a_long_run_makes_a_small_page(log_run: LogRun) -> None:
     folder = log_run(steps=20_000, total=20_000, attempts=range(0, 20_000, 1000))
-    size = write(RunFolder(folder), Registry.open()).page.stat().st_size
+    size = write_report(RunFolder(folder), Registry.open()).page.stat().st_size
     assert size < 1_500_000

@@ -14,7 +14,7 @@ import pytest
 from bc2.registry import Draft, Position, Registry
 from bc2.report.number_format import amount, duration
 from bc2.report.status import Status
-from bc2.report.watch import line, rows, sparkline, watch
+from bc2.report.watch import sparkline, status_line, status_rows, watch
 from bc2.train.runs import RunFolder, mark_running
 
 LogRun = Callable[..., Path]
@@ -124,14 +124,17 @@ def test_a_rollback_reads_more_tokens_and_forgets_the_pace(log_run: LogRun) -> N
     assert now["tokens_total"] == 168 * 64 + 30 * 512
     assert now["seconds_left"] == pytest.approx(30 * 3.0)
     assert now["bad_steps"] == 1
-    assert "1  (the last: step 21, samples 160 to 167: loss is nan)" in dict(rows(status)).values()
+    assert (
+        "1  (the last: step 21, samples 160 to 167: loss is nan)"
+        in dict(status_rows(status)).values()
+    )
 
 
 def test_a_run_of_which_nothing_is_known_yet(log_run: LogRun) -> None:
     folder = log_run(steps=0, evals=0, facts=False)
     status = status_of(folder)
-    assert dict(rows(status))["loss"] == "-"
-    assert "step 0" in line(status)
+    assert dict(status_rows(status))["loss"] == "-"
+    assert "step 0" in status_line(status)
     json.dumps(status.as_json(), allow_nan=False)
 
 
@@ -143,7 +146,7 @@ def test_a_loss_that_is_not_a_number_does_not_hide_the_others(log_run: LogRun) -
     )
     status = status_of(folder)
     assert status.as_json()["best_heldout_loss"] == 7.0
-    assert dict(rows(status))["held-out loss"].startswith("nan  (best 7.0000)")
+    assert dict(status_rows(status))["held-out loss"].startswith("nan  (best 7.0000)")
 
 
 def test_watching_a_run_that_is_not_running_ends_at_once(

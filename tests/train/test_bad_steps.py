@@ -13,7 +13,7 @@ from bc2.errors import RunFailed
 from bc2.registry import Registry
 from bc2.train import heldout
 from bc2.train.checkpoint import Snapshot
-from bc2.train.metrics import METRICS, TIMING, read_rows
+from bc2.train.log_rows import METRICS, TIMING, read_rows
 from bc2.train.objective import Loss, NextToken
 
 #: Every step is saved, and all stay.

@@ -19,7 +19,7 @@ from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
 from bc2.train import pretrain as pretraining
 from bc2.train.checkpoint import Saver, Snapshot, reading_order
-from bc2.train.metrics import METRICS, read_rows
+from bc2.train.log_rows import METRICS, read_rows
 from bc2.train.objective import Loss, NextToken
 
 SHORT = ["pretrain.length=12 steps", "pretrain.sample_tokens=4"]

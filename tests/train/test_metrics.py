@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bc2 import recipe
 from bc2.errors import Bc2Error, UsageError
-from bc2.pipeline.session import Session
 from bc2.registry import Registry
-from bc2.train.metrics import (
-    METRICS,
-    TIMING,
-    MetricsLog,
-    check_trackers,
-    last_row,
-    read_rows,
-)
+from bc2.train.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
+from bc2.train.metrics import MetricsLog, check_trackers
 
 
 def test_rows_are_visible_at_once_and_nan_is_text(tmp_path: Path) -> None:
@@ -59,19 +51,6 @@ def test_a_torn_line_of_an_earlier_attempt_is_cut_off(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_lines_that_are_no_rows_are_left_out_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What a disk may hold after a loss of power, and an older version's torn line."""
-    path = tmp_path / METRICS
-    path.write_bytes(b'{"step": 1}\n' + bytes(8) + b'\n{"st{"step": 2}\n[3]\n{"step": 4}\n')
-    assert list(read_rows(path)) == [{"step": 1}, {"step": 4}]
-    err = capsys.readouterr().err
-    assert [f"{METRICS}:{line} is no row" in err for line in (1, 2, 3, 4, 5)] == [
-        False, True, True, True, False,
-    ]  # fmt: skip
-
-
 def test_a_row_is_one_line_however_it_is_split(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     text = "a\x0bb\x85c\u2028d\u2029e\r\n汉\x00"
@@ -99,13 +78,6 @@ def test_rows_are_written_together_or_not_at_all(tmp_path: Path) -> None:
     assert log.content() == b'{"step": 1}\n'
 
 
-def test_the_last_row_of_an_event() -> None:
-    content = b'{"event": "eval", "step": 0}\n{"event": "eval", "step": 8}\n{"event": "step"}\n'
-    assert last_row(content, "eval") == {"event": "eval", "step": 8}
-    assert last_row(content, "sample") is None
-    assert last_row(b"", "eval") is None
-
-
 def test_timing_is_apart_from_results(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.time("start", step=0)
@@ -123,11 +95,11 @@ def test_a_missing_tracker_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    loaded = recipe.load(
-        "small.toml", ["pretrain.length=6 steps", 'pretrain.track=["tensorboard"]']
-    )
+    sets = ["pretrain.length=6 steps", 'pretrain.track=["tensorboard"]']
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["pretrain", "small.toml", *(word for one in sets for word in ("--set", one))])
     registry = Registry.open()
-    model = Session(registry).obtain("checkpoint", loaded, command=["bc2"])
+    model = registry.newest("checkpoint")
     (folder,) = registry.runs.iterdir()
     assert (folder / METRICS).read_bytes() == model.file(METRICS).read_bytes()
     steps = [row for row in read_rows(folder / METRICS) if row["event"] == "step"]
@@ -139,6 +111,7 @@ def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None
     assert all(row["tokens_per_s"] > 0 and 0 < row["mfu"] < 1.5 for row in timing)
     for row in timing:
         assert set(row["parts"]) >= {"data", "forward", "head", "backward", "optimizer"}
+        assert set(row["parts"]) <= set(STEP_PARTS)
         parts = {name: value for name, value in row["parts"].items() if name != "save"}
         assert 0 < sum(parts.values()) <= row["step_s"]
     # the save after step 4 is counted to the step behind it

@@ -18,13 +18,12 @@ from bc2.errors import DataError, RefError
 from bc2.registry import Draft, Position, Registry
 from bc2.train.runs import (
     RunFolder,
-    Tail,
-    ended_as,
     find_run,
     is_running,
-    latest,
+    latest_attempts,
     list_runs,
     mark_running,
+    state_at_end,
 )
 
 LogRun = Callable[..., Path]
@@ -162,7 +161,7 @@ def test_how_an_attempt_ended(
     log_run: LogRun, end: dict[str, Any] | None, name: str, detail: str
 ) -> None:
     (attempt,) = RunFolder(log_run(end=end)).attempts()
-    state = ended_as(attempt.end)
+    state = state_at_end(attempt.end)
     assert (state.name, state.detail) == (name, detail)
 
 
@@ -175,7 +174,7 @@ def test_attempts_begin_at_their_steps_and_take_monotonic_time(log_run: LogRun) 
     # By the wall clock, the first took 14 seconds and the last none.
     assert [one.seconds for one in attempts] == [28.0, 58.0, 99.0]
     assert [one.last_step for one in attempts] == [14, 29, 40]
-    assert latest(attempts) == attempts
+    assert latest_attempts(attempts) == attempts
 
 
 def test_a_finished_training_is_not_part_of_the_one_begun_after_it(log_run: LogRun) -> None:
@@ -184,51 +183,7 @@ def test_a_finished_training_is_not_part_of_the_one_begun_after_it(log_run: LogR
         stream.write('{"event": "start", "time": 1.0, "elapsed": 0.0, "step": 0}\n')
     attempts = RunFolder(folder).attempts()
     assert len(attempts) == 2
-    assert latest(attempts) == attempts[1:]
-
-
-def test_a_tail_reads_each_row_once_and_no_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    tail = Tail(path)
-    assert not tail.is_new()
-    assert list(tail.rows()) == []
-    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
-    assert tail.is_new()
-    assert [row["a"] for row in tail.rows()] == [1, 2]
-    assert not tail.is_new()
-    assert list(tail.rows()) == []
-    with path.open("ab") as stream:
-        stream.write(': 3}\n{"a": "x\u2028y"}\n'.encode())
-    assert [row["a"] for row in tail.rows()] == [3, "x\u2028y"]
-    tail.close()
-
-
-def test_a_tail_begins_again_when_the_file_is_another(tmp_path: Path) -> None:
-    path, aside = tmp_path / "log.jsonl", tmp_path / "aside"
-    path.write_text('{"a": 1}\n')
-    tail = Tail(path)
-    assert tail.is_new()
-    assert [row["a"] for row in tail.rows()] == [1]
-    for value in (2, 3):
-        # Removed and made anew, a file often gets the inode of the one before.
-        path.unlink()
-        aside.write_text(json.dumps({"a": value}) + "\n")
-        aside.rename(path)
-        assert tail.is_new()
-        assert [row["a"] for row in tail.rows()] == [value]
-    tail.close()
-
-
-def test_a_line_that_is_no_row_is_left_out_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"a": 1}\n\0\0\0\n[2]\n{"a": 3}\n')
-    tail = Tail(path)
-    tail.is_new()
-    assert [row["a"] for row in tail.rows()] == [1, 3]
-    assert capsys.readouterr().err.count("no row of a log") == 2
-    tail.close()
+    assert latest_attempts(attempts) == attempts[1:]
 
 
 def test_a_broken_run_json_is_an_error_with_its_place(log_run: LogRun) -> None:

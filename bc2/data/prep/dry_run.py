@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bc2.console import progress
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.inputs import describe_inputs
 from bc2.data.prep import prepare
 from bc2.data.prep.funnel import FUNNEL

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.funnel import (
     Amount,
     Example,

@@ -17,8 +17,8 @@ from typing import Any
 
 from bc2.console import Progress
 from bc2.data import environment, versions
-from bc2.data.config import CorpusConfig, SourceConfig
 from bc2.data.corpus import FACTS, clear_directory
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.prep.annotations import join_annotations
 from bc2.data.prep.engine import EngineName, PrepEngine, open_engine

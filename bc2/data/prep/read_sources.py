@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.documents import Drops, SourceFile, SourceRow, text_id
 from bc2.data.inputs import source_files
 from bc2.data.prep.part_files import SUFFIX, write_part_file

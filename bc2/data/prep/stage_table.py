@@ -1,7 +1,7 @@
 """The stages of the funnel, in the order of Baichuan 2, figure 2: from [corpus] to what runs.
 
 A new stage is a line here, its file in `stages`, its settings in `settings` and the key of its
-table in `bc2.data.config.CorpusConfig`.
+table in `bc2.data.corpus_config.CorpusConfig`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import import_module
 
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.stages.base import Stage
 
 #: Name of a stage -> the module and class that do it, in the order in which stages run. A stage

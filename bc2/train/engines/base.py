@@ -1,4 +1,4 @@
-"""What every engine does alike: the same update from the same samples, whatever the layout."""
+"""What all engines have in common: the same samples give the same update, whatever the layout."""
 
 from __future__ import annotations
 
@@ -16,37 +16,34 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.next_logits import next_logits
 from bc2.parallel.sequence import own_tokens
-from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
 from bc2.train.objective import Loss, Objective
-from bc2.train.pretrain_config import AdamWConfig
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class EngineState:
-    """This rank's share of the fp32 weights and of the optimizer's state, in host memory."""
+    """This rank's part of the fp32 weights and of the optimizer's state, in host memory."""
 
     weights: HeldTensors = field(default_factory=HeldTensors)
     optimizer: HeldTensors = field(default_factory=HeldTensors)
-    """``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``; nothing before the first update."""
+    """``STATE.NAME`` of each state of a parameter (`bc2.train.optimizer`), such as ``step.NAME``;
+    nothing before the first update."""
 
 
 class Engine(ABC):
     """Holds a model and its optimizer on this rank.
 
-    Every rank calls every method, in the same order. What comes back is of all ranks: sums of
-    losses, the gradient's norm. `accumulate` and `gradient_norm` change no weight, so a step
-    can be judged before `update` makes it.
+    Every rank calls every method, in the same order. Sums of losses and the gradient's norm are
+    those of all ranks. `accumulate` and `gradient_norm` change no weight, so a step can be
+    judged before `update` makes it.
     """
 
     model: Transformer
     mesh: Mesh
     clock: Clock
     shares_weights: bool = False
-    """Whether no rank can run the model alone: all must, as to generate text."""
+    """Whether no rank has all weights, so that all ranks must run the model together."""
 
     @abstractmethod
     def accumulate(
@@ -56,10 +53,10 @@ class Engine(ABC):
 
         Args:
             objective: returns sums over supervised tokens.
-            tokens: supervised tokens of the step on all ranks: what the sums are divided by.
+            tokens: supervised tokens of the step on all ranks, which the sums are divided by.
 
         Returns:
-            Means over the step: ``loss`` (the objective) and what it logs.
+            Means over the step: ``loss`` (the objective), and the objective's `Loss.sums`.
         """
 
     @abstractmethod
@@ -72,104 +69,73 @@ class Engine(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Forget the accumulated gradient."""
+        """Drop the accumulated gradient."""
 
     @abstractmethod
     def snapshot(self) -> EngineState:
-        """Copies of what this rank holds."""
+        """Copies of this rank's part of the state."""
 
     @abstractmethod
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        """Take over a state, of whatever layout it was saved in."""
+        """Load a state, whatever the layout that saved it."""
 
     @abstractmethod
-    def lasting(self) -> Iterator[Tensor]:
-        """What is held between steps beside the model: fp32 weights, moments."""
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Tensors held between steps beside the model: fp32 weights and the optimizer's state."""
 
     def agree(self, labels: int, stop: bool) -> tuple[int, bool]:
-        """Supervised tokens on all ranks, and whether any was told to stop."""
+        """Supervised tokens on all ranks, and whether any rank is to stop."""
         world = self.mesh.world
         if world.size == 1:
             return labels, stop
         device = next(self.model.parameters()).device
         sums = world.all_reduce(torch.tensor([labels, int(stop)], dtype=torch.int64, device=device))
         total, stops = sums.tolist()
-        # Ranks of a replica have the same samples.
+        # The ranks of a replica have the same samples, so each label was counted several times.
         return total // (world.size // self.mesh.data.size), stops > 0
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
-        found: Loss = self.through(objective, self._own(batch), clock)
+        found: Loss = self.call_model(objective, self._own(batch), clock)
         return found
 
-    # What ZeRO 3 brings here may stay and be trained on: an inference tensor could not be.
+    # Weights that ZeRO 3 gathers here may be kept for training: inference tensors could not be.
     @torch.inference_mode(False)
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """What follows each document, [N, V]: see `bc2.parallel.next_logits`."""
-        found: Tensor = self.through(next_logits, self.mesh, tokens, cu_seqlens, max_seqlen)
+        """The logits after each document, [N, V]: see `bc2.parallel.next_logits`."""
+        found: Tensor = self.call_model(next_logits, self.mesh, tokens, cu_seqlens, max_seqlen)
         return found
 
-    def through(self, ask: Callable[..., Any], *given: Any) -> Any:
-        """``ask(model, *given)``: one pass through the model, wherever its weights are."""
-        return ask(self.model, *given)
+    def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(model, *arguments)``: one pass through the model, wherever its weights are."""
+        return function(self.model, *arguments)
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:
-        """Sums over a batch that the ranks of `mesh.sequence` share."""
-        # On a clock of its own: this is no part of a step.
+        """The objective's sums over a batch, which the ranks of `mesh.sequence` share."""
+        # With another clock: this is no part of a step.
         return self._summed(_sums(self.loss(objective, batch, Clock())), data=False)
 
     def _own(self, batch: Batch) -> Batch:
-        """With this rank's labels alone; tokens and boundaries are needed whole."""
+        """The batch with this rank's labels only; tokens and boundaries are needed whole."""
         if self.mesh.sequence.size == 1:
             return batch
         labels = batch.labels.reshape(-1)
         return replace(batch, labels=labels[own_tokens(len(labels), self.mesh.sequence)])
 
     def _summed(self, sums: Mapping[str, float], *, data: bool) -> dict[str, float]:
-        """Sums over the ranks that have other tokens, the same on every rank."""
+        """Sums over all ranks that have different tokens.
+
+        Args:
+            data: over data-parallel ranks too, not only over those that share a micro-batch.
+        """
         group = self.mesh.replicas if data else self.mesh.sequence
         if group.size == 1:
             return dict(sums)
         device = next(self.model.parameters()).device
         values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
         return dict(zip(sums, group.all_reduce(values).tolist(), strict=True))
-
-
-def make_adamw(
-    parameters: Mapping[str, Tensor], parts: Mapping[str, TensorShard], config: AdamWConfig
-) -> torch.optim.AdamW:
-    """AdamW over parameters by name; matrices are decayed.
-
-    Args:
-        parts: the shapes of the whole: a parameter that ZeRO 3 parted has none of its own.
-    """
-    decayed = [p for name, p in parameters.items() if len(parts[name].shape) >= 2]
-    plain = [p for name, p in parameters.items() if len(parts[name].shape) < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
-
-
-def set_update(
-    optimizer: torch.optim.AdamW, learning_rate: float, *, norm: float, clip_norm: float
-) -> None:
-    """Rate and clipping of the next step.
-
-    Clipping divides inside AdamW's kernel: one pass over the gradient fewer.
-    """
-    excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
-    optimizer.grad_scale = None if excess is None else torch.tensor(excess)  # type: ignore[attr-defined]
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def add_sums(sums: dict[str, float], loss: Loss) -> None:

@@ -1,9 +1,9 @@
 """DeepSpeed's ZeRO: ranks share optimizer states (1), gradients (2) and weights (3).
 
-The loop, the objective and the samples are those of the local engine; DeepSpeed is given the
-reduction of gradients and the partition of states, and asked for nothing else: losses are
-divided by the step's tokens here, clipping happens in AdamW's kernel, and the norm is taken
-before anything is updated, so that a bad step can be left out.
+The loop, the objective and the samples are those of the local engine. DeepSpeed reduces
+gradients and partitions states, and does nothing else: losses are divided by the step's tokens
+here, the optimizer clips, and the norm is taken before anything is updated, so that a bad step
+can be skipped.
 """
 
 from __future__ import annotations
@@ -24,25 +24,18 @@ from bc2.errors import RunFailed
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import InitialWeights, build_model, parts
-from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES, Precision
-from bc2.train.engines.base import (
-    MOMENTS,
-    Engine,
-    EngineState,
-    add_sums,
-    make_adamw,
-    root,
-    set_update,
-)
+from bc2.train.engines.base import Engine, EngineState, add_sums, root
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer import STEP, make_optimizer
+from bc2.train.optimizer_config import DEEPSPEED_SETTINGS, OptimizerConfig
 
 
 class DeepSpeedEngine(Engine):
@@ -51,7 +44,7 @@ class DeepSpeedEngine(Engine):
     def __init__(
         self,
         config: ModelConfig,
-        adamw: AdamWConfig,
+        optimizer: OptimizerConfig,
         parallel: ParallelConfig,
         mesh: Mesh,
         *,
@@ -69,25 +62,29 @@ class DeepSpeedEngine(Engine):
         self.shares_weights = not whole
         held = sum(prod(part.shard_shape) for part in self.parts.values())
         settings = ds_settings(parallel, precision, held)
-        with _quiet():
+        with _stdout_to_stderr():
             deepspeed = _import(device)
             model = build_model(config, mesh)
-            _materialise(model, device, DTYPES[precision], mesh, settings, deepspeed)
+            _allocate(model, device, DTYPES[precision], mesh, settings, deepspeed)
             model.model.checkpointing = checkpointing
             if compile:
                 for layer in model.model.layers:
                     layer.compile()
             self.parameters = dict(model.named_parameters())
             for name, parameter in self.parameters.items():
-                # Or a norm of its own, which nobody reads, fails for want of anything to measure.
+                # DeepSpeed takes a norm of its own, which fails where no parameter has this mark.
                 parameter.tensor_model_parallel = self.parts[name].dim is not None  # type: ignore[attr-defined]
-            self._adamw = make_adamw(self.parameters, self.parts, adamw)
+            shapes = {name: part.shape for name, part in self.parts.items()}
+            self._optimizer = make_optimizer(self.parameters, shapes, optimizer)
             self._engine, *_ = deepspeed.initialize(
-                model=_Asked(model), optimizer=self._adamw, config=settings, mpu=_Groups(mesh)
+                model=_CallsFunction(model),
+                optimizer=self._optimizer.inner,
+                config=settings,
+                mpu=_Groups(mesh),
             )
         self.model = model
-        self._zero: Zero = zero_of(self._engine)
-        # DeepSpeed takes its fp32 weights from rounded ones: these are not.
+        self._zero: Zero = zero_of(self._engine, self._optimizer)
+        # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
         self.restore(InitialWeights(config, seed), HeldTensors())
 
     def accumulate(
@@ -95,8 +92,8 @@ class DeepSpeedEngine(Engine):
     ) -> dict[str, float]:
         self.discard()
         sums: dict[str, float] = {}
-        for batch, last in _with_last(batches):
-            # ZeRO reduces as gradients come; what is to be done at the end follows the last.
+        for batch, last in _mark_last(batches):
+            # ZeRO reduces gradients as they come, and finishes after the last micro-batch.
             self._engine.set_gradient_accumulation_boundary(last)
             loss = self.loss(objective, batch, self.clock)
             with self.clock.part("backward"):
@@ -123,7 +120,7 @@ class DeepSpeedEngine(Engine):
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
-            set_update(self._adamw, learning_rate, norm=norm, clip_norm=clip_norm)
+            self._optimizer.prepare(learning_rate, norm=norm, clip_norm=clip_norm)
             self._engine.step()
             if getattr(self._engine.optimizer, "overflow", False):
                 raise RunFailed("DeepSpeed left out an update that was judged good")
@@ -132,37 +129,36 @@ class DeepSpeedEngine(Engine):
         self._zero.forget()
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
-        # DeepSpeed looks for tensors in what comes out, and knows tuples and dictionaries.
-        total, sums = self.through(_total_and_sums, objective, self._own(batch), clock)
+        # DeepSpeed looks for tensors in the output, and knows only tuples and dictionaries.
+        total, sums = self.call_model(_total_and_sums, objective, self._own(batch), clock)
         return Loss(total, sums)
 
-    def through(self, ask: Callable[..., Any], *given: Any) -> Any:
-        return self._engine(ask, *given)
+    def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._engine(function, *arguments)
 
     def snapshot(self) -> EngineState:
         state = EngineState()
         for name, parameter in self.parameters.items():
             part, run = self.parts[name], self._zero.run(parameter)
-            # What is not cut, every tensor rank has: the first one writes it.
+            # Every tensor rank has what is not cut: the first one writes it.
             mine = run is not None and not (part.dim is None and self.mesh.tensor.rank)
             _hold(state.weights, name, part, run if mine else None, None)
-            for key in MOMENTS if self._zero.stepped else ():
+            for key in self._optimizer.state_names[name] if self._zero.stepped else ():
                 _hold(state.optimizer, f"{key}.{name}", part, run if mine else None, key)
             if self._zero.stepped:
-                # A copy, as everything here: it is written while training goes on.
+                # A copy, as all of the state: it is written while training continues.
                 step = self._zero.step().float().cpu().clone() if self.mesh.first else None
-                state.optimizer.add(f"step.{name}", TensorShard(()), 0, step)
+                state.optimizer.add(f"{STEP}.{name}", TensorShard(()), 0, step)
         return state
 
-    def lasting(self) -> Iterator[Tensor]:
-        for flat in self._zero.flat:
-            yield flat
-            yield from (v for v in self._adamw.state[flat].values() if isinstance(v, Tensor))
+    def held_tensors(self) -> Iterator[Tensor]:
+        yield from self._zero.flat
+        yield from self._optimizer.tensors()
 
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        stepped = any(f"exp_avg.{name}" in optimizer for name in self.parameters)
-        self._zero.make_moments(stepped)
+        stepped = any(f"{STEP}.{name}" in optimizer for name in self.parameters)
+        self._zero.make_states(stepped)
         step: Tensor | None = None
         for name, parameter in self.parameters.items():
             part, run = self.parts[name], self._zero.run(parameter)
@@ -170,10 +166,10 @@ class DeepSpeedEngine(Engine):
             read = weights.read(name, part, first, count)
             if run is not None:
                 run.weight.copy_(read)
-                for key in MOMENTS if stepped else ():
-                    run.moment(key).copy_(optimizer.read(f"{key}.{name}", part, first, count))
-            if step is None and f"step.{name}" in optimizer:
-                step = optimizer.read(f"step.{name}", TensorShard(()), 0, 1)
+                for key in self._optimizer.state_names[name] if stepped else ():
+                    run.state(key).copy_(optimizer.read(f"{key}.{name}", part, first, count))
+            if step is None and f"{STEP}.{name}" in optimizer:
+                step = optimizer.read(f"{STEP}.{name}", TensorShard(()), 0, 1)
         if step is not None:
             self._zero.set_step(step)
         self._zero.publish_weights()
@@ -186,21 +182,21 @@ def _hold(
     if run is None:
         held.add(name, part, 0, None)
         return
-    value = run.weight if key is None else run.moment(key)
+    value = run.weight if key is None else run.state(key)
     data = value.detach().float()
     copy = data.clone() if data.device.type == "cpu" else data.cpu()
     held.add(name, part, run.first, copy)
 
 
-#: Gradients that are reduced at once, at most: DeepSpeed sets room aside for so many.
+#: Gradients that are reduced at once, at most: DeepSpeed allocates buffers for so many.
 BUCKET = 500_000_000
 
 
 def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int) -> dict[str, Any]:
-    """What DeepSpeed is told.
+    """DeepSpeed's configuration.
 
     Args:
-        parameters: of this rank's part of the model.
+        parameters: elements of this rank's part of the model.
     """
     zero: dict[str, Any] = {
         "stage": parallel.zero,
@@ -214,28 +210,25 @@ def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int)
     if parallel.zero_group is not None:
         zero["zero_hpz_partition_size"] = parallel.zero_group
     return {
-        # Batches are made and counted by the loop.
+        # The loop makes and counts the batches.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
-        # torch's AdamW, wherever its states are: one optimizer for every layout.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
+        **DEEPSPEED_SETTINGS,
         "wall_clock_breakdown": False,
     }
 
 
 def _import(device: torch.device) -> Any:
-    # DeepSpeed would look for a GPU that it is not to use.
+    # Or DeepSpeed would take a GPU that the recipe does not use.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(local_rank()))
     import deepspeed
 
-    # For inference alone: building it takes a compiler and half a minute, and a build that was
-    # killed leaves a lock that every later one waits for without end.
+    # Only inference needs this kernel. Building it takes a compiler and half a minute, and a
+    # build that was killed leaves a lock that every later one waits for without end.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(
@@ -246,8 +239,8 @@ def _import(device: torch.device) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """stdout is for results: what DeepSpeed prints there goes to stderr."""
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what DeepSpeed prints on stdout to stderr: stdout is for results."""
     sys.stdout.flush()
     kept = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -259,7 +252,7 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _materialise(
+def _allocate(
     model: Transformer,
     device: torch.device,
     dtype: torch.dtype,
@@ -267,7 +260,7 @@ def _materialise(
     settings: dict[str, Any],
     deepspeed: Any,
 ) -> None:
-    """Give a model its memory; with ZeRO 3 a piece at a time, each parted before the next."""
+    """Allocate a model; with ZeRO 3 piece by piece, each partitioned before the next one."""
     from deepspeed.utils import groups
 
     pieces = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
@@ -280,12 +273,12 @@ def _materialise(
                 data_parallel_group=mesh.replicas.handle,
                 config_dict_or_path=settings,
                 mpu=_Groups(mesh),
-                # Made for the first piece, if the recipe asks for such groups.
+                # DeepSpeed makes it with the first piece, if the recipe asks for such groups.
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
             )
 
 
-def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+def _mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
     """Each batch, and whether none follows."""
     waiting = None
     for batch in batches:
@@ -303,15 +296,18 @@ def _total_and_sums(
     return loss.total, dict(loss.sums)
 
 
-class _Asked(nn.Module):
-    """A model up to what is wanted of it: its loss, for DeepSpeed, is part of a forward pass."""
+class _CallsFunction(nn.Module):
+    """A model whose forward pass is any function of it.
+
+    DeepSpeed gathers weights around a forward pass, and the loss is part of it.
+    """
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
-    def forward(self, ask: Callable[..., Any], *given: Any) -> Any:
-        return ask(self.model, *given)
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.model, *arguments)
 
 
 class _Groups:
@@ -327,7 +323,7 @@ class _Groups:
         return self._model.size
 
     def get_model_parallel_group(self) -> Any:
-        return _alone(self._model)
+        return self._model.handle
 
     def get_data_parallel_rank(self) -> int:
         return self._data.rank
@@ -336,8 +332,4 @@ class _Groups:
         return self._data.size
 
     def get_data_parallel_group(self) -> Any:
-        return _alone(self._data)
-
-
-def _alone(group: Group) -> Any:
-    return group.handle
+        return self._data.handle

@@ -1,9 +1,9 @@
-"""Plain torch: every rank holds the states of its whole model. DeepSpeed is not imported.
+"""Plain torch: every rank holds all states of its model. DeepSpeed is not imported.
 
 bf16 layers in the forward and backward pass over fp32 master weights, fp32 accumulated
-gradients and fp32 optimizer state (Baichuan 2 §2.6); or fp32 throughout. Alone it is one
-process on one device. Data-parallel ranks each update all weights alike (ZeRO 0), after
-their fp32 gradients were summed.
+gradients and fp32 optimizer state (Baichuan 2 §2.6); or fp32 throughout. It is
+one process on one device, or ranks. Data-parallel ranks sum their fp32 gradients, and each
+updates all weights (ZeRO 0).
 """
 
 from __future__ import annotations
@@ -22,26 +22,19 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES, Precision
-from bc2.train.engines.base import (
-    MOMENTS,
-    Engine,
-    EngineState,
-    add_sums,
-    make_adamw,
-    root,
-    set_update,
-)
+from bc2.train.engines.base import Engine, EngineState, add_sums, root
 from bc2.train.objective import Objective
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.optimizer import STEP, make_optimizer
+from bc2.train.optimizer_config import OptimizerConfig
 
 
 class LocalEngine(Engine):
-    """Holds the model, its fp32 master weights and AdamW.
+    """Holds the model, its fp32 master weights and the optimizer.
 
     Args:
         model: built on the device in fp32, this rank's part of it; its weights become the
             master weights.
-        config: AdamW settings.
+        config: the optimizer's settings.
         precision: type of the forward and backward pass.
         compile: run each layer through torch.compile.
         checkpointing: recompute activations by segments of this many layers; 0: keep them.
@@ -52,7 +45,7 @@ class LocalEngine(Engine):
     def __init__(
         self,
         model: Transformer,
-        config: AdamWConfig,
+        config: OptimizerConfig,
         *,
         precision: Precision = "fp32",
         compile: bool = False,
@@ -79,7 +72,8 @@ class LocalEngine(Engine):
             if model.lm_head.weight.device.type == "cpu":
                 _choose_cpu_kernels(model)
         named = dict(zip(self.parts, self.master, strict=True))
-        self.optimizer = make_adamw(named, self.parts, config)
+        shapes = {name: part.shape for name, part in self.parts.items()}
+        self.optimizer = make_optimizer(named, shapes, config)
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
@@ -124,7 +118,7 @@ class LocalEngine(Engine):
             return self._norm_of_parts()
 
     def _norm_of_parts(self) -> float:
-        """Of cut matrices each tensor rank has some; what is not cut counts once."""
+        """The norm where each tensor rank has a part of the cut matrices; the rest counts once."""
         cut: list[Tensor] = []
         whole: list[Tensor] = []
         for part, master in zip(self.parts.values(), self.master, strict=True):
@@ -135,13 +129,13 @@ class LocalEngine(Engine):
 
     def update(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         with self.clock.part("optimizer"):
-            set_update(self.optimizer, learning_rate, norm=norm, clip_norm=clip_norm)
-            self.optimizer.step()
+            self.optimizer.prepare(learning_rate, norm=norm, clip_norm=clip_norm)
+            self.optimizer.inner.step()
             self._publish_weights()
             self.discard()
 
     def discard(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.inner.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -159,31 +153,30 @@ class LocalEngine(Engine):
                 _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh)
         return state
 
-    def lasting(self) -> Iterator[Tensor]:
+    def held_tensors(self) -> Iterator[Tensor]:
         yield from self.master
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from self.optimizer.tensors()
 
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
             read = weights.read(name, part, 0, master.numel())
             master.copy_(read.view_as(master))
-            kept = self.optimizer.state[master]
-            kept.clear()
-            for key in MOMENTS:
+            state: dict[str, Tensor] = {}
+            for key in self.optimizer.state_names[name]:
                 if f"{key}.{name}" in optimizer:
                     value = optimizer.read(f"{key}.{name}", part, 0, master.numel())
-                    kept[key] = value.view_as(master).to(master.device, copy=True)
-            if f"step.{name}" in optimizer:
-                step = optimizer.read(f"step.{name}", TensorShard(()), 0, 1).reshape(())
-                kept["step"] = step.to(master.device, copy=True)
+                    state[key] = value.view_as(master).to(master.device, copy=True)
+            if f"{STEP}.{name}" in optimizer:
+                step = optimizer.read(f"{STEP}.{name}", TensorShard(()), 0, 1).reshape(())
+                state[STEP] = step.to(master.device, copy=True)
+            self.optimizer.set_state(master, state)
         self._publish_weights()
         self.discard()
 
 
 def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh) -> None:
-    """Keep this rank's share of what all replicas have, so that each writes some of it."""
+    """Hold this rank's share of a tensor that all replicas have, so that each writes some of it."""
     flat, group = value.detach().reshape(-1), mesh.replicas
     if part.dim is None and mesh.tensor.rank:
         # Not cut: another tensor rank writes it.
@@ -195,7 +188,7 @@ def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: 
 
 
 def _choose_cpu_kernels(model: Transformer) -> None:
-    """Take the ways of computing that a compiler makes fast on a CPU, since it is there anyway."""
+    """Switch to the kernels that are fast on a CPU where a compiler is at hand."""
     for module in model.modules():
         if isinstance(module, Attention) and module.backend == "auto":
             module.backend = "bmm"
@@ -206,7 +199,8 @@ def _choose_cpu_kernels(model: Transformer) -> None:
 
 
 def _masters(model: Transformer) -> list[torch.nn.Parameter]:
-    """fp32 parameters for AdamW: copies of the layers' and the last norm's, which become bf16.
+    """fp32 parameters for the optimizer: copies of those that become bf16, the layers' and the
+    last norm's.
 
     The embedding and the head are their own masters. An embedding looks rows up and NormHead
     makes unit rows: rounding those is all that bf16 needs. It saves a copy of the largest

@@ -1,8 +1,8 @@
-"""Where ZeRO keeps what: this rank's runs of weights, moments and gradients.
+"""Where ZeRO keeps this rank's slices of weights, optimizer states and gradients.
 
-DeepSpeed's own helpers (`deepspeed.utils.safe_get_local_fp32_param` and its kin) say it for
-one stage or another, gathering whole tensors for some; here it is one vocabulary for its
-three optimizers, without communication. What is used of DeepSpeed is what those helpers use.
+DeepSpeed's own helpers (such as `deepspeed.utils.safe_get_local_fp32_param`) know one stage or
+another, and gather whole tensors for some; this is one interface to its three optimizers,
+without communication. It uses the same internals of DeepSpeed as those helpers.
 """
 
 from __future__ import annotations
@@ -15,94 +15,103 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bc2.train.optimizer import STEP, Optimizer
+
 
 @dataclass(frozen=True)
 class OwnedSlice:
-    """The run of a flattened parameter whose states this rank has."""
+    """The slice of a flattened parameter whose states this rank has."""
 
     first: int
     count: int
     weight: Tensor
-    """fp32 [count], a view: what is written to it is the optimizer's."""
-    moment: Callable[[str], Tensor]
-    """exp_avg or exp_avg_sq, fp32 [count], a view."""
+    """fp32 [count], a view into the optimizer's flattened weights."""
+    state: Callable[[str], Tensor]
+    """A tensor of the optimizer's state by its name, fp32 [count], a view."""
 
 
 class Zero(ABC):
-    """One of DeepSpeed's optimizers, over torch's AdamW."""
+    """One of DeepSpeed's three optimizers, which run bc2's `Optimizer` on flattened weights."""
 
-    def __init__(self, optimizer: Any):
-        self.zero = optimizer
-        self.adamw: torch.optim.AdamW = optimizer.optimizer
+    def __init__(self, zero: Any, optimizer: Optimizer):
+        self.zero = zero
+        self.optimizer = optimizer
 
     @abstractmethod
     def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
-        """None: other ranks have all of it."""
+        """This rank's slice of a parameter; None: other ranks have all of it."""
 
     @abstractmethod
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The reduced gradient of `run`, any type; after the last backward pass of a step."""
+        """The reduced gradient of that slice, of any type; after a step's last backward pass."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop what was accumulated."""
+        """Drop the accumulated gradients."""
 
     @abstractmethod
     def publish_weights(self) -> None:
-        """Copy fp32 weights to those of the forward pass, of all ranks."""
+        """Copy the fp32 weights to those of the forward pass, on all ranks."""
 
     @property
     def flat(self) -> list[Tensor]:
-        """What AdamW updates: this rank's fp32 weights, flattened by group."""
-        return [p for group in self.adamw.param_groups for p in group["params"]]
+        """What the optimizer updates: this rank's fp32 weights, flattened."""
+        return [flat for flat, _ in self._flat_states()]
+
+    def _flat_states(self) -> list[tuple[Tensor, tuple[str, ...]]]:
+        """The flattened weights, each with the names of its states. Here one for each group."""
+        groups = self.optimizer.inner.param_groups
+        pairs = zip(groups, self.optimizer.group_state_names, strict=True)
+        return [(flat, names) for group, names in pairs for flat in group["params"]]
 
     @property
     def stepped(self) -> bool:
-        """Whether there are moments."""
-        return bool(self.adamw.state) and all("exp_avg" in self.adamw.state[p] for p in self.flat)
+        """Whether there are states, which the first update makes."""
+        state = self.optimizer.state
+        return bool(state) and all(
+            name in state[flat] for flat, names in self._flat_states() for name in names
+        )
 
     def step(self) -> Tensor:
-        """Updates made, as AdamW counts them."""
-        found: Tensor = self.adamw.state[self.flat[0]]["step"]
-        return found.reshape(1)
+        """Updates made, as the optimizer counts them: [1]."""
+        return self.optimizer.state[self.flat[0]][STEP].reshape(1)
 
     def set_step(self, step: Tensor) -> None:
         for flat in self.flat:
-            self.adamw.state[flat]["step"].copy_(step.reshape(()))
+            self.optimizer.state[flat][STEP].copy_(step.reshape(()))
 
-    def make_moments(self, wanted: bool) -> None:
-        """Have moments, zeros where there were none; or none."""
-        for flat in self.flat:
+    def make_states(self, wanted: bool) -> None:
+        """Have states, zeros where there were none; or none."""
+        for flat, names in self._flat_states():
             if not wanted:
-                self.adamw.state.pop(flat, None)
-            elif "exp_avg" not in self.adamw.state[flat]:
-                self.adamw.state[flat].update(
-                    step=torch.zeros((), dtype=torch.float32, device=flat.device),
-                    exp_avg=torch.zeros_like(flat),
-                    exp_avg_sq=torch.zeros_like(flat),
-                )
+                self.optimizer.inner.state.pop(flat, None)
+            elif any(name not in self.optimizer.state[flat] for name in names):
+                step = torch.zeros((), dtype=torch.float32, device=flat.device)
+                zeros = {name: torch.zeros_like(flat) for name in names}
+                self.optimizer.set_state(flat, {STEP: step, **zeros})
 
 
-def zero_of(engine: Any) -> Zero:
-    """Of an engine that `deepspeed.initialize` made."""
+def zero_of(engine: Any, optimizer: Optimizer) -> Zero:
+    """The ZeRO optimizer of an engine that `deepspeed.initialize` made with `optimizer`."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
-    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
-        return Parted(engine.optimizer)
-    if isinstance(engine.optimizer, BF16_Optimizer):
-        return Accumulated(engine.optimizer)
-    return Bucketed(engine.optimizer)
+    zero = engine.optimizer
+    if isinstance(zero, DeepSpeedZeroOptimizer_Stage3):
+        return PartitionedZero(zero, optimizer)
+    if isinstance(zero, BF16_Optimizer):
+        return AccumulatingZero(zero, optimizer)
+    return BucketedZero(zero, optimizer)
 
 
 class FlatZero(Zero):
-    """Weights are whole; of fp32 weights each rank has a piece of the flattened group."""
+    """Each rank has whole weights, and a piece of each flattened group of fp32 weights."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
         raise NotImplementedError
 
-    def __init__(self, optimizer: Any):
-        super().__init__(optimizer)
+    def __init__(self, zero: Any, optimizer: Optimizer):
+        super().__init__(zero, optimizer)
         self._flat_of = {
             id(parameter): flat
             for group, flat in zip(self._groups(), self.flat, strict=True)
@@ -114,7 +123,7 @@ class FlatZero(Zero):
         if mapping is None:
             return None
         here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-        state = self.adamw.state[self._flat_of[id(parameter)]]
+        state = self.optimizer.state[self._flat_of[id(parameter)]]
         return OwnedSlice(
             there.start,
             there.numel,
@@ -135,7 +144,7 @@ class FlatZero(Zero):
         self.zero.update_lp_params()
 
 
-class Bucketed(FlatZero):
+class BucketedZero(FlatZero):
     """ZeRO 1 and 2 (`DeepSpeedZeroOptimizer`)."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
@@ -149,7 +158,7 @@ class Bucketed(FlatZero):
                 kept[key] = None
 
 
-class Accumulated(FlatZero):
+class AccumulatingZero(FlatZero):
     """ZeRO 1 in bf16 with fp32 gradients (`BF16_Optimizer`)."""
 
     def _groups(self) -> list[list[nn.Parameter]]:
@@ -160,8 +169,8 @@ class Accumulated(FlatZero):
         self.zero.zero_grad(set_to_none=True)
 
 
-class Parted(Zero):
-    """ZeRO 3: of every parameter each rank has a piece, the last ones padded."""
+class PartitionedZero(Zero):
+    """ZeRO 3: each rank has a piece of every parameter; the last pieces are padded."""
 
     def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
@@ -176,13 +185,15 @@ class Parted(Zero):
             first,
             count,
             flat.narrow(0, begin, count),
-            lambda key: self.adamw.state[flat][key].narrow(0, begin, count),
+            lambda key: self.optimizer.state[flat][key].narrow(0, begin, count),
         )
 
-    @property
-    def flat(self) -> list[Tensor]:
-        found: list[Tensor] = self.zero.fp32_partitioned_groups_flat
-        return found
+    def _flat_states(self) -> list[tuple[Tensor, tuple[str, ...]]]:
+        # A large group is flattened in several pieces, and the groups hold them only in a step.
+        names = self.optimizer.group_state_names
+        group_of = self.zero.sub_group_to_group_id
+        flats = enumerate(self.zero.fp32_partitioned_groups_flat)
+        return [(flat, names[group_of[number]]) for number, flat in flats]
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         from deepspeed.utils import safe_get_local_grad

@@ -1,4 +1,4 @@
-"""What memory this process can still take."""
+"""How much memory this process can still take."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def device_available(device: torch.device) -> int:
 
 
 def _cgroup_room(root: Path, membership: Path) -> Iterator[int]:
-    """What the limits of this process's groups, and of those above them, leave."""
+    """Bytes that the limits of this process's groups, and of those above them, leave free."""
     if not membership.exists():
         return
     for line in membership.read_text().splitlines():
@@ -50,5 +50,5 @@ def _rooms(root: Path, path: str, limit: str, usage: str, cache: str) -> Iterato
         except FileNotFoundError:  # the root has no limit; a container may not see the groups above
             continue
         if most != "max":
-            # Pages of files that nobody uses are given back before memory runs out.
+            # The kernel frees unused pages of files before memory runs out.
             yield int(most) - used + int(kept.get(cache, 0))

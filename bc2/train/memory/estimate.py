@@ -1,31 +1,31 @@
 """What training takes in memory, worked out from the shape and the layout.
 
-A step has phases that hold different things; the most that one of them holds is what counts.
+The phases of a step hold different things; the phase that holds most counts.
 `benchmarks/plan_memory.py` holds the whole against measured peaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.device import Precision, pick_precision
-from bc2.train.memory.share import (
+from bc2.train.device import pick_precision
+from bc2.train.memory.activations import (
     Activations,
-    Share,
     activations_of,
     head_bytes,
     hidden_gradient,
 )
-from bc2.train.memory.states import Parts, States, local_states, zero_states
+from bc2.train.memory.shape import TrainingShape
+from bc2.train.memory.states import BytesByPart, States, local_states, zero_states
 from bc2.train.pretrain_config import PretrainConfig
 
 #: The parts, in the order in which they are shown.
-PARTS = (
+MEMORY_PARTS = (
     "weights", "master", "moments", "gradients", "activations", "recomputed", "head", "buffers",
 )  # fmt: skip
 
@@ -35,23 +35,23 @@ class MemoryEstimate:
     """Bytes of one device, by what they are for."""
 
     weights: int
-    """Of the forward and backward pass; in the local engine embedding and head are fp32."""
+    """Weights of the forward and backward pass; in the local engine embedding and head are fp32."""
     master: int
-    """fp32 weights beside them, that the optimizer updates."""
+    """fp32 weights beside them, which the optimizer updates."""
     moments: int
-    """AdamW's two, fp32."""
+    """The optimizer's state, fp32."""
     gradients: int
-    """fp32: what an optimizer step of this rank sees."""
+    """fp32 gradients that this rank's optimizer step reads."""
     activations: int
     """Kept by the forward pass for the backward pass."""
     recomputed: int
-    """Of one segment, computed again in the backward pass; 0 without checkpointing."""
+    """Activations of one segment, recomputed in the backward pass; 0 without checkpointing."""
     head: int
-    """Buffers and gradients of the head's loss, which runs between the two."""
-    phases: Mapping[str, Parts]
-    """What is held in each phase of a step."""
+    """Buffers and gradients of the head's loss, between forward and backward pass."""
+    phases: Mapping[str, BytesByPart]
+    """Bytes held in each phase of a step, by part."""
     host: int = 0
-    """Held in the host's memory instead, a rank: offloaded states."""
+    """Bytes of each rank in the host's memory instead: offloaded states."""
 
     @property
     def phase(self) -> str:
@@ -64,54 +64,29 @@ class MemoryEstimate:
         return sum(self.phases[self.phase].values())
 
     @property
-    def parts(self) -> Parts:
-        """What is held then."""
-        return {name: self.phases[self.phase].get(name, 0) for name in PARTS}
+    def parts(self) -> BytesByPart:
+        """The bytes held then, by part."""
+        return {name: self.phases[self.phase].get(name, 0) for name in MEMORY_PARTS}
 
 
-def estimate(
-    model: ModelConfig,
-    micro_batch: int,
-    sequence_length: int,
-    precision: Precision,
-    checkpointing: int,
-    *,
-    device: str = "cpu",
-    accumulated: bool = False,
-    parallel: ParallelConfig | None = None,
-    world: int = 1,
-) -> MemoryEstimate:
-    """What one device holds to train on micro-batches of full sequences.
-
-    Args:
-        micro_batch: sequences of a micro-batch.
-        sequence_length: tokens of each, one document.
-        checkpointing: layers in a segment; 0: nothing is computed again.
-        device: the head's buffers and DeepSpeed's are larger on a GPU.
-        accumulated: a step has several micro-batches.
-        parallel: how the ranks share the work; None: there is one.
-        world: ranks.
-    """
-    layout = (parallel or ParallelConfig()).on(world)
-    share = Share(model, layout, world, micro_batch, sequence_length, precision, device)
-    activations = activations_of(share, checkpointing)
-    states = zero_states(share, accumulated) if layout.zero else local_states(share, accumulated)
+def estimate(shape: TrainingShape) -> MemoryEstimate:
+    """What one device holds to train on micro-batches of full sequences."""
+    activations = activations_of(shape)
+    states = zero_states(shape) if shape.layout.zero else local_states(shape)
     return MemoryEstimate(
         weights=states.lasting["weights"],
         master=states.lasting.get("master", 0),
         moments=states.lasting.get("moments", 0),
         gradients=states.gradients,
         activations=activations.kept,
-        recomputed=activations.segment if checkpointing else 0,
-        head=head_bytes(share),
-        phases=_phases(share, states, activations),
+        recomputed=activations.segment if activations.again else 0,
+        head=head_bytes(shape),
+        phases=_phases(shape, states, activations),
         host=states.host,
     )
 
 
-def least_segment(
-    model: ModelConfig, sequence_length: int, precision: Precision, device: str, tensor: int = 1
-) -> int:
+def least_segment(shape: TrainingShape) -> int:
     """Layers in a segment of activation checkpointing that hold the least together.
 
     The derivation of multi-layer activation checkpointing (Baichuan Alignment report, arXiv
@@ -130,16 +105,16 @@ def least_segment(
     inputs go, and if they are the larger, k = 1 holds less; with several they are there before.
 
     Args:
-        tensor: ranks that share each layer.
+        shape: its model, sequence length, precision, device and tensor parallelism count.
     """
-    layout = ParallelConfig(tensor=tensor)
-    share = Share(model, layout, tensor, 1, sequence_length, precision, device)
+    tensor = shape.parallel.tensor
+    one = replace(shape, micro_batch=1, parallel=ParallelConfig(tensor=tensor), world=tensor)
 
     def held(segment: int) -> int:
-        found = activations_of(share, segment)
-        return found.kept + found.segment
+        activations = activations_of(replace(one, checkpointing=segment))
+        return activations.kept + activations.segment
 
-    return min(range(1, model.num_layers + 1), key=held)
+    return min(range(1, shape.model.num_layers + 1), key=held)
 
 
 def settle_checkpointing(
@@ -154,37 +129,49 @@ def settle_checkpointing(
     if config.activation_checkpointing != "auto":
         return config
     device = torch.device(config.device)
-    precision = pick_precision(config.precision, device)
-    layers = least_segment(model, config.sequence_length, precision, device.type, tensor)
+    layers = least_segment(
+        TrainingShape(
+            model,
+            micro_batch=1,
+            sequence_length=config.sequence_length,
+            precision=pick_precision(config.precision, device),
+            checkpointing=0,
+            device=device.type,
+            parallel=ParallelConfig(tensor=tensor),
+            world=tensor,
+        )
+    )
     return config.model_copy(update={"activation_checkpointing": layers})
 
 
-def _phases(share: Share, states: States, act: Activations) -> dict[str, Parts]:
-    """What is held at the head, where the backward pass turns and ends, and after it."""
+def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str, BytesByPart]:
+    """Bytes held at the head, as the backward pass begins and ends, and after it."""
     again = act.segment if act.again else 0
     inside = {"recomputed": again, "buffers": states.gathered}
     kept = {"gradients": states.earlier, "activations": act.kept}
-    turn = {"gradients": states.head, "activations": act.work + hidden_gradient(share)}
+    turn = {"gradients": states.head, "activations": act.work + hidden_gradient(shape)}
     last = {"activations": act.work} if act.again else {"activations": act.work + act.segment}
     return {
-        "head": _sum(states.lasting, kept, {"head": head_bytes(share), "buffers": states.gathered}),
+        "head": _sum(states.lasting, kept, {"head": head_bytes(shape), "buffers": states.gathered}),
         "turn": _sum(states.lasting, kept, turn, inside, {"buffers": states.passing}),
-        "end": _sum(states.lasting, _but_the_last(share, states, act), last, {"recomputed": again}),
+        "end": _sum(
+            states.lasting, _without_last_gradients(shape, states, act), last, {"recomputed": again}
+        ),
         "reduction": _sum(states.lasting, states.reduced),
         "norm": _sum(states.lasting, states.normed),
         "update": _sum(states.lasting, states.updated),
     }
 
 
-def _but_the_last(share: Share, states: States, act: Activations) -> Parts:
-    """Gradients while those of the first segment and of the embedding are still to come."""
-    inner = share.params - 2 * share.matrix
-    coming = inner * act.layers // share.model.num_layers + share.matrix
+def _without_last_gradients(shape: TrainingShape, states: States, act: Activations) -> BytesByPart:
+    """Gradients held while those of the first segment and the embedding are still missing."""
+    inner = shape.params - 2 * shape.matrix
+    coming = inner * act.layers // shape.model.num_layers + shape.matrix
     arrived = sum(states.arrived.values())
-    missing = max(0, arrived - states.earlier) * coming // share.params
+    missing = max(0, arrived - states.earlier) * coming // shape.params
     name = "buffers" if "buffers" in states.arrived else "gradients"
     return {**states.arrived, name: states.arrived.get(name, 0) - missing}
 
 
-def _sum(*held: Parts) -> Parts:
-    return {name: sum(parts.get(name, 0) for parts in held) for name in PARTS}
+def _sum(*held: BytesByPart) -> BytesByPart:
+    return {name: sum(parts.get(name, 0) for parts in held) for name in MEMORY_PARTS}

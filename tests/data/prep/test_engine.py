@@ -22,7 +22,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.modules["ray"] = sys.modules["daft"] = None
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.prepare import PrepOptions, prepare
 config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())
 facts = prepare(config, Path(sys.argv[2]), options=PrepOptions(workers=1))

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bc2.data.config import CorpusConfig
 from bc2.data.corpus import corpus_parts, read_corpus
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep import pipeline
 from bc2.data.prep.funnel import Funnel
 from bc2.data.prep.part_files import write_part_file
@@ -202,7 +202,7 @@ def test_the_same_bytes_from_ray(raw, whole, tmp_path):
     # In a process of its own: Daft chooses its engine once.
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from bc2.data.config import CorpusConfig\n"
+        "from bc2.data.corpus_config import CorpusConfig\n"
         "from bc2.data.prep.prepare import PrepOptions, prepare\n"
         "config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
         "prepare(config, Path(sys.argv[2]), options=PrepOptions('ray', part_bytes=20_000))\n"
@@ -220,7 +220,7 @@ def test_the_same_bytes_from_ray(raw, whole, tmp_path):
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(raw, whole, tmp_path, seed):
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from bc2.data.config import CorpusConfig\n"
+        "from bc2.data.corpus_config import CorpusConfig\n"
         "from bc2.data.prep.prepare import PrepOptions, prepare\n"
         "import bc2.data.prep.stage_table\nprint('ready', flush=True)\n"
         "config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.prepare import PrepOptions, prepare
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs ray")
 SCRIPT = """
 import sys
 from pathlib import Path
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.prepare import PrepOptions, prepare
 config = CorpusConfig.model_validate_json(Path(sys.argv[1]).read_text())
 options = PrepOptions("ray", part_bytes=20_000)

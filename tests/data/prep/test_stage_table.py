@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from bc2.data.config import CorpusConfig
+from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.stage_table import ALWAYS, STAGES, build_stages, stage_class
 from bc2.recipe import Settings
 
@@ -60,7 +60,7 @@ def test_only_the_stages_of_the_recipe_are_built_and_imported(tmp_path: Path) ->
     made = CorpusConfig.model_validate_json(json.dumps(config))
     assert [stage.name for stage in build_stages(made)] == ["normalise", "exact", "near"]
     script = (
-        "import sys\nfrom bc2.data.config import CorpusConfig\n"
+        "import sys\nfrom bc2.data.corpus_config import CorpusConfig\n"
         "from bc2.data.prep.stage_table import STAGES, build_stages\n"
         "import bc2.data.prep.prepare\n"
         "build_stages(CorpusConfig.model_validate_json(sys.argv[1]))\n"

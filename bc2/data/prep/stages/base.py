@@ -24,7 +24,7 @@ from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import pos_range
 
 if TYPE_CHECKING:
-    from bc2.data.config import CorpusConfig
+    from bc2.data.corpus_config import CorpusConfig
 
 #: Rows of a file that `pos` has room for, in bits.
 ROW_BITS = 40

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, dropped, remaining
 
 if TYPE_CHECKING:
-    from bc2.data.config import CorpusConfig
+    from bc2.data.corpus_config import CorpusConfig
 
 
 class ExactStage(Stage):

@@ -31,7 +31,7 @@ from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
 from bc2.errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
-    from bc2.data.config import CorpusConfig
+    from bc2.data.corpus_config import CorpusConfig
 
 #: What the weights of a corpus add up to.
 TOTAL = 10**9

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bc2.data.config import CorpusConfig, SourceConfig
+from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.mixture import MAX_BLOCK
 from bc2.data.prep.settings import WeightsSettings
 from bc2.data.prep.stages.weights import TOTAL, Cell, WeightsStage, name_strata, weigh

@@ -1,10 +1,9 @@
-"""The estimate of memory against what autograd really keeps, and limits of control groups."""
+"""The estimate of memory against what autograd really keeps."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
-import psutil
 import pytest
 import torch
 
@@ -13,11 +12,11 @@ from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.train.device import Precision
 from bc2.train.engines.local import LocalEngine
-from bc2.train.memory.available import host_available
 from bc2.train.memory.estimate import estimate
-from bc2.train.pretrain_config import AdamWConfig
+from bc2.train.memory.shape import TrainingShape
+from bc2.train.optimizer_config import AdamWConfig
 
-ROWS, LENGTH = 4, 64
+SEQUENCES, LENGTH = 4, 64
 
 
 def shape(position: str) -> ModelConfig:
@@ -46,7 +45,7 @@ def kept_bytes(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> int:
         kept.append(tensor)
         return tensor
 
-    tokens = torch.randint(512, (ROWS * LENGTH,))
+    tokens = torch.randint(512, (SEQUENCES * LENGTH,))
     bounds = torch.arange(0, len(tokens) + 1, LENGTH, dtype=torch.int32)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         engine.model(tokens, bounds, LENGTH)
@@ -64,7 +63,7 @@ def test_activations_are_what_autograd_keeps(
     engine = LocalEngine(
         Transformer(config), AdamWConfig(), precision=precision, checkpointing=checkpointing
     )
-    expected = estimate(config, ROWS, LENGTH, precision, checkpointing)
+    expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, precision, checkpointing))
     assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.1)
 
 
@@ -73,7 +72,7 @@ def test_weights_and_moments_are_the_engines(monkeypatch: pytest.MonkeyPatch) ->
     engine = LocalEngine(Transformer(config), AdamWConfig(), precision="bf16")
     tensors = [*engine.model.parameters(), *engine.master]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    expected = estimate(config, ROWS, LENGTH, "bf16", 0)
+    expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, "bf16", 0))
     assert expected.weights + expected.master == sum(storages.values())
     assert expected.moments == 2 * sum(4 * master.numel() for master in engine.master)
 
@@ -81,40 +80,12 @@ def test_weights_and_moments_are_the_engines(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_changes_the_total() -> None:
     config = shape("rope")
 
-    def total(rows: int = 64, checkpointing: int = 0, **more: bool) -> int:
-        return estimate(config, rows, LENGTH, "bf16", checkpointing, **more).total  # type: ignore[arg-type]
+    def total(micro_batch: int = 64, checkpointing: int = 0, accumulated: bool = False) -> int:
+        made = TrainingShape(config, micro_batch, LENGTH, "bf16", checkpointing)
+        return estimate(replace(made, accumulated=accumulated)).total
 
     assert total(128) > total(64) > total(1)
     assert total(checkpointing=1) < total(checkpointing=0)
     assert total(accumulated=True) > total()
     # a segment longer than the model is the model
     assert total(checkpointing=4) == total(checkpointing=99)
-
-
-def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
-    """Version 2: the tightest group on the way up, without the cache that can be given back."""
-    write(tmp_path / "a", "memory.max", "1000000", "memory.current", "700000", "inactive_file")
-    write(tmp_path / "a" / "b", "memory.max", "max", "memory.current", "5", "inactive_file")
-    membership = tmp_path / "cgroup"
-    membership.write_text("0::/a/b\n")
-    assert host_available(tmp_path, membership) == 1_000_000 - 700_000 + 40_000
-
-
-def test_the_limit_of_a_control_group_of_version_1_counts(tmp_path: Path) -> None:
-    names = ("memory.limit_in_bytes", "500000", "memory.usage_in_bytes", "100000")
-    write(tmp_path / "memory" / "a", *names, "total_inactive_file")
-    membership = tmp_path / "cgroup"
-    membership.write_text("5:cpu:/a\n4:memory:/a\n")
-    assert host_available(tmp_path, membership) == 440_000
-
-
-def write(folder: Path, limit: str, most: str, usage: str, used: str, cache: str) -> None:
-    folder.mkdir(parents=True)
-    (folder / limit).write_text(most + "\n")
-    (folder / usage).write_text(used + "\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{cache} 40000\n")
-
-
-def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
-    available = psutil.virtual_memory().available
-    assert host_available(tmp_path, tmp_path / "none") == pytest.approx(available, rel=0.1)

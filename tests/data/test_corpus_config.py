@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from bc2 import recipe
-from bc2.data.config import CorpusConfig, SourceConfig, TokensConfig
+from bc2.data.corpus_config import CorpusConfig, SourceConfig, TokensConfig
 from bc2.errors import RecipeError
 
 

@@ -1,0 +1,117 @@
+"""The bytes that autograd keeps of a micro-batch, and those of the head's loss, on one rank.
+
+The sizes follow `bc2.model.transformer` and the buffers of `bc2.model.head_loss`; a test
+counts the tensors that are really kept, so that a change there that is not followed here is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bc2.model.head_loss import chunk_size
+from bc2.model.head_weight import WEIGHT_ROWS
+from bc2.model.model_config import ModelConfig
+from bc2.model.softmax import BLOCK_BYTES
+from bc2.train.memory.shape import TrainingShape
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of the forward and backward pass."""
+
+    kept: int
+    segment: int
+    """Of the layers of a segment; without checkpointing of one layer."""
+    work: int
+    """Gradients inside a layer while its backward pass runs."""
+    layers: int
+    """Layers in a segment."""
+    again: bool
+    """Whether segments are recomputed."""
+
+
+def activations_of(shape: TrainingShape) -> Activations:
+    """The activations of one micro-batch on one rank."""
+    model = shape.model
+    layer = layer_bytes(shape)
+    segment = min(shape.checkpointing, model.num_layers)
+    kept = layer * model.num_layers
+    if segment:
+        inputs = math.ceil(model.num_layers / segment)
+        kept = shape.tokens * shape.number_bytes * model.hidden_size * inputs
+    return Activations(
+        kept=kept + _shared_bytes(shape),
+        segment=layer * max(1, segment),
+        work=_work_bytes(shape),
+        layers=max(1, segment),
+        again=segment > 0,
+    )
+
+
+def layer_bytes(shape: TrainingShape) -> int:
+    """Bytes that a layer keeps of a micro-batch."""
+    norms = 2 * _norm_bytes(shape.model, shape.number_bytes)
+    # gate, its silu, up, their product
+    feed_forward = 4 * shape.number_bytes * shape.model.intermediate_size // shape.layout.tensor
+    return shape.tokens * (norms + feed_forward + _attention_bytes(shape))
+
+
+def _attention_bytes(shape: TrainingShape) -> int:
+    """Bytes that attention keeps of each token."""
+    model, size = shape.model, shape.number_bytes
+    wide = model.hidden_size // shape.layout.tensor
+    mixed = size * wide  # what attention gives to o_proj
+    if shape.layout.sequence > 1:
+        mixed *= 2  # before and after it is exchanged
+    if model.position == "alibi" and shape.device == "cpu":
+        # No kernel there takes a bias and trains: q, k, v and all probabilities, in fp32.
+        heads = shape.heads * shape.layout.sequence
+        return mixed + 12 * wide + 4 * heads * shape.sequence_length
+    rotated = 2 * size * wide if model.position == "rope" else 0
+    # And a sum of exponentials a head.
+    return mixed + rotated + 3 * size * wide + 4 * model.num_heads // shape.layout.tensor
+
+
+def _norm_bytes(model: ModelConfig, size: int) -> int:
+    """Bytes that RMSNorm keeps of a token: input and scale in fp32, normalised input, output."""
+    return (4 + 2 * size) * model.hidden_size + 4
+
+
+def _shared_bytes(shape: TrainingShape) -> int:
+    """Bytes that the model keeps outside of its layers."""
+    model, size = shape.model, shape.number_bytes
+    rotary = 8 * model.head_dim if model.position == "rope" else 0
+    # The last norm's output is the head's input, which the head does not keep.
+    norm = _norm_bytes(model, size) - size * model.hidden_size
+    return shape.all_tokens * (8 + rotary) + shape.tokens * norm
+
+
+def _work_bytes(shape: TrainingShape) -> int:
+    """Gradients of the feed-forward's two factors and its input; or of attention's scores."""
+    model, size = shape.model, shape.number_bytes
+    wide = model.intermediate_size // shape.layout.tensor
+    work = shape.tokens * size * 2 * (wide + model.hidden_size)
+    if model.position == "alibi" and shape.device == "cpu":
+        work = max(work, 8 * shape.all_tokens * shape.heads * shape.sequence_length)
+    return work
+
+
+def head_bytes(shape: TrainingShape) -> int:
+    """The logits' buffer, the normalised rows, and gradients kept for the backward pass."""
+    return _head_buffers(shape) + 4 * shape.matrix + hidden_gradient(shape)
+
+
+def hidden_gradient(shape: TrainingShape) -> int:
+    return shape.number_bytes * shape.tokens * shape.model.hidden_size
+
+
+def _head_buffers(shape: TrainingShape) -> int:
+    model, size, tokens = shape.model, shape.number_bytes, shape.tokens
+    vocabulary = model.vocab_size // shape.layout.tensor
+    chunk = chunk_size(tokens, vocabulary, size, shape.device)
+    blocks = 2 * min(BLOCK_BYTES, tokens * vocabulary * 4)
+    product = min(vocabulary, WEIGHT_ROWS) * model.hidden_size
+    # Without NormHead a weight is used as it is, unless its type must change.
+    unit = shape.matrix if model.norm_head or (size == 2 and not shape.layout.zero) else 0
+    return min(tokens, chunk) * vocabulary * size + size * (unit + product) + blocks

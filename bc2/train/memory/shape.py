@@ -1,0 +1,118 @@
+"""What is trained and how it is laid out: all that the memory of one rank follows from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
+from bc2.train.pretrain_config import PretrainConfig
+
+if TYPE_CHECKING:
+    from bc2.train.device import Precision
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """A model, its micro-batches and its layout over ranks; and what one rank has of them."""
+
+    model: ModelConfig
+    micro_batch: int
+    """Sequences of a micro-batch."""
+    sequence_length: int
+    """Tokens of each, one document."""
+    precision: Precision
+    checkpointing: int
+    """Layers in a segment of activation checkpointing; 0: nothing is recomputed."""
+    device: str = "cpu"
+    """cpu or cuda: the head's buffers and DeepSpeed's are larger on a GPU."""
+    accumulated: bool = False
+    """Whether a step has several micro-batches."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    world: int = 1
+    """Ranks."""
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+
+    @classmethod
+    def of(
+        cls, model: ModelConfig, training: PretrainConfig, parallel: ParallelConfig, world: int
+    ) -> TrainingShape:
+        """The shape of a run.
+
+        Args:
+            training: device, micro-batch and activation checkpointing resolved.
+            world: ranks.
+        """
+        import torch
+
+        from bc2.train.device import pick_precision
+
+        device = torch.device(training.device)
+        data = max(1, world // parallel.ranks_of_a_replica)
+        return cls(
+            model,
+            training.micro_sequences,
+            training.sequence_length,
+            pick_precision(training.precision, device),
+            training.segment_layers,
+            device=device.type,
+            accumulated=training.micro_sequences * data < training.batch_sequences,
+            parallel=parallel,
+            world=world,
+            optimizer=training.optimizer,
+        )
+
+    @cached_property
+    def layout(self) -> ParallelConfig:
+        """`parallel` as it comes to on so many ranks."""
+        return self.parallel.on(self.world)
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a number in the layers."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def replicas(self) -> int:
+        """Ranks with the same part of the model, which ZeRO divides by."""
+        return max(1, self.world // self.layout.tensor)
+
+    @cached_property
+    def matrix(self) -> int:
+        """Elements of this rank's part of the embedding; and of the head, which is as large."""
+        return self.model.vocab_size * self.model.hidden_size // self.layout.tensor
+
+    @cached_property
+    def params(self) -> int:
+        """Parameters of this rank's part of the model."""
+        norms = (2 * self.model.num_layers + 1) * self.model.hidden_size
+        return (self.model.num_params() - norms) // self.layout.tensor + norms
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest parameter."""
+        model = self.model
+        packed = max(model.intermediate_size, 3 * model.hidden_size) * model.hidden_size
+        return max(self.matrix, packed // self.layout.tensor)
+
+    def state_bytes(self, params: int) -> int:
+        """Bytes of the optimizer's state of so many parameters."""
+        return round(self.optimizer.state_bytes(self.model) * params)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch that go through this rank's layers."""
+        return self.all_tokens // self.layout.sequence
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.micro_batch * self.sequence_length
+
+    @property
+    def heads(self) -> int:
+        """Heads that this rank attends with."""
+        return max(1, self.model.num_heads // (self.layout.tensor * self.layout.sequence))

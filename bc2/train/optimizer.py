@@ -1,0 +1,113 @@
+"""How weights are updated: the update rule, its parameter groups, its state and its clipping.
+
+Engines hold fp32 weights, sum their gradients and take the gradient's norm; all else about an
+update they ask an `Optimizer`. Another rule is a subclass of it that `make_optimizer` chooses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bc2.train.optimizer_config import MOMENTS, AdamWConfig, OptimizerConfig
+
+#: Beside the tensors of a parameter's shape each state has the number of updates made: fp32, [].
+STEP = "step"
+
+
+class Optimizer(ABC):
+    """An update rule over the fp32 weights of this rank.
+
+    Attributes:
+        inner: torch's optimizer. DeepSpeed keeps its groups and replaces the parameters of
+            each by flattened weights.
+        state_names: by parameter, the fp32 tensors of its shape that the rule keeps.
+        group_state_names: the same by group of `inner`.
+    """
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        state_names: Mapping[str, tuple[str, ...]],
+        group_state_names: Sequence[tuple[str, ...]],
+    ):
+        self.inner = inner
+        self.state_names = state_names
+        self.group_state_names = group_state_names
+
+    @abstractmethod
+    def prepare(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
+        """Set the learning rate and the clipping of the next update.
+
+        Args:
+            norm: global L2 norm of the gradient.
+            clip_norm: the largest norm that is not scaled down.
+        """
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Tensor]]:
+        """The state of each weight, by name; empty before its first update."""
+        return self.inner.state
+
+    def set_state(self, weight: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Replace the state of a weight; an empty one is that before the first update."""
+        state = self.inner.state[weight]
+        state.clear()
+        state.update(values)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the state."""
+        for state in self.inner.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+class AdamW(Optimizer):
+    """torch's fused AdamW; matrices are decayed and vectors are not."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        shapes: Mapping[str, Sequence[int]],
+        config: AdamWConfig,
+    ):
+        inner = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for name, p in parameters.items() if len(shapes[name]) >= 2],
+                    "weight_decay": config.weight_decay,
+                },
+                {
+                    "params": [p for name, p in parameters.items() if len(shapes[name]) < 2],
+                    "weight_decay": 0.0,
+                },
+            ],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+        names = {name: config.state_names(name, shapes[name]) for name in parameters}
+        super().__init__(inner, names, [MOMENTS, MOMENTS])
+
+    def prepare(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
+        # Clipping divides inside AdamW's kernel: one pass over the gradient fewer.
+        excess = (norm + 1e-6) / clip_norm if norm > clip_norm else None
+        self.inner.grad_scale = None if excess is None else torch.tensor(excess)  # type: ignore[attr-defined]
+        for group in self.inner.param_groups:
+            group["lr"] = learning_rate
+
+
+def make_optimizer(
+    parameters: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    config: OptimizerConfig,
+) -> Optimizer:
+    """The optimizer of a recipe over parameters by name.
+
+    Args:
+        shapes: of the whole parameters: one that ZeRO 3 has partitioned has none of its own.
+    """
+    return AdamW(parameters, shapes, config)

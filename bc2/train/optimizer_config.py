@@ -1,0 +1,71 @@
+"""[pretrain.optimizer]: the update rule of a run, its settings, and the state that it keeps.
+
+Imports no torch. `bc2.train.optimizer` builds what is described here. Another rule is another
+class with the same two methods, added to `OptimizerConfig`, and its builder there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from bc2.model.model_config import ModelConfig
+from bc2.recipe import Settings
+
+#: AdamW's first and second moment, as torch and checkpoints name them.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+#: DeepSpeed's settings for the optimizer that it is given: it is used as it is, also with
+#: offloaded states, and clips by itself.
+DEEPSPEED_SETTINGS: dict[str, Any] = {
+    "gradient_clipping": 0.0,
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+
+
+class AdamWConfig(Settings):
+    """AdamW as Baichuan 2 §2.5 sets it; norms are never decayed."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """The highest learning rate, reached when the warm-up ends."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment (the paper does not state it)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of every matrix."""
+    clip_norm: float = Field(0.5, gt=0)
+    """The gradient is scaled so that its global L2 norm is at most this."""
+
+    @field_validator("betas")
+    @classmethod
+    def _open_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each beta must lie in [0, 1)")
+        return betas
+
+    def state_names(self, name: str, shape: Sequence[int]) -> tuple[str, ...]:
+        """The fp32 tensors of a parameter's shape that its updates need.
+
+        Args:
+            name: of the parameter.
+            shape: of the whole parameter.
+        """
+        return MOMENTS
+
+    def state_bytes(self, model: ModelConfig) -> float:
+        """Bytes of those tensors for each parameter of a model, on average."""
+        return 4.0 * len(MOMENTS)
+
+
+#: The update rules that a recipe can choose.
+OptimizerConfig = AdamWConfig
+
+
+def checkpoint_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """Bytes of a checkpoint's tensors: fp32 weights and the optimizer's state."""
+    return round((4 + optimizer.state_bytes(model)) * model.num_params())

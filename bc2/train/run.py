@@ -1,0 +1,116 @@
+"""One pretraining run: what identifies it, where its folder is, which checkpoints are its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bc2.files import replace_durably
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.registry import Artifact, Registry, stage_key
+from bc2.train.checkpoint import reading_order
+from bc2.train.device import pick_precision, rank_device
+from bc2.train.memory.estimate import settle_checkpointing
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.runs import RunFolder
+from bc2.train.training_settings import VERSION, TrainingSettings
+
+#: A file in the run's folder while ``--fresh`` trains it anew: the digests of the checkpoints
+#: that were there before, one a line. The new training must not resume from them.
+FRESH = "fresh"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pretraining run, identified by what its results depend on."""
+
+    name: str
+    config: PretrainConfig
+    model: ModelConfig
+    tokens: Artifact
+    tokenizer: Artifact
+    recipe: Mapping[str, Any]
+    command: str
+    """What a person types to resume it."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Its layout over ranks, which changes results by rounding only."""
+
+    @classmethod
+    def resolve(
+        cls, settings: TrainingSettings, tokens: Artifact, tokenizer: Artifact,
+        recorded: Mapping[str, Any], command: Sequence[str],
+    ) -> Run:  # fmt: skip
+        """A run with the settings that the machine decides filled in: they are part of its key."""
+        config, parallel = settings.pretrain, settings.parallel
+        device = rank_device(config.device)
+        precision = pick_precision(config.precision, device)
+        config = config.model_copy(update={"precision": precision, "device": str(device)})
+        config = settle_checkpointing(settings.model, config, parallel.tensor)
+        return cls(
+            settings.name, config, settings.model, tokens, tokenizer, recorded,
+            shlex.join(command), parallel,
+        )  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """The stage key of its checkpoints."""
+        settings = {"pretrain": self.config.keyed(), "model": self.model.keyed()}
+        return stage_key("checkpoint", VERSION, settings, (self.tokens.digest,))
+
+    def folder(self, registry: Registry) -> Path:
+        """Where the run's metrics, plots and trackers live."""
+        return RunFolder.of(registry, self.name, self.key).path
+
+    def finished(self, registry: Registry) -> Artifact | None:
+        """The run's finished checkpoint; None also while ``--fresh`` is training it anew."""
+        if self._outdated(registry) is not None:
+            return None
+        return registry.find("checkpoint", self.key, finished=True)
+
+    def checkpoints(self, registry: Registry) -> list[Artifact]:
+        """The unfinished checkpoints that the run may resume from, the furthest last.
+
+        Sorted by tokens read, not by steps: a rollback takes the step back and never the data.
+        """
+        outdated = self._outdated(registry) or set()
+        mine = [a for a in self._unfinished(registry) if a.digest not in outdated]
+        return sorted(mine, key=reading_order)
+
+    def start_over(self, registry: Registry) -> None:
+        """Begin anew (``--fresh``): outdate the checkpoints there are, and unregister them."""
+        earlier = self._unfinished(registry)
+        outdated = "\n".join(artifact.digest for artifact in earlier)
+        replace_durably(self.folder(registry) / FRESH, outdated.encode())
+        for artifact in earlier:
+            if not artifact.tags:
+                registry.remove(artifact)
+
+    def made_again(self, registry: Registry, artifact: Artifact) -> None:
+        """A checkpoint was just published: it is outdated no longer if it was before.
+
+        The new training may come to the same bits as the one before ``--fresh``.
+        """
+        outdated = self._outdated(registry)
+        if outdated and artifact.digest in outdated:
+            outdated.remove(artifact.digest)
+            replace_durably(self.folder(registry) / FRESH, "\n".join(outdated).encode())
+
+    def end_fresh(self, registry: Registry) -> None:
+        """The training that ``--fresh`` began is finished."""
+        (self.folder(registry) / FRESH).unlink(missing_ok=True)
+
+    def _outdated(self, registry: Registry) -> set[str] | None:
+        """Digests of the checkpoints from before an unfinished ``--fresh``; None if there is none.
+
+        By digest and not by time: a clock may be set back.
+        """
+        marker = self.folder(registry) / FRESH
+        return set(marker.read_text().split()) if marker.exists() else None
+
+    def _unfinished(self, registry: Registry) -> list[Artifact]:
+        checkpoints = registry.list("checkpoint")
+        return [a for a in checkpoints if a.key == self.key and not a.finished]

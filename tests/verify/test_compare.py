@@ -1,0 +1,77 @@
+"""Comparing finished checkpoints of two runs: to the bit, and by samples and losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from bc2.registry import Artifact, Draft, Registry
+from bc2.verify.compare import compare_bits, compare_losses
+
+
+def rows(steps: int, **changed: Any) -> list[dict[str, Any]]:
+    """Metrics of a run; `changed`: ``loss7=1.0`` for the loss of step 7."""
+    return [
+        {
+            "event": "step",
+            "step": step,
+            "samples": [8 * step - 8, 8 * step - 1 + changed.get(f"more{step}", 0)],
+            "loss": changed.get(f"loss{step}", 2.0),
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def checkpoint(
+    registry: Registry, metrics: list[dict[str, Any]], weight: float = 1.0, name: str = "x"
+) -> Artifact:
+    with registry.stage(Draft("checkpoint", name, "0" * 64)) as staged:
+        tensors = {"a": np.ones(4, np.float32), "b": np.full((2, 2), weight, np.float32)}
+        save_file(tensors, staged.path / "model.safetensors")
+        text = "".join(json.dumps(row) + "\n" for row in metrics)
+        (staged.path / "metrics.jsonl").write_text(text)
+        return staged.publish()
+
+
+def test_the_first_difference_is_named(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    one = checkpoint(registry, rows(4))
+    assert compare_bits(one, one)[0] is None
+    assert compare_losses(one, one, 2, 1e-5)[0] is None
+    row = checkpoint(registry, rows(4, loss3=2.5), 1.5)
+    expected = "step 3, samples [16, 23]: loss of the step is 2.0 and 2.5"
+    assert compare_bits(one, row)[0] == expected
+    tensor = checkpoint(registry, rows(4), 1.5)
+    assert compare_bits(one, tensor)[0] == "the tensor b of model.safetensors: 4 of 4 numbers"
+    assert load_file(tensor.path / "model.safetensors")["b"].max() == 1.5
+    shorter = checkpoint(registry, rows(3))
+    assert compare_bits(one, shorter)[0] == "4 rows of metrics, and 3"
+    renamed = checkpoint(registry, rows(4), name="y")
+    assert compare_bits(one, renamed)[0] == f"the digests {one.ref} and {renamed.ref}"
+
+
+def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    one = checkpoint(registry, rows(4))
+    close = checkpoint(registry, rows(4, loss2=2.00001))
+    found, figures = compare_losses(one, close, 1, 1e-5)
+    assert found is None
+    assert figures["at_step"] == 2
+    assert figures["largest_relative"] == pytest.approx(5e-6)
+    sampled = checkpoint(registry, [*rows(4), {"event": "sample", "step": 4, "text": "so"}])
+    assert compare_losses(one, sampled, 1, 1e-5)[0] is None
+    far = checkpoint(registry, rows(4, loss2=2.0001))
+    expected = "step 2, samples [8, 15]: losses are 5.0e-05 apart, relative"
+    assert compare_losses(one, far, 1, 1e-5)[0] == expected
+    broken = checkpoint(registry, rows(4, loss2="nan"))
+    expected = "step 2, samples [8, 15]: losses are inf apart, relative"
+    assert compare_losses(one, broken, 1, 1e-5)[0] == expected
+    other = checkpoint(registry, rows(4, more2=1))
+    assert compare_losses(one, other, 1, 1e-5)[0] == (
+        "step 2: step with samples [8, 15], and step with [8, 16]"
+    )
