@@ -1,23 +1,24 @@
-"""What is registered: kinds, positions, drafts before publishing, artifacts after it."""
+"""What may be registered: kinds, names, roles, positions, stage keys; and drafts of artifacts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from bc2.errors import IntegrityError, RefError, UsageError, nearest
-from bc2.files import canonical_json, lock_directory, sha256_json
+from bc2.errors import UsageError, nearest
+from bc2.files import canonical_json, sha256_json
 
-if TYPE_CHECKING:
-    from bc2.registry.manifest import Manifest
-
-Kind = Literal["corpus", "tokenizer", "tokens", "checkpoint", "law", "scores", "export"]
+Kind = Literal[
+    "corpus", "tokenizer", "tokens", "checkpoint", "law", "scores", "certificate", "export"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: What a checkpoint is for, so that each verb takes those that it can use.
+Role = Literal["base", "chat", "adapter", "reward", "merged"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 #: How much of a digest names a directory and is printed as a ref: 16 hex digits, 64 bits.
 SHORT = 16
@@ -54,6 +55,30 @@ def check_kind(kind: str) -> Kind:
     raise UsageError(f"no such kind of artifact: {kind!r}", todo=todo)
 
 
+def check_role(role: str) -> Role:
+    """`role` as a Role. Raises: UsageError if there is no such role."""
+    for known in ROLES:
+        if role == known:
+            return known
+    guess = nearest(role, ROLES)
+    todo = f"did you mean {guess!r}?" if guess else f"roles: {', '.join(ROLES)}"
+    raise UsageError(f"no such role of a checkpoint: {role!r}", todo=todo)
+
+
+def role_of(kind: Kind, recorded: Role | None) -> Role | None:
+    """The role of an artifact of which `recorded` is recorded.
+
+    A checkpoint without one is from before there were roles: a base model. Nothing else has one.
+    """
+    return (recorded or "base") if kind == "checkpoint" else None
+
+
+def spell_roles(roles: Collection[Role]) -> str:
+    """``base, chat or merged``, for messages."""
+    *most, last = [role for role in ROLES if role in roles]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 def stage_key(kind: Kind, version: int, settings: Mapping[str, Any], parents: Sequence[str]) -> str:
     """What makes two runs of a stage the same: hex SHA-256 of everything that affects results.
 
@@ -81,7 +106,7 @@ class Draft:
     """An artifact about to be made.
 
     Raises:
-        UsageError: a name, key, parent, position or recorded value that cannot be.
+        UsageError: a name, key, parent, position, role or recorded value that cannot be.
     """
 
     kind: Kind
@@ -97,9 +122,16 @@ class Draft:
     """False for a checkpoint of a run that is still going."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Counts, licences, sources, metrics: recorded, not identity."""
+    role: Role | None = None
+    """What a checkpoint is for: recorded, not identity. None: a base model, if a checkpoint."""
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
+        if self.role is not None:
+            check_role(self.role)
+            if self.kind != "checkpoint":
+                what = f"{self.kind}/{self.name} cannot have the role {self.role!r}"
+                raise UsageError(what, todo="only a checkpoint has a role")
         check_name(self.name)
         for what, digest in (("key", self.key), *(("parent", parent) for parent in self.parents)):
             if len(digest) != 64 or not _HEX.fullmatch(digest):
@@ -121,88 +153,3 @@ def check_json(value: Mapping[str, Any], what: str) -> None:
 def place_of(kind: Kind, name: str, digest: str) -> Path:
     """Where an artifact lives below ``home/artifacts``: ``KIND/NAME/DIGEST16``."""
     return Path(kind, name, digest[:SHORT])
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published artifact: what the index knows of it, and the way to its files."""
-
-    digest: str
-    """64 hex digits: SHA-256 of kind, name, key, position, finished, parents and files."""
-    kind: Kind
-    name: str
-    key: str
-    position: Position | None
-    parents: tuple[str, ...]
-    finished: bool
-    created: str
-    """When it was published: ISO 8601, UTC, microseconds; sorts as text."""
-    tags: tuple[str, ...]
-    """Its tags when it was looked up."""
-    path: Path
-
-    @property
-    def ref(self) -> str:
-        """16 hex digits that always resolve to this artifact."""
-        return self.digest[:SHORT]
-
-    @property
-    def title(self) -> str:
-        """``kind/NAME`` or ``kind/NAME@step``, for people."""
-        return f"{self.kind}/{self.name}" + (f"@{self.position.step}" if self.position else "")
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """The manifest, checked against its seal and this digest.
-
-        Raises:
-            IntegrityError: it is missing, broken, or another artifact's.
-        """
-        from bc2.registry.manifest import read
-
-        manifest = read(self.path)
-        if manifest.digest != self.digest:
-            raise IntegrityError(
-                f"{self.title} is not the artifact {self.ref}, but {manifest.digest[:SHORT]}",
-                where=str(self.path),
-            )
-        return manifest
-
-    def files(self, prefix: str = "") -> list[str]:
-        """Paths of the payload's files below the artifact, sorted, that begin with `prefix`."""
-        return [entry.path for entry in self.manifest.files if entry.path.startswith(prefix)]
-
-    def file(self, relpath: str) -> Path:
-        """The path of one file, after reading it through and finding it intact.
-
-        Raises:
-            IntegrityError: its size or SHA-256 is not the manifest's; names the file.
-            RefError: the artifact has no such file.
-        """
-        from bc2.registry.payload import check_file
-
-        for entry in self.manifest.files:
-            if entry.path == relpath:
-                return check_file(self.path, entry)
-        guess = nearest(relpath, self.files())
-        raise RefError(
-            f"{self.title} has no file {relpath!r}",
-            where=str(self.path),
-            todo=f"did you mean {guess!r}?" if guess else None,
-        )
-
-    @contextmanager
-    def hold(self) -> Iterator[Artifact]:
-        """Keep the artifact from being removed while the context is open.
-
-        Raises:
-            IntegrityError: it is gone already.
-        """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(lock_directory(self.path, shared=True, wait=True))
-            except FileNotFoundError:
-                raise IntegrityError(
-                    f"the files of {self.title} are gone", where=str(self.path)
-                ) from None
-            yield self

@@ -119,8 +119,7 @@ class Run:
         return sorted(mine, key=reading_order)
 
     def _unfinished(self, registry: Registry) -> list[Artifact]:
-        checkpoints = registry.list("checkpoint")
-        return [a for a in checkpoints if a.key == self.key and not a.finished]
+        return registry.list("checkpoint", key=self.key, finished=False)
 
     def start_over(self, registry: Registry) -> None:
         """Mark the run as begun anew, and unregister what it must not go on from."""
@@ -348,6 +347,7 @@ def _draft(run: Run) -> Draft:
         parents=(run.tokens.digest, run.tokenizer.digest),
         recipe=run.recipe,
         facts={"precision": run.config.precision, "device": run.config.device},
+        role="base",
     )
 
 

@@ -93,16 +93,16 @@ def write(certificate: Certificate, path: Path) -> None:
 
 
 def register(certificate: Certificate, registry: Registry, checkpoint: Artifact) -> Artifact:
-    """Register it as scores made from a checkpoint.
+    """Register it as made from a checkpoint.
 
     An artifact does not change, so the certificate is one of its own, found by lineage; it
     travels and is checked like everything else. Only a finished checkpoint gets one: a child
     would keep an unfinished one from being dropped when the next is there.
     """
     assert checkpoint.finished
-    key = stage_key("scores", VERSION, {"verify": "resume"}, (checkpoint.digest,))
+    key = stage_key("certificate", VERSION, {"verify": "resume"}, (checkpoint.digest,))
     draft = Draft(
-        kind="scores",
+        kind="certificate",
         name=f"resume-{checkpoint.name}",
         key=key,
         parents=(checkpoint.digest,),

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bc2.errors import IntegrityError, RefError, UsageError
-from bc2.registry import Draft, Position, stage_key
-from bc2.registry.artifact import check_name
+from bc2.errors import UsageError
+from bc2.registry import KINDS, ROLES, Draft, Position, stage_key
+from bc2.registry.draft import check_name, role_of, spell_roles
 
 KEY = "0" * 64
 
@@ -62,6 +60,8 @@ def test_names_that_cannot_be(name: str) -> None:
         {"facts": {"loss": float("nan")}},
         {"facts": {"path": object()}},
         {"recipe": {"text": "\ud800"}},
+        {"role": "base"},
+        {"kind": "checkpoint", "role": "bass"},
     ],
 )
 def test_drafts_that_cannot_be(wrong: dict) -> None:
@@ -69,42 +69,23 @@ def test_drafts_that_cannot_be(wrong: dict) -> None:
         Draft(**{"kind": "corpus", "name": "a", "key": KEY, **wrong})
 
 
-def test_an_artifact_says_what_it_is(publish) -> None:
-    artifact = publish("checkpoint", "run", step=3, tokens=5, files={"a/b": b"1", "c": b"2"})
-    assert artifact.title == "checkpoint/run@3"
-    assert artifact.ref == artifact.digest[:16]
-    assert artifact.files() == ["a/b", "c"]
-    assert artifact.files("a/") == ["a/b"]
-    assert artifact.file("a/b").read_bytes() == b"1"
-    assert artifact.position == Position(3, 5)
+def test_a_role_is_of_a_checkpoint_and_a_known_one() -> None:
+    for role in ROLES:
+        assert Draft("checkpoint", "a", KEY, role=role).role == role
+    assert Draft("checkpoint", "a", KEY).role is None
+    with pytest.raises(UsageError, match="corpus/a cannot have the role 'base'"):
+        Draft("corpus", "a", KEY, role="base")
+    with pytest.raises(UsageError, match="did you mean 'adapter'"):
+        Draft("checkpoint", "a", KEY, role="adaptor")  # type: ignore[arg-type]
 
 
-def test_a_file_it_does_not_have(publish) -> None:
-    with pytest.raises(RefError, match=r"did you mean 'tokenizer\.model'"):
-        publish(files={"tokenizer.model": b"x"}).file("tokeniser.model")
+def test_what_has_no_recorded_role_is_a_base_model_if_it_is_a_checkpoint() -> None:
+    assert role_of("checkpoint", None) == "base"
+    assert role_of("checkpoint", "chat") == "chat"
+    assert [role_of(kind, None) for kind in KINDS if kind != "checkpoint"] == [None] * 7
 
 
-def test_file_looks_at_the_bytes_on_every_call(publish) -> None:
-    artifact = publish(files={"weights": b"abcdef"})
-    artifact.file("weights")
-    (artifact.path / "weights").write_bytes(b"abcdeg")
-    with pytest.raises(IntegrityError, match="weights"):
-        artifact.file("weights")
-
-
-def test_hold_is_a_shared_lock_that_ends_with_its_context(publish) -> None:
-    artifact = publish()
-    fd = os.open(artifact.path, os.O_RDONLY)
-    try:
-        with artifact.hold(), artifact.hold(), pytest.raises(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(fd)
-
-
-def test_hold_of_what_is_gone(registry, publish) -> None:
-    artifact = publish()
-    registry.remove(artifact)
-    with pytest.raises(IntegrityError, match="gone"), artifact.hold():
-        pass
+def test_roles_are_spelled_for_messages() -> None:
+    assert spell_roles(["merged", "base", "chat"]) == "base, chat or merged"
+    assert spell_roles(["reward", "chat"]) == "chat or reward"
+    assert spell_roles({"reward"}) == "reward"

@@ -1,0 +1,122 @@
+"""An artifact: what the index knows of it, and the way to its manifest and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bc2.errors import IntegrityError, RefError, nearest
+from bc2.files import lock_directory
+from bc2.registry.draft import SHORT, Kind, Position, Role, role_of
+
+# Manifests are read where they are needed: pydantic takes longer to import than a listing.
+if TYPE_CHECKING:
+    from bc2.registry.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact: what the index knows of it, and the way to its files."""
+
+    digest: str
+    """64 hex digits: SHA-256 of kind, name, key, position, finished, parents and files."""
+    kind: Kind
+    name: str
+    key: str
+    role: Role | None
+    """What a checkpoint is for; None for the other kinds."""
+    position: Position | None
+    parents: tuple[str, ...]
+    finished: bool
+    created: str
+    """When it was published: ISO 8601, UTC, microseconds; sorts as text."""
+    tags: tuple[str, ...]
+    """Its tags when it was looked up."""
+    path: Path
+
+    @classmethod
+    def of(cls, manifest: Manifest, path: Path) -> Artifact:
+        """The artifact that a manifest describes, with its files at `path`; its tags are not."""
+        return cls(
+            digest=manifest.digest,
+            kind=manifest.kind,
+            name=manifest.name,
+            key=manifest.key,
+            role=role_of(manifest.kind, manifest.role),
+            position=manifest.position,
+            parents=manifest.parents,
+            finished=manifest.finished,
+            created=manifest.created,
+            tags=(),
+            path=path,
+        )
+
+    @property
+    def ref(self) -> str:
+        """16 hex digits that always resolve to this artifact."""
+        return self.digest[:SHORT]
+
+    @property
+    def title(self) -> str:
+        """``kind/NAME`` or ``kind/NAME@step``, for people."""
+        return f"{self.kind}/{self.name}" + (f"@{self.position.step}" if self.position else "")
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, checked against its seal and this digest.
+
+        Raises:
+            IntegrityError: it is missing, broken, or another artifact's.
+        """
+        from bc2.registry.manifest import read
+
+        manifest = read(self.path)
+        if manifest.digest != self.digest:
+            raise IntegrityError(
+                f"{self.title} is not the artifact {self.ref}, but {manifest.digest[:SHORT]}",
+                where=str(self.path),
+            )
+        return manifest
+
+    def files(self, prefix: str = "") -> list[str]:
+        """Paths of the payload's files below the artifact, sorted, that begin with `prefix`."""
+        return [entry.path for entry in self.manifest.files if entry.path.startswith(prefix)]
+
+    def file(self, relpath: str) -> Path:
+        """The path of one file, after reading it through and finding it intact.
+
+        Raises:
+            IntegrityError: its size or SHA-256 is not the manifest's; names the file.
+            RefError: the artifact has no such file.
+        """
+        from bc2.registry.payload import check_file
+
+        for entry in self.manifest.files:
+            if entry.path == relpath:
+                return check_file(self.path, entry)
+        guess = nearest(relpath, self.files())
+        raise RefError(
+            f"{self.title} has no file {relpath!r}",
+            where=str(self.path),
+            todo=f"did you mean {guess!r}?" if guess else None,
+        )
+
+    @contextmanager
+    def hold(self) -> Iterator[Artifact]:
+        """Keep the artifact from being removed while the context is open.
+
+        Raises:
+            IntegrityError: it is gone already.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_directory(self.path, shared=True, wait=True))
+            except FileNotFoundError:
+                raise IntegrityError(
+                    f"the files of {self.title} are gone", where=str(self.path)
+                ) from None
+            yield self

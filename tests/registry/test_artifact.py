@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import fcntl
+import os
+
+import pytest
+
+from bc2.errors import IntegrityError, RefError
+from bc2.registry import Position
+
+
+def test_an_artifact_says_what_it_is(publish) -> None:
+    artifact = publish("checkpoint", "run", step=3, tokens=5, files={"a/b": b"1", "c": b"2"})
+    assert artifact.title == "checkpoint/run@3"
+    assert artifact.ref == artifact.digest[:16]
+    assert artifact.files() == ["a/b", "c"]
+    assert artifact.files("a/") == ["a/b"]
+    assert artifact.file("a/b").read_bytes() == b"1"
+    assert artifact.position == Position(3, 5)
+
+
+def test_a_file_it_does_not_have(publish) -> None:
+    with pytest.raises(RefError, match=r"did you mean 'tokenizer\.model'"):
+        publish(files={"tokenizer.model": b"x"}).file("tokeniser.model")
+
+
+def test_file_looks_at_the_bytes_on_every_call(publish) -> None:
+    artifact = publish(files={"weights": b"abcdef"})
+    artifact.file("weights")
+    (artifact.path / "weights").write_bytes(b"abcdeg")
+    with pytest.raises(IntegrityError, match="weights"):
+        artifact.file("weights")
+
+
+def test_hold_is_a_shared_lock_that_ends_with_its_context(publish) -> None:
+    artifact = publish()
+    fd = os.open(artifact.path, os.O_RDONLY)
+    try:
+        with artifact.hold(), artifact.hold(), pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
+
+
+def test_hold_of_what_is_gone(registry, publish) -> None:
+    artifact = publish()
+    registry.remove(artifact)
+    with pytest.raises(IntegrityError, match="gone"), artifact.hold():
+        pass
