@@ -17,6 +17,9 @@ NEWEST = (artifacts.c.created.desc(), artifacts.c.digest)
 
 Where = sa.ColumnElement[bool]
 
+#: A statement takes a limited number of values: so many are safe everywhere, and quick.
+_AT_ONCE = 500
+
 
 def matching(
     kind: Kind | None = None,
@@ -58,9 +61,9 @@ def select(
     ).all()
     if not rows:
         return []
-    chosen = sa.select(artifacts.c.digest).where(*where)
-    if limit is not None:
-        chosen = chosen.order_by(*order).limit(limit)
+    chosen: Any = [row.digest for row in rows]
+    if len(rows) > _AT_ONCE:
+        chosen = sa.select(artifacts.c.digest).where(*where).order_by(*order).limit(limit)
     above: dict[str, list[str]] = {}
     for child, parent in connection.execute(
         sa.select(parents.c.child, parents.c.parent)
@@ -134,10 +137,10 @@ def ended(connection: sa.Connection, keys: Collection[str]) -> set[str]:
     finished = matching("checkpoint", finished=True)
     found: set[str] = set()
     asked = sorted(keys)
-    # By hundreds: a statement takes a limited number of values.
-    for at in range(0, len(asked), 500):
-        some = artifacts.c.key.in_(asked[at : at + 500])
-        found.update(connection.scalars(sa.select(artifacts.c.key).where(*finished, some)))
+    for at in range(0, len(asked), _AT_ONCE):
+        some = artifacts.c.key.in_(asked[at : at + _AT_ONCE])
+        keyed = sa.select(artifacts.c.key).where(*finished, some).distinct()
+        found.update(connection.scalars(keyed))
     return found
 
 
