@@ -166,7 +166,7 @@ def _open_registry(found: Diagnosis, home: Path) -> None:
     from bc2.registry import Registry
 
     try:
-        found.registry["artifacts"] = len(Registry.open(home).list())
+        found.registry["artifacts"] = Registry.open(home).count()
     except Bc2Error as error:
         found.problems.append(f"the registry does not open: {error}")
 

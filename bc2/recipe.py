@@ -49,38 +49,68 @@ class Settings(BaseModel):
         validate_default=True,
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, info in cls.model_fields.items():
+            if keying(info) == "unless default" and info.is_required():
+                raise TypeError(f"{cls.__name__}.{name} is KEYED_UNLESS_DEFAULT without a default")
+
     def keyed(self) -> dict[str, Any]:
         """The settings that affect results, as JSON data: what a stage's key is made of.
 
-        Fields declared with ``json_schema_extra=UNKEYED`` (logging, paths, intervals)
-        are left out.
+        Fields declared UNKEYED are left out, and so are those declared KEYED_UNLESS_DEFAULT
+        that have their default.
         """
-        return {
-            name: _keyed(getattr(self, name))
-            for name, info in type(self).model_fields.items()
-            if not _is_unkeyed(info)
-        }
+        kept = {}
+        for name, info in type(self).model_fields.items():
+            how = keying(info)
+            value = to_keyed(getattr(self, name))
+            if how == "always" or (how == "unless default" and not _is_default(value, info)):
+                kept[name] = value
+        return kept
 
 
-#: ``Field(json_schema_extra=UNKEYED)``: recorded, but does not change results.
-UNKEYED: dict[str, Any] = {"keyed": False}
+#: ``Field(json_schema_extra=UNKEYED)``: recorded, but does not change results (logging, paths,
+#: intervals).
+UNKEYED: dict[str, Any] = {"keyed": "never"}
+
+#: ``Field(json_schema_extra=KEYED_UNLESS_DEFAULT)``: for each setting that is added to a section
+#: or table after its first release. Keys of before are those of its default, which must do what
+#: was done before there was the setting, and never change.
+KEYED_UNLESS_DEFAULT: dict[str, Any] = {"keyed": "unless default"}
 
 
-def _is_unkeyed(info: FieldInfo) -> bool:
+def keying(info: FieldInfo) -> str:
+    """When a field of `Settings` enters a stage's key: always, unless default, or never."""
     extra = info.json_schema_extra
-    return isinstance(extra, dict) and extra.get("keyed") is False
+    return str(extra.get("keyed", "always")) if isinstance(extra, dict) else "always"
 
 
-def _keyed(value: Any) -> Any:
+def to_keyed(value: Any) -> Any:
+    """A setting's value as it enters a key: JSON data."""
     if isinstance(value, Settings):
         return value.keyed()
     if isinstance(value, list | tuple):
-        return [_keyed(item) for item in value]
+        return [to_keyed(item) for item in value]
     if isinstance(value, dict):
-        return {key: _keyed(item) for key, item in value.items()}
+        return {key: to_keyed(item) for key, item in value.items()}
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_default(keyed: Any, info: FieldInfo) -> bool:
+    return _same(keyed, to_keyed(info.get_default(call_default_factory=True)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether JSON data is equal: 1 is 1.0, as in Python, and 1 is not true."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 class Section(Settings):

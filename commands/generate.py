@@ -12,7 +12,7 @@ import typer
 from bc2.console import Output, note
 from bc2.errors import DataError, UsageError
 from bc2.options import Json, Quiet, verb
-from bc2.registry import Artifact, Registry
+from bc2.registry import Artifact, Registry, Role
 
 if TYPE_CHECKING:
     from bc2.generate.engine import Generated
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bc2.generate.sampling_config import SamplingConfig
 
 app = verb()
+
+#: Roles of the checkpoints that continue text by themselves.
+_ROLES: tuple[Role, ...] = ("base", "chat", "merged")
 
 
 @app.command(no_args_is_help=True)
@@ -138,8 +141,8 @@ def _placed(device: str, precision: str) -> tuple[Any, Any]:
 def _artifact(ref: str | None) -> Artifact:
     registry = Registry.open()
     if ref is not None:
-        return registry.resolve(ref, "checkpoint")
-    newest = registry.newest("checkpoint")
+        return registry.resolve(ref, "checkpoint", _ROLES)
+    newest = registry.newest("checkpoint", _ROLES)
     note(f"taking the newest model, {newest.title} ({newest.ref})")
     return newest
 

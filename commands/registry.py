@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bc2.console import Output, table, warn
+from bc2.console import Output, note, table, warn
 from bc2.errors import Bc2Error, DataError, IntegrityError, UsageError
 from bc2.options import Json, Quiet, verb
 
 if TYPE_CHECKING:
-    from bc2.registry import Artifact, Kind, Registry
+    from bc2.registry import Artifact, Kind, Registry, Role
     from bc2.registry.gc import Doomed
 
 app = verb()
@@ -22,6 +22,9 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="A name, a digest or a p
 Refs = Annotated[list[str] | None, typer.Argument(metavar="[REF]...", help="Names or digests.")]
 KindName = Annotated[str | None, typer.Option("--kind", help="One kind of artifact only.")]
 
+#: How many artifacts `list` shows unless it is told otherwise.
+NEWEST = 50
+
 
 @app.callback(help="List, trace, verify and clean registered artifacts.")
 def _registry() -> None:
@@ -29,9 +32,15 @@ def _registry() -> None:
 
 
 def _kind(kind: str | None) -> Kind | None:
-    from bc2.registry.artifact import check_kind
+    from bc2.registry.draft import check_kind
 
     return check_kind(kind) if kind else None
+
+
+def _role(role: str | None) -> Role | None:
+    from bc2.registry.draft import check_role
+
+    return check_role(role) if role else None
 
 
 def brief(artifact: Artifact) -> dict[str, Any]:
@@ -42,6 +51,7 @@ def brief(artifact: Artifact) -> dict[str, Any]:
         "kind": artifact.kind,
         "name": artifact.name,
         "key": artifact.key,
+        "role": artifact.role,
         "position": asdict(artifact.position) if artifact.position else None,
         "finished": artifact.finished,
         "created": artifact.created,
@@ -55,6 +65,10 @@ def brief(artifact: Artifact) -> dict[str, Any]:
 def list_(
     kind: KindName = None,
     name: Annotated[str | None, typer.Option("--name", help="One name only.")] = None,
+    role: Annotated[str | None, typer.Option("--role", help="Checkpoints of one role.")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=0, help="The newest N; 0: all.")
+    ] = NEWEST,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,13 +76,34 @@ def list_(
     from bc2.registry import Registry
 
     registry = Registry.open()
-    found = registry.list(_kind(kind), name)
-    ended = {artifact.key for artifact in found if artifact.finished}
+    asked, of = _kind(kind), _role(role)
+    roles = (of,) if of else None
+    found = registry.list(asked, name, roles=roles, limit=limit or None)
+    total = len(found) if len(found) != limit else registry.count(asked, name, roles=roles)
+    if total > len(found):
+        note(f"{total - len(found):,} older ones are not shown: --limit 0 lists all {total:,}")
+    Output.of(json=json, quiet=quiet).emit(
+        {
+            "home": str(registry.home),
+            "total": total,
+            "artifacts": [brief(artifact) for artifact in found],
+        },
+        table=_listed(registry, found),
+        quiet=[artifact.ref for artifact in found],
+    )
+
+
+def _listed(registry: Registry, found: list[Artifact]) -> Any:
+    """A table of artifacts, newest first."""
+    if not found:
+        return f"nothing is registered in {registry.home}"
+    ended = registry.ended(found)
     rows = [
         [
             artifact.ref,
             artifact.kind,
             artifact.name,
+            artifact.role or "",
             artifact.position.step if artifact.position else "",
             artifact.position.tokens if artifact.position else "",
             "" if artifact.finished else "earlier" if artifact.key in ended else "unfinished",
@@ -77,11 +112,8 @@ def list_(
         ]
         for artifact in found
     ]
-    columns = ["ref", "kind", "name", "step", "tokens", "run", "tags", "created (UTC)"]
-    Output.of(json=json, quiet=quiet).emit(
-        {"home": str(registry.home), "artifacts": [brief(artifact) for artifact in found]},
-        table=table(columns, rows) if rows else f"nothing is registered in {registry.home}",
-        quiet=[artifact.ref for artifact in found],
+    return table(
+        ["ref", "kind", "name", "role", "step", "tokens", "run", "tags", "created (UTC)"], rows
     )
 
 
@@ -93,7 +125,8 @@ def show(ref: Ref, kind: KindName = None, json: Json = False, quiet: Quiet = Fal
     registry = Registry.open()
     artifact = registry.resolve(ref, _kind(kind))
     manifest = artifact.manifest
-    recorded = manifest.model_dump(mode="json", exclude={"seal"})
+    # What is said of the role is what an artifact without a recorded one is taken for.
+    recorded = manifest.model_dump(mode="json", exclude={"seal", "role"})
     below = registry.children(artifact)
     value = {
         **brief(artifact),
@@ -113,6 +146,7 @@ def _shown(artifact: Artifact, value: dict[str, Any]) -> str:
         ["artifact", artifact.title],
         ["digest", artifact.digest],
         ["key", artifact.key],
+        ["role", artifact.role or ""],
         ["position", run],
         ["finished", "yes" if artifact.finished else "no: its run was still going"],
         ["tags", " ".join(artifact.tags)],
@@ -279,6 +313,9 @@ def import_(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact, or any directory.")],
     kind: Annotated[str | None, typer.Option("--kind", help="Of a plain directory.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of a plain directory.")] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Of a checkpoint from a plain directory; base.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -289,8 +326,8 @@ def import_(
     registry = Registry.open()
     wanted = _kind(kind)
     if wanted and name:
-        artifact = import_directory(registry, path, wanted, name)
-    elif wanted or name:
+        artifact = import_directory(registry, path, wanted, name, _role(role))
+    elif wanted or name or role:
         raise UsageError("give both --kind and --name for a plain directory, or neither")
     elif not (path / "manifest.json").exists():
         raise UsageError(

@@ -11,7 +11,8 @@ from bc2 import files
 from bc2.errors import DataError, UsageError, from_os_error
 from bc2.registry import manifest as mf
 from bc2.registry import payload, publish, staging
-from bc2.registry.artifact import Artifact, Draft, Kind, stage_key
+from bc2.registry.artifact import Artifact
+from bc2.registry.draft import Draft, Kind, Role, stage_key
 from bc2.registry.store import Registry
 
 
@@ -41,10 +42,13 @@ def import_artifact(registry: Registry, source: Path) -> Artifact:
     return registry.get(manifest.digest)
 
 
-def import_directory(registry: Registry, source: Path, kind: Kind, name: str) -> Artifact:
+def import_directory(
+    registry: Registry, source: Path, kind: Kind, name: str, role: Role | None = None
+) -> Artifact:
     """Register a copy of a plain directory as an artifact without parents.
 
-    Its key is made from its files, so the same directory is registered once.
+    Its key is made from its files, so the same directory is registered once. A checkpoint of
+    which no `role` is said is a base model.
 
     Raises:
         DataError: no such directory, an empty one, or links in it.
@@ -61,7 +65,7 @@ def import_directory(registry: Registry, source: Path, kind: Kind, name: str) ->
         entries = [entry.model_dump() for entry in payload.measure(source)]
         key = stage_key(kind, 0, {"imported": entries}, ())
         facts = {"imported_from": str(source.absolute())}
-        with registry.stage(Draft(kind, name, key, facts=facts)) as staged:
+        with registry.stage(Draft(kind, name, key, facts=facts, role=role)) as staged:
             _copy(source, staged.path)
             return staged.publish()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The index: which artifacts exist, quickly and for many processes at once.
+"""The index: the database that says which artifacts exist, for many processes at once.
 
 SQLite in WAL mode beside the artifacts, or another database by URL. It holds
 nothing that the manifests and tag files do not, so it can always be rebuilt.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from bc2.errors import Bc2Error, IntegrityError, ResourceError, RunFailed, UsageError
-from bc2.registry.artifact import Artifact, Kind, Position, place_of
 
-#: Raised when the tables change: an index of another schema is rebuilt, not migrated.
+#: Raised when the tables change: an index of another schema is rebuilt, not migrated. A column
+#: that may be empty is added to an index that lacks it (`Index.upgrade`) and raises nothing.
 SCHEMA = 1
 #: A writer waits this long for the others, in seconds, before it gives up.
 BUSY_S = 120.0
@@ -43,6 +43,7 @@ artifacts = sa.Table(
     sa.Column("tokens", sa.BigInteger),
     sa.Column("finished", sa.Boolean, nullable=False),
     sa.Column("created", sa.String(32), nullable=False),
+    sa.Column("role", sa.String(16)),
     sa.Index("artifacts_by_name", "kind", "name"),
     sa.Index("artifacts_by_key", "kind", "key"),
 )
@@ -62,11 +63,6 @@ tags = sa.Table(
     sa.Column("tag", sa.String(255), primary_key=True),
     sa.Column("digest", sa.String(64), nullable=False, index=True),
 )
-
-#: Newest first, and the same order whatever the index has been through.
-NEWEST = (artifacts.c.created.desc(), artifacts.c.digest)
-
-Where = sa.ColumnElement[bool]
 
 
 class Index:
@@ -140,19 +136,29 @@ class Index:
                     raw.close()
         with self.writing() as connection:
             _tables.create_all(connection)
+            _add_columns(connection)
             if connection.scalar(sa.select(schema.c.version)) is None:
                 connection.execute(schema.insert().values(version=SCHEMA))
 
-    def check(self) -> None:
-        """Raises: IntegrityError or RunFailed if the index cannot be used as it is."""
+    def upgrade(self) -> None:
+        """Make an index of an earlier bc2 usable; nothing in it is lost, and others may look on.
+
+        Raises:
+            IntegrityError: the index is broken.
+            RunFailed: it is of another schema.
+        """
         with self.reading() as connection:
             found = connection.scalar(sa.select(schema.c.version))
+            complete = not _missing_columns(connection)
         if found != SCHEMA:
             raise RunFailed(
                 f"the index has schema {found}, and this bc2 uses {SCHEMA}",
                 where=self.place,
                 todo="delete the index; `bc2 registry rebuild` makes it anew",
             )
+        if not complete:
+            with self.writing() as connection:
+                _add_columns(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -185,6 +191,18 @@ def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_PG_LOCK})")
 
 
+def _missing_columns(connection: sa.Connection) -> list[sa.Column[Any]]:
+    there = {column["name"] for column in sa.inspect(connection).get_columns(artifacts.name)}
+    return [column for column in artifacts.columns if column.name not in there]
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Add what `artifacts` lacks, in a writing transaction: two at once add it once."""
+    for column in _missing_columns(connection):
+        spelled = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {artifacts.name} ADD COLUMN {spelled}")
+
+
 def _explain(error: BaseException, place: str) -> Bc2Error:
     reason = str(error).strip().splitlines()[0]
     # SQLite says no more than "disk I/O error" where its shared memory cannot grow.
@@ -197,6 +215,9 @@ def _explain(error: BaseException, place: str) -> Bc2Error:
     if "locked" in reason or "busy" in reason:
         todo = "run the same again; if it persists, something holds the index open"
         return RunFailed(f"the index is in use for {BUSY_S:.0f} s", where=place, todo=todo)
+    if "must be owner" in reason:
+        todo = "let the owner of the tables run `bc2 registry list` once: it adds a column"
+        return RunFailed(f"the index is of an earlier bc2: {reason}", where=place, todo=todo)
     if "unable to open" in reason or "readonly" in reason or "denied" in reason:
         todo = "check owner and mode, or set BC2_HOME to a directory you may write to"
         return RunFailed(f"permission denied: {reason}", where=place, todo=todo)
@@ -210,108 +231,3 @@ def _is_full(place: str) -> bool:
     except OSError:
         return False
     return found.f_bavail * found.f_frsize < _ROOM
-
-
-def select(
-    connection: sa.Connection,
-    home: Path,
-    *where: Where,
-    order: Sequence[sa.ColumnElement[Any]] = NEWEST,
-) -> list[Artifact]:
-    """The artifacts for which all of `where` holds, in `order`, with parents and tags."""
-    rows = connection.execute(sa.select(artifacts).where(*where).order_by(*order)).all()
-    if not rows:
-        return []
-    chosen = sa.select(artifacts.c.digest).where(*where)
-    above: dict[str, list[str]] = {}
-    for child, parent in connection.execute(
-        sa.select(parents.c.child, parents.c.parent)
-        .where(parents.c.child.in_(chosen))
-        .order_by(parents.c.child, parents.c.position)
-    ):
-        above.setdefault(child, []).append(parent)
-    named: dict[str, list[str]] = {}
-    for digest, tag in connection.execute(
-        sa.select(tags.c.digest, tags.c.tag)
-        .where(tags.c.digest.in_(chosen))
-        .order_by(tags.c.digest, tags.c.tag)
-    ):
-        named.setdefault(digest, []).append(tag)
-    return [_artifact(row, home, above, named) for row in rows]
-
-
-def _artifact(
-    row: sa.Row[Any], home: Path, above: dict[str, list[str]], named: dict[str, list[str]]
-) -> Artifact:
-    kind: Kind = row.kind
-    return Artifact(
-        digest=row.digest,
-        kind=kind,
-        name=row.name,
-        key=row.key,
-        position=None if row.step is None else Position(row.step, row.tokens),
-        parents=tuple(above.get(row.digest, ())),
-        finished=bool(row.finished),
-        created=row.created,
-        tags=tuple(named.get(row.digest, ())),
-        path=home / "artifacts" / place_of(kind, row.name, row.digest),
-    )
-
-
-def has(connection: sa.Connection, digest: str) -> bool:
-    """Whether an artifact is registered."""
-    found = sa.select(artifacts.c.digest).where(artifacts.c.digest == digest)
-    return connection.scalar(found) is not None
-
-
-def absent(connection: sa.Connection, digests: Iterable[str]) -> list[str]:
-    """Those of `digests` that are not registered, in their order."""
-    return [digest for digest in digests if not has(connection, digest)]
-
-
-def children(digest: str) -> Where:
-    """True of the artifacts that have `digest` among their parents."""
-    below = sa.select(parents.c.child).where(parents.c.parent == digest)
-    return artifacts.c.digest.in_(below)
-
-
-def insert(connection: sa.Connection, artifact: Artifact) -> None:
-    """Register an artifact; of one registered already, only the time may differ."""
-    if has(connection, artifact.digest):
-        same = artifacts.c.digest == artifact.digest
-        connection.execute(artifacts.update().where(same).values(created=artifact.created))
-        return
-    position = artifact.position
-    connection.execute(
-        artifacts.insert().values(
-            digest=artifact.digest,
-            kind=artifact.kind,
-            name=artifact.name,
-            key=artifact.key,
-            step=position.step if position else None,
-            tokens=position.tokens if position else None,
-            finished=artifact.finished,
-            created=artifact.created,
-        )
-    )
-    for place, parent in enumerate(artifact.parents):
-        row = {"child": artifact.digest, "position": place, "parent": parent}
-        connection.execute(parents.insert().values(row))
-
-
-def delete(connection: sa.Connection, digest: str) -> None:
-    """Forget an artifact and what it was made from. Its tags are the caller's matter."""
-    connection.execute(artifacts.delete().where(artifacts.c.digest == digest))
-    connection.execute(parents.delete().where(parents.c.child == digest))
-
-
-def set_tag(connection: sa.Connection, kind: str, name: str, tag: str, digest: str) -> None:
-    """Point ``NAME:TAG`` at `digest`, whatever it pointed at before."""
-    drop_tag(connection, kind, name, tag)
-    connection.execute(tags.insert().values(kind=kind, name=name, tag=tag, digest=digest))
-
-
-def drop_tag(connection: sa.Connection, kind: str, name: str, tag: str) -> None:
-    """Forget ``NAME:TAG``."""
-    same = (tags.c.kind == kind) & (tags.c.name == name) & (tags.c.tag == tag)
-    connection.execute(tags.delete().where(same))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bc2.errors import RefError
-from bc2.registry.artifact import SHORT, Artifact, Kind
+from bc2.registry.artifact import Artifact
+from bc2.registry.catalog import Catalog
+from bc2.registry.draft import SHORT, Kind
 
 if TYPE_CHECKING:
     from rich.tree import Tree
-
-    from bc2.registry.store import Registry
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Lineage:
                 self._grow(below, there, drawn)
 
 
-def trace(registry: Registry, artifact: Artifact, *, down: bool = False) -> Lineage:
+def trace(catalog: Catalog, artifact: Artifact, *, down: bool = False) -> Lineage:
     """Follow parents, or children if `down`, from `artifact` to the ends."""
     nodes: dict[str, Artifact | None] = {artifact.digest: artifact}
     steps: dict[str, list[str]] = {}
     waiting = [artifact]
     while waiting:
         here = waiting.pop(0)
-        near = registry.children(here) if down else registry.parents(here)
+        near = catalog.children(here) if down else catalog.parents(here)
         found = {one.digest: one for one in near}
         digests = list(found) if down else list(dict.fromkeys(here.parents))
         steps[here.digest] = digests
@@ -110,7 +110,7 @@ def _label(digest: str, found: Artifact | None) -> str:
     return f"{_title(digest, found)}{tags}  {digest[:SHORT]}"
 
 
-def parent_of_kind(registry: Registry, artifact: Artifact, kind: Kind) -> Artifact:
+def parent_of_kind(registry: Catalog, artifact: Artifact, kind: Kind) -> Artifact:
     """The first parent of a kind, such as the tokenizer of token shards.
 
     Raises:

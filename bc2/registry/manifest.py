@@ -11,17 +11,19 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from bc2.errors import IntegrityError, RunFailed, UsageError, from_os_error
 from bc2.files import canonical_json, sha256_json
-from bc2.registry.artifact import Artifact, Draft, Kind, Position, check_name
+from bc2.registry.draft import Draft, Kind, Position, Role, check_name
 from bc2.registry.environment import code, environment
 
 FILENAME = "manifest.json"
-FORMAT = 1
+#: The newest format. 1 knows neither roles nor certificates: what has none of them is written
+#: so, and a bc2 that knows format 1 alone can read it.
+FORMAT = 2
 
 _IDENTITY = ("kind", "name", "key", "position", "finished", "parents", "files")
 
@@ -58,7 +60,7 @@ class FileEntry(_Record):
 class Manifest(_Record):
     """What an artifact is (its identity) and how it was made (recorded)."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     digest: str
     """Hex SHA-256 of the canonical JSON of the identity."""
     kind: Kind
@@ -74,33 +76,26 @@ class Manifest(_Record):
     code: dict[str, Any]
     environment: dict[str, Any]
     seal: str
-    """Hex SHA-256 of the canonical JSON of everything above."""
+    """Hex SHA-256 of the canonical JSON of everything else here."""
+    role: Role | None = None
+    """What a checkpoint is for, where it is recorded: see `bc2.registry.draft.role_of`."""
 
     @property
     def size(self) -> int:
         """Bytes of the payload."""
         return sum(entry.size for entry in self.files)
 
-    def artifact(self, path: Path, tags: tuple[str, ...] = ()) -> Artifact:
-        """The artifact this manifest describes, with its files at `path`."""
-        return Artifact(
-            digest=self.digest,
-            kind=self.kind,
-            name=self.name,
-            key=self.key,
-            position=self.position,
-            parents=self.parents,
-            finished=self.finished,
-            created=self.created,
-            tags=tags,
-            path=path,
-        )
+    @model_validator(mode="after")
+    def _role_of_a_checkpoint(self) -> Self:
+        if self.role is not None and self.kind != "checkpoint":
+            raise ValueError("only a checkpoint has a role")
+        return self
 
 
 def build(draft: Draft, files: Sequence[FileEntry], facts: Mapping[str, Any]) -> Manifest:
     """The sealed manifest of a draft whose payload is `files`."""
     data: dict[str, Any] = {
-        "format": FORMAT,
+        "format": 2 if draft.role or draft.kind == "certificate" else 1,
         "kind": draft.kind,
         "name": draft.name,
         "key": draft.key,
@@ -114,6 +109,8 @@ def build(draft: Draft, files: Sequence[FileEntry], facts: Mapping[str, Any]) ->
         "code": code(),
         "environment": environment(),
     }
+    if draft.role:
+        data["role"] = draft.role
     data["digest"] = digest_of(data)
     data["seal"] = seal_of(data)
     return Manifest.model_validate_json(canonical_json(data))
@@ -136,8 +133,8 @@ def render(data: Mapping[str, Any]) -> bytes:
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """The manifest as `read` expects to find it."""
-    return render(manifest.model_dump(mode="json"))
+    """The manifest as `read` expects to find it: a role that was not there stays out of it."""
+    return render(manifest.model_dump(mode="json", exclude_unset=True))
 
 
 def read(folder: Path) -> Manifest:
@@ -176,9 +173,9 @@ def _judge(data: dict[str, Any], raw: bytes, path: Path) -> Manifest | None:
     """The manifest in `data`, or None if anything in it is not as it was written."""
     if data["seal"] != seal_of(data) or render(data) != raw:
         return None
-    if data["format"] != FORMAT:
+    if data["format"] not in range(1, FORMAT + 1):
         raise RunFailed(
-            f"a manifest of format {data['format']}, and this bc2 reads {FORMAT}",
+            f"a manifest of format {data['format']}, and this bc2 reads 1 to {FORMAT}",
             where=str(path),
             todo="update bc2",
         )

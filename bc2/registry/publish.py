@@ -21,8 +21,9 @@ from bc2 import files
 from bc2.errors import DataError, IntegrityError, RunFailed
 from bc2.registry import index as ix
 from bc2.registry import manifest as mf
-from bc2.registry import payload, staging
-from bc2.registry.artifact import Artifact, Draft, check_json, place_of
+from bc2.registry import payload, queries, staging
+from bc2.registry.artifact import Artifact
+from bc2.registry.draft import Draft, check_json, place_of
 
 #: How long to wait before looking again at what another process is publishing, seconds.
 _PAUSE_S = 0.01
@@ -68,7 +69,7 @@ def place(
         RunFailed: a parent is not registered.
     """
     target = home / "artifacts" / place_of(manifest.kind, manifest.name, manifest.digest)
-    artifact = manifest.artifact(target)
+    artifact = Artifact.of(manifest, target)
     files.make_directory(target.parent)
     while not _rename(aside, target):
         if _accept(home, index, artifact, orphans):
@@ -96,7 +97,7 @@ def _sync_names(target: Path) -> None:
 def registered(index: ix.Index, digest: str) -> bool:
     """Whether the index has an artifact."""
     with index.reading() as connection:
-        return ix.has(connection, digest)
+        return queries.has(connection, digest)
 
 
 def require(index: ix.Index, parents: tuple[str, ...]) -> None:
@@ -106,7 +107,7 @@ def require(index: ix.Index, parents: tuple[str, ...]) -> None:
 
 
 def _require(connection: Connection, parents: tuple[str, ...]) -> None:
-    missing = ix.absent(connection, parents)
+    missing = queries.absent(connection, parents)
     if missing:
         raise RunFailed(
             f"a parent is not registered: {', '.join(digest[:16] for digest in missing)}",
@@ -118,7 +119,7 @@ def _register(index: ix.Index, artifact: Artifact, orphans: bool) -> None:
     with index.writing() as connection:
         if not orphans:
             _require(connection, artifact.parents)
-        ix.insert(connection, artifact)
+        queries.insert(connection, artifact)
 
 
 def _rename(aside: Path, target: Path) -> bool:
@@ -157,7 +158,7 @@ def _intact(artifact: Artifact) -> Artifact | None:
         found = mf.read(artifact.path)
         if found.digest == artifact.digest:
             payload.check(artifact.path, found)
-            return found.artifact(artifact.path)
+            return Artifact.of(found, artifact.path)
     except (IntegrityError, DataError):
         return None
     raise RunFailed(f"two artifacts share the ref {artifact.ref}", where=str(artifact.path))

@@ -12,8 +12,9 @@ from bc2.errors import Bc2Error, IntegrityError
 from bc2.files import lock_directory
 from bc2.registry import index as ix
 from bc2.registry import manifest as mf
-from bc2.registry import payload
-from bc2.registry.artifact import KINDS, SHORT, Artifact, place_of
+from bc2.registry import payload, queries
+from bc2.registry.artifact import Artifact
+from bc2.registry.draft import KINDS, SHORT, place_of
 
 
 @dataclass
@@ -50,21 +51,21 @@ def reconcile(index: ix.Index, home: Path) -> Found:
     """
     found = Found()
     with index.writing() as connection:
-        known = {artifact.path: artifact for artifact in ix.select(connection, home)}
+        known = {artifact.path: artifact for artifact in queries.select(connection, home)}
         here = set()
         for folder in in_place(home):
             here.add(folder)
             _take(connection, folder, known.get(folder), found)
         for path, artifact in known.items():
             if path not in here:
-                ix.delete(connection, artifact.digest)
+                queries.delete(connection, artifact.digest)
                 found.dropped.append(artifact)
         connection.execute(ix.tags.delete())
-        registered = {artifact.digest for artifact in ix.select(connection, home)}
+        registered = {artifact.digest for artifact in queries.select(connection, home)}
         for path, digest in tag_files(home):
             kind, name = path.parts[-4], path.parts[-3]
             if digest in registered:
-                ix.set_tag(connection, kind, name, path.name, digest)
+                queries.set_tag(connection, kind, name, path.name, digest)
     return found
 
 
@@ -74,7 +75,7 @@ def _take(connection: Connection, folder: Path, known: Artifact | None, found: F
             if not held:
                 return
             artifact = inspect(folder)
-            ix.insert(connection, artifact)
+            queries.insert(connection, artifact)
     except FileNotFoundError:  # removed meanwhile
         return
     except Bc2Error as error:
@@ -95,7 +96,7 @@ def inspect(folder: Path) -> Artifact:
     if folder.parts[-3:] != place_of(manifest.kind, manifest.name, manifest.digest).parts:
         raise IntegrityError("an artifact is in another one's place", where=str(folder))
     payload.check_sizes(folder, manifest)
-    return manifest.artifact(folder)
+    return Artifact.of(manifest, folder)
 
 
 def tag_files(home: Path) -> Iterator[tuple[Path, str]]:
@@ -110,7 +111,7 @@ def rebuild(index: ix.Index, home: Path) -> Found:
     found = reconcile(index, home)
     with index.reading() as connection:
         for path, digest in tag_files(home):
-            if not ix.has(connection, digest):
+            if not queries.has(connection, digest):
                 todo = "tag another artifact so, or delete the file"
                 found.broken.append(
                     IntegrityError("a tag points at nothing", where=str(path), todo=todo)

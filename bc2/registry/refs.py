@@ -8,17 +8,17 @@ digest. The first of these that means anything wins.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bc2.errors import RefError, nearest
-from bc2.registry.artifact import KINDS, NAME, Artifact, Kind
-
-if TYPE_CHECKING:
-    from bc2.registry.store import Registry
+from bc2.registry import index as ix
+from bc2.registry import queries
+from bc2.registry.artifact import Artifact
+from bc2.registry.catalog import Catalog
+from bc2.registry.draft import KINDS, NAME, Kind, Role, spell_roles
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -28,6 +28,8 @@ _REF = re.compile(
     rf"|:(?P<tag>{NAME.pattern}))?"
 )
 _DIGEST = re.compile(r"[0-9a-fA-F]{8,64}")
+#: The largest number that the index holds.
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -64,37 +66,51 @@ def parse(text: str) -> Ref | None:
     )
 
 
-def resolve(registry: Registry, text: str, kind: Kind | None = None) -> Artifact:
+def resolve(
+    catalog: Catalog, text: str, kind: Kind | None = None, roles: Collection[Role] | None = None
+) -> Artifact:
     """The one artifact that `text` names.
 
     Args:
-        registry: where to look.
+        catalog: where to look.
         text: a ref, or the path of an artifact's directory.
         kind: the kind that is needed, which also settles a name that several kinds have.
+        roles: of a checkpoint, those that are needed, which also settle a name, a step or a
+            number of tokens at which there are several.
 
     Raises:
-        RefError: nothing answers to it, several do, or it is of another kind.
+        RefError: nothing answers to it, several do, or it is of another kind or role.
     """
     if (Path(text).expanduser() / "manifest.json").is_file():
-        return _of_kind(at_path(registry, Path(text).expanduser()), text, kind)
+        return _usable(at_path(catalog, Path(text).expanduser()), text, kind, roles)
     ref = parse(text)
     if ref is None:
         raise RefError(
             f"no artifact at {text!r}, and it is not a ref",
             todo="write NAME, KIND/NAME, NAME@STEP, NAME@220B, NAME:TAG, or 8 digits of a digest",
         )
-    named = [found for found in registry.list(name=ref.name) if ref.kind in (None, found.kind)]
-    wanted = [found for found in named if kind in (None, found.kind)]
+    named = [found for found in _kinds(catalog, ref.name) if ref.kind in (None, found)]
+    wanted = [found for found in named if kind in (None, found)]
+    if len(wanted) > 1:
+        spelled = text.removeprefix(f"{ref.kind}/")
+        raise _ambiguous(text, (f"{found}/{spelled}" for found in wanted))
     if wanted:
-        return _pick(ref, text, wanted)
-    if ref.bare and _DIGEST.fullmatch(text) and (found := registry.with_prefix(text.lower())):
-        return _of_kind(_only(found, text), text, kind)
+        return _pick(_answers(catalog, ref, text, wanted[0], roles), text, roles)
+    if ref.bare and _DIGEST.fullmatch(text) and (found := catalog.with_prefix(text.lower())):
+        return _usable(_only(found, text), text, kind, roles)
     if named:
-        return _of_kind(named[0], text, kind)
-    raise _unknown(registry, ref, text, kind)
+        raise _other_kind(text, named[0], kind)
+    raise _unknown(catalog, ref, text, kind)
 
 
-def at_path(registry: Registry, folder: Path) -> Artifact:
+def _kinds(catalog: Catalog, name: str) -> list[Kind]:
+    if catalog.is_blank():
+        return []
+    with catalog.index.reading() as connection:
+        return queries.kinds_of(connection, name)
+
+
+def at_path(catalog: Catalog, folder: Path) -> Artifact:
     """The artifact in a directory: a registered one, or one from outside the registry.
 
     Raises:
@@ -104,10 +120,10 @@ def at_path(registry: Registry, folder: Path) -> Artifact:
     from bc2.registry.manifest import read
 
     folder = folder.absolute()
-    artifact = read(folder).artifact(folder)
-    if not folder.resolve().is_relative_to(registry.home.resolve()):
+    artifact = Artifact.of(read(folder), folder)
+    if not folder.resolve().is_relative_to(catalog.home.resolve()):
         return artifact
-    for known in registry.with_prefix(artifact.digest):
+    for known in catalog.with_prefix(artifact.digest):
         if known.path.resolve() == folder.resolve():
             return known
     raise RefError(
@@ -117,35 +133,79 @@ def at_path(registry: Registry, folder: Path) -> Artifact:
     )
 
 
-def _of_kind(artifact: Artifact, text: str, kind: Kind | None) -> Artifact:
+def _usable(
+    artifact: Artifact, text: str, kind: Kind | None, roles: Collection[Role] | None
+) -> Artifact:
     if kind is not None and artifact.kind != kind:
-        raise RefError(f"{text!r} is a {artifact.kind}, and a {kind} is needed")
-    return artifact
+        raise _other_kind(text, artifact.kind, kind)
+    return _pick([artifact], text, roles)
 
 
-def _pick(ref: Ref, text: str, named: Sequence[Artifact]) -> Artifact:
-    """The artifact among those of one name (newest first) that the ref means."""
-    if len({found.kind for found in named}) > 1:
-        spelled = text.removeprefix(f"{ref.kind}/")
-        raise _ambiguous(text, (f"{found.kind}/{spelled}" for found in named))
+def _other_kind(text: str, found: Kind, kind: Kind | None) -> RefError:
+    return RefError(f"{text!r} is a {found}, and a {kind} is needed")
+
+
+def _pick(answers: Sequence[Artifact], text: str, roles: Collection[Role] | None) -> Artifact:
+    """The first of what answers to a ref, of those in a role that the caller can use."""
+    usable = [found for found in answers if roles is None or found.role in roles]
+    if not usable:
+        raise RefError(
+            f"{text!r} is a {answers[0].kind} of role {answers[0].role}, and one of role "
+            f"{spell_roles(roles or ())} is needed",
+            where=answers[0].title,
+            todo=f"see `bc2 registry list --kind {answers[0].kind}`",
+        )
+    if len({found.key for found in usable}) > 1:
+        raise _ambiguous(text, (found.ref for found in usable))
+    return usable[0]
+
+
+def _answers(
+    catalog: Catalog, ref: Ref, text: str, kind: Kind, roles: Collection[Role] | None
+) -> list[Artifact]:
+    """What answers to a ref among the artifacts of one kind and its name, the best first.
+
+    Those in a role that is needed; if there are none, the others, to say what there is.
+
+    Raises:
+        RefError: nothing does.
+    """
     if ref.tag is not None:
-        tagged = [found for found in named if ref.tag in found.tags]
-        if not tagged:
-            raise _no_tag(ref, text, named)
-        return tagged[0]
-    if ref.step is None and ref.count is None:
-        return named[0]
-    placed = [found for found in named if found.position]
-    matches = _at_step(ref, placed) if ref.step is not None else _at_tokens(ref, placed)
-    if not matches:
-        raise _none_at(ref, text, placed)
-    if len({found.key for found in matches}) > 1:
-        raise _ambiguous(text, (found.ref for found in matches))
-    return matches[0]
+        return [_tagged(catalog, ref, text, kind)]
+    found = _matching(catalog, ref, kind, roles) or _matching(catalog, ref, kind, None)
+    if not found:
+        raise _none_at(catalog, ref, text, kind)
+    return found
 
 
-def _at_step(ref: Ref, placed: Iterable[Artifact]) -> list[Artifact]:
-    return [found for found in placed if found.position and found.position.step == ref.step]
+def _matching(
+    catalog: Catalog, ref: Ref, kind: Kind, roles: Collection[Role] | None
+) -> list[Artifact]:
+    named = queries.matching(kind, ref.name, roles=roles)
+    if ref.step is not None:
+        step = min(ref.step, _LARGEST)
+        return catalog.select(*named, ix.artifacts.c.step == step)
+    if ref.count is not None:
+        low, high = (min(limit, _LARGEST) for limit in _rounded(ref))
+        near = ix.artifacts.c.tokens.between(low, high)
+        return _at_tokens(ref, catalog.select(*named, near))
+    return catalog.select(*named, limit=1)
+
+
+def _tagged(catalog: Catalog, ref: Ref, text: str, kind: Kind) -> Artifact:
+    with catalog.index.reading() as connection:
+        tags = queries.tags_of(connection, kind, ref.name)
+    assert ref.tag is not None
+    if ref.tag not in tags:
+        raise _no_tag(ref, text, sorted(tags))
+    return catalog.get(tags[ref.tag])
+
+
+def _rounded(ref: Ref) -> tuple[int, int]:
+    """Between which numbers of tokens everything lies that rounds to what `ref` says."""
+    assert ref.count is not None
+    half = Decimal(1).scaleb(int(ref.count.as_tuple().exponent)) / 2
+    return int((ref.count - half) * ref.unit), int((ref.count + half) * ref.unit) + 1
 
 
 def _at_tokens(ref: Ref, placed: Iterable[Artifact]) -> list[Artifact]:
@@ -167,8 +227,9 @@ def _at_tokens(ref: Ref, placed: Iterable[Artifact]) -> list[Artifact]:
     return exact or sorted(near, key=lambda found: abs(tokens(found) - wanted))
 
 
-def _none_at(ref: Ref, text: str, placed: Sequence[Artifact]) -> RefError:
-    positions = [found.position for found in placed if found.position]
+def _none_at(catalog: Catalog, ref: Ref, text: str, kind: Kind) -> RefError:
+    with catalog.index.reading() as connection:
+        positions = queries.positions_of(connection, kind, ref.name)
     if ref.step is not None:
         what, wanted, values = "steps", ref.step, {at.step for at in positions}
     else:
@@ -178,8 +239,7 @@ def _none_at(ref: Ref, text: str, placed: Sequence[Artifact]) -> RefError:
     return _none(text, what, [str(value) for value in known])
 
 
-def _no_tag(ref: Ref, text: str, named: Sequence[Artifact]) -> RefError:
-    known = sorted({tag for found in named for tag in found.tags})
+def _no_tag(ref: Ref, text: str, known: Sequence[str]) -> RefError:
     guess = nearest(ref.tag or "", known)
     if guess:
         todo = f"did you mean {text.removesuffix(ref.tag or '')}{guess}?"
@@ -203,13 +263,20 @@ def _ambiguous(text: str, spelled: Iterable[str]) -> RefError:
     return RefError(f"{text!r} is ambiguous", todo=f"say which: {', '.join(choices[:8])}")
 
 
-def _unknown(registry: Registry, ref: Ref, text: str, kind: Kind | None) -> Exception:
-    known = {found.name for found in registry.list(kind)}
-    guess = nearest(ref.name, sorted(known))
+def _unknown(catalog: Catalog, ref: Ref, text: str, kind: Kind | None) -> RefError:
+    known = _names(catalog, kind)
+    guess = nearest(ref.name, known)
     if guess:
         todo = f"did you mean {guess!r}?"
     elif known:
         todo = "see `bc2 registry list`"
     else:
-        todo = f"the registry {registry.home} has no {kind or 'artifact'} yet"
+        todo = f"the registry {catalog.home} has no {kind or 'artifact'} yet"
     return RefError(f"no artifact answers to {text!r}", todo=todo)
+
+
+def _names(catalog: Catalog, kind: Kind | None) -> list[str]:
+    if catalog.is_blank():
+        return []
+    with catalog.index.reading() as connection:
+        return queries.names(connection, kind)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bc2 import files
-from bc2.registry.artifact import Artifact, Draft
+from bc2.registry.artifact import Artifact
+from bc2.registry.draft import Draft
 
 if TYPE_CHECKING:
     from bc2.registry.manifest import FileEntry

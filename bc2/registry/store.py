@@ -3,136 +3,30 @@
 from __future__ import annotations
 
 import errno
-import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bc2 import files
-from bc2.console import note, warn
-from bc2.errors import IntegrityError, RefError, RunFailed, UsageError, from_os_error
+from bc2.console import warn
+from bc2.errors import IntegrityError, RefError, RunFailed, from_os_error
 from bc2.registry import index as ix
-from bc2.registry import refs, staging
-from bc2.registry.artifact import Artifact, Draft, Kind, check_kind, check_name
+from bc2.registry import queries, refs, staging
+from bc2.registry.artifact import Artifact
+from bc2.registry.catalog import Catalog
+from bc2.registry.draft import Draft, Kind, Role, check_name
 
 if TYPE_CHECKING:
     from bc2.registry.manifest import FileEntry
     from bc2.registry.rebuild import Found
 
-#: Which command makes an artifact of each kind, for messages.
-_MAKERS: dict[Kind, str] = {
-    "corpus": "bc2 data prep RECIPE",
-    "tokenizer": "bc2 train-tokenizer RECIPE",
-    "tokens": "bc2 data tokenize RECIPE",
-    "checkpoint": "bc2 pretrain RECIPE",
-    "law": "bc2 fit-scaling-law",
-    "scores": "bc2 eval REF",
-    "export": "bc2 convert REF",
-}
-
-# `Registry.list` hides the builtin inside the class.
-Artifacts = list[Artifact]
 Paths = list[Path]
 
-#: Newest within one run: furthest first, then last published.
-_FURTHEST = (
-    ix.artifacts.c.step.is_(None),
-    ix.artifacts.c.step.desc(),
-    ix.artifacts.c.tokens.desc(),
-    *ix.NEWEST,
-)
 
-
-class Registry:
+class Registry(Catalog):
     """Every artifact below one home directory. Use `Registry.open`."""
-
-    def __init__(self, home: Path, url: str | None = None):
-        self.home = home
-        self.runs = home / "runs"
-        self.work = home / "work"
-        self.staging = home / "staging"
-        self._url = url
-        self._index: ix.Index | None = None
-
-    @classmethod
-    def open(cls, home: Path | None = None) -> Registry:
-        """The registry of `home`, else of ``$BC2_HOME``, else of the nearest ``.bc2``.
-
-        Nothing is written until something is published: a home that does not exist is an
-        empty registry. The index is ``$BC2_REGISTRY_URL``, or SQLite inside the home.
-
-        Raises:
-            UsageError: the home is a file.
-        """
-        home = (home or find_home()).expanduser().absolute()
-        try:
-            if home.is_file():
-                todo = "set BC2_HOME to a directory"
-                raise UsageError("the registry's home is a file", where=str(home), todo=todo)
-        except OSError as error:
-            raise from_os_error(error, "opening the registry") from error
-        return cls(home, os.environ.get("BC2_REGISTRY_URL") or None)
-
-    @property
-    def index_file(self) -> Path:
-        """SQLite's file (unused with ``BC2_REGISTRY_URL``)."""
-        return self.home / "index.sqlite"
-
-    @property
-    def index(self) -> ix.Index:
-        """The index, made first if it is missing (from the manifests, if there are any)."""
-        try:
-            if self._index is None:
-                self._index = ix.Index.at_url(self._url) if self._url else self._open_file()
-            elif not self._url and not self.index_file.exists():
-                self._index = self._open_file()
-        except OSError as error:
-            raise from_os_error(error, "opening the registry") from error
-        return self._index
-
-    def _open_file(self) -> ix.Index:
-        if not self.index_file.exists():
-            files.make_directory(self.home)
-            with files.lock_directory(self.home, wait=True):
-                if not self.index_file.exists():
-                    self._make_index()
-        index = ix.Index.at_file(self.index_file)
-        index.check()
-        return index
-
-    def _make_index(self) -> None:
-        """Make the index aside and complete, so that nobody meets half of it."""
-        from bc2.registry.rebuild import reconcile
-
-        new = self.index_file.with_suffix(".new")
-        for name in (new, self.index_file):
-            # A WAL left by a deleted index would be replayed into the new one.
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                name.with_name(name.name + suffix).unlink(missing_ok=True)
-        index = ix.Index.at_file(new, create=True)
-        index.create()
-        found = reconcile(index, self.home)
-        if found.artifacts:
-            note(f"the index was missing: rebuilt from {len(found.artifacts)} manifests")
-        files.sync_file(new)
-        files.rename_durably(new, self.index_file)
-        files.sync_directory(self.home.parent)
-
-    def _is_blank(self) -> bool:
-        """Whether nothing was ever published here."""
-        made = (self.index_file, self.home / "artifacts")
-        try:
-            return not self._url and not any(path.exists() for path in made)
-        except OSError as error:
-            raise from_os_error(error, "opening the registry") from error
-
-    def _select(self, *where: ix.Where, **order: Any) -> Artifacts:
-        if self._is_blank():
-            return []
-        with self.index.reading() as connection:
-            return ix.select(connection, self.home, *where, **order)
 
     @contextmanager
     def stage(self, draft: Draft) -> Iterator[staging.Staged]:
@@ -172,69 +66,20 @@ class Registry:
             raise from_os_error(error, f"publishing {draft.kind}/{draft.name}") from error
         return self.get(manifest.digest)
 
-    def get(self, digest: str) -> Artifact:
-        """The artifact with a full digest. Raises: RefError if it is not registered."""
-        found = self._select(ix.artifacts.c.digest == digest)
-        if not found:
-            raise RefError(f"{digest[:16]} is not registered", where=str(self.home))
-        return found[0]
-
-    def find(self, kind: Kind, key: str, *, finished: bool | None = True) -> Artifact | None:
-        """What a stage made: the furthest position, then the newest, or None.
-
-        Args:
-            kind: the kind it makes.
-            key: its stage key.
-            finished: True for finished runs only, False for runs still going, None for both.
-        """
-        where = [ix.artifacts.c.kind == kind, ix.artifacts.c.key == key]
-        if finished is not None:
-            where.append(ix.artifacts.c.finished.is_(finished))
-        return next(iter(self._select(*where, order=_FURTHEST)), None)
-
-    def list(self, kind: Kind | None = None, name: str | None = None) -> Artifacts:
-        """Every artifact, or those of one kind or name; newest first."""
-        where = [ix.artifacts.c.kind == check_kind(kind)] if kind else []
-        if name is not None:
-            where.append(ix.artifacts.c.name == name)
-        return self._select(*where)
-
-    def with_prefix(self, prefix: str) -> Artifacts:
-        """The artifacts whose digest begins with `prefix` (lower-case hex)."""
-        return self._select(ix.artifacts.c.digest.startswith(prefix))
-
-    def resolve(self, ref: str, kind: Kind | None = None) -> Artifact:
+    def resolve(
+        self, ref: str, kind: Kind | None = None, roles: Collection[Role] | None = None
+    ) -> Artifact:
         """The artifact that a person means by `ref`; see `bc2.registry.refs`.
 
-        Raises:
-            RefError: none, several, or one of another kind.
-        """
-        return refs.resolve(self, ref, kind)
-
-    def newest(self, kind: Kind) -> Artifact:
-        """The newest artifact of a kind from a finished run.
+        Args:
+            ref: a ref, or a path.
+            kind: the kind that is needed; None: any.
+            roles: of a checkpoint, those that the caller can use; None: any.
 
         Raises:
-            RefError: there is none; says what makes one.
+            RefError: none, several, or one of another kind or role.
         """
-        finished = ix.artifacts.c.finished.is_(True)
-        found = self._select(ix.artifacts.c.kind == kind, finished)
-        if not found:
-            raise RefError(
-                f"there is no finished {kind} yet",
-                where=str(self.home),
-                todo=f"make one with `{_MAKERS[kind]}`, or name one",
-            )
-        return found[0]
-
-    def children(self, artifact: Artifact) -> Artifacts:
-        """The artifacts made from this one, newest first."""
-        return self._select(ix.children(artifact.digest))
-
-    def parents(self, artifact: Artifact) -> Artifacts:
-        """What this one is made from, in order, as far as it is registered here."""
-        found = self._select(ix.artifacts.c.digest.in_(artifact.parents))
-        return sorted(found, key=lambda parent: artifact.parents.index(parent.digest))
+        return refs.resolve(self, ref, kind, roles)
 
     def _tag_file(self, artifact: Artifact, tag: str) -> Path:
         return artifact.path.parent / "tags" / tag
@@ -250,11 +95,11 @@ class Registry:
         path = self._tag_file(artifact, tag)
         try:
             with self.index.writing() as connection:
-                if not ix.has(connection, artifact.digest):
+                if not queries.has(connection, artifact.digest):
                     raise RefError(f"{artifact.title} is not registered", where=str(self.home))
                 files.make_directory(path.parent)
                 files.replace_durably(path, f"{artifact.digest}\n".encode())
-                ix.set_tag(connection, artifact.kind, artifact.name, tag, artifact.digest)
+                queries.set_tag(connection, artifact.kind, artifact.name, tag, artifact.digest)
         except OSError as error:
             raise from_os_error(error, "tagging") from error
 
@@ -263,12 +108,14 @@ class Registry:
         path = self._tag_file(artifact, tag)
         try:
             with self.index.writing() as connection:
-                held = ix.select(connection, self.home, ix.artifacts.c.digest == artifact.digest)
+                held = queries.select(
+                    connection, self.home, ix.artifacts.c.digest == artifact.digest
+                )
                 if not held or tag not in held[0].tags:
                     raise RefError(f"{artifact.title} has no tag {tag!r}", where=str(self.home))
                 path.unlink(missing_ok=True)
                 files.sync_directory(path.parent)
-                ix.drop_tag(connection, artifact.kind, artifact.name, tag)
+                queries.drop_tag(connection, artifact.kind, artifact.name, tag)
         except OSError as error:
             raise from_os_error(error, "removing a tag") from error
 
@@ -303,16 +150,16 @@ class Registry:
 
     def _forget(self, artifact: Artifact) -> None:
         with self.index.writing() as connection:
-            found = ix.select(connection, self.home, ix.artifacts.c.digest == artifact.digest)
+            found = queries.select(connection, self.home, ix.artifacts.c.digest == artifact.digest)
             if found and found[0].tags:
                 held = ", ".join(found[0].tags)
                 todo = f"bc2 registry tag --delete {artifact.ref} {found[0].tags[0]}"
                 raise RunFailed(f"{artifact.title} is tagged {held}", todo=todo)
-            below = ix.select(connection, self.home, ix.children(artifact.digest))
+            below = queries.select(connection, self.home, queries.children(artifact.digest))
             if below:
                 named = ", ".join(child.title for child in below[:3])
                 raise RunFailed(f"{artifact.title} is needed by {named}", todo="remove those first")
-            ix.delete(connection, artifact.digest)
+            queries.delete(connection, artifact.digest)
 
     def rebuild(self) -> Found:
         """Make the index anew from the manifests and tag files; a broken one is kept aside.
@@ -321,7 +168,7 @@ class Registry:
         """
         from bc2.registry.rebuild import Found, rebuild
 
-        if self._is_blank():
+        if self.is_blank():
             return Found()
         try:
             return rebuild(self.index, self.home)
@@ -346,12 +193,3 @@ class Registry:
             return staging.sweep(self.staging)
         except OSError as error:
             raise from_os_error(error, "removing abandoned staging directories") from error
-
-
-def find_home() -> Path:
-    named = os.environ.get("BC2_HOME")
-    if named:
-        return Path(named)
-    here = Path.cwd()
-    near = (folder / ".bc2" for folder in (here, *here.parents))
-    return next((home for home in near if home.is_dir()), here / ".bc2")

@@ -313,8 +313,10 @@ class Saver:
             return
         mine = [
             a
-            for a in self.registry.list("checkpoint", self.draft.name)
-            if a.key == self.draft.key and a.position and not a.finished and not a.tags
+            for a in self.registry.list(
+                "checkpoint", self.draft.name, key=self.draft.key, finished=False
+            )
+            if a.position and not a.tags
         ]
         mine.sort(key=reading_order)
         needed = {a.digest for a in (self.latest, self.anchor) if a is not None}

@@ -256,6 +256,7 @@ def _draft(run: Run) -> Draft:
         parents=(run.tokens.digest, run.tokenizer.digest),
         recipe=run.recipe,
         facts={"precision": run.config.precision, "device": run.config.device},
+        role="base",
     )
 
 

@@ -112,5 +112,4 @@ class Run:
         return set(marker.read_text().split()) if marker.exists() else None
 
     def _unfinished(self, registry: Registry) -> list[Artifact]:
-        checkpoints = registry.list("checkpoint")
-        return [a for a in checkpoints if a.key == self.key and not a.finished]
+        return registry.list("checkpoint", key=self.key, finished=False)

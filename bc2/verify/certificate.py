@@ -95,16 +95,16 @@ def write_certificate(certificate: Certificate, path: Path) -> None:
 def register_certificate(
     certificate: Certificate, registry: Registry, checkpoint: Artifact
 ) -> Artifact:
-    """Register it as scores made from a checkpoint.
+    """Register it as made from a checkpoint.
 
     An artifact does not change, so the certificate is a separate one, found by lineage; it is
     exported and checked like every artifact. Only a finished checkpoint gets one: an unfinished
     checkpoint with a child could not be removed when the next one is published.
     """
     assert checkpoint.finished
-    key = stage_key("scores", VERSION, {"verify": "resume"}, (checkpoint.digest,))
+    key = stage_key("certificate", VERSION, {"verify": "resume"}, (checkpoint.digest,))
     draft = Draft(
-        kind="scores",
+        kind="certificate",
         name=f"resume-{checkpoint.name}",
         key=key,
         parents=(checkpoint.digest,),

@@ -12,7 +12,7 @@ import pytest
 
 from bc2 import recipe
 from bc2.pipeline.session import Session
-from bc2.registry import Registry
+from bc2.registry import Draft, Registry
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,15 @@ def test_wrong_input(trained: Path, args: tuple[str, ...], code: int, said: str)
     assert said in run.stderr
     assert "Traceback" not in run.stderr
     assert run.stdout == ""
+
+
+def test_a_model_is_one_that_continues_text(trained: Path) -> None:
+    registry = Registry.open(trained / ".bc2")
+    with registry.stage(Draft("checkpoint", "lora", "0" * 64, role="adapter")) as staged:
+        (staged.path / "adapter.safetensors").write_bytes(b"x")
+        staged.publish()
+    newest = generate(trained, "import os", "--max-new-tokens", "1")
+    assert "taking the newest model, checkpoint/small@10" in newest.stderr
+    run = generate(trained, "lora", "import os")
+    assert run.returncode == 4
+    assert "of role adapter, and one of role base, chat or merged is needed" in run.stderr

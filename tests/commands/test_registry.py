@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bc2.errors import IntegrityError, RefError, RunFailed, UsageError
-from bc2.registry import Draft, Position, Registry, stage_key
+from bc2.registry import Draft, Position, Registry, queries, stage_key
 
 
 @pytest.fixture
@@ -64,6 +65,54 @@ def test_list(house) -> None:
     assert base.ref in lines[1]
     assert "checkpoint" in lines[1]
     assert isinstance(run("list", "--kind", "corpse").exception, UsageError)
+
+
+def test_list_shows_the_newest_and_says_how_many_more_there_are(registry, house) -> None:
+    with registry.index.writing() as connection:
+        for number in range(60):
+            # Straight into the index: a listing looks at nothing else.
+            more = replace(house[0], digest=f"{number:064x}", created=f"3000-01-01 {number:02}")
+            queries.insert(connection, more)
+    done = run("list")
+    assert len(done.stdout.splitlines()) == 51
+    assert done.stderr == "12 older ones are not shown: --limit 0 lists all 62\n"
+    found = value("list")
+    assert (len(found["artifacts"]), found["total"]) == (50, 62)
+    newest = [one.ref for one in registry.list()]
+    assert run("list", "-q", "--limit", 3).stdout.split() == newest[:3]
+    every = run("list", "-q", "--limit", 0)
+    assert (every.stdout.split(), every.stderr) == (newest, "")
+    filtered = run("list", "-q", "--kind", "checkpoint", "--limit", 1)
+    assert (filtered.stdout.split(), filtered.stderr) == ([house[1].ref], "")
+    assert run("list", "--limit", -1).exit_code == 2
+
+
+def test_roles(registry, house) -> None:
+    text, base = house
+    chat = publish(registry, "checkpoint", "talk", base, role="chat")
+    assert [one["role"] for one in value("list")["artifacts"]] == ["chat", "base", None]
+    assert run("list", "--role", "base", "-q").stdout.split() == [base.ref]
+    assert run("list", "--role", "reward").stdout.startswith("nothing is registered")
+    header, first, *_ = run("list").stdout.splitlines()
+    assert header.split()[:4] == ["ref", "kind", "name", "role"]
+    assert first.split()[:4] == [chat.ref, "checkpoint", "talk", "chat"]
+    assert isinstance(run("list", "--role", "bass").exception, UsageError)
+    assert (value("show", "talk")["role"], value("show", "run")["role"]) == ("chat", "base")
+    assert "role      base" in run("show", "run").stdout
+    assert value("show", text.ref)["role"] is None
+    assert not [line for line in run("show", text.ref).stdout.splitlines() if line[:4] == "role"]
+
+
+def test_a_run_that_finished_since_is_told_from_one_that_did_not(registry, house) -> None:
+    publish(registry, "checkpoint", "over", step=1, finished=False)
+    publish(registry, "checkpoint", "going", step=1, finished=False)
+    publish(registry, "checkpoint", "over", step=2)
+    rows = run("list", "--limit", 3).stdout.splitlines()[1:]
+    assert ["earlier" in row for row in rows] == [False, False, True]
+    assert ["unfinished" in row for row in rows] == [False, True, False]
+    publish(registry, "checkpoint", "over", step=3, finished=False)
+    # Also where the finished one is not shown.
+    assert "earlier" in run("list", "--limit", 1).stdout
 
 
 def test_list_of_nothing_makes_nothing(registry) -> None:
@@ -169,6 +218,10 @@ def test_import(registry, house, tmp_path: Path, monkeypatch) -> None:
     assert isinstance(run("import", plain, "--kind", "corpus").exception, UsageError)
     ref = run("import", plain, "--kind", "corpus", "--name", "mine", "-q").stdout.strip()
     assert value("show", ref)["name"] == "mine"
+    made = value("import", plain, "--kind", "checkpoint", "--name", "talk", "--role", "chat")
+    assert made["role"] == "chat"
+    for wrong in ("--kind corpus --name a --role chat", "--role chat"):
+        assert isinstance(run("import", plain, *wrong.split()).exception, UsageError)
 
 
 def test_rebuild(registry, house) -> None:

@@ -73,7 +73,7 @@ def test_two_ranks_and_a_finished_model(small: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     registry = Registry.open(small / "home")
-    artifact = registry.resolve(run.stdout.split()[-1], "scores")
+    artifact = registry.resolve(run.stdout.split()[-1], "certificate")
     (parent,) = registry.parents(artifact)
     assert parent.ref == ref.stdout.split()[-1]
     answer = json.loads(artifact.file("certificate.json").read_text())

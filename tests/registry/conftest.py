@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bc2.registry import Artifact, Draft, Kind, Position, Registry, stage_key
+from bc2.registry import Artifact, Draft, Kind, Position, Registry, Role, stage_key
 
 Publish = Callable[..., Artifact]
 
@@ -27,7 +27,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def publish(registry: Registry) -> Publish:
-    """publish(kind, name, step=…, finished=…, parents=…, files=…) -> Artifact."""
+    """publish(kind, name, step=…, finished=…, parents=…, files=…, role=…) -> Artifact."""
 
     def make(
         kind: Kind = "corpus",
@@ -40,6 +40,7 @@ def publish(registry: Registry) -> Publish:
         parents: tuple[Artifact, ...] = (),
         files: Mapping[str, bytes] | None = None,
         facts: Mapping[str, Any] | None = None,
+        role: Role | None = None,
         home: Registry = registry,
     ) -> Artifact:
         digests = tuple(parent.digest for parent in parents)
@@ -48,7 +49,7 @@ def publish(registry: Registry) -> Publish:
             None if step is None else Position(step, step * 100 if tokens is None else tokens)
         )
         draft = Draft(
-            kind, name, key, digests, {"seed": seed}, position, finished, dict(facts or {})
+            kind, name, key, digests, {"seed": seed}, position, finished, dict(facts or {}), role
         )
         with home.stage(draft) as staged:
             default = {"data.bin": f"{kind} {name} {seed} {step}".encode(), "sub/more": b""}

@@ -66,9 +66,10 @@ def check_house(registry: Registry, acknowledged: set[str]) -> None:
 
 
 def _in(folder: Path):
+    from bc2.registry import Artifact
     from bc2.registry.manifest import read
 
-    yield read(folder).artifact(folder)
+    yield Artifact.of(read(folder), folder)
 
 
 def soak(home: Path, publishers: int, each: int, victims: int, seed: int) -> None:

@@ -379,7 +379,7 @@ def test_the_replay_notices_an_index_that_comes_first(tmp_path, monkeypatch, cap
         from bc2.registry import manifest as mf
 
         home = target.parents[3]
-        publishing._register(Registry.open(home).index, mf.read(aside).artifact(target), False)
+        publishing._register(Registry.open(home).index, Artifact.of(mf.read(aside), target), False)
         return real(aside, target)
 
     monkeypatch.setattr(publishing, "_rename", hasty)

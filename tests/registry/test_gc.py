@@ -4,14 +4,13 @@ import pytest
 
 from bc2.errors import RunFailed, UsageError
 from bc2.files import lock_directory
-from bc2.registry import Draft
-from bc2.registry import index as ix
+from bc2.registry import Draft, queries
 from bc2.registry.gc import carry_out, plan
 
 
 def forget(registry, artifact) -> None:
     with registry.index.writing() as connection:
-        ix.delete(connection, artifact.digest)
+        queries.delete(connection, artifact.digest)
 
 
 def test_a_plan_removes_nothing(registry, publish) -> None:

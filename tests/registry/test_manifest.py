@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bc2.errors import IntegrityError, RunFailed
+from bc2.registry import Registry
 from bc2.registry import manifest as mf
 
 
@@ -69,7 +70,7 @@ def test_a_well_sealed_manifest_cannot_leave_its_directory(publish, tmp_path: Pa
 
 
 def test_a_newer_format_says_so(publish, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_bytes(resealed(publish(), format=2))
+    (tmp_path / "manifest.json").write_bytes(resealed(publish(), format=3))
     with pytest.raises(RunFailed, match="update bc2"):
         mf.read(tmp_path)
 
@@ -100,3 +101,45 @@ def test_recorded_values_are_not_identity(registry, publish, tmp_path: Path) -> 
 )
 def test_identity_is_in_the_digest(publish, change: dict) -> None:
     assert publish().digest != publish(**change).digest
+
+
+def test_a_role_is_recorded_and_not_identity(registry, publish, tmp_path: Path) -> None:
+    chat = publish("checkpoint", "run", step=1, role="chat")
+    other = publish("checkpoint", "run", step=1, home=Registry.open(tmp_path / "other"))
+    assert chat.digest == other.digest
+    assert (chat.role, other.role) == ("chat", "base")
+    assert (chat.manifest.role, other.manifest.role) == ("chat", None)
+    assert publish("checkpoint", "run", step=1, role="reward") == chat
+    assert publish("corpus", "a").role is None
+
+
+def test_a_manifest_is_spelled_as_it_was_whether_it_has_a_role_or_not(publish) -> None:
+    for role in (None, "merged"):
+        artifact = publish("checkpoint", "run", seed=1 if role else 2, role=role)
+        raw = (artifact.path / "manifest.json").read_bytes()
+        assert mf.to_bytes(mf.read(artifact.path)) == raw
+        assert (b'"role"' in raw) == bool(role)
+
+
+def test_a_manifest_is_of_the_oldest_format_that_can_say_it(publish) -> None:
+    """So that a bc2 from before roles reads what it can, and asks to be updated for the rest."""
+    formats = {
+        one.title: one.manifest.format
+        for one in (
+            publish("corpus", "a"),
+            publish("checkpoint", "old"),
+            publish("checkpoint", "new", role="base"),
+            publish("certificate", "a"),
+        )
+    }
+    assert formats == {
+        "corpus/a": 1, "checkpoint/old": 1, "checkpoint/new": 2, "certificate/a": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["chat", "bass", 1])
+def test_a_well_sealed_manifest_with_a_role_that_cannot_be(publish, tmp_path: Path, role) -> None:
+    kind = "corpus" if role == "chat" else "checkpoint"
+    (tmp_path / "manifest.json").write_bytes(resealed(publish(kind), role=role))
+    with pytest.raises(IntegrityError):
+        mf.read(tmp_path)

@@ -14,8 +14,7 @@ import pytest
 
 from bc2 import files
 from bc2.errors import DataError, IntegrityError, ResourceError, RunFailed
-from bc2.registry import Draft, Registry
-from bc2.registry import index as ix
+from bc2.registry import Draft, Registry, queries
 from bc2.registry.manifest import FileEntry
 
 KEY = "2" * 64
@@ -71,7 +70,7 @@ def test_a_known_file_that_is_not_there_so_is_not_published(registry, changes) -
 
 def forget(registry: Registry, digest: str) -> None:
     with registry.index.writing() as connection:
-        ix.delete(connection, digest)
+        queries.delete(connection, digest)
 
 
 def test_what_a_crash_left_in_place_is_adopted(registry, publish) -> None:
@@ -116,7 +115,7 @@ def test_an_index_that_fails_leaves_nothing(registry, publish, monkeypatch) -> N
     def fail(*_: object) -> None:
         raise RunFailed("the index failed")
 
-    monkeypatch.setattr(ix, "insert", fail)
+    monkeypatch.setattr(queries, "insert", fail)
     with pytest.raises(RunFailed, match="the index failed"):
         publish()
     assert [artifact.name for artifact in registry.list()] == ["other"]

@@ -6,7 +6,7 @@ import pytest
 
 from bc2.errors import IntegrityError
 from bc2.files import lock_directory
-from bc2.registry import index as ix
+from bc2.registry import queries
 from bc2.registry.lineage import trace
 
 
@@ -76,8 +76,8 @@ def test_what_a_crash_left_out_of_the_index_is_adopted(house) -> None:
     before = state(house)
     lost = house.resolve("run@3")
     with house.index.writing() as connection:
-        ix.delete(connection, lost.digest)
-        ix.drop_tag(connection, "checkpoint", "run", "best")
+        queries.delete(connection, lost.digest)
+        queries.drop_tag(connection, "checkpoint", "run", "best")
     assert [one.digest for one in house.rebuild().adopted] == [lost.digest]
     assert state(house) == before
 
@@ -134,7 +134,7 @@ def test_an_artifact_in_anothers_place_is_not_taken(house) -> None:
 def test_what_others_publish_or_remove_is_left_to_them(house) -> None:
     kept, absent = house.resolve("run@1"), house.resolve("run@2")
     with house.index.writing() as connection:
-        ix.delete(connection, absent.digest)
+        queries.delete(connection, absent.digest)
     with lock_directory(kept.path), lock_directory(absent.path):
         house.rebuild()
         listed = house.list()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bc2.errors import IntegrityError, RefError
 from bc2.registry import KINDS, Artifact, Position
-from bc2.registry.refs import UNITS, Ref, _at_tokens, parse
+from bc2.registry.refs import UNITS, Ref, _at_tokens, _rounded, parse
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
 
@@ -52,7 +52,8 @@ def test_what_is_no_ref(text: str) -> None:
 def at(tokens: int) -> Artifact:
     from pathlib import Path
 
-    return Artifact("0" * 64, "checkpoint", "a", "k", Position(1, tokens), (), True, "", (), Path())
+    where = Position(1, tokens)
+    return Artifact("0" * 64, "checkpoint", "a", "k", "base", where, (), True, "", (), Path())
 
 
 @given(
@@ -166,11 +167,11 @@ def test_a_path_goes_before_a_name(registry, publish, tmp_path, monkeypatch) -> 
 
 
 def test_a_path_inside_the_home_must_be_published(registry, publish) -> None:
-    from bc2.registry import index as ix
+    from bc2.registry import queries
 
     artifact = publish()
     with registry.index.writing() as connection:
-        ix.delete(connection, artifact.digest)
+        queries.delete(connection, artifact.digest)
     with pytest.raises(RefError, match="not a published artifact"):
         registry.resolve(str(artifact.path))
 
@@ -196,3 +197,43 @@ def test_unknown_refs_get_the_nearest_name(registry, publish) -> None:
         registry.resolve("tinny")
     with pytest.raises(RefError, match="it is not a ref"):
         registry.resolve("./nowhere/at all")
+
+
+def test_a_ref_means_one_of_a_role_that_is_needed(registry, publish) -> None:
+    base = publish("checkpoint", "run", step=5, role="base")
+    chat = publish("checkpoint", "run", seed=1, step=5, role="chat")
+    assert registry.resolve("run") == chat
+    for ref in ("run", "checkpoint/run", "run@5", "run@0.5K", base.ref, str(base.path)):
+        assert registry.resolve(ref, "checkpoint", ("base", "merged")) == base
+    with pytest.raises(RefError, match="ambiguous"):
+        registry.resolve("run@5", "checkpoint", ("base", "chat"))
+
+
+def test_a_role_that_cannot_be_used_is_said(registry, publish) -> None:
+    publish("checkpoint", "run", step=5, tokens=5000, role="base")
+    other = publish("checkpoint", "lora", step=7, tokens=7000, role="adapter")
+    registry.tag(other, "best")
+    wanted = "is a checkpoint of role adapter, and one of role base, chat or merged is needed"
+    for ref in ("lora", "lora@7", "lora@7K", "lora:best", other.ref, str(other.path)):
+        with pytest.raises(RefError, match=wanted) as caught:
+            registry.resolve(ref, "checkpoint", ("base", "chat", "merged"))
+        assert caught.value.exit_code == 4
+    text = publish("corpus", "text")
+    with pytest.raises(RefError, match="is a corpus, and a checkpoint is needed"):
+        registry.resolve(text.ref, "checkpoint", ("base",))
+
+
+@pytest.mark.parametrize("ref", [f"run@{10**30}", f"run@{10**30}T", "run@0", "run@0.5K"])
+def test_numbers_that_no_checkpoint_can_have(registry, publish, ref: str) -> None:
+    publish("checkpoint", "run", step=3, tokens=30_000_000)
+    with pytest.raises(RefError, match="the nearest"):
+        registry.resolve(ref)
+
+
+@given(tokens=st.integers(0, 10**9), digits=st.integers(0, 10**6), unit=st.sampled_from("KMB"))
+def test_no_checkpoint_that_rounds_to_it_is_left_out_of_the_query(tokens, digits, unit) -> None:
+    for places in (0, 1, 3):
+        ref = parse(f"a@{Decimal(digits).scaleb(-places):f}{unit}")
+        assert ref is not None
+        low, high = _rounded(ref)
+        assert low <= tokens <= high or not _at_tokens(ref, [at(tokens)])

@@ -216,3 +216,23 @@ def test_sweep_takes_the_dead_and_leaves_the_living(registry) -> None:
         (staged.path / "x").write_bytes(b"x")
         staged.publish()
     assert registry.sweep() == []
+
+
+def test_newest_is_of_a_role_that_the_caller_can_use(registry, publish) -> None:
+    base = publish("checkpoint", "a", role="base")
+    chat = publish("checkpoint", "a", seed=1, role="chat")
+    adapter = publish("checkpoint", "b", role="adapter")
+    assert registry.newest("checkpoint") == adapter
+    assert registry.newest("checkpoint", ("base", "chat", "merged")) == chat
+    assert registry.newest("checkpoint", ("base",)) == base
+    assert registry.list(roles=("adapter", "base")) == [adapter, base]
+    with pytest.raises(RefError, match="of role reward yet: the newest, checkpoint/b, is of role"):
+        registry.newest("checkpoint", ("reward",))
+
+
+def test_a_run_is_found_by_its_key_alone(registry, publish) -> None:
+    early = publish("checkpoint", "run", step=1, finished=False)
+    publish("checkpoint", "other", step=2, finished=False)
+    end = publish("checkpoint", "run", step=2)
+    assert registry.list("checkpoint", key=early.key) == [end, early]
+    assert registry.list("checkpoint", key=early.key, finished=False) == [early]

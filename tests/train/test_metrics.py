@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bc2 import cli
 from bc2.errors import Bc2Error, UsageError
 from bc2.registry import Registry
 from bc2.train.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
