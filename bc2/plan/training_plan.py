@@ -20,8 +20,8 @@ from bc2.plan.candidate_layouts import (
 )
 from bc2.plan.devices import DEVICES, Device
 from bc2.recipe import Recipe
-from bc2.train.device import Precision, pick_precision
 from bc2.train.duration import Duration
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig, check_batches
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
@@ -201,6 +201,8 @@ def workload_of(recipe: Recipe, device: Device, gpus: int, mfu: float = MFU) -> 
 def _precision(training: PretrainConfig, device: Device) -> Precision:
     if device.kind == "cpu":
         import torch
+
+        from bc2.train.device import pick_precision
 
         return pick_precision(training.precision, torch.device("cpu"))
     return "fp32" if training.precision == "fp32" else "bf16"

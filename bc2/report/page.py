@@ -17,9 +17,10 @@ from bc2.files import replace_durably
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import Lineage, trace
 from bc2.report.curves import draw_run, figure, inline_svg
-from bc2.report.history import Floats, History
+from bc2.report.history import History
 from bc2.report.number_format import NOTHING, amount, decimals, duration, moment, percent
 from bc2.report.status import Status
+from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
 from bc2.train.runs import Attempt, Row, RunFolder, State, ended_as, latest
 
 PAGE = "report.html"
@@ -112,7 +113,9 @@ def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[Tile]:
     yield Tile("tokens", amount(now["tokens"]), _of(now["tokens_total"]))
     yield Tile("steps", f"{now['step']:,}", _of(now["steps"]))
     yield Tile("tokens/s", amount(_median(times["tokens_per_s"])), "median of steps")
-    yield Tile("MFU", percent(_median(times["mfu"]), 1), "median of steps")
+    mfu = _median(times["mfu"])
+    why = f"; {IMPOSSIBLE}" if impossible(mfu) else ""
+    yield Tile("MFU", percent(mfu, 1), f"median of steps{why}")
     yield Tile("time", duration(now["seconds"]), "over all attempts")
     if now["seconds_left"] is not None:
         yield Tile("time left", duration(now["seconds_left"]), "at the recent pace")

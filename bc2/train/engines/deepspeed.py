@@ -30,7 +30,7 @@ from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import local_rank
 from bc2.train.clock import Clock
-from bc2.train.device import DTYPES, Precision
+from bc2.train.device import DTYPES
 from bc2.train.engines.base import (
     MOMENTS,
     Engine,
@@ -40,8 +40,10 @@ from bc2.train.engines.base import (
     root,
     set_update,
 )
+from bc2.train.engines.deepspeed_settings import ds_settings
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import AdamWConfig
 
 
@@ -190,42 +192,6 @@ def _hold(
     data = value.detach().float()
     copy = data.clone() if data.device.type == "cpu" else data.cpu()
     held.add(name, part, run.first, copy)
-
-
-#: Gradients that are reduced at once, at most: DeepSpeed sets room aside for so many.
-BUCKET = 500_000_000
-
-
-def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int) -> dict[str, Any]:
-    """What DeepSpeed is told.
-
-    Args:
-        parameters: of this rank's part of the model.
-    """
-    zero: dict[str, Any] = {
-        "stage": parallel.zero,
-        "reduce_bucket_size": min(BUCKET, parameters),
-        "allgather_bucket_size": min(BUCKET, parameters),
-        "overlap_comm": parallel.overlap,
-        "contiguous_gradients": True,
-    }
-    if parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if parallel.zero_group is not None:
-        zero["zero_hpz_partition_size"] = parallel.zero_group
-    return {
-        # Batches are made and counted by the loop.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        # torch's AdamW, wherever its states are: one optimizer for every layout.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "wall_clock_breakdown": False,
-    }
 
 
 def _import(device: torch.device) -> Any:

@@ -21,7 +21,7 @@ from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
-from bc2.train.device import DTYPES, Precision
+from bc2.train.device import DTYPES
 from bc2.train.engines.base import (
     MOMENTS,
     Engine,
@@ -32,6 +32,7 @@ from bc2.train.engines.base import (
     set_update,
 )
 from bc2.train.objective import Objective
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import AdamWConfig
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.device import Precision, pick_precision
 from bc2.train.memory.share import (
     Activations,
     Share,
@@ -22,6 +19,7 @@ from bc2.train.memory.share import (
     hidden_gradient,
 )
 from bc2.train.memory.states import Parts, States, local_states, zero_states
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig
 
 #: The parts, in the order in which they are shown.
@@ -153,6 +151,10 @@ def settle_checkpointing(
     """
     if config.activation_checkpointing != "auto":
         return config
+    import torch
+
+    from bc2.train.device import pick_precision
+
     device = torch.device(config.device)
     precision = pick_precision(config.precision, device)
     layers = least_segment(model, config.sequence_length, precision, device.type, tensor)

@@ -10,11 +10,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from bc2.model.head_loss import BLOCK_BYTES, chunk_size
-from bc2.model.head_weight import WEIGHT_ROWS
+from bc2.model.head_sizes import BLOCK_BYTES, WEIGHT_ROWS, chunk_size
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.device import Precision
+from bc2.train.precision import Precision
 
 
 @dataclass(frozen=True)
