@@ -197,9 +197,7 @@ def test_without_a_place_to_keep_it_a_peak_is_what_is_measured(
     assert nowhere.find(KEY) is None
 
 
-def test_peaks_are_kept_in_the_users_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peaks_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert KeptPeaks.of_user().path == tmp_path / "xdg" / "bc2" / "peaks.json"
     # A relative one is ignored, as the standard asks.
