@@ -11,6 +11,8 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
+    # No plugin of pydantic is wanted; to look for some opens the metadata of every package.
+    "PYDANTIC_DISABLE_PLUGINS": "1",
     # Idle threads of GNU OpenMP soon sleep instead of spinning. Where another process wants
     # the cores too, a step of training is several times as fast for it (docs/benchmarks.md).
     "GOMP_SPINCOUNT": "10000",

@@ -44,7 +44,8 @@ class Settings(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        use_attribute_docstrings=True,
+        # Only the sections of the recipe that is read are ever built.
+        defer_build=True,
         allow_inf_nan=False,
         validate_default=True,
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
-from bc2.recipe import load, shipped
+from bc2.recipe import SECTIONS, Settings, load, shipped
 from bc2.train.pretrain_config import PretrainConfig
 
 GOOD = """\
@@ -259,3 +264,36 @@ def test_a_list_is_not_called_too_short_where_an_item_is_wrong(tmp_path: Path) -
     empty = write(tmp_path, 'name = "c"\n[corpus]\nsources = []\n')
     with pytest.raises(RecipeError, match="at least 1 item"):
         load(empty).get(CorpusConfig)
+
+
+def settings_within(found: object) -> Iterator[type[Settings]]:
+    """The classes of settings in an annotation, and in the fields of those."""
+    if isinstance(found, type) and issubclass(found, Settings):
+        yield found
+        for info in found.model_fields.values():
+            yield from settings_within(info.annotation)
+    for part in typing.get_args(found):
+        yield from settings_within(part)
+
+
+def undocumented(settings: type[Settings]) -> list[str]:
+    """Fields without a docstring below them."""
+    (tree,) = ast.parse(inspect.getsource(settings)).body
+    assert isinstance(tree, ast.ClassDef)
+    following = zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True)
+    told = {
+        field.target.id
+        for field, after in following
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+    inherited = {name for base in settings.__bases__ for name in getattr(base, "model_fields", ())}
+    return sorted(set(settings.model_fields) - told - inherited)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_says_what_it_is(section: str) -> None:
+    module, name = SECTIONS[section].split(":")
+    found = set(settings_within(getattr(importlib.import_module(module), name)))
+    assert found
+    assert not {one.__name__: undocumented(one) for one in found if undocumented(one)}

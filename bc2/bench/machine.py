@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import bc2
+from bc2.train.device import cores, cpu_model
 
 SPEED_PACKAGES = ("torch", "transformers", "flash-attn", "numpy")
 
@@ -18,8 +18,8 @@ SPEED_PACKAGES = ("torch", "transformers", "flash-attn", "numpy")
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """What speeds depend on; no names of hosts, users or paths."""
     return {
-        "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cpu": cpu_model(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "load": os.getloadavg()[0],
@@ -31,24 +31,8 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _cores() -> int | None:
-    """Those that this process may use, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
 def _is_openmp(name: str) -> bool:
     return name.startswith(("OMP_", "GOMP_", "KMP_"))
-
-
-def _cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bc2.bench.results import BenchResult, Checkpoint, ContenderResult, Memory, Ratio
+from bc2.bench.results import SHEET, BenchResult, Checkpoint, ContenderResult, Memory, Ratio
 from bc2.console import table
 from bc2.train.log_rows import STEP_PARTS
+from bc2.train.mfu import mfu_text
 
 
 class Table(NamedTuple):
@@ -68,9 +69,19 @@ def setup_lines(result: BenchResult) -> Iterator[str]:
     yield f"{machine['cpu']}, {machine['cores']} cores; {machine['device']}; {packages}"
     sheet = f", datasheet {peak.datasheet / 1e12:.1f}" if peak.datasheet else ""
     yield (
-        f"peak {peak.measured / 1e12:.3f} TFLOP/s measured ({peak.before / 1e12:.3f} before the "
-        f"rounds, {peak.after / 1e12:.3f} after){sheet}"
+        f"peak {result.peak_flops / 1e12:.3f} TFLOP/s measured ({peak.before / 1e12:.3f} before "
+        f"the rounds, {peak.after / 1e12:.3f} after{_higher(result)}){sheet}"
     )
+
+
+def _higher(result: BenchResult) -> str:
+    """Where a peak was seen that is above both."""
+    peak = result.peak
+    if result.peak_flops > peak.measured:
+        return f", {result.peak_flops / 1e12:.3f} by the fastest step"
+    if peak.measured > max(peak.before, peak.after):
+        return f", {peak.measured / 1e12:.3f} earlier on this machine"
+    return ""
 
 
 def _speed(result: BenchResult) -> Table:
@@ -84,8 +95,8 @@ def _speed(result: BenchResult) -> Table:
         step, speed = found.step_s, result.tokens_per_s(found)
         row = [found.name, f"{step.median * 1e3:.1f}", _between(step.low, step.high, 1e3, 1)]
         row += [f"{speed.median:,.0f}", f"{speed.median * result.flops_per_token / 1e12:.3f}"]
-        row.append(f"{result.mfu(found, result.peak.measured):.1%}")
-        rows.append([*row, f"{result.mfu(found, sheet):.1%}"] if sheet else row)
+        row.append(mfu_text(result.mfu(found, result.peak_flops), 1))
+        rows.append([*row, mfu_text(result.mfu(found, sheet), 1, SHEET)] if sheet else row)
     return Table("Speed", [*columns, "MFU of datasheet"] if sheet else columns, rows)
 
 

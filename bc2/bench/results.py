@@ -14,12 +14,16 @@ from bc2.console import warn
 from bc2.errors import DataError, RefError, nearest
 from bc2.files import make_directory, replace_durably
 from bc2.recipe import Settings
+from bc2.train.mfu import impossible
 
 #: Raised when a field changes its name or its meaning.
 VERSION = 2
 
 #: Fields that version 1 named otherwise.
 _NAMES_OF_1 = {"tokens_per_step": "batch_tokens"}
+
+#: What is said of an MFU above 100% of a datasheet.
+SHEET = "cannot be: the datasheet is of another device"
 
 
 class Spread(Settings):
@@ -136,11 +140,13 @@ class Peak(Settings):
     """The same after them."""
     datasheet: float | None
     """Where the device is known."""
+    kept: float | None = None
+    """The highest that was ever seen on this machine; None in results from before it was kept."""
 
     @property
     def measured(self) -> float:
-        """The larger: the other was disturbed."""
-        return max(self.before, self.after)
+        """The largest: the others were disturbed."""
+        return max(self.before, self.after, self.kept or 0.0)
 
 
 class BenchResult(Settings):
@@ -171,6 +177,17 @@ class BenchResult(Settings):
         tokens = self.batch_tokens
         return Spread(median=tokens / step.median, low=tokens / step.high, high=tokens / step.low)
 
+    @property
+    def peak_flops(self) -> float:
+        """The measured peak, or what a single step reached if that is more: no MFU is above 1."""
+        steps = [
+            self.batch_tokens * self.flops_per_token / seconds / found.devices
+            for found in self.contenders
+            for block in found.rounds
+            for seconds in block
+        ]
+        return max([self.peak.measured, *steps])
+
     def mfu(self, found: ContenderResult, peak: float) -> float:
         return self.tokens_per_s(found).median * self.flops_per_token / peak / found.devices
 
@@ -189,7 +206,7 @@ class BenchResult(Settings):
         kept["ratios"] = [
             {**ratio.model_dump(), **ratio.spread.model_dump()} for ratio in self.ratios
         ]
-        kept["peak"]["measured"] = self.peak.measured
+        kept["peak"]["measured"] = self.peak_flops
         kept["best_peer"] = self.best_peer()
         return kept
 
@@ -198,12 +215,14 @@ class BenchResult(Settings):
             return {}
         speed = self.tokens_per_s(found)
         sheet = self.peak.datasheet
+        over_sheet = self.mfu(found, sheet) if sheet else None
         return {
             "step_s": found.step_s.model_dump(),
             "tokens_per_s": speed.model_dump(),
             "flops": speed.median * self.flops_per_token,
-            "mfu_measured": self.mfu(found, self.peak.measured),
-            "mfu_datasheet": self.mfu(found, sheet) if sheet else None,
+            "mfu_measured": self.mfu(found, self.peak_flops),
+            "mfu_datasheet": over_sheet,
+            "mfu_note": SHEET if impossible(over_sheet) else None,
         }
 
 

@@ -10,7 +10,7 @@ from bc2.errors import UsageError, nearest
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import Settings
-from bc2.train.device import Precision
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig
 
 #: How transformers' Llama can be trained: the type of its weights, eager or compiled.

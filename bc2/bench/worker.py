@@ -17,12 +17,16 @@ from bc2.bench.contenders import Contender, Ours, build_contender
 from bc2.bench.spec import Spec
 from bc2.ranks import local_rank
 from bc2.train.allocator import keep_freed_memory
-from bc2.train.device import DTYPES, measure_matmul, pick_precision
+from bc2.train.device import DTYPES, pick_precision
 from bc2.train.peak import allocated_peak, device_peak, forget_peak, host_peak
+from bc2.train.peak_flops import MATMUL, STEP, Peak, keep_peak, measure_matmul
 from bc2.train.worker_process import Answer, serve
 
 #: Steps of a warm-up: at least, at most, and seconds after which no more is begun.
 WARMUP = {False: (3, 12, 60.0), True: (5, 25, 240.0)}
+
+#: Seconds of tries each time that the device's peak is measured.
+PEAK_S = 0.6
 
 #: Steps have settled when the last three are within this of each other.
 SETTLED = 1.1
@@ -120,13 +124,21 @@ class Matmul:
 
     def __init__(self, spec: Spec):
         self.device = torch.device(spec.training.device)
-        self.dtype = DTYPES[pick_precision(spec.training.precision, self.device)]
+        self.precision = pick_precision(spec.training.precision, self.device)
 
     def peak(self) -> Answer:
-        flops = measure_matmul(self.device, self.dtype)
+        """What is measured now, and the highest that was ever seen on this machine."""
+        flops = measure_matmul(self.device, DTYPES[self.precision], PEAK_S)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return {"flops": flops}
+        return {"flops": flops, "kept": self._keep(Peak(flops, MATMUL))}
+
+    def keep(self, flops: float) -> Answer:
+        """Keep what a step reached, if it is more."""
+        return {"kept": self._keep(Peak(flops, STEP))}
+
+    def _keep(self, peak: Peak) -> float:
+        return keep_peak(self.device, self.precision, peak).flops
 
 
 def _settled(seconds: list[float]) -> bool:

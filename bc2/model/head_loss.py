@@ -12,7 +12,6 @@ computed in the forward pass, chunk by chunk, and [T, V] never exists: the memor
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,14 +19,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bc2.errors import DataError
+from bc2.model.head_sizes import chunk_size
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
 from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, row_max, softmax_sums
 
 #: A label that takes no part in the loss.
 IGNORE = -100
-
-#: Bytes of the [C, V] buffer: larger makes fewer passes over the weight's gradient.
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 #: Labelled tokens are filled up to a multiple of this.
 ROUND_TOKENS = 128
@@ -110,14 +107,6 @@ def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{hidden.dtype} is not supported; use bfloat16, float32 or float64")
     if weight.dtype != hidden.dtype and weight.dtype != at_least_fp32(hidden.dtype):
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
-
-
-def chunk_size(tokens: int, vocab_size: int, element_size: int, device: str) -> int:
-    """C: as few chunks as memory allows, all about as long, in multiples of 64 tokens."""
-    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
-    most = max(64, budget // (vocab_size * element_size) // 64 * 64)
-    chunks = max(1, math.ceil(tokens / most))
-    return math.ceil(tokens / chunks / 64) * 64 or 64
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Rows of the weight that are normalised, scaled or added to at a time.
-WEIGHT_ROWS = 4096
+from bc2.model.head_sizes import WEIGHT_ROWS
 
 #: A row that is shorter is divided by this instead of its length.
 SHORTEST = 1e-12

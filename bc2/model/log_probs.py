@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bc2.model.head_loss import IGNORE, check_labels, check_shapes, chunk_size, filled_up
+from bc2.model.head_loss import IGNORE, check_labels, check_shapes, filled_up
+from bc2.model.head_sizes import chunk_size
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
 from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, scaled, softmax_sums
 

@@ -13,10 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from bc2.model.head_sizes import BLOCK_BYTES
 from bc2.model.head_weight import spans
-
-#: Bytes of the [R, V] block in which softmax runs.
-BLOCK_BYTES = 1 << 23
 
 #: Columns that the search for a row's maximum takes at once.
 MAX_COLUMNS = 256

@@ -19,9 +19,9 @@ from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
 from bc2.plan.devices import Device
-from bc2.train.device import Precision
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
 from bc2.train.memory.shape import TrainingShape
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig
 
 #: The largest micro-batch that is tried, sequences.

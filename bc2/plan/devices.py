@@ -99,11 +99,12 @@ def _cpu(flops: float | None, ranks: int) -> Device:
     """A rank's share of this machine: what is free now, and what a matrix product reaches."""
     import torch
 
-    from bc2.train.device import DTYPES, measure_matmul, pick_precision
+    from bc2.train.device import pick_precision
     from bc2.train.memory.available import host_available
+    from bc2.train.peak_flops import peak_flops
 
     cpu = torch.device("cpu")
-    peak = flops or measure_matmul(cpu, DTYPES[pick_precision("auto", cpu)])
+    peak = flops or peak_flops(cpu, pick_precision("auto", cpu)).flops
     # Gloo copies through memory.
     return Device("cpu", "cpu", host_available() / ranks, peak / ranks, 5e9, 1e9, machine=ranks)
 

@@ -19,9 +19,9 @@ from bc2.plan.candidate_layouts import (
 )
 from bc2.plan.devices import DEVICES, Device
 from bc2.recipe import Recipe
-from bc2.train.device import Precision, pick_precision
 from bc2.train.duration import Duration
 from bc2.train.optimizer_config import checkpoint_bytes
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig, check_batches
 from bc2.train.training_settings import TrainingSettings
 
@@ -200,6 +200,8 @@ def workload_of(
 def _precision(training: PretrainConfig, device: Device) -> Precision:
     if device.kind == "cpu":
         import torch
+
+        from bc2.train.device import pick_precision
 
         return pick_precision(training.precision, torch.device("cpu"))
     return "fp32" if training.precision == "fp32" else "bf16"

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.files import replace_durably
-from bc2.report.history import CurveAxis, Floats, History
+from bc2.report.history import CurveAxis, History
 from bc2.train.log_rows import METRICS
+from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
 from bc2.train.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -228,6 +229,10 @@ def _mfu(axes: Axes, times: dict[str, Floats], ruler: Ruler) -> None:
     _curve(axes, ruler.of_columns(times), 100 * times["mfu"], "speed", linewidth=0.8)
     axes.set_ylabel("MFU (%)")
     axes.set_ylim(bottom=0)
+    if impossible(np.nanmax(times["mfu"], initial=0.0)):
+        name = f"above 100% {IMPOSSIBLE}"
+        axes.axhline(100, color=COLORS["limit"], linewidth=1, linestyle="--", label=name)
+        axes.legend(loc="lower right")
 
 
 def _parts(axes: Axes, times: dict[str, Floats], ruler: Ruler) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.train.log_rows import STEP_PARTS, LogRow
+from bc2.train.mfu import Floats, of_highest_peak
 from bc2.train.runs import Attempt, RunFolder, add_to_attempts, latest_attempts
 
-Floats = NDArray[np.float64]
 CurveAxis = Literal["tokens", "step"]
 
 #: Events of metrics.jsonl about a step that was not made.
@@ -93,7 +93,7 @@ class History:
     """Texts that the model wrote during the run."""
     attempts: list[Attempt] = field(default_factory=list)
     _times: Columns = field(
-        default_factory=lambda: Columns("step", "step_s", "tokens_per_s", "mfu")
+        default_factory=lambda: Columns("step", "step_s", "tokens_per_s", "mfu", "flops", "attempt")
     )
     _parts: Columns = field(default_factory=Columns)
     _timed: int = 0
@@ -129,7 +129,7 @@ class History:
             # Parts are added up since the row before; after a rollback that is one step.
             steps = max(1, row["step"] - self._timed)
             self._timed = row["step"]
-            self._times.add(row)
+            self._times.add({**row, "attempt": len(self.attempts)})
             parts = row.get("parts", {})
             self._parts.widen({name: seconds / steps for name, seconds in parts.items()})
 
@@ -138,10 +138,19 @@ class History:
         ``step_s`` and the seconds of every part, per step, as ``parts.NAME``."""
         kept = self._not_undone()
         step = self._times["step"][kept]
-        columns = {name: self._times[name][kept] for name in self._times.names()}
+        columns = {name: self._times[name][kept] for name in ("step", "step_s", "tokens_per_s")}
+        columns["mfu"] = self._mfu()[kept]
         names = sorted(self._parts.names(), key=lambda name: (*STEP_PARTS, name).index(name))
         parts = {f"parts.{name}": self._part(name)[kept] for name in names}
         return {**columns, **parts, "tokens": self.tokens_at(step)}
+
+    def _mfu(self) -> Floats:
+        """Of every attempt over the highest peak that it knew: each is at one machine."""
+        flops, attempt, mfu = (self._times[name] for name in ("flops", "attempt", "mfu"))
+        for one in np.unique(attempt):
+            rows = attempt == one
+            mfu[rows] = of_highest_peak(flops[rows], mfu[rows])
+        return mfu
 
     def _part(self, name: str) -> Floats:
         column = self._parts[name]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bc2.train.mfu import mfu_text
+
 NOTHING = "-"
 
 
@@ -32,6 +34,11 @@ def rate(value: Any) -> str:
 
 def percent(share: float | None, digits: int = 0) -> str:
     return NOTHING if share is None else f"{100 * share:.{digits}f}%"
+
+
+def mfu(share: float | None, digits: int = 0) -> str:
+    """A share of the peak, with the words that it cannot be if it is above 100%."""
+    return NOTHING if share is None else mfu_text(share, digits)
 
 
 def duration(seconds: float | None) -> str:

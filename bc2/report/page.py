@@ -17,10 +17,11 @@ from bc2.files import replace_durably
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import Lineage, trace
 from bc2.report.curves import draw_run, inline_svg, run_figure
-from bc2.report.history import Floats, History
+from bc2.report.history import History
 from bc2.report.number_format import NOTHING, amount, decimals, duration, moment, percent
 from bc2.report.status import Status
 from bc2.train.log_rows import LogRow
+from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
 from bc2.train.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
 
 RUN_PAGE = "report.html"
@@ -115,7 +116,9 @@ def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[SummaryTile]
     yield SummaryTile("tokens", amount(now["tokens"]), _of(now["tokens_total"]))
     yield SummaryTile("steps", f"{now['step']:,}", _of(now["steps"]))
     yield SummaryTile("tokens/s", amount(_median(times["tokens_per_s"])), "median of steps")
-    yield SummaryTile("MFU", percent(_median(times["mfu"]), 1), "median of steps")
+    mfu = _median(times["mfu"])
+    why = f"; {IMPOSSIBLE}" if impossible(mfu) else ""
+    yield SummaryTile("MFU", percent(mfu, 1), f"median of steps{why}")
     yield SummaryTile("time", duration(now["seconds"]), "over all attempts")
     if now["seconds_left"] is not None:
         yield SummaryTile("time left", duration(now["seconds_left"]), "at the recent pace")

@@ -9,9 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from bc2.registry import Registry
 from bc2.report.history import BadSteps, number
 from bc2.train.log_rows import METRICS, TIMING, LogFollower, LogRow
+from bc2.train.mfu import IMPOSSIBLE, impossible, of_highest_peak
 from bc2.train.runs import Attempt, RunFolder, State, add_to_attempts, latest_attempts, state_at_end
 
 #: Steps that recent speeds and shares are taken over.
@@ -168,9 +171,16 @@ class Status:
         values = [row[name] for row in self.times if name in row]
         return float(statistics.median(values)) if values else None
 
+    def recent_mfu(self) -> float | None:
+        """The median MFU of the recent steps, all over the highest peak that they knew."""
+        rows = [row for row in self.times if "mfu" in row]
+        flops = np.array([number(row.get("flops")) for row in rows])
+        shares = of_highest_peak(flops, np.array([number(row["mfu"]) for row in rows]))
+        return float(np.median(shares)) if rows else None
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON data; None where nothing was logged yet."""
-        facts, state = self.run.facts, self.state
+        facts, state, mfu = self.run.facts, self.state, self.recent_mfu()
         return {
             "run": self.run.path.name,
             "path": str(self.run.path),
@@ -189,7 +199,8 @@ class Status:
             "clipped_share": _mean(self.clipped),
             "learning_rate": self.last_step.get("lr"),
             "tokens_per_s": self.recent("tokens_per_s"),
-            "mfu": self.recent("mfu"),
+            "mfu": mfu,
+            "mfu_note": IMPOSSIBLE if impossible(mfu) else None,
             "data_share": self.share("data"),
             "save_share": self.share("save"),
             "seconds": self.seconds,

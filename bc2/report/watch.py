@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bc2.console import note
-from bc2.report.number_format import NOTHING, amount, decimals, duration, percent, rate
+from bc2.report.number_format import NOTHING, amount, decimals, duration, mfu, percent, rate
 from bc2.report.status import Status
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -69,7 +69,7 @@ def status_line(status: Status) -> str:
         f"|g| {decimals(now['grad_norm'], 2)}",
         f"lr {rate(now['learning_rate'])}",
         f"{amount(now['tokens_per_s'])} tok/s",
-        f"MFU {percent(now['mfu'])}",
+        f"MFU {mfu(now['mfu'])}",
     ]
     if now["seconds_left"] is not None:
         parts.append(f"{duration(now['seconds_left'])} left")
@@ -94,7 +94,7 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
         ("held-out loss", f"{heldout}  {bits}" if now["heldout_loss"] is not None else NOTHING),
         ("gradient norm", _norm(now)),
         ("learning rate", rate(now["learning_rate"])),
-        ("tokens/s", f"{amount(now['tokens_per_s'])}  MFU {percent(now['mfu'], 1)}"),
+        ("tokens/s", f"{amount(now['tokens_per_s'])}  MFU {mfu(now['mfu'], 1)}"),
         ("waiting", _waiting(now)),
         ("time", _time(now)),
         ("restarts", f"{now['restarts']:,}"),

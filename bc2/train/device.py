@@ -1,16 +1,16 @@
-"""The device: which one, which type it is fast in, and its peak FLOP/s."""
+"""The device: which one, which type it is fast in, and what its maker says of it."""
 
 from __future__ import annotations
 
-import time
-from typing import Literal
+import os
+import platform
+from pathlib import Path
 
 import torch
 
 from bc2.errors import UsageError
 from bc2.ranks import local_rank, world_size
-
-Precision = Literal["bf16", "fp32"]
+from bc2.train.precision import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -69,17 +69,6 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     return "bf16" if native else "fp32"
 
 
-def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
-    """Peak FLOP/s of a device and where the figure comes from.
-
-    The datasheet's if the device is known and the type is bf16; otherwise measured.
-    """
-    known = datasheet_flops(device, precision)
-    if known is not None:
-        return known
-    return measure_matmul(device, DTYPES[precision]), "largest matrix product measured here"
-
-
 def datasheet_flops(device: torch.device, precision: Precision) -> tuple[float, str] | None:
     """Dense peak FLOP/s of a known device by its maker, and its name; None if not known."""
     if device.type != "cuda" or precision != "bf16":
@@ -89,45 +78,18 @@ def datasheet_flops(device: torch.device, precision: Precision) -> tuple[float, 
     return next(known, None)
 
 
-#: Sides of the square matrices that are tried: which is fastest differs by device.
-_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+def cpu_model() -> str:
+    """What the maker calls this machine's processor."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
-def measure_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) -> float:
-    """The best FLOP/s seen over products of two square matrices of several sizes.
-
-    Args:
-        seconds: for all sizes together; a size that one product of would take longer than
-            its share is left out.
-    """
-    sides = _SIDES[device.type]
-    share = seconds / len(sides)
-    best = 0.0
-    for side in sides:
-        if best and 2 * side**3 / best > share:
-            break
-        best = max(best, _measure_square(device, dtype, side, share))
-    return best
-
-
-def _measure_square(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
-    # Random numbers: a GPU draws less power for constants, and runs faster than it ever will.
-    random = torch.Generator(device).manual_seed(0)
-    left, right = (
-        torch.randn(side, side, device=device, generator=random).to(dtype) for _ in range(2)
-    )
-    out = left @ right
-    best = 0.0
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or not best:
-        _finish(device)
-        start = time.perf_counter()
-        torch.mm(left, right, out=out)
-        _finish(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
-    return best
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def cores() -> int | None:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

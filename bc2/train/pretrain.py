@@ -22,7 +22,7 @@ from bc2.registry import Artifact, Draft, Registry
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.checkpoint import Saver, Snapshot
 from bc2.train.deterministic import deterministic
-from bc2.train.device import peak_flops, pick_precision
+from bc2.train.device import pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.make import make_engine
 from bc2.train.guard import Guard
@@ -32,6 +32,8 @@ from bc2.train.memory.measured import Footprint
 from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
+from bc2.train.peak_flops import STEP, Peak, keep_peak, peak_flops
+from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
 from bc2.train.run import Run
@@ -241,11 +243,35 @@ def _closing(log: Log) -> Iterator[None]:
 def _speed(run: Run, mesh: Mesh) -> Speed:
     config = run.config
     device = torch.device(config.device)
-    peak, source = peak_flops(device, pick_precision(config.precision, device))
+    precision = pick_precision(config.precision, device)
+    peak, source = peak_flops(device, precision)
     ranks = f" on each of {mesh.world.size} ranks" if mesh.world.size > 1 else ""
     note(f"{device}, {config.precision}: peak {peak / 1e12:.2f} TFLOP/s{ranks} ({source})")
     flops = run.model.flops_per_token(config.sequence_length)
-    return Speed(config.batch_tokens, flops, peak * mesh.world.size)
+    raised = _keep_raised(device, precision, peak, mesh)
+    return Speed(config.batch_tokens, flops, peak * mesh.world.size, raised)
+
+
+def _keep_raised(
+    device: torch.device, precision: Precision, peak: float, mesh: Mesh
+) -> Callable[[float], None]:
+    """Keeps, on the first rank, a peak that a step raised, and says so the first time."""
+    told = False
+
+    def raised(flops: float) -> None:
+        nonlocal told
+        if not mesh.first:
+            return
+        reached = flops / mesh.world.size
+        if not told:
+            note(
+                f"a step reached {reached / 1e12:.2f} TFLOP/s: the peak of {peak / 1e12:.2f} was "
+                "measured too low, and is raised to what steps reach"
+            )
+        told = True
+        keep_peak(device, precision, Peak(reached, STEP))
+
+    return raised
 
 
 def _draft(run: Run) -> Draft:

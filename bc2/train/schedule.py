@@ -23,18 +23,24 @@ class Schedule:
         return step % self.log_every == 0 or step == self.total
 
 
-@dataclass(frozen=True)
+@dataclass
 class Speed:
-    """What turns seconds into MFU."""
+    """What turns seconds into MFU, which is never above 1."""
 
     batch_tokens: int
     flops_per_token: float
     peak_flops: float
+    """Of all ranks together, as far as it is known."""
+    raised: Callable[[float], None]
+    """Told of a higher peak."""
 
     def of(self, seconds: float) -> dict[str, float]:
-        """The speed of a step that took so long."""
+        """The speed of a step that took so long. One above the peak proves that it is higher."""
         rate = self.batch_tokens / seconds
         flops = rate * self.flops_per_token
+        if flops > self.peak_flops:
+            self.peak_flops = flops
+            self.raised(flops)
         return {"tokens_per_s": rate, "flops": flops, "mfu": flops / self.peak_flops}
 
 

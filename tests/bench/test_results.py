@@ -157,3 +157,24 @@ def test_comparison_and_what_differs() -> None:
     # the one that failed is in neither
     assert [row[0] for row in table.rows] == ["bc2-eager", "hf-fp32-eager"]
     assert table.rows[0][3] == "1.000"
+
+
+def test_no_mfu_is_above_100_percent_of_what_was_measured() -> None:
+    # A peak that was measured while the machine was busy: a step of 0.4 s shows 150 kFLOP/s.
+    busy = result(peak=Peak(before=1e5, after=0.9e5, datasheet=None))
+    assert busy.peak_flops == pytest.approx(1.5e5)
+    assert busy.mfu(FOUND, busy.peak_flops) == pytest.approx(0.8)
+    assert busy.as_json()["peak"]["measured"] == pytest.approx(1.5e5)
+    assert ", 0.000 by the fastest step)" in result_markdown(busy)
+    known = result(peak=Peak(before=1e5, after=1e5, datasheet=None, kept=1.2e6))
+    assert known.mfu(FOUND, known.peak_flops) == pytest.approx(0.1)
+    assert ", 0.000 earlier on this machine)" in result_markdown(known)
+
+
+def test_more_than_a_datasheet_promises_is_said_to_be_impossible() -> None:
+    wrong = result(peak=Peak(before=1.2e6, after=1e6, datasheet=1e5))
+    said = "cannot be: the datasheet is of another device"
+    derived = wrong.as_json()["contenders"]
+    assert (derived[0]["mfu_datasheet"], derived[0]["mfu_note"]) == (pytest.approx(1.2), said)
+    assert derived[2]["mfu_note"] is None
+    assert tables(wrong)[0].rows[0][-1] == f"120.0% ({said})"

@@ -99,3 +99,17 @@ def test_a_run_stores_what_history_shows(small: Path, plan: Plan) -> None:
     assert found["measure"] == "host resident"
     assert found["predicted"] > 0 < found["measured"]
     assert "%" in plan("--history").stdout
+
+
+def test_a_plan_for_other_devices_imports_no_torch() -> None:
+    code = (
+        "import atexit, sys\n"
+        "from bc2.cli import main\n"
+        "heavy = ('torch', 'numpy', 'pyarrow', 'matplotlib')\n"
+        "atexit.register(lambda: print([name for name in heavy if name in sys.modules]))\n"
+        "main(['plan', '7b', '--gpus', '8', '--device', 'h100', '--quiet'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *layouts, imported = done.stdout.splitlines()
+    assert "data=8 zero=2" in layouts
+    assert imported == "[]"

@@ -69,8 +69,3 @@ def test_places_and_processes_are_not_keyed():
     other = CorpusConfig(sources=(SourceConfig(name="a", path="x", text_field="body"),))
     assert one.keyed() != other.keyed()
     assert TokensConfig(workers=3, corpus="a").keyed() == TokensConfig().keyed() == {}
-
-
-def test_every_field_says_what_it_is():
-    for cls in (SourceConfig, CorpusConfig, TokensConfig):
-        assert not [n for n, info in cls.model_fields.items() if not info.description]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -148,3 +149,19 @@ def test_curves_are_drawn_again_only_when_there_is_more(log_run: LogRun) -> None
     os.utime(run.path / "metrics.jsonl", (3e9, 3e9))
     redraw(run)
     assert (run.path / "loss.svg").stat().st_mtime != 2e9
+
+
+@pytest.mark.parametrize("shares", [(0.2, 1.0), (0.9, 1.3)])
+def test_what_is_drawn_above_100_percent_is_said_to_be_impossible(
+    log_run: LogRun, shares: tuple[float, float]
+) -> None:
+    folder = log_run(steps=2)
+    rows = [json.loads(row) for row in (folder / "timing.jsonl").read_text().splitlines()]
+    for row, share in zip(rows[1:], shares, strict=True):
+        row |= {"mfu": share, "flops": 1e9 * share}
+    (folder / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mfu = run_figure(history_of(folder), "step", clip_norm=None).axes[4]
+    np.testing.assert_allclose(mfu.get_lines()[0].get_ydata(), [100 * share for share in shares])
+    said = "above 100% cannot be: the peak was measured too low"
+    assert (said in lines(mfu)) == (max(shares) > 1)
+    assert (mfu.get_legend() is not None) == (max(shares) > 1)

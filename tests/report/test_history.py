@@ -89,3 +89,16 @@ def test_a_bad_step_met_again_is_one(again: str) -> None:
         history.add_timing(row)
     # A new start knows nothing of what was met before it.
     assert [row["step"] for row in history.met.values()] == ([3, 9] if again == "resume" else [3])
+
+
+def test_mfu_is_over_the_highest_peak_of_each_attempt() -> None:
+    history = History()
+    history.add_timing({"event": "start", "time": 0.0, "step": 0})
+    # The peak was 4, until the second step reached 5; then another machine, or an old log.
+    logged = {1: (2.0, 0.5), 2: (5.0, 1.0), 3: (4.0, 0.8), 4: (6.0, 1.2), 5: (3.0, 0.6)}
+    for at, (flops, mfu) in logged.items():
+        if at == 4:
+            history.add_timing({"event": "resume", "time": 0.0, "step": 3})
+        history.add_metrics({"event": "step", "step": at, "tokens": at})
+        history.add_timing({**step(at, 1.0), "flops": flops, "mfu": mfu})
+    np.testing.assert_allclose(history.times()["mfu"], [0.4, 1.0, 0.8, 1.2, 0.6])

@@ -166,3 +166,16 @@ def test_a_long_run_makes_a_small_page(log_run: LogRun) -> None:
     folder = log_run(steps=20_000, total=20_000, attempts=range(0, 20_000, 1000))
     size = write_report(RunFolder(folder), Registry.open()).page.stat().st_size
     assert size < 1_500_000
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.25, "25.0%"), (1.3, "130.0%")])
+def test_an_mfu_above_100_percent_comes_with_the_words_that_it_cannot_be(
+    log_run: LogRun, share: float, shown: str
+) -> None:
+    folder = log_run(steps=4)
+    timing = (folder / "timing.jsonl").read_text()
+    (folder / "timing.jsonl").write_text(timing.replace('"mfu": 0.25', f'"mfu": {share}'))
+    html = write_report(RunFolder(folder), Registry.open()).page.read_text(encoding="utf-8")
+    assert shown in html
+    said = "median of steps; cannot be: the peak was measured too low"
+    assert (said in html) == (share > 1)

@@ -175,3 +175,31 @@ def test_numbers_as_people_read_them() -> None:
 def test_looking_at_a_run_does_not_import_torch() -> None:
     script = "import sys, bc2.report.watch, bc2.report.page; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", script], check=True)
+
+
+def with_flops(folder: Path, *rows: tuple[float, float]) -> Status:
+    """Of a run whose last steps logged these FLOP/s and MFU."""
+    (folder / "timing.jsonl").write_text("")
+    begun = {"event": "start", "time": 0.0, "elapsed": 0.0, "step": 0}
+    steps = [
+        {**begun, "event": "step", "step": at, "tokens_per_s": 9.0, "flops": f, "mfu": mfu}
+        for at, (f, mfu) in enumerate(rows, 1)
+    ]
+    append(folder / "timing.jsonl", begun, *steps)
+    return status_of(folder)
+
+
+def test_recent_mfu_is_over_the_highest_peak(log_run: LogRun) -> None:
+    status = with_flops(log_run(steps=3), (2.0, 0.5), (5.0, 1.0), (4.0, 0.8))
+    now = status.as_json()
+    assert now["mfu"] == pytest.approx(0.8)
+    assert now["mfu_note"] is None
+    assert status_line(status).endswith("MFU 80%")
+
+
+def test_an_mfu_above_100_percent_is_not_shown_without_words(log_run: LogRun) -> None:
+    status = with_flops(log_run(steps=3), (2.2, 1.1), (2.4, 1.2), (2.6, 1.3))
+    said = "cannot be: the peak was measured too low"
+    assert status.as_json()["mfu_note"] == said
+    assert status_line(status).endswith(f"MFU 120% ({said})")
+    assert dict(status_rows(status))["tokens/s"] == f"9  MFU 120.0% ({said})"

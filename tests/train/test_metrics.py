@@ -109,7 +109,7 @@ def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None
     seen = [scalar.value for scalar in events.Scalars("loss")]
     assert seen == pytest.approx([row["loss"] for row in steps], rel=1e-6)
     timing = [row for row in read_rows(folder / "timing.jsonl") if row["event"] == "step"]
-    assert all(row["tokens_per_s"] > 0 and 0 < row["mfu"] < 1.5 for row in timing)
+    assert all(row["tokens_per_s"] > 0 and 0 < row["mfu"] <= 1 for row in timing)
     for row in timing:
         assert set(row["parts"]) >= {"data", "forward", "head", "backward", "optimizer"}
         assert set(row["parts"]) <= set(STEP_PARTS)

@@ -1,4 +1,4 @@
-"""The learning rate against its definition."""
+"""The learning rate against its definition, and speeds against a peak."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bc2.train.schedule import learning_rate
+from bc2.train.schedule import Speed, learning_rate
 
 
 def at(step: int) -> float:
@@ -28,3 +28,13 @@ def test_shape_of_the_cosine() -> None:
     for step in range(10, 111):
         angle = math.pi * (step - 10) / 100
         assert at(step) == pytest.approx(0.2 + 1.8 * (1 + math.cos(angle)) / 2)
+
+
+def test_a_step_above_the_peak_raises_it() -> None:
+    raised: list[float] = []
+    speed = Speed(100, 6.0, peak_flops=1200.0, raised=raised.append)
+    assert speed.of(1.0) == {"tokens_per_s": 100.0, "flops": 600.0, "mfu": 0.5}
+    assert speed.of(0.4) == {"tokens_per_s": 250.0, "flops": 1500.0, "mfu": 1.0}
+    assert speed.of(1.0)["mfu"] == pytest.approx(0.4)
+    assert speed.of(0.5)["mfu"] == pytest.approx(0.8)
+    assert (speed.peak_flops, raised) == (1500.0, [1500.0])

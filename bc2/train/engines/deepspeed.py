@@ -30,12 +30,14 @@ from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import local_rank
 from bc2.train.clock import Clock
-from bc2.train.device import DTYPES, Precision
+from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, root
+from bc2.train.engines.deepspeed_settings import ds_settings
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
-from bc2.train.optimizer_config import DEEPSPEED_SETTINGS, OptimizerConfig
+from bc2.train.optimizer_config import OptimizerConfig
+from bc2.train.precision import Precision
 
 
 class DeepSpeedEngine(Engine):
@@ -186,39 +188,6 @@ def _hold(
     data = value.detach().float()
     copy = data.clone() if data.device.type == "cpu" else data.cpu()
     held.add(name, part, run.first, copy)
-
-
-#: Gradients that are reduced at once, at most: DeepSpeed allocates buffers for so many.
-BUCKET = 500_000_000
-
-
-def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration.
-
-    Args:
-        parameters: elements of this rank's part of the model.
-    """
-    zero: dict[str, Any] = {
-        "stage": parallel.zero,
-        "reduce_bucket_size": min(BUCKET, parameters),
-        "allgather_bucket_size": min(BUCKET, parameters),
-        "overlap_comm": parallel.overlap,
-        "contiguous_gradients": True,
-    }
-    if parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if parallel.zero_group is not None:
-        zero["zero_hpz_partition_size"] = parallel.zero_group
-    return {
-        # The loop makes and counts the batches.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        **DEEPSPEED_SETTINGS,
-        "wall_clock_breakdown": False,
-    }
 
 
 def _import(device: torch.device) -> Any:

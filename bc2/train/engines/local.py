@@ -21,11 +21,12 @@ from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
-from bc2.train.device import DTYPES, Precision
+from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, root
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
+from bc2.train.precision import Precision
 
 
 class LocalEngine(Engine):

@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bc2.model.head_loss import chunk_size
-from bc2.model.head_weight import WEIGHT_ROWS
+from bc2.model.head_sizes import BLOCK_BYTES, WEIGHT_ROWS, chunk_size
 from bc2.model.model_config import ModelConfig
-from bc2.model.softmax import BLOCK_BYTES
 from bc2.train.memory.shape import TrainingShape
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.device import pick_precision
 from bc2.train.memory.activations import (
     Activations,
     activations_of,
@@ -128,6 +125,10 @@ def settle_checkpointing(
     """
     if config.activation_checkpointing != "auto":
         return config
+    import torch
+
+    from bc2.train.device import pick_precision
+
     device = torch.device(config.device)
     layers = least_segment(
         TrainingShape(

@@ -12,7 +12,7 @@ from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
 from bc2.train.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
-    from bc2.train.device import Precision
+    from bc2.train.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bc2.train.engines.deepspeed import BUCKET
+from bc2.train.engines.deepspeed_settings import BUCKET
 from bc2.train.memory.shape import TrainingShape
 
 #: Elements (DeepSpeed's `zero/config.py`: stage3_max_reuse_distance,

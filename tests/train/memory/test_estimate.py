@@ -10,11 +10,11 @@ import torch
 from bc2.model import transformer
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
-from bc2.train.device import Precision
 from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.precision import Precision
 
 SEQUENCES, LENGTH = 4, 64
 

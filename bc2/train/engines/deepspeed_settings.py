@@ -1,0 +1,44 @@
+"""What DeepSpeed is told, and the sizes of its buckets, which plans of memory need too.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.train.optimizer_config import DEEPSPEED_SETTINGS
+from bc2.train.precision import Precision
+
+#: Gradients that are reduced at once, at most: DeepSpeed sets room aside for so many.
+BUCKET = 500_000_000
+
+
+def ds_settings(parallel: ParallelConfig, precision: Precision, parameters: int) -> dict[str, Any]:
+    """What DeepSpeed is told.
+
+    Args:
+        parameters: of this rank's part of the model.
+    """
+    zero: dict[str, Any] = {
+        "stage": parallel.zero,
+        "reduce_bucket_size": min(BUCKET, parameters),
+        "allgather_bucket_size": min(BUCKET, parameters),
+        "overlap_comm": parallel.overlap,
+        "contiguous_gradients": True,
+    }
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if parallel.zero_group is not None:
+        zero["zero_hpz_partition_size"] = parallel.zero_group
+    return {
+        # Batches are made and counted by the loop.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        **DEEPSPEED_SETTINGS,
+        "wall_clock_breakdown": False,
+    }
