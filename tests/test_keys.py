@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from bc2.data.config import CorpusConfig
-from bc2.model.config import ModelConfig
-from bc2.train.config import AdamWConfig, PretrainConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, create_model
 
+from bc2.data.corpus_config import CorpusConfig
+from bc2.model.model_config import ModelConfig
 from bc2.recipe import (
     KEYED_UNLESS_DEFAULT,
     SECTIONS,
@@ -29,6 +28,8 @@ from bc2.recipe import (
     to_keyed,
 )
 from bc2.registry import stage_key
+from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain_config import PretrainConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "stage_keys.json").read_text())

@@ -1,4 +1,4 @@
-"""Removing what nobody needs: first a plan to look at, then the deed.
+"""Removing what nobody needs: first a plan to look at, then the removal.
 
 The plan may be stale when it is carried out, so each removal asks again, under
 the lock of the directory and in one transaction of the index.
