@@ -156,7 +156,7 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, labels, *numbers = ctx.saved_tensors
         options: _Options = ctx.options
-        factors = _factors(of_log_probs, of_entropy, *numbers, options.temperature)
+        factors = _factors(of_log_probs, of_entropy, *numbers, temperature=options.temperature)
         head, lengths = head_rows(
             weight, hidden.dtype, options.norm_head, compiled=options.compiled
         )
@@ -302,7 +302,9 @@ class _Factors(NamedTuple):
     """Whether a token has an upstream gradient."""
 
     def at(self, tokens: Tensor) -> _Factors:
-        return _Factors(*(x if x is None else x[tokens] for x in self))
+        slope = None if self.slope is None else self.slope[tokens]
+        of_label, constant = self.label[tokens], self.constant[tokens]
+        return _Factors(of_label, constant, slope, self.z[tokens], self.wanted[tokens])
 
 
 def _factors(
@@ -312,6 +314,7 @@ def _factors(
     log_sum: Tensor,
     share: Tensor,
     entropy: Tensor,
+    *,
     temperature: float,
 ) -> _Factors:
     g = torch.zeros_like(z) if of_log_probs is None else of_log_probs
