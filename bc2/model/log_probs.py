@@ -6,7 +6,7 @@ Shapes:
 
 What a loss makes of log-probabilities is known after they are, so no gradient can be computed
 in the forward pass as `head_loss` does. And [T, V] never exists: the forward pass keeps of each
-token's logits l the largest, z, and Σ exp(l - z); the backward pass computes l again. With
+token's logits l a few numbers, the backward pass computes l again. With z the largest logit,
 p = softmax(l), y the label and H the entropy,
 
     log p(y) = l(y) - z - log Σ exp(l - z)        ∂ log p(y) / ∂l = 1[y] - p
@@ -27,7 +27,14 @@ from torch.autograd.function import once_differentiable
 from bc2.model.head_loss import IGNORE, check_labels, check_shapes, filled_up
 from bc2.model.head_sizes import chunk_size
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
-from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, scaled, softmax_sums
+from bc2.model.softmax import (
+    VocabularyShard,
+    own_columns,
+    row_blocks,
+    scaled,
+    scratch,
+    softmax_sums,
+)
 
 
 class TokenLogProbs(NamedTuple):
@@ -136,7 +143,8 @@ class _TokenLogProbs(torch.autograd.Function):
         entropy = found.entropy if options.entropy else None
         top_log_probs, top_ids = found.top() if options.top_k else (None, None)
         ctx.options = options
-        ctx.save_for_backward(hidden, weight, labels, found.z, found.sum_exp, found.entropy)
+        numbers = found.z, found.log_sum, found.share, found.entropy
+        ctx.save_for_backward(hidden, weight, labels, *numbers)
         ctx.set_materialize_grads(False)
         no_gradient = (found.greedy, top_log_probs, top_ids)
         ctx.mark_non_differentiable(*(x for x in no_gradient if x is not None))
@@ -147,9 +155,9 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, of_log_probs: Tensor | None, _: None, of_entropy: Tensor | None, *__: None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, labels, z, sum_exp, entropy = ctx.saved_tensors
+        hidden, weight, labels, *numbers = ctx.saved_tensors
         options: _Options = ctx.options
-        factors = _factors(of_log_probs, of_entropy, sum_exp, entropy, options.temperature)
+        factors = _factors(of_log_probs, of_entropy, *numbers, temperature=options.temperature)
         head, lengths = head_rows(
             weight, hidden.dtype, options.norm_head, compiled=options.compiled
         )
@@ -161,8 +169,7 @@ class _TokenLogProbs(torch.autograd.Function):
         chosen = factors.wanted & (labels != IGNORE)
         for tokens, x, logits in _chunks(hidden, head, chosen, options):
             count = len(tokens)
-            own = factors.at(tokens)
-            _logit_gradients_(logits[:count], labels[tokens], z[tokens], own, options)
+            _logit_gradients_(logits[:count], labels[tokens], factors.at(tokens), options)
             logits[count:] = 0.0
             if of_hidden is not None:
                 of_hidden[tokens] = torch.mm(logits, head)[:count]
@@ -172,7 +179,7 @@ class _TokenLogProbs(torch.autograd.Function):
             options.shard.all_reduce(of_hidden)
         total = None
         if of_weight is not None:
-            total = of_weight.of(weight, lengths, z.new_ones(()))
+            total = of_weight.of(weight, lengths, factors.label.new_ones(()))
         return of_hidden, total, None, None
 
 
@@ -207,9 +214,9 @@ class _Results:
         self.options = options
         self.columns = columns
         self.greedy = torch.zeros_like(labels, dtype=torch.bool)
-        self.z = torch.zeros_like(labels, dtype=dtype)
-        self.log_probs, self.entropy = torch.zeros_like(self.z), torch.zeros_like(self.z)
-        self.sum_exp = torch.ones_like(self.z)
+        self.z, self.log_sum, self.share, self.log_probs, self.entropy = (
+            torch.zeros_like(labels, dtype=dtype) for _ in range(5)
+        )
         shape = (len(labels), min(options.top_k, columns))
         self.top_logits = self.z.new_zeros(shape)
         self.top_ids = labels.new_full(shape, -1)
@@ -228,15 +235,16 @@ class _Results:
         )
         log_sum = sums.sum_exp.log()
         log_probs = sums.label_logit - sums.top_logit - log_sum
-        self.z[tokens], self.sum_exp[tokens] = sums.top_logit, sums.sum_exp
-        self.log_probs[tokens] = log_probs
+        self.z[tokens], self.log_sum[tokens] = sums.top_logit, log_sum
+        self.share[tokens], self.log_probs[tokens] = sums.share, log_probs
         # Of logits that are no numbers there is no likeliest token.
         self.greedy[tokens] = (sums.top_id == labels) & ~log_probs.isnan()
         if sums.sum_exp_logit is not None:
             self.entropy[tokens] = log_sum - sums.sum_exp_logit / sums.sum_exp
         if options.top_k:
+            wide = scratch(logits, self.z.dtype)
             for block in row_blocks(logits, self.z.dtype):
-                x = scaled(logits[block], self.z.dtype, options.temperature)
+                x = scaled(logits[block], wide[: block.stop - block.start], options.temperature)
                 ids = largest(x, self.top_ids.shape[1])
                 self.top_logits[tokens[block]] = x.gather(1, ids)
                 self.top_ids[tokens[block]] = ids
@@ -251,7 +259,7 @@ class _Results:
             # Ids ascend from rank to rank.
             order = logits.argsort(dim=1, descending=True, stable=True)[:, : self.options.top_k]
             logits, ids = logits.gather(1, order), ids.gather(1, order)
-        return logits - self.z[:, None] - self.sum_exp.log()[:, None], ids
+        return logits - self.z[:, None] - self.log_sum[:, None], ids
 
 
 def _all_gather(x: Tensor, columns: int, shard: VocabularyShard) -> Tensor:
@@ -280,55 +288,62 @@ def largest(x: Tensor, count: int) -> Tensor:
 class _Factors(NamedTuple):
     """Upstream gradients as factors, each [T], of the gradient of a token's logits.
 
-    With g and e the upstream gradients of log p(y) and of H, d = l - z and s = Σ exp(d):
+    With g and e the upstream gradients of log p(y) and of H, q = softmax over this rank's
+    logits, so that p is q times this rank's share:
 
-        g 1[y] - p (g + e (log p + H)) = label 1[y] + exp(d) (constant + slope d)
+        g 1[y] - p (g + e (log p + H)) = label 1[y] + q (constant + slope (l - z))
     """
 
     label: Tensor
     constant: Tensor
     slope: Tensor | None
     """None where e is 0 for every token."""
+    z: Tensor
     wanted: Tensor
     """Whether a token has an upstream gradient."""
 
     def at(self, tokens: Tensor) -> _Factors:
         slope = None if self.slope is None else self.slope[tokens]
-        return _Factors(self.label[tokens], self.constant[tokens], slope, self.wanted[tokens])
+        of_label, constant = self.label[tokens], self.constant[tokens]
+        return _Factors(of_label, constant, slope, self.z[tokens], self.wanted[tokens])
 
 
 def _factors(
     of_log_probs: Tensor | None,
     of_entropy: Tensor | None,
-    sum_exp: Tensor,
+    z: Tensor,
+    log_sum: Tensor,
+    share: Tensor,
     entropy: Tensor,
+    *,
     temperature: float,
 ) -> _Factors:
-    g = torch.zeros_like(sum_exp) if of_log_probs is None else of_log_probs
-    share = -1.0 / (sum_exp * temperature)
+    g = torch.zeros_like(z) if of_log_probs is None else of_log_probs
+    share = -share / temperature
     if of_entropy is None:
-        return _Factors(g / temperature, g * share, None, g != 0)
-    constant = (g + of_entropy * (entropy - sum_exp.log())) * share
+        return _Factors(g / temperature, g * share, None, z, g != 0)
+    constant = (g + of_entropy * (entropy - log_sum)) * share
     some = (g != 0) | (of_entropy != 0)
-    return _Factors(g / temperature, constant, of_entropy * share, some)
+    return _Factors(g / temperature, constant, of_entropy * share, z, some)
 
 
-def _logit_gradients_(
-    logits: Tensor, labels: Tensor, z: Tensor, factors: _Factors, options: _Options
-) -> None:
-    """Turn logits [N, V] into their gradient in place; everything else is [N] too."""
+def _logit_gradients_(logits: Tensor, labels: Tensor, factors: _Factors, options: _Options) -> None:
+    """Turn logits [N, V] into their gradient in place; labels and factors are [N]."""
+    dtype = factors.constant.dtype
     label, has_label = own_columns(labels, logits.shape[1], options.shard)
     of_label = factors.label[:, None] * has_label
     constant = factors.constant[:, None]
-    for block in row_blocks(logits, z.dtype):
-        x = logits[block]
-        # In the buffer itself where it has the dtype.
-        grad = scaled(x, z.dtype, options.temperature).sub_(z[block, None])
+    wide, softmax = (scratch(logits, dtype) for _ in range(2))
+    for block in row_blocks(logits, dtype):
+        count = block.stop - block.start
+        x = scaled(logits[block], wide[:count], options.temperature)
+        q = torch.softmax(x, dim=-1, out=softmax[:count])
         if factors.slope is None:
-            grad.exp_().mul_(constant[block])
+            grad = torch.mul(q, constant[block], out=x)
         else:
-            exp = grad.exp()
-            grad.mul_(factors.slope[block, None]).add_(constant[block]).mul_(exp)
+            grad = x.sub_(factors.z[block, None]).mul_(factors.slope[block, None])
+            grad.add_(constant[block]).mul_(q)
         grad.scatter_add_(1, label[block], of_label[block])
-        if grad is not x:
-            x.copy_(grad)
+        # The buffer itself where nothing had to be converted.
+        if grad.data_ptr() != logits[block].data_ptr():
+            logits[block] = grad

@@ -47,6 +47,8 @@ class SoftmaxSums(NamedTuple):
     """Where it is; of equal ones the lowest id."""
     sum_exp: Tensor
     """Σ exp(l - z)."""
+    share: Tensor
+    """Of that sum, the part of the columns that are here."""
     label_logit: Tensor
     sum_exp_logit: Tensor | None
     """Σ exp(l - z) (l - z), for an entropy."""
@@ -77,22 +79,32 @@ def softmax_sums(
     z = torch.empty(len(logits), dtype=dtype, device=logits.device)
     top = torch.empty_like(labels)
     sums = torch.empty(len(logits), 3 if entropy else 2, dtype=dtype, device=logits.device)
+    wide, first, second = (scratch(logits, dtype) for _ in range(3))
     for block in row_blocks(logits, dtype):
-        x = scaled(logits[block], dtype, temperature)
+        count = block.stop - block.start
+        x = scaled(logits[block], wide[:count], temperature)
         z[block, None], top[block, None] = row_max(x)
         sums[block, 1:2] = x.gather(1, label[block]).masked_fill_(~has_label[block], 0.0)
-        below = x - z[block, None]
-        exp = below.exp() if entropy else below.exp_()
+        below = torch.sub(x, z[block, None], out=first[:count])
+        exp = torch.exp(below, out=second[:count] if entropy else below)
         sums[block, 0] = exp.sum(dim=-1)
         if entropy:
             sums[block, 2] = exp.mul_(below).sum(dim=-1)
+    here = sums[:, 0]
     if shard is not None:
-        top = _reduce_sums_(z, top + shard.first, sums, shard)
-    return SoftmaxSums(z, top, sums[:, 0], sums[:, 1], sums[:, 2] if entropy else None)
+        top, here = _reduce_sums_(z, top + shard.first, sums, shard)
+    sum_exp, label_logit = sums[:, 0], sums[:, 1]
+    sum_exp_logit = sums[:, 2] if entropy else None
+    return SoftmaxSums(z, top, sum_exp, here / sum_exp, label_logit, sum_exp_logit)
 
 
-def _reduce_sums_(z: Tensor, top_id: Tensor, sums: Tensor, shard: VocabularyShard) -> Tensor:
-    """Bring `z` [C] and `sums` [C, 2 or 3] of all ranks together in place; returns the top ids."""
+def _reduce_sums_(
+    z: Tensor, top_id: Tensor, sums: Tensor, shard: VocabularyShard
+) -> tuple[Tensor, Tensor]:
+    """Bring `z` [C] and `sums` [C, 2 or 3] of all ranks together in place.
+
+    Returns the top ids, and what this rank had in the first column of the sums.
+    """
     own = z.clone()
     shard.all_reduce(z, "max")
     shift = own - z
@@ -100,10 +112,11 @@ def _reduce_sums_(z: Tensor, top_id: Tensor, sums: Tensor, shard: VocabularyShar
         sums[:, 2] += shift * sums[:, 0]
         sums[:, 2] *= shift.exp()
     sums[:, 0] *= shift.exp_()
+    here = sums[:, 0].clone()
     shard.all_reduce(sums)
     # A maximum over ranks may pass over NaN; a sum does not.
     z.masked_fill_(sums[:, 0].isnan() & z.isfinite(), math.nan)
-    return shard.all_reduce(torch.where(own == z, top_id, shard.size), "min")
+    return shard.all_reduce(torch.where(own == z, top_id, shard.size), "min"), here
 
 
 def own_columns(ids: Tensor, columns: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
@@ -122,10 +135,18 @@ def row_blocks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
     return list(spans(count, max(1, BLOCK_BYTES // (columns * dtype.itemsize))))
 
 
-def scaled(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
-    """Logits in `dtype`, divided by the temperature; the same tensor if nothing is to do."""
-    wide = logits.to(dtype)
-    return wide if temperature == 1.0 else wide / temperature
+def scratch(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """A buffer for the largest of `row_blocks`: to make one anew for each takes longer."""
+    blocks = row_blocks(logits, dtype)
+    shape = blocks[0].stop if blocks else 0, logits.shape[1]
+    return torch.empty(shape, dtype=dtype, device=logits.device)
+
+
+def scaled(logits: Tensor, out: Tensor, temperature: float) -> Tensor:
+    """Logits in the dtype of `out`, divided by the temperature; in `out` if they change."""
+    if logits.dtype == out.dtype and temperature == 1.0:
+        return logits
+    return out.copy_(logits).div_(temperature) if temperature != 1.0 else out.copy_(logits)
 
 
 def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
