@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from bc2.cli import main
 from bc2.registry import Artifact, Draft, Registry
+from bc2.verify.certificate import CERTIFICATE, Certificate, register
 from bc2.verify.compare import bits, near
 
 
@@ -84,6 +85,17 @@ def test_two_ranks_and_a_finished_model(small: Path) -> None:
     ons = [one["on"] for one in answer["comparisons"]]
     assert ons == ["2 ranks, zero 1", "4 ranks, tensor 2", "1 rank, zero 1", "2 ranks, zero 1"]
     assert json.loads((small / "home" / "verify" / "resume-small.json").read_text()) == answer
+
+
+def test_a_certificate_is_registered_as_one(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    model = checkpoint(registry, rows(4))
+    artifact = register(Certificate.now({"about": "x"}, []), registry, model)
+    assert artifact.title == "certificate/resume-x"
+    assert registry.parents(artifact) == [model]
+    assert artifact.manifest.facts["holds"] is True
+    assert json.loads(artifact.file(CERTIFICATE).read_text())["about"] == "x"
+    assert registry.list("scores") == []
 
 
 @pytest.mark.parametrize(
