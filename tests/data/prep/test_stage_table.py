@@ -54,7 +54,7 @@ def test_the_documentation_has_the_stages_in_order_with_their_reasons() -> None:
             assert set(told) == set(reasons), name
 
 
-def test_only_the_stages_of_the_recipe_are_built_and_imported(tmp_path: Path) -> None:
+def test_only_the_stages_of_the_recipe_and_what_they_need_are_imported(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     config = {"sources": [{"name": "a", "path": str(tmp_path)}], "normalise": {}, "near": {}}
     made = CorpusConfig.model_validate_json(json.dumps(config))
@@ -65,6 +65,8 @@ def test_only_the_stages_of_the_recipe_are_built_and_imported(tmp_path: Path) ->
         "import bc2.data.prep.prepare\n"
         "build_stages(CorpusConfig.model_validate_json(sys.argv[1]))\n"
         "print(*(name for name, place in STAGES.items() if place.split(':')[0] in sys.modules))\n"
+        "heavy = 'torch sklearn scipy datasets lm_eval pandas daft ray transformers matplotlib'\n"
+        "assert not set(heavy.split()) & set(sys.modules), sorted(sys.modules)\n"
     )
     command = [sys.executable, "-c", script, json.dumps(config)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120)
