@@ -1,7 +1,7 @@
-"""Whether ranks that failed are worth starting again.
+"""Whether to start the ranks of a run again after they failed.
 
-Crashes, signals and lost machines pass; what is wrong with a recipe, its data, a checkpoint or
-a disk does not, and neither does what kills every start at the same step.
+After a crash, a signal or a lost machine, yes. An error of the recipe, its data, a checkpoint or
+a disk would come again, and so would one that ends every start at the same step.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-#: So many starts in a row may come no further than the furthest before them.
+#: Starts in a row that may end without a step beyond the furthest one before them.
 PATIENCE = 3
 
-#: What is waited before a start that follows such ones, seconds for each of them.
+#: Seconds to wait before a start, for each start without progress before it.
 PAUSE_S = 5.0
 
 
@@ -24,7 +24,7 @@ class Restarts:
         most: starts after the first one.
         steps: the file that `bc2.ranks.tell_step` writes.
         made: starts after the first one, so far.
-        refused: why there is no other one; None while there may be, and where nobody asked.
+        refused: why there is no other start; None while there may be one, or if `most` is 0.
     """
 
     most: int
@@ -35,13 +35,13 @@ class Restarts:
     _fruitless: int = 0
 
     def again(self, *, lasting: bool) -> float | None:
-        """Judge a start that failed.
+        """Decide what follows a start that failed.
 
         Args:
-            lasting: it would fail in the same way again.
+            lasting: whether it would fail in the same way again.
 
         Returns:
-            What to wait before the next start, seconds; None: there is none.
+            Seconds to wait before the next start; None: there is none.
         """
         if not self.most:
             return None
@@ -58,9 +58,9 @@ class Restarts:
         return PAUSE_S * self._fruitless
 
     def _look(self) -> None:
-        """How far the start came that just ended."""
-        told = self.steps.read_text() if self.steps.exists() else ""
-        step = int(told or 0)
+        """Read how many steps the start made that just ended."""
+        text = self.steps.read_text() if self.steps.exists() else ""
+        step = int(text or 0)
         if step > self._furthest:
             self._furthest, self._fruitless = step, 0
         elif self.made:
