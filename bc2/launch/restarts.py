@@ -1,7 +1,7 @@
-"""Whether ranks that failed are worth starting again.
+"""Whether to start the ranks of a run again after they failed.
 
-Crashes, signals and lost machines pass; what is wrong with a recipe, its data, a checkpoint or
-a disk does not, and neither does what kills every start at the same step.
+After a crash, a signal or a lost machine, yes. An error of the recipe, its data, a checkpoint or
+a disk would come again, and so would one that ends every start at the same step.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Restarts:
         return PAUSE_S * self._fruitless
 
     def _look(self) -> None:
-        """Read how many steps the attempt that just ended had made."""
-        told = self.steps.read_text() if self.steps.exists() else ""
-        step = int(told or 0)
+        """Read how many steps the start made that just ended."""
+        text = self.steps.read_text() if self.steps.exists() else ""
+        step = int(text or 0)
         if step > self._furthest:
             self._furthest, self._fruitless = step, 0
         elif self.made:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bc2.train.optimizer_config import MOMENTS, AdamWConfig, OptimizerConfig
 
-#: Beside the tensors of a parameter's shape each state has the number of updates made: fp32, [].
+#: The number of updates made, which a state may have beside the tensors of the parameter's shape,
+#: and with ZeRO must have: fp32, [].
 STEP = "step"
 
 
@@ -24,8 +25,8 @@ class Optimizer(ABC):
     Attributes:
         inner: torch's optimizer. DeepSpeed keeps its groups and replaces the parameters of
             each by flattened weights.
-        state_names: by parameter, the fp32 tensors of its shape that the rule keeps.
-        group_state_names: the same by group of `inner`.
+        state_names: by parameter, the names of the fp32 tensors of its shape in its state.
+        group_state_names: the same for the parameters of each group of `inner`.
     """
 
     def __init__(

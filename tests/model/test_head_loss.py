@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
 from bc2.errors import DataError
-from bc2.model import head_loss as module
 from bc2.model import head_weight, softmax
 from bc2.model.head_sizes import CHUNK_BYTES, chunk_size
-from bc2.model.head_loss import IGNORE, chunk_size, head_loss
+from bc2.model.head_loss import IGNORE, head_loss
 
 
 def naive(hidden, weight, labels, z_weight, norm_head=True):

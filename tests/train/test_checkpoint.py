@@ -19,7 +19,7 @@ from bc2.train import checkpoint as checkpoints
 class Threads(Group):
     """Ranks that are threads."""
 
-    def each(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         barrier, box = self.handle
         box[self.rank] = value
         barrier.wait(10)
@@ -48,7 +48,7 @@ def test_ranks_share_the_reading_of_what_none_wrote_alone(tmp_path, three, monke
     real = checkpoints.sha256_file
     monkeypatch.setattr(checkpoints, "sha256_file", lambda p: read.append(p.name) or real(p))
     mine = [{}, {"b": three["b"]}]
-    found = on_ranks(2, lambda r: checkpoints._with_others(mine[r.rank], tmp_path, three, r))
+    found = on_ranks(2, lambda r: checkpoints._digests_of_all(mine[r.rank], tmp_path, three, r))
     assert found == [three, three]
     assert sorted(read) == ["a", "c"]
 
@@ -58,7 +58,7 @@ def test_a_file_that_cannot_be_read_back_fails_on_every_rank(tmp_path, three) ->
 
     def failed(rank: Group) -> str:
         with pytest.raises(OSError, match="No such file") as caught:
-            checkpoints._with_others({}, tmp_path, three, rank)
+            checkpoints._digests_of_all({}, tmp_path, three, rank)
         return str(caught.value)
 
     assert len(on_ranks(3, failed)) == 3
