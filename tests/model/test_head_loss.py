@@ -11,7 +11,8 @@ from scipy.optimize import check_grad
 from bc2.errors import DataError
 from bc2.model import head_loss as module
 from bc2.model import head_weight
-from bc2.model.head_loss import IGNORE, chunk_size, head_loss, row_max
+from bc2.model.head_loss import IGNORE, head_loss, row_max
+from bc2.model.head_sizes import CHUNK_BYTES, chunk_size
 
 
 def naive(hidden, weight, labels, z_weight, norm_head=True):
@@ -384,7 +385,7 @@ def test_chunks_are_even_and_fit(tokens, vocab):
     size = chunk_size(tokens, vocab, 2, "cpu")
     assert size % 64 == 0
     assert size > 0
-    assert size * vocab * 2 <= module.CHUNK_BYTES["cpu"]
+    assert size * vocab * 2 <= CHUNK_BYTES["cpu"]
     if tokens > size:
         # the last chunk is not a remnant
         count = -(-tokens // size)
