@@ -32,7 +32,7 @@ from bc2.train.memory.measured import Footprint
 from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
-from bc2.train.peak_flops import STEP, Peak, keep_peak, peak_flops
+from bc2.train.peak_flops import STEP, KeptPeaks, Peak, keep_peak, peak_flops
 from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
@@ -244,16 +244,17 @@ def _speed(run: Run, mesh: Mesh) -> Speed:
     config = run.config
     device = torch.device(config.device)
     precision = pick_precision(config.precision, device)
-    peak, source = peak_flops(device, precision)
+    kept = KeptPeaks.of_user()
+    peak, source = peak_flops(device, precision, kept)
     ranks = f" on each of {mesh.world.size} ranks" if mesh.world.size > 1 else ""
     note(f"{device}, {config.precision}: peak {peak / 1e12:.2f} TFLOP/s{ranks} ({source})")
     flops = run.model.flops_per_token(config.sequence_length)
-    raised = _keep_raised(device, precision, peak, mesh)
+    raised = _keep_raised(device, precision, peak, mesh, kept)
     return Speed(config.batch_tokens, flops, peak * mesh.world.size, raised)
 
 
 def _keep_raised(
-    device: torch.device, precision: Precision, peak: float, mesh: Mesh
+    device: torch.device, precision: Precision, peak: float, mesh: Mesh, kept: KeptPeaks
 ) -> Callable[[float], None]:
     """Keeps, on the first rank, a peak that a step raised, and says so the first time."""
     told = False
@@ -269,7 +270,7 @@ def _keep_raised(
                 "measured too low, and is raised to what steps reach"
             )
         told = True
-        keep_peak(device, precision, Peak(reached, STEP))
+        keep_peak(device, precision, Peak(reached, STEP), kept)
 
     return raised
 

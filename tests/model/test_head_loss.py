@@ -10,8 +10,8 @@ from scipy.optimize import check_grad
 
 from bc2.errors import DataError
 from bc2.model import head_weight, softmax
-from bc2.model.head_sizes import CHUNK_BYTES, chunk_size
 from bc2.model.head_loss import IGNORE, head_loss
+from bc2.model.head_sizes import CHUNK_BYTES, chunk_size
 
 
 def naive(hidden, weight, labels, z_weight, norm_head=True):

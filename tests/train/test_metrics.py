@@ -8,12 +8,16 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
-from bc2 import cli
+from bc2 import cli, recipe
 from bc2.errors import Bc2Error, UsageError
+from bc2.pipeline.session import Session
 from bc2.registry import Registry
+from bc2.train import pretrain as pretraining
 from bc2.train.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
 from bc2.train.metrics import MetricsLog, check_trackers
+from bc2.train.peak_flops import STEP, KeptPeaks, Peak, peak_key
 
 
 def test_rows_are_visible_at_once_and_nan_is_text(tmp_path: Path) -> None:
@@ -124,3 +128,21 @@ def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None
     for label in ("training", "held-out", "gradient norm", "learning rate"):
         assert f"<!-- {label} -->" in drawn, "matplotlib names each text in a comment"
     assert json.loads((folder / "recipe.json").read_text())["name"] == "small"
+
+
+def test_steps_that_beat_the_peak_raise_it_for_this_run_and_later_ones(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small / "cache"))
+    busy = Peak(1.0, "measured at a busy moment")
+    monkeypatch.setattr(pretraining, "peak_flops", lambda device, precision, kept: busy)
+    registry = Registry.open()
+    loaded = recipe.load("small.toml", ["pretrain.length=6 steps"])
+    Session(registry).obtain("checkpoint", loaded)
+    (folder,) = registry.runs.iterdir()
+    rows = [row for row in read_rows(folder / "timing.jsonl") if row["event"] == "step"]
+    assert all(0 < row["mfu"] <= 1 for row in rows)
+    assert rows[0]["mfu"] == 1
+    assert capsys.readouterr().err.count("was measured too low, and is raised") == 1
+    kept = KeptPeaks.of_user().find(peak_key(torch.device("cpu"), "fp32"))
+    assert kept == (max(row["flops"] for row in rows), STEP)

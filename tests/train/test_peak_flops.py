@@ -61,24 +61,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_the_best_of_several_sizes_counts(machine: Machine) -> None:
-    tried = machine({1024: [5e11], 2048: [9e11], 4096: [7e11]})
+    tried = machine({512: [4e11], 1024: [5e11], 2048: [9e11], 4096: [7e11]})
     assert measure_matmul(CPU, torch.float32, seconds=1.0) == 9e11
-    assert set(tried) == {1024, 2048, 4096}
+    assert set(tried) == {512, 1024, 2048, 4096}
 
 
 def test_sizes_take_turns_so_that_a_busy_moment_takes_no_size_whole(machine: Machine) -> None:
     # Something else runs at first: every size is ten times as slow when it is first tried.
-    busy = {side: [1e11, 1e11, 1e12] for side in (1024, 2048)} | {4096: [1e11]}
+    busy = {side: [1e11, 1e11, 1e12] for side in (512, 1024, 2048)} | {4096: [1e11]}
     tried = machine(busy)
     assert measure_matmul(CPU, torch.float32, seconds=1.0) == 1e12
     # A product of side 4096 would take longer than its share, as it seemed then.
-    assert tried[:6] == [1024, 2048, 1024, 2048, 1024, 2048]
+    assert tried[:9] == [512, 1024, 2048] * 3
 
 
 def test_a_size_that_would_take_too_long_is_left_out(machine: Machine) -> None:
-    tried = machine({1024: [9e9]})
+    tried = machine({512: [9e9], 1024: [9e9]})
     measure_matmul(CPU, torch.float32, seconds=0.6)
-    assert set(tried) == {1024}
+    assert set(tried) == {512}
 
 
 def test_a_measured_peak_changes_no_random_numbers() -> None:
