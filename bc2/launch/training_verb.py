@@ -173,14 +173,16 @@ def _start_ranks(
 def _train(
     request: TrainingRequest, recipe: Recipe, settings: TrainingSettings, session: Session
 ) -> None:
-    from bc2.report.artifact_view import show_artifact
-    from bc2.report.curves import draw_run, redraw
-    from bc2.train.rendezvous import check_ranks_agree
-    from bc2.train.runs import RunFolder
-
     if world_size() > 1:
+        from bc2.train.rendezvous import check_ranks_agree
+
         check_ranks_agree(settings, session.registry.work)
     model = session.obtain("checkpoint", recipe, settings=settings, command=request.resume_command)
+    # Imported now: what draws is not needed before the first line of a run.
+    from bc2.report.artifact_view import show_artifact
+    from bc2.report.curves import draw_run, redraw
+    from bc2.train.runs import RunFolder
+
     made = model in session.built
     if first():
         folder = RunFolder.of(session.registry, recipe.name, model.key)
