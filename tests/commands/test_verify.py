@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warmed
 from safetensors.numpy import load_file, save_file
 
 from bc2.cli import main
@@ -21,7 +22,9 @@ from bc2.verify.compare import bits, near
 
 def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "bc2", "verify", "resume", "small.toml", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return warmed.run(
+        command, children=True, capture_output=True, text=True, cwd=folder, check=False
+    )
 
 
 def contents(home: Path) -> dict[str, str]:
@@ -182,7 +185,7 @@ def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
 
 
 def test_it_is_not_a_rank(small: Path) -> None:
-    run = subprocess.run(
+    run = warmed.run(
         [sys.executable, "-P", "-m", "bc2", "verify", "resume", "small.toml"],
         capture_output=True, text=True, cwd=small, check=False,
         env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},
