@@ -111,7 +111,7 @@ class Channel:
         told, tell = os.pipe()
         with self._lock, os.fdopen(told, "rb") as answer, adopting():
             try:
-                data = json.dumps({**order, "mortal": self.mortal}).encode()
+                data = json.dumps({**order, "caller": os.getpid(), "mortal": self.mortal}).encode()
                 fds = array.array("i", [tell, *streams]).tobytes()
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
                 self.connection.sendmsg([len(data).to_bytes(8, "big")], rights)
@@ -148,11 +148,11 @@ def _start() -> Channel:
     # Its __main__ becomes that of the commands, and holds nothing.
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import warmed_parent; del sys.path[0]\n"
-        "warmed_parent.main(int(sys.argv[2]), int(sys.argv[3]))"
+        "warmed_parent.main(int(sys.argv[2]))"
     )
     folder, fd = str(Path(__file__).parent), theirs.fileno()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", program, folder, str(fd), str(os.getpid())],
+        [sys.executable, "-P", "-c", program, folder, str(fd)],
         env=_ENVIRONMENT, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         cwd="/",
     )  # fmt: skip

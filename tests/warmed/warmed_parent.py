@@ -51,11 +51,8 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _OTHERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def main(fd: int, parent: int) -> None:
+def main(fd: int) -> None:
     """Be the parent, and in each child run its command."""
-    warmed.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
     connection = socket.socket(fileno=fd)
     _warm()
     command = _serve(connection)
@@ -94,6 +91,8 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
                 os._exit(0)
             while os.getppid() == between:
                 time.sleep(0.0002)
+            if os.getppid() != order["caller"]:
+                os._exit(1)  # who asked did not wait for it
             connection.close()
             return _prepare(order, fds)
         for fd in fds:
@@ -110,9 +109,9 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | No
         return None
     for _, _, data in ancillary:
         fds.frombytes(data)
-    order = b""
-    while len(order) < int.from_bytes(head, "big"):
-        order += connection.recv(1 << 16)
+    order, length = b"", int.from_bytes(head, "big")
+    while len(order) < length:
+        order += connection.recv(length - len(order))
     return json.loads(order), fds.tolist()
 
 
