@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sysconfig
 import warnings
@@ -61,10 +62,13 @@ def _library_files() -> list[SourceFile]:
     """The standard library's modules, without tests, installed packages and build facts."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
-    for path in root.rglob("*.py"):
-        name = path.relative_to(root)
-        if _NOT_LIBRARY.isdisjoint(name.parts) and not name.name.startswith("_sysconfigdata"):
-            files.append(SourceFile(name.as_posix(), path))
+    for folder, inner, names in os.walk(root):
+        # Not walked through: installed packages may be many times the library.
+        inner[:] = [name for name in inner if name not in _NOT_LIBRARY]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                path = Path(folder, name)
+                files.append(SourceFile(path.relative_to(root).as_posix(), path))
     return files
 
 
