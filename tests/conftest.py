@@ -1,8 +1,16 @@
-"""Fixtures that several rooms share: a small home with real text, tokenizer and shards."""
+"""Fixtures that several rooms share: a small home with real text, tokenizer and shards.
+
+A test that runs a command as a process starts it by `warmed.run` or `warmed.Popen`, which take
+what `subprocess` takes and save the seconds that Python, torch and bc2 need to start
+(tests/warmed/warmed.py says what is the same and what is not). By `subprocess` itself start what
+is about the start: time, imports, memory, hash seeds, ``PYTHONPATH``. And what can be a call of
+`bc2.cli.main` or of a stage in this process should be one.
+"""
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import shutil
@@ -75,15 +83,24 @@ warmup = "4 steps"
 
 @pytest.fixture(scope="session")
 def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry home with the corpus, tokenizer and token shards of `SMALL`."""
+    """A registry home with the corpus, tokenizer and token shards of `SMALL`.
+
+    Made once for all workers, by the first to ask: read it, and train in a copy.
+    """
     from bc2 import recipe
     from bc2.pipeline.session import Session
     from bc2.registry import Registry
 
-    folder = tmp_path_factory.mktemp("prepared")
-    path = folder / "small.toml"
-    path.write_text(SMALL)
-    Session(Registry.open(folder / "home")).obtain("tokens", recipe.load(path))
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "prepared"
+    folder.mkdir(exist_ok=True)
+    path, made = folder / "small.toml", folder / "made"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            path.write_text(SMALL)
+            Session(Registry.open(folder / "home")).obtain("tokens", recipe.load(path))
+            made.touch()
     return folder
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warmed
 
 from bc2.cli import main
 
@@ -36,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "bc2", "bench", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return warmed.run(
+        command, children=True, capture_output=True, text=True, cwd=folder, check=False
+    )
 
 
 def ok(folder: Path, *args: str, out: str | None = None) -> str:
@@ -119,7 +122,9 @@ def test_layouts_over_ranks_are_measured_beside_one_process(tmp_path: Path) -> N
 def test_a_signal_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "bc2", "bench", *TINY, "--rounds", "1000"]
     environment = {**os.environ, "BC2_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = warmed.Popen(
+        command, children=True, stderr=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stderr is not None
     assert "1000 rounds of 2 steps" in process.stderr.readline()
     scratch = tmp_path / "home" / "bench"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warmed
 
 from bc2 import recipe
 from bc2.pipeline.session import Session
@@ -27,7 +28,7 @@ def trained(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def generate(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "bc2", "generate", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return warmed.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
 def texts(run: subprocess.CompletedProcess[str]) -> list[str]:

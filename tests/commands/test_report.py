@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import warmed
 
 LogRun = Callable[..., Path]
 
@@ -24,12 +25,12 @@ PRETRAIN = [
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BC2, *args], text=True, capture_output=True, check=False, timeout=120)
+    return warmed.run([*BC2, *args], text=True, capture_output=True, check=False, timeout=120)
 
 
 def stop_at_step(step: int, home: Path) -> None:
     """Train until a step is made, and stop by SIGTERM."""
-    trainer = subprocess.Popen([*BC2, *PRETRAIN], stderr=subprocess.PIPE, env=os.environ)
+    trainer = warmed.Popen([*BC2, *PRETRAIN], stderr=subprocess.PIPE, env=os.environ)
     until = time.monotonic() + 120
     while not any(f'"step": {step},' in log.read_text() for log in home.glob("runs/*/t*.jsonl")):
         assert trainer.poll() is None

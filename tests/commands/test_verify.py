@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warmed
 
 from bc2.cli import main
 from bc2.registry import Registry
@@ -17,7 +18,9 @@ from bc2.registry import Registry
 
 def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "bc2", "verify", "resume", "small.toml", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return warmed.run(
+        command, children=True, capture_output=True, text=True, cwd=folder, check=False
+    )
 
 
 def contents(home: Path) -> dict[str, str]:
@@ -115,7 +118,7 @@ def test_a_run_that_fails_says_why(small: Path) -> None:
 
 
 def test_it_is_not_a_rank(small: Path) -> None:
-    run = subprocess.run(
+    run = warmed.run(
         [sys.executable, "-P", "-m", "bc2", "verify", "resume", "small.toml"],
         capture_output=True, text=True, cwd=small, check=False,
         env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},

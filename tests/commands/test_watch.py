@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warmed
 
 from bc2.registry import Registry
 from bc2.train.runs import RunFolder, find_run, is_running, mark_running
@@ -23,13 +24,13 @@ PRETRAIN = ["pretrain", "small.toml", "--set", "pretrain.length=2000 steps", "--
 
 
 def start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return warmed.Popen(
         [*BC2, *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
     )
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BC2, *args], text=True, capture_output=True, check=False, timeout=60)
+    return warmed.run([*BC2, *args], text=True, capture_output=True, check=False, timeout=60)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:

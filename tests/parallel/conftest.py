@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warmed
 
 DRIVER = Path(__file__).with_name("driver.py")
 
@@ -60,7 +61,7 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Spread:
         logs = [(folder / f"{rank}.out", folder / f"{rank}.err") for rank in range(world)]
         with ExitStack() as held:
             ranks = [
-                subprocess.Popen(
+                warmed.Popen(
                     command,
                     env=rank_environment(rank, world, port),
                     stdout=held.enter_context(out.open("w")),
@@ -106,7 +107,7 @@ def pair(small: Path) -> Pair:
     def run(*own: list[str], environment: dict[str, str] | None = None) -> list[tuple[int, str]]:
         port = free_port()
         ranks = [
-            subprocess.Popen(
+            warmed.Popen(
                 [sys.executable, "-P", "-m", "bc2", "pretrain", "small.toml", *more],
                 cwd=small,
                 env={**rank_environment(rank, 2, port), **((environment or {}) if rank else {})},

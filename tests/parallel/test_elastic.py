@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+import warmed
 
 from bc2.registry import Artifact, Registry
 
@@ -41,9 +42,13 @@ Process = subprocess.Popen[str]
 
 @contextmanager
 def running(folder: Path, command: list[str], **environment: str) -> Iterator[Process]:
-    """A launcher; it and its ranks are killed at the end."""
-    process = subprocess.Popen(
+    """A launcher, warmed as its ranks are; it and they are killed at the end.
+
+    Not by a fork where `environment` has a PYTHONPATH: that is for interpreters to read.
+    """
+    process = warmed.Popen(
         command,
+        children=True,
         cwd=folder,
         env={**os.environ, "BC2_HOME": str(folder / "home"), **environment},
         text=True,
@@ -67,7 +72,9 @@ def ranks_of(process: Process) -> dict[int, psutil.Process]:
     found = {}
     for child in psutil.Process(process.pid).children():
         try:
-            place = child.environ().get("RANK")
+            # A forked one has its parent's environment in /proc, and a name instead.
+            named = child.name().removeprefix("rank ")
+            place = named if named.isdecimal() else child.environ().get("RANK")
         except psutil.Error:
             continue
         if place is not None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warmed
 
 from bc2 import recipe
 from bc2.pipeline.session import Session
@@ -33,7 +34,7 @@ vocab_size = 600
 
 def bc2(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "BC2_HOME": str(folder / "home"), **env}
-    return subprocess.run(
+    return warmed.run(
         [*BC2, *args], capture_output=True, text=True, cwd=folder, env=environment, check=False
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import warmed
 
 from bc2 import recipe
 from bc2.data.loader import Batch, Loader
@@ -160,7 +161,7 @@ Launch = Callable[..., Process]
 
 @pytest.fixture
 def launch(small: Path) -> Iterator[Launch]:
-    """Start `bc2 pretrain` in another process.
+    """Start `bc2 pretrain` in another process, a warmed one (tests/warmed).
 
     Args (of what is returned):
         overrides: as of `train`.
@@ -178,7 +179,7 @@ def launch(small: Path) -> Iterator[Launch]:
     ) -> Process:  # fmt: skip
         sets = [word for override in (*SHORT, *overrides) for word in ("--set", override)]
         command = [sys.executable, "-P", str(driver), setup, json.dumps(actions or {})]
-        process = subprocess.Popen(
+        process = warmed.Popen(
             [*command, "pretrain", "small.toml", "--quiet", *sets],
             cwd=folder,
             env={**os.environ, "BC2_HOME": str(folder / "home"), **(environment or {})},

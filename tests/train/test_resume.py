@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warmed
 
 from bc2.files import lock_directory
 from bc2.registry import Artifact, Registry
@@ -45,7 +46,7 @@ Process = subprocess.Popen[str]
 
 def launch(folder: Path, command: list[str]) -> Process:
     environment = {**os.environ, "BC2_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    return warmed.Popen(
         command, cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
