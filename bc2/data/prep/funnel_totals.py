@@ -18,13 +18,13 @@ from bc2.data.prep.funnel import (
 )
 from bc2.data.prep.pipeline import StageResults
 from bc2.data.prep.segment import EXAMPLES, GroupRow, StageFacts
-from bc2.data.prep.stages.base import Stage
+from bc2.data.prep.stages.base import PrepStage
 from bc2.data.prep.write_corpus import LENGTH_EDGES, SCORE_EDGES, WrittenSource
 
 
 def add_up_funnel(
     config: CorpusConfig,
-    stages: list[Stage],
+    stages: list[PrepStage],
     read: list[dict[str, Any]],
     results: StageResults,
     written: list[WrittenSource],

@@ -22,7 +22,7 @@ from bc2.data.prep.engine import PrepEngine
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import SUFFIX
 from bc2.data.prep.segment import PartFacts, Segment, SegmentTask, run_part
-from bc2.data.prep.stages.base import Stage, WorkingSet
+from bc2.data.prep.stages.base import PrepStage, WorkingSet
 from bc2.files import make_directory, replace_durably
 
 Item = TypeVar("Item")
@@ -57,7 +57,7 @@ class StageResults:
 
 
 def run_stages(
-    stages: list[Stage],
+    stages: list[PrepStage],
     parts: Parts,
     work: Path,
     engine: PrepEngine,
@@ -73,7 +73,7 @@ def run_stages(
     """
     facts: list[PartFacts] = []
     settled: dict[str, dict[str, Any]] = {}
-    closing: Stage | None = None
+    closing: PrepStage | None = None
     seconds: dict[str, float] = {}
     for stage in stages:
         began = time.perf_counter()
@@ -101,9 +101,9 @@ def run_stages(
     return StageResults(parts, facts, settled, seconds)
 
 
-def segments(stages: Iterable[Stage]) -> list[Segment]:
+def segments(stages: Iterable[PrepStage]) -> list[Segment]:
     """The segments: a new one begins at each stage that settles."""
-    found: list[list[Stage]] = [[]]
+    found: list[list[PrepStage]] = [[]]
     for stage in stages:
         if stage.needs_all:
             found.append([])
@@ -126,7 +126,7 @@ def _run(
 
 
 def _settle(
-    stage: Stage, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine, bars: Bars
+    stage: PrepStage, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine, bars: Bars
 ) -> dict[str, Any]:
     done = verdicts / "facts.json"
     if done.exists():
@@ -151,7 +151,7 @@ def _seconds(verdicts: Path) -> float:
 
 
 class _WorkingSet(WorkingSet):
-    """What `Stage.settle` sees."""
+    """What `PrepStage.settle` sees."""
 
     def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine):
         self.parts = parts.names

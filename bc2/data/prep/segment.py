@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.annotations import write_annotations
 from bc2.data.prep.part_files import SUFFIX, read_part_file, write_keys, write_part_file
-from bc2.data.prep.stages.base import Outcome, Stage
+from bc2.data.prep.stages.base import Outcome, PrepStage
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
 
@@ -88,8 +88,8 @@ class PartFacts(TypedDict):
 class Segment:
     """Stages applied in one pass, and the stage that settles next, whose keys are made."""
 
-    stages: tuple[Stage, ...]
-    closing: Stage | None
+    stages: tuple[PrepStage, ...]
+    closing: PrepStage | None
 
     @property
     def title(self) -> str:
@@ -197,7 +197,7 @@ def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
     write_part_file(table, target)
 
 
-def _check(stage: Stage, table: pa.Table, outcome: Outcome) -> None:
+def _check(stage: PrepStage, table: pa.Table, outcome: Outcome) -> None:
     """Check that the stage gave a reason for each missing document and kept the order."""
     whole = pc.sum(outcome.removed["whole"].cast(pa.int64())).as_py() or 0
     places = outcome.table["pos"].to_numpy()
@@ -235,7 +235,7 @@ def _counts(table: pa.Table) -> list[GroupRow]:
 
 
 def _removed(
-    stage: Stage, table: pa.Table, removed: pa.Table
+    stage: PrepStage, table: pa.Table, removed: pa.Table
 ) -> tuple[list[RemovalRow], list[dict[str, Any]]]:
     """What was removed, by source, language and reason; and examples of it."""
     if not len(removed):

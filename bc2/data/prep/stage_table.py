@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from bc2.data.corpus_config import CorpusConfig
-from bc2.data.prep.stages.base import Stage
+from bc2.data.prep.stages.base import PrepStage
 
 #: Name of a stage -> the module and class that do it, in the order in which stages run. A stage
 #: runs if the recipe has its table, [corpus.NAME]; its module is imported only then.
-STAGES = {
+PREP_STAGES = {
     "normalise": "bc2.data.prep.stages.normalise:NormaliseStage",
     "exact": "bc2.data.prep.stages.exact:ExactStage",
     "heuristics": "bc2.data.prep.stages.heuristics:HeuristicsStage",
@@ -32,13 +32,13 @@ STAGES = {
 ALWAYS = "exact"
 
 
-def build_stages(config: CorpusConfig) -> list[Stage]:
+def build_stages(config: CorpusConfig) -> list[PrepStage]:
     """The stages that a recipe asks for, in order, checked.
 
     Raises:
         RecipeError, DataError: settings that do not fit each other, or a file that is missing.
     """
-    names = [name for name in STAGES if name == ALWAYS or getattr(config, name) is not None]
+    names = [name for name in PREP_STAGES if name == ALWAYS or getattr(config, name) is not None]
     stages = [stage_class(name).of(config) for name in names]
     for stage in stages:
         stage.check()
@@ -47,14 +47,14 @@ def build_stages(config: CorpusConfig) -> list[Stage]:
     return stages
 
 
-def stage_class(name: str) -> type[Stage]:
+def stage_class(name: str) -> type[PrepStage]:
     """The class of a stage of the table, imported."""
-    module, _, attribute = STAGES[name].partition(":")
-    found: type[Stage] = getattr(import_module(module), attribute)
+    module, _, attribute = PREP_STAGES[name].partition(":")
+    found: type[PrepStage] = getattr(import_module(module), attribute)
     return found
 
 
-def stage_digests(stages: Iterable[Stage]) -> dict[str, dict[str, str]]:
+def stage_digests(stages: Iterable[PrepStage]) -> dict[str, dict[str, str]]:
     """By stage, the SHA-256 of every file, other than the text, that affects its result."""
     found = {stage.name: stage.digests() for stage in stages}
     return {name: digests for name, digests in found.items() if digests}

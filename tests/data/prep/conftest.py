@@ -14,13 +14,13 @@ import pytest
 from bc2.data.documents import text_id
 from bc2.data.prep.group_by import Groups, Int64, sorted_groups
 from bc2.data.prep.part_files import read_part_file, write_part_file
-from bc2.data.prep.stages.base import RECORD, Outcome, Stage, WorkingSet
+from bc2.data.prep.stages.base import RECORD, Outcome, PrepStage, WorkingSet
 
 
 class LocalWorkingSet(WorkingSet):
     """A working set in one folder: everything in this process."""
 
-    def __init__(self, folder: Path, tables: Sequence[pa.Table], stage: Stage):
+    def __init__(self, folder: Path, tables: Sequence[pa.Table], stage: PrepStage):
         self.base = folder
         self.folder = folder / "scratch"
         self.parts = [f"{number:05d}" for number in range(len(tables))]
@@ -46,14 +46,14 @@ class LocalWorkingSet(WorkingSet):
         return map(function, items)
 
 
-RunStage = Callable[[Stage, Sequence[pa.Table]], tuple[list[Outcome], dict[str, Any]]]
+RunStage = Callable[[PrepStage, Sequence[pa.Table]], tuple[list[Outcome], dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
 def run_stage(tmp_path_factory: pytest.TempPathFactory) -> RunStage:
     """``run_stage(stage, tables)``: the outcome of each table (a part), and settle's facts."""
 
-    def run(stage: Stage, tables: Sequence[pa.Table]) -> tuple[list[Outcome], dict[str, Any]]:
+    def run(stage: PrepStage, tables: Sequence[pa.Table]) -> tuple[list[Outcome], dict[str, Any]]:
         work = LocalWorkingSet(tmp_path_factory.mktemp(stage.name), tables, stage)
         facts = stage.settle(work) if stage.needs_all else {}
         outcomes = []

@@ -24,7 +24,7 @@ from bc2.data.prep.funnel import Funnel
 from bc2.data.prep.part_files import write_part_file
 from bc2.data.prep.prepare import PrepOptions, prepare
 from bc2.data.prep.segment import EXAMPLES, Segment, SegmentTask, run_part
-from bc2.data.prep.stages.base import Outcome, Stage, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, removed
 from bc2.errors import DataError, RecipeError, RunFailed
 
 TEXT = """river mountain village winter harvest market letter captain garden evening story teacher
@@ -314,7 +314,7 @@ def test_examples_are_ten_of_each_reason_and_language(whole):
             assert 0 < shown <= counts["documents"] + counts["cut_documents"]
 
 
-class Careless(Stage):
+class Careless(PrepStage):
     """Loses a document without a word."""
 
     name: ClassVar[str] = "careless"

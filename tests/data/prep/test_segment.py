@@ -10,10 +10,10 @@ import pytest
 
 from bc2.data.prep.part_files import read_part_file, write_part_file
 from bc2.data.prep.segment import Segment, SegmentTask, run_part
-from bc2.data.prep.stages.base import Outcome, Stage, dropped, remaining, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, dropped, remaining, removed
 
 
-class Shortest(Stage):
+class Shortest(PrepStage):
     """Drops texts of fewer letters."""
 
     name: ClassVar[str] = "shortest"
@@ -28,7 +28,7 @@ class Shortest(Stage):
         return Outcome(remaining(table, gone), dropped(table, gone, "short"))
 
 
-class Upper(Stage):
+class Upper(PrepStage):
     """Changes texts, and removes nothing."""
 
     name: ClassVar[str] = "upper"
@@ -45,7 +45,7 @@ def task(tmp_path, records):
     write_part_file(records(["one", "three"]), tmp_path / "p.arrow")
     (tmp_path / "out").mkdir()
 
-    def task(*stages: Stage) -> SegmentTask:
+    def task(*stages: PrepStage) -> SegmentTask:
         segment = Segment(stages, None)
         return SegmentTask(segment, tmp_path / "p.arrow", tmp_path / "out", "p", None, None)
 

@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from bc2.data.corpus_config import CorpusConfig
-from bc2.data.prep.stage_table import ALWAYS, STAGES, build_stages, stage_class
+from bc2.data.prep.stage_table import ALWAYS, PREP_STAGES, build_stages, stage_class
 from bc2.recipe import Settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
@@ -30,11 +30,11 @@ def test_every_table_of_the_recipe_is_a_stage_in_the_same_order() -> None:
         for name, field in CorpusConfig.model_fields.items()
         if field.default is None and is_table(field.annotation)
     ]
-    assert [name for name in STAGES if name != ALWAYS] == tables
+    assert [name for name in PREP_STAGES if name != ALWAYS] == tables
     assert len(tables) == 10
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", PREP_STAGES)
 def test_a_stage_of_the_table_has_its_name(name: str) -> None:
     found = stage_class(name)
     assert found.name == name
@@ -45,7 +45,7 @@ def test_a_stage_of_the_table_has_its_name(name: str) -> None:
 def test_the_documentation_has_the_stages_in_order_with_their_reasons() -> None:
     row = r"^\| (?:`\[corpus\.(\w+)\]`|\(always\)) \|.*\|([^|]*)\|$"
     rows = re.findall(row, DOCS.read_text("utf-8"), re.MULTILINE)
-    assert [name or ALWAYS for name, _ in rows] == list(STAGES)
+    assert [name or ALWAYS for name, _ in rows] == list(PREP_STAGES)
     for name, cell in rows:
         reasons = stage_class(name or ALWAYS).reasons
         told = re.findall(r"`([^`]+)`", cell)
@@ -61,10 +61,11 @@ def test_only_the_stages_of_the_recipe_and_what_they_need_are_imported(tmp_path:
     assert [stage.name for stage in build_stages(made)] == ["normalise", "exact", "near"]
     script = (
         "import sys\nfrom bc2.data.corpus_config import CorpusConfig\n"
-        "from bc2.data.prep.stage_table import STAGES, build_stages\n"
+        "from bc2.data.prep.stage_table import PREP_STAGES, build_stages\n"
         "import bc2.data.prep.prepare\n"
         "build_stages(CorpusConfig.model_validate_json(sys.argv[1]))\n"
-        "print(*(name for name, place in STAGES.items() if place.split(':')[0] in sys.modules))\n"
+        "found = (name for name, at in PREP_STAGES.items() if at.split(':')[0] in sys.modules)\n"
+        "print(*found)\n"
         "heavy = 'torch sklearn scipy datasets lm_eval pandas daft ray transformers matplotlib'\n"
         "assert not set(heavy.split()) & set(sys.modules), sorted(sys.modules)\n"
     )

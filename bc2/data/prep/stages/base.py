@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
     removed: pa.Table
     """REMOVED, in any order."""
     annotations: pa.Table | None = None
-    """Rows for the file that `Stage.annotations_file` names, in the order of `pos`."""
+    """Rows for the file that `PrepStage.annotations_file` names, in the order of `pos`."""
 
 
 class WorkingSet(ABC):
@@ -85,11 +85,11 @@ class WorkingSet(ABC):
 
     @abstractmethod
     def keys(self, name: str) -> Path:
-        """The file with what `Stage.keys` returned for a part."""
+        """The file with what `PrepStage.keys` returned for a part."""
 
     @abstractmethod
     def verdict(self, name: str) -> Path:
-        """The file that `Stage.settle` must write for every part, with rows or without."""
+        """The file that `PrepStage.settle` must write for every part, with rows or without."""
 
     def hand_out(self, decided: pa.Table) -> None:
         """Write every part's verdict: the rows of `decided` whose `pos` lies in the part.
@@ -121,7 +121,7 @@ class WorkingSet(ABC):
         """A picklable function over items, side by side, results in the order of items."""
 
 
-class Stage(ABC):
+class PrepStage(ABC):
     """One step of the funnel. It must be picklable: workers get a copy."""
 
     name: ClassVar[str]

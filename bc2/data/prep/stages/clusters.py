@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from bc2.data.mixture import mix
 from bc2.data.prep.part_files import pos_range, read_part_file
 from bc2.data.prep.settings import ClustersSettings
-from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet, removed
 from bc2.data.prep.text.embedding import check_model, embed, model_digests
 from bc2.errors import DataError
 
@@ -63,7 +63,7 @@ _BITS = 20
 _COUNT_SCALE = 64
 
 
-class ClustersStage(Stage):
+class ClustersStage(PrepStage):
     """Adds the column `cluster` (int32), 0 for the largest cluster of the sample.
 
     A document without any known term goes to cluster 0. Of the whole corpus `settle` holds 16

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.settings import DecontaminateSettings
-from bc2.data.prep.stages.base import DETAIL, Outcome, Stage, WorkingSet, removed
+from bc2.data.prep.stages.base import DETAIL, Outcome, PrepStage, WorkingSet, removed
 from bc2.data.prep.stages.decontamination.benchmark_texts import (
     Item,
     benchmark_files,
@@ -64,7 +64,7 @@ class BenchmarkIndex:
     """benchmark, place, text, short: one row an `Item`."""
 
 
-class DecontaminateStage(Stage):
+class DecontaminateStage(PrepStage):
     """Find documents that share text with benchmarks; drop them, cut the text, or list them.
 
     `keys` reads all text and finds every match; `settle` leaves out what is common and counts;

@@ -44,7 +44,7 @@ import pyarrow.parquet as pq
 from bc2.data.mixture import mix
 from bc2.data.prep.part_files import read_part_file
 from bc2.data.prep.settings import DenseSettings
-from bc2.data.prep.stages.base import RECORD, Outcome, Stage, WorkingSet
+from bc2.data.prep.stages.base import RECORD, Outcome, PrepStage, WorkingSet
 from bc2.data.prep.stages.deduplication.connected_components import (
     PairSet,
     candidate_pairs,
@@ -86,7 +86,7 @@ _ORIGIN = ("pos", "origin_file", "origin_row")
 _AT_ONCE = 4096
 
 
-class DenseStage(Stage):
+class DenseStage(PrepStage):
     """Drop documents whose embedding is nearly another's.
 
     Raises:

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, dropped, remaining
+from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet, dropped, remaining
 
 if TYPE_CHECKING:
     from bc2.data.corpus_config import CorpusConfig
 
 
-class ExactStage(Stage):
+class ExactStage(PrepStage):
     """Keep, of equal texts (by 128 bits of their SHA-256), the one with the smallest `pos`:
     of the source that is listed first, then by file name and row.
 

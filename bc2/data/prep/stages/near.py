@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from bc2.data.prep.group_by import Groups
 from bc2.data.prep.part_files import pos_range, read_part_file
 from bc2.data.prep.settings import NearSettings
-from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet
+from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet
 from bc2.data.prep.stages.deduplication.connected_components import (
     PairSet,
     candidate_pairs,
@@ -54,7 +54,7 @@ CHUNK = 16_384
 _OPEN = 256
 
 
-class NearStage(Stage):
+class NearStage(PrepStage):
     """Drop documents that are near-duplicates of another.
 
     Raises:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bc2.data.prep.settings import NormaliseSettings
-from bc2.data.prep.stages.base import RECORD, REMOVED, Outcome, Stage, dropped
+from bc2.data.prep.stages.base import RECORD, REMOVED, Outcome, PrepStage, dropped
 
 #: Unicode's category Cc but tab and LF (CR is gone by then), and the byte order mark.
 _CONTROLS = r"[\x{0}-\x{8}\x{B}-\x{1F}\x{7F}-\x{9F}\x{FEFF}]+"
@@ -21,7 +21,7 @@ _CONTROLS = r"[\x{0}-\x{8}\x{B}-\x{1F}\x{7F}-\x{9F}\x{FEFF}]+"
 _SPACES = r"[\t\x{20}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 
 
-class NormaliseStage(Stage):
+class NormaliseStage(PrepStage):
     """Normalise each text; `id` stays that of the text as it was read.
 
     What is cut is counted by reason: ``line_ends`` (the CR of CRLF), ``control_characters``,

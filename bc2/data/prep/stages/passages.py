@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import among, column
 from bc2.data.prep.settings import PassagesSettings
-from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet, removed
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
 
 
-class PassagesStage(Stage):
+class PassagesStage(PrepStage):
     """Cut the paragraphs and sentences that occur earlier in the corpus.
 
     Earlier means by `pos`, then by the place in the text. Columns ``paragraph_scores`` and

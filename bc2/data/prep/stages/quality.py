@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bc2.data.prep.settings import QualitySettings
-from bc2.data.prep.stages.base import Outcome, Stage, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, removed
 from bc2.data.prep.text.rule_scorer import RuleScorer
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
@@ -104,7 +104,7 @@ def _means(scores: Float32, lengths: Int64, groups: Int64) -> Float32:
     return means
 
 
-class QualityStage(Stage):
+class QualityStage(PrepStage):
     """Score, cut, drop. Means are weighted by characters."""
 
     name: ClassVar[str] = "quality"

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
-from bc2.data.prep.stages.base import Outcome, Stage, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, removed
 from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import CJK, split_paragraphs, split_sentences
@@ -137,7 +137,7 @@ class _Tools(NamedTuple):
     patterns: list[tuple[str, re.Pattern[str]]]
 
 
-class SafetyStage(Stage):
+class SafetyStage(PrepStage):
     """Drop by lists, patterns and classifier, in this order; then mask or drop personal data.
 
     A document is dropped for one reason, the first. `pattern:NAME` is listed in `reasons` for

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from bc2.console import warn
 from bc2.data.mixture import MAX_BLOCK
 from bc2.data.prep.settings import WeightsSettings
-from bc2.data.prep.stages.base import Outcome, Stage, WorkingSet, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet, removed
 from bc2.errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
         return ".".join(words)
 
 
-class WeightsStage(Stage):
+class WeightsStage(PrepStage):
     """Adds the column `stratum` (string). Of the corpus `settle` holds a row a stratum."""
 
     name: ClassVar[str] = "weights"
