@@ -181,7 +181,7 @@ def _open_closed_streams() -> None:
     """Python has no stream where a process was started with it closed (``>&-``): nobody reads."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def _fail(error: BaseException, *, debug: bool) -> Any:
