@@ -7,6 +7,7 @@ stderr and the exit code of its class; a traceback needs ``--debug``.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -162,6 +163,7 @@ def render(error: Bc2Error) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     end_with_launcher()
     try:
@@ -173,6 +175,13 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         drop(sys.stdout)
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Python has no stream where a process was started with it closed (``>&-``): nobody reads."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def _fail(error: BaseException, *, debug: bool) -> Any:

@@ -78,6 +78,8 @@ def list_(
     registry = Registry.open()
     asked, of = _kind(kind), _role(role)
     roles = (of,) if of else None
+    # SQL takes no larger number.
+    limit = min(limit, 2**63 - 1)
     found = registry.list(asked, name, roles=roles, limit=limit or None)
     total = len(found) if len(found) != limit else registry.count(asked, name, roles=roles)
     if total > len(found):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,17 @@ def test_doctor_names_versions_and_finds_nothing_wrong(tmp_path: Path) -> None:
     assert found["packages"]["torch"]
     assert found["devices"][0]["name"] == "cpu"
     assert not (tmp_path / ".bc2").exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_do_not_end_the_work(closed: str, tmp_path: Path) -> None:
+    command = shlex.join([*BC2, "registry", "list"])
+    run = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False,
+        env={**os.environ, "BC2_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == 0
+    assert run.stderr == ""
 
 
 def test_nobody_reading_stderr_does_not_end_the_work(tmp_path: Path) -> None:

@@ -34,13 +34,22 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         RecipeError: a section is wrong, or two sections contradict each other.
     """
+    check_sections(recipe)
+    for kind in STAGES:
+        check = stage_of(kind).check
+        if check is not None:
+            check(recipe)
+
+
+def check_sections(recipe: Recipe) -> None:
+    """A recipe's name, which names artifacts and folders, and every section by itself.
+
+    Raises:
+        RecipeError: one is wrong.
+    """
     try:
         check_name(recipe.name)
     except UsageError as error:
         raise RecipeError(error.what, where=recipe.where(("name",)), todo=error.todo) from None
     for _ in recipe.sections():
         pass
-    for kind in STAGES:
-        check = stage_of(kind).check
-        if check is not None:
-            check(recipe)

@@ -9,8 +9,8 @@ It is never lowered.
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -79,7 +79,8 @@ class KeptPeaks:
         flops, source = found.get("flops"), found.get("source")
         if isinstance(flops, bool) or not isinstance(flops, int | float):
             return None
-        if not 0 < flops < math.inf:
+        # A whole number may be larger than any float.
+        if not 0 < flops <= sys.float_info.max:
             return None
         return Peak(float(flops), str(source))
 
@@ -118,7 +119,7 @@ class KeptPeaks:
         except OSError as error:
             self._say(f"the peaks kept in {self.path} cannot be read ({error.strerror})")
             return {}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         self._say(f"{self.path} holds no peaks: it is written anew")
         return {}

@@ -11,6 +11,7 @@ from typing import Any
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
+from bc2.pipeline.table import check_sections
 from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
@@ -41,9 +42,11 @@ class TrainingSettings:
                 shapes must fit then.
 
         Raises:
-            RecipeError: one is missing or wrong, or two contradict each other.
+            RecipeError: one is missing or wrong, or two contradict each other; of what trains,
+                also its name and the sections of earlier stages.
         """
         if trains:
+            check_sections(recipe)
             check_training(recipe)
         else:
             check_context(recipe)

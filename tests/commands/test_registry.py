@@ -82,6 +82,7 @@ def test_list_shows_the_newest_and_says_how_many_more_there_are(registry, house)
     assert run("list", "-q", "--limit", 3).stdout.split() == newest[:3]
     every = run("list", "-q", "--limit", 0)
     assert (every.stdout.split(), every.stderr) == (newest, "")
+    assert run("list", "-q", "--limit", 10**20).stdout == every.stdout
     filtered = run("list", "-q", "--kind", "checkpoint", "--limit", 1)
     assert (filtered.stdout.split(), filtered.stderr) == ([house[1].ref], "")
     assert run("list", "--limit", -1).exit_code == 2

@@ -195,6 +195,24 @@ def test_warmup_longer_than_the_run(small: Path) -> None:
     assert "warm-up" in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("name=../../out", "'../../out' cannot be the name of an artifact"),
+        ("corpus.heldout_fraction=2", "corpus.heldout_fraction"),
+    ],
+)
+def test_the_name_and_sections_of_earlier_stages_are_checked_before_a_run(
+    small: Path, override: str, said: str
+) -> None:
+    overrides = ("--set", "pretrain.tokens=tokens/small", "--set", override)
+    run = bc2(small, "pretrain", "small.toml", *overrides)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: {said}")
+    assert f"--set {override}" in run.stderr
+    assert not (small / "home" / "runs").exists()
+
+
 def test_unknown_source_in_the_mixture(small: Path) -> None:
     run = bc2(
         small, "pretrain", "small.toml", "--set", "pretrain.weights={ docs = 1.0, cod = 2.0 }"

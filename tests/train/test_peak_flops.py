@@ -161,8 +161,12 @@ def test_the_highest_of_two_processes_stays(kept: KeptPeaks) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"peaks": {}}', b'{"version": 1, "peaks": 3}', b"\xff\xfe"]
-)
+    "content",
+    [
+        b"", b"{", b"[]", b'{"peaks": {}}', b'{"version": 1, "peaks": 3}', b"\xff\xfe",
+        100_000 * b"[",
+    ],
+)  # fmt: skip
 def test_a_broken_file_is_said_once_and_written_anew(
     content: bytes, kept: KeptPeaks, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +179,9 @@ def test_a_broken_file_is_said_once_and_written_anew(
     assert KeptPeaks(kept.path).find(KEY) == (2.0, MATMUL)
 
 
-@pytest.mark.parametrize("flops", [0, -1.0, "9e11", None, True, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "flops", [0, -1.0, "9e11", None, True, float("inf"), float("nan"), 10**400]
+)
 def test_a_kept_figure_that_is_none_is_not_taken(flops: object, kept: KeptPeaks) -> None:
     assert kept.path is not None
     kept.path.parent.mkdir()
