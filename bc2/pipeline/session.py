@@ -160,22 +160,31 @@ class Session:
 
     def _found_or_made(self, making: _Making, fresh: bool) -> Artifact:
         """One process at a time makes what has a key; the others wait, and find it."""
-        key = making.key.hex
-        folder = self.registry.work / f"{making.stage.kind}-{key}"
+        found = self._find(making, fresh)
+        if found is not None:
+            return found
+        self._begin_work()
+        folder = self.registry.work / f"{making.stage.kind}-{making.key.hex}"
         make_directory(folder)
         with lock_directory(folder, wait=True):
-            if key in self.known:
-                return self.known[key]
-            found = None if fresh else self.registry.find(making.stage.kind, key)
-            if found is not None:
-                _say_found(found)
-            else:
-                self._begin_work()
+            # Another process may have made it while this one waited.
+            found = self._find(making, fresh)
+            if found is None:
                 found = making.make(self.registry, folder / "work")
                 self.built.append(found)
+                self.known[making.key.hex] = found
             _empty(folder)
-            self.known[key] = found
             return found
+
+    def _find(self, making: _Making, fresh: bool) -> Artifact | None:
+        key = making.key.hex
+        if key in self.known:
+            return self.known[key]
+        found = None if fresh else self.registry.find(making.stage.kind, key)
+        if found is not None:
+            _say_found(found)
+            self.known[key] = found
+        return found
 
 
 @dataclass(frozen=True)
