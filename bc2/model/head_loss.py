@@ -100,6 +100,8 @@ def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
     """Raises ValueError for shapes or dtypes that do not belong together."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} does not fit weight {tuple(weight.shape)}")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels are {labels.dtype}; use int64")
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"{tuple(labels.shape)} labels for {len(hidden)} tokens")
     if hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):

@@ -112,7 +112,8 @@ def token_log_probs(
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
     options = _Options(norm_head, temperature, entropy, top_k, shard, chunk_tokens, compiled)
-    found = _TokenLogProbs.apply(hidden, weight, labels, options)  # type: ignore[no-untyped-call]
+    with torch.autocast(hidden.device.type, enabled=False):
+        found = _TokenLogProbs.apply(hidden, weight, labels, options)  # type: ignore[no-untyped-call]
     return TokenLogProbs(*found)
 
 
@@ -155,32 +156,39 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, of_log_probs: Tensor | None, _: None, of_entropy: Tensor | None, *__: None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, labels, *numbers = ctx.saved_tensors
-        options: _Options = ctx.options
-        factors = _factors(of_log_probs, of_entropy, *numbers, temperature=options.temperature)
-        head, lengths = head_rows(
-            weight, hidden.dtype, options.norm_head, compiled=options.compiled
-        )
-        of_hidden, of_weight = None, None
-        if ctx.needs_input_grad[0]:
-            of_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-        if ctx.needs_input_grad[1]:
-            of_weight = WeightGradient(head, compiled=options.compiled)
-        chosen = factors.wanted & (labels != IGNORE)
-        for tokens, x, logits in _chunks(hidden, head, chosen, options):
-            count = len(tokens)
-            _logit_gradients_(logits[:count], labels[tokens], factors.at(tokens), options)
-            logits[count:] = 0.0
-            if of_hidden is not None:
-                of_hidden[tokens] = torch.mm(logits, head)[:count]
-            if of_weight is not None:
-                of_weight.add(logits, x)
-        if of_hidden is not None and options.shard is not None:
-            options.shard.all_reduce(of_hidden)
-        total = None
+        # Where backward is called inside of torch.autocast, gradients are the same.
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _gradients(ctx, of_log_probs, of_entropy)
+
+
+def _gradients(
+    ctx: Any, of_log_probs: Tensor | None, of_entropy: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the hidden states and the weight, from logits that are computed again."""
+    hidden, weight, labels, *numbers = ctx.saved_tensors
+    options: _Options = ctx.options
+    factors = _factors(of_log_probs, of_entropy, *numbers, temperature=options.temperature)
+    head, lengths = head_rows(weight, hidden.dtype, options.norm_head, compiled=options.compiled)
+    of_hidden, of_weight = None, None
+    if ctx.needs_input_grad[0]:
+        of_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    if ctx.needs_input_grad[1]:
+        of_weight = WeightGradient(head, compiled=options.compiled)
+    chosen = factors.wanted & (labels != IGNORE)
+    for tokens, x, logits in _chunks(hidden, head, chosen, options):
+        count = len(tokens)
+        _logit_gradients_(logits[:count], labels[tokens], factors.at(tokens), options)
+        logits[count:] = 0.0
+        if of_hidden is not None:
+            of_hidden[tokens] = torch.mm(logits, head)[:count]
         if of_weight is not None:
-            total = of_weight.of(weight, lengths, factors.label.new_ones(()))
-        return of_hidden, total, None, None
+            of_weight.add(logits, x)
+    if of_hidden is not None and options.shard is not None:
+        options.shard.all_reduce(of_hidden)
+    total = None
+    if of_weight is not None:
+        total = of_weight.of(weight, lengths, factors.label.new_ones(()))
+    return of_hidden, total, None, None
 
 
 def _chunks(

@@ -561,3 +561,25 @@ def test_a_model_s_head_says_it(norm_head):
     found = torch.autograd.grad(out.log_probs.sum(), model.parameters(), retain_graph=True)
     right = torch.autograd.grad(expected.sum(), model.parameters())
     torch.testing.assert_close(found, right)
+
+
+def test_autocast_around_it_changes_nothing():
+    hidden, weight = torch.randn(9, 8), torch.randn(33, 8)
+    labels = torch.arange(9)
+
+    def gradients():
+        x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        token_log_probs(x, w, labels, norm_head=True).log_probs.sum().backward()
+        return x.grad, w.grad
+
+    plain = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(), plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_labels_are_int64(dtype):
+    with pytest.raises(ValueError, match="use int64"):
+        token_log_probs(
+            torch.randn(2, 8), torch.randn(33, 8), torch.zeros(2, dtype=dtype), norm_head=True
+        )

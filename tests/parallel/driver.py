@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from bc2.data.loader import Batch, pack
 from bc2.generate.engine import generate
@@ -144,6 +145,9 @@ def main() -> None:
         found = train(run)
         if os.environ.get("RANK", "0") == "0":
             print(f"\n{json.dumps(found)}", flush=True)
+    # Gloo's threads end now: at the interpreter's end they may end it with SIGABRT.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

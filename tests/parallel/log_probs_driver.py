@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from driver import batches, engine_of
 
 from bc2.data.loader import Batch
@@ -84,6 +85,9 @@ def main() -> None:
         found = train(run)
         if os.environ.get("RANK", "0") == "0":
             print(f"\n{json.dumps(found)}", flush=True)
+    # Gloo's threads end now: at the interpreter's end they may end it with SIGABRT.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -47,10 +47,11 @@ IMPORT_TIME = re.compile(
     r"|TRANSFORMERS|LC|TORCH(?!_ELASTIC_|_DISABLE_SHARE_RDZV_|_NCCL_))_?[A-Z0-9_]*"
     r"|TORCH(INDUCTOR|DYNAMO)_\w+|LANG|TZ|GLIBC_TUNABLES|BC2_KEEP_ENVIRONMENT|FORCE_COLOR|NO_COLOR"
 )
-#: But these: read when they are needed, or set by torch and scikit-learn when they are imported,
-#: which a test's own process may have done.
+#: But these: read when they are needed, or set by torch, scikit-learn, ray and huggingface_hub when
+#: they are imported, which a test's own process may have done.
 _RUNTIME = re.compile(
     r"TORCHELASTIC_\w+|TORCHINDUCTOR_CACHE_DIR|TORCH_WARM_POOL|KMP_(DUPLICATE_LIB_OK|INIT_AT_FORK)"
+    r"|RAY_CLIENT_MODE|HF_XET_HIGH_PERFORMANCE"
 )
 
 #: Subreapers are Linux's.
