@@ -50,6 +50,9 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 #: Signals that whoever asked is sent, or all of its group.
 _OTHERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+#: What a program that is started here finds: an ignored signal stays ignored (nohup, ``&``).
+_INHERITED = {signum: signal.getsignal(signum) for signum in _OTHERS}
+
 
 def main(fd: int) -> None:
     """Be the parent, and in each child run its command."""
@@ -190,9 +193,8 @@ def _fork_own(channel: warmed.Channel) -> None:
 
 def _become(order: dict[str, Any]) -> None:
     """Replace what a start gives a process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
+    for signum, handler in _INHERITED.items():
+        signal.signal(signum, handler)
     os.environ.clear()
     os.environ.update(order["environment"])
     for name, value in bc2.ENVIRONMENT.items():
