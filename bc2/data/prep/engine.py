@@ -1,25 +1,19 @@
-"""Where parts are worked on: in processes of this machine, or on a Ray cluster.
-
-The engine of a Ray cluster is in `bc2.data.prep.ray_engine`, which is imported only when it is
-asked for: it needs the `ray` extra.
-"""
+"""Where parts are worked on: what an engine does, and the one of this machine's processes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bc2.data.prep.group_by import Groups, Int64, sorted_groups
-from bc2.data.workers import cores, in_order, worker_pool
+from bc2.data.workers import in_order, worker_pool
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-
-EngineName = Literal["local", "ray"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,25 +53,3 @@ class ProcessEngine(PrepEngine):
 
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         return sorted_groups(paths, columns, without)
-
-
-@contextmanager
-def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Iterator[PrepEngine]:
-    """The engine by name, for as long as the context lasts.
-
-    Args:
-        workers: processes; if None one a core, but one alone for little text.
-        text_bytes: about how much there is to do.
-    """
-    with ExitStack() as held:
-        if name == "ray":
-            from bc2.data.prep.ray_engine import RayEngine
-
-            yield RayEngine()
-        else:
-            yield ProcessEngine(workers or _worth(text_bytes), held)
-
-
-def _worth(text_bytes: int) -> int:
-    """A process a core, but none for less text than takes as long as its start."""
-    return min(cores(), 1 + text_bytes // (16 << 20))

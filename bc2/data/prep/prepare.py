@@ -21,9 +21,10 @@ from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.prep.annotations import join_annotations
-from bc2.data.prep.engine import EngineName, PrepEngine, open_engine
+from bc2.data.prep.engine import PrepEngine
 from bc2.data.prep.funnel import FUNNEL
 from bc2.data.prep.funnel_totals import add_up_funnel
+from bc2.data.prep.open_engine import EngineName, open_engine
 from bc2.data.prep.pipeline import Bars, Parts, StageResults, run_stages
 from bc2.data.prep.read_sources import (
     PART_BYTES,

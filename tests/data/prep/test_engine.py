@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bc2
-from bc2.data.prep.engine import open_engine
+from bc2.data.prep.open_engine import open_engine
 from bc2.errors import UsageError
 
 #: Every stage but `decontaminate`, which needs a benchmark, over a corpus of 30 documents.

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bc2.data.prep.engine import open_engine
+from bc2.data.prep.open_engine import open_engine
 from bc2.data.prep.part_files import SUFFIX, read_part_file, write_part_file
 from bc2.data.prep.pipeline import Parts, run_stages
 from bc2.data.prep.settings import DenseSettings, NearSettings
