@@ -39,6 +39,9 @@ VERBS: dict[str, Verb] = {
         "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)
     ),
     "pretrain": Verb("Train a base model, building what it needs first.", "pretrain", ("",)),
+    "fit-scaling-law": Verb(
+        "Fit a law to small runs or a table; predict a large one.", "fit_scaling_law", ("",)
+    ),
     "plan": Verb("Say what a run takes on given devices, and the layouts that fit.", "plan"),
     "bench": Verb("Measure training: speed, MFU, memory; beside a peer if asked.", "bench"),
     "verify": Verb("Prove on your machine that a run survives kills.", "verify", ("resume",)),

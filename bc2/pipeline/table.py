@@ -16,6 +16,7 @@ STAGES: dict[Kind, str] = {
     "tokenizer": "bc2.data.tokenizer_stage:STAGE",
     "tokens": "bc2.data.tokens_stage:STAGE",
     "checkpoint": "bc2.train.pretrain_stage:STAGE",
+    "law": "bc2.scaling.law_stage:STAGE",
 }
 
 

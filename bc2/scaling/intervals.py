@@ -1,0 +1,266 @@
+"""How far a coefficient or a prediction may be off.
+
+With many points by a bootstrap over runs. With few, where a bootstrap is too sure (a resample of
+seven runs often has four distinct ones), by the profile of the sum of squares with Student's t:
+a value is in the interval if the law can take it without errors that are larger than the
+residuals, of so few degrees of freedom, allow (Bates and Watts 1988, section 6.1).
+
+Every quantity here is above 0 and is treated by its logarithm, the scale on which it is closest
+to symmetric.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq, least_squares
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from bc2.scaling.fit import Fit
+from bc2.scaling.points import Floats
+
+#: Degrees of freedom from which the bootstrap over runs is used.
+BOOTSTRAP_FROM = 20
+
+#: Share of the normal distribution within one standard error.
+ONE_SIGMA = 0.6827
+
+#: theta, [..., p] -> logarithm of a quantity, [...].
+LogQuantity = Callable[[Floats], Floats]
+
+#: A profile is followed this many standard errors before it counts as open.
+_OPEN = 60.0
+#: An interval that reaches this far, in nats of log, is open: nothing bounds the quantity.
+_FAR = 25.0
+#: How stiffly a quantity is held, in its standard errors.
+_STIFF = 1e3
+#: Noise of log loss below which points count as lying on the law.
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the interval around it. An open side is 0 or infinity."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """None for a side without a bound: JSON has no infinity."""
+        low, high = (end if np.isfinite(end) else None for end in (self.low, self.high))
+        return {"value": self.value, "low": low, "high": high}
+
+
+class Spread(ABC):
+    """What is known of a fit's uncertainty."""
+
+    fit: Fit
+    method: str
+
+    @abstractmethod
+    def log_bounds(
+        self, quantity: LogQuantity, level: float, measurement: float | None = None
+    ) -> tuple[float, float]:
+        """The ends of the interval of a quantity's logarithm.
+
+        Args:
+            level: the share of cases that it is to cover.
+            measurement: None: of the law's own value; or the standard deviation of the noise of
+                log loss of a measurement, which is then covered.
+        """
+
+    def interval(
+        self, quantity: LogQuantity, level: float, measurement: float | None = None, sign: int = 1
+    ) -> Interval:
+        """A quantity with its interval; see `log_bounds`."""
+        low, high = self.log_bounds(quantity, level, measurement)
+        best = float(np.exp(quantity(self.fit.theta)))
+        ends = float(np.exp(low)), float(np.exp(min(high, 700.0))) if high < 700 else np.inf
+        return Interval(best, *ends) if sign > 0 else Interval(-best, -ends[1], -ends[0])
+
+    def coefficient(self, index: int, level: float) -> Interval:
+        """A coefficient, by its place in the form's symbols."""
+        fit = self.fit
+        sign = int(np.sign(fit.form.coefficients(fit.theta, fit.center)[index]))
+        return self.interval(_coefficient(fit, index), level, sign=sign)
+
+    def standard_errors(self) -> Floats:
+        """Of the logarithms of the coefficients, [p]: half the interval of one sigma."""
+        ends = [
+            self.log_bounds(_coefficient(self.fit, i), ONE_SIGMA)
+            for i in range(len(self.fit.theta))
+        ]
+        return np.array([(high - low) / 2 for low, high in ends])
+
+
+def _coefficient(fit: Fit, index: int) -> LogQuantity:
+    def log(theta: Floats) -> Floats:
+        return np.log(np.abs(fit.form.coefficients(theta, fit.center)[..., index]))
+
+    return log
+
+
+def law_at(fit: Fit, x: Floats) -> LogQuantity:
+    """The log loss of the law at one set of natural logarithms of its variables, [v]."""
+    at = (x - fit.center)[None]
+
+    def log(theta: Floats) -> Floats:
+        each = [fit.form.log_loss(one, at)[0] for one in theta.reshape(-1, theta.shape[-1])]
+        return np.array(each).reshape(theta.shape[:-1])
+
+    return log
+
+
+@dataclass(frozen=True)
+class Bootstrap(Spread):
+    """Refits to resamples of the runs."""
+
+    fit: Fit
+    thetas: Floats
+    """[replicates, p]."""
+    method: str = "bootstrap over runs"
+
+    @classmethod
+    def of(cls, fit: Fit, replicates: int, seed: int = 0) -> Bootstrap:
+        rng, size = np.random.default_rng(seed), len(fit.points)
+        thetas = []
+        for _ in range(replicates):
+            weights = np.bincount(rng.integers(0, size, size), minlength=size)
+            thetas.append(fit.problem.minimize(fit.theta, weights.astype(np.float64))[1])
+        return cls(fit, np.array(thetas))
+
+    def log_bounds(
+        self, quantity: LogQuantity, level: float, measurement: float | None = None
+    ) -> tuple[float, float]:
+        values = np.asarray(quantity(self.thetas))
+        if measurement is not None:
+            values = values + self._noise(measurement)
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        middle = float(np.median(values))
+        wider = self._correction(level)
+        return middle + wider * (float(low) - middle), middle + wider * (float(high) - middle)
+
+    def _correction(self, level: float) -> float:
+        """What Student's t adds to the normal distribution, and the residuals' loss of freedom:
+        a resample has the residuals of the fit, which are smaller than the errors."""
+        freedom = self.fit.freedom
+        tails = student.ppf((1 + level) / 2, freedom) / norm.ppf((1 + level) / 2)
+        return float(tails * np.sqrt(len(self.fit.points) / freedom))
+
+    def _noise(self, deviation: float) -> Floats:
+        """Errors of the points, drawn anew, with a given standard deviation, [replicates]."""
+        errors = self.fit.errors
+        drawn = np.random.default_rng(1).choice(errors, len(self.thetas))
+        return np.asarray(drawn * deviation / np.sqrt(np.mean(errors**2)))
+
+
+@dataclass(frozen=True)
+class Profile(Spread):
+    """Profiles of the sum of squares, with Student's t."""
+
+    fit: Fit
+    method: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        freedom = self.fit.freedom
+        object.__setattr__(self, "method", f"profile of squares, t of {freedom} degrees of freedom")
+
+    @cached_property
+    def _least(self) -> Any:
+        return least_squares(self._errors, self.fit.theta, self._jacobian, method="lm", xtol=1e-12)
+
+    def _errors(self, theta: Floats) -> Floats:
+        problem = self.fit.problem
+        return problem.form.log_loss(theta, problem.x) - problem.log_loss
+
+    def _jacobian(self, theta: Floats) -> Floats:
+        problem = self.fit.problem
+        return problem.form.value_and_jacobian(theta, problem.x)[1]
+
+    def log_bounds(
+        self, quantity: LogQuantity, level: float, measurement: float | None = None
+    ) -> tuple[float, float]:
+        least = self._least
+        squares = 2 * least.cost
+        # Points that lie on the law exactly still need a scale.
+        noise = max(float(np.sqrt(squares / self.fit.freedom)), _EXACT)
+        best = float(quantity(least.x))
+        slope = _gradient(quantity, least.x)
+        covariance = np.linalg.pinv(least.jac.T @ least.jac)
+        error = noise * float(np.sqrt(max(float(slope @ covariance @ slope), 1e-24)))
+        # A measurement adds its own noise; it may be larger than that of the residuals.
+        stiffness = noise / error * _STIFF if measurement is None else noise / measurement
+        reach = float(student.ppf((1 + level) / 2, self.fit.freedom))
+        scale = float(np.hypot(error, 0.0 if measurement is None else measurement))
+
+        def beyond(at: float) -> float:
+            """Above 0 where the law cannot take the value `at`."""
+            held = _Held(self, quantity, at, stiffness)
+            cost = 2 * held.minimum(least.x, slope, covariance) - squares
+            return float(np.sqrt(max(cost, 0.0)) / noise - reach)
+
+        step = scale * reach
+        return _end(beyond, best, -step), _end(beyond, best, step)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The sum of squares with a quantity held near a value: one more error, of the quantity."""
+
+    profile: Profile
+    quantity: LogQuantity
+    at: float
+    stiffness: float
+
+    def minimum(self, start: Floats, slope: Floats, covariance: Floats) -> float:
+        # The step that a linear law would need.
+        gain = covariance @ slope
+        length = max(float(slope @ gain), 1e-300)
+        first = start + gain / length * (self.at - float(self.quantity(start)))
+        costs = []
+        for theta in (first, start):
+            done = least_squares(self._errors, theta, self._jacobian, method="lm", max_nfev=400)
+            costs.append(float(done.cost))
+        return min(costs)
+
+    def _errors(self, theta: Floats) -> Floats:
+        own = self.stiffness * (float(self.quantity(theta)) - self.at)
+        return np.append(self.profile._errors(theta), np.clip(own, -1e100, 1e100))
+
+    def _jacobian(self, theta: Floats) -> Floats:
+        own = self.stiffness * _gradient(self.quantity, theta)
+        return np.vstack([self.profile._jacobian(theta), own])
+
+
+def _gradient(quantity: LogQuantity, theta: Floats) -> Floats:
+    """By central differences, [p]."""
+    step = 1e-5
+    moved = theta + step * np.concatenate([np.eye(len(theta)), -np.eye(len(theta))])
+    up, down = np.split(np.asarray(quantity(moved)), 2)
+    return (up - down) / (2 * step)
+
+
+def _end(beyond: Callable[[float], float], best: float, step: float) -> float:
+    """Where a profile crosses; infinite where it does not within reach."""
+    inside, outside = best, best + step
+    for _ in range(12):
+        if beyond(outside) > 0:
+            return float(brentq(beyond, inside, outside, xtol=abs(step) * 5e-3, rtol=1e-6))
+        inside, outside = outside, outside + 1.7 * (outside - best)
+        if abs(outside - best) > max(_FAR, abs(step)):
+            break
+    return -np.inf if step < 0 else np.inf
+
+
+def spread_of(fit: Fit, replicates: int = 1000, seed: int = 0) -> Spread:
+    """The way that suits the number of points."""
+    if fit.freedom >= BOOTSTRAP_FROM:
+        return Bootstrap.of(fit, replicates, seed)
+    return Profile(fit)

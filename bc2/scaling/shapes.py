@@ -1,0 +1,68 @@
+"""The shape of a decoder of about a wanted size: layers, heads, FFN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from bc2.errors import UsageError
+from bc2.model.model_config import ModelConfig
+
+#: The sizes for which shapes are offered, non-embedding parameters.
+SMALLEST, LARGEST = 1e5, 2e12
+
+#: Width over layers: 64 at 10M parameters and 128 at 6.5B, as Baichuan 2's ladder and its 7B are.
+_ASPECT, _ASPECT_AT, _ASPECT_GROWTH = 64.0, 1e7, 0.107
+
+#: How much a shape may be out of proportion: a factor of two costs as much as this share of size.
+_PROPORTION = 0.05
+
+
+def nearest_shape(params: float, vocab_size: int, *, total: bool = False) -> ModelConfig:
+    """The shape nearest to a size: heads of 128 channels (64 where narrower), FFN of 8/3 of the
+    width rounded up to a multiple of 128 (Baichuan 2, section 2.4).
+
+    Args:
+        params: parameters wanted.
+        vocab_size: rows of the embedding.
+        total: whether `params` counts embedding and head.
+
+    Raises:
+        UsageError: there is no sensible shape of this size.
+    """
+    candidates = [_of(width, layers, vocab_size) for width, layers in _grid()]
+
+    def size(shape: ModelConfig) -> int:
+        return shape.num_params() if total else shape.num_params_non_embedding()
+
+    def distance(shape: ModelConfig) -> float:
+        own = shape.num_params_non_embedding()
+        ideal = _ASPECT * (own / _ASPECT_AT) ** _ASPECT_GROWTH
+        proportion = abs(math.log2(shape.hidden_size / shape.num_layers / ideal))
+        return abs(math.log(size(shape) / params)) + _PROPORTION * proportion
+
+    best = min(candidates, key=distance)
+    if not SMALLEST <= params <= LARGEST or abs(math.log(size(best) / params)) > 0.25:
+        raise UsageError(
+            f"no shape has about {params:.3g} parameters",
+            todo=f"take a budget whose best size is between {SMALLEST:.0g} and {LARGEST:.0g}",
+        )
+    return best
+
+
+def _grid() -> Iterator[tuple[int, int]]:
+    for width in [*range(64, 1024, 64), *range(1024, 4096, 128), *range(4096, 32769, 256)]:
+        for layers in range(2, 161):
+            if 16 <= width / layers <= 320:
+                yield width, layers
+
+
+def _of(width: int, layers: int, vocab_size: int) -> ModelConfig:
+    channels = 128 if width % 128 == 0 and width >= 1024 else 64
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 3 // 128) * 128,
+        num_layers=layers,
+        num_heads=width // channels,
+    )
