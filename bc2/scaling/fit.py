@@ -82,6 +82,7 @@ class Problem:
             value, gradient = self.objective(start + to_theta @ z, weights)
             return value, gradient @ to_theta
 
+        # A line search may try what overflows; it then tries less.
         options = {"maxiter": 500, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-12}
         done = minimize(
             objective, np.zeros(len(start)), jac=True, method="L-BFGS-B", options=options

@@ -19,7 +19,7 @@ _PROPORTION = 0.05
 
 
 def nearest_shape(params: float, vocab_size: int, *, total: bool = False) -> ModelConfig:
-    """The shape nearest to a size: heads of 128 channels (64 where narrower), FFN of 8/3 of the
+    """The shape nearest to a size: heads of 128 channels (fewer where narrower), FFN of 8/3 of the
     width rounded up to a multiple of 128 (Baichuan 2, section 2.4).
 
     Args:
@@ -47,19 +47,21 @@ def nearest_shape(params: float, vocab_size: int, *, total: bool = False) -> Mod
             f"no shape has about {params:.3g} parameters",
             todo=f"take a budget whose best size is between {SMALLEST:.0g} and {LARGEST:.0g}",
         )
-    return best
+    return ModelConfig.model_validate(best.model_dump())
 
 
 def _grid() -> Iterator[tuple[int, int]]:
-    for width in [*range(64, 1024, 64), *range(1024, 4096, 128), *range(4096, 32769, 256)]:
+    widths = [*range(64, 512, 32), *range(512, 1024, 64), *range(1024, 4096, 128)]
+    for width in [*widths, *range(4096, 32769, 256)]:
         for layers in range(2, 161):
             if 16 <= width / layers <= 320:
                 yield width, layers
 
 
 def _of(width: int, layers: int, vocab_size: int) -> ModelConfig:
-    channels = 128 if width % 128 == 0 and width >= 1024 else 64
-    return ModelConfig(
+    channels = 128 if width % 128 == 0 and width >= 1024 else 64 if width % 64 == 0 else 32
+    # Not validated: there are thousands of candidates.
+    return ModelConfig.model_construct(
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=-(-width * 8 // 3 // 128) * 128,

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from bc2.scaling.forms.form import Form
-from bc2.scaling.forms.power_terms import GRID, PowerTerms
+from bc2.scaling.forms.power_terms import GRID, RANGE, PowerTerms, exponents_of
 from bc2.scaling.points import Floats
 
 
@@ -24,7 +24,7 @@ class _One(PowerTerms):
 
     def coefficients(self, theta: Floats, center: Floats) -> Floats:
         _, scale, exponent = self.natural(theta, center)
-        return np.concatenate([np.exp(scale / exponent), exponent], axis=-1)
+        return np.concatenate([np.exp(np.clip(scale / exponent, *RANGE)), exponent], axis=-1)
 
 
 class _KaplanSize(_One):
@@ -58,10 +58,10 @@ class _Kaplan(Form):
 
     def log_loss(self, theta: Floats, x: Floats) -> Floats:
         u, v = self._exponents(theta, x)
-        return np.asarray(np.exp(theta[3]) * np.logaddexp(u, v))
+        return np.asarray(exponents_of(theta[3]) * np.logaddexp(u, v))
 
     def value_and_jacobian(self, theta: Floats, x: Floats) -> tuple[Floats, Floats]:
-        log_n, (alpha_n, alpha_d) = theta[0], np.exp(theta[[1, 3]])
+        log_n, (alpha_n, alpha_d) = theta[0], exponents_of(theta[[1, 3]])
         u, v = self._exponents(theta, x)
         total = np.logaddexp(u, v)
         share = np.exp(u - total)
@@ -76,7 +76,7 @@ class _Kaplan(Form):
 
     def _exponents(self, theta: Floats, x: Floats) -> tuple[Floats, Floats]:
         log_n, log_alpha_n, log_d, log_alpha_d = theta
-        ratio = np.exp(np.clip(log_alpha_n - log_alpha_d, -20, 20))
+        ratio = exponents_of(log_alpha_n) / exponents_of(log_alpha_d)
         return ratio * (log_n - x[:, 0]), log_d - x[:, 1]
 
     def starts(self, x: Floats, loss: Floats) -> Iterator[Floats]:
@@ -94,7 +94,7 @@ class _Kaplan(Form):
         shifted = np.array(theta, dtype=np.float64)
         shifted[..., 0] += center[0]
         shifted[..., 2] += center[1]
-        return np.exp(shifted)
+        return np.exp(np.clip(shifted, *RANGE))
 
 
 KAPLAN_SIZE, KAPLAN_DATA, KAPLAN = _KaplanSize(), _KaplanData(), _Kaplan()

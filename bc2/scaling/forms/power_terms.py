@@ -19,7 +19,13 @@ from bc2.scaling.points import Floats
 GRID = np.array([0.02, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.1, 1.6])
 
 #: Powers are kept within e to these, so that no trial of the optimizer overflows.
-_RANGE = (-300.0, 300.0)
+RANGE = (-300.0, 300.0)
+_EXPONENTS = (-20.0, 3.0)
+
+
+def exponents_of(logs: Floats) -> Floats:
+    """Exponents of their logarithms, kept within what no law has."""
+    return np.asarray(np.exp(np.clip(logs, *_EXPONENTS)))
 
 
 class PowerTerms(Form):
@@ -40,17 +46,17 @@ class PowerTerms(Form):
         columns = [shares[:, 0]] if self.constant else []
         for k in range(x.shape[1]):
             share = shares[:, k + self.constant]
-            exponent = np.exp(theta[2 * k + 1 + self.constant])
+            exponent = exponents_of(theta[2 * k + 1 + self.constant])
             columns += [share, -share * exponent * x[:, k]]
         return np.log(loss), np.stack(columns, axis=1)
 
     def _parts(self, theta: Floats, x: Floats) -> Floats:
         """The constant, if there is one, and each term, [n, terms]."""
         terms = theta[self.constant :].reshape(-1, 2)
-        powers = np.exp(np.clip(terms[:, 0] - x * np.exp(terms[:, 1]), *_RANGE))
+        powers = np.exp(np.clip(terms[:, 0] - x * exponents_of(terms[:, 1]), *RANGE))
         if not self.constant:
             return np.asarray(powers)
-        constant = np.full((len(x), 1), np.exp(np.clip(theta[0], *_RANGE)))
+        constant = np.full((len(x), 1), np.exp(np.clip(theta[0], *RANGE)))
         return np.concatenate([constant, powers], axis=1)
 
     def starts(self, x: Floats, loss: Floats) -> Iterator[Floats]:
@@ -69,5 +75,6 @@ class PowerTerms(Form):
         """E, [..., 0 or 1], the logarithms of the scale factors and the exponents, [..., v] each,
         with each variable counted from 1."""
         terms = theta[..., self.constant :].reshape(*theta.shape[:-1], -1, 2)
-        exponents = np.exp(terms[..., 1])
-        return np.exp(theta[..., : self.constant]), terms[..., 0] + exponents * center, exponents
+        exponents = exponents_of(terms[..., 1])
+        scales = np.clip(terms[..., 0] + exponents * center, *RANGE)
+        return np.exp(np.clip(theta[..., : self.constant], *RANGE)), scales, exponents
