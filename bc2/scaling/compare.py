@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bc2.errors import DataError
 from bc2.scaling.fit import Fit, fit
-from bc2.scaling.forms import FORMS
+from bc2.scaling.forms import FORMS, form_of
 from bc2.scaling.forms.form import Form
 from bc2.scaling.forms.power_terms import PowerTerms
 from bc2.scaling.intervals import Profile, Spread, law_at
@@ -55,9 +55,10 @@ def choose_form(name: str | None, points: Points) -> Form:
     if name is None:
         many = len(points) >= CHINCHILLA_FROM and undetermined(FORMS["chinchilla"], points) is None
         name = "chinchilla" if many else "power"
-    reason = undetermined(FORMS[name], points)
+    form = form_of(name)
+    reason = undetermined(form, points)
     if reason is None:
-        return FORMS[name]
+        return form
     fit_in = [form.name for form in FORMS.values() if undetermined(form, points) is None]
     offered = f"--form {' or '.join(fit_in)} would do" if fit_in else "add runs"
     what = f"{len(points)} points do not determine the law: {reason}"

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq, least_squares
+from scipy.optimize import least_squares
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -34,8 +34,6 @@ ONE_SIGMA = 0.6827
 #: theta, [..., p] -> logarithm of a quantity, [...].
 LogQuantity = Callable[[Floats], Floats]
 
-#: A profile is followed this many standard errors before it counts as open.
-_OPEN = 60.0
 #: An interval that reaches this far, in nats of log, is open: nothing bounds the quantity.
 _FAR = 25.0
 #: How stiffly a quantity is held, in its standard errors.
@@ -200,14 +198,28 @@ class Profile(Spread):
         reach = float(student.ppf((1 + level) / 2, self.fit.freedom))
         scale = float(np.hypot(error, 0.0 if measurement is None else measurement))
 
-        def beyond(at: float) -> float:
-            """Above 0 where the law cannot take the value `at`."""
-            held = _Held(self, quantity, at, stiffness)
-            cost = 2 * held.minimum(least.x, slope, covariance) - squares
-            return float(np.sqrt(max(cost, 0.0)) / noise - reach)
+        # Where a linear law would go for each unit of the quantity.
+        gain = covariance @ slope
+        gain /= max(float(slope @ gain), 1e-300)
 
-        step = scale * reach
-        return _end(beyond, best, -step), _end(beyond, best, step)
+        def end(step: float) -> float:
+            near = (best, least.x)
+
+            def beyond(at: float) -> float:
+                """Above 0 where the law cannot take the value `at`."""
+                nonlocal near
+                held = _Held(self, quantity, at, stiffness)
+                cost, theta = held.minimum(near[1] + gain * (at - near[0]))
+                if 2 * cost - squares > (noise * reach) ** 2:
+                    # It may have been a poor start.
+                    other = held.minimum(least.x)
+                    cost, theta = min((cost, theta), other, key=lambda found: found[0])
+                near = (at, theta)
+                return float(np.sqrt(max(2 * cost - squares, 0.0)) / noise - reach)
+
+            return _end(beyond, best, step)
+
+        return end(-scale * reach), end(scale * reach)
 
 
 @dataclass(frozen=True)
@@ -219,16 +231,10 @@ class _Held:
     at: float
     stiffness: float
 
-    def minimum(self, start: Floats, slope: Floats, covariance: Floats) -> float:
-        # The step that a linear law would need.
-        gain = covariance @ slope
-        length = max(float(slope @ gain), 1e-300)
-        first = start + gain / length * (self.at - float(self.quantity(start)))
-        costs = []
-        for theta in (first, start):
-            done = least_squares(self._errors, theta, self._jacobian, method="lm", max_nfev=400)
-            costs.append(float(done.cost))
-        return min(costs)
+    def minimum(self, start: Floats) -> tuple[float, Floats]:
+        """The least sum of half squares, and where it is."""
+        done = least_squares(self._errors, start, self._jacobian, method="lm", max_nfev=200)
+        return float(done.cost), np.asarray(done.x)
 
     def _errors(self, theta: Floats) -> Floats:
         own = self.stiffness * (float(self.quantity(theta)) - self.at)
@@ -249,14 +255,40 @@ def _gradient(quantity: LogQuantity, theta: Floats) -> Floats:
 
 def _end(beyond: Callable[[float], float], best: float, step: float) -> float:
     """Where a profile crosses; infinite where it does not within reach."""
-    inside, outside = best, best + step
+    inside, below = best, -1.0
+    outside = best + step
     for _ in range(12):
-        if beyond(outside) > 0:
-            return float(brentq(beyond, inside, outside, xtol=abs(step) * 5e-3, rtol=1e-6))
-        inside, outside = outside, outside + 1.7 * (outside - best)
+        above = beyond(outside)
+        if above > 0:
+            return _crossing(beyond, (inside, below), (outside, above), abs(step) * 5e-3)
+        inside, below = outside, above
+        outside += 1.7 * (outside - best)
         if abs(outside - best) > max(_FAR, abs(step)):
             break
     return -np.inf if step < 0 else np.inf
+
+
+def _crossing(
+    beyond: Callable[[float], float],
+    inside: tuple[float, float],
+    outside: tuple[float, float],
+    tolerance: float,
+) -> float:
+    """The root between two places with their values, by false position (Illinois).
+
+    Written out, since a library's begins by evaluating the ends again.
+    """
+    (a, below), (b, above) = inside, outside
+    for _ in range(30):
+        at = b - above * (b - a) / (above - below)
+        value = beyond(at)
+        if abs(value) < 2e-3 or abs(b - a) < tolerance:
+            return at
+        if value > 0:
+            b, above, below = at, value, below / 2
+        else:
+            a, below, above = at, value, above / 2
+    return b
 
 
 def spread_of(fit: Fit, replicates: int = 1000, seed: int = 0) -> Spread:

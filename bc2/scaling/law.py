@@ -112,10 +112,13 @@ class Law:
 
     def loss_at(self, params: float, tokens: float, flops: float) -> tuple[Interval, Interval]:
         """The law's loss, and a measurement of it, in the law's own conventions."""
-        x = self._x(params, tokens, flops)
-        quantity = law_at(self.fit, x)
-        own = self.spread.interval(quantity, self.level)
-        return own, self.spread.interval(quantity, self.level, self.noise)
+        quantity = law_at(self.fit, self._x(params, tokens, flops))
+        measured = self.spread.interval(quantity, self.level, self.noise)
+        return self.value_at(params, tokens, flops), measured
+
+    def value_at(self, params: float, tokens: float, flops: float) -> Interval:
+        """The law's loss alone."""
+        return self.spread.interval(law_at(self.fit, self._x(params, tokens, flops)), self.level)
 
     def _x(self, params: float, tokens: float, flops: float) -> Floats:
         columns = (np.array([value]) for value in (params, tokens, flops))
@@ -138,6 +141,16 @@ class Law:
 
         params, tokens = (self.spread.interval(of(place), self.level) for place in (0, 1))
         return params, tokens
+
+    @property
+    def shares_budgets(self) -> bool:
+        """Whether it says how a budget is shared between parameters and tokens."""
+        return self.fit.form is CHINCHILLA and self.settings.count_flops == "6ND"
+
+    def best(self, flops: float) -> tuple[float, float]:
+        """The best parameters and tokens for a budget, without intervals."""
+        params, tokens = np.exp(CHINCHILLA.log_optimum(self.fit.theta, self.fit.center, flops))
+        return float(params), float(tokens)
 
     def _need_optimum(self) -> None:
         if self.fit.form is not CHINCHILLA:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 #: Curves of constant size that are drawn at most.
 _CURVES = 7
 
-_VARIABLE = {"flops": "C", "params": "N", "tokens": "D"}
+#: Places at which a band is worked out.
+_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,15 @@ def _losses(axes: Axes, law: Law, targets: Sequence[Target]) -> None:
     several = len(law.fit.form.variables) > 1
     if several:
         _curves_of_size(axes, law)
+        if law.shares_budgets:
+            _frontier(axes, law, targets)
     else:
         _curve(axes, law, targets)
-    colors: Any = np.log10(law.points.params) if several else COLORS["median"]
-    dots = axes.scatter(x, law.points.loss, c=colors, s=22, zorder=3, cmap="viridis",
-                        edgecolors="white", linewidths=0.5, label="runs")  # fmt: skip
+    colors: Any = {"color": COLORS["median"]}
+    if several:
+        colors = {"c": np.log10(law.points.params), "cmap": "viridis"}
+    dots = axes.scatter(x, law.points.loss, s=22, zorder=3, edgecolors="white", linewidths=0.5,
+                        label="runs", **colors)  # fmt: skip
     if several:
         axes.figure.colorbar(dots, ax=axes, label="log10 of parameters N", pad=0.01)
     for target in targets:
@@ -122,7 +127,7 @@ def _range(law: Law, targets: Sequence[Target]) -> Floats:
     axis = _axis(law)
     column = getattr(law.points, axis)
     ends = [*(target.at(axis) for target in targets), column.min(), column.max()]
-    return np.geomspace(min(ends) / 1.3, max(ends) * 1.3, 60)
+    return np.geomspace(min(ends) / 1.3, max(ends) * 1.3, _STEPS)
 
 
 def _curve(axes: Axes, law: Law, targets: Sequence[Target]) -> None:
@@ -136,6 +141,17 @@ def _curve(axes: Axes, law: Law, targets: Sequence[Target]) -> None:
     axes.fill_between(at, lows, highs, color=COLORS["train"], alpha=0.5, linewidth=0,
                       label=f"{law.level:.0%} interval of the law")  # fmt: skip
     axes.plot(at, [both[0].value for both in found], color=COLORS["median"], label="law")
+
+
+def _frontier(axes: Axes, law: Law, targets: Sequence[Target]) -> None:
+    """The least loss for each budget, with its band."""
+    at = _range(law, targets)
+    best = [law.value_at(*law.best(flops), flops) for flops in at]
+    axes.fill_between(at, [one.low for one in best], [one.high for one in best],
+                      color=COLORS["train"], alpha=0.4, linewidth=0,
+                      label=f"{law.level:.0%} interval of the least loss")  # fmt: skip
+    axes.plot(at, [one.value for one in best], color=COLORS["ink"], linestyle="--", linewidth=1,
+              label="least loss for the compute")  # fmt: skip
 
 
 def _curves_of_size(axes: Axes, law: Law) -> None:

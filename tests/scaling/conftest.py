@@ -1,12 +1,17 @@
-"""Synthetic runs that follow a known law."""
+"""Synthetic points and registered runs that follow a known law."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bc2.files import sha256_json
+from bc2.registry import Artifact, Draft, Kind, Position, Registry
 from bc2.scaling.points import Conventions, Points
 
 #: Of each form, what the synthetic points follow.
@@ -65,3 +70,76 @@ def synthetic() -> Callable[..., Points]:
 def law_value() -> Callable[..., float]:
     """``law_value(form, params, tokens, flops)``: the true loss."""
     return true_loss
+
+
+class FakeRuns:
+    """A registry with finished runs that were never trained: what a law reads of them."""
+
+    def __init__(self, home: Path) -> None:
+        self.registry = Registry(home)
+        self.corpus = self._made("corpus", "text")
+        self.tokenizer = self._made("tokenizer", "pieces", self.corpus)
+        self.tokens = self._made("tokens", "shards", self.corpus, self.tokenizer)
+
+    def _made(self, kind: Kind, name: str, *parents: Artifact, **others: Any) -> Artifact:
+        digests = tuple(parent.digest for parent in parents)
+        files = others.pop("files", {"data": name})
+        facts = others.pop("facts", {})
+        draft = Draft(kind=kind, name=name, key=sha256_json([kind, name, str(others)]),
+                      parents=digests, **others)  # fmt: skip
+        with self.registry.stage(draft) as staged:
+            for path, text in files.items():
+                (staged.path / path).write_text(text)
+            return staged.publish(facts=facts)
+
+    def other_tokens(self, *, tokenizer: bool = False) -> Artifact:
+        """Token shards of another corpus, or of the same corpus by another tokenizer."""
+        if tokenizer:
+            pieces = self._made("tokenizer", "others", self.corpus)
+            return self._made("tokens", "by-others", self.corpus, pieces)
+        corpus = self._made("corpus", "other-text")
+        return self._made("tokens", "other-shards", corpus, self.tokenizer)
+
+    def run(
+        self, name: str, layers: int, batches: int, loss: float, *, seed: int = 0, tag: str = "",
+        finished: bool = True, evals: Sequence[float] = (), heldout: str = "aa",
+        min_ratio: float = 0.1, tokens: Artifact | None = None, tokenizer: Artifact | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> Artifact:  # fmt: skip
+        """A run of `batches` steps of 65,536 tokens."""
+        model = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192,
+                 "num_layers": layers, "num_heads": 2, "context_length": 64}  # fmt: skip
+        pretrain = {
+            "length": f"{batches} steps", "batch_tokens": 65_536, "sequence_length": 64,
+            "seed": seed, "schedule": {"warmup": "10 steps", "min_ratio": min_ratio},
+        }  # fmt: skip
+        recipe = {"name": name, "model": model, "pretrain": pretrain, "ladder": {}}
+        rows = [{"event": "eval", "heldout_loss": value} for value in (*evals, loss)]
+        metrics = "".join(f"{json.dumps(row)}\n" for row in rows)
+        measured = {"heldout_loss": loss, "heldout_tokens": 4096, "heldout_sha256": heldout}
+        shards = tokens or self.tokens
+        made = self._made(
+            "checkpoint", name, shards, tokenizer or self.tokenizer, role="base",
+            recipe=recipe, finished=finished, position=Position(batches, batches * 65_536),
+            files={"metrics.jsonl": metrics}, facts=measured if facts is None else facts,
+        )  # fmt: skip
+        if tag:
+            self.registry.tag(made, tag)
+        return self.registry.get(made.digest)
+
+    def ladder(self, count: int = 7, tag: str = "rungs", noise: float = 0.001) -> list[Artifact]:
+        """Runs that follow a Chinchilla law, named TAG-0 and so on."""
+        rng, made = np.random.default_rng(0), []
+        for number in range(count):
+            layers = 2 ** (number // 2 + 1) + number
+            batches = (100, 900, 250)[number % 3] * (number + 1)
+            params = 53_248 * layers + 64 * (2 * layers + 1)
+            loss = 1.5 + 40 / params**0.3 + 900 / (batches * 65_536) ** 0.4
+            loss *= np.exp(noise * rng.standard_normal())
+            made.append(self.run(f"{tag}-{number}", layers, batches, float(loss), tag=tag))
+        return made
+
+
+@pytest.fixture
+def fake_runs(tmp_path: Path) -> FakeRuns:
+    return FakeRuns(tmp_path / ".bc2")
