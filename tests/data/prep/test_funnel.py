@@ -68,7 +68,7 @@ def test_documents_that_nobody_counted_are_told() -> None:
 def test_a_broken_file_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "funnel.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="no funnel"):
+    with pytest.raises(DataError, match="no valid funnel"):
         Funnel.open(path)
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from bc2.data.prep.settings import BenchmarkSettings, DecontaminateSettings
 from bc2.data.prep.stages.decontaminate import DecontaminateStage
-from bc2.data.prep.stages.decontamination.benchmark_texts import _bare, read_benchmark
+from bc2.data.prep.stages.decontamination.benchmark_texts import _without_template, read_benchmark
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.errors import DataError, RecipeError
 
@@ -399,11 +399,11 @@ def test_a_short_question_of_a_task_is_found_without_its_template(
 
 def test_what_prompts_share_is_left_out_but_no_words_of_questions():
     prompts = [f"Question: Who was number {i}a?\nAnswer:" for i in range(20)]
-    assert _bare(prompts)[3] == "Who was number 3a?"
-    assert _bare(prompts[:19]) == prompts[:19]
-    assert _bare([f"题目：第{n}题\n答案：" for n in range(20)])[3] == "第3题"
-    assert _bare([f"unlike {n} ly?" for n in range(20)])[0] == "unlike 0 ly?"
-    assert _bare(["the:\nsame?"] * 20) == ["the:\nsame?"] * 20
+    assert _without_template(prompts)[3] == "Who was number 3a?"
+    assert _without_template(prompts[:19]) == prompts[:19]
+    assert _without_template([f"题目：第{n}题\n答案：" for n in range(20)])[3] == "第3题"
+    assert _without_template([f"unlike {n} ly?" for n in range(20)])[0] == "unlike 0 ly?"
+    assert _without_template(["the:\nsame?"] * 20) == ["the:\nsame?"] * 20
 
 
 @pytest.mark.slow

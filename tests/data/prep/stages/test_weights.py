@@ -232,10 +232,10 @@ def test_a_name_that_two_sources_would_have():
     ("values", "says"),
     [
         ({"sources": {"a": -1.0}}, "cannot be negative"),
-        ({"quality": ((0.5, 1.0),)}, "begins at score 0"),
-        ({"quality": ((0.0, 1.0), (0.5, 1.0), (0.5, 2.0))}, "must rise"),
+        ({"quality": ((0.5, 1.0),)}, "must begin at score 0"),
+        ({"quality": ((0.0, 1.0), (0.5, 1.0), (0.5, 2.0))}, "ascending order"),
         ({"quality": ((0.0, -1.0),)}, "cannot be negative"),
-        ({"clusters": {"law": 1.0}}, "named by number"),
+        ({"clusters": {"law": 1.0}}, "must be numbers"),
         ({"source_shares": {"a": 0.7, "b": 0.4}}, "more than 1"),
         ({"source_shares": {"a": -0.7}}, "cannot be negative"),
         ({"source_shares": {"a": 0.7}, "language_shares": {"zh": 0.1}}, "each fixes"),
