@@ -148,7 +148,7 @@ def filled_up(count: int, most: int) -> int:
     return min(most, -(-count // ROUND_TOKENS) * ROUND_TOKENS)
 
 
-_NO_GRADIENT = "the backward pass of the head's loss can run once, and only with gradients enabled"
+_NO_GRADIENT = "the head's loss can run backward once, and only with gradients enabled"
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -408,7 +408,7 @@ def test_what_prompts_share_is_left_out_but_no_words_of_questions():
 
 @pytest.mark.slow
 def test_an_unknown_task_is_named_with_its_nearest(task_folder):
-    """Slow: lm-eval reads all its tasks."""
+    """Slow, because lm-eval reads all its tasks."""
     settings = DecontaminateSettings(tasks=("bc2_quis",), task_path=str(task_folder))
     with pytest.raises(RecipeError, match=r"no task 'bc2_quis'.*did you mean 'bc2_quiz'"):
         DecontaminateStage(settings).check()

@@ -1,4 +1,4 @@
-"""Weights against sums over documents by hand; strata; shares that add up."""
+"""Weights against plain sums over documents; strata; shares that add up."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_name_that_two_sources_would_have():
         name_strata(dict.fromkeys(cells, 9), dict.fromkeys(cells, Fraction(1, 2)), 0)
 
 
-# -- what cannot be ------------------------------------------------------------------------
+# -- invalid settings ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

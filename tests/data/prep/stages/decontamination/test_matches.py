@@ -1,4 +1,4 @@
-"""Matches with benchmarks: read as they were written."""
+"""Matches with benchmarks are read as they were written."""
 
 from __future__ import annotations
 
