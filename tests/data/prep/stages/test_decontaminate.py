@@ -319,7 +319,7 @@ def test_what_is_wrong_with_a_benchmark_is_said_before_any_work(tmp_path, benchm
         stage_of(tmp_path / "none*.jsonl").check()
     with pytest.raises(DataError, match=r"no field 'question'.*there is: q"):
         stage_of(write_rows(tmp_path, ".jsonl")).check()
-    with pytest.raises(DataError, match=r"no list of rows.*there is: examples"):
+    with pytest.raises(DataError, match=r"not a list of rows.*there is: examples"):
         stage_of(write_rows(tmp_path, ".json")).check()
     (tmp_path / "bad.jsonl").write_text('{"question": "a"}\n{')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):

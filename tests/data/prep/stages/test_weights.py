@@ -221,7 +221,7 @@ def test_the_rest_in_the_facts(table, run_stage):
 
 def test_a_name_that_two_sources_would_have():
     cells = [Cell("web", "", 1, -1), Cell("web.c01", "", 2, -1)]
-    with pytest.raises(DataError, match=r"named as source 'web\.c01'"):
+    with pytest.raises(DataError, match=r"the name of source 'web\.c01'"):
         name_strata(dict.fromkeys(cells, 9), dict.fromkeys(cells, Fraction(1, 2)), 0)
 
 
