@@ -1,1 +1,1 @@
-"""Text from a model: sampling, the key-value cache, streaming."""
+"""Generate text with a model: sampling, batches with a key-value cache, streaming."""

@@ -1,11 +1,12 @@
 """Batched generation with a key-value cache.
 
-Greedy output is a function of the prompt and the model: the other prompts of a batch,
-their order and the cache do not change it (`bc2.generate.near_ties` says how). Sampling
-draws from each prompt's own generator.
+Greedy output depends on the prompt and the model alone: the other prompts of a batch, their
+order and the cache do not change it (`bc2.generate.near_ties` says how). With sampling, each
+prompt has a random generator of its own.
 
 Shapes:
-    B  sequences still running      D  hidden size      V  vocabulary
+    B  sequences still running      T  tokens that they have not read      D  hidden size
+    V  vocabulary
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ FinishReason = Literal["eos", "stop", "length"]
 #: each of B packed documents; the arguments are those of `Transformer`.
 NextLogits = Callable[[Tensor, Tensor, int], Tensor]
 
-#: ``on_token(prompt's number, token id)``, for every token but the end of text.
+#: ``on_token(index of the prompt, token id)``, called for every token but the end of text.
 OnToken = Callable[[int, int], None]
 
-#: The bytes that some ids stand for: `Tokenizer.decode_bytes`.
+#: Token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
 DecodeBytes = Callable[[Sequence[int]], bytes]
 
 
@@ -43,13 +44,14 @@ class Generated:
     """The continuation of a prompt."""
 
     ids: list[int]
-    """New tokens, without the end of text; with `stop`, up to the one that completed it."""
+    """The new tokens without the end-of-text token, up to the one that completed a stop text."""
 
     finish_reason: FinishReason
-    """"eos", "stop", or "length": max_new_tokens, or the end of the model's context."""
+    """"eos": the end-of-text token; "stop": a stop text; "length": `max_new_tokens`, or the end
+    of the model's context."""
 
     data: bytes | None = None
-    """The new tokens' bytes before any stop text; None if no `decode_bytes` was given."""
+    """The bytes of the new tokens before a stop text; None if no `decode_bytes` was given."""
 
 
 def generate(
@@ -63,21 +65,25 @@ def generate(
     decode_bytes: DecodeBytes | None = None,
     next_logits: NextLogits | None = None,
 ) -> list[Generated]:
-    """Continue each prompt; results in the prompts' order.
+    """Continue each prompt.
 
     Args:
-        prompts: token ids, at least one each.
-        eos_id: the token that ends a text.
-        use_cache: keep keys and values; without it every token reads its whole prefix.
-        on_token: called as tokens come, for streaming.
+        prompts: token ids, at least one in each prompt.
+        eos_id: id of the end-of-text token.
+        use_cache: keep keys and values of earlier tokens; without it, the whole prefix is
+            computed again for every token.
+        on_token: called with each token as soon as it is chosen, for streaming.
         decode_bytes: needed for `settings.stop`; fills `Generated.data`.
-        next_logits: called instead of the model if its weights are on several ranks. Every
-            token reads its whole prefix, and the temperature must be above 0.
+        next_logits: called instead of the model if its weights are on several ranks. The whole
+            prefix is then computed again for every token, and the temperature must be above 0.
+
+    Returns:
+        A continuation of each prompt, in the order of the prompts.
 
     Raises:
-        DataError: a prompt that is empty, too long for the context, or holds an id that
-            the model has not got.
-        UsageError: stop texts without `decode_bytes`, or an empty one.
+        DataError: a prompt is empty, is too long for the context, or holds an id outside the
+            model's vocabulary.
+        UsageError: there are stop texts without `decode_bytes`, or one is empty.
     """
     _check(model, prompts, settings, decode_bytes)
     run = _Run(model, settings, eos_id, on_token, decode_bytes, next_logits)
@@ -133,9 +139,9 @@ class _Sequence:
     generator: torch.Generator
     reason: FinishReason | None = None
     row: int = field(default=-1)
-    """In the cache of the batch that is running."""
+    """Its row in the cache of the running batch."""
     read: int = 0
-    """Tokens that the cache holds."""
+    """Number of its tokens that the cache holds."""
 
     @property
     def new(self) -> list[int]:
@@ -143,7 +149,7 @@ class _Sequence:
 
 
 class _Run:
-    """The parts of one call that stay the same from token to token."""
+    """What stays the same for all tokens of one `generate` call."""
 
     def __init__(
         self,
@@ -169,7 +175,7 @@ class _Run:
                 self.longest_row = float(torch.linalg.vector_norm(self.head.float(), dim=1).max())
 
     def finish(self, batch: list[_Sequence], use_cache: bool) -> None:
-        """Extend every sequence of a batch to its end."""
+        """Generate tokens until every sequence of a batch has ended."""
         cache = self._cache(batch) if use_cache else None
         running = batch
         while running:
@@ -193,7 +199,7 @@ class _Run:
         return KVCache(self.model.config, len(batch), capacity, self.head.dtype, self.head.device)
 
     def _next(self, running: list[_Sequence], cache: KVCache | None) -> list[int]:
-        """One pass over what has not been read, and a token for each sequence."""
+        """Run the model on the tokens not read yet, and choose each sequence's next token."""
         if cache is not None:
             cache.select([sequence.row for sequence in running])
         unread = [sequence.ids[sequence.read :] for sequence in running]
@@ -232,7 +238,7 @@ class _Run:
         ]
 
     def _push(self, sequence: _Sequence, token: int) -> None:
-        """Take a token in, or end the sequence with it."""
+        """Append a token, and see whether it ends the sequence."""
         if token == self.eos_id:
             sequence.reason = "eos"
             return
@@ -251,8 +257,8 @@ class _Run:
     def _is_stopped(self, sequence: _Sequence) -> bool:
         if not self.stops or self.decode_bytes is None:
             return False
-        # The newest token completes the text if anything does; every token but a control
-        # one is at least a byte.
+        # Only the newest token can complete a stop text, so only the last bytes are searched.
+        # Every token but a control token has at least one byte.
         longest = max(map(len, self.stops))
         new = sequence.new
         size = longest

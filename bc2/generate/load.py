@@ -29,7 +29,12 @@ class LanguageModel:
 def open_model(
     artifact: Artifact, device: torch.device, dtype: torch.dtype
 ) -> Iterator[LanguageModel]:
-    """Load a checkpoint, each file checked against its digest, held while in use.
+    """Load a checkpoint, and keep the registry from deleting it while it is in use.
+
+    Each file is checked against its digest.
+
+    Args:
+        dtype: of the model's weights.
 
     Raises:
         DataError: the artifact has no model or no tokenizer.

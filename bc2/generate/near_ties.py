@@ -1,9 +1,9 @@
-"""Settling near ties, so that greedy output depends on the prompt alone.
+"""Settle near ties, so that greedy output depends on the prompt alone.
 
-Matrix kernels give results that differ in their last bits with the shape of a batch and
-with the cache. That changes greedy output only where the two largest logits are closer
-than those bits reach. There, one canonical pass decides: this sequence alone, no cache,
-in the next wider dtype, of equal values the lowest id.
+The results of matrix kernels differ in their last bits with the shape of a batch and with the
+cache. This changes greedy output only where the difference of the two largest logits is as small
+as that. There, one canonical pass decides: the sequence alone, without a cache, in the next wider
+dtype. Of equal logits the lowest id wins.
 
 Shapes:
     T  tokens      D  hidden size      V  vocabulary      B  sequences
@@ -19,20 +19,20 @@ from torch.func import functional_call
 
 from bc2.model.transformer import Positions, Transformer, normalize_rows
 
-#: How many roundings' worth of difference two kernels may show, by bytes of the dtype.
-#: 16-bit kernels sum in fp32 and round only what they store; wider ones differ in the sums
-#: too, but there a generous tolerance costs nothing. tests/generate/test_near_ties.py
-#: measures the difference.
+#: How far the results of two kernels may differ, in roundings, by bytes of the dtype. 16-bit
+#: kernels sum in fp32 and round only what they store. Kernels of wider dtypes differ in their
+#: sums too, but there a large tolerance costs nothing. tests/generate/test_near_ties.py measures
+#: the difference.
 ROUNDINGS = {2: 6.0, 4: 512.0, 8: 512.0}
 
 
 def tolerance(model: Transformer, hidden: Tensor, longest_row: float, top: Tensor) -> Tensor:
-    """The difference between logits that another shape of batch could overturn: [B].
+    """The largest difference of two logits whose order another batch shape could reverse: [B].
 
-    roundings · ε · (√(2L) · rms(hidden) · longest row of the head + |largest logit|): the
-    2L sublayers each round the residual stream to ε, errors add as in a random walk, and a
-    logit sees them through a row of the head. It is a scale for ordinary weights and no
-    bound for adversarial ones.
+    It is roundings · ε · (√(2L) · rms(hidden) · longest row of the head + |largest logit|). Each
+    of the 2L sublayers rounds the residual stream to ε, the errors add up as in a random walk,
+    and the product with a row of the head carries them into a logit. This is an estimate for
+    ordinary weights and no bound for adversarial ones.
 
     Args:
         hidden: [B, D], in the model's dtype.
@@ -71,8 +71,8 @@ def settle(model: Transformer, tokens: Tensor, candidates: list[int]) -> int:
 def canonical_hidden(model: Transformer, tokens: Tensor) -> Tensor:
     """The last hidden state [D] in fp64 (fp32 for 16-bit models), one layer at a time.
 
-    Each layer's weights are widened when its turn comes, so that the memory needed
-    is a layer's and not a model's.
+    Each layer's weights are converted to the wider dtype just before the layer runs, so the
+    extra memory is that of a layer and not of a model.
     """
     wide = wider(model.lm_head.weight.dtype)
     cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
@@ -90,7 +90,7 @@ def wider(dtype: torch.dtype) -> torch.dtype:
 
 
 def _widened(module: nn.Module, dtype: torch.dtype, *args: Any) -> Tensor:
-    """module(*args) with its weights in dtype, and the module left as it is."""
+    """module(*args) with the weights in `dtype`; the module itself does not change."""
     weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
     out: Tensor = functional_call(module, weights, args)
     return out

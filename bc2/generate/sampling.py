@@ -17,14 +17,14 @@ from bc2.generate.sampling_config import SamplingConfig
 
 
 def warp(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """The distribution to draw from: [B, V] -> probabilities [B, V], fp64.
+    """The distribution to draw from: logits [B, V] -> probabilities [B, V], fp64.
 
     Args:
-        temperature: positive.
-        top_k: 0 keeps all.
-        top_p: 1 keeps all.
+        temperature: above 0; divides the logits.
+        top_k: see `keep_top_k`; 0 keeps all tokens.
+        top_p: see `keep_top_p`; 1 keeps all tokens.
     """
-    # From the maximum down, so that no temperature however small overflows.
+    # The maximum is subtracted first, so that even the smallest temperature does not overflow.
     logits = logits.double()
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     logits = keep_top_k(logits, top_k)
@@ -32,7 +32,10 @@ def warp(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """-inf for all below the k-th largest logit of a row; ties with it stay. 0 keeps all."""
+    """Set logits [B, V] below the k-th largest of their row to -inf; k = 0 keeps all.
+
+    Logits equal to the k-th largest stay.
+    """
     if k == 0 or k >= logits.shape[-1]:
         return logits
     kth = logits.topk(k, dim=-1).values[..., -1:]
@@ -40,7 +43,11 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """The nucleus: the fewest likeliest tokens that reach p, scaled to sum to 1."""
+    """Nucleus sampling (arXiv 1904.09751): probabilities [B, V] -> [B, V].
+
+    The fewest likeliest tokens whose probabilities reach p together are kept, and scaled to sum
+    to 1.
+    """
     if p >= 1.0:
         return probabilities
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -51,15 +58,22 @@ def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
 
 
 def draw_ids(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Invert the cumulative distribution: [B, V] and [B] in [0, 1) -> ids int64 [B].
+    """Draw a token for each row by inverting the cumulative distribution over ids.
 
-    One number a token, in the order of ids, so that a last-bit difference in a
-    probability almost never changes a draw.
+    Each draw takes one random number, and tokens are in the order of ids, so a difference in the
+    last bits of a probability almost never changes a draw.
+
+    Args:
+        probabilities: [B, V].
+        uniform: random numbers [B] in [0, 1).
+
+    Returns:
+        int64 [B].
     """
     total = probabilities.cumsum(dim=-1)
-    # Relative to the sum itself, which rounding may leave a little off 1.
+    # Scaled by the sum, because rounding may leave the sum a little off 1.
     ids = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True)[:, 0]
-    # At the very end of the line rounding could point past the last token with a share.
+    # Rounding could give an id after the last token whose probability is above 0.
     last = (probabilities > 0).long() * torch.arange(
         1, probabilities.shape[1] + 1, device=ids.device
     )
@@ -76,9 +90,10 @@ def sample(
 
 
 def prompt_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator of prompt `index` alone, on the CPU.
+    """The random generator of prompt `index`, on the CPU.
 
-    Hashed, since neighbouring seeds of a generator are not independent by design.
+    Its seed is a hash of `seed` and `index`, because neighbouring seeds need not give independent
+    numbers.
     """
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -23,10 +23,10 @@ class SamplingConfig(Settings):
     """Keep the fewest likeliest tokens that have this much probability together."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """With the prompt's number, seeds the prompt's own random numbers."""
+    """Together with the prompt's index, seeds the random numbers of the prompt."""
 
     stop: tuple[str, ...] = ()
     """Texts that end the output; they are not part of it."""
 
     batch_size: int = Field(default=32, gt=0, json_schema_extra=UNKEYED)
-    """Prompts decoded together, in sequences; bounds the cache's memory."""
+    """Prompts that are continued together; limits the memory of the cache."""

@@ -1,4 +1,4 @@
-"""Text from a stream of tokens: whole characters only, nothing after a stop text."""
+"""Turn a stream of tokens into text: only whole characters, and nothing after a stop text."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 
 class TextStream:
-    """Turns token ids into text as they come.
+    """Turns token ids into pieces of text, one token at a time.
 
-    A token may end inside a UTF-8 character or inside what may become a stop text; such
-    bytes wait for the next token. The pieces together are the text of all bytes before
-    the first stop text, with U+FFFD for bytes that are no UTF-8.
+    A token may end inside a UTF-8 character, or inside what may become a stop text. Such bytes
+    are held until later tokens decide. All pieces together are the text of the bytes before the
+    first stop text, with U+FFFD for bytes that are not UTF-8.
 
     Args:
-        decode_bytes: the bytes that ids stand for: `Tokenizer.decode_bytes`.
-        stop: texts that end the stream; they are not shown.
+        decode_bytes: token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
+        stop: texts that end the stream; they are not part of the text.
     """
 
     def __init__(self, decode_bytes: Callable[[Sequence[int]], bytes], stop: Sequence[str] = ()):
@@ -26,7 +26,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that this token completes; often "", at a stop text's end for good."""
+        """The text that this token completes; may be "", and is always "" after a stop text."""
         if self.stopped:
             return ""
         self._held += self._decode_bytes([token])
@@ -39,14 +39,14 @@ class TextStream:
         return self._characters.decode(shown)
 
     def finish(self) -> str:
-        """The text of what still waits; call once, after the last token."""
+        """The text of the bytes still held; call it once, after the last token."""
         if self.stopped:
             return ""
         held, self._held = self._held, b""
         return self._characters.decode(held, final=True)
 
     def _begun(self) -> int:
-        """Bytes at the end that are the beginning of a stop text."""
+        """How many of the last bytes may be the beginning of a stop text."""
         longest = max(map(len, self._stops), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self._stops):

@@ -1,1 +1,1 @@
-"""The network on one device: shape, decoder, attention, fused head and loss, storage."""
+"""The network on one device: configuration, decoder, attention, fused head and loss, storage."""

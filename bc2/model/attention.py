@@ -2,20 +2,20 @@
 
 Shapes:
     T   query tokens of all documents, one after another
-    T'  key tokens; T unless a cache holds earlier ones
+    T'  key tokens; more than T where a cache holds earlier ones
     H   heads          K  channels of a head          N  documents
 
 `cu_seqlens` [N+1] holds the boundaries: document n is tokens cu_seqlens[n] to
-cu_seqlens[n+1]. Nothing attends across a boundary. Where a document has more keys
-than queries, its queries are the last of its positions.
+cu_seqlens[n+1]. No token attends across a boundary. Where a document has more keys
+than queries, its queries are at its last positions.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
-    bmm     sdpa with a backward pass compiled for a CPU in bf16; without ALiBi.
+    bmm     sdpa with a compiled backward pass, for bf16 on a CPU without ALiBi.
     varlen  torch.nn.attention.varlen (CUDA, 16 bits, no ALiBi).
     flash   the flash-attn package (CUDA, 16 bits, ALiBi inside the kernel).
 
-The last two are tested for the arguments they are given, not yet on a GPU.
+Tests check the arguments that the last two are called with; they have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from bc2.model.cpu_kernels import attend_by_bmm
 
 Backend = Literal["auto", "sdpa", "bmm", "varlen", "flash"]
 
-#: Documents are filled up to a multiple of this many tokens for sdpa.
+#: For sdpa, documents are padded to a multiple of this many tokens.
 PAD_TO = 64
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
     """ALiBi's slope of each head, in the order of the released 13B model.
 
-    A power of two gets the geometric series of the ALiBi paper. Any other count gets
-    the series of the power of two below it, then every second slope of the one above:
-    40 heads have 2^-0.25 ... 2^-8 and then 2^-0.125, 2^-0.375 ... 2^-1.875.
+    If the number of heads is a power of two, the slopes are the geometric series of the ALiBi
+    paper (arXiv 2108.12409). Otherwise they are the series of the power of two below, then every
+    second slope of the power of two above: 40 heads have 2^-0.25 ... 2^-8 and then 2^-0.125,
+    2^-0.375 ... 2^-1.875.
 
     Returns:
         fp32 [H], positive.
@@ -58,8 +59,8 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor([2.0**-e for e in exponents], dtype=torch.float32)
 
 
-# Where documents end is data: a compiled graph would be specialised on it and built anew
-# for every batch.
+# The boundaries of documents are data: torch would specialise a compiled graph on them and
+# compile again for every batch.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     q: Tensor,
@@ -73,24 +74,25 @@ def attend(
     cu_seqlens_k: Tensor | None = None,
     max_seqlen_k: int | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ / √K + ALiBi) v within each document, causally.
+    """softmax(q kᵀ / √K + ALiBi) v within each document, with a causal mask.
 
     Args:
         q: [T, H, K].
         k, v: [T', H, K].
         cu_seqlens: int32 [N+1], boundaries of the queries.
-        max_seqlen: the most queries in a document.
+        max_seqlen: queries of the longest document.
         slopes: fp32 [H] for ALiBi: adds slope · (key position - query position).
-        backend: the kernel; "auto" takes the best that is there for these tensors.
-        cu_seqlens_k, max_seqlen_k: the same of the keys, where they are more.
+        backend: the kernel; "auto" is the one that `choose_backend` chooses.
+        cu_seqlens_k, max_seqlen_k: the same for the keys, where a document has more keys than
+            queries.
 
     Returns:
         [T, H, K] in q's dtype.
 
     Raises:
-        UsageError: a backend by name that cannot run here.
-        ValueError: boundaries that do not fit the tensors (sdpa on a CPU only: looking
-            at them elsewhere would wait for the device).
+        UsageError: a backend was named that cannot run here.
+        ValueError: the boundaries do not fit the tensors. Only sdpa and bmm check this, because
+            the other backends do not read the boundaries on the host.
     """
     chosen = choose_backend(q, slopes) if backend == "auto" else backend
     if cu_seqlens_k is None or max_seqlen_k is None:
@@ -106,7 +108,12 @@ def attend(
 
 
 def choose_backend(q: Tensor, slopes: Tensor | None) -> Backend:
-    """The fastest backend that is installed and can take these tensors."""
+    """The fastest backend that is installed and can compute with these tensors.
+
+    Args:
+        q: [T, H, K]; its device and dtype decide.
+        slopes: ALiBi's, or None.
+    """
     if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
         return "sdpa"
     if torch.cuda.get_device_capability(q.device)[0] < 8:
@@ -122,7 +129,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _lengths(cu_seqlens: Tensor, x: Tensor) -> list[int]:
-    """Each document's length, on the host; waits for the device if they are on one."""
+    """Each document's length, as integers on the host; waits for the device of `cu_seqlens`."""
     ends = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
     if ends[0] != 0 or ends[-1] != x.shape[0] or any(n < 0 for n in lengths):
@@ -132,7 +139,8 @@ def _lengths(cu_seqlens: Tensor, x: Tensor) -> list[int]:
 
 # ------------------------------------------------------------------------------- sdpa
 
-#: [B, S, H, K] of q, k and v, and ALiBi's slopes -> [B, S, H, K].
+#: A kernel for documents of one length: q, k and v [B, S, H, K], and ALiBi's slopes ->
+#: [B, S, H, K].
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -143,11 +151,11 @@ def _sdpa(
     queries: list[int],
     keys: list[int],
     slopes: Tensor | None,
-    whole: Kernel,
+    kernel: Kernel,
 ) -> Tensor:
-    """Documents of any lengths; `whole` takes those that have no earlier keys."""
+    """Attention over documents of any lengths; `kernel` is used if no cache holds earlier keys."""
     if queries == keys:
-        return _sdpa_packed(q, k, v, tuple(queries), slopes, whole)
+        return _sdpa_packed(q, k, v, tuple(queries), slopes, kernel)
     if len(set(queries)) == 1 and len(set(keys)) == 1:
         count = len(queries)
         q, k, v = (x.view(count, len(x) // count, *x.shape[1:]) for x in (q, k, v))
@@ -165,10 +173,11 @@ def _sdpa_packed(
     slopes: Tensor | None,
     kernel: Kernel,
 ) -> Tensor:
-    """Documents of any lengths, a batch for each length rounded up to a multiple of PAD_TO.
+    """Attention over documents of any lengths, in one batch for each padded length.
 
-    What fills a document up comes after all of its tokens, so none of them sees it, and what
-    it computes is dropped. Few shapes instead of ever new ones: kernels are kept by shape.
+    The padding comes after all tokens of a document, so no token attends to it, and its results
+    are dropped. Lengths are rounded up to a multiple of PAD_TO so that there are few shapes:
+    kernels are cached by shape.
     """
     if lengths and lengths[0] % PAD_TO == 0 and len(set(lengths)) == 1:
         q, k, v = (x.view(len(lengths), lengths[0], *x.shape[1:]) for x in (q, k, v))
@@ -190,7 +199,7 @@ def _sdpa_packed(
 
 @lru_cache(maxsize=8)
 def _padded(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Where documents go that are sorted by rounded length and filled up to it.
+    """Where tokens go when documents are sorted by rounded length and padded to it.
 
     Returns:
         int64 [T], the row of each token; and (documents, rounded length) of each group.
@@ -203,13 +212,13 @@ def _padded(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
     shift = begins - (np.cumsum(size) - size)
     slots = np.arange(size.sum()) + np.repeat(shift, size)
     values, counts = np.unique(rounded[rounded > 0], return_counts=True)
-    with torch.inference_mode(False):  # the cache outlives a generation
+    with torch.inference_mode(False):  # training may use the cached tensor later
         where = torch.from_numpy(slots)
     return where, list(zip(counts.tolist(), values.tolist(), strict=True))
 
 
 class _Take(torch.autograd.Function):
-    """x[rows] for rows that are all different, so that the gradient is a copy, not a sum."""
+    """x[rows] for distinct rows, so that the gradient is a copy and not a sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
@@ -225,16 +234,21 @@ class _Take(torch.autograd.Function):
 
 
 def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
-    """One batch of documents that are equally long: [B, S, H, K] -> [B, S, H, K]."""
+    """Attention over a batch of documents of one length: [B, S, H, K] -> [B, S, H, K].
+
+    Documents may have more keys than queries, but all of them the same number.
+    """
     queries, keys = q.shape[1], k.shape[1]
     dtype = q.dtype
     if slopes is None:
-        # torch aligns is_causal to the first query, so a cache needs a mask, but for one query.
+        # torch's is_causal aligns the first query with the first key, so queries after a cache
+        # need a mask. A single query attends to all keys and needs none.
         mask = None if queries in (1, keys) else _causal(queries, keys, q.device)
     else:
         mask = alibi_bias(slopes, queries, keys, q.device, torch.promote_types(dtype, slopes.dtype))
         if q.device.type != "cpu":
-            # Other devices want the bias in q's dtype, where 16 bits blur distant positions.
+            # Other devices require the bias in q's dtype, and 16 bits cannot tell distant
+            # positions apart.
             q, k, v = (x.to(mask.dtype) for x in (q, k, v))
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -247,14 +261,14 @@ def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tenso
 
 
 def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
-    """`_sdpa_batch`, with the faster backward pass where there is one."""
+    """`_sdpa_batch`, with the faster backward pass of `attend_by_bmm` where it applies."""
     if slopes is None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
         return attend_by_bmm(q, k, v)
     return _sdpa_batch(q, k, v, slopes)
 
 
 def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [queries, keys]: may this query see this key."""
+    """bool [queries, keys]: whether a query attends to a key."""
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device)
     return seen.tril(keys - queries)
 
@@ -262,7 +276,7 @@ def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
 def alibi_bias(
     slopes: Tensor, queries: int, keys: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """slope · (key position - query position), and -inf in the future: [H, queries, keys]."""
+    """slope · (key position - query position), and -inf for later keys: [H, queries, keys]."""
     key = torch.arange(keys, device=device, dtype=dtype)
     query = torch.arange(keys - queries, keys, device=device, dtype=dtype)
     distance = key[None, :] - query[:, None]
@@ -281,7 +295,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | 
         raise UsageError(
             "attention backend 'varlen' has no ALiBi", todo="use 'auto', 'flash' or 'sdpa'"
         )
-    # A window of (all, 0) is causal, aligned to the last key as a cache needs it.
+    # A window of all earlier keys and no later ones is a causal mask. It aligns the last query
+    # with the last key, as a cache needs.
     out: Tensor = _load_varlen()(q, k, v, *seqlens, window_size=(-1, 0))
     return out
 

@@ -1,7 +1,8 @@
 """Keys and values of the tokens a model has already read, for generation.
 
 Shapes:
-    B  rows (sequences)      S  capacity in tokens      H  heads      K  channels of a head
+    B  rows (sequences)      N  active rows      T  new tokens of all active rows
+    S  capacity in tokens      H  heads      K  channels of a head
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from bc2.model.model_config import ModelConfig
 
 
 class KVCache:
-    """A row for each sequence; a forward pass appends to the rows that are active.
+    """A key-value cache with a row for each sequence; a forward pass appends to the active rows.
 
     Args:
-        config: the model's.
-        rows: sequences.
-        capacity: most tokens in a row.
+        config: the configuration of the model.
+        rows: B, the number of sequences.
+        capacity: S, the most tokens in a row.
         dtype, device: of the model.
     """
 
@@ -40,11 +41,11 @@ class KVCache:
         self.active = list(range(rows))
 
     def select(self, rows: Sequence[int]) -> None:
-        """Let the next passes continue these rows, in this order; the others rest."""
+        """Make these rows active, in this order; forward passes leave the others unchanged."""
         self.active = list(rows)
 
     def lengths(self, device: torch.device) -> Tensor:
-        """Tokens that each active row holds: int64 [N]."""
+        """The number of tokens in each active row: int64 [N]."""
         return torch.tensor([self.filled[row] for row in self.active], device=device)
 
     def attend(
@@ -57,10 +58,12 @@ class KVCache:
         slopes: Tensor | None,
         backend: Backend,
     ) -> Tensor:
-        """Store the new keys and values of a layer, then attend over all of each row.
+        """Store the new keys and values of a layer, then attend to all tokens of each row.
 
         Args:
             q, k, v: [T, H, K] of the new tokens, packed in the order of the active rows.
+            cu_seqlens: int32 [N+1], boundaries of the rows in the new tokens.
+            slopes, backend: as of `attend`.
 
         Returns:
             [T, H, K].
@@ -89,6 +92,6 @@ class KVCache:
         return out
 
     def advance(self, cu_seqlens: Tensor) -> None:
-        """Count the tokens of a finished pass as held."""
+        """Record that a forward pass has stored its tokens in all layers."""
         for row, count in zip(self.active, cu_seqlens.diff().tolist(), strict=True):
             self.filled[row] += count

@@ -1,8 +1,9 @@
-"""Backward passes on a CPU in bf16, by the matrix products that are fast there.
+"""Backward passes in bf16 on a CPU, written as the matrix products that are fast there.
 
-torch's flash kernel for CPUs is fast forward; its backward pass is the largest part of a
-training step there. Compiled, the plain formulas over whole score matrices take about half of
-its time in bf16, for memory that grows with the square of a document (limited: see `MOST_SCORES`).
+torch's flash-attention kernel for CPUs has a fast forward pass, but its backward pass takes the
+largest part of a training step. The plain formulas over whole score matrices, compiled, take
+about half of that time in bf16. Their memory grows with the square of a document's length;
+`MOST_SCORES` limits it.
 
 Shapes:
     T  tokens      I, O  inputs and outputs of a linear layer
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Attention scores held at once, in each of about four bf16 buffers; at least one head's.
+#: The most attention scores held at once, in each of about four bf16 buffers. The scores of one
+#: head are held even if they are more.
 MOST_SCORES = 16 << 20
 
 
 def attend_by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √K) v, causally: [B, S, H, K] on a CPU -> [B, S, H, K]."""
+    """softmax(q kᵀ / √K) v with a causal mask: bf16 [B, S, H, K] on a CPU -> [B, S, H, K]."""
     out: Tensor = _Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)))  # type: ignore[no-untyped-call]
     return out.transpose(1, 2)
 
@@ -35,9 +37,9 @@ def attend_by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def linear_by_bmm(x: Tensor, weight: Tensor) -> Tensor:
     """x Wᵀ, for compiled layers: [T, I], [O, I] -> [T, O].
 
-    The gradient of W, gᵀ x, sums over tokens, which neither g nor x has next to each other in
-    memory. A CPU's product takes twice as long for that, so the narrower of the two is
-    transposed first, which the compiler does in passing.
+    The gradient of W, gᵀ x, is a sum over tokens, and neither g nor x has the tokens next to
+    each other in memory. On a CPU such a product takes twice as long. So the narrower of the two
+    is transposed first; the compiler fuses the transposition with other operations.
     """
     out: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
@@ -59,7 +61,7 @@ class _Linear(torch.autograd.Function):
         return grad @ weight, grad_weight
 
 
-# A custom operator: with torch's own, the compiler would undo the change of layout.
+# A custom operator, because the compiler would undo the change of layout before torch's own.
 @torch.library.custom_op("bc2::product", mutates_args=())
 def _product(x: Tensor, y: Tensor) -> Tensor:
     """x y: [A, B] and [B, C] -> [A, C]."""
@@ -86,8 +88,8 @@ class _Attention(torch.autograd.Function):
         tensors = (grad, *saved)
         shape = grad.shape
         heads, length = shape[:2].numel(), shape[2]
-        # log Σ exp of scores before they are divided by √K, as the product below has them.
-        log_sum = _columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
+        # `_gradients` subtracts it from scores that are not yet divided by √K.
+        log_sum = _bf16_columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
         size = max(1, MOST_SCORES // length**2)
         if size >= heads:
             return tuple(x.view(shape) for x in _compiled()(*tensors, log_sum))
@@ -98,10 +100,10 @@ class _Attention(torch.autograd.Function):
         return tuple(torch.cat(x).view(shape) for x in zip(*parts, strict=True))
 
 
-def _columns(x: Tensor) -> Tensor:
-    """fp32 [N, S] as the sum of three columns in bf16, 8 bits each: [N, S, 3].
+def _bf16_columns(x: Tensor) -> Tensor:
+    """Split fp32 [N, S] into bf16 [N, S, 3]: three columns of 8 bits each that sum to it.
 
-    Not compiled: the compiler would leave the roundings out that this is about.
+    Not compiled: the compiler would leave out the roundings to bf16 that this relies on.
     """
     high = x.bfloat16()
     middle = (x - high.float()).bfloat16()
@@ -111,8 +113,8 @@ def _columns(x: Tensor) -> Tensor:
 
 @cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    # Only when needed: importing torch's compiler takes a second. With dynamic shapes: packed
-    # documents come in many.
+    # Only when needed, because importing torch's compiler takes a second. Shapes may become
+    # dynamic, because packed documents have many lengths.
     return torch.compile(_gradients, dynamic=None)
 
 
@@ -121,36 +123,38 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, [N, S, K] each.
 
-    With P the probabilities: dv = Pᵀ do, dS = P · (do vᵀ - rowsum(do · o)) / √K, dq = dS k and
-    dk = dSᵀ q (FlashAttention, arXiv 2205.14135, appendix B.2).
+    With P the probabilities, o the output and do its gradient: dv = Pᵀ do,
+    dS = P · (do vᵀ - rowsum(do · o)) / √K, dq = dS k and dk = dSᵀ q (FlashAttention, arXiv
+    2205.14135, appendix B.2).
 
     Args:
         grad, q, k, v, out: [N, S, K], or [B, H, S, K].
-        log_sum: √K log Σ exp of the scores, in columns [N, S, 3].
+        log_sum: √K log Σ exp of the scores, from `_bf16_columns`: [N, S, 3].
     """
     heads, length = log_sum.shape[:2]
     grad, q, k, v, out = (x.reshape(heads, length, -1) for x in (grad, q, k, v, out))
     scale = q.shape[-1] ** -0.5
     place = torch.arange(length, dtype=torch.int32)
     seen = place[:, None] >= place
-    # The compiler writes whole matrices of exp() to memory where they are used twice, and of
-    # exp2() not.
-    less = _bmm_less(q, k, log_sum) * (scale * math.log2(math.e))
-    p = torch.where(seen, less.exp2(), 0.0)
-    along = (grad.float() * out.float()).sum(-1, keepdim=True)
-    inner = torch.bmm(grad, v.transpose(1, 2)).float()
-    ds = (p * (inner - along) * scale).to(q.dtype)
+    # exp2(), because the compiler writes a matrix of exp() to memory if it is used twice, but
+    # not a matrix of exp2().
+    log2_p = _bmm_minus(q, k, log_sum) * (scale * math.log2(math.e))
+    p = torch.where(seen, log2_p.exp2(), 0.0)
+    row_sum = (grad.float() * out.float()).sum(-1, keepdim=True)
+    dp = torch.bmm(grad, v.transpose(1, 2)).float()
+    ds = (p * (dp - row_sum) * scale).to(q.dtype)
     dv = torch.bmm(p.to(q.dtype).transpose(1, 2), grad)
     return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv
 
 
-def _bmm_less(x: Tensor, y: Tensor, less: Tensor) -> Tensor:
-    """x yᵀ - less, rounded to 16 bits after the subtraction: [N, S, K] twice, [N, S, 3].
+def _bmm_minus(x: Tensor, y: Tensor, columns: Tensor) -> Tensor:
+    """x yᵀ minus the sum of `columns`: [N, S, K], [N, S, K], [N, S, 3] -> fp32 [N, S, S].
 
-    A score is large, and its distance from log Σ exp is small where the probability is large:
-    rounding the score itself would cost more than all other roundings to bf16 together.
+    The difference is rounded to bf16, not x yᵀ itself. A score is large, but where its
+    probability is large its distance from log Σ exp is small. Rounding the score would cost more
+    accuracy than all other roundings to bf16 together.
     """
-    fill = -(x.shape[-1] + 3) % 32  # what matrix units take at a time
-    left = F.pad(torch.cat((x, -less), dim=-1), (0, fill))
-    right = F.pad(torch.cat((y, torch.ones_like(less)), dim=-1), (0, fill))
+    fill = -(x.shape[-1] + 3) % 32  # matrix units take 32 channels at a time
+    left = F.pad(torch.cat((x, -columns), dim=-1), (0, fill))
+    right = F.pad(torch.cat((y, torch.ones_like(columns)), dim=-1), (0, fill))
     return torch.bmm(left, right.transpose(1, 2)).float()

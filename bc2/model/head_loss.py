@@ -1,13 +1,13 @@
-"""The head and its loss in one, a chunk of tokens at a time (Baichuan 2, section 2.7).
+"""The head and its loss, fused and computed a chunk of tokens at a time (Baichuan 2, section 2.7).
 
 Shapes:
     T  tokens      M  tokens that have a label      D  hidden size      V  vocabulary
     C  tokens of a chunk
 
-The loss of a token is CE + z_weight · z² (equation 1), z being its largest logit over the
-NormHead weights. Its gradient needs nothing from later layers but one scalar, so it is
-computed in the forward pass, chunk by chunk, and [T, V] never exists: the memory is a
-[C, V] buffer and an fp32 gradient of the weight.
+The loss of a token is CE + z_weight · z² (equation 1), where z is its largest logit over the
+NormHead weights. The gradient of the sum depends on the rest of the network only by one scalar
+factor. So it is computed in the forward pass, chunk by chunk, and [T, V] never exists: the memory
+needed is a [C, V] buffer and an fp32 gradient of the weight.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bc2.model.head_sizes import chunk_size
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
 from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, row_max, softmax_sums
 
-#: A label that takes no part in the loss.
+#: The label of a token that is left out of the loss.
 IGNORE = -100
 
-#: Labelled tokens are filled up to a multiple of this.
+#: The number of labelled tokens is rounded up to a multiple of this.
 ROUND_TOKENS = 128
 
 
@@ -42,7 +42,7 @@ class HeadLoss(NamedTuple):
     z2_sum: Tensor
     """Σ z²: fp64."""
     labelled: int
-    """Tokens summed over."""
+    """M, the tokens summed over."""
 
 
 def head_loss(
@@ -60,25 +60,27 @@ def head_loss(
 
     Matrix products run in hidden's dtype; softmax, sums and the accumulated gradient of
     the weight are in fp32 (fp64 for fp64 inputs). The result is a sum: divide by the tokens
-    of the whole optimizer step. Without a gradient to compute, that work is skipped.
+    of the whole optimizer step. Gradients that are not required are not computed. The backward
+    pass can run once only.
 
     Args:
         hidden: [T, D], bf16, fp32 or fp64.
         weight: [V, D]; the raw parameter, also with NormHead. In hidden's dtype, or in fp32
-            beside bf16 hidden states: then its unit rows are what is rounded to bf16, and
-            its gradient is never rounded.
-        labels: int64 [T], the token that follows each, or -100 to leave it out.
+            with bf16 hidden states: then the rows are rounded to bf16 after they are scaled to
+            unit length, and the gradient is not rounded.
+        labels: int64 [T], the token that follows each, or -100 to leave the token out.
         z_weight: weight of z² (2e-4 in the paper, 0 when fine-tuning).
         norm_head: scale the weight's rows to unit length first.
-        chunk_tokens: C; chosen by memory if None.
-        shard: `weight` is this part of the head. Logits stay where they are: of each token
-            three numbers pass between the ranks. Every rank gets the whole sums, the gradient
-            of its own rows, and the whole gradient of `hidden`.
-        compiled: run the passes over the weight through torch.compile, made for a CPU.
+        chunk_tokens: C; if None, as many as memory allows (`chunk_size`).
+        shard: describes `weight` if it is this rank's part of the head. Logits stay on their
+            rank: the ranks exchange three numbers for each token. Every rank gets the sums over
+            the whole vocabulary, the gradient of its own rows, and the whole gradient of
+            `hidden`.
+        compiled: compile the passes over the weight with torch.compile; meant for a CPU.
 
     Raises:
-        DataError: a label outside the vocabulary.
-        ValueError: shapes or dtypes that do not belong together.
+        DataError: a label is outside the vocabulary.
+        ValueError: shapes or dtypes do not fit together.
     """
     check_shapes(hidden, weight, labels)
     check_labels(labels, shard.size if shard else len(weight))
@@ -97,7 +99,11 @@ def head_loss(
 
 
 def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
-    """Raises ValueError for shapes or dtypes that do not belong together."""
+    """Check that hidden [T, D], weight [V, D] and labels [T] fit together.
+
+    Raises:
+        ValueError: their shapes or dtypes do not.
+    """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} does not fit weight {tuple(weight.shape)}")
     if labels.dtype != torch.int64:
@@ -105,14 +111,18 @@ def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"{tuple(labels.shape)} labels for {len(hidden)} tokens")
     if hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
-        # In fp16 most of a softmax over a large vocabulary is below the smallest number.
+        # In fp16 most probabilities of a softmax over a large vocabulary underflow to 0.
         raise ValueError(f"{hidden.dtype} is not supported; use bfloat16, float32 or float64")
     if weight.dtype != hidden.dtype and weight.dtype != at_least_fp32(hidden.dtype):
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:
-    """Raises DataError for a label outside the vocabulary."""
+    """Check labels [T].
+
+    Raises:
+        DataError: one is outside the vocabulary, and not -100.
+    """
     outside = (labels >= vocab_size) | ((labels < 0) & (labels != IGNORE))
     wrong = outside.nonzero()
     if len(wrong):
@@ -124,18 +134,21 @@ def check_labels(labels: Tensor, vocab_size: int) -> None:
 
 
 def _labelled_first(labels: Tensor, count: int) -> Tensor:
-    """Indices of the labelled tokens, and behind them others up to a round number.
+    """Indices of the labelled tokens, followed by other tokens up to a round number.
 
-    Their number differs from batch to batch, and an allocator and kernels that see ever
-    new sizes keep something of each: memory climbs.
+    The number of labelled tokens differs from batch to batch. Allocators and kernels keep
+    something for every size that they see, so without the rounding memory would grow.
     """
     order = (labels == IGNORE).to(torch.int8).argsort(stable=True)
     return order[: filled_up(count, len(labels))]
 
 
 def filled_up(count: int, most: int) -> int:
-    """`count` tokens filled up to a round number, where there are so many."""
+    """`count` rounded up to a multiple of `ROUND_TOKENS`, but not above `most`."""
     return min(most, -(-count // ROUND_TOKENS) * ROUND_TOKENS)
+
+
+_NO_GRADIENT = "the head's loss can run backward once, and only with gradients enabled"
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -188,19 +201,19 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients are finished where they lie, so this can happen once.
+        # The gradients are scaled in place, so this can run once only.
         grad_hidden, ctx.grad_hidden = ctx.grad_hidden, None
         grad_weight, ctx.grad_weight = ctx.grad_weight, None
         if ctx.needs_input_grad[0]:
             if grad_hidden is None:
-                raise RuntimeError("the head's loss can be taken backward once, and with gradients")
+                raise RuntimeError(_NO_GRADIENT)
             grad_hidden.mul_(scale.to(grad_hidden.dtype))
             if ctx.shard is not None:
                 ctx.shard.all_reduce(grad_hidden)
         total = None
         if ctx.needs_input_grad[1]:
             if grad_weight is None:
-                raise RuntimeError("the head's loss can be taken backward once, and with gradients")
+                raise RuntimeError(_NO_GRADIENT)
             total = grad_weight.of(ctx.weight, ctx.lengths, scale)
         return grad_hidden, total, None, None, None, None, None, None, None, None
 
@@ -219,7 +232,7 @@ def _losses_(logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: fl
         label = labels[block, None]
         label_logit = x.gather(1, label)
         torch.softmax(x, dim=-1, out=probability)
-        # log Σ exp = z - log p(z): softmax has the sum already and this reads it back.
+        # log Σ exp = z - log p(z): softmax has computed the sum, and this recovers it.
         torch.sub(top_logit - probability.gather(1, top).log(), label_logit, out=ce[block, None])
         z[block, None] = top_logit
         probability.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
@@ -230,7 +243,7 @@ def _losses_(logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: fl
 def _sharded_losses_(
     logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float, shard: VocabularyShard
 ) -> None:
-    """`_losses_` where each rank has some columns of the logits."""
+    """`_losses_` where each rank has some of the columns of the logits."""
     sums = softmax_sums(logits, labels, ce.dtype, shard)
     z.copy_(sums.top_logit)
     torch.sub(z + sums.sum_exp.log(), sums.label_logit, out=ce)

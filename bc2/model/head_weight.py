@@ -3,9 +3,9 @@
 Shapes:
     V  vocabulary      D  hidden size      C  tokens of a chunk
 
-Everything here passes over [V, D] once or twice and computes little: compiled, a pass does all
-of it at once; else it goes by rows, so that what one operation leaves is in the cache for the
-next.
+Every function here passes over the [V, D] weight once or twice and computes little for each
+element. Compiled, one pass does all operations; otherwise the operations run on one block of rows
+at a time, so that each finds the result of the last one in the processor's cache.
 """
 
 from __future__ import annotations
@@ -19,14 +19,24 @@ from torch import Tensor
 
 from bc2.model.head_sizes import WEIGHT_ROWS
 
-#: A row that is shorter is divided by this instead of its length.
+#: A row that is shorter than this is divided by this instead of by its length.
 SHORTEST = 1e-12
 
 
 def head_rows(
     weight: Tensor, dtype: torch.dtype, norm_head: bool, *, compiled: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The weight as used in `dtype` [V, D]; and its rows' lengths [V, 1] if it is a NormHead."""
+    """The weight that logits are computed with (Baichuan 2, section 2.5: NormHead).
+
+    Args:
+        weight: the raw parameter [V, D].
+        norm_head: scale each row to unit length.
+        compiled: use torch.compile.
+
+    Returns:
+        The rows in `dtype` [V, D]; and, with `norm_head`, the lengths of the raw rows [V, 1] in
+        fp32 or wider, else None.
+    """
     if not norm_head:
         return weight.to(dtype), None
     wide = at_least_fp32(dtype)
@@ -41,7 +51,10 @@ def head_rows(
 
 
 class WeightGradient:
-    """Σ over chunks of dlogitsᵀ hidden, in fp32 or better whatever the products are in."""
+    """The gradient of the head's weight: dlogitsᵀ hidden, summed over chunks.
+
+    The sum is in fp32 or wider, whatever the dtype of the products.
+    """
 
     def __init__(self, head: Tensor, *, compiled: bool = False):
         self.total: Tensor | None = None
@@ -49,7 +62,7 @@ class WeightGradient:
         self.compiled = compiled
 
     def add(self, logits: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
-        """Take in a chunk: the gradient of its logits, and its hidden states."""
+        """Add a chunk, given by the gradient of its logits and its hidden states."""
         first = self.total is None
         if self.total is None:
             make = torch.zeros if self.compiled else torch.empty
@@ -57,9 +70,10 @@ class WeightGradient:
             self.total = make(self.shape, dtype=wide, device=hidden.device)
         across = hidden.t().contiguous() if self.compiled else hidden
         for span in spans(self.shape[0], WEIGHT_ROWS):
-            # By rows of the weight: what is added is still in the cache.
+            # By blocks of rows, so that a product is still in the cache when it is added.
             if self.compiled:
-                # A CPU's product is faster so, and the compiler adds as fast across as along.
+                # On a CPU the transposed product is faster, and compiled code adds a transposed
+                # matrix as fast as a plain one.
                 _compiled(_add_across)(self.total[span], torch.mm(across, logits[:, span]))
             elif first:
                 self.total[span] = torch.mm(logits[:, span].t(), hidden)
@@ -67,7 +81,16 @@ class WeightGradient:
                 self.total[span] += torch.mm(logits[:, span].t(), hidden)
 
     def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
-        """The gradient of the raw weight, times scale, in the weight's dtype; ends this sum."""
+        """The gradient of the raw weight [V, D] times `scale`; it uses up the sum.
+
+        Args:
+            weight: the raw parameter [V, D].
+            lengths: of its rows, from `head_rows`; None if they were not scaled.
+            scale: the upstream gradient, a scalar.
+
+        Returns:
+            [V, D] in the weight's dtype.
+        """
         total, self.total = self.total, None
         if total is None:
             return torch.zeros_like(weight)
@@ -87,23 +110,24 @@ class WeightGradient:
 
 
 def spans(total: int, size: int) -> Iterator[slice]:
-    """0 to `total` in pieces of `size`, the last one shorter."""
+    """Slices of length `size` that cover 0 to `total`; the last one may be shorter."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for 16-bit dtypes, else `dtype` itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # For each shape anew: there are few, and a graph for all of them may round differently.
+    # A graph for each shape: there are few, and a graph for all of them may round differently.
     return torch.compile(function, dynamic=False)
 
 
 def _unit(weight: Tensor, dtype: torch.dtype, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows at unit length, and how long they were."""
+    """The rows scaled to unit length in `dtype`, and the lengths that they had in `wide`."""
     rows = weight.to(wide)
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=SHORTEST)
     return (rows / lengths).to(dtype), lengths
@@ -114,9 +138,12 @@ def _add_across(total: Tensor, product: Tensor) -> None:
 
 
 def _through_normalization(grad: Tensor, weight: Tensor, lengths: Tensor, scale: Tensor) -> None:
-    """Gradient of unit rows -> gradient of the rows, in place: scale (g - (g·w) w / l²) / l."""
+    """Turn the gradient g of unit rows into that of the raw rows w of lengths l, in place.
+
+    It is scale (g - (g·w) w / l²) / l.
+    """
     rows = weight.to(grad.dtype)
     along = torch.linalg.vecdot(grad, rows)[:, None] / lengths.square()
-    # A row of no length is divided by a constant: nothing is projected away.
+    # A row of length 0 was divided by a constant, so there is no component to project away.
     along = along.masked_fill(lengths <= SHORTEST, 0.0)
     grad.addcmul_(along, rows, value=-1.0).mul_(scale / lengths)

@@ -2,12 +2,12 @@
 
 Shapes:
     T  tokens      D  hidden size      V  vocabulary, or this rank's part of it
-    C  tokens of a chunk      K  likeliest tokens
+    C  tokens of a chunk      N  tokens of a chunk that have a label      K  likeliest tokens
 
-What a loss makes of log-probabilities is known after they are, so no gradient can be computed
-in the forward pass as `head_loss` does. And [T, V] never exists: the forward pass keeps of each
-token's logits l a few numbers, the backward pass computes l again. With z the largest logit,
-p = softmax(l), y the label and H the entropy,
+The gradients of log-probabilities are known only after the loss has used them, so they cannot be
+computed in the forward pass as in `head_loss`. [T, V] never exists all the same: the forward pass
+keeps a few numbers of each token's logits l, and the backward pass computes l again. With z the
+largest logit, p = softmax(l), y the label and H the entropy,
 
     log p(y) = l(y) - z - log Σ exp(l - z)        ∂ log p(y) / ∂l = 1[y] - p
     H = -Σ p log p                                ∂H / ∂l = -p (log p + H)
@@ -38,21 +38,23 @@ from bc2.model.softmax import (
 
 
 class TokenLogProbs(NamedTuple):
-    """What a head says of each token's label; `log_probs` and `entropy` carry gradients.
+    """The results for each token and its label; `log_probs` and `entropy` carry gradients.
 
-    A token whose label is -100 has 0 everywhere, False, and ids of -1.
+    A token whose label is -100 has 0 in the numbers, False in `greedy` and -1 in `top_ids`.
     """
 
     log_probs: Tensor
     """log p(label) [T], in nats: fp32, or fp64 for fp64 input."""
     greedy: Tensor
-    """Whether the label is the likeliest token, of equally likely ones the lowest id: bool [T]."""
+    """Whether the label is the likeliest token: bool [T]. Of equally likely tokens only the one
+    with the lowest id counts as the likeliest."""
     entropy: Tensor | None
-    """-Σ p log p over the vocabulary [T], in nats, if it was asked for."""
+    """-Σ p log p over the vocabulary [T], in nats; None unless it was asked for."""
     top_log_probs: Tensor | None
-    """Log-probabilities of the likeliest tokens [T, K], descending, if they were asked for."""
+    """Log-probabilities of the likeliest tokens [T, K], descending; None if K is 0."""
     top_ids: Tensor | None
-    """Their ids, int64 [T, K]; equally likely ones ascend, and of those left out none is lower."""
+    """Ids of these tokens, int64 [T, K]. Of equally likely tokens the lowest ids are taken, in
+    ascending order."""
 
 
 def token_log_probs(
@@ -70,37 +72,36 @@ def token_log_probs(
 ) -> TokenLogProbs:
     """Log-probabilities of `labels` under a linear head, without ever holding all logits.
 
-    Any function of the results may be differentiated: each token brings the gradient of its
-    own log-probability and entropy. So a weight for each token is a factor of its
-    log-probability, as in ``-(weights * log_probs).sum()``. The backward pass leaves tokens
-    out whose gradient is 0, like the forward pass those without a label: they cost nothing.
-    No gradient is computed or allocated for a `hidden` or `weight` that requires none. The
-    backward pass uses nothing up: it can run again after `retain_graph=True`.
+    Any function of the log-probabilities and entropies may be differentiated. For example,
+    ``-(weights * log_probs).sum()`` is a loss with a weight for each token. The forward pass
+    skips tokens without a label, and the backward pass also skips tokens whose gradient is 0;
+    skipped tokens cost nothing. No gradient is computed or allocated for a `hidden` or `weight`
+    that requires none. The backward pass can run again after `retain_graph=True`.
 
     Matrix products run in hidden's dtype; softmax, sums and the accumulated gradient of the
-    weight are in fp32 (fp64 for fp64 inputs). Where a sum over labels with no other use of
-    the log-probabilities is wanted, `head_loss` gets by with three products in place of four.
+    weight are in fp32 (fp64 for fp64 inputs). If only the sum over labels is needed, `head_loss`
+    computes it with three matrix products instead of four.
 
     Args:
         hidden: [T, D], bf16, fp32 or fp64.
         weight: [V, D]; the raw parameter, also with NormHead. In hidden's dtype, or in fp32
-            beside bf16 hidden states: then its unit rows are what is rounded to bf16, and
-            its gradient is never rounded.
-        labels: int64 [T], the token that follows each, or -100 to leave it out.
+            with bf16 hidden states: then the rows are rounded to bf16 after they are scaled to
+            unit length, and the gradient is not rounded.
+        labels: int64 [T], the token that follows each, or -100 to skip the token.
         norm_head: scale the weight's rows to unit length first.
-        temperature: the logits are divided by it; it is in all results.
+        temperature: divides the logits, for all results.
         entropy: compute `TokenLogProbs.entropy`.
         top_k: K; 0 for none.
-        shard: `weight` is this part of the head. Every rank gets the whole results, the
-            gradient of its own rows, and the whole gradient of `hidden`; upstream gradients
-            must be the same on every rank.
-        chunk_tokens: C; chosen by memory if None.
-        compiled: run the passes over the weight through torch.compile, made for a CPU.
+        shard: describes `weight` if it is this rank's part of the head. Every rank gets the
+            results for the whole vocabulary, the gradient of its own rows, and the whole
+            gradient of `hidden`. Upstream gradients must be the same on every rank.
+        chunk_tokens: C; if None, as many as memory allows (`chunk_size`).
+        compiled: compile the passes over the weight with torch.compile; meant for a CPU.
 
     Raises:
-        DataError: a label outside the vocabulary.
-        ValueError: shapes or dtypes that do not belong together, a temperature that is not
-            above 0, more likeliest tokens than there are.
+        DataError: a label is outside the vocabulary.
+        ValueError: shapes or dtypes do not fit together, the temperature is not a finite number
+            above 0, `top_k` exceeds the vocabulary, or `chunk_tokens` is below 1.
     """
     check_shapes(hidden, weight, labels)
     vocab_size = shard.size if shard else len(weight)
@@ -119,7 +120,7 @@ def token_log_probs(
 
 @dataclass(frozen=True)
 class _Options:
-    """Those of `token_log_probs`, for both passes."""
+    """The options of `token_log_probs`, for both passes."""
 
     norm_head: bool
     temperature: float
@@ -131,7 +132,7 @@ class _Options:
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """See `token_log_probs`. Labels are in the vocabulary."""
+    """See `token_log_probs`, which has checked that the labels are in the vocabulary."""
 
     @staticmethod
     def forward(
@@ -156,7 +157,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, of_log_probs: Tensor | None, _: None, of_entropy: Tensor | None, *__: None
     ) -> tuple[Tensor | None, ...]:
-        # Where backward is called inside of torch.autocast, gradients are the same.
+        # Autocast is off, so that a backward pass called inside of it gives the same gradients.
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return _gradients(ctx, of_log_probs, of_entropy)
 
@@ -194,10 +195,10 @@ def _gradients(
 def _chunks(
     hidden: Tensor, head: Tensor, chosen: Tensor, options: _Options
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of the chosen tokens, chunk by chunk: where they are [N], hidden states and logits.
+    """Indices [N], hidden states and logits of the chosen tokens, chunk by chunk.
 
-    The latter have rows for N tokens and, in the last chunk, for a few more: see `filled_up`.
-    All logits are written into one buffer.
+    Hidden states [C, D] and logits [C, V] may have a few more rows than N, which round up the
+    number of tokens: see `filled_up`. The logits of all chunks are written into one buffer.
     """
     index = chosen.nonzero()[:, 0]
     count = len(index)
@@ -216,7 +217,7 @@ def _chunks(
 
 
 class _Results:
-    """What the forward pass finds, filled a chunk at a time."""
+    """The results of the forward pass, filled in a chunk at a time."""
 
     def __init__(self, labels: Tensor, dtype: torch.dtype, columns: int, options: _Options):
         self.options = options
@@ -230,7 +231,7 @@ class _Results:
         self.top_ids = labels.new_full(shape, -1)
 
     def fill(self, tokens: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Take in a chunk: where its tokens are [N], their labels [N], and logits."""
+        """Fill in a chunk: the indices [N] and labels [N] of its tokens, and logits [C, V]."""
         options = self.options
         logits = logits[: len(tokens)]
         sums = softmax_sums(
@@ -245,7 +246,7 @@ class _Results:
         log_probs = sums.label_logit - sums.top_logit - log_sum
         self.z[tokens], self.log_sum[tokens] = sums.top_logit, log_sum
         self.share[tokens], self.log_probs[tokens] = sums.share, log_probs
-        # Of logits that are no numbers there is no likeliest token.
+        # If a logit is NaN, no token is the likeliest.
         self.greedy[tokens] = (sums.top_id == labels) & ~log_probs.isnan()
         if sums.sum_exp_logit is not None:
             self.entropy[tokens] = log_sum - sums.sum_exp_logit / sums.sum_exp
@@ -264,14 +265,17 @@ class _Results:
         if shard is not None:
             ids = torch.where(ids < 0, ids, ids + shard.first)
             logits, ids = (_all_gather(x, self.columns, shard) for x in (logits, ids))
-            # Ids ascend from rank to rank.
+            # Ids ascend with the rank, so a stable sort keeps the lowest id first.
             order = logits.argsort(dim=1, descending=True, stable=True)[:, : self.options.top_k]
             logits, ids = logits.gather(1, order), ids.gather(1, order)
         return logits - self.z[:, None] - self.log_sum[:, None], ids
 
 
 def _all_gather(x: Tensor, columns: int, shard: VocabularyShard) -> Tensor:
-    """What every rank has, side by side: [T, K] -> [T, ranks · K]. Adding zeros is exact."""
+    """Gather the columns of all ranks: [T, K] -> [T, ranks · K].
+
+    It is a sum in which every column is zero on all ranks but one, so it is exact.
+    """
     ranks = x.new_zeros(len(x), shard.size // columns, x.shape[1])
     ranks[:, shard.first // columns] = x
     return shard.all_reduce(ranks).flatten(1)
@@ -280,10 +284,10 @@ def _all_gather(x: Tensor, columns: int, shard: VocabularyShard) -> Tensor:
 def largest(x: Tensor, count: int) -> Tensor:
     """The columns of each row's largest numbers, descending: [R, V] -> [R, count].
 
-    Equal ones ascend by column, and the lowest columns are taken. NaN counts as infinite.
+    Of equal numbers the lowest columns are taken, in ascending order. NaN counts as infinite.
     """
     x = x.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
-    # topk says how large they are, but takes any of equal ones.
+    # topk gives the right values, but of equal numbers it takes any.
     least = x.topk(count).values[:, -1:]
     more, equal = x > least, x == least
     missing = count - more.sum(dim=-1, keepdim=True)
@@ -294,10 +298,10 @@ def largest(x: Tensor, count: int) -> Tensor:
 
 
 class _Factors(NamedTuple):
-    """Upstream gradients as factors, each [T], of the gradient of a token's logits.
+    """Factors [T] from which the gradient of a token's logits is computed.
 
-    With g and e the upstream gradients of log p(y) and of H, q = softmax over this rank's
-    logits, so that p is q times this rank's share:
+    g and e are the upstream gradients of log p(y) and of H. q is the softmax over this rank's
+    logits, so that p is q times this rank's share. Then
 
         g 1[y] - p (g + e (log p + H)) = label 1[y] + q (constant + slope (l - z))
     """
@@ -308,9 +312,10 @@ class _Factors(NamedTuple):
     """None where e is 0 for every token."""
     z: Tensor
     wanted: Tensor
-    """Whether a token has an upstream gradient."""
+    """bool [T]: whether a token has an upstream gradient."""
 
     def at(self, tokens: Tensor) -> _Factors:
+        """The factors of some tokens, given by index."""
         slope = None if self.slope is None else self.slope[tokens]
         of_label, constant = self.label[tokens], self.constant[tokens]
         return _Factors(of_label, constant, slope, self.z[tokens], self.wanted[tokens])
@@ -352,6 +357,6 @@ def _logit_gradients_(logits: Tensor, labels: Tensor, factors: _Factors, options
             grad = x.sub_(factors.z[block, None]).mul_(factors.slope[block, None])
             grad.add_(constant[block]).mul_(q)
         grad.scatter_add_(1, label[block], of_label[block])
-        # The buffer itself where nothing had to be converted.
+        # `grad` is the buffer itself if nothing had to be converted.
         if grad.data_ptr() != logits[block].data_ptr():
             logits[block] = grad

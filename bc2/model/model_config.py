@@ -1,4 +1,4 @@
-"""The shape of a decoder: Baichuan 2, Table 3 and section 2.5. Imports no torch."""
+"""The configuration of a decoder: Baichuan 2, Table 3 and section 2.5. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class ModelConfig(Section):
     """Attention heads H; each has hidden_size / num_heads channels."""
 
     position: Literal["rope", "alibi"] = "rope"
-    """How attention sees positions: rotary embedding (7B) or linear biases (13B)."""
+    """How attention encodes positions: rotary embedding (7B) or linear biases (13B)."""
 
     rope_base: float = Field(default=10000.0, gt=0)
     """Base of the rotary wavelengths; has no effect with ALiBi."""
 
     context_length: int = Field(default=4096, gt=0)
-    """Longest sequence the model is made for, in tokens."""
+    """The longest sequence that the model reads, in tokens."""
 
     norm_eps: float = Field(default=1e-6, gt=0)
     """Added to the mean square in RMSNorm."""
@@ -66,11 +66,13 @@ class ModelConfig(Section):
         return self.hidden_size // self.num_heads
 
     def num_params(self) -> int:
-        """All parameters: embedding, layers, norms and the untied head."""
+        """The number of all parameters: embedding, layers, norms and the untied head."""
         return self.num_params_non_embedding() + 2 * self.vocab_size * self.hidden_size
 
     def num_params_non_embedding(self) -> int:
-        """Parameters without embedding and head, norms included: N in the scaling laws.
+        """The number of parameters without embedding and head, norms included.
+
+        It is N in the scaling laws.
 
         This is the count that gives the model sizes of Baichuan 2's section 2.8.
         """
@@ -86,7 +88,7 @@ class ModelConfig(Section):
         skipped, and recomputation is not counted, so that numbers compare across systems.
 
         Args:
-            sequence_length: S, tokens that one document attends over.
+            sequence_length: S, the length of a document in tokens.
         """
         matmul = self.num_layers * self._layer_matmul_params() + self.vocab_size * self.hidden_size
         return 6 * matmul + 12 * self.num_layers * self.hidden_size * sequence_length

@@ -1,4 +1,4 @@
-"""Softmax over the logits of a chunk of tokens, of which each rank may have some columns.
+"""Softmax over the logits of a chunk of tokens; each rank may have some of the columns.
 
 Shapes:
     C  tokens of a chunk      V  vocabulary, or this rank's part of it
@@ -16,42 +16,43 @@ from torch import Tensor
 from bc2.model.head_sizes import BLOCK_BYTES
 from bc2.model.head_weight import spans
 
-#: Columns that the search for a row's maximum takes at once.
+#: Columns of a group in the search for a row's maximum.
 MAX_COLUMNS = 256
 
 
 class VocabularyShard(Protocol):
-    """This rank's part of a head that is cut by rows, all parts of one size, in rank order.
+    """This rank's part of a head whose rows are divided among ranks.
 
-    Every rank has all tokens.
+    The parts are of equal size and in the order of ranks. Every rank has all tokens.
     """
 
     @property
     def first(self) -> int:
-        """The whole head's row that is the first here."""
+        """Index, in the whole head, of this rank's first row."""
 
     @property
     def size(self) -> int:
-        """Rows of the whole head."""
+        """The number of rows of the whole head."""
 
     def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
-        """The "sum", "max" or "min" over the ranks, in place."""
+        """Replace `x` by its "sum", "max" or "min" over the ranks, and return it."""
 
 
 class SoftmaxSums(NamedTuple):
-    """What softmax takes from the logits l of each token, over all ranks: [C] each."""
+    """What softmax computes from the logits l of each token, over all ranks: [C] each."""
 
     top_logit: Tensor
-    """z, the largest: fp32, or fp64 for fp64 logits, as the other numbers here."""
+    """z, the largest logit: fp32, or fp64 for fp64 logits, as the other numbers here."""
     top_id: Tensor
-    """Where it is; of equal ones the lowest id."""
+    """The id of the largest logit; of equal logits the lowest id."""
     sum_exp: Tensor
     """Σ exp(l - z)."""
     share: Tensor
-    """Of that sum, the part of the columns that are here."""
+    """The part of `sum_exp` that comes from this rank's columns, in [0, 1]."""
     label_logit: Tensor
+    """The logit of the label."""
     sum_exp_logit: Tensor | None
-    """Σ exp(l - z) (l - z), for an entropy."""
+    """Σ exp(l - z) (l - z), for the entropy; None unless it was asked for."""
 
 
 def softmax_sums(
@@ -65,14 +66,15 @@ def softmax_sums(
 ) -> SoftmaxSums:
     """The sums of softmax over logits [C, V], of which each rank of a shard has some columns.
 
-    The maximum first, then the sums and the label's logit, which one rank has, then where the
-    maximum is.
+    With a shard, the ranks first reduce the maximum, then the sums and the label's logit (which
+    one rank has), then the id of the maximum.
 
     Args:
+        logits: [C, V].
         labels: int64 [C].
-        dtype: what is computed in; fp32 or fp64.
-        temperature: the logits are divided by it.
-        entropy: whether `SoftmaxSums.sum_exp_logit` is wanted.
+        dtype: of the computation; fp32 or fp64.
+        temperature: divides the logits.
+        entropy: compute `SoftmaxSums.sum_exp_logit`.
     """
     columns = logits.shape[1]
     label, has_label = own_columns(labels, columns, shard)
@@ -101,9 +103,10 @@ def softmax_sums(
 def _reduce_sums_(
     z: Tensor, top_id: Tensor, sums: Tensor, shard: VocabularyShard
 ) -> tuple[Tensor, Tensor]:
-    """Bring `z` [C] and `sums` [C, 2 or 3] of all ranks together in place.
+    """Combine `z` [C] and `sums` [C, 2 or 3] of all ranks, in place.
 
-    Returns the top ids, and what this rank had in the first column of the sums.
+    Returns:
+        The top ids [C], and this rank's part of the first column of the sums [C].
     """
     own = z.clone()
     shard.all_reduce(z, "max")
@@ -114,7 +117,7 @@ def _reduce_sums_(
     sums[:, 0] *= shift.exp_()
     here = sums[:, 0].clone()
     shard.all_reduce(sums)
-    # A maximum over ranks may pass over NaN; a sum does not.
+    # A maximum over ranks may ignore a NaN; a sum does not.
     z.masked_fill_(sums[:, 0].isnan() & z.isfinite(), math.nan)
     return shard.all_reduce(torch.where(own == z, top_id, shard.size), "min"), here
 
@@ -122,7 +125,7 @@ def _reduce_sums_(
 def own_columns(ids: Tensor, columns: int, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
     """The column of each id [C], and whether it is on this rank: both [C, 1].
 
-    Of an id that is not, the column is any.
+    Of an id on another rank, the column is any valid one.
     """
     column = ids[:, None] if shard is None else ids[:, None] - shard.first
     here = (column >= 0) & (column < columns)
@@ -130,30 +133,33 @@ def own_columns(ids: Tensor, columns: int, shard: VocabularyShard | None) -> tup
 
 
 def row_blocks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
-    """The rows of logits [C, V] in blocks that stay in the processor's cache in `dtype`."""
+    """Slices of the rows of logits [C, V], whose values in `dtype` fit in the processor's cache."""
     count, columns = logits.shape
     return list(spans(count, max(1, BLOCK_BYTES // (columns * dtype.itemsize))))
 
 
 def scratch(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """A buffer for the largest of `row_blocks`: to make one anew for each takes longer."""
+    """A buffer [R, V] for the largest of `row_blocks`; a new one for each block takes longer."""
     blocks = row_blocks(logits, dtype)
     shape = blocks[0].stop if blocks else 0, logits.shape[1]
     return torch.empty(shape, dtype=dtype, device=logits.device)
 
 
 def scaled(logits: Tensor, out: Tensor, temperature: float) -> Tensor:
-    """Logits in the dtype of `out`, divided by the temperature; in `out` if they change."""
+    """Logits in the dtype of `out`, divided by the temperature.
+
+    The result is written to `out`; if nothing changes, it is `logits` itself.
+    """
     if logits.dtype == out.dtype and temperature == 1.0:
         return logits
     return out.copy_(logits).div_(temperature) if temperature != 1.0 else out.copy_(logits)
 
 
 def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's maximum and where it is: [R, V] -> [R, 1], [R, 1].
+    """Each row's maximum and its column: [R, V] -> [R, 1], [R, 1].
 
-    Like x.max(-1) but several times faster on a CPU, which has a vector kernel for the
-    value alone: find the value of every group of columns, then search one group.
+    Like x.max(-1), but several times faster on a CPU, where torch has a vector kernel for the
+    value alone: find the maximum of every group of columns, then search one group for its column.
     """
     columns = x.shape[1]
     if columns < 2 * MAX_COLUMNS:

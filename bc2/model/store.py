@@ -33,7 +33,7 @@ def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -
         state: a `Transformer`'s state dict, on any device.
 
     Raises:
-        IntegrityError: names or shapes that are not those of `config`.
+        IntegrityError: names or shapes differ from those that `config` gives.
         Bc2Error: the disk is full or may not be written.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -55,10 +55,11 @@ def save_config(folder: Path, config: ModelConfig) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; what the system refuses is an OSError, as from any write.
+    """Write a safetensors file.
 
     Raises:
-        OSError: safetensors itself wraps it and keeps no more than its text.
+        OSError: the system refused the write. safetensors raises an error of its own with the
+            text only; this raises the OSError again.
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
@@ -126,12 +127,17 @@ def load_model(
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """Of a directory's file names those that hold a model's weights, in their order."""
+    """Those of a directory's file names that hold a model's weights, sorted."""
     return sorted(name for name in names if _WEIGHT_FILE.fullmatch(name))
 
 
 def load_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read the safetensors files of `folder`, which hold exactly the tensors of `config`."""
+    """Read the safetensors files of `folder`, which must hold exactly the tensors of `config`.
+
+    Raises:
+        DataError: there is no such file.
+        IntegrityError: a file is broken, or tensors are missing, unknown or of the wrong shape.
+    """
     paths = [folder / name for name in weight_files(os.listdir(folder))]
     if not paths:
         raise DataError("no such file while loading the model", where=str(folder / WEIGHTS))
@@ -149,13 +155,21 @@ def load_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter's name and shape."""
+    """The name and shape of every parameter of a model."""
     with torch.device("meta"):
         model = Transformer(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
+    """Check names and shapes of tensors against those of a model.
+
+    Args:
+        where: named in the error.
+
+    Raises:
+        IntegrityError: a tensor is missing, unknown or of the wrong shape.
+    """
     expected = expected_shapes(config)
     problems = [f"{name} is missing" for name in expected if name not in found]
     for name, shape in found.items():

@@ -5,9 +5,10 @@ Shapes:
     D  hidden size      H  heads      K  channels of a head, D / H
     F  feed-forward size      V  vocabulary      N  documents
 
-A batch is one flat row of tokens. `cu_seqlens` [N+1] marks where documents begin and
-end; positions start again at 0 in each and nothing attends across. There is no padding.
-Parameters have the released names, from `model.embed_tokens.weight` to `lm_head.weight`.
+A batch is one flat row of tokens. `cu_seqlens` [N+1] marks where documents begin and end;
+positions start again at 0 in each document, and no token attends across a boundary. There is no
+padding. Parameters have the names of the released models, from `model.embed_tokens.weight` to
+`lm_head.weight`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
-        #: Whether its backward pass is `linear_by_bmm`.
+        #: Whether to use `linear_by_bmm`, whose backward pass is faster on a CPU.
         self.bmm_backward = False
 
     def forward(self, x: Tensor) -> Tensor:  # [T, I] -> [T, O]
@@ -46,7 +47,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A row for each token, zero like `Linear` until filled."""
+    """A row [D] for each token id; zero, like `Linear`, until `init_weights` or a load."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -58,14 +59,14 @@ class Head(Linear):
     def __init__(self, config: ModelConfig):
         super().__init__(config.hidden_size, config.vocab_size)
         self.norm_head = config.norm_head
-        #: Which of the vocabulary's rows these are, where a rank has only some of them.
+        #: The part of the vocabulary that this rank has; None if it has all of it.
         self.shard: VocabularyShard | None = None
         #: Whether the passes over the weight are compiled, as `head_loss` explains.
         self.compiled = False
 
     def loss(self, hidden: Tensor, labels: Tensor, *, z_weight: float) -> HeadLoss:
         """See `head_loss`."""
-        # Through __call__: what gathers a module's weights from other ranks hooks into it.
+        # Through __call__, because hooks that gather a module's weights from other ranks run there.
         found: HeadLoss = self(hidden, labels, z_weight)
         return found
 
@@ -78,18 +79,18 @@ class Head(Linear):
         entropy: bool = False,
         top_k: int = 0,
     ) -> TokenLogProbs:
-        """See `token_log_probs`. Every rank calls it, and gets the whole vocabulary's result."""
+        """See `token_log_probs`. Every rank must call it; all get the same results."""
         options = {"temperature": temperature, "entropy": entropy, "top_k": top_k}
         found: TokenLogProbs = self(hidden, labels, 0.0, options)
         return found
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The logits of the rows that are here: [T, D] -> [T, V], or this rank's of V."""
+        """The logits: [T, D] -> [T, V], or this rank's columns of V."""
         found: Tensor = self(hidden, None, 0.0)
         return found
 
     def rows(self) -> Tensor:
-        """The weight as used: rows of unit length with NormHead."""
+        """The weight [V, D] that logits are computed with: of unit rows with NormHead."""
         return normalize_rows(self.weight) if self.norm_head else self.weight
 
     def forward(  # type: ignore[override]
@@ -123,7 +124,10 @@ class Head(Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight, computed in fp32 (fp64 for fp64 input), returned in x's dtype."""
+    """x / rms(x) · weight (arXiv 1910.07467), in x's dtype.
+
+    rms(x) is computed in fp32 (fp64 for fp64 input).
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -143,25 +147,25 @@ class Exchange(Protocol):
         """[T of this rank, ..., H, K] -> [all T, ..., H of this rank, K]."""
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """And back."""
+        """The inverse of `to_heads`."""
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention with Q, K and V in one matrix, in thirds."""
+    """Multi-head causal attention; the weights of Q, K and V are the thirds of one matrix."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
         self.backend: Backend = "auto"
-        #: Which of the model's heads these are, where a rank has only some of them.
+        #: The heads of the model that this rank has; all of them by default.
         self.heads = slice(None)
-        #: Where a rank has only some of the tokens: exchanges heads for all of the tokens.
+        #: If a rank has only some of the tokens: exchanges heads to get all of the tokens.
         self.exchange: Exchange | None = None
         self.W_pack = Linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, at: Positions, cache: KVCache | None, layer: int) -> Tensor:
-        # The number of heads follows from the weights, so that a shard of them runs too.
+        # The number of heads follows from the weights, so that a shard of the heads works too.
         qkv = self.W_pack(x).view(len(x), 3, -1, self.head_dim)  # [T, 3, H, K]
         if self.exchange is not None:
             qkv = self.exchange.to_heads(qkv)
@@ -180,7 +184,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) · up(x))."""
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) · up(x))."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -217,19 +221,20 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        #: Layers in a segment whose activations are computed again in the backward pass,
-        #: only its input being kept (Chen et al. 2016, arXiv 1604.06174); 0: keep them all.
+        #: Layers in a segment of activation checkpointing (Chen et al. 2016, arXiv 1604.06174).
+        #: Only the input of a segment is kept, and its activations are computed again in the
+        #: backward pass. 0: keep all activations.
         self.checkpointing = 0
 
     def forward(self, tokens: Tensor, at: Positions, cache: KVCache | None) -> Tensor:
-        # The vocabulary's two matrices may be wider than the layers: see LocalEngine.
+        # The embedding may have a wider dtype than the layers: see LocalEngine.
         x = self.embed_tokens(tokens).to(self.norm.weight.dtype)
         count = len(self.layers)
         size = self.checkpointing if torch.is_grad_enabled() else 0
         for first in range(0, count, size or count):
             span = range(first, min(first + (size or count), count))
             if size:
-                # Nothing here draws random numbers, so their state need not be restored.
+                # Nothing here draws random numbers, so the generator's state need not be restored.
                 x = checkpoint(
                     self._through, x, at, cache, span, use_reentrant=False, preserve_rng_state=False
                 )
@@ -245,10 +250,10 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A language model: `forward` gives hidden states, `logits` those of the head.
+    """A language model: `forward` computes hidden states, and `logits` computes logits from them.
 
-    The two are apart because training never forms all logits: see `head_loss`.
-    Weights are zero (norms one) until `init_weights` or a state dict fills them.
+    They are separate because training never holds all logits: see `head_loss`. Weights are zero
+    (those of norms one) until `init_weights` or a state dict fills them.
     """
 
     def __init__(self, config: ModelConfig):
@@ -266,7 +271,7 @@ class Transformer(nn.Module):
             tokens: integer [T].
             cu_seqlens: int32 [N+1] on the same device, from 0 to T.
             max_seqlen: tokens of the longest document.
-            cache: keys and values of what came before; document n continues its row n.
+            cache: keys and values of earlier tokens; document n continues the n-th active row.
 
         Returns:
             [T, D] in the model's dtype.
@@ -284,21 +289,22 @@ class Transformer(nn.Module):
         return F.linear(hidden, self.head_weight().to(hidden.dtype))
 
     def head_weight(self) -> Tensor:
-        """The head's weight [V, D] as used: rows of unit length with NormHead."""
+        """The head's weight [V, D] that logits are computed with: of unit rows with NormHead."""
         return self.lm_head.rows()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw all weights, the same for a generator's seed whatever device and dtype.
+        """Draw all weights. A seed gives the same weights on every device and in every dtype.
 
-        Linear layers and the embedding: N(0, initializer_range); norms: 1. A NormHead
-        gets the released U(-1/√D, 1/√D) (kaiming_uniform with a=√5). Its scale does not
-        show in the output, but the gradient is orthogonal to a row and inversely
-        proportional to its length, so an optimizer's step turns a short row further: this
-        draw starts every row at 1/√3 whatever D is, where N(0, 0.02) would not.
+        Linear layers and the embedding are drawn from N(0, initializer_range²); norms are 1. A
+        NormHead is drawn from U(-1/√D, 1/√D) as in the released code (kaiming_uniform with a=√5).
+        The length of its rows does not change the output, but it changes training: the gradient
+        of a row is orthogonal to the row and inversely proportional to its length, so an
+        optimizer's step turns a short row further. U(-1/√D, 1/√D) gives rows of length about
+        1/√3 whatever D is; with N(0, 0.02²) the length would depend on D.
 
         Args:
-            generator: on the CPU, where everything is drawn in fp32.
+            generator: of the CPU, where everything is drawn in fp32.
         """
         for name, weight in self.named_parameters():
             if not weight.is_meta:
@@ -308,9 +314,9 @@ class Transformer(nn.Module):
 def draw_weight(
     config: ModelConfig, name: str, shape: torch.Size, generator: torch.Generator
 ) -> Tensor:
-    """A parameter as `Transformer.init_weights` draws it, in fp32 on the CPU.
+    """The initial value of a parameter, as `Transformer.init_weights` says: fp32 on the CPU.
 
-    Called for each parameter in the model's order, as each draw advances the generator.
+    Call it for each parameter in the model's order, because each draw advances the generator.
     """
     drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
     if drawn.dim() == 1:
@@ -322,7 +328,7 @@ def draw_weight(
 
 
 class Positions:
-    """The position of each token: what all layers of one forward pass share."""
+    """What all layers of one forward pass share: boundaries, rotary angles, ALiBi's slopes."""
 
     def __init__(self, config: ModelConfig, positions: Tensor, cu_seqlens: Tensor, max_seqlen: int):
         self.cu_seqlens = cu_seqlens
@@ -340,8 +346,8 @@ def document_positions(cu_seqlens: Tensor, total: int, start: Tensor | None = No
 
     Args:
         cu_seqlens: int32 [N+1].
-        total: T; given so that nothing waits for the device.
-        start: [N], positions that a cache already holds.
+        total: T; to read it from cu_seqlens would wait for the device.
+        start: [N], the number of tokens of each document that a cache already holds.
     """
     first = cu_seqlens[:-1].long()
     shift = first if start is None else first - start
@@ -353,7 +359,12 @@ def document_positions(cu_seqlens: Tensor, total: int, start: Tensor | None = No
 def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles for `rotate`, in fp32: each [T, 1, 1, K].
 
-    16 bits would give neighbouring positions above 256 one and the same angle.
+    In 16 bits, neighbouring positions above 256 would have the same angle.
+
+    Args:
+        positions: int64 [T].
+        head_dim: K.
+        base: `ModelConfig.rope_base`.
     """
     channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequency = 1.0 / base ** (channel / head_dim)
@@ -366,16 +377,22 @@ def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [T, 2, H, K], halves paired as in GPT-NeoX, in fp32 or better."""
+    """Rotary position embedding (arXiv 2104.09864) of [T, 2, H, K], computed in fp32 or wider.
+
+    Channel k is paired with channel k + K/2, as in GPT-NeoX.
+    """
     wide = _at_least_fp32(x)
-    # A flip where one would write chunk and cat: several times faster backward on a CPU.
+    # flip instead of chunk and cat: its backward pass is several times faster on a CPU.
     halves = wide.view(*wide.shape[:-1], 2, wide.shape[-1] // 2)
     swapped = halves.flip(-2).flatten(-2)
     return (wide * cos + swapped * sin).to(x.dtype)
 
 
 def normalize_rows(weight: Tensor) -> Tensor:
-    """NormHead: rows at unit L2 length, in fp32 or better, returned in weight's dtype."""
+    """NormHead: rows scaled to unit L2 length [V, D], in weight's dtype.
+
+    The length is computed in fp32 or wider.
+    """
     return F.normalize(_at_least_fp32(weight), dim=-1, eps=1e-12).to(weight.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Greedy output must be a function of the prompt: whatever the batch, the order, the cache."""
+"""Generation; greedy output must depend on the prompt alone, not on batch, order or cache."""
 
 import random
 
@@ -26,7 +26,7 @@ def build(dtype=torch.float32, seed=0, gain=5.0, **changes):
     }
     model = Transformer(ModelConfig(**{**shape, **changes}))
     model.init_weights(torch.Generator().manual_seed(seed))
-    with torch.no_grad():  # ordinary initial weights would repeat one token
+    with torch.no_grad():  # with ordinary weights it would repeat one token
         for weight in model.parameters():
             weight.mul_(gain if weight.dim() == 2 else 1)
     return model.to(dtype)
@@ -46,7 +46,7 @@ def ordinary(dtype, position):
 
 
 def duplicated_rows(dtype, position):
-    """Every token has a twin with the same row of the head: every choice is an exact tie."""
+    """Every token has a twin with the same row of the head, so every choice is an exact tie."""
     model = build(dtype, position=position)
     with torch.no_grad():
         model.lm_head.weight[V // 2 : 2 * (V // 2)] = model.lm_head.weight[: V // 2]
@@ -54,7 +54,7 @@ def duplicated_rows(dtype, position):
 
 
 def nearly_duplicated_rows(dtype, position):
-    """Twins that differ by about the last bit, some above and some below."""
+    """Twins whose rows differ by about the last bit: some are larger, some smaller."""
     model = duplicated_rows(dtype, position)
     generator = torch.Generator().manual_seed(7)
     noise = torch.randn(V // 2, 32, generator=generator) * torch.finfo(dtype).eps
@@ -102,7 +102,7 @@ def test_greedy_output_soak(make, dtype, seed):
 
 
 def test_near_ties_would_show_without_the_canonical_pass(monkeypatch):
-    """The check that the test above can fail: take the settling away and it does."""
+    """Checks that the test above can fail: without the canonical pass, it does."""
     from bc2.generate import engine
 
     monkeypatch.setattr(engine, "settle", lambda model, tokens, candidates: candidates[0])
@@ -166,7 +166,7 @@ def test_one_token_of_top_k_is_greedy():
 
 
 def prefer(token):
-    """A model that always says `token`: its row alone points along every hidden state."""
+    """A model that always chooses `token`: only this token's row is parallel to hidden states."""
     model = build(torch.float64, norm_head=False)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -192,7 +192,7 @@ def test_the_context_ends(use_cache):
     prompts = [[1] * 60, [1] * 64, [1] * 30]
     settings = SamplingConfig(temperature=0.0, max_new_tokens=30)
     found = generate(prefer(9), prompts, settings, eos_id=EOS, use_cache=use_cache)
-    # The last token that is read is the context's last; one more can be predicted from it.
+    # The last token that is read fills the context; one more can be predicted from it.
     assert [len(one.ids) for one in found] == [5, 1, 30]
     assert {one.finish_reason for one in found} == {"length"}
 
@@ -240,7 +240,7 @@ def test_a_stop_text_in_the_prompt_does_not_count():
 
 
 def test_tokens_that_are_no_bytes_do_not_hide_a_stop_text():
-    """Control tokens decode to nothing: the beginning of a stop text may lie far back."""
+    """Control tokens decode to nothing, so a stop text may begin many tokens earlier."""
     model = build()
     said = ids(model, [[3, 1, 4]])[0]
     once = [at for at, token in enumerate(said) if said.count(token) == 1]

@@ -31,7 +31,7 @@ def texts(count, length=60):
 
 
 def last_hidden(model, tokens, cached):
-    """Last hidden states [B, D] in one batch, at once or the last token behind a cache."""
+    """Last hidden states [B, D] of one batch; with a cache, the last token is read by itself."""
     count, length = tokens.shape
     cuts = [length - 1, 1] if cached else [length]
     device = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_kernels_differ_by_much_less_than_the_tolerance(
 ):
     """Batch shapes and the cache move a logit by less than a quarter of the tolerance.
 
-    Half is what greedy choice needs: both of two logits may move.
+    Less than half would be enough for greedy choice, in which both of two logits may move.
     """
     model = build(dtype, gain, position, layers, size, norm_head)
     tokens = texts(16)

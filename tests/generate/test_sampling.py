@@ -13,7 +13,7 @@ def row(*values):
     return torch.tensor([values], dtype=torch.float64)
 
 
-def test_warp_without_limits_is_softmax_of_the_cooled_logits():
+def test_warp_without_limits_is_softmax_of_the_scaled_logits():
     logits = torch.randn(3, 50)
     torch.testing.assert_close(warp(logits, 0.7), (logits.double() / 0.7).softmax(-1))
 
@@ -53,7 +53,7 @@ def test_top_p_by_brute_force(weights, p):
         kept.add(i)
         mass += weights[i]
     if any(abs(sum(sorted(weights)[::-1][:n]) / total - p) < 1e-9 for n in range(len(weights))):
-        return  # on the edge rounding decides
+        return  # exactly at the limit, rounding decides
     found = keep_top_p(row(*weights) / total, p)
     assert {i for i, x in enumerate(found[0].tolist()) if x > 0} == kept
     assert found.sum().item() == pytest.approx(1.0)

@@ -8,7 +8,7 @@ from bc2.generate.text import TextStream
 
 
 def pieces_of(data, cuts):
-    """Cut bytes into pieces: what tokens of any tokenizer might hold."""
+    """Bytes cut into pieces, as the tokens of any tokenizer might be."""
     edges = sorted({0, len(data), *(c % (len(data) + 1) for c in cuts)})
     return [data[a:b] for a, b in pairwise(edges)]
 

@@ -20,7 +20,7 @@ def cu_seqlens(lengths):
 
 
 def naive(q, k, v, queries, keys, slopes=None):
-    """One mask over everything; documents, causality and ALiBi by loops over positions."""
+    """Attention in float64 with one mask over all tokens, filled by loops over positions."""
     q, k, v = q.double(), k.double(), v.double()
     bias = torch.full((q.shape[1], len(q), len(k)), -math.inf, dtype=torch.float64)
     q0 = k0 = 0
@@ -117,7 +117,7 @@ def test_queries_behind_a_cache_agree_with_the_naive_mask(shapes, alibi):
 
 @pytest.mark.parametrize("lengths", [[64, 64], [40, 88]])
 @pytest.mark.parametrize("alibi", [False, True])
-def test_bf16_is_as_close_as_bf16_is(lengths, alibi):
+def test_bf16_is_within_the_rounding_of_bf16(lengths, alibi):
     q, k, v = qkv(lengths, heads=4, size=16, dtype=torch.bfloat16)
     slopes = alibi_slopes(4) if alibi else None
     out = attend(q, k, v, cu_seqlens(lengths), max(lengths), slopes)
@@ -127,7 +127,7 @@ def test_bf16_is_as_close_as_bf16_is(lengths, alibi):
 
 
 def test_alibi_bias_is_exact_at_distant_positions():
-    # In 16 bits the distances 4095 and 4094 are one number.
+    # In 16 bits the distances 4095 and 4094 are the same number.
     bias = alibi_bias(alibi_slopes(2), 1, 4097, torch.device("cpu"), torch.float32)
     assert bias[0, 0, :3].tolist() == [-4096 / 16, -4095 / 16, -4094 / 16]
 
@@ -178,7 +178,7 @@ def test_auto_is_sdpa_on_a_cpu():
 
 
 class CudaTensor:
-    """As much of a tensor on a GPU as the choice looks at."""
+    """What `choose_backend` reads of a tensor on a GPU."""
 
     device = torch.device("cuda", 0)
 
@@ -223,7 +223,7 @@ def fake_varlen_attn(
     scale=None,
     window_size=(-1, -1),
 ):
-    """torch's signature since 2.11, computing what its documentation says."""
+    """A function with torch's signature since 2.11, which computes what torch documents."""
     queries, keys = lengths_of(cu_seq_q), lengths_of(cu_seq_k)
     assert (max_q, max_k) == (max(queries), max(keys))
     assert window_size == (-1, 0), "not causal"
@@ -247,7 +247,7 @@ def fake_flash_attn_varlen_func(
     softcap=0.0,
     alibi_slopes=None,
 ):
-    """flash-attn's signature since 2.5, computing what its documentation says.
+    """A function with flash-attn's signature since 2.5, which computes what flash-attn documents.
 
     Its ALiBi is -slope · |query's position - key's|, with slopes in fp32.
     """
@@ -260,7 +260,7 @@ def fake_flash_attn_varlen_func(
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """The two kernels that need a GPU, replaced by the reference under their signatures."""
+    """Replaces the two kernels that need a GPU by references with the same signatures."""
     varlen = types.ModuleType("torch.nn.attention.varlen")
     varlen.varlen_attn = fake_varlen_attn
     flash = types.ModuleType("flash_attn")

@@ -1,4 +1,4 @@
-"""Attention's backward pass by cpu_kernels, against float64 and torch's own kernel."""
+"""The backward pass of attention in cpu_kernels against float64 and torch's own kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gradients(attention, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention by its formula: [B, S, H, K]."""
+    """Attention computed by its formula: [B, S, H, K]."""
     scores = torch.einsum("bqhk,bshk->bhqs", q, k) / q.shape[-1] ** 0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return torch.einsum("bhqs,bshk->bqhk", scores.masked_fill(future, -torch.inf).softmax(-1), v)
@@ -83,7 +83,7 @@ def test_heads_in_chunks_are_the_heads_at_once(monkeypatch):
 
 
 def test_bits_do_not_depend_on_the_shapes_that_came_before():
-    # A run that goes on from a checkpoint meets other shapes first than the one that did not.
+    # A run that was resumed from a checkpoint sees other shapes first than an undisturbed run.
     shapes = [(2, 64, 2, 32), (1, 192, 3, 32), (4, 128, 2, 32), (1, 64, 1, 32)]
     found = []
     for order in (shapes, shapes[::-1]):

@@ -1,4 +1,4 @@
-"""The fused head and loss against the plain one in float64."""
+"""The fused head and loss against a plain implementation in float64."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_float64_agrees_with_the_plain_loss(
     [(torch.float32, 1e-6, True), (torch.bfloat16, 6e-3, True), (torch.float32, 1e-6, False)],
 )
 def test_compiled_passes_over_the_weight_agree_with_the_plain_loss(dtype, limit, norm_head):
-    # More rows than a span has, and one of no length.
+    # More rows than are handled at a time, and one row of zeros.
     hidden, weight, labels = inputs(40, 16, 5000, dtype)
     with torch.no_grad():
         weight[7] = 0.0
@@ -84,7 +84,7 @@ def test_compiled_passes_over_the_weight_agree_with_the_plain_loss(dtype, limit,
     for ours, theirs in zip(found, expected, strict=True):
         assert relative(ours, theirs.double()) < limit
     right = naive(hidden, wide, labels, 0.01, norm_head)[1]
-    # The reference has no row of no length: it would divide by nothing.
+    # The reference has no row of zeros, because it would divide by zero.
     errors = []
     for mine in (found[1].clone(), expected[1].clone()):
         mine[7] = right[1][7]
@@ -126,7 +126,7 @@ def test_an_fp32_weight_beside_bf16_hidden_states_has_an_unrounded_gradient():
     half = hidden.detach().bfloat16().requires_grad_()
     out = head_loss(half, weight, labels, z_weight=2e-4)
     out.loss_sum.backward()
-    # The unit rows are what is rounded: the reference gets them rounded too.
+    # Rows are rounded after they are scaled to unit length, so the reference gets rounded rows.
     unit = F.normalize(weight.detach(), dim=-1).bfloat16()
     sums, _ = naive(half, unit, labels, 2e-4, norm_head=False)
     assert out.loss_sum.item() == pytest.approx(sums[0], rel=1e-3)
@@ -205,14 +205,14 @@ def test_the_chunk_size_changes_rounding_alone(dtype):
         out = head_loss(hidden, weight, labels, z_weight=2e-4, chunk_tokens=chunk)
         grads = torch.autograd.grad(out.loss_sum, (hidden, weight))
         results.append((out.loss_sum.double(), *(g.double() for g in grads)))
-    # A chunk's product is rounded to the dtype, so bf16 shows the chunks a little.
+    # The product of each chunk is rounded to the dtype, so chunks change bf16 results slightly.
     limit = 1e-6 if dtype == torch.float32 else 2**-8
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert relative(a, b) < limit
 
 
-def test_blocks_of_rows_do_not_show(monkeypatch):
+def test_blocks_of_rows_do_not_change_the_results(monkeypatch):
     hidden, weight, labels = inputs(50, 16, 700)
     whole = head_loss(hidden, weight, labels, z_weight=0.1)
     expected = torch.autograd.grad(whole.loss_sum, (hidden, weight))
@@ -367,13 +367,13 @@ def test_chunks_are_even_and_fit(tokens, vocab):
     assert size > 0
     assert size * vocab * 2 <= CHUNK_BYTES["cpu"]
     if tokens > size:
-        # the last chunk is not a remnant
+        # the last chunk is not much shorter than the others
         count = -(-tokens // size)
         assert tokens - (count - 1) * size >= size - 64 * count
 
 
 def test_the_logits_never_exist():
-    """The largest tensor made is a chunk's, whatever the number of tokens."""
+    """The largest tensor that is made has the size of a chunk, whatever the number of tokens."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     sizes = []

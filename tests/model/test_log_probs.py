@@ -19,7 +19,10 @@ from bc2.model.transformer import Transformer
 
 
 def plain(hidden, weight, labels, *, norm_head=True, temperature=1.0):
-    """All logits at once, in the dtype of the inputs: log-probabilities [T, V], and of labels."""
+    """Log-probabilities [T, V], and those of the labels, from all logits at once.
+
+    The dtype is that of the inputs.
+    """
     rows = F.normalize(weight, dim=-1) if norm_head else weight
     logits = hidden @ rows.t() / temperature
     every = logits.log_softmax(-1)
@@ -43,7 +46,7 @@ def inputs(tokens, size, vocab, dtype=torch.float64, seed=0, masked=0.3, scale=1
 
 
 def upstream(tokens, dtype=torch.float64, seed=0, zero=0.0):
-    """A gradient for each token's log-probability, and one for its entropy."""
+    """An upstream gradient for each token's log-probability, and one for its entropy."""
     g = torch.Generator().manual_seed(seed + 100)
     found = torch.randn(2, tokens, generator=g).to(dtype)
     found[:, torch.rand(tokens, generator=g) < zero] = 0.0
@@ -104,7 +107,7 @@ def test_float64_agrees_with_all_logits_at_once(
     ("tokens", "vocab"), [(300, 8192), pytest.param(384, 125_696, marks=pytest.mark.slow)]
 )
 def test_fp32_agrees_with_float64_to_1e_6(tokens, vocab, norm_head):
-    # Rows of unit length, or as long as training makes those of a plain head.
+    # Rows of unit length, or of a length that rows of a plain head have after training.
     hidden, weight, labels = inputs(tokens, 384, vocab, torch.float32, scale=0.05)
     g, e = upstream(tokens, torch.float32)
     out = token_log_probs(hidden, weight, labels, norm_head=norm_head, entropy=True, top_k=5)
@@ -127,7 +130,7 @@ def test_fp32_agrees_with_float64_to_1e_6(tokens, vocab, norm_head):
 
 
 def test_losses_of_preference_and_policy_agree_with_float64():
-    """DPO's loss of summed log-probabilities, and PPO's of clipped ratios with an entropy."""
+    """DPO's loss on summed log-probabilities, and PPO's loss on clipped ratios with an entropy."""
     hidden, weight, labels = inputs(60, 16, 700, torch.float32, masked=0.2)
     old = plain(*wide(hidden, weight), labels)[1].detach() + 0.3 * upstream(60)[0]
     advantage = upstream(60)[1]
@@ -160,7 +163,7 @@ def test_a_sum_over_labels_is_the_fused_loss():
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_bf16_is_as_close_as_the_plain_version_in_bf16(mixed):
-    """Logits are rounded to 8 bits, so a log-probability is off by 2^-8 of the largest logit."""
+    """Logits are rounded to 8 bits, so the error of a log-probability is 2^-8 of the largest."""
     hidden, weight, labels = inputs(300, 64, 8192, torch.bfloat16)
     if mixed:
         weight = weight.detach().float().requires_grad_()
@@ -202,7 +205,7 @@ def test_bf16_accumulates_the_weight_gradient_in_fp32():
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
 def test_compiled_passes_over_the_weight_agree_with_the_plain_ones(dtype, limit):
-    # More rows than a span has, and one of no length.
+    # More rows than are handled at a time, and one row of zeros.
     hidden, weight, labels = inputs(40, 16, 5000, dtype)
     with torch.no_grad():
         weight[7] = 0.0
@@ -231,14 +234,14 @@ def test_the_chunk_size_changes_rounding_alone(dtype):
         loss = (g * out.log_probs + e * out.entropy).sum()
         grads = torch.autograd.grad(loss, (hidden, weight))
         results.append([x.double() for x in (out.log_probs, out.entropy, *grads)])
-    # A chunk's product is rounded to the dtype, so bf16 shows the chunks a little.
+    # The product of each chunk is rounded to the dtype, so chunks change bf16 results slightly.
     limit = 1e-6 if dtype == torch.float32 else 2**-8
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert relative(a, b) < limit
 
 
-def test_blocks_of_rows_do_not_show(monkeypatch):
+def test_blocks_of_rows_do_not_change_the_results(monkeypatch):
     hidden, weight, labels = inputs(50, 16, 700)
     options = {"norm_head": True, "entropy": True, "top_k": 4}
     whole = token_log_probs(hidden, weight, labels, **options)
@@ -264,7 +267,7 @@ def test_the_backward_pass_can_be_repeated(zero_copy):
 
 
 def test_a_weight_changed_before_the_backward_pass_is_an_error():
-    """The logits would be computed again from other numbers than those of the results."""
+    """The backward pass would compute logits that are not those of the forward pass."""
     hidden, weight, labels = inputs(9, 4, 11)
     out = token_log_probs(hidden, weight, labels, norm_head=True)
     with torch.no_grad():
@@ -316,7 +319,7 @@ def test_tokens_left_out_take_no_part_whatever_they_are(bad):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_numbers_that_are_none_are_passed_on(bad, dtype):
+def test_nan_and_infinity_are_passed_on(bad, dtype):
     hidden, weight, labels = inputs(9, 4, 1101, dtype, masked=0.0)
     with torch.no_grad():
         hidden[3, 2] = bad
@@ -335,7 +338,7 @@ def test_numbers_that_are_none_are_passed_on(bad, dtype):
 
 
 def test_tokens_without_an_upstream_gradient_cost_nothing(monkeypatch):
-    """The rest of a clipped objective, or a weight of 0."""
+    """Such as tokens that PPO's clipping excludes, or tokens of weight 0."""
     hidden, weight, labels = inputs(1024, 4, 11, masked=0.0)
     weights = torch.zeros(1024, dtype=torch.float64)
     weights[::8] = torch.linspace(0.1, 2.0, 128, dtype=torch.float64)
@@ -381,7 +384,7 @@ def test_only_the_wanted_gradients_are_computed(monkeypatch, which):
 
 
 def test_a_frozen_head_gets_no_gradient_and_no_memory_for_it():
-    """With a weight far larger than a chunk's logits, nothing is made of its size but its rows."""
+    """The weight is far larger than the logits of a chunk: only its unit rows have its size."""
     hidden, weight, labels = inputs(8, 64, 4096, torch.float32)
     made = {}
     for frozen in (True, False):
@@ -513,7 +516,7 @@ def test_refuses_what_does_not_belong_together(change, message):
 
 
 class Watch(TorchDispatchMode):
-    """Bytes of every tensor that is made."""
+    """Records the bytes of every tensor that is made."""
 
     def __init__(self):
         super().__init__()
@@ -521,7 +524,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        # A view has the size of what it is a view of.
+        # A view counts with the size of its base.
         if torch.Tag.inplace_view not in func.tags and not func.is_view:
             made = out if isinstance(out, tuple) else (out,)
             self.sizes += [
@@ -531,7 +534,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_the_logits_never_exist():
-    """The largest tensor made is a chunk's, whatever the number of tokens."""
+    """The largest tensor that is made has the size of a chunk, whatever the number of tokens."""
     hidden, weight, labels = inputs(512, 8, 4096, torch.float32)
     with Watch() as watch:
         out = token_log_probs(hidden, weight, labels, norm_head=True, entropy=True, chunk_tokens=16)
@@ -542,7 +545,7 @@ def test_the_logits_never_exist():
 
 
 @pytest.mark.parametrize("norm_head", [True, False])
-def test_a_model_s_head_says_it(norm_head):
+def test_a_models_head_gives_the_same_log_probs(norm_head):
     config = ModelConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2,
         context_length=16, norm_head=norm_head,

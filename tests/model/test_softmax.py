@@ -1,4 +1,4 @@
-"""What softmax takes from a chunk of logits."""
+"""Helpers of softmax on a chunk of logits."""
 
 import pytest
 import torch

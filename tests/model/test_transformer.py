@@ -269,7 +269,7 @@ def test_norm_head_is_the_cosine_times_the_length():
 def test_rows_of_bf16_are_normalized_in_fp32():
     weight = torch.randn(20, 300).bfloat16()
     expected = (weight.double() / weight.double().norm(dim=1, keepdim=True)).bfloat16()
-    # One rounding to bf16 of a value right to fp32: at most one unit in the last place.
+    # A value that is exact to fp32, rounded to bf16 once: at most one unit in the last place off.
     assert (normalize_rows(weight) != expected).double().mean() < 0.001
 
 

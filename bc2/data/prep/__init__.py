@@ -1,1 +1,1 @@
-"""The funnel of data preparation: a file a stage, and what runs them."""
+"""The funnel of data preparation: its stages, the code that runs them, the corpus they make."""

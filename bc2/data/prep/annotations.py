@@ -1,4 +1,4 @@
-"""What a stage says about documents: kept part by part, then listed in a file of the corpus."""
+"""Annotations of a stage on documents: kept for each part, then joined to a file of the corpus."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from bc2.files import make_directory
 
-#: Rows held as Python objects at once.
+#: Rows that are Python objects at a time.
 _ROWS = 1024
 
 
-#: Folder of a segment that they are kept in. Killed runs of older versions have it.
+#: Folder of the annotations in that of a segment. Killed runs of older versions have the same.
 _FOLDER = "notes"
 
 
@@ -27,7 +27,7 @@ def write_annotations(segment: Path, stage: str, part: str, annotations: pa.Tabl
 
 
 def join_annotations(work: Path, stage: str, out: Path) -> None:
-    """Write a stage's annotations of all parts to one file, in their order, as JSON lines.
+    """Write a stage's annotations of all parts to one file, in the order of parts, as JSON lines.
 
     Args:
         work: the folder of the segments that `write_annotations` was given.

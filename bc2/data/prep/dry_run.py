@@ -1,4 +1,4 @@
-"""`bc2 data prep --dry-run`: the funnel on the beginning of each source; nothing is kept."""
+"""`bc2 data prep --dry-run`: run the funnel on the beginning of each source, and keep nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SAMPLE_BYTES = 2 << 20
 
 
 def dry_run(config: CorpusConfig, options: prepare.PrepOptions) -> dict[str, Any]:
-    """What [corpus] would do, tried on a sample.
+    """Run the stages of [corpus] on a sample of its sources.
 
     Returns:
-        The stages, the inputs, and the sample's ``funnel`` and ``timings``.
+        The stages, the inputs, and the ``funnel`` and ``timings`` of the sample.
     """
     names = [stage.name for stage in build_stages(config)]
     sample = prepare.sample_of(config, SAMPLE_BYTES)

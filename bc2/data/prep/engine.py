@@ -1,4 +1,4 @@
-"""Where parts are worked on: what an engine does, and the one of this machine's processes."""
+"""Engines work on parts: their interface, and the engine of processes on this machine."""
 
 from __future__ import annotations
 
@@ -20,22 +20,27 @@ Result = TypeVar("Result")
 
 
 class PrepEngine(ABC):
-    """Maps picklable functions over items, and groups rows."""
+    """Calls picklable functions on items in parallel, and groups rows."""
 
     @abstractmethod
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in the order of items, a few items ahead."""
+        """Call a function on items, a few items ahead; results in the order of items."""
 
     @abstractmethod
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
-        """Rows of equal values in Parquet files."""
+        """Groups of rows that are equal in int64 columns of Parquet files.
+
+        Args:
+            without: `pos` of rows to leave out, sorted.
+        """
 
 
 class ProcessEngine(PrepEngine):
-    """Processes of this machine, started with the first work for them.
+    """Processes of this machine, which start when `map` is first called.
 
     Args:
-        workers: processes; with one, everything runs in this one.
+        workers: number of processes; with 1, everything runs in this process.
+        held: stops the processes when it closes.
     """
 
     def __init__(self, workers: int, held: ExitStack):

@@ -1,8 +1,8 @@
-"""The funnel of a corpus: what each stage removed, as ``funnel.json`` beside ``corpus.json`` says.
+"""The funnel of a corpus: what each stage removed. Its file is ``funnel.json`` in the corpus.
 
-The one description of that file: `bc2.data.prep.funnel_totals` fills it, reports read it. Every
-number is an integer and a sum over documents, so it does not depend on how the work was divided.
-Seconds are no part of the file: the same input gives the same bytes.
+This module defines the format of that file: `bc2.data.prep.funnel_totals` fills it, and reports
+read it. Every number is an integer and a sum over documents, so it does not depend on how the work
+was divided. Seconds are not in the file, so the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class _Record(BaseModel):
-    """An object of ``funnel.json``, its keys in their order there.
+    """An object of ``funnel.json``, with its fields in the order of the keys in the file.
 
     Keys that a later version adds are ignored.
     """
@@ -51,14 +51,14 @@ class GroupAmount(_Record):
 
 
 class Removal(Amount):
-    """What a stage removed for one reason: whole documents, and pieces of surviving ones."""
+    """What a stage removed for one reason: documents, and pieces of documents that stay."""
 
     cut_documents: Count = 0
     cut_bytes: Count = 0
 
 
 class StageAmounts(_Record):
-    """One stage: the documents that came in, those that went out, and why the others did not."""
+    """One stage: the documents before and after it, and what it removed for which reason."""
 
     name: str
     version: int | None = None
@@ -67,14 +67,17 @@ class StageAmounts(_Record):
     before: tuple[GroupAmount, ...] = Field((), alias="in")
     after: tuple[GroupAmount, ...] = Field((), alias="out")
     facts: dict[str, Any] = {}
-    """What the stage says of the whole corpus when it settles."""
+    """What `PrepStage.settle` returned."""
     seconds: float | None = Field(None, exclude=True)
-    """Seconds of all workers, where they are known; never in the file."""
+    """Seconds of all workers, if known; never in the file."""
 
     @property
     def rewritten(self) -> int:
-        """Bytes by which the text became shorter (below zero: longer) without a counted reason:
-        white space around a cut, another form of the same text, a mask for personal data."""
+        """UTF-8 bytes by which the text became shorter without a counted reason.
+
+        Causes are white space around a cut, NFC, and masks for personal data. It is negative if
+        the text became longer.
+        """
         counted = sum(one.bytes + one.cut_bytes for one in self.removed.values())
         return total(self.before).bytes - total(self.after).bytes - counted
 
@@ -88,9 +91,9 @@ class Bin(NamedTuple):
 
 
 class Histogram(_Record):
-    """Documents by a value: `documents[i]` lie in [edges[i], edges[i + 1]).
+    """Documents by a value: `documents[i]` of them have a value in [edges[i], edges[i + 1]).
 
-    With as many counts as edges the last bin has no end.
+    If there are as many counts as edges, the last bin has no upper end.
     """
 
     edges: tuple[int | float, ...]
@@ -105,7 +108,7 @@ class Histogram(_Record):
         return self
 
     def bins(self) -> list[Bin]:
-        """From the first bin with a document to the last; an end that is open is infinite."""
+        """The bins from the first to the last with a document; an open upper end is infinite."""
         filled = [at for at, count in enumerate(self.documents) if count]
         ends = (*self.edges[1:], math.inf)
         found = list(map(Bin, self.edges, ends, self.documents))
@@ -113,28 +116,28 @@ class Histogram(_Record):
 
 
 class Against(_Record):
-    """What an example's text was compared with: a benchmark's item, or the copy that stays."""
+    """What the text of an example matches: a benchmark's item, or the document that stays."""
 
     name: str
     text: str
 
 
 class Example(_Record):
-    """One text that a stage removed, or cut."""
+    """A document that a stage removed or cut."""
 
     stage: str
     reason: str
     source: str = ""
     lang: str | None = None
     origin: str = ""
-    """Where it was read: FILE:ROW."""
+    """Where the document was read: FILE:ROW."""
     detail: str | None = None
     """What matched or failed."""
     text: str
     whole: bool = True
-    """Whether the document was removed, not a piece of it."""
+    """True if the document was removed, False if a piece of it was cut."""
     against: Against | None = Field(None, exclude=True)
-    """What the text was compared with, where a report has read that out of `detail`."""
+    """What the text matches, if a report found that in `detail`."""
 
 
 class Funnel(_Record):
@@ -142,27 +145,27 @@ class Funnel(_Record):
 
     version: Literal[1]
     read: Amount
-    """Everything that was read: what shares are of."""
+    """All documents that were read; shares are of this."""
     stages: tuple[StageAmounts, ...] = ()
     malformed: dict[str, dict[str, Amount]] = {}
-    """What was left out while reading, by source and reason: rows that gave no document, which
-    `read` does not count, and documents that are too short, which it counts."""
+    """What was left out while reading, by source and reason. Rows that could not be read are not
+    part of `read`; documents that are too short are."""
     lengths: dict[str, Histogram] = {}
-    """By language, surviving documents by their length in Unicode characters."""
+    """Language -> the remaining documents by their length in Unicode characters."""
     scores: dict[str, Histogram] = {}
-    """By language, surviving documents by their quality score."""
+    """Language -> the remaining documents by their quality score."""
     examples: tuple[Example, ...] = ()
 
     @classmethod
     def of(cls, data: Any, timings: Mapping[str, float] | None = None, where: str = FUNNEL) -> Self:
-        """A funnel from the parsed JSON.
+        """Make a funnel from the parsed JSON.
 
         Args:
-            timings: seconds by stage, kept apart from what is the same in every run.
-            where: the file, for messages.
+            timings: seconds by stage, which are not in the file.
+            where: the file, for errors.
 
         Raises:
-            DataError: it is no funnel, or its numbers do not add up.
+            DataError: it is not a funnel, or its numbers do not add up.
         """
         try:
             funnel = cls.model_validate(data)
@@ -175,7 +178,11 @@ class Funnel(_Record):
 
     @classmethod
     def open(cls, path: Path, timings: Mapping[str, float] | None = None) -> Self:
-        """Read a `funnel.json`. Raises: DataError as `of`, or if it cannot be read."""
+        """Read a `funnel.json`.
+
+        Raises:
+            DataError: it cannot be read, or for the reasons of `of`.
+        """
         try:
             data = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -196,7 +203,7 @@ class Funnel(_Record):
 
     @cached_property
     def kept(self) -> Amount:
-        """What is left after the last stage."""
+        """The documents that are left after the last stage."""
         return total(self.stages[-1].after) if self.stages else self.read
 
 
@@ -209,7 +216,11 @@ def total(groups: Iterable[Amount | GroupAmount]) -> Amount:
 
 
 def _check(funnel: Funnel, where: str) -> None:
-    """Every document that goes is counted once, and what leaves a stage enters the next."""
+    """Check that a stage counts each removed document once, and passes on all others.
+
+    Raises:
+        DataError: it does not.
+    """
     for stage in funnel.stages:
         gone = total(stage.before).documents - total(stage.after).documents
         counted = sum(one.documents for one in stage.removed.values())
@@ -231,5 +242,5 @@ def _amounts(groups: Iterable[GroupAmount]) -> dict[tuple[str, str | None], tupl
 
 def _broken(what: str, where: str) -> DataError:
     return DataError(
-        f"this is no funnel: {what}", where=where, todo="make the corpus again with `bc2 data prep`"
+        f"no valid funnel: {what}", where=where, todo="make the corpus again with `bc2 data prep`"
     )

@@ -1,4 +1,4 @@
-"""The funnel of a whole corpus, added up from what the stages counted in each part."""
+"""Add up the funnel of a whole corpus from what the stages counted in each part."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def add_up_funnel(
     """The funnel of a corpus.
 
     Args:
-        read: what `bc2.data.prep.read_sources.read_unit` says of each unit.
-        written: of each source.
+        read: what `bc2.data.prep.read_sources.read_unit` returned for each unit.
+        written: what `bc2.data.prep.write_corpus.write_source` returned for each source.
     """
     by_stage: dict[str, list[StageFacts]] = {stage.name: [] for stage in stages}
     for part in results.facts:
@@ -122,7 +122,7 @@ def _histograms(
 
 
 def _examples(parts: Iterable[StageFacts]) -> tuple[Example, ...]:
-    """Of each stage, reason and language the EXAMPLES with the smallest rank."""
+    """For each stage, reason and language, the EXAMPLES with the smallest rank."""
     groups: defaultdict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for facts in parts:
         for example in facts["examples"]:

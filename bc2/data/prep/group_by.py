@@ -1,7 +1,7 @@
-"""Group the rows of all parts by equal values, in this process: the GROUP BY of deduplication.
+"""Group the rows of all parts by equal values, in this process; deduplication needs this.
 
-By sorting, a column at a time, which takes less time than starting a query engine. On a Ray
-cluster `bc2.data.prep.ray_engine` finds the same groups with a query, so that no process ever
+Rows are grouped by sorting, a column at a time, which takes less time than starting a query engine.
+On a Ray cluster, `bc2.data.prep.ray_engine` finds the same groups with a query, so that no process
 holds all rows.
 """
 
@@ -19,7 +19,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Groups(NamedTuple):
-    """Groups of two and more rows, in no order, as are the members of each."""
+    """Groups of two or more rows; groups and their members are in no defined order."""
 
     members: Int64
     """`pos` of the rows, one group after the other."""
@@ -33,11 +33,11 @@ class Groups(NamedTuple):
 
     @property
     def sizes(self) -> Int64:
-        """[groups] members of each."""
+        """[groups] the number of members of each."""
         return np.diff(self.ends)
 
     def firsts(self) -> Int64:
-        """[members] of each member the smallest `pos` of its group."""
+        """[members] for each member, the smallest `pos` of its group."""
         if not len(self.members):
             return self.members
         return np.repeat(np.minimum.reduceat(self.members, self.ends[:-1]), self.sizes)
@@ -50,9 +50,11 @@ class Groups(NamedTuple):
 def sorted_groups(paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
     """Groups of rows that are equal in all `columns` (int64), found by sorting.
 
-    Memory: 24 bytes a row; of rows whose first value is another's too, 16 more a column.
+    Memory: 24 bytes for each row; and 16 for each column of each row whose value in the first
+    column occurs more than once.
 
     Args:
+        paths: Parquet files with `pos` and the columns.
         without: `pos` of rows to leave out, sorted.
     """
     values = column(paths, columns[0])
@@ -76,7 +78,7 @@ def column(paths: Sequence[Path], name: str) -> Int64:
 
 
 def _repeated(values: Int64) -> npt.NDArray[np.bool_]:
-    """[n] whether another of `values` [n] is the same."""
+    """[n] whether each of `values` [n] occurs more than once."""
     ordered = np.sort(values)
     return among(values, ordered[1:][ordered[1:] == ordered[:-1]])
 

@@ -1,4 +1,4 @@
-"""Limits of the heuristics, by group of languages: [corpus.heuristics]."""
+"""Limits of the heuristic rules for each language group: [corpus.heuristics]."""
 
 from __future__ import annotations
 
@@ -13,49 +13,52 @@ Count = Annotated[int, Field(ge=0)] | Literal[False]
 Number = Annotated[float, Field(ge=0)] | Literal[False]
 Share = Annotated[float, Field(ge=0, le=1)] | Literal[False]
 
-#: Length of an n-gram in words -> the largest share that it may have; empty where off.
+#: Length n of the n-grams, in words -> the largest share allowed; empty if the rule is off.
 Shares = dict[Annotated[int, Field(ge=1, le=64)], Annotated[float, Field(ge=0, le=1)]]
 
 
 class FormRules(Settings):
-    """The rules about a document's form, for one group of languages.
+    """The rules about a document's form, for one language group.
 
-    A document fails a ``min_`` below it and a ``max_`` above it; the rule's key is the reason.
-    ``false`` switches a rule off. Words are CJK characters and runs of other characters between
-    them or white space; shares of characters are of those that are not white space.
+    A document fails if its number is below a ``min_`` limit or above a ``max_`` limit; the rule's
+    key is the reason. ``false`` switches a rule off. A word is a CJK character, or a run of other
+    characters that ends at white space or a CJK character. Shares of characters count only
+    characters that are not white space.
     """
 
     min_words: Count = False
-    """Words (Gopher, Rae et al. 2021, appendix A.1: 50)."""
+    """The fewest words (Gopher, Rae et al. 2021, appendix A.1: 50)."""
 
     max_words: Count = False
-    """Words (Gopher: 100,000, which is less than some books). Among the first `head` characters."""
+    """The most words within the first `head` characters (Gopher: 100,000, which is less than some
+    books)."""
 
     min_word_length: Number = False
-    """Mean characters a word (Gopher: 3)."""
+    """The shortest mean word, in characters (Gopher: 3)."""
 
     max_word_length: Number = False
-    """Mean characters a word (Gopher: 10)."""
+    """The longest mean word, in characters (Gopher: 10)."""
 
     max_symbol_ratio: Number = False
-    """Hash signs, or ellipses if they are more, for each word (Gopher: 0.1)."""
+    """Hash signs per word, or ellipses per word if there are more of them (Gopher: 0.1)."""
 
     max_digit_ratio: Share = False
     """Share of characters that are digits."""
 
     min_alphabetic_words: Share = False
-    """Share of words that hold a letter (Gopher: 0.8)."""
+    """Share of words with at least one letter (Gopher: 0.8)."""
 
     min_alphanumeric_ratio: Share = False
     """Share of characters that are letters or digits (Codex, Chen et al. 2021, and the Stack)."""
 
     min_stop_words: Count = False
-    """Different ones of the, be, to, of, and, that, have, with (Gopher: 2)."""
+    """How many different words of these eight the text has: the, be, to, of, and, that, have, with
+    (Gopher: 2)."""
 
     min_terminal_lines: Share = False
-    """Share of lines that end in a terminal mark or a closing quotation mark, or of paragraphs
-    if it is higher, since wrapped text ends paragraphs so (C4; FineWeb, Penedo et al. 2024: 0.12
-    of lines)."""
+    """Share of lines that end in a terminal mark or a closing quotation mark. If the share of
+    paragraphs that end so is higher, it counts instead, because in wrapped text only the last line
+    of a paragraph ends so (C4; FineWeb, Penedo et al. 2024: 0.12 of lines)."""
 
     max_bullet_lines: Share = False
     """Share of lines that begin with a bullet (Gopher: 0.9)."""
@@ -64,60 +67,60 @@ class FormRules(Settings):
     """Share of lines that end in an ellipsis (Gopher: 0.3)."""
 
     short_line: int = Field(30, ge=1)
-    """Lines of fewer characters are short (FineWeb: 30)."""
+    """A line with fewer characters than this is short (FineWeb: 30)."""
 
     max_short_lines: Share = False
     """Share of lines that are short (FineWeb: 0.67)."""
 
     max_lines_per_word: Number = False
-    """Lines for each word: lists and tables of contents (FineWeb: 0.3)."""
+    """Lines per word; high in lists and tables of contents (FineWeb: 0.3)."""
 
     max_duplicate_lines: Share = False
-    """Share of lines that repeat an earlier one, word by word (Gopher: 0.3)."""
+    """Share of lines that have the same words as an earlier line (Gopher: 0.3)."""
 
     max_duplicate_line_characters: Share = False
-    """The same, of the words' characters (Gopher: 0.2)."""
+    """Share of the characters of words that are in such lines (Gopher: 0.2)."""
 
     max_duplicate_paragraphs: Share = False
-    """Share of paragraphs that repeat an earlier one, word by word (Gopher: 0.3)."""
+    """Share of paragraphs that have the same words as an earlier paragraph (Gopher: 0.3)."""
 
     max_duplicate_paragraph_characters: Share = False
-    """The same, of the words' characters (Gopher: 0.2)."""
+    """Share of the characters of words that are in such paragraphs (Gopher: 0.2)."""
 
     max_top_ngrams: Shares = Field(default_factory=dict)
-    """n -> share of the words' characters in the most frequent n-gram that stands more than once
-    (Gopher: 2, 3 and 4 words, 0.20, 0.18 and 0.16)."""
+    """n -> share of the characters of words that are in the most frequent n-gram, if it occurs
+    more than once (Gopher: 2, 3 and 4 words, 0.20, 0.18 and 0.16)."""
 
     max_duplicate_ngrams: Shares = Field(default_factory=dict)
-    """n -> share of the words' characters in any n-gram that stands more than once, overlaps
-    counted once (Gopher: 5 to 10 words, 0.15 to 0.10)."""
+    """n -> share of the characters of words that are in any n-gram that occurs more than once;
+    overlaps count once (Gopher: 5 to 10 words, 0.15 to 0.10)."""
 
     max_encoded_ratio: Share = False
     """Share of characters in runs of 64 or more ASCII letters, digits, + and /: base64 and hex."""
 
     max_mean_line: Number = False
-    """Mean characters of the lines that are not blank (Codex: 100)."""
+    """The longest mean length, in characters, of the lines that are not blank (Codex: 100)."""
 
     max_longest_line: Count = False
     """Characters of the longest line (Codex: 1,000)."""
 
     max_boilerplate_lines: Share = False
-    """Share of lines that hold a phrase of
+    """Share of lines with a phrase of
     `bc2.data.prep.text.boilerplate_phrases.BOILERPLATE`, such as "enable JavaScript"
     or 版权所有 (C4, Raffel et al. 2020, section 2.2)."""
 
     lorem_ipsum: bool = False
-    """Drop documents that hold "lorem ipsum" (C4)."""
+    """Drop documents with the filler text "lorem ipsum" (C4)."""
 
     autogenerated: bool = False
-    """Drop documents that say in their first 1,000 characters that a program wrote them."""
+    """Drop documents whose first 1,000 characters say that a program wrote them."""
 
 
 class EnglishRules(FormRules):
-    """[corpus.heuristics.en]: Gopher's and FineWeb's thresholds, some loosened.
+    """[corpus.heuristics.en]: the thresholds of Gopher and FineWeb, some of them less strict.
 
-    Gopher's for n-grams drop a sixth of good reference documentation, FineWeb's 0.12 of lines
-    twice as much of it as 0.05.
+    Gopher's thresholds for n-grams drop a sixth of good reference documentation. FineWeb's 0.12
+    for `min_terminal_lines` drops twice as much of it as 0.05.
     """
 
     min_words: Count = 50
@@ -144,9 +147,9 @@ class EnglishRules(FormRules):
 
 
 class ChineseRules(FormRules):
-    """[corpus.heuristics.zh]: text in CJK characters; n-grams are of characters.
+    """[corpus.heuristics.zh]: text in CJK characters, each of which is a word of an n-gram.
 
-    No paper gives thresholds for it: these keep statutes, classics and documentation.
+    No paper gives thresholds for such text. These keep statutes, classics and documentation.
     """
 
     min_words: Count = 20
@@ -170,7 +173,7 @@ class ChineseRules(FormRules):
 
 
 class OtherRules(FormRules):
-    """[corpus.heuristics.other]: other languages, and text of none that is not mostly CJK."""
+    """[corpus.heuristics.other]: other languages, and text of unknown language that is not zh."""
 
     min_words: Count = 20
     max_symbol_ratio: Number = 0.1
@@ -201,18 +204,18 @@ class CodeRules(FormRules):
 
 
 class HeuristicsSettings(Settings):
-    """[corpus.heuristics]: rules of thumb about form, by group of languages.
+    """[corpus.heuristics]: heuristic rules about a document's form, for each language group.
 
-    The group is what a document's `lang` begins with (``en``, ``zh``, ``code-python``). Any other
-    document, and one of which no language is stated, is ``zh`` where at least 30% of its letters
-    are CJK characters, else ``other``.
+    The group is the beginning of a document's `lang`, if that is ``en``, ``zh`` or ``code`` (as in
+    ``code-python``). Any other document, and one without a stated language, is ``zh`` if at least
+    30% of its letters are CJK characters, else ``other``.
     """
 
     en: EnglishRules = EnglishRules()
     """English."""
 
     zh: ChineseRules = ChineseRules()
-    """Chinese, and what else is written in CJK characters."""
+    """Chinese, and other text in CJK characters."""
 
     code: CodeRules = CodeRules()
     """Source code."""
@@ -221,12 +224,12 @@ class HeuristicsSettings(Settings):
     """Everything else."""
 
     head: int = Field(1 << 20, ge=1024, le=1 << 21)
-    """Characters of a document that are looked at, from its beginning; bounds memory."""
+    """The rules measure only so many characters from the beginning of a document; limits memory."""
 
     languages: tuple[str, ...] = ()
-    """Identify the language and drop all but these (`language`): ISO 639 codes as py3langid has
-    them. None: languages are not identified. Code is never identified."""
+    """Identify the language, and drop documents in any other than these (`language`): ISO 639
+    codes that py3langid knows. If empty, languages are not identified. Code is never identified."""
 
     min_confidence: float = Field(0.5, ge=0, le=1)
-    """Probability that the languages allowed must have together. Chinese counts Wu and Cantonese,
-    as which classical prose is taken at times."""
+    """Least sum of the probabilities of the allowed languages. Chinese includes Wu and Cantonese,
+    because classical prose is sometimes identified as one of them."""

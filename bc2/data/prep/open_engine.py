@@ -1,7 +1,7 @@
-"""Which engine works on the parts: processes of this machine, or a Ray cluster.
+"""Open the engine that works on the parts: processes of this machine, or a Ray cluster.
 
-The latter, `bc2.data.prep.ray_engine`, is imported only when it is asked for: it needs the `ray`
-extra.
+The Ray engine, `bc2.data.prep.ray_engine`, needs the `ray` extra, so it is imported only when it is
+used.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ EngineName = Literal["local", "ray"]
 
 @contextmanager
 def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Iterator[PrepEngine]:
-    """The engine by name, for as long as the context lasts.
+    """Open an engine by name; it is closed at the end of the context.
 
     Args:
-        workers: processes; if None one a core, but one alone for little text.
-        text_bytes: about how much there is to do.
+        workers: number of processes; if None, one for each core, or fewer for little text.
+        text_bytes: about how much text there is.
+
+    Raises:
+        UsageError: Ray or Daft is not installed.
+        RunFailed: no Ray cluster can be reached.
     """
     with ExitStack() as held:
         if name == "ray":
@@ -30,9 +34,12 @@ def open_engine(name: EngineName, workers: int | None, text_bytes: int) -> Itera
 
             yield RayEngine()
         else:
-            yield ProcessEngine(workers or _worth(text_bytes), held)
+            yield ProcessEngine(workers or _useful_workers(text_bytes), held)
 
 
-def _worth(text_bytes: int) -> int:
-    """A process a core, but none for less text than takes as long as its start."""
+def _useful_workers(text_bytes: int) -> int:
+    """The number of processes: at most one for each core.
+
+    Every process but the first has 16 MiB of text, which takes longer than its start.
+    """
     return min(cores(), 1 + text_bytes // (16 << 20))

@@ -1,7 +1,7 @@
-"""Files of the working set's parts: Arrow's own format, mapped, so that reading copies nothing.
+"""Files of the working set's parts, in Arrow's format, memory-mapped so that nothing is copied.
 
-They are not compressed: a part is read several times and is deleted with the run. While the
-stages of a segment work, all text is on disk twice: as it came in and as it comes out.
+They are not compressed, because a part is read several times and is deleted after the run. While
+the stages of a segment run, all text is on disk twice: before and after the segment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def write_part_file(table: pa.Table, path: Path) -> None:
 
 
 def read_part_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a part: all columns, or those of `columns` that it has. The file may then be deleted."""
+    """Read all columns of a part, or those of `columns` that it has.
+
+    The file may be deleted while the table is in use.
+    """
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     if columns is None:
@@ -38,5 +41,8 @@ def pos_range(path: Path) -> tuple[int, int] | None:
 
 
 def write_keys(table: pa.Table, path: Path) -> None:
-    """Write the keys of a part as Parquet, which Daft reads; not compressed: they are hashes."""
+    """Write the keys of a part as Parquet, which Daft can read.
+
+    The file is not compressed, because keys are mostly hashes.
+    """
     pq.write_table(table, path, compression="none", use_dictionary=False)

@@ -1,9 +1,9 @@
 """Run the stages of the funnel over all parts of the working set, and resume a killed run.
 
 A segment is one pass over the text. It applies the verdicts of a stage that has settled, then the
-stages that need no verdicts, and makes the keys of the next stage that settles. The parts that a
-segment has finished and the verdicts of settled stages are kept until the corpus is made, so a
-killed run continues from them. The text of the segment before is deleted.
+stages that need no verdicts, and makes the keys of the next stage that settles. Finished parts of a
+segment and the verdicts of settled stages are kept until the corpus is made, so a killed run
+continues from them. The text before a segment is deleted when the segment has finished.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ class Parts(NamedTuple):
 
 @dataclass
 class StageResults:
-    """What all stages did: the facts of each part and of each stage that settled."""
+    """What all stages did."""
 
     parts: Parts
-    """The parts that came out of the last segment."""
+    """The parts after the last segment."""
     facts: list[PartFacts]
-    """By segment and part."""
+    """What each segment did to each part, in the order of segments and parts."""
     settled: dict[str, dict[str, Any]]
+    """Stage -> what `PrepStage.settle` returned."""
     seconds: dict[str, float]
     """Seconds of preparing and settling, by stage."""
 
@@ -64,12 +65,12 @@ def run_stages(
     bars: Bars,
     keep_dropped: Path | None = None,
 ) -> StageResults:
-    """Take the working set through all stages.
+    """Apply all stages to the working set.
 
     Args:
-        parts: as read; removed once the first segment is done.
-        work: a directory of this input and these settings alone.
-        keep_dropped: documents that are dropped are written below it, by stage.
+        parts: the parts as they were read; deleted after the first segment.
+        work: a directory for this input and these settings alone.
+        keep_dropped: folder to which dropped documents are written, by stage.
     """
     facts: list[PartFacts] = []
     settled: dict[str, dict[str, Any]] = {}
@@ -102,7 +103,7 @@ def run_stages(
 
 
 def segments(stages: Iterable[PrepStage]) -> list[Segment]:
-    """The segments: a new one begins at each stage that settles."""
+    """Divide the stages into segments: a new segment begins at each stage that settles."""
     found: list[list[PrepStage]] = [[]]
     for stage in stages:
         if stage.needs_all:
@@ -128,6 +129,7 @@ def _run(
 def _settle(
     stage: PrepStage, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine, bars: Bars
 ) -> dict[str, Any]:
+    """Let a stage settle, unless an earlier run did; returns the facts of the stage."""
     done = verdicts / "facts.json"
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_bytes())
@@ -151,7 +153,7 @@ def _seconds(verdicts: Path) -> float:
 
 
 class _WorkingSet(WorkingSet):
-    """What `PrepStage.settle` sees."""
+    """The working set that `PrepStage.settle` gets."""
 
     def __init__(self, parts: Parts, keys: Path, verdicts: Path, engine: PrepEngine):
         self.parts = parts.names

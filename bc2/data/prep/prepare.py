@@ -1,6 +1,6 @@
-"""Make a corpus of raw text: the funnel of Baichuan 2 §2.1 (arXiv 2309.10305, figure 2).
+"""Make a corpus from raw text: the funnel of Baichuan 2, section 2.1 (arXiv 2309.10305, figure 2).
 
-The same input and settings give the same bytes out, whatever the workers and the engine.
+The same input and settings give the same bytes, whatever the number of workers and the engine.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class PrepOptions:
     """How the work is done; the result does not depend on it.
 
     Attributes:
-        engine: this machine, or a Ray cluster.
-        workers: processes of this machine; chosen by the amount of text if None.
-        part_bytes: UTF-8 bytes of text that a worker holds (a few times over).
-        keep_dropped: documents that are dropped are written here, by stage.
+        engine: processes of this machine, or a Ray cluster.
+        workers: processes of this machine; if None, chosen by the amount of text.
+        part_bytes: UTF-8 bytes of text in a part; a worker needs a few times as much memory.
+        keep_dropped: folder to which dropped documents are written, by stage; None for no folder.
     """
 
     engine: EngineName = "local"
@@ -76,16 +76,16 @@ def prepare(
 ) -> dict[str, Any]:
     """Make a corpus in `out`.
 
-    Of documents with the same text the first stays, by the order of sources, file name and row.
-    The hash of the text as it was read decides whether a document is held out, so all copies are
-    on one side, whatever their source. Memory: a few times `part_bytes` for each worker, and what
-    each stage that settles says it needs for a document or passage.
+    The first of all documents with the same text stays, by the order of sources, file name and
+    row. A hash of the text as it was read decides whether a document is held out, so all copies
+    are on the same side, whatever their source. Memory: a few times `part_bytes` for each worker,
+    and what the docstring of each stage says that `settle` needs.
 
     Args:
-        out: an empty or missing directory; it is left so if anything fails.
-        work: a directory for this input and these settings alone. Finished parts are kept there
-            for the next attempt, and `TIMINGS` at the end; the caller deletes it. If None, one is
-            made beside `out` and deleted.
+        out: an empty or missing directory; if anything fails, it is empty or missing again.
+        work: a directory for this input and these settings alone. It keeps finished parts for the
+            next attempt, and gets `TIMINGS` at the end; the caller deletes it. If None, a
+            directory is made beside `out` and deleted.
         bars: opens progress bars.
 
     Returns:
@@ -94,7 +94,7 @@ def prepare(
 
     Raises:
         DataError: there is nothing to read, rows are malformed, or no document is left.
-        RecipeError: settings of stages that do not fit each other.
+        RecipeError: the settings of stages do not fit each other.
         ResourceError: the disk is full, or a worker died.
     """
     if out.exists() and any(out.iterdir()):
@@ -234,7 +234,7 @@ def _corpus_facts(
             entry: dict[str, Any] = {"name": name}
             if name != source.name:
                 entry["source"] = source.name
-            # What was read and dropped is of the source, so it stands once.
+            # What was read and dropped is counted for the source, so only its first stratum has it.
             own = shared if number == 0 else {**shared, "read": _ZERO, "drops": {}}
             entries.append({**entry, **own, **splits})
     weights = results.settled.get("weights")
@@ -301,7 +301,7 @@ def _provenance(source: SourceConfig) -> dict[str, Any]:
             "licence": source.licence,
             "origin": {**hub, "revision": source.revision},
         }
-    # Where the files lie is the recipe's business: equal contents, equal corpus.
+    # Paths of files are not recorded: the same files elsewhere must give the same corpus.
     origin = {"files": len(source_files(source))}
     return {"lang": source.lang, "licence": source.licence, "origin": origin}
 
@@ -322,6 +322,6 @@ def _check_left(config: CorpusConfig, facts: dict[str, Any]) -> None:
     if config.heldout_fraction > 0 and not facts["heldout"]["documents"]:
         count = facts["train"]["documents"]
         raise DataError(
-            f"no document is held out: {config.heldout_fraction:g} of {count:,} came to none",
+            f"no document is held out: {config.heldout_fraction:g} of {count:,} documents is none",
             todo="raise corpus.heldout_fraction, give more (shorter) documents, or set it to 0",
         )

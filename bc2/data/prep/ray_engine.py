@@ -1,4 +1,4 @@
-"""Parts worked on by the tasks of a Ray cluster, rows grouped by Daft queries: the `ray` extra.
+"""An engine of Ray tasks that work on parts and Daft queries that group rows: the `ray` extra.
 
 No other module imports `ray` or `daft`.
 """
@@ -32,7 +32,7 @@ _CONNECT_S = 20
 
 
 class RayEngine(PrepEngine):
-    """Tasks of a Ray cluster; every node must see the work directory under the same path.
+    """Runs tasks on a Ray cluster; every node must have the work directory under the same path.
 
     Raises:
         UsageError: Ray or Daft is not installed.
@@ -65,11 +65,17 @@ class RayEngine(PrepEngine):
             waiting.extend(task.remote(item) for item in itertools.islice(items, 1))
 
     def _result(self, task: Any) -> Any:
-        """Ray does a task of a lost node again elsewhere; this is of those it gave up."""
+        """Wait for a task. Ray repeats tasks of a lost node on other nodes.
+
+        Raises:
+            ResourceError: a worker ran out of memory.
+            RunFailed: Ray could not finish the task.
+            Exception: what the function raised.
+        """
         errors = self._ray.exceptions
         try:
             return self._ray.get(task)
-        except errors.RayTaskError:  # what the function itself raised, and of that class too
+        except errors.RayTaskError:  # it also has the class of what the function itself raised
             raise
         except errors.OutOfMemoryError as error:
             what, todo = (
@@ -80,12 +86,12 @@ class RayEngine(PrepEngine):
         except errors.RayError as error:
             raise RunFailed(
                 f"the Ray cluster lost a task: {first_line(error)}",
-                todo="see that its nodes run, then run the same again; finished parts are kept",
+                todo="check that its nodes run, then run the same again; finished parts are kept",
             ) from error
 
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
         if not any(pq.read_metadata(path).num_rows for path in paths):
-            return Groups.none()  # Daft has no query over no files
+            return Groups.none()  # without rows there is nothing for Daft to query
         import daft
 
         rows = daft.read_parquet([str(path) for path in paths])
@@ -93,12 +99,16 @@ class RayEngine(PrepEngine):
 
 
 def _join_cluster(ray: Any, address: str) -> None:
-    """RAY_ADDRESS names a cluster; without it a small one is started here."""
+    """Join the cluster of RAY_ADDRESS; without an address, start a cluster on this machine.
+
+    Raises:
+        RunFailed: it cannot be reached.
+    """
     try:
         _check_listening(address)
-        # Queries inside a task are of its part alone.
+        # A query inside of a task reads only one part, so it runs in the task's own process.
         native = {"env_vars": {"DAFT_RUNNER": "native"}}
-        # Named: Ray would rather join whatever cluster somebody runs on this machine.
+        # Without "local", Ray would join any cluster that runs on this machine.
         ray.init(
             address=address or "local",
             log_to_driver=False,
@@ -114,10 +124,10 @@ def _join_cluster(ray: Any, address: str) -> None:
 
 
 def _check_listening(address: str) -> None:
-    """See that somebody listens at HOST:PORT: Ray itself tries for minutes.
+    """Check that HOST:PORT accepts connections, because Ray itself would try for minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: it does not.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():

@@ -1,7 +1,8 @@
-"""Read the sources into parts: rows with their origin; malformed rows are counted.
+"""Read the sources into parts, with the origin of each row, and count malformed rows.
 
-Sources are divided into units, each read by one worker: a run of files of about `UNIT_BYTES`, or
-a whole source if its rows must be read in order (`max_bytes`, Hugging Face, the environment).
+Sources are divided into units, each of which one worker reads. A unit is a run of files of about
+`UNIT_BYTES`, or a whole source if its rows must be read in order (with `max_bytes`, from Hugging
+Face, or from the Python environment).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bc2.files import replace_durably
 #: Bytes of files, compressed or not, in a unit.
 UNIT_BYTES = 16 << 20
 
-#: UTF-8 bytes of text in a part; a worker holds a few times as much.
+#: UTF-8 bytes of text in a part; a worker needs a few times as much memory.
 PART_BYTES = 32 << 20
 
 
@@ -36,10 +37,10 @@ class Unit:
     """What one worker reads.
 
     Attributes:
-        number: orders the units as the recipe and file names do.
-        first_file: the index over all sources of the first of `files`, for `pos`.
-        files: None: the whole source, whose files are found while reading.
-        size: bytes of the files, as they lie on disk.
+        number: position of the unit in the order of sources and file names.
+        first_file: the index of the first of `files` over all sources, for `pos`.
+        files: None for the whole source, whose files are found while reading.
+        size: bytes of the files on disk.
     """
 
     number: int
@@ -50,7 +51,7 @@ class Unit:
 
 
 class ReadTask(NamedTuple):
-    """A unit and where its parts go."""
+    """A unit to read, and how and where to write its parts."""
 
     unit: Unit
     malformed: str
@@ -60,10 +61,10 @@ class ReadTask(NamedTuple):
 
 
 def plan_units(config: CorpusConfig) -> list[Unit]:
-    """The units of all sources, in their order.
+    """Divide all sources into units, in the order of sources and file names.
 
     Raises:
-        DataError: a source has no files, or one that cannot be read.
+        DataError: a source has no files, or a file cannot be read.
     """
     units: list[Unit] = []
     files_before = 0
@@ -95,11 +96,11 @@ def read_unit(task: ReadTask) -> dict[str, Any]:
 
     Returns:
         ``{"source", "parts": [names], "read": {documents, bytes}, "drops": by reason,
-        "rows": the first malformed rows as FILE:ROW, "seconds"}``; the file it is kept in comes
-        last.
+        "rows": the first malformed rows as FILE:ROW, "seconds"}``. A file with these facts is
+        written after the parts.
 
     Raises:
-        DataError: a damaged file, or a malformed row where the recipe says to stop.
+        DataError: a file is damaged, or a row is malformed and the recipe says to stop there.
     """
     done = task.folder / f"{task.unit.number:06d}.json"
     if done.exists():
@@ -114,6 +115,8 @@ def read_unit(task: ReadTask) -> dict[str, Any]:
 
 
 class _Reader:
+    """Reads the rows of one unit, and writes a part whenever it has enough text for one."""
+
     def __init__(self, task: ReadTask):
         self.task = task
         source = task.unit.source
@@ -162,7 +165,7 @@ class _Reader:
         columns = {
             "pos": pos,
             "id": ids,
-            # A view: a cast would look again whether it is UTF-8.
+            # A view, because a cast would check again that it is UTF-8.
             "text": pa.array(texts, pa.large_binary()).view(pa.large_string()),
             "source": pa.repeat(source.name, len(pos)),
             "lang": pa.repeat(pa.scalar(source_language(source), pa.string()), len(pos)),
@@ -184,10 +187,13 @@ class _Reader:
 
 
 def check_malformed(units: list[dict[str, Any]], limit: float) -> None:
-    """Stop where more than a share `limit` of the rows could not be read.
+    """Check that at most a share `limit` of the rows could not be read.
+
+    Args:
+        units: what `read_unit` returned for each unit.
 
     Raises:
-        DataError: with the first of those rows.
+        DataError: it is more; the error names the first of those rows.
     """
     bad = sum(
         entry["documents"]

@@ -1,4 +1,4 @@
-"""Take one part through one segment of stages, and count everything that is removed."""
+"""Apply one segment of stages to one part, and count everything that is removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bc2.data.prep.stages.base import Outcome, PrepStage
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
 
-#: Examples that are kept of each reason and language; they do not depend on the parts.
+#: Examples kept for each reason and language. Which ones does not depend on the parts.
 EXAMPLES = 10
 
 #: Characters of an example's text.
@@ -30,7 +30,7 @@ EXCERPT = 400
 
 
 class GroupRow(NamedTuple):
-    """The documents of a part in one source and language; UTF-8 bytes of their text."""
+    """The documents of a part in one source and language, and the UTF-8 bytes of their text."""
 
     source: str
     lang: str | None
@@ -52,7 +52,8 @@ class RemovalRow(NamedTuple):
     cut_bytes: int
 
 
-#: What a stage did to a part. `examples` are those of `bc2.data.prep.funnel.Example`, and ``rank``.
+#: What a stage did to a part. `examples` have the fields of `bc2.data.prep.funnel.Example`, and
+#: ``rank``.
 StageFacts = TypedDict(
     "StageFacts",
     {
@@ -67,46 +68,51 @@ StageFacts = TypedDict(
 
 
 class PartSeconds(TypedDict):
-    """Seconds of a part beside those of its stages."""
+    """Seconds spent on a part, apart from those of `PrepStage.apply`."""
 
     keys: dict[str, float]
-    """Of making keys, by the stage that they are for."""
+    """Making keys, by the stage that they are for."""
     rest: float
+    """Reading, counting and writing."""
 
 
 class PartFacts(TypedDict):
-    """What became of a part in one segment."""
+    """What a segment did to a part."""
 
     documents: int
-    """That came out."""
+    """Documents after the segment."""
     stages: list[StageFacts]
     seconds: NotRequired[PartSeconds]
-    """Missing where a version of bc2 that did not measure them finished the part."""
+    """Missing if a version of bc2 finished the part that did not measure them."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Stages applied in one pass, and the stage that settles next, whose keys are made."""
+    """Stages that are applied in one pass over the text.
+
+    Attributes:
+        closing: the stage that settles after the segment, for which the segment makes keys.
+    """
 
     stages: tuple[PrepStage, ...]
     closing: PrepStage | None
 
     @property
     def title(self) -> str:
-        """The title of its progress bar."""
+        """The title of the segment's progress bar."""
         names = [stage.name for stage in self.stages]
         return ", ".join(names) or (f"keys of {self.closing.name}" if self.closing else "nothing")
 
 
 @dataclass(frozen=True)
 class SegmentTask:
-    """One part to be taken through a segment.
+    """A part, and the segment to apply to it.
 
     Attributes:
-        source: file of the part as it comes in.
-        folder: where the part that comes out, its keys and its facts are written.
-        verdicts: folder of the first stage's verdicts, if it settles.
-        dropped: folder for the documents that are dropped, if they are to be kept.
+        source: file of the part before the segment.
+        folder: of the part after the segment, its keys and its facts.
+        verdicts: folder of the first stage's verdicts, if that stage settles.
+        dropped: folder for dropped documents, if they are to be kept.
     """
 
     segment: Segment
@@ -118,7 +124,7 @@ class SegmentTask:
 
     @property
     def done(self) -> Path:
-        """The file of the facts, which is written last: if it is there, the part is finished."""
+        """The file of the facts. It is written last, so if it exists, the part is finished."""
         return self.folder / f"{self.name}.json"
 
     def known(self) -> PartFacts | None:
@@ -127,7 +133,7 @@ class SegmentTask:
             return None
         facts: PartFacts = json.loads(self.done.read_bytes())
         for stage in facts["stages"]:
-            # JSON has lists for rows.
+            # JSON turned these rows into lists.
             stage["in"] = [GroupRow(*row) for row in stage["in"]]
             stage["out"] = [GroupRow(*row) for row in stage["out"]]
             stage["removed"] = [RemovalRow(*row) for row in stage["removed"]]
@@ -135,10 +141,14 @@ class SegmentTask:
 
 
 def run_part(task: SegmentTask) -> PartFacts:
-    """Take a part through a segment, and write what became of it last."""
-    begun = time.perf_counter()
-    applying, spent = 0.0, {}
-    table = came = read_part_file(task.source)
+    """Apply a segment to a part, and write the part that results, its keys and its facts.
+
+    Raises:
+        RunFailed: a stage lost documents without a reason, or changed their order.
+    """
+    started = time.perf_counter()
+    apply_seconds, key_seconds = 0.0, {}
+    table = original = read_part_file(task.source)
     stages: list[StageFacts] = []
     before = _counts(table)
     for stage in task.segment.stages:
@@ -148,7 +158,7 @@ def run_part(task: SegmentTask) -> PartFacts:
         began = time.perf_counter()
         outcome = stage.apply(table, verdict)
         seconds = time.perf_counter() - began
-        applying += seconds
+        apply_seconds += seconds
         _check(stage, table, outcome)
         after = _counts(outcome.table)
         removed, examples = _removed(stage, table, outcome.removed)
@@ -171,22 +181,22 @@ def run_part(task: SegmentTask) -> PartFacts:
         began = time.perf_counter()
         keys = task.segment.closing.keys(table)
         write_keys(keys, task.folder / "keys" / f"{task.name}.parquet")
-        spent[task.segment.closing.name] = time.perf_counter() - began
-    _hand_on(task, None if table is came else table)
-    rest = time.perf_counter() - begun - sum(spent.values()) - applying
+        key_seconds[task.segment.closing.name] = time.perf_counter() - began
+    _write_result(task, None if table is original else table)
+    rest = time.perf_counter() - started - sum(key_seconds.values()) - apply_seconds
     facts: PartFacts = {
         "documents": len(table),
         "stages": stages,
-        "seconds": {"keys": spent, "rest": rest},
+        "seconds": {"keys": key_seconds, "rest": rest},
     }
     replace_durably(task.done, json.dumps(facts, ensure_ascii=False).encode())
     return facts
 
 
-def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
-    """Write the part that comes out; None: it is unchanged, so its file gets a second name."""
+def _write_result(task: SegmentTask, table: pa.Table | None) -> None:
+    """Write the part after the segment; if it is unchanged (None), make a hard link instead."""
     target = task.folder / f"{task.name}{SUFFIX}"
-    # A killed run may have left that second name, through which the source would be changed.
+    # A killed run may have left a hard link: writing to it would change the source.
     target.unlink(missing_ok=True)
     if table is None:
         try:
@@ -198,14 +208,18 @@ def _hand_on(task: SegmentTask, table: pa.Table | None) -> None:
 
 
 def _check(stage: PrepStage, table: pa.Table, outcome: Outcome) -> None:
-    """Check that the stage gave a reason for each missing document and kept the order."""
+    """Check that the stage gave a reason for each missing document, and kept the order.
+
+    Raises:
+        RunFailed: it did not.
+    """
     whole = pc.sum(outcome.removed["whole"].cast(pa.int64())).as_py() or 0
     places = outcome.table["pos"].to_numpy()
     unknown = set(pc.unique(outcome.removed["reason"]).to_pylist()) - set(stage.reasons)
     if len(outcome.table) + whole != len(table) or np.any(np.diff(places) <= 0) or unknown:
         raise RunFailed(
-            f"stage {stage.name} made {len(outcome.table)} of {len(table)} documents with "
-            f"{whole} dropped, reasons {sorted(unknown)} it does not name, or out of order",
+            f"stage {stage.name} returned {len(outcome.table)} of {len(table)} documents with "
+            f"{whole} dropped; undeclared reasons: {sorted(unknown)}; or the order is wrong",
             todo="this is a defect of bc2: please report it with the recipe",
         )
 
@@ -221,8 +235,8 @@ def _groups(table: pa.Table) -> Iterator[tuple[str, str | None, Any]]:
     for pair in sorted(pairs.to_pylist(), key=lambda p: (p["source"], p["lang"] or "")):
         same = pc.equal(table["source"], pair["source"])
         lang = pair["lang"]
-        spoken = pc.is_null(table["lang"]) if lang is None else pc.equal(table["lang"], lang)
-        mask = pc.fill_null(pc.and_(same, spoken), False).to_numpy(zero_copy_only=False)
+        in_lang = pc.is_null(table["lang"]) if lang is None else pc.equal(table["lang"], lang)
+        mask = pc.fill_null(pc.and_(same, in_lang), False).to_numpy(zero_copy_only=False)
         yield pair["source"], lang, mask
 
 
@@ -260,7 +274,7 @@ def _removed(
 def _examples(
     stage: str, table: pa.Table, removed: pa.Table, at: Any, chosen: Any
 ) -> list[dict[str, Any]]:
-    """Up to EXAMPLES of the chosen rows: those whose place has the smallest hash."""
+    """Up to EXAMPLES of the chosen rows: those whose `pos` has the smallest hash."""
     places = removed["pos"].to_numpy()
     ranked = sorted((example_rank(int(places[row])), int(row)) for row in chosen)[:EXAMPLES]
     found = []
@@ -301,7 +315,7 @@ def example_rank(pos: int) -> str:
 
 
 def _keep_dropped(folder: Path, name: str, table: pa.Table, removed: pa.Table) -> None:
-    """Write what was removed beside its reason: whole documents with their text."""
+    """Write the documents that a stage dropped or cut, with their text and the reason."""
     make_directory(folder)
     at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
     text = table.take(pa.array(at)).drop_columns(["pos"])

@@ -1,4 +1,4 @@
-"""Settings of the funnel's stages: the tables below [corpus]. A stage without its table is off."""
+"""Settings of the funnel's stages: the tables under [corpus]. A stage without a table is off."""
 
 from __future__ import annotations
 
@@ -11,215 +11,221 @@ from pydantic import Field, field_validator, model_validator
 
 from bc2.recipe import UNKEYED, Settings
 
-#: Personal data that `bc2.data.prep.text.personal_data` finds.
+#: Kinds of personal data that `bc2.data.prep.text.personal_data` finds.
 PersonalKind = Literal["email", "phone", "id_card", "ssn", "ip", "bank_card", "key"]
 
 
 class NormaliseSettings(Settings):
-    """[corpus.normalise]: one form of the same text.
+    """[corpus.normalise]: line ends, control characters, white space.
 
-    Always: CRLF and CR become LF; control characters other than tab and LF, and U+FEFF, go; a
-    document with nothing but white space left is dropped (`empty`).
+    In every case CRLF and CR become LF, and control characters other than tab and LF, and U+FEFF,
+    are removed. A document that then has nothing but white space is dropped (`empty`).
     """
 
     nfc: bool = False
-    """Unicode normalisation form C. Off, since it also turns the compatibility ideographs of
-    old books into other characters."""
+    """Convert to Unicode normalisation form C. Off by default, because it also replaces the
+    compatibility ideographs of old books by other characters."""
 
     blank_lines: int | Literal[False] = Field(False, ge=0)
-    """At most so many blank lines in a row; ``false`` leaves them."""
+    """Keep at most so many consecutive blank lines; ``false`` keeps all."""
 
     strip_lines: bool = False
-    """Take away white space at the ends of lines."""
+    """Remove white space at the ends of lines."""
 
 
 class QualitySettings(Settings):
-    """[corpus.quality]: a score for every sentence; low ones are cut."""
+    """[corpus.quality]: score every sentence, and cut those with low scores."""
 
     scorer: str = Field("rules", min_length=1, json_schema_extra=UNKEYED)
-    """``rules``: a formula on a sentence's form (`bc2.data.prep.text.rule_scorer`);
-    else the directory of a scorer trained by ``bc2 data train-quality``. Not keyed: the files'
-    digests are."""
+    """``rules`` for rules about a sentence's form (`bc2.data.prep.text.rule_scorer`), or the
+    directory of a scorer trained by ``bc2 data train-quality``. The corpus's key has the digests
+    of the files instead of the path."""
 
     languages: tuple[str, ...] = Field(("en", "zh", "unknown"), min_length=1)
-    """Languages that are scored; ``unknown`` is a document whose source names none. The others,
-    code among them, pass with empty scores."""
+    """Languages that are scored; ``unknown`` stands for documents whose source states none.
+    Documents in other languages, and code, stay unchanged without scores."""
 
     min_sentence: float = Field(0.35, ge=0, le=1)
-    """Sentences that score less are cut (`low_sentence`), except in fenced blocks of code or
+    """Sentences with a lower score are cut (`low_sentence`), except in fenced blocks of code or
     mathematics."""
 
     min_letters: int = Field(12, ge=0)
-    """Sentences of fewer letters (an ideograph counts 3) are left: numbers, dates, headings'
-    underlines and lone marks say little by themselves and hold a text together."""
+    """Sentences with fewer letters (a CJK character counts as 3) are not cut: numbers, dates,
+    underlines of headings and single marks get low scores by themselves, but belong to the text."""
 
     min_document: float = Field(0.5, ge=0, le=1)
-    """Documents with a lower mean score, weighted by characters, before anything is cut and
-    without fenced blocks, are dropped (`low_quality`)."""
+    """Documents with a lower mean score are dropped (`low_quality`). The mean is weighted by
+    characters, before anything is cut, and without fenced blocks."""
 
     max_cut: float = Field(0.3, ge=0, le=1)
-    """Documents that would lose a larger share of their characters are dropped
+    """Documents that would lose a larger share of their characters by cuts are dropped
     (`low_quality`)."""
 
 
 class PassagesSettings(Settings):
-    """[corpus.passages]: paragraphs and sentences that stand in the corpus before.
+    """[corpus.passages]: cut paragraphs and sentences that occur earlier in the corpus.
 
-    Two passages are the same if they are with white space as one space and case folded; in code,
-    if their lines are, but for white space at their ends.
+    Two passages are equal if they differ only in case and in the kind and amount of white space.
+    In code, they may differ only in white space at the ends of lines.
     """
 
     paragraphs: bool = True
-    """Cut paragraphs that stand earlier in the corpus (CCNet, Wenzek et al. 2020, section 3.1)."""
+    """Cut paragraphs that occur earlier in the corpus (CCNet, Wenzek et al. 2020, section 3.1)."""
 
     sentences: bool = True
-    """Cut sentences that stand earlier in the corpus (C4 does so with spans of three)."""
+    """Cut sentences that occur earlier in the corpus (C4 cuts spans of three sentences)."""
 
     paragraph_bytes: int = Field(120, ge=1)
-    """Shorter paragraphs are left alone: UTF-8 bytes of the compared form, in which a Chinese
-    character counts 3 and parallel Chinese and English text are about as long."""
+    """Fewest UTF-8 bytes of a paragraph that is cut, in the form that is compared. A Chinese
+    character has 3 bytes, so parallel Chinese and English text have about the same length."""
 
     sentence_bytes: int = Field(120, ge=1)
-    """Shorter sentences are left alone: UTF-8 bytes of the compared form."""
+    """Fewest UTF-8 bytes of a sentence that is cut, in the form that is compared."""
 
     paragraph_repeats: int = Field(2, ge=2)
-    """Cut only paragraphs that stand at least so many times in the corpus; the first stays."""
+    """Cut only paragraphs that occur at least so many times in the corpus; the first stays."""
 
     sentence_repeats: int = Field(3, ge=2)
-    """The same for sentences. Above 2, since a sentence is lost out of its context: quotations
-    and a statute's standard clauses stand twice in good text, notices and menus everywhere."""
+    """The same for sentences. More than 2 by default, because a cut sentence is missing in its
+    context: good text repeats quotations and the standard clauses of statutes twice, while notices
+    and menus occur everywhere."""
 
     code: bool = False
-    """Cut paragraphs (never sentences) in documents with lang "code" too. Off: a file without
-    one of its functions no longer runs, so code is compared as whole files only."""
+    """Also cut paragraphs (never sentences) in documents with lang "code". Off by default: a file
+    without one of its functions no longer runs, so code is compared as whole files only."""
 
     max_lost: float = Field(0.7, gt=0, le=1)
     """Drop documents that would lose a larger share of their characters (`mostly_duplicate`)."""
 
     min_left: int = Field(60, ge=0)
-    """Drop documents of which a cut would leave fewer UTF-8 bytes (`mostly_duplicate`)."""
+    """Drop documents that would have fewer UTF-8 bytes after cuts (`mostly_duplicate`)."""
 
 
 class NearSettings(Settings):
-    """[corpus.near]: documents that are nearly the same, of which one stays.
+    """[corpus.near]: keep one of several documents with nearly the same words.
 
-    How near two are is the Jaccard similarity of their sets of shingles. MinHash finds
-    candidates, exact sets verify them, so the recall is a chance and the precision is 1.
+    The similarity of two documents is the Jaccard similarity of their sets of shingles. MinHash
+    finds candidate pairs, with a recall that is a probability. The exact sets verify them, so the
+    precision is 1.
     """
 
     threshold: float = Field(0.8, gt=0, le=1)
-    """Least Jaccard similarity of near-duplicates (0.8: SlimPajama)."""
+    """Lowest Jaccard similarity of near-duplicates (0.8: SlimPajama)."""
 
     recall: float = Field(0.97, gt=0, lt=1)
-    """Least chance of finding a pair that is just at the threshold; nearer ones have more.
-    The bands follow from it: 16 of 7 hashes for 0.97 at 0.8."""
+    """Lowest probability of finding a pair whose similarity is the threshold; it is higher for
+    more similar pairs. It determines the bands: 16 bands of 7 hashes for 0.97 at 0.8."""
 
     hashes: int = Field(112, ge=1, le=1024)
-    """MinHash values a document (112: FineWeb, arXiv 2406.17557). More find the same recall
-    with fewer candidates in vain, and take time in proportion."""
+    """MinHash values of a document (112: FineWeb, arXiv 2406.17557). With more, fewer candidates
+    are below the threshold at the same recall, but the time grows in proportion."""
 
     shingle: int = Field(5, ge=1, le=32)
     """Words in a shingle (5: FineWeb). A CJK character is a word."""
 
 
 class EmbeddingSettings(Settings):
-    """What gives a document its vector: shared by the tables that compare documents so."""
+    """How documents become vectors: part of the tables whose stages compare vectors."""
 
     model: str | None = Field(None, min_length=1)
-    """A sentence-transformers model, by name on the Hugging Face hub or as a folder: its
-    embeddings, instead of words. Needs `pip install sentence-transformers`; one text at a time
-    on one core, so that what becomes of a document never depends on its neighbours."""
+    """A sentence-transformers model, by its name on the Hugging Face hub or by its folder. Its
+    embeddings replace those computed from words. Needs `pip install sentence-transformers`. It
+    works on one text at a time on one core, so that a document's result does not depend on its
+    neighbours."""
 
 
 class DenseSettings(EmbeddingSettings):
-    """[corpus.dense]: documents whose embeddings are nearly the same, of which one stays.
+    """[corpus.dense]: keep one of several documents with nearly the same embedding.
 
-    How near two are is the cosine of their vectors as they are stored, in 8-bit integers.
-    Sign bits find candidates, exact integer products verify them, so the recall is a chance and
-    the precision, with respect to that cosine, is 1.
+    The similarity of two documents is the cosine of their vectors, which are stored as 8-bit
+    integers. Sign bits find candidate pairs, with a recall that is a probability. Exact integer
+    products verify them, so the precision for this cosine is 1.
     """
 
     threshold: float = Field(0.95, gt=0, le=1)
-    """Least cosine of near-duplicates. For the embedding of words: a `model` has a scale of its
-    own, on which unlike texts may come to 0.8."""
+    """Lowest cosine of near-duplicates. The default is for embeddings of words: cosines of a
+    `model` have another scale, and may be 0.8 for texts that are not similar."""
 
     recall: float = Field(0.97, gt=0, lt=1)
-    """Least chance of finding a pair that is just at the threshold; nearer ones have more.
-    The bands follow from it: 44 of 23 bits for 0.97 at 0.95."""
+    """Lowest probability of finding a pair whose cosine is the threshold; it is higher for more
+    similar pairs. It determines the bands: 44 bands of 23 bits for 0.97 at 0.95."""
 
     bits: int = Field(1024, ge=1, le=8192)
-    """Sign bits a document. More find the same recall with fewer candidates in vain, and take
-    time and room in proportion."""
+    """Sign bits of a document. With more, fewer candidates are below the threshold at the same
+    recall, but time and memory grow in proportion."""
 
     dimensions: int = Field(256, ge=8, le=4096)
-    """Dimensions, and bytes, of the embedding of words; a cosine c is off by about
-    (1 - c^2) / sqrt(dimensions), 0.006 at 0.95. A `model` has dimensions of its own."""
+    """Dimensions (and bytes) of the embedding of words. The error of a cosine c is about
+    (1 - c^2) / sqrt(dimensions), which is 0.006 at 0.95. A `model` has its own dimensions."""
 
     span: int = Field(1000, ge=16)
-    """Characters that a `model` is given at once. A document's vector is the mean of its spans',
-    by their length, so no part of a long one goes unseen: most models pass over what is beyond
-    256 or 512 tokens."""
+    """Characters that a `model` gets at a time. A document's vector is the mean of the vectors of
+    its spans, weighted by their length. So all of a long document counts, although most models
+    ignore text beyond 256 or 512 tokens."""
 
     min_words: int = Field(20, ge=1)
-    """Documents of fewer words are left alone. A CJK character is a word."""
+    """Documents with fewer words are not compared. A CJK character is a word."""
 
     seed: int = Field(0, ge=0)
-    """Seeds the projection of words and the planes whose sides are the sign bits."""
+    """Seeds the projection of words and the hyperplanes of the sign bits."""
 
 
 class WordListSettings(Settings):
-    """[[corpus.safety.word_lists]]: a file of words, one a line, and when they are too many.
+    """[[corpus.safety.word_lists]]: a file with a word on each line, and limits for them.
 
-    Words in Latin and other spaced scripts match as whole words, CJK anywhere; case is ignored.
+    Words of scripts with spaces match as whole words only, CJK words anywhere; case is ignored.
     """
 
     name: str = Field(min_length=1)
     """Name of the list in the report."""
 
     path: str = Field(min_length=1, json_schema_extra=UNKEYED)
-    """UTF-8 text; empty lines and lines that begin with # are passed over. Not keyed: the
-    file's digest is."""
+    """UTF-8 text file; empty lines and lines that begin with # are ignored. The corpus's key has
+    the digest of the file instead of the path."""
 
     min_count: int = Field(1, ge=1)
-    """Occurrences at which a document is dropped."""
+    """Documents with at least so many occurrences of the words are dropped."""
 
     min_density: float = Field(0.0, ge=0)
-    """Occurrences a thousand words (a CJK character is a word) that it must reach as well."""
+    """To be dropped, a document must also have at least so many occurrences per thousand words. A
+    CJK character is a word."""
 
 
 class SafetySettings(Settings):
-    """[corpus.safety]: what must not be learned, and personal data."""
+    """[corpus.safety]: text that a model must not learn, and personal data."""
 
     word_lists: tuple[WordListSettings, ...] = ()
     """Word lists; a document that reaches the limits of one is dropped (`word_list`)."""
 
     url_lists: tuple[str, ...] = Field((), json_schema_extra=UNKEYED)
-    """Files of hosts or URLs without scheme, one a line: ``bad.example`` is that host and those
-    below it, ``bad.example/page`` the paths that begin so. A document that has one is dropped
-    (`url_list`). Not keyed: the files' digests are."""
+    """Files with a host or a URL without scheme on each line. ``bad.example`` is that host with
+    its subdomains, and ``bad.example/page`` every URL that begins with it. A document with one of
+    them is dropped (`url_list`). The corpus's key has the digests of the files instead of their
+    paths."""
 
     patterns: dict[str, str] = Field(default_factory=dict)
-    """Name -> regular expression (Python's `re`); a document that has a match is dropped
+    """Name -> regular expression (Python's `re`); a document with a match is dropped
     (`pattern:NAME`)."""
 
     classifier: str | None = Field(None, min_length=1, json_schema_extra=UNKEYED)
-    """Directory of a scorer trained with safe text as good, unsafe as bad. Not keyed: the
-    files' digests are."""
+    """Directory of a scorer trained by ``bc2 data train-quality`` with safe text as good and unsafe
+    text as bad. The corpus's key has the digests of the files instead of the path."""
 
     min_safe: float = Field(0.5, ge=0, le=1)
     """Documents whose mean score by the classifier, weighted by characters, is lower are dropped
     (`unsafe`)."""
 
     personal: Literal["mask", "drop", "keep"] = "mask"
-    """Replace personal data, drop documents that have some (`personal_email`, ...), or neither."""
+    """Replace personal data by a mask, drop documents with it (`personal_email`, ...), or keep
+    it."""
 
     kinds: tuple[PersonalKind, ...] = Field(get_args(PersonalKind), min_length=1)
-    """What counts as personal data. In code (lang ``code``) only e-mail addresses and secret
-    keys are looked for: its other numbers are literals."""
+    """What counts as personal data. In code (lang ``code``) only e-mail addresses and secret keys
+    are searched for, because other numbers there are literals."""
 
     mask: str = Field("[{KIND}]", min_length=1)
-    """What replaces personal data: {KIND} is EMAIL, PHONE, ID_CARD, SSN, IP, BANK_CARD or KEY,
-    {kind} the same in small letters."""
+    """The text that replaces personal data: {KIND} is EMAIL, PHONE, ID_CARD, SSN, IP, BANK_CARD or
+    KEY, and {kind} the same in lower case."""
 
     @field_validator("patterns")
     @classmethod
@@ -253,71 +259,76 @@ class SafetySettings(Settings):
 
 
 class BenchmarkSettings(Settings):
-    """[[corpus.decontaminate.benchmarks]]: one benchmark's files, and where its questions are."""
+    """[[corpus.decontaminate.benchmarks]]: the files of a benchmark, and where its texts are."""
 
     name: str = Field(min_length=1)
     """Name of the benchmark in counts and details."""
 
     path: str = Field(min_length=1, json_schema_extra=UNKEYED)
     """A file or a glob (** for folders at any depth): .csv, .json, .jsonl (also .gz, .zst) or
-    .parquet. Not keyed: the files' digests are."""
+    .parquet. The corpus's key has the digests of the files instead of the path."""
 
     fields: tuple[str, ...] = Field(min_length=1)
-    """Columns or keys whose text must not be trained on, each compared on its own;
-    "options.A" reaches into an object. Every row needs them; null and empty are passed over."""
+    """Columns or keys with text that must not be trained on; each field is a text of its own.
+    "options.A" is the key A of the object "options". Every row must have the fields; null and
+    empty values are skipped."""
 
     rows: str | None = None
-    """Key of the list of rows, where a .json file holds an object."""
+    """Key of the list of rows, if a .json file holds an object."""
 
 
 class DecontaminateSettings(Settings):
-    """[corpus.decontaminate]: text of benchmarks.
+    """[corpus.decontaminate]: find documents with text of benchmarks.
 
-    A document matches where it holds `ngram` words of a benchmark's field in a row (GPT-3, Brown
-    et al. 2020, appendix C), whatever the case, white space and punctuation; or a whole field
-    that is shorter.
+    A document matches if it has `ngram` consecutive words of a benchmark's text (GPT-3, Brown et
+    al. 2020, appendix C), or the whole text if that is shorter. Case, white space and punctuation
+    are ignored.
     """
 
     benchmarks: tuple[BenchmarkSettings, ...] = ()
     """Benchmarks in files."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks or groups of lm-eval by name: the questions of their test and validation sets."""
+    """Names of lm-eval tasks or groups: the questions of their test and validation sets."""
 
     task_path: str | None = Field(None, json_schema_extra=UNKEYED)
-    """A folder of further lm-eval tasks (YAML files). Not keyed: the questions' digests are."""
+    """A folder of further lm-eval tasks (YAML files). The corpus's key has the digests of the
+    questions instead of the path."""
 
     action: Literal["drop", "cut", "report"] = "drop"
-    """Drop the document, cut the sentences at and around a match, or only list the document."""
+    """Drop documents with matches, cut the sentences at and around matches, or only list the
+    documents."""
 
     ngram: int = Field(13, ge=5, le=64)
-    """Words in a row that are evidence (GPT-3: 13)."""
+    """How many consecutive words are a match (GPT-3: 13)."""
 
     cjk_ngram: int = Field(20, ge=5, le=64)
-    """Units in a row where more than half of the first `ngram` are CJK characters, each of which
-    is one: 13 English words are about 20 Chinese characters in translation."""
+    """The same if more than half of the first `ngram` words are CJK characters, each of which is a
+    word: 13 English words are about 20 Chinese characters in translation."""
 
     min_words: int = Field(8, ge=1)
-    """Fields of fewer words cannot be found (GPT-3: 8); between this and `ngram`, as a whole."""
+    """Texts with fewer words cannot be found (GPT-3: 8). A text with at least this many words, but
+    fewer than `ngram`, is found as a whole."""
 
     min_cjk: int = Field(13, ge=1)
-    """The same for fields that are mostly CJK characters."""
+    """The same for texts of mostly CJK characters."""
 
     margin: int = Field(200, ge=0)
-    """Characters on either side of a match (GPT-3: 200): every sentence they touch is cut."""
+    """Characters on either side of a match (GPT-3: 200): `cut` removes every sentence within
+    them."""
 
     common: int | None = Field(None, ge=1)
-    """Matches in more documents than this are no evidence but common phrases (GPT-3: 10); all are
-    evidence if none."""
+    """N-grams in more documents than this are common phrases and no matches (GPT-3: 10). Without
+    it, all count."""
 
     listed: int = Field(100, ge=0)
-    """Documents that `contamination.jsonl` lists of each benchmark text, those that come first;
-    the rest are counted, as `not_listed` in the funnel's facts."""
+    """How many documents `contamination.jsonl` lists for each benchmark text, in the order of the
+    corpus. The others are counted as `not_listed` in the funnel's facts."""
 
     @model_validator(mode="after")
     def _something_to_find(self) -> Self:
         if not self.benchmarks and not self.tasks:
-            raise ValueError("decontaminate needs benchmarks or tasks to look for")
+            raise ValueError("decontaminate needs benchmarks or tasks")
         names = [benchmark.name for benchmark in self.benchmarks] + list(self.tasks)
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -328,62 +339,65 @@ class DecontaminateSettings(Settings):
 
 
 class ClustersSettings(EmbeddingSettings):
-    """[corpus.clusters]: topics (Baichuan 2, section 2.1), as the column `cluster`."""
+    """[corpus.clusters]: topics, as the column `cluster` (Baichuan 2, section 2.1)."""
 
     clusters: int = Field(32, ge=2, le=1000)
-    """At most so many topics; fewer where there are not so many different documents."""
+    """The most clusters; there are fewer if there are fewer different documents."""
 
     sample: int = Field(20_000, ge=2)
-    """Topics are found in so many documents, those with the smallest hash of (seed, id)."""
+    """Clusters are fitted to so many documents: those with the smallest hash of (seed, id)."""
 
     characters: int = Field(2000, ge=8)
-    """Unicode characters of a document that are looked at, in eight spans over its length."""
+    """Unicode characters of a document that count, in eight spans spread over its length."""
 
     vocabulary: int = Field(50_000, ge=2)
-    """Words and pairs of CJK characters that are looked at: those in the most documents of the
-    sample, of the ones in two or more and in at most half of it."""
+    """The most words and pairs of CJK characters that count. Of those that occur in at least two
+    documents and in at most half of the sample, the ones in the most documents are taken."""
 
     dimensions: int = Field(64, ge=1)
-    """Dimensions of latent semantic analysis, in which the sample is clustered by k-means."""
+    """Dimensions of the latent semantic analysis; k-means clusters the sample in this space."""
 
     seed: int = Field(0, ge=0)
-    """Seeds the sample, the decomposition and the first centres."""
+    """Seeds the sample, the decomposition and the first cluster centres."""
 
 
 class WeightsSettings(Settings):
     """[corpus.weights]: how often text is drawn, by source, language, quality and topic.
 
-    A factor multiplies what a text has by its size: 2 is drawn twice as often as 1, 0 never,
-    and text that no key names has factor 1. Factors of different keys multiply. A share is of
-    all that is drawn, whatever the sizes, and is applied after the factors.
+    Without factors, text is drawn in proportion to its size. Text with factor 2 is drawn twice as
+    often, text with factor 0 never. Text that no key names has factor 1, and factors of different
+    keys are multiplied. A share is a part of everything that is drawn, whatever the sizes; shares
+    are applied after factors.
     """
 
     sources: dict[str, float] = Field(default_factory=dict)
     """Factor of each source, such as 2 for text of trusted origin (Baichuan 2, section 4.1)."""
 
     languages: dict[str, float] = Field(default_factory=dict)
-    """Factor of each language as the sources state it; "und" is text of which none is stated."""
+    """Factor of each language that the sources state; "und" is text without a stated language."""
 
     quality: tuple[tuple[float, float], ...] = ()
-    """Bands as [lowest score, factor], rising from score 0: `[[0, 0.5], [0.5, 1], [0.8, 2]]`.
-    Text without a score has factor 1. Needs [corpus.quality]."""
+    """Factors of bands of quality scores, as [lowest score, factor] in ascending order from score
+    0: `[[0, 0.5], [0.5, 1], [0.8, 2]]`. Text without a score has factor 1. Needs
+    [corpus.quality]."""
 
     clusters: dict[str, float] = Field(default_factory=dict)
-    """Factor of each cluster, by number. Needs [corpus.clusters]."""
+    """Factor of each cluster, by its number. Needs [corpus.clusters]."""
 
     cluster_temperature: float = Field(1.0, ge=0, le=1)
-    """Clusters are drawn in proportion to their size to this power: 1 as they are, 0 all alike,
-    as languages in XLM (Conneau and Lample 2019, section 3.1)."""
+    """Clusters are drawn in proportion to their size to this power, as languages in XLM (Conneau
+    and Lample 2019, section 3.1). With 1 the sizes count fully; with 0 all clusters are drawn
+    equally often. Below 1 it needs [corpus.clusters]."""
 
     source_shares: dict[str, float] = Field(default_factory=dict)
-    """Share of each source, in [0, 1]; the others divide what is left of 1."""
+    """Share of each source, in [0, 1]; the sources without a share divide the rest of 1."""
 
     language_shares: dict[str, float] = Field(default_factory=dict)
-    """Share of each language, likewise. Not together with `source_shares`."""
+    """Share of each language, in the same way. Not together with `source_shares`."""
 
     min_stratum_bytes: int = Field(1 << 20, ge=0)
-    """Smaller strata of a source (UTF-8 bytes) are joined into one, SOURCE.rest: a stratum must
-    hold whole samples and, as a rule, held-out text."""
+    """Strata of a source with fewer UTF-8 bytes are joined into one stratum, SOURCE.rest, because
+    a stratum needs text for whole samples and usually for held-out text."""
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -392,7 +406,7 @@ class WeightsSettings(Settings):
             if any(factor < 0 for factor in table.values()):
                 raise ValueError(f"{key}: a factor cannot be negative")
         if not all(number.isdecimal() for number in self.clusters):
-            raise ValueError("clusters are named by number, from 0")
+            raise ValueError("clusters: the keys must be numbers of clusters, from 0")
         self._check_bands()
         self._check_shares()
         return self
@@ -400,9 +414,9 @@ class WeightsSettings(Settings):
     def _check_bands(self) -> None:
         lowest = [score for score, _ in self.quality]
         if lowest and lowest[0] != 0:
-            raise ValueError("quality: the first band begins at score 0")
+            raise ValueError("quality: the first band must begin at score 0")
         if any(low >= high for low, high in pairwise(lowest)):
-            raise ValueError("quality: the bands' lowest scores must rise")
+            raise ValueError("quality: the lowest scores of the bands must be in ascending order")
         if any(factor < 0 for _, factor in self.quality):
             raise ValueError("quality: a factor cannot be negative")
 
@@ -417,10 +431,10 @@ class WeightsSettings(Settings):
 
     @property
     def by_language(self) -> bool:
-        """Whether languages of a source are strata of their own."""
+        """Whether the languages of a source are strata of their own."""
         return bool(self.languages or self.language_shares)
 
     @property
     def by_cluster(self) -> bool:
-        """Whether clusters are: the stage needs the column `cluster`."""
+        """Whether clusters are strata of their own, which needs the column `cluster`."""
         return bool(self.clusters) or self.cluster_temperature != 1

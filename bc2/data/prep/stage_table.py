@@ -1,7 +1,7 @@
-"""The stages of the funnel, in the order of Baichuan 2, figure 2: from [corpus] to what runs.
+"""The table of the funnel's stages, in the order in which they run (Baichuan 2, figure 2).
 
-A new stage is a line here, its file in `stages`, its settings in `settings` and the key of its
-table in `bc2.data.corpus_config.CorpusConfig`.
+A new stage needs a line here, a file in `stages`, a class in `settings`, and a key for its table in
+`bc2.data.corpus_config.CorpusConfig`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from importlib import import_module
 from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.stages.base import PrepStage
 
-#: Name of a stage -> the module and class that do it, in the order in which stages run. A stage
-#: runs if the recipe has its table, [corpus.NAME]; its module is imported only then.
+#: Name of a stage -> its module and class, in the order in which stages run. A stage runs if the
+#: recipe has its table, [corpus.NAME]; its module is imported only then.
 PREP_STAGES = {
     "normalise": "bc2.data.prep.stages.normalise:NormaliseStage",
     "exact": "bc2.data.prep.stages.exact:ExactStage",
@@ -33,10 +33,10 @@ ALWAYS = "exact"
 
 
 def build_stages(config: CorpusConfig) -> list[PrepStage]:
-    """The stages that a recipe asks for, in order, checked.
+    """Make the stages that a recipe asks for, in order, and check their settings.
 
     Raises:
-        RecipeError, DataError: settings that do not fit each other, or a file that is missing.
+        RecipeError, DataError: settings do not fit each other, or a file is missing.
     """
     names = [name for name in PREP_STAGES if name == ALWAYS or getattr(config, name) is not None]
     stages = [stage_class(name).of(config) for name in names]
@@ -48,13 +48,13 @@ def build_stages(config: CorpusConfig) -> list[PrepStage]:
 
 
 def stage_class(name: str) -> type[PrepStage]:
-    """The class of a stage of the table, imported."""
+    """Import the class of a stage."""
     module, _, attribute = PREP_STAGES[name].partition(":")
     found: type[PrepStage] = getattr(import_module(module), attribute)
     return found
 
 
 def stage_digests(stages: Iterable[PrepStage]) -> dict[str, dict[str, str]]:
-    """By stage, the SHA-256 of every file, other than the text, that affects its result."""
+    """Stage -> name -> hex SHA-256, for every file other than the text that affects the result."""
     found = {stage.name: stage.digests() for stage in stages}
     return {name: digests for name, digests in found.items() if digests}

@@ -1,7 +1,7 @@
-"""How long each step of making a corpus took: recorded beside the corpus, never in it.
+"""How long each step of making a corpus took; it is recorded beside the corpus, never in it.
 
-Seconds are of all workers together, and of every attempt that finished something. Settling is
-measured as elapsed time, although it may use workers.
+Seconds are summed over all workers, and over all attempts that finished parts. Settling is measured
+as elapsed time, although it may use workers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def step_timings(
     """A row for each step, in order.
 
     Returns:
-        ``{"step", "bytes", "seconds", "settling"}``: bytes of text that came into the step (None
-        where it does not apply), seconds, and those of them that deciding over the whole corpus
-        took (keys and settling). Steps are ``reading``, the stages by name, ``parts`` (reading,
+        ``{"step", "bytes", "seconds", "settling"}``: UTF-8 bytes of text before the step (None for
+        ``parts``), its seconds, and how many of these the decision over the whole corpus took
+        (keys and settling). Steps are ``reading``, the stages by name, ``parts`` (reading,
         counting and writing parts between stages) and ``writing``.
     """
     settling, apply = _by_stage(results)
@@ -56,7 +56,7 @@ def _by_stage(results: StageResults) -> tuple[defaultdict[str, float], defaultdi
 
 
 def _timed(results: StageResults) -> list[PartFacts]:
-    """Parts whose seconds are known: an attempt of an older version did not keep them."""
+    """Parts whose seconds are known: older versions did not record them."""
     return [part for part in results.facts if "seconds" in part]
 
 

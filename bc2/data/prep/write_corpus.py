@@ -1,8 +1,8 @@
-"""Write the working set as a corpus: by source or stratum, in the order of `pos`.
+"""Write the working set as a corpus: a folder for each source or stratum, in the order of `pos`.
 
-First every part of the working set is surveyed: which of its documents go to which folder, and
-how large they are. This determines where the parts of the corpus begin and end, so that any worker
-can write any of them.
+First every part of the working set is surveyed: to which folder each document goes, and how large
+it is. This determines where the parts of the corpus begin and end, so that any worker can write any
+of them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from bc2.data.prep.part_files import read_part_file
 
 Int64 = npt.NDArray[np.int64]
 
-#: Rows taken out of a part at a time.
+#: Rows that are taken from a part at a time.
 _BATCH = 256
 
-#: Edges of the histograms: of the characters of a document, and of its quality score.
+#: Edges of the histograms of documents by their characters, and by their quality score.
 LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 7) for digit in (1, 2, 5)))
 SCORE_EDGES = tuple(step / 20 for step in range(20))
 
 
 @dataclass
 class WrittenSource:
-    """What was written of one source.
+    """What was written for one source.
 
     Attributes:
-        strata: name -> split -> ``{documents, bytes, characters, parts: [...]}``; the source
-            itself where nothing is weighted.
-        lengths, scores: language -> documents from each edge on.
+        strata: name -> split -> ``{documents, bytes, characters, parts: [...]}``. Without weights
+            the source itself is the only stratum.
+        lengths, scores: language -> number of documents in each bin, which begins at an edge.
         seconds: of all workers.
     """
 
@@ -57,13 +57,14 @@ def write_source(
     part_bytes: int,
     run: Callable[[Iterable[PartTask]], Iterator[WrittenPart]],
 ) -> WrittenSource:
-    """Write the documents of a source, held-out ones apart.
+    """Write the documents of a source, with held-out documents in folders of their own.
 
-    Holds 16 bytes a document of the largest stratum.
+    Memory: 16 bytes for each document of the largest stratum.
 
     Args:
-        surveys: of its parts, in order.
-        run: does `write_corpus_part` for each task; results in order.
+        surveys: of the source's parts, in order.
+        part_bytes: UTF-8 bytes of text in a part of the corpus.
+        run: calls `write_corpus_part` for each task; results in order.
     """
     written = WrittenSource(source, seconds=sum(survey.seconds for survey in surveys))
     for survey in surveys:
@@ -87,11 +88,11 @@ def write_source(
 
 
 def is_held_out(document_id: str, fraction: float) -> bool:
-    """Whether a text belongs to the held-out side: the low 64 bits of its id, as a share."""
+    """Whether a document is held out: the low 64 bits of its id are below `fraction` of 2^64."""
     return int(document_id[16:], 16) < fraction * 2.0**64
 
 
-# -- what goes where -----------------------------------------------------------------------
+# -- the survey ----------------------------------------------------------------------------
 
 
 class Destination(NamedTuple):
@@ -102,7 +103,7 @@ class Destination(NamedTuple):
 
 
 class SurveyTask(NamedTuple):
-    """A part of the working set to be surveyed."""
+    """A part of the working set to survey."""
 
     part: Path
     source: str
@@ -114,8 +115,8 @@ class PartSurvey:
     """Which documents of a part go to which folder.
 
     Attributes:
-        sizes: UTF-8 bytes of each document, in their order, by target.
-        characters: by target.
+        sizes: folder -> UTF-8 bytes of each of its documents, in order.
+        characters: folder -> Unicode characters of its documents.
         lengths, scores: as in `WrittenSource`.
     """
 
@@ -128,7 +129,7 @@ class PartSurvey:
 
 
 def survey_part(task: SurveyTask) -> PartSurvey:
-    """Survey a part, and save beside it the folder that each row goes to, by number."""
+    """Survey a part, and save beside it the number of the folder to which each row goes."""
     began = time.perf_counter()
     table = read_part_file(task.part)
     found = PartSurvey(task.part)
@@ -161,11 +162,11 @@ def _beside(part: Path) -> Path:
 def _count(
     table: dict[str, list[int]], edges: tuple[float, ...], langs: pa.ChunkedArray, values: Any
 ) -> None:
-    """The histogram of each language: values [rows] from each of the edges on."""
+    """Fill `table` with the histogram of the values [rows] of each language."""
     bins = np.searchsorted(edges, values, "right") - 1
-    spoken = np.array([lang or "und" for lang in langs.to_pylist()], dtype=object)
-    for lang in dict.fromkeys(spoken):
-        table[lang] = np.bincount(bins[spoken == lang], minlength=len(edges)).tolist()
+    lang_of_row = np.array([lang or "und" for lang in langs.to_pylist()], dtype=object)
+    for lang in dict.fromkeys(lang_of_row):
+        table[lang] = np.bincount(bins[lang_of_row == lang], minlength=len(edges)).tolist()
 
 
 def _add_up(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
@@ -178,18 +179,19 @@ def _add_up(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
 
 
 class PartSlice(NamedTuple):
-    """A run of the documents of a working part that go to one folder."""
+    """A run of documents of a part of the working set that go to the same folder."""
 
     part: Path
     number: int
-    """Number of the folder, among those of that part."""
+    """Number of the folder among those of the part."""
     first: int
+    """Index of the first document, among those of the part that go to the folder."""
     last: int
-    """The documents from `first` to before `last`, of those that go there."""
+    """Index after the last document."""
 
 
 class PartTask(NamedTuple):
-    """One part of the corpus."""
+    """One part of the corpus to write."""
 
     out: Path
     target: Destination
@@ -199,9 +201,10 @@ class PartTask(NamedTuple):
 
 
 class WrittenPart(NamedTuple):
-    """As ``corpus.json`` lists it; and seconds."""
+    """A part of the corpus that was written."""
 
     facts: dict[str, Any]
+    """What ``corpus.json`` says of the part."""
     seconds: float
 
 
@@ -226,7 +229,14 @@ def _tasks(
 
 
 def cut(sizes: Int64, limit: int) -> list[int]:
-    """Where runs of documents begin and end, each with the one that brings it to `limit`."""
+    """Divide documents into runs; each ends with the document that brings it to `limit` bytes.
+
+    Args:
+        sizes: bytes of each document.
+
+    Returns:
+        Indices where runs begin and end [runs + 1].
+    """
     ends = np.cumsum(sizes)
     bounds = [0]
     while bounds[-1] < len(sizes):
@@ -264,6 +274,6 @@ def _batches(piece: PartSlice, schema: pa.Schema) -> Iterator[pa.Table]:
 
 
 def _corpus_schema(schema: pa.Schema) -> pa.Schema:
-    """The corpus's own columns first, then those of stages."""
+    """The columns of a corpus, then those that stages added."""
     own = {*SCHEMA.names, "pos", "stratum"}
     return pa.schema([*SCHEMA, *(column for column in schema if column.name not in own)])

@@ -1,4 +1,4 @@
-"""What the tests of the stages share: a stage run in this process, and records from texts."""
+"""Fixtures for tests of stages: run a stage in this process, and make records from texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bc2.data.prep.stages.base import RECORD, Outcome, PrepStage, WorkingSet
 
 
 class LocalWorkingSet(WorkingSet):
-    """A working set in one folder: everything in this process."""
+    """A working set in one folder, which does everything in this process."""
 
     def __init__(self, folder: Path, tables: Sequence[pa.Table], stage: PrepStage):
         self.base = folder
@@ -101,7 +101,7 @@ def _is_cjk(letter: str) -> bool:
 
 @pytest.fixture(scope="session")
 def naive_words() -> Callable[[str], list[str]]:
-    """The words that near-deduplication compares, letter by letter in plain Python."""
+    """The words that near-deduplication compares, found letter by letter in plain Python."""
 
     def words(text: str) -> list[str]:
         found = [""]
@@ -122,7 +122,7 @@ Shingles = Callable[[str], set[tuple[str, ...]]]
 
 @pytest.fixture(scope="session")
 def naive_shingles(naive_words: Callable[[str], list[str]]) -> Shingles:
-    """A text's set of shingles of five words, or of all its words if they are fewer."""
+    """A text's set of shingles of five words; if it has fewer words, one shingle of all."""
 
     def shingles(text: str) -> set[tuple[str, ...]]:
         words = naive_words(text)

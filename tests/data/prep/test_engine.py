@@ -1,4 +1,4 @@
-"""Where parts are worked on, without the `ray` extra: only the Ray engine needs Ray and Daft."""
+"""Engines without the `ray` extra: only the Ray engine needs Ray and Daft."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`funnel.json`: read, checked, and written in the order of its keys."""
+"""`funnel.json` is read, checked, and written in the order of its keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def removal(**counts: int) -> dict[str, int]:
 
 
 def sample(**more: Any) -> dict[str, Any]:
-    """Ten documents read, eight into `exact`, five left; `quality` only cuts."""
+    """Ten documents are read, eight come to `exact`, five are left; `quality` only cuts."""
     a, b = ({"source": "web", "lang": "en"}, {"source": "书", "lang": "zh"})
     exact = {"duplicate": removal(documents=3, bytes=300), "never": removal()}
     return {
@@ -68,7 +68,7 @@ def test_documents_that_nobody_counted_are_told() -> None:
 def test_a_broken_file_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "funnel.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="no funnel"):
+    with pytest.raises(DataError, match="no valid funnel"):
         Funnel.open(path)
 
 

@@ -1,4 +1,4 @@
-"""The whole funnel: the same bytes however the work is divided, killed or ordered."""
+"""The whole funnel gives the same bytes, however the work is divided, killed or ordered."""
 
 from __future__ import annotations
 
@@ -50,13 +50,14 @@ def chinese(rng: random.Random, sentences: int) -> str:
 
 
 def write_sources(folder: Path) -> None:
-    """Three sources with exact, near and partial copies, personal data and malformed rows."""
+    """Write three sources with exact, near and partial copies, personal data, malformed rows."""
     rng = random.Random(3)
     en = [english(rng, 24) for _ in range(40)]
     zh = [chinese(rng, 30) for _ in range(40)]
-    # A word of every paragraph is another, so that no paragraph is a copy.
+    # One word of every paragraph is replaced, so that no paragraph is a copy.
     near = "\n\n".join(f"So {part}" for part in en[3].split("\n\n"))
-    # Every paragraph's first sentence stands last: too few shingles are left, not too few words.
+    # The first sentence of every paragraph is moved to its end: the texts share enough words, but
+    # too few shingles.
     split = [part.strip().split(". ", 1) for part in en[7].split("\n\n")]
     turned = "\n\n".join(f"{rest} {first}." for first, rest in split)
     shared = en[5].split("\n\n")[1]
@@ -101,7 +102,7 @@ def settings(folder: Path, **more: Any) -> CorpusConfig:
         "weights": {"quality": [[0, 0.5], [0.7, 1]], "min_stratum_bytes": 2000},
     }
     base = {"sources": sources, "malformed": "skip", "max_malformed": 0.2, "heldout_fraction": 0.1}
-    # As a recipe gives it: from JSON, where lists stand for tuples.
+    # As a recipe gives it: JSON has lists instead of tuples.
     return CorpusConfig.model_validate_json(json.dumps(base | tables | more))
 
 
@@ -237,13 +238,13 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(raw, whole, tmp_path, s
         assert run.stdout is not None
         run.stdout.readline()
         try:
-            # Longer each time, so that it ends on a slow machine too.
+            # The time until the kill grows, so that the run ends on a slow machine too.
             run.wait(rng.uniform(0, 3) + attempt)
             break
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGKILL)
             run.wait()
-            # It is written last: where it is, the rest is.
+            # This file is written last, so if it exists, so do the others.
             if (out / "corpus.json").exists():
                 break
     assert tree(out) == tree(whole)
@@ -315,7 +316,7 @@ def test_examples_are_ten_of_each_reason_and_language(whole):
 
 
 class Careless(PrepStage):
-    """Loses a document without a word."""
+    """Loses a document without a reason."""
 
     name: ClassVar[str] = "careless"
     version: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Engines: a cluster that is not there, and tasks that a cluster loses."""
+"""The Ray engine: a cluster that does not exist, and tasks that a cluster loses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part that nothing changed is handed on, not written again."""
+"""A part that no stage changed becomes a hard link; it is not written again."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The stages of the funnel, one file each; a stage's helpers in a folder of their own."""
+"""The stages of the funnel, one file for each; some have helpers in a folder."""

@@ -1,12 +1,13 @@
-"""What a stage is: its methods, the rows it is given, and the rows it says are removed.
+"""The interface of a stage: its methods, the table that it gets, and the tables that it returns.
 
 The working set is a list of parts (`bc2.data.prep.part_files`): runs of documents, in the order
-of `pos`. A stage turns a part into a part. Where a decision needs the whole corpus, the stage
-works in three steps: `keys` extracts from each part what the decision needs (never text),
-`settle` decides and writes a verdict for each part, and `apply` carries the verdicts out.
+of `pos`. A stage turns a part into a part. If a decision needs the whole corpus, the stage works
+in three steps: `keys` extracts from each part what the decision needs (never text), `settle`
+decides and writes a verdict for each part, and `apply` carries the verdicts out.
 
-A part may be any run of documents, so a stage must depend on rows alone: the same input and
-settings give the same bytes, whatever the size of parts, the workers or the engine.
+A part may be any run of documents, so the result for a document must not depend on where parts
+begin and end. The same input and settings give the same bytes, whatever the size of parts, the
+number of workers or the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bc2.data.prep.part_files import pos_range
 if TYPE_CHECKING:
     from bc2.data.corpus_config import CorpusConfig
 
-#: Rows of a file that `pos` has room for, in bits.
+#: Bits of `pos` for the row in its file; the bits above hold the index of the file.
 ROW_BITS = 40
 
 #: The columns with which every part begins; stages append columns of their own.
@@ -47,13 +48,13 @@ REMOVED = pa.schema(
     [
         pa.field("pos", pa.int64(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),  # UTF-8, of the text that is gone
-        pa.field("whole", pa.bool_(), nullable=False),  # the document, not a piece of it
+        pa.field("bytes", pa.int64(), nullable=False),  # UTF-8 bytes of the removed text
+        pa.field("whole", pa.bool_(), nullable=False),  # the document was dropped, not cut
         pa.field("detail", pa.string()),  # what matched or failed, at most DETAIL characters
     ]
 )
 
-#: Characters of a detail.
+#: The most characters of a detail.
 DETAIL = 200
 
 Item = TypeVar("Item")
@@ -61,18 +62,18 @@ Result = TypeVar("Result")
 
 
 class Outcome(NamedTuple):
-    """What a stage makes of a part."""
+    """The result of a stage for one part."""
 
     table: pa.Table
-    """Survivors in the order of `pos`: RECORD and columns of stages."""
+    """The documents that stay, in the order of `pos`: RECORD and the columns of stages."""
     removed: pa.Table
-    """REMOVED, in any order."""
+    """What was removed: REMOVED, in any order."""
     annotations: pa.Table | None = None
     """Rows for the file that `PrepStage.annotations_file` names, in the order of `pos`."""
 
 
 class WorkingSet(ABC):
-    """The parts of the corpus, as a stage sees them while it settles."""
+    """The parts of the corpus, as `PrepStage.settle` gets them."""
 
     parts: list[str]
     """Names of the parts, sorted."""
@@ -81,7 +82,7 @@ class WorkingSet(ABC):
 
     @abstractmethod
     def part(self, name: str) -> Path:
-        """The file of a part as it comes into the stage."""
+        """The file of a part before the stage."""
 
     @abstractmethod
     def keys(self, name: str) -> Path:
@@ -89,13 +90,13 @@ class WorkingSet(ABC):
 
     @abstractmethod
     def verdict(self, name: str) -> Path:
-        """The file that `PrepStage.settle` must write for every part, with rows or without."""
+        """The file that `PrepStage.settle` must write for every part, even without rows."""
 
     def hand_out(self, decided: pa.Table) -> None:
         """Write every part's verdict: the rows of `decided` whose `pos` lies in the part.
 
         Args:
-            decided: any columns beside `pos`, in the order of `pos`.
+            decided: `pos` and any other columns, in the order of `pos`.
         """
         places = decided["pos"].to_numpy()
         for name in self.parts:
@@ -104,9 +105,10 @@ class WorkingSet(ABC):
             pq.write_table(decided.slice(first, last - first), self.verdict(name))
 
     def groups(self, *columns: str, without: Int64 | None = None) -> Groups:
-        """Documents that are equal in columns of the keys, each int64.
+        """Groups of documents that are equal in some columns of the keys.
 
         Args:
+            columns: names of int64 columns.
             without: `pos` of documents to leave out, sorted.
         """
         paths = [self.keys(name) for name in self.parts]
@@ -114,11 +116,11 @@ class WorkingSet(ABC):
 
     @abstractmethod
     def group(self, paths: Sequence[Path], columns: Sequence[str], without: Int64) -> Groups:
-        """Rows of equal values in Parquet files, on this run's engine; see `groups`."""
+        """Groups of rows with equal values in Parquet files, found by this run's engine."""
 
     @abstractmethod
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """A picklable function over items, side by side, results in the order of items."""
+        """Call a picklable function on items in parallel; results in the order of items."""
 
 
 class PrepStage(ABC):
@@ -126,17 +128,17 @@ class PrepStage(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Raise it when the same input and settings give another result: it is in the corpus's key."""
+    """Part of the corpus's key: raise it if the same input and settings give another result."""
     reasons: ClassVar[tuple[str, ...]]
     """Every reason for which the stage removes a document or cuts text."""
     needs_all: ClassVar[bool] = False
-    """Whether `keys` and `settle` come before `apply`."""
+    """Whether the stage decides over the whole corpus, with `keys` and `settle` before `apply`."""
     annotations_file: ClassVar[str | None] = None
     """Name of a file in the corpus that lists the annotations, one JSON object a line."""
 
     @abstractmethod
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """What becomes of one part.
+        """Work on one part.
 
         Args:
             table: RECORD and the columns of earlier stages.
@@ -149,16 +151,16 @@ class PrepStage(ABC):
 
     @classmethod
     def of(cls, config: CorpusConfig) -> Self:
-        """The stage with the settings of its table, [corpus.NAME]."""
+        """Make the stage with the settings of its table, [corpus.NAME]."""
         make: Any = cls
         made: Self = make(getattr(config, cls.name))
         return made
 
-    def check(self) -> None:  # noqa: B027  most stages have nothing to look for
-        """Before any work, check that what the settings name is there and usable.
+    def check(self) -> None:  # noqa: B027  most stages have nothing to check
+        """Before any work, check that the files and models that the settings name can be used.
 
         Raises:
-            RecipeError, DataError: it is not.
+            RecipeError, DataError: one cannot.
         """
 
     def check_fit(self, config: CorpusConfig) -> None:  # noqa: B027
@@ -169,23 +171,27 @@ class PrepStage(ABC):
         """
 
     def prepare(self, folder: Path) -> None:  # noqa: B027
-        """Make what all workers need once, in a folder that they can read."""
+        """Make once what all workers need, in a folder that they can read."""
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every file that affects the result, by name: part of the corpus's key."""
+        """Hex SHA-256 of every file that affects the result, by name: part of the corpus's key."""
         return {}
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """What `settle` needs to know of a part: `pos`, integers and short values, never text."""
+        """What `settle` needs from a part: `pos`, integers and short values, never text."""
         raise NotImplementedError(f"{self.name} settles nothing")
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Decide over the whole corpus and write each part's verdict. Returns facts (integers)."""
+        """Decide over the whole corpus, and write each part's verdict.
+
+        Returns:
+            Facts about the corpus for ``funnel.json``; their numbers are integers.
+        """
         raise NotImplementedError(f"{self.name} settles nothing")
 
 
 def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
-    """A table REMOVED from rows with its columns in order; long details are cut."""
+    """A table REMOVED from rows that hold its columns in order; long details are shortened."""
     columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
     details = [None if text is None else text[:DETAIL] for text in columns[4]]
     return pa.table([*columns[:4], details], schema=REMOVED)
@@ -199,7 +205,7 @@ def remaining(table: pa.Table, gone: Any) -> pa.Table:
 
 
 def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:
-    """A table REMOVED for the whole documents that are True in a mask."""
+    """A table REMOVED for the documents of a part that are True in a mask and are dropped."""
     import pyarrow.compute as pc
 
     gone = table.filter(mask)

@@ -1,15 +1,15 @@
 """Topic clusters: documents about the same subject.
 
-After Baichuan 2, section 2.1 (arXiv 2309.10305), which clusters at scale before it scores and
-samples. Here: latent semantic analysis of a sample (Deerwester et al. 1990) over words and
-pairs of CJK characters, then k-means on the unit sphere (Dhillon and Modha 2001). All steps from
-terms to centres are linear, so the fitted clusters are one matrix [terms, clusters]. It is
-rounded to integers. A document belongs to the cluster with the largest sum over the document's
-terms, which is exact and so the same in every part and process.
+After Baichuan 2, section 2.1 (arXiv 2309.10305), which clusters documents before it scores and
+samples them. Here a sample is fitted: latent semantic analysis (Deerwester et al. 1990) of words
+and pairs of CJK characters, then k-means on the unit sphere (Dhillon and Modha 2001). All steps
+from terms to cluster centres are linear, so the fitted clusters are one matrix [terms, clusters],
+rounded to integers. A document belongs to the cluster with the largest sum over its terms. Sums of
+integers are exact, so they are the same in every part and process.
 
 Fitting runs once, on one thread, on the sample in the order of `pos`.
 
-Shapes: N documents, T terms (or a model's dimensions), K clusters.
+Shapes: N documents, T terms (or dimensions of an embedding model), K clusters.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ from bc2.errors import DataError
 
 Int64 = npt.NDArray[np.int64]
 
-#: What `keys` gives: the order in which documents come into the sample.
+#: The table that `keys` returns. Documents of the lowest ranks are the sample.
 _KEYS = pa.schema([("pos", pa.int64()), ("rank", pa.uint64())])
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
-#: Runs of CJK characters, and words of letters: code's names come apart at underscores.
+#: Runs of CJK characters, and words of letters: an underscore separates words of names in code.
 _RUN = re.compile(f"[{_CJK}]+")
 _WORD = re.compile(f"[^\\W\\d_{_CJK}]{{2,}}")
 
-#: Spans that a long document is looked at in.
+#: Number of spans in the excerpt of a long document.
 _SPANS = 8
 
-#: Terms that name a cluster.
+#: Number of terms that describe a cluster.
 _NAMES = 10
 
-#: The matrix is rounded to so many bits; sums over a document's terms then fit in 64.
+#: Bits to which the matrix is rounded, so that sums over a document's terms fit in 64 bits.
 _BITS = 20
 
-#: Counts are weighted as 1 + ln(count), times this, rounded.
+#: The weight of a count is this times (1 + ln(count)), rounded.
 _COUNT_SCALE = 64
 
 
 class ClustersStage(PrepStage):
-    """Adds the column `cluster` (int32), 0 for the largest cluster of the sample.
+    """Adds the column `cluster` (int32). Cluster 0 is the largest in the sample.
 
-    A document without any known term goes to cluster 0. Of the whole corpus `settle` holds 16
-    bytes a document of one part; of the sample, its excerpts and their counts of terms: about
-    0.7 GB for 20,000 documents of 2,000 characters.
+    A document without any known term belongs to cluster 0. Memory of `settle`: 16 bytes for each
+    document of one part; and the excerpts of the sample with their counts of terms, about 0.7 GB
+    for 20,000 documents of 2,000 characters.
     """
 
     name: ClassVar[str] = "clusters"
@@ -80,15 +80,19 @@ class ClustersStage(PrepStage):
         self.settings = settings
 
     def check(self) -> None:
-        """Check the model. Raises: UsageError or DataError if it cannot be used."""
+        """Check that the embedding model can be used, if one is set.
+
+        Raises:
+            UsageError, DataError: it cannot.
+        """
         check_model(self.settings.model, "corpus.clusters.model")
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file of the model, if it is a folder."""
+        """Hex SHA-256 of each file of the model, if it is a folder."""
         return model_digests(self.settings.model)
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """`pos`, and the rank of the document in the order of sampling."""
+        """`pos`, and the rank of each document in a random order that the seed fixes."""
         high = np.array([int(name[:16], 16) for name in table["id"].to_pylist()], np.uint64)
         ranks = mix(high ^ mix(np.uint64(self.settings.seed))) if len(high) else high
         return pa.table([table["pos"], pa.array(ranks)], schema=_KEYS)
@@ -97,8 +101,8 @@ class ClustersStage(PrepStage):
         """Fit the clusters on a sample, then find the cluster of every document.
 
         Returns:
-            ``{"sample": documents, "clusters": [{cluster, documents, bytes, terms}]}``; terms
-            are those that the sample's documents in it have most above the others.
+            ``{"sample": documents, "clusters": [{cluster, documents, bytes, terms}]}``. The terms
+            of a cluster are those that distinguish its documents in the sample most from others.
         """
         chosen = _sample(work, self.settings.sample)
         spans = [(work.part(name), _within(chosen, work.part(name))) for name in work.parts]
@@ -120,7 +124,7 @@ class ClustersStage(PrepStage):
         return {"sample": len(found), "clusters": clusters}
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Append what `settle` found."""
+        """Append the cluster of each document, which `settle` found."""
         assert verdict is not None, "the stage settles"
         if not verdict["pos"].equals(table["pos"]):
             raise DataError("the clusters belong to other documents than the part holds")
@@ -152,7 +156,10 @@ def excerpt(text: str, characters: int) -> str:
 
 
 def _sample(work: WorkingSet, count: int) -> Int64:
-    """`pos` of the documents of the lowest ranks, rising. Holds `count` rows and one part's."""
+    """`pos` of the `count` documents of the lowest ranks, sorted.
+
+    Memory: `count` rows, and the rows of one part.
+    """
     kept = _KEYS.empty_table()
     for name in work.parts:
         kept = pa.concat_tables([kept, pq.read_table(work.keys(name), schema=_KEYS)])
@@ -164,6 +171,7 @@ def _sample(work: WorkingSet, count: int) -> Int64:
 
 
 def _within(chosen: Int64, part: Path) -> Int64:
+    """Those of the sorted `pos` in `chosen` that are in a part."""
     ends = pos_range(part)
     if ends is None:
         return chosen[:0]
@@ -187,14 +195,14 @@ class Clustering(NamedTuple):
     """Fitted clusters."""
 
     terms: list[str]
-    """[T] the terms that are looked at; none where a model gives the features."""
+    """[T] the terms that are counted; empty if an embedding model gives the features."""
     matrix: Int64
-    """[T, K]: the cluster is where features @ matrix is largest."""
+    """[T, K]: a document's cluster is the column where features @ matrix is largest."""
     names: list[list[str]]
-    """[K] terms of each cluster, the most telling first."""
+    """[K] the terms that describe each cluster, the most distinctive first."""
 
     def assign(self, texts: Sequence[str], settings: ClustersSettings) -> Int64:
-        """[N] clusters of excerpts; of equal sums the lowest."""
+        """The cluster of each excerpt [N]; of equal sums the lowest number."""
         if not texts:
             return np.zeros(0, np.int64)
         if settings.model is not None:
@@ -204,7 +212,7 @@ class Clustering(NamedTuple):
         return _largest(features @ self.matrix)
 
     def save(self, folder: Path) -> int:
-        """Write to a folder, for other processes; returns a checksum."""
+        """Write the clusters to a folder, for other processes; returns a checksum."""
         np.save(folder / "matrix.npy", self.matrix)
         (folder / "terms.json").write_text(json.dumps([self.terms, self.names]), "utf-8")
         return zlib.crc32(self.matrix.tobytes())
@@ -217,10 +225,10 @@ class Clustering(NamedTuple):
 
 
 def fit(texts: Sequence[str], settings: ClustersSettings) -> Clustering:
-    """Clusters of a sample of excerpts, numbered by their size in it."""
+    """Fit clusters to the excerpts of a sample; the largest cluster has number 0."""
     from threadpoolctl import threadpool_limits
 
-    # The order in which threads add up would show in the last bits.
+    # One thread: the order in which threads add numbers would change the last bits.
     with threadpool_limits(1):
         known, counts = _vocabulary(texts, settings.vocabulary)
         if settings.model is None:
@@ -235,13 +243,17 @@ def fit(texts: Sequence[str], settings: ClustersSettings) -> Clustering:
 
 
 def _vocabulary(texts: Sequence[str], most: int) -> tuple[list[str], Any]:
-    """The terms worth looking at, sorted, and their weighted counts [N, T]."""
+    """The terms to count, sorted, and their weighted counts [N, T].
+
+    Terms in one document only, and terms in more than half of all documents, are left out. Of the
+    others those in the most documents are taken, at most `most`.
+    """
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__
     counts = _table(texts, lambda words: map(numbers.__getitem__, words), numbers)
     documents = np.bincount(counts.indices, minlength=len(numbers))
-    telling = (documents >= 2) & (2 * documents <= len(texts))
-    allowed = telling if telling.any() else documents > 0
+    useful = (documents >= 2) & (2 * documents <= len(texts))
+    allowed = useful if useful.any() else documents > 0
     ordered = sorted((-int(documents[n]), term) for term, n in numbers.items() if allowed[n])
     known = sorted(term for _, term in ordered[:most])
     return known, _weighted(counts[:, [numbers[term] for term in known]])
@@ -256,10 +268,15 @@ def _counts(texts: Sequence[str], known: list[str]) -> Any:
 def _table(
     texts: Sequence[str], look_up: Callable[[list[str]], Iterable[int]], numbers: Sized
 ) -> Any:
-    """Counts [N, T] of terms by the number that `look_up` gives each; below 0 is left out."""
+    """Counts [N, T] of the terms of texts.
+
+    Args:
+        look_up: terms -> the column of each; a term with a negative column is left out.
+        numbers: has the length T after all terms are looked up.
+    """
     from scipy.sparse import csr_array
 
-    # scikit-learn's CountVectorizer does the same in about twice the time.
+    # scikit-learn's CountVectorizer does the same, but takes about twice the time.
     rows = [np.fromiter(look_up(terms(text)), np.int32) for text in texts]
     rows = [row[row >= 0] for row in rows]
     ends = np.cumsum([0, *map(len, rows)])
@@ -278,7 +295,7 @@ def _weighted(counts: Any) -> Any:
 
 
 def _term_matrix(counts: Any, settings: ClustersSettings) -> Int64:
-    """[T, K]: inverse document frequency, decomposition and centres in one matrix."""
+    """[T, K]: inverse document frequency, decomposition and cluster centres in one matrix."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
@@ -300,7 +317,7 @@ def _model_matrix(embeddings: Int64, settings: ClustersSettings) -> Int64:
 
 
 def _centres(points: npt.NDArray[np.float64], settings: ClustersSettings) -> Any:
-    """[K, dimensions] unit vectors."""
+    """The centres of the clusters as unit vectors [K, dimensions]."""
     from sklearn.cluster import KMeans
     from sklearn.preprocessing import normalize
 
@@ -319,7 +336,7 @@ def _rounded(matrix: npt.NDArray[np.float64]) -> Int64:
 
 
 def _numbered(fitted: Clustering, labels: Int64, known: list[str], counts: Any) -> Clustering:
-    """The clusters that have documents, the largest first, with their names."""
+    """The clusters that have documents, the largest first, with the terms that describe them."""
     sizes = np.bincount(labels, minlength=fitted.matrix.shape[1])
     order = np.argsort(-sizes, kind="stable")[: max(1, np.count_nonzero(sizes))]
     whole = np.asarray(counts.sum(axis=0)).ravel()
@@ -342,12 +359,16 @@ def _largest(sums: Any) -> Int64:
 
 # -- every document ------------------------------------------------------------------------
 
-#: Documents whose terms are counted at once.
+#: Documents whose terms are counted at a time.
 _AT_ONCE = 512
 
 
 def _assign(task: tuple[Path, Path, int, ClustersSettings]) -> tuple[pa.Table, Int64]:
-    """`pos` and cluster of a part's documents; [K, 2] documents and bytes of each cluster."""
+    """Find the cluster of each document of a part.
+
+    Returns:
+        A table of `pos` and `cluster`; and the documents and bytes of each cluster [K, 2].
+    """
     path, folder, stamp, settings = task
     fitted = _loaded(folder, stamp)
     table = read_part_file(path, ["pos", "text"])
@@ -366,5 +387,9 @@ def _assign(task: tuple[Path, Path, int, ClustersSettings]) -> tuple[pa.Table, I
 
 @lru_cache(maxsize=1)
 def _loaded(folder: Path, stamp: int) -> Clustering:
-    """By checksum too: a process may outlive a stage whose folder has the same name."""
+    """Read the clusters once in each process.
+
+    Args:
+        stamp: their checksum, because another run's folder may have the same name.
+    """
     return Clustering.load(folder)

@@ -1,9 +1,9 @@
-"""Documents that hold text of benchmarks: a model trained on them cannot be measured by these.
+"""Find documents with text of benchmarks: a benchmark cannot measure a model trained on its text.
 
-After GPT-3 (Brown et al. 2020, appendix C): 13 words in a row, whatever the case, white space and
-punctuation, in any document; a question that is shorter, as a whole. In
-`bc2.data.prep.stages.decontamination`, `ngram_index` says what words are, and `benchmark_texts`
-what a benchmark's texts are.
+After GPT-3 (Brown et al. 2020, appendix C): a document matches if it has 13 consecutive words of a
+benchmark's text, or the whole text if that is shorter. Case, white space and punctuation are
+ignored. In `bc2.data.prep.stages.decontamination`, `ngram_index` defines what a word is, and
+`benchmark_texts` reads the texts of benchmarks.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ from bc2.files import sha256_file
 
 REASON = "benchmark_overlap"
 
-#: Characters of a match that are listed: on either side of what is shared, and of that itself.
+#: Characters of a match that are listed: on either side of the shared text, and of that itself.
 _AROUND, _SHARED = 100, 400
 
-#: What `keys` says of a match: its gram in the index, its characters in the text.
+#: The table that `keys` returns, a row for each match: the n-gram's number in the index, and the
+#: characters of the text that it matches.
 KEYS = pa.schema(
     [
         pa.field("pos", pa.int64()),
@@ -51,7 +52,8 @@ KEYS = pa.schema(
     ]
 )
 
-#: Characters of text read at once: about 60 bytes each, and in the cache.
+#: Characters of text that are searched at a time: about 60 bytes of memory each, few enough for the
+#: processor's cache.
 _CHUNK = 1 << 18
 
 
@@ -61,19 +63,20 @@ class BenchmarkIndex:
 
     index: NgramIndex
     items: pa.Table
-    """benchmark, place, text, short: one row an `Item`."""
+    """A row for each `Item`: benchmark, place, text, and whether it is too short to be found."""
 
 
 class DecontaminateStage(PrepStage):
-    """Find documents that share text with benchmarks; drop them, cut the text, or list them.
+    """Finds documents that share text with benchmarks; drops them, cuts the text, or lists them.
 
-    `keys` reads all text and finds every match; `settle` leaves out what is common and counts;
-    `apply` touches only documents with matches. A gram that several items hold is counted for the
-    first of them. `detail`: benchmark, place of the item, how many other items match, and both
-    texts. The annotations are the matches one by one.
+    `keys` reads all text and finds every match. `settle` removes matches that are common phrases
+    and counts the others. `apply` changes only documents with matches. An n-gram that several
+    items have counts for the first of them. A document's detail holds the benchmark, the place of
+    the item, the number of other items that match, and both texts. The annotations list every
+    match.
 
-    Memory: the index, about 30 bytes a word of the benchmarks, mapped once a machine after
-    `prepare`; `settle` holds about 120 bytes a match.
+    Memory: the index takes about 30 bytes for each word of the benchmarks; after `prepare`, the
+    processes of a machine share it. `settle` holds about 120 bytes for each match.
     """
 
     name: ClassVar[str] = "decontaminate"
@@ -90,14 +93,14 @@ class DecontaminateStage(PrepStage):
         """Read every benchmark, so that a missing file is found before any work.
 
         Raises:
-            RecipeError: no such task.
+            RecipeError: lm-eval has no such task.
             DataError: a file or a field is missing, or a row cannot be read.
         """
         for _ in _items(self.settings):
             pass
 
     def digests(self) -> dict[str, str]:
-        """Hex SHA-256 of every file, and of the questions of every task."""
+        """Hex SHA-256 of every benchmark file, and of the questions of every task."""
         found = {
             f"{benchmark.name}/{number:06d}": sha256_file(file)
             for benchmark in self.settings.benchmarks
@@ -113,7 +116,7 @@ class DecontaminateStage(PrepStage):
     def prepare(self, folder: Path) -> None:
         """Build the index once, in a folder that every worker can read.
 
-        Without this each process builds its own, to the same effect.
+        Without this, each process builds its own index; the results are the same.
         """
         folder.mkdir(parents=True, exist_ok=True)
         prepared = _built(self.settings)
@@ -122,7 +125,7 @@ class DecontaminateStage(PrepStage):
         self._folder = folder
 
     def prepared(self) -> BenchmarkIndex:
-        """The index, as `prepare` wrote it, or built in this process."""
+        """The index that `prepare` wrote; without it, one that this process builds."""
         return _built(self.settings) if self._folder is None else _loaded(self._folder)
 
     def keys(self, table: pa.Table) -> pa.Table:
@@ -139,7 +142,13 @@ class DecontaminateStage(PrepStage):
         return pa.concat_tables(found)
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Leave out common n-grams, write the verdicts, count by benchmark."""
+        """Remove the matches of common n-grams, and write the verdicts.
+
+        Returns:
+            Numbers of: matches; common_grams; pairs (of a document and an item that match);
+            not_listed (pairs beyond `listed` documents of an item). And, for each benchmark, the
+            numbers of its texts, of those too short to find, of those found, and of documents.
+        """
         tables = [pq.read_table(work.keys(name), schema=KEYS) for name in work.parts]
         found = pa.concat_tables([KEYS.empty_table(), *tables]).sort_by(
             [("pos", "ascending"), ("start", "ascending"), ("gram", "ascending")]
@@ -152,14 +161,19 @@ class DecontaminateStage(PrepStage):
         return {**facts, "benchmarks": self._counts(kept)}
 
     def _common(self, found: pa.Table) -> npt.NDArray[np.int32]:
-        """Grams in more documents than `common`."""
+        """The n-grams that are in more documents than the setting `common` allows."""
         pairs = found.group_by(["gram", "pos"]).aggregate([])
         grams, documents = np.unique(pairs["gram"].to_numpy(), return_counts=True)
         most = self.settings.common
         return grams[documents > most] if most is not None else grams[:0]
 
     def _pairs(self, found: pa.Table) -> tuple[dict[str, int], npt.NDArray[np.bool_]]:
-        """Pairs of documents and items, in all and not listed; [m] matches of listed ones."""
+        """Count the pairs of a document and an item that match.
+
+        Returns:
+            The number of pairs, and of those that are not listed; and whether each match belongs
+            to a listed pair [matches].
+        """
         item = self.prepared().index.text[found["gram"].to_numpy()]
         pos = found["pos"].to_numpy()
         order = np.lexsort((pos, item))
@@ -174,7 +188,7 @@ class DecontaminateStage(PrepStage):
         return {"pairs": pairs, "not_listed": pairs - shown}, listed
 
     def _counts(self, found: pa.Table) -> dict[str, dict[str, int]]:
-        """For each benchmark: its items, those too short to find, those found, and documents."""
+        """For each benchmark: the numbers of texts, too short texts, found texts and documents."""
         prepared = self.prepared()
         item = prepared.index.text[found["gram"].to_numpy()]
         names = prepared.items["benchmark"].to_numpy()
@@ -192,7 +206,7 @@ class DecontaminateStage(PrepStage):
         return counts
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Drop, cut or list the documents of the verdict."""
+        """Drop, cut or list the documents of one part that have matches."""
         assert verdict is not None
         if not len(verdict):
             return Outcome(table, removed([]))
@@ -214,7 +228,7 @@ class DecontaminateStage(PrepStage):
         return Outcome(whole.sort_by("pos"), removed(gone), listed)
 
     def _left(self, row: dict[str, Any], matches: list[dict[str, int]]) -> dict[str, Any] | None:
-        """The document without its matches; None if nothing stays."""
+        """The document after the action of the settings; None if nothing is left of it."""
         if self.settings.action == "drop":
             return None
         if self.settings.action == "report":
@@ -229,7 +243,7 @@ class DecontaminateStage(PrepStage):
     def _annotations(
         self, row: dict[str, Any], matches: list[dict[str, int]], *, whole: bool
     ) -> Iterator[BenchmarkMatch]:
-        """A match for each item that is listed, in the order of the document's text."""
+        """The annotation for each listed item that matches, in the order of the document's text."""
         index, items = self.prepared().index, self.prepared().items
         done = {"drop": "dropped", "cut": "cut", "report": "reported"}[self.settings.action]
         listed = [{**m, "item": int(index.text[m["gram"]])} for m in matches if m["listed"]]
@@ -250,7 +264,7 @@ class DecontaminateStage(PrepStage):
             )
 
     def _detail(self, text: str, matches: list[dict[str, int]]) -> str:
-        """The first match with both texts, and how many other items match."""
+        """The detail of a document: its first match, both texts, the number of other items."""
         index, items = self.prepared().index, self.prepared().items
         first = matches[0]
         number = int(index.text[first["gram"]])
@@ -295,7 +309,7 @@ def _loaded(folder: Path) -> BenchmarkIndex:
 
 
 def _chunks(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Runs of texts of about `_CHUNK` characters, each with the number of its first."""
+    """Runs of texts of about `_CHUNK` characters, each with the index of its first text."""
     first = size = 0
     for number, text in enumerate(texts):
         if size and size + len(text) > _CHUNK:
@@ -307,12 +321,16 @@ def _chunks(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _outside(text: str, matches: list[dict[str, int]], margin: int) -> list[list[bool]]:
-    """For each sentence of each paragraph whether it lies more than `margin` from all matches."""
+    """Whether each sentence of each paragraph is farther than `margin` characters from all matches.
+
+    Args:
+        matches: with the characters `start` to `stop` of each.
+    """
     near = np.zeros(len(text) + 1, np.int32)
     for match in matches:
         near[max(0, match["start"] - margin)] += 1
         near[min(len(text), match["stop"] + margin)] -= 1
-    # how many characters near a match stand before each place
+    # how many characters near a match are before each place
     before = np.concatenate([[0], np.cumsum(np.cumsum(near[:-1]) > 0)])
     flags, at = [], 0
     for paragraph in split_paragraphs(text):
@@ -325,7 +343,7 @@ def _outside(text: str, matches: list[dict[str, int]], margin: int) -> list[list
 
 
 def _by(matches: list[dict[str, int]], key: str) -> dict[int, list[dict[str, int]]]:
-    """Matches by one of their numbers, in the order of each one's first."""
+    """Group matches by one of their fields, in the order of first occurrence."""
     found: dict[int, list[dict[str, int]]] = {}
     for match in matches:
         found.setdefault(match[key], []).append(match)
@@ -333,14 +351,15 @@ def _by(matches: list[dict[str, int]], key: str) -> dict[int, list[dict[str, int
 
 
 def _words(text: str) -> int:
+    """The number of words and CJK characters of a text."""
     return len(Units.of([text]).text)
 
 
 def _shared(text: str, matches: list[dict[str, int]]) -> dict[str, Any]:
-    """The document's side: the first place where it holds text of the item, and what is around."""
+    """The fields of `BenchmarkMatch` that show the first place of a document where it matches."""
     start, stop = matches[0]["start"], matches[0]["stop"]
     for match in matches:
-        # the next gram of the same stretch begins a word later
+        # consecutive n-grams of one long match overlap
         stop = max(stop, match["stop"]) if match["start"] <= stop else stop
     begin, end = max(0, start - _AROUND), min(stop, start + _SHARED)
     return {
@@ -351,11 +370,12 @@ def _shared(text: str, matches: list[dict[str, int]]) -> dict[str, Any]:
 
 
 def _around(text: str, start: int) -> str:
-    """A benchmark's text; of a long one, what is around a place."""
+    """A benchmark's text; of a long text, only the part around a place."""
     most = _SHARED + 2 * _AROUND
     begin = max(0, start - _AROUND) if len(text) > most else 0
     return text[begin : begin + most]
 
 
 def _excerpt(text: str, room: int) -> str:
+    """The beginning of a text, with single spaces: at most `room` characters."""
     return " ".join(text[: 2 * room].split())[:room]

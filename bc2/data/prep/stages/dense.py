@@ -1,26 +1,27 @@
 """Near-duplicates by embedding: sign bits find candidate pairs, exact cosines verify them.
 
-After Baichuan 2 (arXiv 2309.10305, section 2.1), whose clustering and deduplication takes
+After Baichuan 2 (arXiv 2309.10305, section 2.1), whose clustering and deduplication uses
 "LSH-like features and dense embedding features"; SemDeDup (Abbas et al. 2023, arXiv
-2303.09540) drops by cosine too. It is a second pass after `near`: documents with the same
-sentences in another order, or with one word in forty replaced, share too few shingles for that.
+2303.09540) also drops documents by cosine. It is a second pass after `near`, which does not find
+documents with the same sentences in another order, or with one word in forty replaced: they share
+too few shingles.
 
-`keys` gives each document a vector of 8-bit integers, and a bit for each of some random
-hyperplanes: on which side of it the vector is. Two vectors at an angle differ in a bit with the
-chance angle / pi
-(Charikar 2002, "Similarity estimation techniques from rounding algorithms"). `settle` pairs
-documents that share a band of bits, takes the exact cosine of the two vectors of each pair,
-joins the pairs that reach the threshold into components and keeps one document of each. So a
-pair below the threshold is never joined directly, but the two ends of a chain of pairs may be
-less similar.
+`keys` computes for each document a vector of 8-bit integers, and a bit for each of some random
+hyperplanes: on which side of the hyperplane the vector is. Two vectors differ in a bit with
+probability angle / pi (Charikar 2002, "Similarity estimation techniques from rounding
+algorithms"). `settle` pairs documents that share a band of bits, computes the exact cosine of the
+two vectors of each pair, and joins the pairs that reach the threshold into connected components.
+One document of each component stays. A pair below the threshold is never joined directly, but two
+documents of a component may be less similar if a chain of pairs connects them.
 
-All computations are in integers, except one square root and one division for each pair, which
-IEEE 754 rounds in one way. So parts, batches and threads do not change the result. Which document
-stays, and what is recorded of the others, is decided as in `near`.
+All computations are in integers, except one square root and one division for each pair, whose
+rounding IEEE 754 defines. So parts, batches and threads do not change the result. Which document
+stays, and the details of the others, are decided as in `near`.
 
-Memory of `settle`: 16 bytes a document, and 28 more while one band is grouped; about 64 bytes for
-each of 2^22 candidate pairs at a time, 24 for each pair that is verified, about 100 for each
-document in one. Temporary files: the vectors, D bytes a document; those of each pair are read.
+Memory of `settle`: 16 bytes for each document, and 28 more while one band is grouped; about 64
+bytes for each of 2^22 candidate pairs at a time, 24 for each verified pair, and about 100 for each
+document in such a pair. Temporary files: the vectors, D bytes for each document, from which the
+vectors of each pair are read.
 
 Shapes: N documents, D dimensions, P pairs.
 """
@@ -70,27 +71,27 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 UInt32 = npt.NDArray[np.uint32]
 
-#: Bits of a band, at most: a band is one number of 32 bits.
+#: The most bits of a band, which is stored as one number of 32 bits.
 WIDEST = 32
 
-#: UTF-8 bytes of text that are embedded at once.
+#: UTF-8 bytes of text that are embedded at a time.
 SLICE_BYTES = 1 << 20
 
-#: Pairs that a worker verifies at once.
+#: Pairs that a worker verifies in one call.
 CHUNK = 1 << 16
 
-#: Columns that decide which document stays.
+#: Columns of the working set that `settle` needs of the documents in near-duplicate pairs.
 _ORIGIN = ("pos", "origin_file", "origin_row")
 
-#: Vectors that a worker multiplies at once.
+#: Vectors that a worker multiplies at a time.
 _AT_ONCE = 4096
 
 
 class DenseStage(PrepStage):
-    """Drop documents whose embedding is nearly another's.
+    """Drops documents whose embedding is nearly that of another document.
 
     Raises:
-        RecipeError: no bands reach the recall at the threshold with so many bits.
+        RecipeError: with `bits` bits, no number of bands reaches the recall at the threshold.
     """
 
     name: ClassVar[str] = "dense"
@@ -103,17 +104,21 @@ class DenseStage(PrepStage):
         self.bands, self.rows = bit_bands_for(settings.threshold, settings.recall, settings.bits)
 
     def check(self) -> None:
-        """Check the model. Raises: UsageError or DataError if it cannot be used."""
+        """Check that the embedding model can be used, if one is set.
+
+        Raises:
+            UsageError, DataError: it cannot.
+        """
         check_model(self.settings.model, "corpus.dense.model")
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file of the model, if it is a folder."""
+        """Hex SHA-256 of each file of the model, if it is a folder."""
         return model_digests(self.settings.model)
 
     def keys(self, table: pa.Table) -> pa.Table:
         """pos, vector (D bytes), band_00, band_01 ... (uint32) of each document.
 
-        Documents that are too short, and those whose vector is zero, are left out.
+        Documents with fewer than `min_words` words, and those whose vector is zero, are left out.
         """
         vectors, kept = [], [np.zeros(0, bool)]
         for texts in text_slices(table["text"], SLICE_BYTES):
@@ -127,14 +132,15 @@ class DenseStage(PrepStage):
         return self._table(pos, np.concatenate(vectors) if vectors else np.zeros((0, 1), np.int8))
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Decide which documents stay; see the head of this file.
+        """Decide which documents stay, as the module's docstring explains.
 
         Returns:
-            documents: documents that have a vector; buckets: groups of two or more equal bands,
-            over all bands; passed_over: pairs of buckets above 64 that were not tried;
-            candidates: pairs that were tried, once for each band that they share; pairs: distinct
-            pairs that reach the threshold; components; dropped; chained: documents dropped
-            although their cosine to the one that stays is below the threshold.
+            Numbers of: documents (that have a vector); buckets (groups of two or more documents
+            with an equal band, over all bands); passed_over (pairs that were not tried, in buckets
+            of more than 64); candidates (pairs that were tried, counted once for each band that
+            they share); pairs (distinct pairs that reach the threshold); components; dropped
+            (documents); chained (documents that are dropped although their cosine to the one that
+            stays is below the threshold).
         """
         documents, order = _documents(work)
         vectors = _Vectors(work, documents)
@@ -157,7 +163,7 @@ class DenseStage(PrepStage):
         }
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Drop the documents that `settle` named."""
+        """Drop the documents that the verdict of `settle` names."""
         assert verdict is not None, "the stage settles"
         return drop_decided(table, verdict, "dense_duplicate")
 
@@ -168,7 +174,7 @@ class DenseStage(PrepStage):
         return quantise(project(words, settings.dimensions, settings.seed))
 
     def _table(self, pos: Int64, vectors: Int8) -> pa.Table:
-        """What `keys` gives."""
+        """The table that `keys` returns."""
         planes = hyperplanes(vectors.shape[1], self.bands * self.rows, self.settings.seed)
         starts = range(0, max(len(vectors), 1), _AT_ONCE)
         values = np.concatenate(
@@ -182,7 +188,7 @@ class DenseStage(PrepStage):
     def _near_pairs(
         self, work: WorkingSet, order: Int64, vectors: _Vectors
     ) -> tuple[Int64, Int64, dict[str, int]]:
-        """Pairs of documents, by place, that share a band and reach the threshold."""
+        """Pairs of documents, by index, that share a band and reach the threshold; and facts."""
         found = PairSet(len(order))
         buckets = passed = candidates = 0
         for band in map(_band, range(self.bands)):
@@ -200,22 +206,23 @@ class DenseStage(PrepStage):
 
 
 def bit_chance(cosine: float) -> float:
-    """The chance that two vectors are on one side of a random hyperplane: 1 - angle / pi."""
+    """The probability that two vectors are on one side of a random hyperplane: 1 - angle / pi."""
     return 1 - math.acos(min(max(cosine, -1.0), 1.0)) / math.pi
 
 
 def bit_recall_at(cosine: float, bands: int, rows: int) -> float:
-    """The chance that two vectors of a cosine share a band of `rows` bits."""
+    """The probability that two vectors with a given cosine share a band of `rows` bits."""
     return minhash.recall_at(bit_chance(cosine), bands, rows)
 
 
 def bit_bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]:
-    """Bands, and rows (bits) of a band, at most 32: the most rows that reach `recall`.
+    """The number of bands, and of rows (bits) of a band: the most rows that reach `recall`.
 
-    More rows give fewer candidates that fail. Bits that do not fill a band are not computed.
+    A band has at most 32 rows. With more rows, fewer candidates are below the threshold. Bits that
+    do not fill a band are not computed.
 
     Raises:
-        RecipeError: not even one row a band reaches it.
+        RecipeError: bands of one row do not reach the recall either.
     """
     for rows in range(min(bits, WIDEST), 0, -1):
         if bit_recall_at(threshold, bits // rows, rows) >= recall:
@@ -230,10 +237,11 @@ def bit_bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]
 
 @lru_cache(maxsize=1)
 def hyperplanes(dimensions: int, bits: int, seed: int) -> Float64:
-    """[D, bits] normals: integers, each the sum of twelve even 16-bit numbers less its mean.
+    """Normal vectors of random hyperplanes [D, bits], whose components are integers.
 
-    That is close to normal, as the sum of twelve even numbers is, with deviation 2^16; products
-    with vectors of bytes are below 2^53, so exact. A row is the same whatever the other rows.
+    Each component is the sum of twelve uniform 16-bit numbers minus its mean, which is close to a
+    normal distribution with standard deviation 2^16. Products with vectors of bytes are below
+    2^53, so they are exact. A row does not depend on the number of rows.
     """
     places = np.arange(dimensions * bits * 3, dtype=np.uint64)
     numbers = mix(places ^ mix(np.uint64(seed) ^ np.uint64(_PLANES)))
@@ -242,12 +250,17 @@ def hyperplanes(dimensions: int, bits: int, seed: int) -> Float64:
     return normals
 
 
-#: Sets the planes' random numbers apart from those of the projection.
+#: Makes the random numbers of hyperplanes differ from those of the projection.
 _PLANES = 0x9E37
 
 
 def bit_band_values(vectors: Int8, planes: Float64, bands: int) -> UInt32:
-    """[N, bands] the sign bits of each band as one number."""
+    """The sign bits of each band as one number [N, bands].
+
+    Args:
+        vectors: [N, D].
+        planes: from `hyperplanes`, [D, bits].
+    """
     signs = vectors.astype(np.float64) @ planes > 0
     cut = signs.reshape(len(vectors), bands, planes.shape[1] // bands)
     found = np.zeros((len(vectors), bands), np.uint32)
@@ -257,7 +270,11 @@ def bit_band_values(vectors: Int8, planes: Float64, bands: int) -> UInt32:
 
 
 def cosines(first: Int8, second: Int8) -> Float64:
-    """[P] cosines of pairs of vectors, none of them zero: the nearest doubles to exact ratios."""
+    """Cosines of pairs of vectors, none of them zero: [P, D], [P, D] -> [P].
+
+    Products are exact, and the square root and the division are correctly rounded, so the result
+    does not depend on the batch.
+    """
     one, two = first.astype(np.int32), second.astype(np.int32)
     products = np.einsum("pd,pd->p", one, two)
     sizes = np.einsum("pd,pd->p", one, one).astype(np.float64)
@@ -267,7 +284,11 @@ def cosines(first: Int8, second: Int8) -> Float64:
 
 
 def _counts(words: pa.Array) -> Int64:
-    """[N] words of texts from `words_of`."""
+    """The number of words of each text [N].
+
+    Args:
+        words: [N], from `words_of`.
+    """
     spaces = pc.add(pc.count_substring(words, " "), 1).to_numpy().astype(np.int64)
     return np.where(pc.equal(words, "").to_numpy(zero_copy_only=False), 0, spaces)
 
@@ -280,20 +301,20 @@ def _band(number: int) -> str:
 
 
 def _column(work: WorkingSet, name: str) -> Any:
-    """A column of all keys, part after part."""
+    """A column of the keys of all parts, one part after the other."""
     tables = [pq.read_table(work.keys(part), columns=[name]) for part in work.parts]
     return np.concatenate([table[name].to_numpy() for table in tables] or [np.zeros(0, np.int64)])
 
 
 def _documents(work: WorkingSet) -> tuple[Int64, Int64]:
-    """[N] `pos` of the documents that have a vector, rising; and the place of each in the keys."""
+    """`pos` of the documents that have a vector, sorted [N]; and the row of each in the keys."""
     found = _column(work, "pos")
     order = np.argsort(found)
     return found[order], order
 
 
 class _Vectors:
-    """A file of all vectors, in the order of `pos`; a document is known by its place in it."""
+    """A file of all vectors in the order of `pos`; documents are given by their index in it."""
 
     def __init__(self, work: WorkingSet, documents: Int64):
         self._work = work
@@ -313,7 +334,7 @@ class _Vectors:
         held.flush()
 
     def cosines(self, firsts: Int64, seconds: Int64) -> Float64:
-        """[P] of pairs of places."""
+        """Cosines [P] of pairs of documents, given by index."""
         return np.concatenate([np.zeros(0), *self._work.map(_cosines, self._jobs(firsts, seconds))])
 
     def _jobs(self, firsts: Int64, seconds: Int64) -> Iterator[_Pairs]:
@@ -334,7 +355,7 @@ def _cosines(pairs: _Pairs) -> Float64:
     with io.FileIO(pairs.file) as file:
         for at in range(0, len(pairs.one), _AT_ONCE):
             both = np.stack((pairs.one, pairs.two))[:, at : at + _AT_ONCE]
-            # Pairs of one bucket follow one another and share members.
+            # Consecutive pairs are of one bucket and share documents, so each is read once.
             places, (one, two) = np.unique(both, return_inverse=True)
             vectors = _read(file, places, pairs.width)
             found.append(cosines(vectors[one], vectors[two]))
@@ -342,7 +363,10 @@ def _cosines(pairs: _Pairs) -> Float64:
 
 
 def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
-    """[P, width] vectors. Read, not mapped: mapped pages stay resident as long as the mapping."""
+    """Read vectors [places, width].
+
+    The file is not memory-mapped: mapped pages stay resident as long as the mapping.
+    """
     found = np.empty((len(places), width), np.int8)
     for row, place in zip(found, places.tolist(), strict=True):
         os.preadv(file.fileno(), [row.data], place * width)
@@ -350,7 +374,7 @@ def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
 
 
 def _about(work: WorkingSet, wanted: Int64) -> pa.Table:
-    """pos, origin_file, origin_row and quality of documents, in the order of `pos`."""
+    """pos, origin_file, origin_row and quality of the documents in `wanted`, sorted by `pos`."""
     schema = pa.schema([*(RECORD.field(name) for name in _ORIGIN), ("quality", pa.float32())])
     tables = [schema.empty_table()]
     for name in work.parts:

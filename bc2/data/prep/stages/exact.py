@@ -1,4 +1,4 @@
-"""Exact duplicates: of documents with the same text the first stays (Baichuan 2, figure 2)."""
+"""Exact duplicates: keep the first of all documents with the same text (Baichuan 2, figure 2)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class ExactStage(PrepStage):
-    """Keep, of equal texts (by 128 bits of their SHA-256), the one with the smallest `pos`:
-    of the source that is listed first, then by file name and row.
+    """Keeps the first of equal texts, by `pos`: by the order of sources, file name and row.
 
-    Memory of `settle`: 24 bytes a document, and 40 more for each that has copies.
+    Texts are equal if the first 128 bits of their SHA-256 are. Memory of `settle`: 24 bytes for
+    each document, and 40 more for each that has copies.
 
     Args:
         as_read: no earlier stage changes the text, so the document's id is its hash.

@@ -1,8 +1,8 @@
-"""Heuristic rules about a document's form: those of Gopher, C4, FineWeb and, for code, Codex.
+"""Drop documents by heuristic rules about their form: of Gopher, C4, FineWeb and, for code, Codex.
 
-The rules of a document's language group are applied in the order of `RULES`, and the document is
-dropped for the first that it fails: the rule's key in the recipe is the reason, the measured value
-is the detail. Language identification takes the most time, so it comes last.
+The rules of a document's language group are applied in a fixed order, and the first rule that a
+document fails drops it. The reason is the rule's key in the recipe, and the detail is the measured
+value. Language identification takes the most time, so it comes last.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ LanguageGroup = Literal["en", "zh", "code", "other"]
 #: A document of unknown language is Chinese if so many of its letters are CJK characters.
 _CJK_SHARE = 0.3
 
-#: Longer lines (characters) are not taken for boilerplate: they are paragraphs of text.
-_NOTICE = 200
+#: Lines with more characters are not boilerplate: they are paragraphs of text.
+_LONGEST_NOTICE = 200
 
-#: Characters in which a source file may say that a program wrote it.
-_MARKER = 1000
+#: First characters of a source file that are searched for a note that a program wrote it.
+_MARKER_WITHIN = 1000
 
 
 class TextBatch:
-    """A batch of documents as rules see it: texts cut to `head`, and their form."""
+    """What rules measure: a batch of texts, cut to `HeuristicsSettings.head`; D documents."""
 
     def __init__(self, texts: Sequence[str], rules: FormRules):
         self.texts = texts
@@ -55,26 +55,26 @@ class TextBatch:
         self.form = DocumentStatistics(texts)
 
     @cached_property
-    def noticed(self) -> Bools:
-        """[D] which texts hold a phrase of pages, or filler text."""
+    def has_phrase(self) -> Bools:
+        """[D] which texts hold a boilerplate phrase or filler text."""
         texts = pa.array(self.texts, pa.large_string())
         pattern = f"{BOILERPLATE}|{LOREM_IPSUM}"
         found = pc.match_substring_regex(texts, pattern, ignore_case=True)
         return np.asarray(found.to_numpy(zero_copy_only=False))
 
     def filler(self) -> Bools:
-        """[D] which texts hold filler text."""
+        """[D] which texts hold the filler text "lorem ipsum"."""
         return np.array(
             [
-                seen and LOREM_IPSUM in t.lower()
-                for seen, t in zip(self.noticed, self.texts, strict=True)
+                found and LOREM_IPSUM in t.lower()
+                for found, t in zip(self.has_phrase, self.texts, strict=True)
             ],
             bool,
         )
 
 
 def _per(part: Int64, whole: Int64) -> Floats:
-    """Ratio; 0 of nothing."""
+    """part / whole [D]; 0 where both are 0."""
     return part / np.maximum(whole, 1)
 
 
@@ -86,28 +86,28 @@ def _terminal(batch: TextBatch) -> Floats:
 
 def _boilerplate(batch: TextBatch) -> Floats:
     share = np.zeros(len(batch.texts))
-    for at in np.flatnonzero(batch.noticed).tolist():
+    for at in np.flatnonzero(batch.has_phrase).tolist():
         lines = [line for line in batch.texts[at].split("\n") if line.strip()]
-        notices = pa.array([line for line in lines if len(line) <= _NOTICE], pa.string())
+        notices = pa.array([line for line in lines if len(line) <= _LONGEST_NOTICE], pa.string())
         found = pc.match_substring_regex(notices, BOILERPLATE, ignore_case=True)
         share[at] = (pc.sum(found).as_py() or 0) / len(lines)
     return share
 
 
 class Rule(NamedTuple):
-    """A limit on a number of a document."""
+    """A limit on a number that is measured for each document."""
 
     setting: str
     """``min_`` or ``max_`` and the measure's name; the key in the recipe, and the reason."""
     measure: Callable[[TextBatch], Int64 | Floats]
-    """[D]"""
+    """The number of each document of a batch [D]."""
 
     @property
     def name(self) -> str:
         return self.setting[4:]
 
     def fails(self, values: Int64 | Floats, limit: float) -> Bools:
-        """[D] which documents lie beyond the limit."""
+        """[D] which documents are beyond the limit; the limit itself is allowed."""
         return values < limit if self.setting.startswith("min_") else values > limit
 
     def detail(self, value: float, limit: float) -> str:
@@ -128,7 +128,7 @@ def _repeated(
     return measure
 
 
-#: The rules with one limit, in the order in which they are tried.
+#: The rules with one limit, in the order in which they are applied.
 RULES = (
     Rule("min_words", lambda b: b.form.words),
     Rule("max_words", lambda b: b.form.words),
@@ -160,29 +160,29 @@ RULES = (
     Rule("max_duplicate_paragraph_characters", _repeated("paragraph", characters=True)),
 )
 
-#: The others, in their order; between them stand `RULES`.
+#: The other rules: `MARKERS` are applied before `RULES`, and `NGRAMS` after them.
 MARKERS = ("lorem_ipsum", "autogenerated")
 NGRAMS = ("max_top_ngrams", "max_duplicate_ngrams")
 
 
 class Failure(NamedTuple):
-    """What one rule says of a batch."""
+    """The documents of a batch that fail one rule."""
 
     reason: str
     failed: Bools
-    """[D]"""
+    """[D] which documents fail."""
     detail: Callable[[int], str | None]
-    """Why the document at a place failed."""
+    """Index of a document that fails -> the detail."""
 
 
 def failures(batch: TextBatch) -> Iterator[Failure]:
-    """What each rule that is on says, in order."""
+    """The failures of each rule that is on, in the order of rules."""
     rules = batch.rules
     if rules.lorem_ipsum:
         yield Failure("lorem_ipsum", batch.filler(), lambda at: None)
     if rules.autogenerated:
         marker = re.compile(AUTOGENERATED, re.IGNORECASE)
-        found = [marker.search(text[:_MARKER]) for text in batch.texts]
+        found = [marker.search(text[:_MARKER_WITHIN]) for text in batch.texts]
         failed = np.array([match is not None for match in found], bool)
         yield Failure("autogenerated", failed, lambda at: (m := found[at]) and m.group())
     for rule in RULES:
@@ -218,9 +218,9 @@ def _ngram_failure(reason: str, n: int, values: Floats, limit: float) -> Failure
 
 
 class HeuristicsStage(PrepStage):
-    """Drop documents that fail a rule of their group of languages.
+    """Drop documents that fail a rule of their language group.
 
-    Memory: a batch of a million characters at a time, about 60 bytes each, and 35 MB of tables.
+    Memory: about 60 bytes for each character of a batch of a million, and 35 MB of tables.
     """
 
     name = "heuristics"
@@ -230,19 +230,19 @@ class HeuristicsStage(PrepStage):
     def __init__(self, settings: HeuristicsSettings):
         """
         Raises:
-            RecipeError: a language that cannot be identified.
+            RecipeError: a language of the settings cannot be identified.
         """
         if settings.languages:
             check_languages(settings.languages)
         self.settings = settings
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Judge one part."""
+        """Apply the rules to one part."""
         texts = [text[: self.settings.head] for text in table["text"].to_pylist()]
         groups = self._groups(texts, table["lang"].to_pylist())
         verdicts: list[tuple[str, str | None] | None] = [None] * len(texts)
         for group in sorted(set(groups)):
-            rows = [row for row, its in enumerate(groups) if its == group]
+            rows = [row for row, group_of_row in enumerate(groups) if group_of_row == group]
             judged = judge([texts[row] for row in rows], getattr(self.settings, group))
             for row, verdict_of_row in zip(rows, judged, strict=True):
                 verdicts[row] = verdict_of_row
@@ -251,7 +251,7 @@ class HeuristicsStage(PrepStage):
         return _outcome(table, verdicts)
 
     def _groups(self, texts: list[str], langs: list[str | None]) -> list[LanguageGroup]:
-        """Each document's group of languages: see `HeuristicsSettings`."""
+        """Each document's language group: see `HeuristicsSettings`."""
         groups = [_stated(lang) for lang in langs]
         unknown = [row for row, group in enumerate(groups) if group is None]
         scripts = by_script([texts[row] for row in unknown])
@@ -281,7 +281,10 @@ def _stated(lang: str | None) -> LanguageGroup | None:
 
 
 def by_script(texts: Sequence[str]) -> list[LanguageGroup]:
-    """``zh`` where 30% of the letters or more are CJK characters, else ``other``."""
+    """The language group of texts by their letters: ``zh`` if at least 30% are CJK characters.
+
+    All others are ``other``.
+    """
     groups: list[LanguageGroup] = []
     for part in document_batches(texts):
         form = DocumentStatistics(texts[part])
@@ -291,7 +294,7 @@ def by_script(texts: Sequence[str]) -> list[LanguageGroup]:
 
 
 def judge(texts: Sequence[str], rules: FormRules) -> list[tuple[str, str | None] | None]:
-    """Of each text the first rule that it fails and why, or None."""
+    """For each text the reason and the detail of the first rule that it fails, or None."""
     verdicts: list[tuple[str, str | None] | None] = []
     for part in document_batches(texts):
         judged: list[tuple[str, str | None] | None] = [None] * (part.stop - part.start)

@@ -1,19 +1,19 @@
 """Near-duplicates: MinHash finds candidate pairs, exact sets of shingles verify them.
 
-After Baichuan 2 (arXiv 2309.10305, section 2.1). `keys` gives the bands of each document. `settle`
-pairs the documents that share a band, computes the Jaccard similarity of each candidate pair,
-joins the pairs that reach the threshold into components, and keeps one document of each. So a
-pair below the threshold is never joined directly, but the two ends of a chain of pairs may be
-less similar.
+After Baichuan 2 (arXiv 2309.10305, section 2.1). `keys` computes the bands of each document.
+`settle` pairs documents that share a band, computes the Jaccard similarity of each candidate pair,
+and joins the pairs that reach the threshold into connected components. One document of each
+component stays. A pair below the threshold is never joined directly, but two documents of a
+component may be less similar if a chain of pairs connects them.
 
-Of a component the document with the highest `quality` stays, if an earlier stage gave one; of
-several, the first (`pos`). The detail of a dropped document names the document that stays and
-their similarity, which in a chain may be below the threshold.
+The document that stays is the one with the highest `quality`, if an earlier stage computed it; of
+equals, and without `quality`, the first by `pos`. The detail of a dropped document names the
+document that stays and their similarity, which may be below the threshold in a chain.
 
-Memory of `settle`: 8 bytes a document, and 24 more while one band is grouped; 16 bytes a distinct
-candidate pair, 64 more for each of 2^22 pairs at a time, and about 50 for each verified pair;
-about 100 bytes for each document in such a pair. Temporary files: 8 bytes for each word of the
-documents in candidate pairs.
+Memory of `settle`: 8 bytes for each document, and 24 more while one band is grouped; 16 bytes for
+each distinct candidate pair, 64 more for each of 2^22 pairs at a time, and about 50 for each
+verified pair; about 100 bytes for each document in such a pair. Temporary files: 8 bytes for each
+word of the documents in candidate pairs.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from bc2.data.prep.text.word_hashes import text_slices
 
 Int64 = npt.NDArray[np.int64]
 
-#: Pairs that a worker verifies at once.
+#: Pairs that a worker verifies in one call.
 CHUNK = 16_384
 
-#: Files of sets that a worker holds open.
+#: The most files with sets of shingles that a worker holds open.
 _OPEN = 256
 
 
 class NearStage(PrepStage):
-    """Drop documents that are near-duplicates of another.
+    """Drops documents that are near-duplicates of another document.
 
     Raises:
-        RecipeError: no bands reach the recall at the threshold with so many hashes.
+        RecipeError: with `hashes` hashes, no number of bands reaches the recall at the threshold.
     """
 
     name: ClassVar[str] = "near"
@@ -73,7 +73,10 @@ class NearStage(PrepStage):
         )
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """pos, signature, band_00, band_01 ... (int64) of each document that has words."""
+        """pos, signature, band_00, band_01 ... (int64) of each document that has words.
+
+        Equal signatures mean that all bands are equal.
+        """
         bands, has_words = [np.zeros((0, self.bands), np.int64)], [np.zeros(0, bool)]
         for texts in text_slices(table["text"]):
             found = minhash.signatures(texts, self.bands * self.rows, self.settings.shingle)
@@ -85,14 +88,15 @@ class NearStage(PrepStage):
         return pa.table(columns | {_band(i): values[:, i] for i in range(self.bands)})
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Decide which documents stay; see the head of this file.
+        """Decide which documents stay, as the module's docstring explains.
 
         Returns:
-            documents: documents that have words; identical: those with the signature of an earlier
-            one; buckets: groups of two or more equal bands, over all bands; passed_over: pairs of
-            buckets above 64 that were not tried; candidates and pairs: distinct pairs that were
-            tried, and that are near-duplicates; components; dropped; chained: documents dropped
-            although their similarity to the one that stays is below the threshold.
+            Numbers of: documents (that have words); identical (documents with the signature of an
+            earlier one); buckets (groups of two or more documents with an equal band, over all
+            bands); passed_over (pairs that were not tried, in buckets of more than 64); candidates
+            (distinct pairs that were tried); pairs (those that are near-duplicates); components;
+            dropped (documents); chained (documents that are dropped although their similarity to
+            the one that stays is below the threshold).
         """
         firsts, seconds, facts = self._candidates(work)
         sets = _Sets(work, np.union1d(firsts, seconds), self.settings.shingle)
@@ -112,7 +116,7 @@ class NearStage(PrepStage):
         }
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Drop the documents that `settle` named, with its details."""
+        """Drop the documents that the verdict of `settle` names."""
         assert verdict is not None
         return drop_decided(table, verdict, "near_duplicate")
 
@@ -131,7 +135,7 @@ class NearStage(PrepStage):
         found.add(*(np.searchsorted(documents, side) for side in _linked(alike)))
         buckets = passed = 0
         for band in map(_band, range(self.bands)):
-            # Documents of equal signatures share all bands: the first of them stands for all.
+            # Documents with equal signatures share all bands, so the first of them is enough.
             alike = work.groups(band, without=copies)
             members = np.searchsorted(documents, alike.members)
             buckets += len(alike.sizes)
@@ -149,7 +153,7 @@ def _band(number: int) -> str:
 
 
 def _linked(alike: Groups) -> tuple[Int64, Int64]:
-    """Pairs of the first of each group with every other of it."""
+    """Pairs of `pos`: the first document of each group with every other of the group."""
     firsts = alike.firsts()
     others = firsts != alike.members
     return firsts[others], alike.members[others]
@@ -159,9 +163,13 @@ def _linked(alike: Groups) -> tuple[Int64, Int64]:
 
 
 class _Sets:
-    """Files with the sets of shingles of the documents in candidate pairs, one for each part.
+    """The sets of shingles of the documents in candidate pairs, in a file for each part.
 
-    A document's rank is its place among these documents in the order of `pos`.
+    A document's rank is its index among these documents in the order of `pos`.
+
+    Args:
+        wanted: `pos` of the documents, sorted.
+        shingle: words in a shingle.
     """
 
     def __init__(self, work: WorkingSet, wanted: Int64, shingle: int):
@@ -182,7 +190,7 @@ class _Sets:
             pass
 
     def overlaps(self, firsts: Int64, seconds: Int64) -> Int64:
-        """[pairs, 2] sizes of the intersection and the union, of pairs of ranks."""
+        """Sizes of the intersection and the union of pairs of sets, given by rank: [pairs, 2]."""
         chunks = (
             _Pairs(self._stems, self._first, firsts[i : i + CHUNK], seconds[i : i + CHUNK])
             for i in range(0, len(firsts), CHUNK)
@@ -190,7 +198,7 @@ class _Sets:
         return np.concatenate([np.zeros((0, 2), np.int64), *self._work.map(_overlaps, chunks)])
 
     def quality(self) -> npt.NDArray[np.float32] | None:
-        """The quality of each document, NaN where it has none; None if no document has one."""
+        """The quality of each document, NaN if it has none; None if no document has one."""
         tables = [pq.read_table(_about(stem), columns=["quality"]) for stem in self._stems]
         values = [table["quality"].to_numpy().astype(np.float32) for table in tables]
         found: npt.NDArray[np.float32] = np.concatenate([np.zeros(0, np.float32), *values])
@@ -207,8 +215,8 @@ class _Sets:
                 _about(self._stems[number]), columns=["origin_file", "origin_row"]
             )
             rows = about.take(mine - self._first[number]).to_pydict()
-            told = zip(rows["origin_file"], rows["origin_row"], strict=True)
-            origins |= dict(zip(mine.tolist(), told, strict=True))
+            found = zip(rows["origin_file"], rows["origin_row"], strict=True)
+            origins |= dict(zip(mine.tolist(), found, strict=True))
         return [
             survivor_detail(*origins[rank], f"jaccard {shared / united:.2f}")
             for rank, (shared, united) in zip(ranks.tolist(), overlaps.tolist(), strict=True)
@@ -234,7 +242,11 @@ def _about(stem: str) -> str:
 
 
 def _write_sets(job: _Job) -> None:
-    """Write the sets of a part's wanted documents, their ends, and what decides which stay."""
+    """Write three files for the wanted documents of a part.
+
+    They hold the sets of shingles, the ends of the sets, and the columns `quality`, `origin_file`
+    and `origin_row`.
+    """
     names = ["quality", "origin_file", "origin_row", "text"]
     table = read_part_file(job.part, ["pos", *names])
     table = table.filter(pc.is_in(table["pos"], value_set=pa.array(job.wanted)))
@@ -251,9 +263,9 @@ def _write_sets(job: _Job) -> None:
 
 
 def _overlaps(pairs: _Pairs) -> Int64:
-    """[pairs, 2] sizes of the intersection and the union."""
+    """Sizes of the intersection and the union of pairs of sets: [pairs, 2]."""
 
-    # Read, not mapped: mapped pages stay resident as long as the mapping.
+    # The file is read, not memory-mapped: mapped pages stay resident as long as the mapping.
     @lru_cache(maxsize=_OPEN)
     def part(number: int) -> tuple[io.FileIO, Int64]:
         return io.FileIO(f"{pairs.stems[number]}.sets"), np.load(f"{pairs.stems[number]}.npy")

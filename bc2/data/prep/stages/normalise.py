@@ -1,6 +1,7 @@
-"""One form of the same text: line ends, control characters and, if wanted, more.
+"""Normalise texts: line ends, control characters and, if the settings ask for it, white space, NFC.
 
-Native expressions of pyarrow (RE2), but for NFC; a rewrite touches only the documents that need it.
+The rewrites are regular expressions of pyarrow (RE2), which apply only to documents with a match.
+NFC is computed by Python's standard library.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import pyarrow.compute as pc
 from bc2.data.prep.settings import NormaliseSettings
 from bc2.data.prep.stages.base import RECORD, REMOVED, Outcome, PrepStage, dropped
 
-#: Unicode's category Cc but tab and LF (CR is gone by then), and the byte order mark.
+#: Unicode's category Cc except tab, LF and CR (CR has been replaced before), and U+FEFF.
 _CONTROLS = r"[\x{0}-\x{8}\x{B}-\x{1F}\x{7F}-\x{9F}\x{FEFF}]+"
 
-#: What Python's str.isspace() has beyond RE2's \s, but for LF.
+#: White space within a line, as Python's str.isspace() has it: RE2's \s lacks most of it.
 _SPACES = r"[\t\x{20}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 
 
 class NormaliseStage(PrepStage):
-    """Normalise each text; `id` stays that of the text as it was read.
+    """Normalises each text; `id` stays that of the text as it was read.
 
-    What is cut is counted by reason: ``line_ends`` (the CR of CRLF), ``control_characters``,
-    ``line_spaces`` and ``blank_lines``. Normalisation to NFC, which may lengthen a text, is not a
-    cut and is not counted. A document of nothing but white space is dropped (``empty``).
+    Removed bytes are counted by reason: ``line_ends`` (the CR of CRLF), ``control_characters``,
+    ``line_spaces`` and ``blank_lines``. NFC, which may also lengthen a text, is not counted. A
+    document with nothing but white space is dropped (``empty``).
     """
 
     name = "normalise"
@@ -54,7 +55,7 @@ class NormaliseStage(PrepStage):
         return Outcome(normal.filter(kept), pa.concat_tables(gone))
 
     def _rewrites(self) -> list[tuple[str, str, str]]:
-        """(reason, what is replaced, by what), in order."""
+        """(reason, regular expression, replacement) of each rewrite, in order."""
         rewrites = [("line_ends", r"\r\n?", "\n"), ("control_characters", _CONTROLS, "")]
         if self.settings.strip_lines:
             rewrites.append(("line_spaces", rf"(?m){_SPACES}+$", ""))
@@ -86,7 +87,7 @@ def _bytes(text: pa.Array) -> pa.Array:
 
 
 def _cut(pos: Any, cut: pa.Array, reason: str, kept: pa.Array) -> pa.Table:
-    """REMOVED for text cut out of documents that stay."""
+    """A table REMOVED for bytes `cut` out of the documents that are `kept`."""
     some = pc.and_(kept, pc.greater(cut, 0))
     count = pc.sum(some).as_py() or 0
     columns = [

@@ -1,14 +1,13 @@
-"""Paragraphs and sentences that occur earlier in the corpus: the later copies are cut.
+"""Cut paragraphs and sentences that occur earlier in the corpus.
 
-Passages are compared by a 64-bit hash (XXH3) of their compared form. Among n passages about
-n^2 / 2^65 pairs collide: 0.03 of 10^9 passages, 3 of 10^10. A collision costs one passage of text,
-so matches are not verified.
+A passage is a paragraph or a sentence. Passages are compared by a 64-bit hash (XXH3) of a
+normalised form. Among n passages about n^2 / 2^65 pairs collide: 0.03 pairs among 10^9 passages, 3
+among 10^10. A collision costs one passage of text, so matches are not verified.
 
-What a document loses is decided in two rounds. In the first, every copy except the first
-in the corpus counts as lost, and a document that would lose too much is dropped. In the second,
-the first copy is chosen again, among the documents that stay. So a passage that is cut always
-remains in another document of the corpus, or earlier in the same one. Only text that a dropped
-document alone had is lost.
+Cuts are decided in two rounds. In the first, every copy except the first in the corpus counts as
+lost, and a document that would lose too much is dropped. In the second, the first copy is chosen
+again, among the documents that stay. So a passage that is cut always remains in another document
+of the corpus, or earlier in the same one. Only text that was in dropped documents alone is lost.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 class PassagesStage(PrepStage):
-    """Cut the paragraphs and sentences that occur earlier in the corpus.
+    """Cuts the paragraphs and sentences that occur earlier in the corpus.
 
-    Earlier means by `pos`, then by the place in the text. Columns ``paragraph_scores`` and
-    ``sentence_scores`` (lists, one number a piece) are cut with the text; they become null if the
-    text that is left splits into other pieces than those that were kept.
+    Earlier is defined by `pos`, then by the place in the text. The columns ``paragraph_scores``
+    and ``sentence_scores`` (lists with a number for each piece) lose the numbers of cut pieces.
+    They become null if the remaining text does not split into exactly the pieces that were kept.
 
     Memory of `settle`: that of `repeated_passages.repeated`, then about 100 bytes for each passage
     that occurs several times.
@@ -79,14 +78,17 @@ class PassagesStage(PrepStage):
         )
 
     def _passages(self, text: str, lang: str | None) -> Iterator[tuple[int, ...]]:
-        """hash, kind, index, inside, characters and bytes of each passage that is long enough."""
+        """hash, kind, index, inside, characters and bytes of each passage that is long enough.
+
+        See `repeated_passages.PASSAGES`.
+        """
         from xxhash import xxh3_64_intdigest
 
         is_code = lang == "code"
         form = _code_form if is_code else _form
         for kind, index, inside, piece in self._pieces(text, is_code):
             limit = self._limits[kind]
-            if 4 * len(piece) < limit:  # no character has more bytes
+            if 4 * len(piece) < limit:  # a character has at most 4 bytes
                 continue
             shape = form(piece).encode()
             if len(shape) >= limit:
@@ -95,11 +97,11 @@ class PassagesStage(PrepStage):
 
     @property
     def _limits(self) -> tuple[int, int]:
-        """Least bytes of the compared form: of paragraphs, of sentences."""
+        """Fewest bytes of the compared form: of paragraphs, and of sentences."""
         return self.settings.paragraph_bytes, self.settings.sentence_bytes
 
     def _pieces(self, text: str, is_code: bool) -> Iterator[tuple[int, int, int, str]]:
-        """kind, index, inside and text of every passage."""
+        """kind, index, inside (the index of its paragraph) and text of every passage."""
         number = count()
         with_sentences = self.settings.sentences and not is_code
         for inside, paragraph in enumerate(split_paragraphs(text)):
@@ -111,7 +113,12 @@ class PassagesStage(PrepStage):
                 yield SENTENCE, next(number), inside, sentence
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Find every repeated passage, and decide what each document loses."""
+        """Find every repeated passage, and decide what each document loses.
+
+        Returns:
+            Numbers of: compared (passages); repeated (passages that occur often enough);
+            cut_paragraphs; cut_sentences; mostly_duplicate (documents that are dropped).
+        """
         settings = self.settings
         least = {PARAGRAPH: settings.paragraph_repeats, SENTENCE: settings.sentence_repeats}
         passages = _Passages.of(repeated(work, least))
@@ -121,7 +128,7 @@ class PassagesStage(PrepStage):
         return _facts(compared, len(passages.group), decided)
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Cut or drop the documents that the verdict names."""
+        """Cut or drop the documents of one part that the verdict names."""
         assert verdict is not None
         if not len(verdict):
             return Outcome(table, removed([]))
@@ -140,7 +147,12 @@ class PassagesStage(PrepStage):
     def _cut(
         self, row: dict[str, Any], cuts: dict[int, set[int]], gone: list[Any]
     ) -> dict[str, Any] | None:
-        """The document without its cut passages, None if it is dropped; appends to `gone`."""
+        """The document without its cut passages; None if it is dropped.
+
+        Args:
+            cuts: kind -> indices of what is cut, from `_by_document`.
+            gone: gets a row of REMOVED for each reason.
+        """
         pos, text = row["pos"], row["text"]
         size = len(text.encode())
         if DOCUMENT in cuts:
@@ -167,12 +179,12 @@ class PassagesStage(PrepStage):
 
 
 def _form(piece: str) -> str:
-    """How passages are compared: white space as one space, case folded."""
+    """The compared form of a passage: single spaces for white space, case folded."""
     return " ".join(piece.split()).casefold()
 
 
 def _code_form(piece: str) -> str:
-    """How code is compared: white space counts, but not at the ends of lines."""
+    """The compared form of a paragraph of code: no white space at the ends of lines."""
     return "\n".join(line.rstrip() for line in piece.strip("\r\n").split("\n"))
 
 
@@ -184,13 +196,13 @@ def _excerpt(piece: str) -> str:
 
 
 class _Passages(NamedTuple):
-    """Repeated passages [n] by (hash, kind, pos, index), and the documents that hold them [d]."""
+    """Repeated passages [n] sorted by (hash, kind, pos, index), and their documents [d]."""
 
-    group: Ints  # [n] passages of one group are the same
+    group: Ints  # [n] equal passages have the same number
     document: Ints  # [n] index of the document
     kind: Ints  # [n]
     place: Ints  # [n] index among the document's paragraphs or sentences
-    inside: Ints  # [n] the paragraph that it is or lies in
+    inside: Ints  # [n] index of the paragraph that it is, or is in
     characters: Ints  # [n]
     bytes: Ints  # [n]
     pos: Ints  # [d]
@@ -199,7 +211,7 @@ class _Passages(NamedTuple):
 
     @classmethod
     def of(cls, files: Sequence[Path]) -> _Passages:
-        """From Parquet files of `repeats.PASSAGES`."""
+        """Read Parquet files of `repeated_passages.PASSAGES`."""
         hashes, kind = column(files, "hash"), column(files, "kind")
         order = np.lexsort((column(files, "index"), column(files, "pos"), kind, hashes))
         hashes, kind = hashes[order], kind[order]
@@ -230,7 +242,11 @@ class _Passages(NamedTuple):
         )
 
     def copies(self, alive: Mask) -> Mask:
-        """[n] passages of documents that stay and are not the first such passage of their group."""
+        """[n] which passages are in documents that stay, and not the first such of their group.
+
+        Args:
+            alive: [d] which documents stay.
+        """
         living = np.flatnonzero(alive[self.document])
         first = np.ones(len(living), bool)
         first[1:] = np.diff(self.group[living]) != 0
@@ -239,7 +255,13 @@ class _Passages(NamedTuple):
         return copies
 
     def lost(self, copies: Mask) -> tuple[Ints, Ints]:
-        """Characters and bytes [d] that documents lose; no sentence of a cut paragraph counts."""
+        """The characters and the bytes that each document loses: [d], [d].
+
+        Sentences of a paragraph that is cut do not count again.
+
+        Args:
+            copies: [n] which passages are cut.
+        """
         paragraphs = copies & (self.kind == PARAGRAPH)
         paragraph = self.document.astype(np.int64) << 32 | self.inside
         inside = among(paragraph, np.unique(paragraph[paragraphs]))
@@ -252,10 +274,10 @@ class _Passages(NamedTuple):
 
 
 def _decide(passages: _Passages, settings: PassagesSettings) -> npt.NDArray[np.int64]:
-    """[v, 3] pos, kind and index of each passage that is cut, sorted.
+    """What is cut and what is dropped, as sorted rows of pos, kind and index: [rows, 3].
 
-    For a document that is dropped the index is the share of its characters that occur earlier,
-    in thousandths.
+    A dropped document has kind DOCUMENT. Its index is the share of its characters that occur
+    earlier, in thousandths.
     """
     everyone = np.ones(len(passages.pos), bool)
     characters, lost_bytes = passages.lost(passages.copies(everyone))
@@ -282,11 +304,11 @@ def _facts(passages: int, repeated: int, decided: npt.NDArray[np.int64]) -> dict
     return {"compared": passages, "repeated": repeated, **cut, "mostly_duplicate": counts[DOCUMENT]}
 
 
-# -- carrying it out -----------------------------------------------------------------------
+# -- applying the decision -----------------------------------------------------------------
 
 
 def _by_document(verdict: pa.Table) -> dict[int, dict[int, set[int]]]:
-    """pos -> kind -> indices."""
+    """A verdict as pos -> kind -> indices."""
     cuts: dict[int, dict[int, set[int]]] = {}
     columns = (verdict[name].to_pylist() for name in ("pos", "kind", "index"))
     for pos, kind, index in zip(*columns, strict=True):
@@ -295,7 +317,13 @@ def _by_document(verdict: pa.Table) -> dict[int, dict[int, set[int]]]:
 
 
 def _kept_sentences(pieces: list[str], keep: list[bool], lost: set[int]) -> list[list[bool]]:
-    """For each sentence of each paragraph whether it stays: its paragraph does, and it is kept."""
+    """Whether each sentence of each paragraph stays.
+
+    Args:
+        pieces: the paragraphs of a text.
+        keep: which paragraphs stay.
+        lost: indices of sentences that are cut, counted over the whole text.
+    """
     index = count()
     return [
         [next(index) not in lost and stays for _ in sentences_of(piece)]

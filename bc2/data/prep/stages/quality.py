@@ -1,9 +1,9 @@
-"""Sentence-wise quality: every sentence is scored, low ones are cut, bad documents dropped.
+"""Sentence-wise quality: score every sentence, cut those with low scores, drop bad documents.
 
-After Baichuan 2 section 2.1, whose funnel has "sentence-wise quality filtering" and does not say
-how the scores are computed. Ours come from a trained model (`bc2.data.prep.text.sentence_scorer`)
-or, by default, from rules (`bc2.data.prep.text.rule_scorer`). The scores stay with the text, for
-tables and mixtures.
+After Baichuan 2, section 2.1, whose funnel has "sentence-wise quality filtering" and does not say
+how the scores are computed. Here they come from a trained model
+(`bc2.data.prep.text.sentence_scorer`) or, by default, from rules
+(`bc2.data.prep.text.rule_scorer`). The scores are stored as columns, for reports and mixtures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bc2.data.prep.text.rule_scorer import RuleScorer
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
 
-#: The language of documents whose source names none, in settings.
+#: How the settings name the language of documents whose source states none.
 UNKNOWN = "unknown"
 
 #: The columns that the stage appends.
@@ -36,7 +36,7 @@ COLUMNS = pa.schema(
     ]
 )
 
-#: What opens and closes a block of code or of mathematics in Markdown.
+#: The beginning or end of a fenced block of code or mathematics in Markdown.
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~|\$\$)|\$\$[ \t]*$", re.MULTILINE)
 
 Float32 = npt.NDArray[np.float32]
@@ -45,23 +45,23 @@ Removed = tuple[int, str, int, bool, str | None]
 
 
 class SentenceScorer(Protocol):
-    """Anything that scores sentences, each by itself."""
+    """Scores sentences, each independently of the others."""
 
     def score(self, sentences: Sequence[str]) -> Float32:
-        """[sentences] 0..1."""
+        """The score of each sentence, 0 (bad) to 1 (good): [sentences]."""
         ...
 
 
 class _Pieces(NamedTuple):
-    """Some texts in sentences."""
+    """The sentences of several texts, one text after the other."""
 
     sentences: list[str]
     per_paragraph: Int64
-    """[paragraphs] sentences in each"""
+    """[paragraphs] number of sentences in each."""
     per_text: Int64
-    """[texts] paragraphs in each"""
+    """[texts] number of paragraphs in each."""
     texts: Int64
-    """[texts] sentences in each"""
+    """[texts] number of sentences in each."""
 
 
 def _split(texts: Sequence[str]) -> _Pieces:
@@ -87,16 +87,24 @@ class _Scored(NamedTuple):
 
     text: str
     pieces: list[str]
-    """sentences"""
+    """The sentences of the text."""
     lengths: Int64
-    """[sentences] characters"""
+    """[sentences] characters of each."""
     sentences: Float32
+    """[sentences] scores."""
     paragraphs: Float32
+    """[paragraphs] mean scores."""
     mean: float
+    """The mean score of the text."""
 
 
 def _means(scores: Float32, lengths: Int64, groups: Int64) -> Float32:
-    """[groups] means over runs of so many sentences each, weighted by `lengths`; empty ones 0."""
+    """Mean score of each group, weighted by `lengths`: [groups]; 0 for an empty group.
+
+    Args:
+        scores, lengths: [sentences].
+        groups: [groups] number of sentences in each group, which follow one another.
+    """
     owners = np.repeat(np.arange(len(groups)), groups)
     totals = np.bincount(owners, weights=scores * lengths, minlength=len(groups))
     sizes = np.bincount(owners, weights=lengths, minlength=len(groups))
@@ -105,7 +113,7 @@ def _means(scores: Float32, lengths: Int64, groups: Int64) -> Float32:
 
 
 class QualityStage(PrepStage):
-    """Score, cut, drop. Means are weighted by characters."""
+    """Scores sentences, cuts low ones and drops documents; means are weighted by characters."""
 
     name: ClassVar[str] = "quality"
     version: ClassVar[int] = 1
@@ -118,16 +126,16 @@ class QualityStage(PrepStage):
         return {"settings": self.settings}  # a worker loads the model itself
 
     def check(self) -> None:
-        """Load the scorer, or say why not.
+        """Load the scorer.
 
         Raises:
-            DataError: there is none at the path, or it is of another version.
+            DataError: there is no scorer at the path, or another version of bc2 wrote it.
             IntegrityError: its weights are not those that were saved.
         """
         _ = self._scorer
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the scorer's files by name; none for rules."""
+        """Hex SHA-256 of each file of the scorer, by name; empty if rules score."""
         if self.settings.scorer == "rules":
             return {}
         return scorer_digests(Path(self.settings.scorer))
@@ -139,26 +147,29 @@ class QualityStage(PrepStage):
         return load_scorer(Path(self.settings.scorer))
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
-        """Cut and drop; documents in languages that are not scored pass as they are."""
+        """Score one part, cut sentences and drop documents.
+
+        Documents in languages that are not scored stay as they are, with null scores.
+        """
         langs = table["lang"].to_pylist()
         rows = [i for i, lang in enumerate(langs) if (lang or UNKNOWN) in self.settings.languages]
         texts: list[str] = table["text"].to_pylist()
         before = self._score([texts[i] for i in rows])
-        fates = dict(zip(rows, (self._fate(each) for each in before), strict=True))
+        decisions = dict(zip(rows, (self._decide(each) for each in before), strict=True))
         positions = table["pos"].to_pylist()
-        gone: list[Removed] = [(positions[i], *fate.why) for i, fate in fates.items() if fate.why]
-        # What a cut leaves is split again: where a sentence ends depends on its neighbours.
-        cut = [i for i, fate in fates.items() if fate.why and fate.text is not None]
-        again = self._score([fates[i].text or "" for i in cut])
+        gone: list[Removed] = [(positions[i], *it.why) for i, it in decisions.items() if it.why]
+        # A text that was cut is split again: where a sentence ends depends on its neighbours.
+        cut = [i for i, it in decisions.items() if it.why and it.text is not None]
+        again = self._score([decisions[i].text or "" for i in cut])
         scored = dict(zip(rows, before, strict=True)) | dict(zip(cut, again, strict=True))
-        alive = [i not in fates or fates[i].text is not None for i in range(len(texts))]
+        kept = [i not in decisions or decisions[i].text is not None for i in range(len(texts))]
         table = _with_text(
             table, [scored[i].text if i in scored else texts[i] for i in range(len(texts))]
         )
         columns = _columns([scored.get(i) for i in range(len(texts))])
         for field, column in zip(COLUMNS, columns, strict=True):
             table = table.append_column(field, column)
-        return Outcome(table.filter(pa.array(alive, pa.bool_())), removed(gone))
+        return Outcome(table.filter(pa.array(kept, pa.bool_())), removed(gone))
 
     def _score(self, texts: Sequence[str]) -> list[_Scored]:
         pieces = _split(texts)
@@ -177,7 +188,8 @@ class QualityStage(PrepStage):
             )
         return scored
 
-    def _fate(self, scored: _Scored) -> _Fate:
+    def _decide(self, scored: _Scored) -> _Decision:
+        """Drop the document, cut sentences out of it, or leave it unchanged."""
         settings, text = self.settings, scored.text
         fenced = (
             _fenced(scored.pieces) if _FENCE.search(text) else np.zeros(len(scored.pieces), bool)
@@ -191,7 +203,7 @@ class QualityStage(PrepStage):
         for i in np.flatnonzero(low):
             low[i] = not fenced[i] and _letters(scored.pieces[i]) >= settings.min_letters
         if not low.any():
-            return _Fate(text, None)
+            return _Decision(text, None)
         lost = int(scored.lengths[low].sum())
         left = cut_sentences(text, (~low).tolist())
         if lost > settings.max_cut * len(text) or not left.strip():
@@ -199,11 +211,11 @@ class QualityStage(PrepStage):
         worst = int(np.argmin(np.where(low, scored.sentences, 2)))
         detail = f"{scored.sentences[worst]:.3f} {scored.pieces[worst].strip()}"
         size = len(text.encode()) - len(left.encode())
-        return _Fate(left, ("low_sentence", size, False, detail))
+        return _Decision(left, ("low_sentence", size, False, detail))
 
 
 def _fenced(pieces: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """[sentences] which lie in a fenced block, its fences included; one left open is none."""
+    """[sentences] which are in a fenced block, fences included; a block must be closed."""
     flags = np.zeros(len(pieces), dtype=bool)
     inside, first = None, 0
     for at, piece in enumerate(pieces):
@@ -217,25 +229,28 @@ def _fenced(pieces: Sequence[str]) -> npt.NDArray[np.bool_]:
 
 
 def _fences(piece: str) -> list[str]:
+    """The fences in a sentence, in order."""
     if "```" not in piece and "~~~" not in piece and "$$" not in piece:
         return []
     return [match.group().strip() for match in _FENCE.finditer(piece)]
 
 
 def _letters(sentence: str) -> int:
-    """Letters, an ideograph as 3."""
+    """The number of letters; a CJK character counts as 3."""
     return sum(3 if c >= "\u2e80" else 1 for c in sentence if c.isalpha())
 
 
-class _Fate(NamedTuple):
+class _Decision(NamedTuple):
+    """What happens to a document."""
+
     text: str | None
-    """What is left; None if the document is dropped."""
+    """The text that is left; None if the document is dropped."""
     why: tuple[str, int, bool, str] | None
-    """Reason, bytes, whole and detail of what is removed."""
+    """Reason, bytes, whole and detail of what is removed; None if nothing is."""
 
 
-def _drop(text: str, detail: str) -> _Fate:
-    return _Fate(None, ("low_quality", len(text.encode()), True, detail))
+def _drop(text: str, detail: str) -> _Decision:
+    return _Decision(None, ("low_quality", len(text.encode()), True, detail))
 
 
 def _with_text(table: pa.Table, texts: list[str]) -> pa.Table:
@@ -245,7 +260,7 @@ def _with_text(table: pa.Table, texts: list[str]) -> pa.Table:
 
 
 def _columns(scored: Sequence[_Scored | None]) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """COLUMNS, null where there is no score."""
+    """The columns of `COLUMNS`, null for documents without scores."""
     return (
         pa.array([each and each.mean for each in scored], pa.float32()),
         _lists([each and each.paragraphs for each in scored]),

@@ -1,12 +1,13 @@
 """Sampling weights: how often text is drawn, by source, language, topic and quality.
 
-Documents fall into strata: what shares source, language, cluster and quality band, of which
-only those count that the settings weight. A stratum is written, tokenized and read like a
-source of its own (`web.c07.q2`), so a weight here is a weight of the mixture later.
+A stratum is all documents with the same source, language, cluster and quality band. Only those of
+the four properties count for which the settings give weights. A stratum is written, tokenized and
+read like a source of its own (such as `web.c07.q2`), so its weight becomes a weight of the mixture.
 
-The weight of a stratum is its UTF-8 bytes times its factors, then scaled to the shares that
-are asked for. Weights are integers that add up to `TOTAL`. They are shares of what is drawn,
-counted in tokens later and in bytes here, since no tokenizer is known yet.
+The weight of a stratum is its UTF-8 bytes times its factors. Groups of strata are then scaled to
+the shares that the settings ask for. Weights are integers that add up to `TOTAL`. In training they
+are shares of the tokens drawn; here they are computed from bytes, because no tokenizer is known
+yet.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from bc2.errors import DataError, RecipeError, nearest
 if TYPE_CHECKING:
     from bc2.data.corpus_config import CorpusConfig
 
-#: What the weights of a corpus add up to.
+#: The sum of all weights of a corpus.
 TOTAL = 10**9
 
 #: Language of text whose source states none (ISO 639-2).
 _UNKNOWN = "und"
 
-#: A cluster or band that does not count, and the band of text without a score.
+#: The cluster or band of a stratum for which it does not count, and the band of text that has no
+#: quality score.
 _NONE, _UNSCORED = -1, -2
 
 _KEYS = pa.schema(
@@ -53,12 +55,12 @@ _KEYS = pa.schema(
     ]
 )
 
-#: What a language must be for a stratum, that is a directory, to be named after it.
+#: A language that can be part of a stratum's name, which is the name of a directory.
 _TAG = re.compile(r"[a-z0-9_-]+")
 
 
 class Cell(NamedTuple):
-    """What documents of a stratum share; "" and -1 where it does not count."""
+    """What the documents of a stratum have in common; "" and -1 for what does not count."""
 
     source: str
     lang: str
@@ -67,7 +69,10 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A valid name of a source: ``web.zh.c07.q2``; ``qx`` is text without a score."""
+        """The stratum's name, valid as that of a source: ``web.zh.c07.q2``.
+
+        ``qx`` stands for text without a quality score.
+        """
         words = [self.source]
         words += [self.lang] if self.lang else []
         words += [f"c{self.cluster:02d}"] if self.cluster != _NONE else []
@@ -76,7 +81,7 @@ class Cell(NamedTuple):
 
 
 class WeightsStage(PrepStage):
-    """Adds the column `stratum` (string). Of the corpus `settle` holds a row a stratum."""
+    """Adds the column `stratum` (string). `settle` holds one row for each stratum."""
 
     name: ClassVar[str] = "weights"
     version: ClassVar[int] = 1
@@ -90,14 +95,15 @@ class WeightsStage(PrepStage):
         """Before any work, check that the settings fit the rest of the recipe.
 
         Raises:
-            RecipeError: a source that the recipe lacks, or a column that no stage makes.
+            RecipeError: the settings name a source that the recipe does not have, or need a
+                column that no stage makes.
         """
         known = [source.name for source in config.sources]
         for name in [*self.settings.sources, *self.settings.source_shares]:
             if name not in known:
                 guess = nearest(name, known)
                 raise RecipeError(
-                    f"a weight for a source that the recipe has not got: {name!r}",
+                    f"a weight for a source that the recipe does not have: {name!r}",
                     where="corpus.weights",
                     todo=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}",
                 )
@@ -107,7 +113,7 @@ class WeightsStage(PrepStage):
             raise _needs("clusters")
 
     def keys(self, table: pa.Table) -> pa.Table:
-        """Documents and bytes of each stratum in the part; no `pos`: the part says where."""
+        """Documents and bytes of each stratum in the part; without `pos`, which is not needed."""
         documents: Counter[Cell] = Counter()
         sizes: Counter[Cell] = Counter()
         lengths = pc.binary_length(table["text"]).to_pylist()
@@ -119,14 +125,14 @@ class WeightsStage(PrepStage):
         return pa.table(list(map(list, columns)), schema=_KEYS)
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
-        """Name the strata and weigh them.
+        """Name the strata and compute their weights.
 
         Returns:
             ``{"total": 10**9, "weights": {stratum: integer}, "strata": {stratum: {"source",
             "documents", "bytes"}}}``, strata sorted, weights adding up to the total.
 
         Raises:
-            DataError: a share for text of which there is none, or nothing has weight.
+            DataError: a source or language has a share but no text, or all weights are 0.
         """
         documents: Counter[Cell] = Counter()
         sizes: Counter[Cell] = Counter()
@@ -185,7 +191,11 @@ def _language(lang: str | None) -> str:
 
 
 def _bands(scores: pa.ChunkedArray, settings: WeightsSettings) -> list[int]:
-    """The band of each score; compared as float32, as scores are, so that 0.7 is in band 0.7."""
+    """The quality band of each score.
+
+    The bands' lowest scores are rounded to float32, as the scores are, so that a score of 0.7 is
+    in the band that begins at 0.7.
+    """
     lowest = [float(np.float32(score)) for score, _ in settings.quality]
     return [
         _UNSCORED if score is None or score != score else max(0, bisect_right(lowest, score) - 1)
@@ -193,17 +203,17 @@ def _bands(scores: pa.ChunkedArray, settings: WeightsSettings) -> list[int]:
     ]
 
 
-# -- how much each weighs ------------------------------------------------------------------
+# -- weights -------------------------------------------------------------------------------
 
 
 def weigh(sizes: Mapping[Cell, int], settings: WeightsSettings) -> dict[Cell, Fraction]:
-    """Share of each stratum, exactly; they add up to 1.
+    """The weight of each stratum as an exact share; the shares add up to 1.
 
     Args:
-        sizes: UTF-8 bytes of each.
+        sizes: UTF-8 bytes of each stratum.
 
     Raises:
-        DataError: a share for text of which there is none, or nothing has weight.
+        DataError: a source or language has a share but no text, or all weights are 0.
     """
     if not sizes:
         return {}
@@ -228,12 +238,12 @@ def _factor(cell: Cell, settings: WeightsSettings) -> Fraction:
     factors += [settings.quality[cell.band][1]] if cell.band >= 0 else []
     product = Fraction(1)
     for factor in factors:
-        product *= Fraction(str(factor))  # 0.1 is meant as a tenth
+        product *= Fraction(str(factor))  # so that 0.1 is exactly a tenth
     return product
 
 
 def _topics(sizes: Mapping[Cell, int], settings: WeightsSettings) -> dict[int, Fraction]:
-    """What the temperature makes of each cluster: size ** (temperature - 1)."""
+    """The factor of each cluster due to the temperature: size ** (temperature - 1)."""
     if settings.cluster_temperature == 1:
         return {}
     clusters: Counter[int] = Counter()
@@ -251,7 +261,7 @@ def _topics(sizes: Mapping[Cell, int], settings: WeightsSettings) -> dict[int, F
 def _shared(
     weights: dict[Cell, Fraction], shares: Mapping[str, float], group: Callable[[Cell], str]
 ) -> dict[Cell, Fraction]:
-    """Scale groups of strata to their shares, and all others together to the rest."""
+    """Scale each group of strata to its share, and all other strata together to the rest of 1."""
     if not shares:
         return weights
     wanted = {name: Fraction(str(share)) for name, share in shares.items()}
@@ -263,12 +273,12 @@ def _shared(
     empty = [name for name, share in wanted.items() if share and not totals[name]]
     if empty:
         raise DataError(
-            f"{empty[0]!r} has a share of what is drawn, and no text",
+            f"{empty[0]!r} has a share of what is drawn, but no text",
             where="corpus.weights",
-            todo=f"take its share out; there is {', '.join(sorted(set(map(group, weights))))}",
+            todo=f"remove its share; there is {', '.join(sorted(set(map(group, weights))))}",
         )
     if totals[""] and not rest:
-        warn("corpus.weights: the shares leave nothing for other text, which is never drawn")
+        warn("corpus.weights: the shares add up to 1, so other text is never drawn")
     scales = {
         name: wanted.get(name, rest) / (total or Fraction(1)) for name, total in totals.items()
     }
@@ -281,11 +291,15 @@ def _shared(
 def name_strata(
     sizes: Mapping[Cell, int], weights: Mapping[Cell, Fraction], least: int
 ) -> dict[Cell, str]:
-    """The stratum of each cell; small ones of a source are together its ``.rest``.
+    """The name of the stratum of each cell; small cells of a source form its ``.rest``.
 
-    Small: below `least` bytes, or drawn more rarely than the order of samples allows (twice
-    that, to leave room for later weights). A rest that is small itself takes in the source's
-    next smallest strata. What is never drawn stays apart, whatever its size.
+    A cell is small if it has fewer than `least` bytes, or if its weight is less than twice the
+    smallest weight that the order of samples allows (twice, to leave room for later weights). If
+    the rest is small itself, the next smallest cells of the source join it. Cells that are never
+    drawn keep a stratum of their own, whatever their size.
+
+    Raises:
+        DataError: a stratum would have the name of another source.
     """
     names = {cell: cell.name for cell in sizes}
     for source in sorted({cell.source for cell in sizes}):
@@ -299,7 +313,7 @@ def name_strata(
 def _small(
     cells: Iterable[Cell], sizes: Mapping[Cell, int], weights: Mapping[Cell, Fraction], least: int
 ) -> list[Cell]:
-    """The cells of a source to be joined: none, or two and more."""
+    """The cells of a source that form its rest: none, or at least two."""
     rarest = Fraction(2, MAX_BLOCK)
     rest: list[Cell] = []
     size, weight = 0, Fraction(0)
@@ -313,13 +327,13 @@ def _small(
 
 
 def _check_names(names: Mapping[Cell, str]) -> None:
-    """A stratum must not be named as another source is, which dots in names make possible."""
+    """Check that no stratum has the name of another source, which dots in names make possible."""
     owners = {cell.source.casefold(): cell.source for cell in names}
     for cell, name in names.items():
         other = owners.setdefault(name.casefold(), cell.source)
         if other != cell.source:
             raise DataError(
-                f"a stratum of source {cell.source!r} would be named as source {other!r}",
+                f"a stratum of source {cell.source!r} would have the name of source {other!r}",
                 where="corpus.sources",
                 todo="rename one of them",
             )
@@ -351,13 +365,16 @@ def _facts(
 
 
 def _integers(shares: Mapping[str, Fraction]) -> dict[str, int]:
-    """Shares of `TOTAL` by largest remainder; they add up to it, and none above 0 becomes 0."""
+    """Integer weights by the largest-remainder method.
+
+    They add up to `TOTAL`, and no share above 0 becomes 0.
+    """
     exact = {name: share * TOTAL for name, share in shares.items()}
     whole = {name: max(int(share), 1 if share else 0) for name, share in exact.items()}
     left = TOTAL - sum(whole.values()) if whole else 0
     order = sorted(exact, key=lambda name: (whole[name] - exact[name], name))
     for name in order[: max(0, left)]:
         whole[name] += 1
-    if left < 0:  # a few were raised to 1: the largest has it to give
+    if left < 0:  # some were raised to 1, so the largest weight is reduced
         whole[max(whole, key=lambda name: (whole[name], name))] += left
     return whole

@@ -1,1 +1,1 @@
-"""What is about strings: characters, words, sentences, languages, scores of sentences."""
+"""Functions on text: characters, words, sentences, languages, scores of sentences."""

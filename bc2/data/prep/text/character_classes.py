@@ -1,4 +1,4 @@
-"""Classes of characters, for looking them up by the million."""
+"""Classes of characters, as a table that NumPy can look up for many characters at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Bools = npt.NDArray[np.bool_]
 
-# Every character is of one class.
+# Every character has exactly one class.
 (OTHER, SPACE, BREAK, CJK, LETTER, ASCII_LETTER, DIGIT, ASCII_DIGIT, HASH, DOT, ELLIPSIS) = range(
     11
 )
@@ -46,7 +46,7 @@ _CJK_BLOCKS = (
 
 @cache
 def class_table() -> npt.NDArray[np.uint8]:
-    """[0x110000] class of every code point."""
+    """The class of every code point: [0x110000]."""
     of_category = {"L": LETTER, "M": LETTER, "N": DIGIT, "Z": SPACE}
     table = np.array(
         [of_category.get(unicodedata.category(chr(c))[0], OTHER) for c in range(0x110000)], np.uint8
@@ -64,7 +64,7 @@ def class_table() -> npt.NDArray[np.uint8]:
 
 
 def which(*classes: int) -> Bools:
-    """[classes] a mask to look classes up in."""
+    """A mask that is True for some classes: [CLASSES]."""
     mask = np.zeros(CLASSES, bool)
     mask[list(classes)] = True
     return mask
@@ -75,5 +75,5 @@ DIGITS = which(DIGIT, ASCII_DIGIT)
 ENCODED = which(ASCII_LETTER, ASCII_DIGIT, BASE64)
 ENDS = which(DOT, ELLIPSIS, TERMINAL, CLOSER)
 
-#: Bit 0: a letter. Bit 1: a digit.
+#: [CLASSES] bit 0 is set for letters, and bit 1 for digits.
 LETTER_DIGIT = (LETTERS + 2 * DIGITS).astype(np.uint8)

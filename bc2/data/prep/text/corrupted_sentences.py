@@ -1,8 +1,8 @@
-"""Make bad sentences from good ones, to train a scorer where none have been collected.
+"""Make bad sentences from good ones, to train a scorer if no bad sentences were collected.
 
-Each kind is damage or noise seen in crawled text: wrong decodings, words out of order, text run
-together, repeated words, stuffing with keywords, markup, recognition errors, typing at random,
-and the lines that surround articles on web pages.
+Each kind of damage or noise occurs in crawled text: wrong decoding, words out of order, missing
+spaces, repeated words, repeated keywords, markup, recognition errors, random typing, and the lines
+around articles on web pages.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ _LINES = (
 
 
 def corrupted(texts: Iterable[str], seed: int) -> Iterator[str]:
-    """One bad sentence for each sentence of `texts`; in one of ten the text plays no part.
+    """Make a bad sentence from each sentence of `texts`.
 
-    Sentences of fewer than four words (a CJK character is one) are passed over. The same texts
-    and seed give the same sentences.
+    One in ten is a line as it is found around articles on web pages, the others are damaged.
+    Sentences of fewer than four words (a CJK character is a word) are skipped. The same texts and
+    seed give the same sentences.
     """
     chance = random.Random(seed)
     for text in texts:
@@ -73,7 +74,7 @@ def _boilerplate(words: list[str], chance: random.Random) -> str:
 
 
 def _spaced(words: Iterable[str]) -> str:
-    """Words with spaces, CJK characters without."""
+    """Join words with spaces, and CJK characters without."""
     joined = " ".join(words)
     return re.sub(rf"(?<=[{CJK}]) (?=[{CJK}])", "", joined)
 

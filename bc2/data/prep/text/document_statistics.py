@@ -1,14 +1,16 @@
 """Statistics of documents: their characters, words, lines and paragraphs, counted by NumPy.
 
-All documents of a batch are joined as code points, with line breaks between them, so that NumPy
-counts all of them at once. The statistics of a document do not depend on the others.
+The documents of a batch are joined to one array of code points, with line breaks between them, so
+that NumPy counts all of them at once. The statistics of a document do not depend on the others.
 
-A **word** is a CJK character, or a run of other characters up to white space or a CJK character;
-but a run without letters and digits beside a CJK character is punctuation, not a word. A **line**
-has a character that is not white space; a **paragraph** is a run of lines without a blank line
-between them. Two lines or paragraphs are the same if their words are.
+A **word** is a CJK character, or a run of other characters up to white space or a CJK character.
+But a run without letters and digits next to a CJK character is punctuation, not a word. A **line**
+has at least one character that is not white space. A **paragraph** is a run of lines without a
+blank line between them. Two lines or paragraphs are equal if their words are.
 
-Legend: N characters of a batch, T tokens (words and punctuation), W words, L lines, D documents.
+Shapes:
+    N  characters of a batch      T  tokens (words and punctuation)      W  words
+    L  lines      D  documents
 """
 
 from __future__ import annotations
@@ -46,10 +48,11 @@ Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
 
-#: Characters of a batch; about 60 bytes of memory each. A longer document is a batch of its own.
+#: The most characters of a batch; each takes about 60 bytes of memory. A longer document is a batch
+#: of its own.
 BATCH = 1 << 20
 
-#: Characters of the shortest run of base64 or hex that counts.
+#: Fewest characters of a run of base64 or hex that counts.
 ENCODED_RUN = 64
 
 
@@ -66,18 +69,18 @@ def document_batches(texts: Sequence[str]) -> Iterator[slice]:
 
 
 class Spans(NamedTuple):
-    """Runs of words: words, lines or paragraphs."""
+    """Runs of words, such as lines or paragraphs."""
 
     first: Int64
-    """First word of each."""
+    """Index of the first word of each."""
     last: Int64
-    """The word after its last."""
+    """Index of the word after its last."""
     document: Int64
-    """The document that it lies in; rises."""
+    """Index of its document; ascending."""
 
 
 class DocumentStatistics:
-    """The statistics of a batch of documents, each computed when it is first asked for."""
+    """The statistics of a batch of documents; each is computed when it is first used."""
 
     def __init__(self, texts: Sequence[str]):
         joined = "\n" + "".join(text + "\n" for text in texts)
@@ -88,55 +91,59 @@ class DocumentStatistics:
         self.edges = np.concatenate(([1], 1 + np.cumsum(sizes)))  # [D + 1] first characters
 
     def per_document(self, places: Int64) -> Int64:
-        """[D] how many of rising places in the text lie in each document."""
+        """[D] how many places are in each document.
+
+        Args:
+            places: ascending indices of characters.
+        """
         return np.diff(np.searchsorted(places, self.edges))
 
     def sums(self, document: Int64, values: npt.NDArray[np.generic]) -> Int64:
-        """[D] sums of integers by document; exact below 2**53."""
+        """[D] the sum of the integers `values` in each document; exact below 2**53."""
         return np.bincount(document, values, self.count).astype(np.int64)
 
     # -- characters ------------------------------------------------------------------------
 
     @cached_property
     def histogram(self) -> Int64:
-        """[D, classes] characters of each class; the line break behind each document counts."""
+        """[D, classes] the number of characters of each class, with a line break at the end."""
         rows = np.repeat(np.arange(self.count) * CLASSES, np.diff(self.edges))
         counted = np.bincount(rows + self.classes[1:], minlength=self.count * CLASSES)
         return counted.reshape(self.count, CLASSES)
 
     def characters(self, mask: Bools) -> Int64:
-        """[D] characters of the classes in a mask."""
+        """[D] the number of characters whose class is in a mask."""
         return np.asarray(self.histogram[:, mask].sum(axis=1))
 
     @cached_property
     def solid(self) -> Int64:
-        """[D] characters that are not white space."""
+        """[D] the number of characters that are not white space."""
         return self.characters(~which(SPACE, BREAK))
 
     @property
     def letters(self) -> Int64:
-        """[D]"""
+        """[D] the number of letters, CJK characters included."""
         return self.characters(LETTERS)
 
     @property
     def digits(self) -> Int64:
-        """[D]"""
+        """[D] the number of digits."""
         return self.characters(DIGITS)
 
     @property
     def cjk(self) -> Int64:
-        """[D]"""
+        """[D] the number of CJK characters."""
         return self.histogram[:, CJK]
 
     @property
     def hashes(self) -> Int64:
-        """[D] runs of hash signs."""
+        """[D] the number of runs of hash signs."""
         marks = self.classes == HASH
         return self.per_document(np.flatnonzero(marks[1:] & ~marks[:-1]) + 1)
 
     @property
     def ellipses(self) -> Int64:
-        """[D] runs of the ellipsis character, and of three full stops or more."""
+        """[D] the number of runs of the ellipsis character, and of three or more full stops."""
         marks, dots = self.classes == ELLIPSIS, self.classes == DOT
         single = np.flatnonzero(marks[1:] & ~marks[:-1]) + 1
         three = np.flatnonzero(dots[1:-2] & dots[2:-1] & dots[3:] & ~dots[:-3]) + 1
@@ -144,7 +151,11 @@ class DocumentStatistics:
 
     @property
     def encoded(self) -> Int64:
-        """[D] characters in runs of `ENCODED_RUN` or more of base64's, one in eight + or /."""
+        """[D] the number of characters in runs of base64 or hex.
+
+        Such a run has at least `ENCODED_RUN` characters of base64, of which at most one in eight
+        is + or /.
+        """
         starts, ends = self.tokens
         if not (ends - starts >= ENCODED_RUN).any():
             return np.zeros(self.count, np.int64)
@@ -161,10 +172,10 @@ class DocumentStatistics:
 
     @cached_property
     def tokens(self) -> tuple[Int64, Int64]:
-        """[T], [T] first characters and ends of words and punctuation."""
+        """[T], [T] where tokens (words and punctuation) begin and end."""
         cjk = self.classes == CJK
         solid = (self.classes != SPACE) & (self.classes != BREAK)
-        alone = cjk | ~solid  # no run goes on across such a character
+        alone = cjk | ~solid  # a run ends at such a character
         starts = solid.copy()
         starts[1:] &= cjk[1:] | alone[:-1]
         stops = solid.copy()
@@ -173,62 +184,67 @@ class DocumentStatistics:
 
     @cached_property
     def _words(self) -> tuple[Int64, Int64, Bools]:
-        """[W] first characters, ends, and whether there is a letter."""
+        """[W], [W], [W] where words begin and end, and whether they have a letter."""
         starts, ends = self.tokens
         if not len(starts):
             return starts, ends, np.zeros(0, bool)
-        # up to the next token, between which there is only white space
+        # Each sum also takes in the white space before the next token, which adds nothing.
         inside = np.bitwise_or.reduceat(LETTER_DIGIT[self.classes], starts)
-        # tokens lie between line breaks, so that there is a character before and behind
+        # There is a character before and after every token, because the array begins and ends with
+        # a line break.
         touches = (self.classes[starts - 1] == CJK) | (self.classes[ends] == CJK)
         words = (inside > 0) | ~touches
         return starts[words], ends[words], (inside[words] & 1) > 0
 
     @cached_property
     def words(self) -> Int64:
-        """[D]"""
+        """[D] the number of words."""
         return self.per_document(self._words[0])
 
     @property
     def alphabetic_words(self) -> Int64:
-        """[D] words with a letter."""
+        """[D] the number of words with a letter."""
         starts, _, alphabetic = self._words
         return self.per_document(starts[alphabetic])
 
     @cached_property
     def word_edges(self) -> Int64:
-        """[D + 1] first words of documents."""
+        """[D + 1] index of the first word of each document, and the number of words."""
         return np.concatenate(([0], np.cumsum(self.words)))
 
     @cached_property
     def word_document(self) -> Int64:
-        """[W]"""
+        """[W] index of the document of each word."""
         return np.repeat(np.arange(self.count), self.words)
 
     @cached_property
     def running_length(self) -> Int64:
-        """[W + 1] characters of all words before."""
+        """[W + 1] the number of characters of all words before each word."""
         starts, ends, _ = self._words
         return np.concatenate(([0], np.cumsum(ends - starts)))
 
     @cached_property
     def word_characters(self) -> Int64:
-        """[D] characters of words."""
+        """[D] the number of characters of all words."""
         return np.diff(self.running_length[self.word_edges])
 
     @cached_property
     def word_hashes(self) -> UInt64:
-        """[W] 64-bit hashes of the words, case and all."""
+        """[W] 64-bit hashes of the words; case counts."""
         starts, ends, _ = self._words
         return mix(rolling(self.codes).spans(starts, ends))
 
     @cached_property
     def running_words(self) -> Rolling:
-        """What hashes of spans of words are taken from."""
+        """The rolling hash from which hashes of spans of words are computed."""
         return rolling(self.word_hashes)
 
     def distinct(self, words: tuple[str, ...]) -> Int64:
-        """[D] how many of some words each document has: small, capital or capitalised."""
+        """[D] how many different words of a list each document has.
+
+        Args:
+            words: the list, in lower case. Upper case and capitalised words count too.
+        """
         known, number = _spellings(words)
         likely = np.zeros(1 << 12, bool)
         likely[known >> np.uint64(52)] = True
@@ -242,7 +258,11 @@ class DocumentStatistics:
 
     @cached_property
     def _lines(self) -> tuple[Int64, Int64, Int64, Int64]:
-        """[L] number among all lines, first and last solid character, document."""
+        """For each line that is not blank, four indices: [L] each.
+
+        Its number among all lines, its first and its last character that are not white space, and
+        its document.
+        """
         breaks = np.flatnonzero(self.classes == BREAK)
         starts, ends = self.tokens
         upto = np.searchsorted(starts, breaks)
@@ -252,50 +272,50 @@ class DocumentStatistics:
 
     @cached_property
     def lines(self) -> Int64:
-        """[D]"""
+        """[D] the number of lines."""
         return np.bincount(self._lines[3], minlength=self.count)
 
     @property
     def terminal_lines(self) -> Int64:
-        """[D] lines that end in a terminal mark or a closing quotation mark."""
+        """[D] the number of lines that end in a terminal mark or a closing quotation mark."""
         _, _, last, document = self._lines
         return self.sums(document, ENDS[self.classes[last]])
 
     @property
     def terminal_paragraphs(self) -> Int64:
-        """[D] paragraphs that end so."""
+        """[D] the number of paragraphs that end in such a mark."""
         _, _, last, document = self._lines
         ends = np.concatenate((self._opens[1:], [True]))[: len(last)]
         return self.sums(document[ends], ENDS[self.classes[last[ends]]])
 
     @property
     def bullet_lines(self) -> Int64:
-        """[D] lines that begin with a bullet."""
+        """[D] the number of lines that begin with a bullet."""
         _, first, _, document = self._lines
         return self.sums(document, self.classes[first] == BULLET)
 
     @property
     def ellipsis_lines(self) -> Int64:
-        """[D] lines that end in an ellipsis or three full stops."""
+        """[D] the number of lines that end in an ellipsis or three full stops."""
         _, _, last, document = self._lines
         at = self.classes
         dots = (at[last] == DOT) & (at[last - 1] == DOT) & (at[np.maximum(last - 2, 0)] == DOT)
         return self.sums(document, dots | (at[last] == ELLIPSIS))
 
     def short_lines(self, limit: int) -> Int64:
-        """[D] lines of fewer characters."""
+        """[D] the number of lines with fewer than `limit` characters."""
         _, first, last, document = self._lines
         return self.sums(document, last - first + 1 < limit)
 
     @property
     def line_characters(self) -> Int64:
-        """[D] characters of lines, without white space at their ends."""
+        """[D] the number of characters of all lines, without white space at their ends."""
         _, first, last, document = self._lines
         return self.sums(document, last - first + 1)
 
     @property
     def longest_line(self) -> Int64:
-        """[D] characters of the longest line, without white space at its ends."""
+        """[D] the number of characters of the longest line, without white space at its ends."""
         _, first, last, document = self._lines
         longest = np.zeros(self.count, np.int64)
         np.maximum.at(longest, document, last - first + 1)
@@ -303,7 +323,7 @@ class DocumentStatistics:
 
     @cached_property
     def _opens(self) -> Bools:
-        """[L] lines that begin a paragraph."""
+        """[L] which lines begin a paragraph."""
         number, _, _, document = self._lines
         opens = np.ones(len(number), bool)
         opens[1:] = (np.diff(number) > 1) | (np.diff(document) > 0)
@@ -311,7 +331,7 @@ class DocumentStatistics:
 
     @cached_property
     def line_spans(self) -> Spans:
-        """Lines as words."""
+        """The lines as spans of words [L]."""
         _, first, last, document = self._lines
         starts = self._words[0]
         return Spans(
@@ -320,7 +340,7 @@ class DocumentStatistics:
 
     @cached_property
     def paragraph_spans(self) -> Spans:
-        """Paragraphs as words."""
+        """The paragraphs as spans of words [paragraphs]."""
         first, last, document = self.line_spans
         opens = np.flatnonzero(self._opens)
         closes = np.concatenate((opens[1:], [len(first)]))[: len(opens)] - 1
@@ -328,13 +348,16 @@ class DocumentStatistics:
 
     @property
     def paragraphs(self) -> Int64:
-        """[D]"""
+        """[D] the number of paragraphs."""
         return np.bincount(self.paragraph_spans.document, minlength=self.count)
 
 
 @cache
 def _spellings(words: tuple[str, ...]) -> tuple[UInt64, Int64]:
-    """Hashes of the spellings of words, rising, and the number of the word of each."""
+    """Hashes of the spellings of words, sorted; and the index of the word of each spelling.
+
+    The spellings of a word are lower case, upper case and capitalised.
+    """
     spelled = [(word, number) for number, word in enumerate(words)]
     spelled += [(each, n) for word, n in spelled for each in (word.upper(), word.capitalize())]
     hashes = DocumentStatistics([" ".join(word for word, _ in spelled)]).word_hashes

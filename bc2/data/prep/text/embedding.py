@@ -1,9 +1,10 @@
-"""Embeddings of documents as integers: by a sentence-transformers model, or from words alone.
+"""Embeddings of documents as integers: from a sentence-transformers model, or from words alone.
 
-They are integers so that no decision depends on the last bits of a sum: products of integers are
-exact in any order, batch and thread.
+They are integers so that no decision depends on the last bits of a sum: sums of integers are exact
+in any order, and so in any batch and thread.
 
-Shapes: N texts, D dimensions.
+Shapes:
+    N  texts      D  dimensions
 """
 
 from __future__ import annotations
@@ -35,33 +36,33 @@ _SCALE = 1 << 12
 _LARGEST = 127
 
 
-# -- a model's -----------------------------------------------------------------------------
+# -- from a model --------------------------------------------------------------------------
 
 
 def check_model(name: str | None, where: str) -> None:
-    """Check that the library is installed, and that the folder exists if a path is given.
+    """Check that a model can be loaded, as far as possible without loading it.
 
     Args:
-        name: None for no model, which is fine.
-        where: the key that names it.
+        name: of the model on the hub, or its folder; None for no model, which is valid.
+        where: the key of the recipe that names it, for errors.
 
     Raises:
         UsageError: sentence-transformers is not installed.
-        DataError: there is no such folder.
+        DataError: `name` is a path, and there is no such folder.
     """
     if name is None:
         return
     if find_spec("sentence_transformers") is None:
         raise UsageError(
             f"{where} needs sentence-transformers, which is not installed",
-            todo="pip install sentence-transformers, or leave the key out: words need no model",
+            todo="pip install sentence-transformers, or remove the key to use words, not a model",
         )
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise DataError("there is no such model", where=name, todo=f"check {where}")
 
 
 def model_digests(name: str | None) -> dict[str, str]:
-    """SHA-256 of each file of a model in a folder, by its name in it; {} of a name on the hub."""
+    """Hex SHA-256 of each file of a model's folder, by relative path; {} for a model on the hub."""
     if name is None:
         return {}
     root = Path(name).expanduser()
@@ -70,10 +71,16 @@ def model_digests(name: str | None) -> dict[str, str]:
 
 
 def embed(name: str, texts: Sequence[str]) -> Int64:
-    """[N, D] unit vectors, rounded to integers.
+    """The embeddings of texts as unit vectors, rounded to multiples of 2**-12: [N, D].
 
-    One text at a time on one thread: in a batch, padding and the order of sums would let a
-    text's neighbours show in its last bits.
+    They are computed for one text at a time on one thread: in a batch, padding and the order of
+    sums would make the last bits of a text's vector depend on its neighbours.
+
+    Returns:
+        The vectors times 2**12.
+
+    Raises:
+        UsageError, DataError: the model cannot be loaded.
     """
     import torch
 
@@ -91,7 +98,11 @@ def embed(name: str, texts: Sequence[str]) -> Int64:
 
 
 def embed_spans(name: str, texts: Sequence[str], span: int) -> Int64:
-    """[N, D] for each text the sum of its spans' vectors, weighted by their characters."""
+    """For each text, the sum of the vectors of its spans, weighted by their characters: [N, D].
+
+    Args:
+        span: characters of a span.
+    """
     cuts = [range(0, max(len(text), 1), span) for text in texts]
     spans = [
         [text[cut : cut + span] for cut in mine] for text, mine in zip(texts, cuts, strict=True)
@@ -103,14 +114,19 @@ def embed_spans(name: str, texts: Sequence[str], span: int) -> Int64:
 
 
 def _width(model: Any) -> int:
-    """Dimensions; version 6 of the library gave the method another name."""
+    """The number of dimensions; version 6 of the library renamed the method that returns it."""
     ask = getattr(model, "get_embedding_dimension", None)
     return int((ask or model.get_sentence_embedding_dimension)())
 
 
 @lru_cache(maxsize=1)
 def _model(name: str) -> Any:
-    """Raises: DataError if the folder or the hub's name holds no model that can be loaded."""
+    """Load a model, once in each process.
+
+    Raises:
+        UsageError: sentence-transformers is not installed.
+        DataError: the folder, or the hub under this name, has no model that can be loaded.
+    """
     check_model(name, "an embedding's model")
     from sentence_transformers import SentenceTransformer
 
@@ -129,16 +145,18 @@ def _model(name: str) -> Any:
 
 
 def project(words: pa.Array, dimensions: int, seed: int) -> Int64:
-    """[N, D] a random projection of each text's set of words and pairs of words in a row.
+    """A random projection of the set of words and pairs of consecutive words of each text: [N, D].
 
-    Each distinct word or pair adds 1 or -1 in one dimension; its hash says which (Weinberger
-    et al. 2009, "Feature hashing for large scale multitask learning"). Expected products are
-    those of the sets: cosine is shared / sqrt(size x size), estimated to within a standard
-    deviation of about (1 - cosine^2) / sqrt(D). Pairs outnumber words, so that long texts of
-    the same common words are not alike; and how often a word stands does not count.
+    Each distinct word or pair adds 1 or -1 in one dimension; its hash decides both (Weinberger
+    et al. 2009, "Feature hashing for large scale multitask learning"). The expected inner product
+    of two vectors is the size of the sets' intersection. So their cosine estimates
+    shared / sqrt(size of one x size of the other), with a standard deviation of about
+    (1 - cosine^2) / sqrt(D). There are more pairs than words, so long texts of the same common
+    words are not similar. How often a word occurs in a text does not count.
 
     Args:
-        words: from `words_of`.
+        words: [N], from `words_of`.
+        dimensions: D.
     """
     found = np.zeros(len(words) * dimensions, np.int64)
     for length in (1, 2):
@@ -155,9 +173,10 @@ def project(words: pa.Array, dimensions: int, seed: int) -> Int64:
 
 
 def quantise(vectors: Int64) -> Int8:
-    """[N, D] the vectors' directions: each scaled so that its largest component is 127.
+    """Scale each vector [N, D] so that its largest component is 127, and round it to 8 bits.
 
-    Rounding turns a vector by about 0.01 (of 256 dimensions), so cosines by 0.0001.
+    Rounding turns a vector of 256 dimensions by about 0.01 rad, which changes cosines by about
+    0.0001.
     """
     largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)
     rounded: Int8 = np.rint(vectors * (_LARGEST / np.maximum(largest, 1))).astype(np.int8)

@@ -1,10 +1,11 @@
-"""Identify the language of a text with py3langid's naive Bayes model, which its wheel holds.
+"""Identify the language of a text with py3langid's naive Bayes model, which is part of its wheel.
 
-Chosen on 300 documents of each of six files of real English and Chinese, classical too. By the
-first 500 and 2,000 characters it finds the language about as often as fastText's lid.176 (97 to
-100%, with the varieties below), in 0.4 to 0.8 and 1.6 to 2.1 ms against 0.2 to 0.3 and 0.5 to
-1.1, and needs nothing but numpy: fastText's model is CC BY-SA, and the package that has it in its
-wheel depends on a downloader. Lingua took up to 19 ms; gcld3's last release is of 2020.
+It was chosen by a test on 300 documents of each of six files of real English and Chinese, some of
+it classical. From the first 500 or 2,000 characters it finds the language about as often as
+fastText's lid.176: 97 to 100%, with the varieties below. For 500 characters it takes 0.4 to 0.8 ms
+(lid.176: 0.2 to 0.3), for 2,000 characters 1.6 to 2.1 ms (lid.176: 0.5 to 1.1). It needs only
+numpy, while fastText's model is CC BY-SA, and the package with that model in its wheel depends on a
+downloader. Lingua took up to 19 ms; gcld3's last release is of 2020.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from typing import Any, NamedTuple
 
 from bc2.errors import RecipeError, nearest
 
-#: Characters, from the beginning, by which a text is judged.
+#: The language is identified from so many characters at the beginning of a text.
 SAMPLE = 1000
 
-#: What the model tells apart and a recipe need not: varieties of Chinese.
+#: Languages that a code of a recipe includes: the model has varieties of Chinese.
 VARIETIES = {"zh": ("wuu", "yue")}
 
 
 class Identified(NamedTuple):
-    """The most probable language, and the probability of those asked for."""
+    """The result of `identify`."""
 
     language: str
+    """ISO 639 code of the most probable language."""
     allowed: float
+    """The sum of the probabilities of the allowed languages, in [0, 1]."""
 
 
 @cache
 def _model() -> Any:
-    """About 2 s and 100 MB, once a process."""
+    """The model. Loading takes about 2 s and 100 MB, once in each process."""
     from py3langid.langid import (  # type: ignore[import-untyped]
         MODEL_FILE,
         LanguageIdentifier,
@@ -41,10 +44,10 @@ def _model() -> Any:
 
 
 def check_languages(languages: Iterable[str]) -> None:
-    """Refuse codes that the model does not know.
+    """Check that the model knows some language codes.
 
     Raises:
-        RecipeError: naming the code, and the nearest one.
+        RecipeError: it does not know one; the error names the nearest code.
     """
     known = sorted(_model().labels)
     for language in languages:
@@ -58,16 +61,14 @@ def check_languages(languages: Iterable[str]) -> None:
 
 
 def identify(text: str, allowed: Sequence[str]) -> Identified:
-    """The language of a text by its first `SAMPLE` characters.
+    """Identify the language of a text from its first `SAMPLE` characters.
+
+    A text without letters is about equally improbable in every language.
 
     Args:
-        allowed: ISO 639 codes; ``zh`` stands for its `VARIETIES` too.
-
-    Returns:
-        The most probable language, and the sum of the probabilities of `allowed`, in [0, 1]. A
-        text without letters is about equally improbable in every language.
+        allowed: ISO 639 codes; ``zh`` includes its `VARIETIES`.
     """
-    # line breaks say nothing of the language, and much of documents that are tables
+    # Line breaks are no evidence of the language, but documents with tables are full of them.
     ranked = _model().rank(" ".join(text[:SAMPLE].split()))
     wanted = {each for code in allowed for each in (code, *VARIETIES.get(code, ()))}
     return Identified(ranked[0][0], min(1.0, sum(p for code, p in ranked if code in wanted)))

@@ -1,15 +1,16 @@
-"""MinHash signatures and their bands, and the exact sets of shingles that they estimate.
+"""MinHash signatures and their bands, and the exact sets of shingles.
 
-A shingle is a number of words in a row (`bc2.data.prep.text.word_hashes`); a document of fewer
-words is one shingle. The similarity of two documents is the Jaccard similarity of their sets of
-shingles: |intersection| / |union|.
+A shingle is a fixed number of consecutive words (`bc2.data.prep.text.word_hashes`); a document of
+fewer words is one shingle. The similarity of two documents is the Jaccard similarity of their sets
+of shingles, |intersection| / |union|, which signatures estimate.
 
-MinHash after Broder, "On the resemblance and containment of documents" (1997); as fast as one
-hash of each shingle allows after Dahlgaard, Knudsen and Thorup, "Fast Similarity Sketching"
-(2017, arXiv 1704.04370); bands after Leskovec, Rajaraman and Ullman, "Mining of Massive
-Datasets", section 3.4.
+MinHash is from Broder, "On the resemblance and containment of documents" (1997). Computing a whole
+signature from about one hash of each shingle is from Dahlgaard, Knudsen and Thorup, "Fast
+Similarity Sketching" (2017, arXiv 1704.04370). Bands are from Leskovec, Rajaraman and Ullman,
+"Mining of Massive Datasets", section 3.4.
 
-N = texts, S = shingles of all texts.
+Shapes:
+    N  texts      S  shingles of all texts
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Int64 = npt.NDArray[np.int64]
 UInt32 = npt.NDArray[np.uint32]
 UInt64 = npt.NDArray[np.uint64]
 
-#: Times that shingles are spread over places before an empty place takes the least of all.
+#: Rounds in which shingles are distributed over the places of a signature. A place that is still
+#: empty then gets the smallest of all hashes.
 _ROUNDS = 8
 _EMPTY = np.uint32(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -36,17 +38,23 @@ _HALF = np.uint64(32)
 
 
 def recall_at(similarity: float, bands: int, rows: int) -> float:
-    """The chance that two documents of a Jaccard similarity share a band: 1 - (1 - s^r)^b."""
+    """The probability that two documents of similarity s share a band: 1 - (1 - s^rows)^bands."""
     return float(1 - (1 - similarity**rows) ** bands)
 
 
 def bands_for(threshold: float, recall: float, hashes: int) -> tuple[int, int]:
-    """Bands, and rows (hashes) of a band: the most rows that reach `recall` at `threshold`.
+    """The number of bands, and of rows (hashes) of a band: the most rows that reach the recall.
 
-    More rows give fewer candidates that fail. Hashes that do not fill a band are not computed.
+    With more rows, fewer candidates are below the threshold. Hashes that do not fill a band are
+    not computed.
+
+    Args:
+        threshold: Jaccard similarity.
+        recall: probability of finding a pair at the threshold.
+        hashes: of a signature.
 
     Raises:
-        RecipeError: not even one row a band reaches it.
+        RecipeError: bands of one row do not reach the recall either.
     """
     for rows in range(hashes, 0, -1):
         if recall_at(threshold, hashes // rows, rows) >= recall:
@@ -63,14 +71,14 @@ def bands_for(threshold: float, recall: float, hashes: int) -> tuple[int, int]:
 
 
 def shingles(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
-    """Every shingle of texts, as a 64-bit hash (two collide with a chance of one in 2^64).
+    """All shingles of texts, as 64-bit hashes (two different ones collide with probability 2^-64).
 
     Args:
         texts: texts, or the results of `words_of`.
         shingle: words in a shingle.
 
     Returns:
-        [S] shingles, one text after the other; [N] how many each text has.
+        The shingles, one text after the other [S]; and how many each text has [N].
     """
     words, counts = hashed_words(texts)
     ends = np.cumsum(counts)
@@ -80,7 +88,7 @@ def shingles(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
     room = np.empty_like(words)
     for number, factor in enumerate(factors, 1):
         ahead = np.multiply(words[number:], factor, out=room[: max(0, len(words) - number)])
-        # A text of fewer words ends before: the next words belong to the next text.
+        # In a text with fewer words, the next words already belong to the next text.
         short = (ends - counts)[(counts > 0) & (counts <= number)]
         ahead[short[short < len(ahead)]] = 0
         values[: len(ahead)] += ahead
@@ -89,14 +97,14 @@ def shingles(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
 
 
 def shingle_sets(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
-    """The distinct shingles of texts; arguments as of `shingles`.
+    """The sets of distinct shingles of texts; arguments as for `shingles`.
 
     Returns:
-        all sets one after the other, each sorted; and the [N + 1] places of their ends.
+        The sets, one after the other, each sorted; and where they begin and end [N + 1].
     """
     values, counts = shingles(texts, shingle)
     ends = np.cumsum(counts)
-    # Sorted in place, then compared all at once: np.unique for each text takes twice as long.
+    # One comparison for all texts after sorting: np.unique for each text takes twice as long.
     for one in np.split(values, ends[:-1]):
         one.sort()
     new = np.ones(len(values), bool)
@@ -107,7 +115,7 @@ def shingle_sets(texts: pa.Array, shingle: int) -> tuple[UInt64, Int64]:
 
 
 def overlap(one: UInt64, two: UInt64) -> tuple[int, int]:
-    """Sizes of the intersection and the union of two sets, each sorted and distinct."""
+    """The sizes of the intersection and of the union of two sets, each sorted and distinct."""
     both = np.concatenate((one, two))
     both.sort()
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -118,15 +126,17 @@ def overlap(one: UInt64, two: UInt64) -> tuple[int, int]:
 
 
 def signatures(texts: pa.Array, hashes: int, shingle: int) -> UInt32:
-    """[N, hashes] MinHash values: the chance that two texts agree in one is their similarity.
+    """MinHash signatures [N, hashes]. Two texts agree in a place with probability = similarity.
 
-    One hash of a shingle gives a place and a number; each place keeps its smallest number. For
-    places that stay empty all shingles are hashed again, up to eight times, and at last with a
-    hash of that place alone. So a place holds the smallest (round, number) of a text's shingles,
-    and two texts agree there if the smallest of both together is in both.
+    One hash of a shingle gives a place and a number, and each place keeps its smallest number. For
+    places that are still empty all shingles are hashed again, in up to eight rounds. A place that
+    is empty even then gets the smallest value of a hash function of its own. So a place holds the
+    smallest (round, number) of a text's shingles, and two texts agree there if the shingle that is
+    smallest of both texts is in both.
 
     Args:
-        texts: texts, or the results of `words_of`; a text without words has empty places only.
+        texts: texts, or the results of `words_of`. A text without words has empty places only.
+        hashes: number of places.
         shingle: words in a shingle.
     """
     values, counts = shingles(texts, shingle)
@@ -143,13 +153,21 @@ def signatures(texts: pa.Array, hashes: int, shingle: int) -> UInt32:
 
 
 def has_words(signature: UInt32) -> npt.NDArray[np.bool_]:
-    """[N] whether a text has words, by its signature [N, hashes]."""
+    """Whether texts have words [N], given their signatures [N, hashes]."""
     filled: npt.NDArray[np.bool_] = (signature != _EMPTY).any(axis=1)
     return filled
 
 
 def _spread(values: UInt64, counts: Int64, hashes: int) -> UInt32:
-    """[N, hashes] of the shingles of each place (the upper half of a hash) the least lower half."""
+    """One round of `signatures`: the upper half of a hash gives the place, the lower the number.
+
+    Args:
+        values: hashes of shingles, one text after the other.
+        counts: [N] number of shingles of each text.
+
+    Returns:
+        [N, hashes] the smallest number in each place, or _EMPTY.
+    """
     upper = values >> _HALF
     upper *= np.uint64(hashes)
     upper >>= _HALF
@@ -161,7 +179,13 @@ def _spread(values: UInt64, counts: Int64, hashes: int) -> UInt32:
 
 
 def _fill(found: UInt32, rows: Int64, values: UInt64, counts: Int64) -> None:
-    """Give each empty place of some rows of `found` the least hash of all their shingles."""
+    """Give each empty place the smallest hash of all shingles, by a hash function of the place.
+
+    Args:
+        found: [N, hashes] signatures, changed in place.
+        rows: indices of texts with empty places.
+        values, counts: the shingles of these texts, as in `_spread`.
+    """
     for place, factor in enumerate(_odd(found.shape[1])):
         empty = found[rows, place] == _EMPTY
         if empty.any():
@@ -171,12 +195,16 @@ def _fill(found: UInt32, rows: Int64, values: UInt64, counts: Int64) -> None:
 
 
 def _odd(count: int) -> UInt64:
-    """[count] multipliers."""
+    """Fixed odd multipliers [count]."""
     return mix(np.arange(count, dtype=np.uint64)) | np.uint64(1)
 
 
 def band_values(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Int64:
-    """[texts, bands] one number for each band: a hash of its rows and of its own number."""
+    """A hash of each band of each signature, and of the band's number: [N, bands].
+
+    Args:
+        signature: [N, hashes], of which the first bands * rows are used.
+    """
     values = np.tile(np.arange(bands, dtype=np.uint64), (len(signature), 1))
     if not values.size:
         return values.view(np.int64)
@@ -187,7 +215,7 @@ def band_values(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Int
 
 
 def fold(values: Int64) -> Int64:
-    """[texts] a hash of each row of numbers."""
+    """A hash of each row of numbers: [N, columns] -> [N]."""
     result = np.zeros(len(values), np.uint64)
     for column in values.T:
         result = mix(result ^ column.view(np.uint64))

@@ -1,9 +1,9 @@
-"""Personal data in text: where it is, and masking it.
+"""Find personal data in text, and mask it.
 
-Numbers that could be anything are taken for personal data only where their form says so: check
-digits (ISO 7064 MOD 11-2 of Chinese identity numbers, GB 11643-1999; Luhn of bank cards,
-ISO/IEC 7812), ranges that are in use (telephone numbers by Google's libphonenumber, addresses
-by Python's `ipaddress`), and what stands before them (ISBN, DOI, version, section).
+A number counts as personal data only if there is evidence: check digits (ISO 7064 MOD 11-2 for
+Chinese identity numbers, GB 11643-1999; Luhn for bank cards, ISO/IEC 7812) and ranges in use
+(telephone numbers by Google's libphonenumber, IP addresses by Python's `ipaddress`). The text
+before a number may show that it is something else (ISBN, DOI, version, section).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bc2.data.prep.settings import PersonalKind
 
-#: What is looked for in code, where other numbers are literals.
+#: The kinds that are searched for in code, where other numbers are literals.
 IN_CODE: frozenset[PersonalKind] = frozenset({"email", "key"})
 
 
@@ -36,7 +36,7 @@ _EMAIL = re.compile(
     r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9_@-]|:[\w/])"
 )
 
-#: Nobody's: RFC 2606 and RFC 6761.
+#: Hosts that belong to nobody, most of them reserved by RFC 2606 and RFC 6761.
 _RESERVED = re.compile(
     r"(?:^|[@.])(?:example\.(?:com|net|org)|example|test|invalid|localhost|local|domain\.com)$"
 )
@@ -44,8 +44,8 @@ _RESERVED = re.compile(
 #: Ends of file names that look like hosts: ``icon@2x.png``.
 _FILES = re.compile(r"\.(?:png|jpe?g|gif|svg|webp|[jt]sx?|css|py|json|html?|md|txt|xml|ya?ml)$")
 
-#: Secret keys by the forms that their issuers gave them so that they can be found. Each begins
-#: with letters that `re` looks for first.
+#: Secret keys in the forms that their issuers chose so that they can be recognised. Each pattern
+#: begins with fixed letters, which `re` finds fast.
 _KEYS = tuple(
     re.compile(pattern, re.ASCII)
     for pattern in (
@@ -63,7 +63,7 @@ _KEYS = tuple(
     )
 )
 
-#: Where a number may stand that the patterns below look at more closely.
+#: Where a number may be; the patterns below are tried only there.
 _DIGITS = re.compile(r"[+(（\d][\d ()（）.-]{5,}[\dXx]", re.ASCII)
 
 _ID_CARD = re.compile(r"(?<![\w.])[1-8]\d{5}(?:18|19|20)\d{9}[\dXx](?![\w.])", re.ASCII)
@@ -80,10 +80,11 @@ _CARD_RANGES = re.compile(r"4|5[1-5]|2[2-7]|3[4-9]|62|6011|64[4-9]|65|8[12]")
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)", re.ASCII)
 _IPV6 = re.compile(r"[23][0-9a-fA-F]{3}:(?<![\w:.].{5})[0-9a-fA-F:]{2,34}(?![\w:])", re.ASCII)
 
-#: A number with its country's code.
+#: A telephone number with the code of its country.
 _ABROAD = re.compile(r"(?<![\w+.=*/(-])\+[1-9](?:[ .-]?\(?\d{1,4}\)?){2,7}(?![\w-])", re.ASCII)
 
-#: North America; Chinese mobile numbers; Chinese landline numbers with their area's code.
+#: Telephone numbers of North America; Chinese mobile numbers; Chinese landline numbers with the
+#: code of their area.
 _PHONES = (
     (
         "US",
@@ -97,7 +98,7 @@ _PHONES = (
 )
 _PHONES_OF = tuple((region, re.compile(pattern, re.ASCII)) for region, pattern in _PHONES)
 
-#: What says, just before a number, that it is something else.
+#: Text just before a number that shows that it is not personal.
 _NOT_PERSONAL = re.compile(
     r"(?:ISBN|ISSN|DOI|doi|OCLC|EAN|UPC|LCCN|arXiv|RFC|CVE|issue|bug|order|书号|刊号|标准|[#$€£¥])"
     r"[\w:：./ -]{0,8}$",
@@ -109,21 +110,23 @@ _VERSION = re.compile(
 )
 _ADDRESS = re.compile(r"(?:\bip|address|host|server|addr|地址|服务器|主机)\W", re.IGNORECASE)
 
-#: Four numbers up to this are a section's or a version's unless an address is announced.
+#: If all four numbers of an IP address are at most this, it counts as the number of a section or
+#: version, unless words such as "address" come before it.
 _SMALL_OCTET = 50
 
 
 def find_personal(text: str, kinds: Iterable[PersonalKind]) -> list[PersonalData]:
-    """Personal data in the order of the text; none overlaps another.
+    """Find personal data of some kinds, in the order of the text; no piece overlaps another.
 
-    Where two overlap, the first of key, email, id_card, bank_card, ssn, ip and phone stays.
+    Where two would overlap, the kind that comes first among key, email, id_card, bank_card, ssn,
+    ip and phone counts.
     """
     wanted = set(kinds)
-    # Patterns see what stands before a place, and two characters after it.
+    # Patterns may look at any text before a place, but only at two characters after it.
     numbers = _DIGITS.finditer(text) if wanted & _NUMBERS.keys() else ()
     places = [(match.start(), match.end() + 2) for match in numbers]
     taken: list[PersonalData] = []
-    for kind in _TRUST:
+    for kind in _BY_PRIORITY:
         if kind not in wanted:
             continue
         spans = _NUMBERS[kind](text, places) if kind in _NUMBERS else _OTHERS[kind](text)
@@ -156,6 +159,7 @@ def _keys(text: str) -> Iterator[tuple[int, int]]:
     for pattern in _KEYS:
         for match in pattern.finditer(text):
             before = text[max(0, match.start() - 1) : match.start()]
+            # a key does not begin inside a word
             if not (before.isascii() and (before.isalnum() or before == "_")):
                 yield match.span()
 
@@ -172,31 +176,31 @@ def _id_cards(text: str, places: Places) -> Iterator[tuple[int, int]]:
 
 
 def is_id_card(number: str) -> bool:
-    """Whether 18 characters are a Chinese identity number: date of birth and check digit."""
+    """Whether 18 characters are a Chinese identity number, by date of birth and check digit."""
     try:
         date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
     except ValueError:
         return False
-    weighed = sum(int(digit) * pow(2, 17 - i, 11) for i, digit in enumerate(number[:17]))
-    return "10X98765432"[weighed % 11] == number[17].upper()
+    weighted = sum(int(digit) * pow(2, 17 - i, 11) for i, digit in enumerate(number[:17]))
+    return "10X98765432"[weighted % 11] == number[17].upper()
 
 
 def _cards(text: str, places: Places) -> Iterator[tuple[int, int]]:
     for match in _matches(_CARD, text, places):
         digits = re.sub(r"\D", "", match.group())
-        if _CARD_RANGES.match(digits) and is_luhn(digits) and not _announced(text, match.start()):
+        if _CARD_RANGES.match(digits) and is_luhn(digits) and not _is_other(text, match.start()):
             yield match.span()
 
 
 def is_luhn(digits: str) -> bool:
-    """Whether the last digit is the check digit of the others, and not all are alike."""
+    """Whether the last digit is the Luhn check digit of the others, and not all are equal."""
     doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
     return sum(d - 9 * (d > 9) for d in doubled) % 10 == 0 and len(set(digits)) > 1
 
 
 def _ssns(text: str, places: Places) -> Iterator[tuple[int, int]]:
     for match in _matches(_SSN, text, places):
-        if not _announced(text, match.start()):
+        if not _is_other(text, match.start()):
             yield match.span()
 
 
@@ -228,18 +232,18 @@ def _phones(text: str, places: Places) -> Iterator[tuple[int, int]]:
     for match in _matches(_ABROAD, text, places):
         number = match.group()
         if number[1:].isdigit() and len(number) < 11:
-            continue  # +20000000: a sum
+            continue  # such as +20000000, an amount
         for inner in phonenumbers.PhoneNumberMatcher(number, None):
             yield match.start() + inner.start, match.start() + inner.end
     for region, pattern in _PHONES_OF:
         for match in _matches(pattern, text, places):
             parsed = phonenumbers.parse(match.group(), region)
-            if phonenumbers.is_valid_number(parsed) and not _announced(text, match.start()):
+            if phonenumbers.is_valid_number(parsed) and not _is_other(text, match.start()):
                 yield match.span()
 
 
-def _announced(text: str, start: int) -> bool:
-    """Whether what stands before says that a number is no personal one."""
+def _is_other(text: str, start: int) -> bool:
+    """Whether the text before a number shows that it is not personal."""
     return _NOT_PERSONAL.search(text, max(0, start - 16), start) is not None
 
 
@@ -248,7 +252,7 @@ _OTHERS: dict[PersonalKind, Callable[[str], Iterator[tuple[int, int]]]] = {
     "email": _emails,
 }
 
-#: Those that look at `_DIGITS` only.
+#: The kinds that are searched for only at the places of `_DIGITS`.
 _NUMBERS: dict[PersonalKind, Callable[[str, Places], Iterator[tuple[int, int]]]] = {
     "id_card": _id_cards,
     "bank_card": _cards,
@@ -257,4 +261,4 @@ _NUMBERS: dict[PersonalKind, Callable[[str, Places], Iterator[tuple[int, int]]]]
     "phone": _phones,
 }
 
-_TRUST: tuple[PersonalKind, ...] = (*_OTHERS, *_NUMBERS)
+_BY_PRIORITY: tuple[PersonalKind, ...] = (*_OTHERS, *_NUMBERS)

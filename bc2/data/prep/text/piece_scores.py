@@ -1,4 +1,4 @@
-"""Scores of paragraphs and sentences, kept in step with a text that loses some of them."""
+"""Remove the scores of paragraphs and sentences that are cut out of a text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ SCORES = ("paragraph_scores", "sentence_scores")
 
 
 def scores_left(row: dict[str, Any], left: str, flags: list[list[bool]]) -> dict[str, Any]:
-    """The columns of `SCORES` for what is left of a document's text.
+    """The columns of `SCORES` for a document of which some sentences were cut.
 
     Args:
-        row: the document as it was.
-        flags: for each sentence of each paragraph whether it stays.
+        row: the document before the cut.
+        left: its text after the cut.
+        flags: for each sentence of each paragraph, whether it stays.
+
+    Returns:
+        Column -> scores; None where the pieces of `left` are not exactly those that stay.
     """
     after = split_paragraphs(left)
     steps = {
@@ -27,7 +31,7 @@ def scores_left(row: dict[str, Any], left: str, flags: list[list[bool]]) -> dict
 
 
 def _in_step(scores: list[float], keep: list[bool], after: int) -> list[float] | None:
-    """The scores of what is kept, if that is what the text splits into now."""
+    """The scores of the pieces that are kept; None if the text now has another number of pieces."""
     if len(scores) != len(keep) or after != sum(keep):
         return None
     return list(compress(scores, keep))

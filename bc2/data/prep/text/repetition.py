@@ -1,9 +1,9 @@
 """Repetition within a document: of lines, paragraphs and n-grams (Gopher, appendix A.1).
 
-Spans of words are compared by 42 bits of a hash; the other 22 bits hold their place. So one sort
-finds the equal spans of a batch and their places, in order, which keeps documents apart. An
-n-gram that occurs twice begins where a shorter n-gram occurs twice, so only the spans of the
-shortest n are all sorted.
+Spans of words are compared by 42 bits of a hash; the other 22 bits of a number hold their place.
+So one sort finds the equal spans of a batch with their places in order, and places tell documents
+apart. Where an n-gram occurs twice, its shorter n-grams occur twice too. So all spans are sorted
+only for the smallest n; for a larger n only those that begin at a repeated shorter n-gram are.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ import numpy as np
 
 from bc2.data.prep.text.document_statistics import Bools, DocumentStatistics, Int64, Spans, UInt64
 
-#: Bits of a place: more than there are characters in a batch or in `HeuristicsSettings.head`.
+#: Bits of a place: enough for the characters of a batch and for `HeuristicsSettings.head`.
 _PLACE = np.uint64(22)
 
 
 class Equal(NamedTuple):
-    """Spans that a document has more than once, equal ones next to each other."""
+    """The spans that occur more than once in their document; equal spans follow one another."""
 
     which: Int64
-    """Numbers of the spans, rising among equal ones."""
+    """Indices of the spans, ascending among equal ones."""
     first: Bools
-    """Which are the first of their document among their equals."""
+    """Which spans are the first of all equal ones in their document."""
 
 
 def equal(hashes: UInt64, document: Int64) -> Equal:
-    """The spans that a document holds more than once, by their hashes."""
+    """Find the spans that occur more than once in their document.
+
+    Args:
+        hashes: [spans].
+        document: [spans] index of the document of each; ascending.
+    """
     keys = (hashes >> _PLACE) << _PLACE
     keys |= np.arange(len(keys), dtype=np.uint64)
     keys.sort()
@@ -45,16 +50,16 @@ def equal(hashes: UInt64, document: Int64) -> Equal:
 
 
 class Repeats(NamedTuple):
-    """Spans that repeat an earlier one of their document."""
+    """How much of each document repeats an earlier line or paragraph of it."""
 
     spans: Int64
-    """[D]"""
+    """[D] the number of repeated lines or paragraphs."""
     characters: Int64
-    """[D] of their words."""
+    """[D] the number of characters of their words."""
 
 
 def repeats(form: DocumentStatistics, spans: Spans) -> Repeats:
-    """How many lines or paragraphs of each document repeat an earlier one of it."""
+    """Count the lines or paragraphs of each document that repeat an earlier one of it."""
     found = equal(form.running_words.spans(spans.first, spans.last), spans.document)
     again = found.which[~found.first]
     length = form.running_length[spans.last[again]] - form.running_length[spans.first[again]]
@@ -67,15 +72,17 @@ class NGrams(NamedTuple):
 
     n: int
     top: Int64
-    """[D] occurrences times characters of the most frequent one, of the longest if several are."""
+    """[D] occurrences times characters of the most frequent n-gram; of equally frequent ones, of
+    the longest."""
     covered: Int64
-    """[D] characters of words that lie in one or more."""
+    """[D] characters of words that are in one or more of the n-grams."""
 
 
 def ngrams(form: DocumentStatistics, lengths: Iterable[int]) -> Iterator[NGrams]:
-    """Repeated n-grams of words, for each n in rising order.
+    """Measure the repeated n-grams of words, for each n in ascending order.
 
-    Characters are of words; occurrences may overlap, so `top` may exceed a document's characters.
+    Only characters of words count. Occurrences may overlap, so `NGrams.top` may exceed the number
+    of a document's characters.
     """
     document = form.word_document
     ends = form.word_edges[1:]
@@ -91,7 +98,12 @@ def ngrams(form: DocumentStatistics, lengths: Iterable[int]) -> Iterator[NGrams]
 
 
 def _top(form: DocumentStatistics, n: int, places: Int64, opens: Int64) -> Int64:
-    """[D] from the places of repeated n-grams, equal ones side by side, which `opens` parts."""
+    """Compute `NGrams.top` [D].
+
+    Args:
+        places: first words of the repeated n-grams; equal n-grams follow one another.
+        opens: where in `places` each group of equal n-grams begins.
+    """
     times = np.diff(np.concatenate((opens, [len(places)])))
     begins = places[opens]
     length = form.running_length[begins + n] - form.running_length[begins]
@@ -101,7 +113,11 @@ def _top(form: DocumentStatistics, n: int, places: Int64, opens: Int64) -> Int64
 
 
 def _covered(form: DocumentStatistics, n: int, places: Int64) -> Int64:
-    """[D] from rising places: each n-gram counts up to where the next begins."""
+    """Compute `NGrams.covered` [D]: each n-gram counts up to where the next one begins.
+
+    Args:
+        places: first words of the repeated n-grams, ascending.
+    """
     ends = places + n
     ends[:-1] = np.minimum(ends[:-1], places[1:])
     length = form.running_length[ends] - form.running_length[places]

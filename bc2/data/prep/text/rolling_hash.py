@@ -1,4 +1,4 @@
-"""A rolling hash: hashes of any spans of a sequence, from one running sum."""
+"""A rolling hash: the hash of any span of a sequence, computed from one running sum."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ UInt64 = npt.NDArray[np.uint64]
 #: Base of the rolling hash: odd, so that it has an inverse modulo 2**64.
 _BASE = 0x9E3779B97F4A7C15
 
-#: The tables of powers hold at least so many; longer sequences double them.
+#: Fewest powers in the tables; longer sequences double the number.
 _LEAST = 1 << 20
 
 
 class Rolling(NamedTuple):
-    """Hashes of spans of a sequence: a polynomial modulo 2**64, by running sums."""
+    """Hashes of the spans of a sequence of n numbers: polynomials modulo 2**64."""
 
     sums: UInt64
-    """[n + 1]"""
+    """[n + 1] running sums of the numbers times powers of the base."""
     inverses: UInt64
-    """[n or more] powers of the base's inverse."""
+    """[n or more] powers of the inverse of the base."""
 
     def spans(self, first: Int64, last: Int64) -> UInt64:
-        """Of the spans from `first` to before `last`: equal spans, equal hashes."""
+        """The hashes of the spans from `first` to before `last`; equal spans have equal hashes."""
         return (self.sums[last] - self.sums[first]) * self.inverses[first]
 
 
 def rolling(values: npt.NDArray[np.unsignedinteger]) -> Rolling:
-    """Prepare the hashes of spans of `values` [n]."""
+    """Compute the running sums of `values` [n], for hashes of their spans."""
     powers, inverses = _powers(max(len(values), _LEAST).bit_length())
     terms = values.astype(np.uint64)
     terms *= powers[: len(terms)]
@@ -43,7 +43,7 @@ def rolling(values: npt.NDArray[np.unsignedinteger]) -> Rolling:
 
 @cache
 def _powers(bits: int) -> tuple[UInt64, UInt64]:
-    """[2**bits + 1] powers of the base and of its inverse, from 0."""
+    """The powers of the base and of its inverse, from exponent 0: [2**bits + 1] each."""
     tables = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
         steps = np.full((1 << bits) + 1, base, np.uint64)

@@ -1,10 +1,10 @@
-"""Score sentences by rules about their form, where no model has been trained.
+"""Score sentences by rules about their form; this needs no trained model.
 
-A score is 1 minus a sum of penalties, at least 0. Each penalty is its weight times how far a
-feature lies between two bounds. The bounds are our own, set on edited prose, statutes and
-manuals in Chinese and English against the lines around a web page's text, wrong decodings and
-noise. They look at form alone: a false sentence, or one whose words are out of order, may
-score 1.
+A score is 1 minus a sum of penalties, and at least 0. A penalty grows with a feature, from 0 at
+one bound to its full weight at another. The bounds were set for this project so that they separate
+edited prose, statutes and manuals in Chinese and English from menus and notices of web pages,
+wrongly decoded text and noise. The rules measure form alone: a sentence that is false, or whose
+words are out of order, may score 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Penalty(NamedTuple):
-    """What a feature costs: nothing up to `start`, `weight` from `full` on, linear between."""
+    """A penalty: 0 up to `start` of a feature, `weight` from `full` on, and linear between."""
 
     feature: str
     weight: float
@@ -36,26 +36,27 @@ class Penalty(NamedTuple):
     full: float
 
 
-#: Shares are of the characters that are not white space. "Size" counts a CJK character as 3.
+#: Shares are of the characters that are not white space. The size of a sentence is its number of
+#: letters, with a CJK character as 3.
 RULES = (
     Penalty("short", 0.15, 0.0, 1.0),  # 1 at a size of 0, 0 from 12 on
     Penalty("symbols", 0.6, 0.12, 0.4),  # symbols, and marks used in markup: * _ # < > ...
     Penalty("digits", 0.4, 0.25, 0.7),
     Penalty("no_letters", 0.5, 0.35, 0.8),  # neither letters nor ideographs
-    Penalty("capitals", 0.25, 0.5, 1.0),  # of letters, where there are at least 10
-    Penalty("mixed_case", 0.6, 0.06, 0.25),  # capitals after a small letter, of letters
-    Penalty("repeats", 0.8, 0.4, 0.8),  # equal to the character 1, 2, 3 or 4 before (the most)
-    Penalty("urls", 0.6, 0.3, 0.8),
+    Penalty("capitals", 0.25, 0.5, 1.0),  # share of letters, if there are at least 10
+    Penalty("mixed_case", 0.6, 0.06, 0.25),  # capitals after a small letter, share of letters
+    Penalty("repeats", 0.8, 0.4, 0.8),  # equal to the character 1, 2, 3 or 4 before; the largest
+    Penalty("urls", 0.6, 0.3, 0.8),  # characters of URLs
     Penalty("undecodable", 0.8, 0.02, 0.2),  # control, private, unassigned, U+FFFD
-    Penalty("odd_letters", 0.7, 0.02, 0.15),  # what wrong decodings are full of: Ã â å ä ç
-    Penalty("long_words", 0.4, 12.0, 25.0),  # letters a word, without CJK
-    Penalty("spaced_out", 0.4, 0.5, 0.8),  # words a letter: l i k e  t h i s
+    Penalty("odd_letters", 0.7, 0.02, 0.15),  # frequent in wrongly decoded text: Ã â å ä ç
+    Penalty("long_words", 0.4, 12.0, 25.0),  # letters per word, in sentences without CJK
+    Penalty("spaced_out", 0.4, 0.5, 0.8),  # words per letter: l i k e  t h i s
     Penalty("no_end", 0.1, 0.0, 1.0),  # no punctuation mark at the end
-    Penalty("no_function_words", 0.35, 0.0, 1.0),  # from size 30 to 60 without any
+    Penalty("no_function_words", 0.35, 0.0, 1.0),  # none of them; grows from size 30 to size 60
 )
 
-#: Function words of English (two thirds of sentences of 8 words have three), characters of
-#: Chinese, classical, modern and legal.
+#: Function words of English (two thirds of all sentences of 8 words have three of them), and
+#: frequent characters of classical, modern and legal Chinese.
 _ENGLISH = re.compile(
     r"\b(?:the|of|and|to|in|a|is|that|it|was|for|as|with|be|by|on|not|he|his|i|you|this|are|or|"
     r"at|from|have|an|they|which|we|but|if|her|she|all|my|so|no|me|who|when|what|can|will)\b",
@@ -71,7 +72,7 @@ _URL = re.compile(r"(?:https?://|www\.)[!-~]+")
 
 _SPACE, _SMALL, _CAPITAL, _WIDE, _FUNCTION, _DIGIT, _MARK, _SYMBOL, _BAD, _ODD_LETTER = range(10)
 
-#: Code points with a class of their own: the planes in use. Those above are bad.
+#: Code points from this on are bad characters: their planes have no letters.
 _CLASSED = 0x40000
 
 
@@ -79,7 +80,7 @@ class RuleScorer:
     """Scores by `RULES`: counts of character classes, for many sentences at once."""
 
     def score(self, sentences: Sequence[str]) -> Float32:
-        """[sentences] 0..1, the better the higher; 0 where there is only white space."""
+        """The score of each sentence, 0 (bad) to 1 (good); 0 for white space: [sentences]."""
         parts = [self._score(batch) for batch in batches(sentences)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
@@ -94,8 +95,12 @@ class RuleScorer:
 
 
 def features(sentences: Sequence[str]) -> dict[str, Float64]:
-    """Feature -> [sentences], those of `RULES` and ``empty``."""
-    # What begins a heading, an item or a quotation says nothing of what follows.
+    """The features of `RULES`, and ``empty`` (1 if there is only white space).
+
+    Returns:
+        Name of the feature -> its value for each sentence [sentences].
+    """
+    # The mark of a heading, a list item or a quotation is no sign of quality.
     sentences = [sentence.lstrip("#>*-+ \t\r\n") for sentence in sentences]
     text = characters(sentences)
     kinds = _classes()[np.minimum(text.points, _CLASSED - 1)]
@@ -130,7 +135,11 @@ def features(sentences: Sequence[str]) -> dict[str, Float64]:
 def _no_function_words(
     sentences: Sequence[str], function: Int64, wide: Int64, spaced: Int64
 ) -> Float64:
-    """0 where there are some, or another language is written; else up to 1 with the size."""
+    """1 for a long sentence without function words: [sentences].
+
+    The value rises from 0 at size 30 to 1 at size 60. It is 0 if there are function words, or if
+    the language is neither English nor Chinese.
+    """
     import pyarrow.compute as pc
 
     size = spaced + 3 * wide
@@ -139,7 +148,7 @@ def _no_function_words(
     latin = np.flatnonzero((wide == 0) & (size > 30))
     if len(latin):
         some = pa.array([sentences[i] for i in latin.tolist()], pa.large_string())
-        # Letters beyond ASCII: most likely not English.
+        # Text with letters beyond ASCII is most likely not English.
         english = pc.string_is_ascii(some).to_numpy(zero_copy_only=False)
         has = pc.match_substring_regex(some, f"(?i){_ENGLISH.pattern}")
         lacking[latin] = english & ~has.to_numpy(zero_copy_only=False)
@@ -148,7 +157,7 @@ def _no_function_words(
 
 
 def _starts(text: Characters, kinds: npt.NDArray[np.uint8]) -> Int64:
-    """[strings] words: runs of what is not white space."""
+    """The number of words, which are runs of characters other than white space: [strings]."""
     solid = kinds != _SPACE
     first = solid.copy()
     first[1:] &= ~solid[:-1]
@@ -160,14 +169,17 @@ def _starts(text: Characters, kinds: npt.NDArray[np.uint8]) -> Int64:
 def _follow(
     text: Characters, these: npt.NDArray[np.bool_], those: npt.NDArray[np.bool_], owners: Int64
 ) -> Int64:
-    """[strings] characters of `these` just after one of `those`."""
+    """The number of characters in `these` that follow one in `those`: [strings]."""
     both = np.zeros(len(these), dtype=bool)
     both[1:] = these[1:] & those[:-1] & (owners[1:] == owners[:-1])
     return _sums(text, both)
 
 
 def _repeats(text: Characters, kinds: npt.NDArray[np.uint8], owners: Int64) -> Int64:
-    """[strings] characters equal to the one a fixed distance before; the distance with most."""
+    """The number of characters equal to the one a fixed distance before: [strings].
+
+    Of the distances 1 to 4, the one with the most such characters counts.
+    """
     most = np.zeros(len(text.starts) - 1, dtype=np.int64)
     for lag in range(1, 5):
         same = np.zeros(len(text.points), dtype=bool)
@@ -178,7 +190,7 @@ def _repeats(text: Characters, kinds: npt.NDArray[np.uint8], owners: Int64) -> I
 
 
 def _no_end(text: Characters, kinds: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """[strings] whether the last character that is not white space is no punctuation mark."""
+    """Whether a string does not end in a punctuation mark, white space aside: [strings]."""
     running = np.concatenate([[-1], np.where(kinds != _SPACE, np.arange(len(kinds)), -1)])
     last = np.maximum.accumulate(running)[text.starts[1:]]
     some = last >= text.starts[:-1]
@@ -188,7 +200,7 @@ def _no_end(text: Characters, kinds: npt.NDArray[np.uint8]) -> npt.NDArray[np.bo
 
 
 def _sums(text: Characters, flags: npt.NDArray[np.bool_]) -> Int64:
-    """[strings] how many flags are set in each."""
+    """The number of flags that are set in each string: [strings]."""
     running = np.concatenate([[0], np.cumsum(flags)])
     counts: Int64 = running[text.starts[1:]] - running[text.starts[:-1]]
     return counts
@@ -206,7 +218,7 @@ def _url_characters(sentences: Sequence[str]) -> Int64:
 
 @lru_cache(maxsize=1)
 def _classes() -> npt.NDArray[np.uint8]:
-    """[_CLASSED] the class of each code point."""
+    """The class of each code point: [_CLASSED]."""
     wide = re.compile(rf"[{CJK}]")
     kinds = np.full(_CLASSED, _BAD, dtype=np.uint8)
     by_category = {"Z": _SPACE, "L": _SMALL, "M": _SMALL, "N": _DIGIT, "P": _MARK, "S": _SYMBOL}

@@ -1,17 +1,18 @@
 """A trained scorer of sentences: a linear model over hashed character n-grams.
 
-Text is read with every digit as 0 and all white space as single spaces. A
-sentence's features are the counts of its n-grams, hashed into 2^bits buckets, divided by the
-square root of their number; its score is the probability of "good" by logistic regression
-(fitted by scikit-learn's SGD). N-grams of characters need no words, so one model serves
-Chinese and English. This is what fastText's classifiers do (Joulin et al. 2016), as CCNet and
-DeepSeekMath used them to choose text, with the embedding left out.
+Every digit counts as 0, and every run of white space as one space. The features of a sentence are
+the counts of its n-grams, hashed into 2^bits buckets and divided by the square root of their
+number. The score is the probability of "good" by logistic regression (fitted with scikit-learn's
+SGD). N-grams of characters need no words, so one model serves Chinese and English. fastText's
+classifiers (Joulin et al. 2016), with which CCNet and DeepSeekMath chose text, work like this, but
+with an embedding of the features.
 
-NumPy computes the features of many sentences at once; scikit-learn's `HashingVectorizer` computes
-such features one sentence at a time in Python, about ten times slower. Weights are stored as
-integers, so that a sentence's sum does not depend on the other sentences of the batch.
+NumPy computes the features of many sentences at once. scikit-learn's `HashingVectorizer` computes
+such features for one sentence at a time in Python, about ten times slower. Weights are stored as
+integers, so that the sum for a sentence does not depend on the other sentences of the batch.
 
-A scorer is a directory: ``weights.safetensors`` and ``scorer.json``, which has its digest.
+A scorer is a directory with ``weights.safetensors`` and ``scorer.json``, which holds the digest of
+the weights.
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ ORDERS, BITS = (1, 2, 3, 4), 20
 #: A weight of 1 as an integer.
 _ONE = 1 << 16
 
-#: Characters handled at once: few enough for their arrays to stay in the cache.
+#: Characters of a batch: few enough for their arrays to stay in the processor's cache.
 _BATCH = 1 << 16
 
-#: Code points with a folding of their own; those above (rare ideographs, emoji) are themselves.
+#: Code points below this are folded; those above (rare ideographs, emoji) stay as they are.
 _FOLDED = 1 << 16
 
 #: Fewest sentences of each kind that a scorer can be trained on.
 _FEWEST = 100
 
-#: Odd multipliers: of the rolling hash of an n-gram, and of what sets the orders apart.
+#: Odd multipliers: of the rolling hash of an n-gram, and of a term that makes the hashes of
+#: different orders differ.
 _FACTOR, _SALT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 _EPOCHS, _CHUNK, _HELD_OUT = 3, 1 << 14, 10
@@ -60,15 +62,15 @@ UInt64 = npt.NDArray[np.uint64]
 
 
 class Characters(NamedTuple):
-    """Code points of several strings, one after the other."""
+    """The code points of several strings, one string after the other."""
 
     points: UInt32
-    """[characters]"""
+    """[characters] code points."""
     starts: Int64
-    """[strings + 1] where each begins, and the end of the last."""
+    """[strings + 1] where each string begins, and the end of the last."""
 
     def owners(self) -> Int64:
-        """[characters] the string that each belongs to."""
+        """[characters] index of the string of each character."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
 
@@ -81,7 +83,7 @@ def characters(strings: Sequence[str]) -> Characters:
 
 
 def batches(strings: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Runs of strings of about `_BATCH` characters together."""
+    """Divide strings into runs of about `_BATCH` characters."""
     first = size = 0
     for at, string in enumerate(strings):
         size += len(string)
@@ -93,10 +95,11 @@ def batches(strings: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 class Scorer:
-    """A scorer as it is used.
+    """A trained scorer.
 
-    Attributes:
-        facts: what ``scorer.json`` says, training included.
+    Args:
+        weights: [2**bits] of the buckets, times 2**16.
+        facts: the contents of ``scorer.json``.
     """
 
     def __init__(self, weights: npt.NDArray[np.int32], facts: dict[str, Any]):
@@ -107,7 +110,7 @@ class Scorer:
         self._bias = float(facts["bias"])
 
     def score(self, sentences: Sequence[str]) -> Float32:
-        """[sentences] the probability that each is good, 0..1."""
+        """The probability that each sentence is good, in [0, 1]: [sentences]."""
         parts = [self._score(batch) for batch in batches(sentences)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
@@ -117,7 +120,7 @@ class Scorer:
         sums, counts = np.zeros_like(lengths), np.zeros_like(lengths)
         running = np.zeros(len(text.points) + 1, dtype=np.int64)
         for order, buckets, valid in _grams(text, self._orders, self._bits):
-            # Sums of integers are exact, so a difference of running sums is too.
+            # Sums of integers are exact, and so is the difference of two running sums.
             np.cumsum(self._weights[buckets] * valid, dtype=np.int64, out=running[1:])
             sums += running[text.starts[1:]] - running[text.starts[:-1]]
             counts += np.maximum(lengths - order + 1, 0)
@@ -128,10 +131,10 @@ class Scorer:
 
 @lru_cache(maxsize=4)
 def load_scorer(path: Path) -> Scorer:
-    """The scorer in a directory, read once a process.
+    """The scorer in a directory; each process reads it once.
 
     Raises:
-        DataError: there is none, or another version of bc2 wrote it.
+        DataError: there is no scorer, or another version of bc2 wrote it.
         IntegrityError: the weights are not those that were saved.
     """
     from safetensors.numpy import load_file
@@ -164,10 +167,10 @@ def load_scorer(path: Path) -> Scorer:
 
 
 def scorer_digests(path: Path) -> dict[str, str]:
-    """SHA-256 of both files of a scorer.
+    """Hex SHA-256 of both files of a scorer, by name.
 
     Raises:
-        DataError: one is missing.
+        DataError, IntegrityError: as `load_scorer`.
     """
     load_scorer(path)
     return {name: sha256_file(path / name) for name in (FACTS, WEIGHTS)}
@@ -183,22 +186,22 @@ def train_scorer(
 ) -> dict[str, Any]:
     """Train a scorer and save it.
 
-    Texts are split into sentences; equal ones count once. One in ten, by its hash, is held out.
-    Good and bad weigh the same together, however many there are. The same texts and seed give
-    the same files. Memory: 50 bytes a sentence and its text, at most `limit` of each kind, and
-    about 300 MB.
+    Texts are split into sentences; equal sentences count once. One sentence in ten, chosen by its
+    hash, is held out. All good sentences together weigh as much as all bad ones, however many
+    there are of each. The same texts and seed give the same files. Memory: the text of at most
+    `limit` sentences of each kind, 50 bytes for each of them, and about 300 MB.
 
     Args:
-        good, bad: texts of one sentence or many.
+        good, bad: texts of one or more sentences.
         out: a missing or empty directory.
-        limit: sentences of each kind to keep, chosen by `seed`.
+        limit: the most sentences of each kind; `seed` chooses them.
 
     Returns:
-        What ``scorer.json`` holds: sentences, and on those held out accuracy and area under
-        the ROC curve, over all and by script.
+        The contents of ``scorer.json``: among others, the numbers of sentences, and the accuracy
+        and the area under the ROC curve on the held-out sentences, over all and by script.
 
     Raises:
-        DataError: fewer than a hundred sentences of a kind, or `out` is not empty.
+        DataError: there are fewer than a hundred sentences of a kind, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError("the output directory is not empty", where=str(out), todo="name another")
@@ -229,7 +232,7 @@ def _save(out: Path, weights: npt.NDArray[np.int32], facts: dict[str, Any]) -> d
 
 
 def _sentences(texts: Iterable[str], limit: int, chooser: random.Random) -> list[str]:
-    """Distinct sentences, at most `limit`, each as likely as the next (reservoir sampling)."""
+    """Distinct sentences, at most `limit`, each with equal probability (reservoir sampling)."""
     kept: list[str] = []
     seen: set[int] = set()
     for text in texts:
@@ -248,7 +251,7 @@ def _sentences(texts: Iterable[str], limit: int, chooser: random.Random) -> list
 
 
 def _hash(sentence: str) -> int:
-    """64 bits of a sentence that are the same in every process."""
+    """A 64-bit hash of a sentence that is the same in every process."""
     from hashlib import blake2b
 
     return int.from_bytes(blake2b(sentence.encode(), digest_size=8).digest(), "little")
@@ -275,7 +278,7 @@ def _fit(
 
 
 def _matrix(sentences: Sequence[str]) -> Any:
-    """A sparse [sentences, buckets] matrix of features, as a scorer weighs them."""
+    """The features of sentences, as a sparse matrix [sentences, buckets]."""
     from scipy.sparse import csr_matrix, vstack
 
     blocks = []
@@ -293,7 +296,7 @@ def _matrix(sentences: Sequence[str]) -> Any:
 def _tests(
     sentences: Sequence[str], labels: npt.NDArray[np.int_], scores: Float32
 ) -> dict[str, dict[str, float]]:
-    """Accuracy (at a score of a half) and area under the curve on held-out sentences."""
+    """Accuracy (with a limit of 0.5) and area under the ROC curve on held-out sentences."""
     from sklearn.metrics import roc_auc_score
 
     wide = np.array([sum(c > "\u2e7f" for c in s) * 2 > len(s) for s in sentences], dtype=bool)
@@ -309,7 +312,7 @@ def _tests(
 
 @lru_cache(maxsize=1)
 def _folding() -> UInt32:
-    """[_FOLDED] what each character is compared as: digits 0, white space a space."""
+    """What each code point is compared as: digits as 0, white space as a space: [_FOLDED]."""
 
     def fold(point: int) -> int:
         character = chr(point)
@@ -323,7 +326,7 @@ def _folding() -> UInt32:
 
 
 def _folded(sentences: Sequence[str]) -> Characters:
-    """Characters as they are compared, each sentence between two spaces."""
+    """The folded characters of sentences, each sentence between two spaces."""
     text = characters([f" {sentence.strip()} " for sentence in sentences])
     points = np.where(
         text.points < _FOLDED, _folding()[np.minimum(text.points, _FOLDED - 1)], text.points
@@ -331,7 +334,7 @@ def _folded(sentences: Sequence[str]) -> Characters:
     space = points == ord(" ")
     keep = np.ones(len(points), dtype=bool)
     keep[1:] = ~(space[1:] & space[:-1])
-    keep[text.starts[:-1]] = True  # the space before it is another sentence's
+    keep[text.starts[:-1]] = True  # the space before it belongs to another sentence
     places = np.concatenate([[0], np.cumsum(keep)])
     return Characters(points[keep], places[text.starts])
 
@@ -339,8 +342,12 @@ def _folded(sentences: Sequence[str]) -> Characters:
 def _grams(
     text: Characters, orders: Sequence[int], bits: int
 ) -> Iterator[tuple[int, Int64, npt.NDArray[np.bool_]]]:
-    """Each order, the bucket of the n-gram that begins at each character, and whether there is
-    one (not if it would reach past its sentence's end)."""
+    """The n-grams of each order.
+
+    Yields:
+        The order; the bucket of the n-gram that begins at each character [characters]; and whether
+        there is one, which is not so if it would go beyond the end of its sentence [characters].
+    """
     size = len(text.points)
     ends = np.repeat(text.starts[1:], np.diff(text.starts))
     room = ends - np.arange(size)

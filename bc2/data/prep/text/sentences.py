@@ -1,19 +1,19 @@
-"""Split texts into paragraphs and sentences, and join them again without some.
+"""Split texts into paragraphs and sentences, and cut sentences out of texts.
 
-Every split is exact: the pieces joined are the text, none is empty, and each has a character
-that is not white space (unless the whole text has none). White space after a piece belongs to
-it. A paragraph is a whole number of sentences. The split depends on the text alone, not on its
+Every split is exact: the pieces joined are the text, no piece is empty, and each has a character
+that is not white space (unless the whole text has none). White space after a piece belongs to the
+piece. A paragraph is a whole number of sentences. The split depends on the text alone, not on its
 stated language.
 
-A line feed ends a paragraph before a blank line, after a CJK character (CJK text is not
-wrapped), and after a line of `WIDE` characters or more (nobody wraps so wide). Other line feeds
-are wraps, or keep the lines of a list or of code together.
+A line feed ends a paragraph before a blank line, after a CJK character (CJK text is not wrapped),
+and after a line of `WIDE` characters or more (text is not wrapped at such a width). Other line
+feeds come from wrapping, or separate the lines of a list or of code within one paragraph.
 
-A sentence ends at 。！？ and ． with the brackets and quotes that close after them, and at . ! ? …
-before white space, unless the next letter is a small one, or a full stop follows an
-abbreviation or an initial. Inside a paragraph a line feed ends one where the line was too short
-to have been wrapped, the indentation changes, or a list item begins: so a line of code is a
-sentence too, mostly.
+A sentence ends at 。！？ and ． together with closing brackets and quotes after them. It also ends
+at . ! ? … before white space, unless the next letter is a small one, or the full stop follows an
+abbreviation or an initial. Inside a paragraph, a line feed ends a sentence if the line was too
+short to have been wrapped, if the indentation changes, or if a list item begins. So most lines of
+code are sentences too.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-#: A line of so many characters is not wrapped: what ends it ends a paragraph.
+#: A line of at least so many characters is not wrapped text, so its end is the end of a paragraph.
 WIDE = 120
 
-#: A line of fewer characters did not end because the margin was near.
+#: A line of fewer characters was not ended by wrapping.
 NARROW = 40
 
-#: Characters of scripts written without spaces, with their punctuation, for a regular
-#: expression's brackets: radicals, kana, ideographs of the first planes, full-width forms.
+#: Characters of scripts without spaces and their punctuation, as ranges for the brackets of a
+#: regular expression: radicals, kana, ideographs of the first planes, full-width forms.
 CJK = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 
-#: What may stand between a CJK character and the end of its line.
+#: Characters that may be between a CJK character and the end of its line.
 _TAIL = r"[\"'”’…—)\]*_ \t\r]"
 
 _PARAGRAPH_END = re.compile(
@@ -42,8 +42,8 @@ _PARAGRAPH_END = re.compile(
 #: Closing quotes and brackets of both scripts; straight quotes are taken as closing.
 _CLOSERS = r"[\"'”’」』）》〉】〕)\]}*_]*"
 
-#: One set of characters comes first, so that the search can skip what is none of them; the
-#: empty group says what it was.
+#: The pattern begins with one set of characters, so that the search can skip all others. The empty
+#: group tells which case matched.
 _SENTENCE_END = re.compile(
     r"[。！？｡．.!?…\n](?:"
     rf"(?:(?<=[。！？｡])|(?<=．)(?![0-9０-９]))[。！？｡．!?…]*{_CLOSERS}\s*(?P<cjk>)"
@@ -60,7 +60,7 @@ _ITEM = re.compile(
 _WORD = re.compile(r"[^\s(\[{\"'“‘「『（—–]*\Z")
 _INITIAL = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]\Z")
 
-#: English abbreviations that seldom end a sentence, without the full stop.
+#: English abbreviations that seldom end a sentence, without their full stop.
 _ABBREVIATIONS = frozenset(
     re.split(
         r"\s+",
@@ -73,7 +73,7 @@ _ABBREVIATIONS = frozenset(
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text, each with the line feeds and blank lines that end it."""
+    """The paragraphs of a text, each with the line feeds and blank lines after it."""
     return _pieces(text, (match.end() for match in _PARAGRAPH_END.finditer(text)))
 
 
@@ -83,18 +83,19 @@ def split_sentences(text: str) -> list[str]:
 
 
 def sentences_of(paragraph: str) -> list[str]:
-    """The sentences of one paragraph as `split_paragraphs` gives it."""
+    """The sentences of one paragraph, which must come from `split_paragraphs`."""
     return _pieces(paragraph, _sentence_ends(paragraph))
 
 
 def cut_sentences(text: str, keep: Sequence[bool]) -> str:
     """A text without some of its sentences.
 
-    What ends a paragraph stays while any sentence of it does, so that paragraphs stay apart;
-    white space around what is cut stays on one side, so that words do.
+    The white space at the end of a paragraph stays if any of its sentences stays, so that
+    paragraphs remain separate. White space on one side of a cut stays, so that words remain
+    separate.
 
     Args:
-        keep: one for each of ``split_sentences(text)``.
+        keep: a flag for each of ``split_sentences(text)``.
     """
     kept: list[str] = []
     flags = iter(keep)
@@ -109,7 +110,7 @@ def cut_sentences(text: str, keep: Sequence[bool]) -> str:
 
 
 def _pieces(text: str, ends: Iterator[int]) -> list[str]:
-    """The text cut at `ends` (ascending); pieces of white space go with their neighbour."""
+    """The text cut at `ends` (ascending); white space alone is joined to a neighbouring piece."""
     pieces: list[str] = []
     start = 0
     for end in ends:

@@ -1,17 +1,17 @@
-"""Split texts into words and hash every word: the form in which documents are compared.
+"""Split texts into words and hash every word, in order to compare documents.
 
-A text is brought to NFKD and lower case. Letters, marks and numbers make words; any other
-characters separate them, so code is compared without its operators. A Chinese character, a kana
-or a mark of theirs (U+3000 to U+9FFF, and planes 2 and 3) is one word. Other scripts without
-spaces (Thai, Khmer) are not split: a whole phrase counts as one word, so fewer near-duplicates
-are found in them.
+A text is converted to NFKD and lower case. Letters, marks and numbers form words; all other
+characters separate words, so code is compared without its operators. A Chinese character, a kana
+or a mark between U+3000 and U+9FFF, or in planes 2 and 3, is a word by itself. Other scripts
+without spaces (Thai, Khmer) are not split: a whole phrase counts as one word, so fewer
+near-duplicates are found in them.
 
-Nearly every character maps to one letter or to a break, whatever its neighbours, so one table
+Nearly every character becomes one letter or a separator, whatever its neighbours are, so one table
 look-up converts all of them. A text with other characters (é, ½, 한) is normalised first. The
-result of `words_of` has the same words as the text it was made of, so every function here takes
-either.
+words of a text and the words of its `words_of` are the same, so every function here takes either.
 
-N = texts, L = letters of all texts, W = words of all texts.
+Shapes:
+    N  texts      L  letters and separators of all texts      W  words of all texts
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ UInt32 = npt.NDArray[np.uint32]
 UInt64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
-#: UTF-8 bytes of text that are split at once: few enough for the processor's cache. Splitting
+#: UTF-8 bytes of text that are split at a time: few enough for the processor's cache. Splitting
 #: takes about 50 times as much memory.
 SLICE_BYTES = 1 << 19
 
-#: Words that are hashed at once.
+#: Words that are hashed at a time.
 _BLOCK = 1 << 16
 
 _SPACE, _BREAK = 0x20, 0
-#: Letters, marks and numbers make words; other characters separate them.
+#: Letters, marks and numbers form words; other characters separate them.
 _WORD, _MARK = r"[\p{L}\p{M}\p{N}]", r"\p{M}"
-#: Code points are classified a plane at a time: compiling the pattern takes longer than that.
+#: Code points are classified a plane at a time; even that is faster than compiling the pattern.
 _PLANE_BITS = 16
-#: Entries of the table: not classified yet; more than one letter, or a mark, which normalisation
-#: may move.
+#: Entries of the table for code points that are not classified yet; and for those that become more
+#: than one letter, or a mark, which normalisation may move.
 _UNKNOWN, _SEVERAL = 0xFFFFFFFF, 0xFFFFFFFE
 
 
 class Letters(NamedTuple):
-    """The characters of texts, as letters of words."""
+    """The letters of texts, with separators between words."""
 
     codes: UInt32
-    """[L] code points; _BREAK where a character separates words."""
+    """[L] code points; _BREAK for a separator."""
     ends: Int64
     """[N + 1] where texts begin and end."""
 
 
 class Words(NamedTuple):
-    """The words of texts by their hashes."""
+    """The hashes of the words of texts."""
 
     hashes: UInt64
-    """[W]: equal words, equal hashes."""
+    """[W] equal words have equal hashes."""
     counts: Int64
-    """[N] words of each text."""
+    """[N] number of words of each text."""
 
 
 def text_slices(texts: pa.ChunkedArray, limit: int = SLICE_BYTES) -> Iterator[pa.Array]:
-    """Cut a column into runs of about `limit` UTF-8 bytes, in order, of one text at least."""
+    """Divide a column into runs of texts: at most `limit` UTF-8 bytes, or a single text."""
     for chunk in texts.chunks:
         ends = np.cumsum(pc.binary_length(chunk.cast(pa.large_binary())).to_numpy())
         first = 0
@@ -98,7 +98,7 @@ def hashed_words(texts: pa.Array) -> Words:
     hashes = np.zeros(len(places), np.uint64)
     bounds = np.append(places, len(codes))
     for first in range(0, len(places), _BLOCK):
-        # A span goes from word to word: breaks are zero and add nothing to its hash.
+        # A span ends where the next word begins: separators are zero and add nothing to its hash.
         mine = bounds[first : first + _BLOCK + 1]
         sums = rolling(codes[mine[0] : mine[-1]])
         hashes[first : first + _BLOCK] = sums.spans(mine[:-1] - mine[0], mine[1:] - mine[0])
@@ -106,7 +106,7 @@ def hashed_words(texts: pa.Array) -> Words:
 
 
 def letters_of(texts: pa.Array) -> Letters:
-    """Every character as one letter or a break; a text with other characters is normalised."""
+    """The letters of texts; a text with a character that has no single letter is normalised."""
     table = _Table.shared()
     sizes = pc.utf8_length(texts).to_numpy().astype(np.int64)
     ends = np.concatenate(([0], np.cumsum(sizes)))
@@ -127,7 +127,10 @@ def letters_of(texts: pa.Array) -> Letters:
 
 
 class _Table:
-    """The letter of each code point; a plane is filled in when a text first has one of it."""
+    """The letter of each code point.
+
+    A plane is classified when a text first has one of its characters.
+    """
 
     def __init__(self) -> None:
         self._letters = np.full(0x110000, _UNKNOWN, np.uint32)
@@ -135,7 +138,7 @@ class _Table:
     @staticmethod
     @cache
     def shared() -> _Table:
-        """The table of this process."""
+        """The one table of this process."""
         return _Table()
 
     def letters(self, codes: UInt32) -> UInt32:
@@ -152,7 +155,7 @@ class _Table:
         codes = np.arange(first, last, dtype=np.uint32)
         codes = codes[(codes < 0xD800) | (codes > 0xDFFF)]  # no characters
         one_each = pa.array(map(chr, codes.tolist()), pa.large_string())
-        # Of pyarrow's forms only the decomposed are right: 25.0 leaves NFC and NFKC decomposed.
+        # Of pyarrow's normalisation forms only NFD and NFKD are right: 25.0 does not compose.
         plain = pc.utf8_lower(pc.utf8_normalize(one_each, form="NFKD"))
         single = _mask(pc.equal(pc.utf8_length(plain), 1)) & ~_matches(plain, _MARK)
         letters = np.full(len(codes), _SEVERAL, np.uint32)
@@ -174,7 +177,7 @@ def _begins(codes: UInt32, ends: Int64) -> Bool:
 
 
 def _code_points(texts: pa.Array) -> UInt32:
-    """[L] of all characters of texts (UTF-8 in one piece)."""
+    """The code points of all texts, one text after the other."""
     texts = texts.cast(pa.large_string())
     _, ends, data = texts.buffers()
     if data is None or not len(texts):

@@ -1,4 +1,4 @@
-"""Clusters against sums by hand; the same in any parts, processes and numbers of threads."""
+"""Clusters against plain sums; parts, processes and numbers of threads do not change them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOPICS = {
 
 
 def texts_of(each: int) -> list[tuple[str, str]]:
-    """(topic, text): words of one topic, and some that all have."""
+    """(topic, text) pairs: words of one topic, and some words that all texts have."""
     rng = np.random.default_rng(3)
     found = []
     for number in range(each):
@@ -77,7 +77,7 @@ def test_parts_make_no_difference(records, run_stage):
 
 
 def test_a_cluster_is_the_largest_sum_over_terms():
-    """Against sums of rows, a term at a time."""
+    """Compares with sums of rows, one term at a time."""
     texts = [text for _, text in texts_of(20)]
     fitted = fit(texts, SMALL)
     row = {term: number for number, term in enumerate(fitted.terms)}
@@ -256,7 +256,7 @@ REAL = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "corpus"
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real text here: set BC2_TEST_DATA")
 def test_real_text_comes_apart_by_source(records, run_stage):
-    """Law, verse, code and manuals: a cluster is mostly of one source."""
+    """Law, verse, code and manuals: most documents of a cluster are from one source."""
     texts, sources = [], []
     for path in sorted(REAL.glob("*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as lines:

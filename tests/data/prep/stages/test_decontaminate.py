@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from bc2.data.prep.settings import BenchmarkSettings, DecontaminateSettings
 from bc2.data.prep.stages.decontaminate import DecontaminateStage
-from bc2.data.prep.stages.decontamination.benchmark_texts import _bare, read_benchmark
+from bc2.data.prep.stages.decontamination.benchmark_texts import _without_template, read_benchmark
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.errors import DataError, RecipeError
 
@@ -319,7 +319,7 @@ def test_what_is_wrong_with_a_benchmark_is_said_before_any_work(tmp_path, benchm
         stage_of(tmp_path / "none*.jsonl").check()
     with pytest.raises(DataError, match=r"no field 'question'.*there is: q"):
         stage_of(write_rows(tmp_path, ".jsonl")).check()
-    with pytest.raises(DataError, match=r"no list of rows.*there is: examples"):
+    with pytest.raises(DataError, match=r"not a list of rows.*there is: examples"):
         stage_of(write_rows(tmp_path, ".json")).check()
     (tmp_path / "bad.jsonl").write_text('{"question": "a"}\n{')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
@@ -399,16 +399,16 @@ def test_a_short_question_of_a_task_is_found_without_its_template(
 
 def test_what_prompts_share_is_left_out_but_no_words_of_questions():
     prompts = [f"Question: Who was number {i}a?\nAnswer:" for i in range(20)]
-    assert _bare(prompts)[3] == "Who was number 3a?"
-    assert _bare(prompts[:19]) == prompts[:19]
-    assert _bare([f"题目：第{n}题\n答案：" for n in range(20)])[3] == "第3题"
-    assert _bare([f"unlike {n} ly?" for n in range(20)])[0] == "unlike 0 ly?"
-    assert _bare(["the:\nsame?"] * 20) == ["the:\nsame?"] * 20
+    assert _without_template(prompts)[3] == "Who was number 3a?"
+    assert _without_template(prompts[:19]) == prompts[:19]
+    assert _without_template([f"题目：第{n}题\n答案：" for n in range(20)])[3] == "第3题"
+    assert _without_template([f"unlike {n} ly?" for n in range(20)])[0] == "unlike 0 ly?"
+    assert _without_template(["the:\nsame?"] * 20) == ["the:\nsame?"] * 20
 
 
 @pytest.mark.slow
 def test_an_unknown_task_is_named_with_its_nearest(task_folder):
-    """Slow: lm-eval reads all its tasks."""
+    """Slow, because lm-eval reads all its tasks."""
     settings = DecontaminateSettings(tasks=("bc2_quis",), task_path=str(task_folder))
     with pytest.raises(RecipeError, match=r"no task 'bc2_quis'.*did you mean 'bc2_quiz'"):
         DecontaminateStage(settings).check()

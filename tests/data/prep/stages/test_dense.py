@@ -51,7 +51,7 @@ def text_of(sentences: list[str], vocabulary: list[str] = ENGLISH) -> str:
 
 
 def replaced(draw: random.Random, sentences: list[str], every: int, vocabulary: list[str]):
-    """One word in `every` is another."""
+    """The text with one word in `every` replaced."""
     glue = "" if vocabulary is CHINESE else " "
     words = [list(one) if vocabulary is CHINESE else one.split(" ") for one in sentences]
     places = [(i, j) for i, row in enumerate(words) for j in range(len(row))]
@@ -61,7 +61,7 @@ def replaced(draw: random.Random, sentences: list[str], every: int, vocabulary: 
 
 
 def dropped_rows(outcomes) -> dict[int, str]:
-    """pos -> detail of what was dropped; the outcomes must be whole and in order."""
+    """pos -> detail of the dropped documents; checks that no document is lost or out of order."""
     gone: dict[int, str] = {}
     for outcome in outcomes:
         assert outcome.removed.schema == REMOVED
@@ -133,7 +133,7 @@ def test_the_recall_of_pairs_is_that_of_the_theory():
     planes = dense.hyperplanes(256, 44 * 23, 0)
     one, two = (dense.bit_band_values(side, planes, 44) for side in vectors)
     cosines = dense.cosines(*vectors)
-    assert np.abs(cosines - wanted).max() < 0.002  # what rounding to bytes does
+    assert np.abs(cosines - wanted).max() < 0.002  # the error of rounding to bytes
     hit = (one == two).any(axis=1)
     for low in (0.8, 0.9, 0.95, 0.98):
         mine = wanted == low
@@ -173,12 +173,12 @@ def test_groups_of_equal_values_are_those_of_plain_python(values):
     assert found == [group for group in groups if len(group) > 1]
 
 
-# -- a model that says what it is told -----------------------------------------------------
+# -- a model with given vectors ------------------------------------------------------------
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """``told(encode, width)``: a stub of sentence-transformers; `encode` maps text to a vector."""
+def fake_model(monkeypatch):
+    """``fake_model(encode, width)``: a stub of sentence-transformers; `encode`: text -> vector."""
 
     def install(encode, width: int) -> None:
         class Model:
@@ -213,7 +213,7 @@ def stored(stage: DenseStage, table: pa.Table) -> np.ndarray:
 
 
 def true_edges(vectors: np.ndarray, threshold: float) -> dict[tuple[int, int], float]:
-    """Every pair at the threshold or above, from the whole matrix of integer products."""
+    """Every pair that reaches the threshold, from the whole matrix of integer products."""
     products = vectors @ vectors.T
     sizes = np.sqrt((np.diag(products)[:, None] * np.diag(products)[None, :]).astype(np.float64))
     near = products / sizes
@@ -233,12 +233,12 @@ def groups_of(count: int, edges) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("threshold", [0.85, 0.95])
-def test_pairs_and_components_against_brute_force(threshold, told, records, run_stage):
+def test_pairs_and_components_against_brute_force(threshold, fake_model, records, run_stage):
     one, two = at_cosines(np.random.default_rng(5).uniform(0.75, 1, 400), 64, 2)
     _, third = at_cosines(np.full(400, threshold + 0.02), 64, 2)
     vectors = np.concatenate([one, two, third])[np.random.default_rng(6).permutation(1200)]
-    told(lambda text: vectors[int(text.split()[0])], 64)
-    stage = DenseStage(DenseSettings(model="told", threshold=threshold))
+    fake_model(lambda text: vectors[int(text.split()[0])], 64)
+    stage = DenseStage(DenseSettings(model="fake", threshold=threshold))
     table = records(numbered(len(vectors)))
     outcomes, facts = run_stage(stage, [table.slice(0, 500), table.slice(500)])
     edges = true_edges(stored(stage, table), threshold)
@@ -259,10 +259,10 @@ def test_pairs_and_components_against_brute_force(threshold, told, records, run_
     assert 0.97 * most <= len(gone) == facts["dropped"] <= most
 
 
-def test_a_chain_is_one_component_and_says_how_near_its_ends_are(told, records, run_stage):
+def test_a_chain_is_one_component_and_says_how_near_its_ends_are(fake_model, records, run_stage):
     angles = [0, 0.3, 0.6]  # cosines 0.955, and 0.825 from end to end
-    told(lambda text: [math.cos(a := angles[int(text[0])]), math.sin(a)], 2)
-    stage = DenseStage(DenseSettings(model="told"))
+    fake_model(lambda text: [math.cos(a := angles[int(text[0])]), math.sin(a)], 2)
+    stage = DenseStage(DenseSettings(model="fake"))
     table = records(numbered(3))
     outcomes, facts = run_stage(stage, [table])
     end = true_edges(stored(stage, table), 0.5)[0, 2]
@@ -271,21 +271,21 @@ def test_a_chain_is_one_component_and_says_how_near_its_ends_are(told, records, 
     assert (facts["dropped"], facts["chained"], facts["components"]) == (2, 1, 1)
 
 
-def test_a_vector_of_nothing_is_left_alone(told, records, run_stage):
-    told(lambda text: [0, 0, 0], 3)
-    outcomes, facts = run_stage(DenseStage(DenseSettings(model="told")), [records(numbered(5))])
+def test_a_vector_of_nothing_is_left_alone(fake_model, records, run_stage):
+    fake_model(lambda text: [0, 0, 0], 3)
+    outcomes, facts = run_stage(DenseStage(DenseSettings(model="fake")), [records(numbered(5))])
     assert dropped_rows(outcomes) == {}
     assert facts["documents"] == 0
 
 
-def test_a_long_text_is_the_mean_of_its_spans(told):
-    told(lambda text: [text.count("a"), text.count("b")], 2)
+def test_a_long_text_is_the_mean_of_its_spans(fake_model):
+    fake_model(lambda text: [text.count("a"), text.count("b")], 2)
     texts = ["a" * 16 + "b" * 4, "", "a" * 7, "b" * 32]
-    found = embedding.embed_spans("told", texts, 16)
+    found = embedding.embed_spans("fake", texts, 16)
     assert found.tolist() == [[16 * 4096, 4 * 4096], [0, 0], [7 * 4096, 0], [0, 32 * 4096]]
     for text, row in zip(texts, found.tolist(), strict=True):
-        assert embedding.embed_spans("told", [text], 16).tolist() == [row]
-    assert embedding.embed_spans("told", [], 16).shape == (0, 2)
+        assert embedding.embed_spans("fake", [text], 16).tolist() == [row]
+    assert embedding.embed_spans("fake", [], 16).shape == (0, 2)
 
 
 def test_a_model_without_its_library(monkeypatch):
@@ -310,7 +310,7 @@ def test_the_files_of_a_model_are_keyed(tmp_path):
 
 
 def naive_projection(words: list[str], dimensions: int, seed: int) -> list[int]:
-    """Term by term, each hashed by itself."""
+    """The projection computed term by term."""
     terms = {(word,) for word in words} | set(pairwise(words))
     found = [0] * dimensions
     for term in terms:
@@ -444,7 +444,7 @@ def test_a_long_file_name_does_not_cut_how_near(run_stage, records, stage):
 
 
 def test_a_crowd_of_near_copies_leaves_one(run_stage, records, stage):
-    """Buckets above 64 are not paired whole; all of a crowd is joined nevertheless."""
+    """In buckets above 64 not all pairs are tried, but all near copies are joined all the same."""
     draw = random.Random(5)
     text = text_of(sentences_of(draw, 20))
     texts = [f"{text} {draw.choice(ENGLISH)}" for _ in range(300)]
@@ -453,7 +453,7 @@ def test_a_crowd_of_near_copies_leaves_one(run_stage, records, stage):
     assert facts["passed_over"] > 0
 
 
-# -- the same whatever the parts, the workers --------------------------------------------------
+# -- parts and workers do not change results -----------------------------------------------
 
 
 def families(seed: int, count: int) -> list[str]:
@@ -507,7 +507,7 @@ def silent(*_):
 
 
 def test_one_process_and_two_with_small_parts(records, tmp_path):
-    """Through the pipeline, workers verifying few pairs at a time."""
+    """Runs the pipeline, with workers that verify few pairs at a time."""
     table, found = records(families(9, 40)), {}
     for workers, size in ((1, len(table)), (2, 7)):
         folder = tmp_path / str(workers)

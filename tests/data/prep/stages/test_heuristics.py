@@ -1,4 +1,4 @@
-"""Rules of form against plain Python, a document at a time; limits; independence of neighbours."""
+"""The rules against plain Python, a document at a time; limits; documents are independent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bc2.data.prep.text import document_statistics as form_module
 from bc2.data.prep.text import repetition
 from bc2.errors import RecipeError
 
-# -- the reference: from the definitions, in loops ------------------------------------------
+# -- the reference: the definitions as plain loops ------------------------------------------
 
 
 def is_cjk(c: str) -> bool:
@@ -81,7 +81,7 @@ def ratio(part: float, whole: float) -> float:
 
 
 def repeated(spans: list[tuple[str, ...]]) -> tuple[int, int]:
-    """Spans beyond the first of their kind, and their characters."""
+    """How many spans repeat an earlier one, and how many characters these have."""
     seen: set[tuple[str, ...]] = set()
     count = characters = 0
     for span in spans:
@@ -93,7 +93,7 @@ def repeated(spans: list[tuple[str, ...]]) -> tuple[int, int]:
 
 
 def ngram_reference(text: str, n: int) -> tuple[int, int]:
-    """Top and covered characters."""
+    """The reference for `NGrams.top` and `NGrams.covered`."""
     words = words_of(text)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     counts = Counter(grams)
@@ -461,7 +461,7 @@ def test_a_language_nobody_knows_is_refused():
 # -- real text -----------------------------------------------------------------------------
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", Path(__file__).parents[5] / "shared" / "data"))
-#: Share of documents that the defaults may drop of good text; stubs, indexes and tables go.
+#: Largest share of good text that the default rules may drop; stubs, indexes and tables are.
 CLEAN = {"en_gutenberg": 0.03, "en_docs": 0.12, "zh_law": 0.03, "zh_classical": 0.02}
 
 

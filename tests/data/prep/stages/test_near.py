@@ -1,4 +1,4 @@
-"""Near-deduplication against brute force: nothing false is dropped, and what should be is."""
+"""Near-deduplication against brute force: it drops near-duplicates, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def jaccard(one: set, two: set) -> float:
 
 
 def true_edges(sets: list[set]) -> dict[tuple[int, int], float]:
-    """Every pair at the threshold or above, by counting what each two really share."""
+    """Every pair that reaches the threshold, found by comparing the sets of all pairs."""
     number = {shingle: i for i, shingle in enumerate(set().union(*sets))}
     columns = [number[shingle] for one in sets for shingle in one]
     ends = np.cumsum([0, *map(len, sets)])
@@ -75,7 +75,7 @@ def groups_of(count: int, edges) -> list[set[int]]:
 
 
 def dropped_rows(outcomes) -> dict[int, str]:
-    """pos -> detail of what was dropped; the outcomes must be whole and in order."""
+    """pos -> detail of the dropped documents; checks that no document is lost or out of order."""
     gone: dict[int, str] = {}
     for outcome in outcomes:
         assert outcome.removed.schema == REMOVED
@@ -90,7 +90,7 @@ def dropped_rows(outcomes) -> dict[int, str]:
 
 
 def check_against_truth(texts, gone, naive_shingles) -> tuple[dict, list[set[int]]]:
-    """No document is dropped but for one that stays in its true component."""
+    """Check that for each dropped document, another one of its true component stays."""
     sets = [naive_shingles(text) for text in texts]
     edges = true_edges(sets)
     groups = groups_of(len(texts), edges)
@@ -156,7 +156,7 @@ def test_nothing_at_all(run_stage, records, stage):
 
 
 def chain(draw: random.Random) -> list[str]:
-    """Three texts, each near the next, the ends less near."""
+    """Three texts: each is similar to the next, the first and the last are less similar."""
     words = text_of(draw, 300).split(" ")
     ends = [" ".join(["x1", "x2", "x3", *words[30:]]), " ".join([*words[:-30], "y1", "y2", "y3"])]
     return [ends[0], " ".join(words), ends[1]]
@@ -203,7 +203,7 @@ def test_impossible_settings():
 
 
 def planted(seed: int, families: int) -> list[str]:
-    """Families of near and less near texts, English and Chinese, shuffled."""
+    """Families of more and less similar texts, in English and Chinese, shuffled."""
     draw = random.Random(seed)
     texts = []
     for number in range(families):
@@ -249,7 +249,7 @@ def test_planted_families_against_brute_force(run_stage, records, stage, naive_s
 
 
 def pairs_recall(count, run_stage, records, stage, naive_shingles, vocabulary) -> None:
-    """Planted pairs alone: what is dropped is near, and as many as the curve says."""
+    """Check on planted pairs that only near-duplicates are dropped, with the expected recall."""
     draw = random.Random(7)
     firsts = [text_of(draw, draw.randint(60, 250), vocabulary) for _ in range(count)]
     seconds = [
@@ -283,7 +283,7 @@ def test_recall_of_thousands_of_pairs(vocabulary, run_stage, records, stage, nai
 
 
 def test_a_crowd_of_near_copies_leaves_one(run_stage, records, stage):
-    """Buckets above 64 are not paired whole; all of a crowd is joined nevertheless."""
+    """In buckets above 64 not all pairs are tried, but all near copies are joined all the same."""
     draw = random.Random(5)
     text = text_of(draw, 400)
     texts = [replaced(draw, text, 2) for _ in range(600)]
@@ -294,7 +294,7 @@ def test_a_crowd_of_near_copies_leaves_one(run_stage, records, stage):
 
 
 def changes(text: str, draw: random.Random) -> dict[str, str]:
-    """Kinds of change, from the slightest; sentences end in '. '."""
+    """Kinds of change, the smallest first; sentences end in '. '."""
     sentences = text.split(". ")
     middle = len(sentences) // 2
     moved = [*sentences[1:middle], sentences[0], *sentences[middle:]]
@@ -316,7 +316,7 @@ def test_kinds_of_change_and_how_near_they_leave_a_text(naive_shingles, run_stag
     near = {kind: jaccard(naive_shingles(text), naive_shingles(new)) for kind, new in kinds.items()}
     assert near["spaces"] == near["case"] == near["punctuation"] == 1
     assert 1 > near["sentence moved"] > 0.9 > near["paragraph inserted"] > THRESHOLD
-    assert THRESHOLD > near["words replaced"] > 0.5  # one in 20, each in five shingles
+    assert THRESHOLD > near["words replaced"] > 0.5  # one in 20 words, in 5 shingles each
     gone = dropped_rows(run_stage(stage, [records([text, *kinds.values()])])[0])
     assert gone.keys() == {1, 2, 3, 4, 5}
 
@@ -331,7 +331,7 @@ def real_texts(name: str, count: int) -> list[str]:
 
 
 def check_real(names, count, run_stage, records, stage, naive_shingles) -> None:
-    """Real documents and changed copies of them, against all pairs by brute force."""
+    """Compare with brute force over all pairs of real documents and changed copies of them."""
     draw = random.Random(8)
     texts = [text for name in names for text in real_texts(name, count)]
     copies = [replaced(draw, text, text.count(" ") // 60) for text in texts[::7]]

@@ -1,4 +1,4 @@
-"""Duplicate passages: against dictionaries of texts, in any cut into parts."""
+"""Duplicate passages against dictionaries of texts, with any division into parts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ texts_st = st.lists(paragraphs_st, max_size=5).map("\n\n".join)
 
 
 def passages_of(text, config):
-    """(kind, index, form, first and last character) of what is long enough."""
+    """(kind, index, form, first and last character) of each passage that is long enough."""
     at = index = 0
     for number, paragraph in enumerate(split_paragraphs(text)):
         start = at
@@ -60,7 +60,7 @@ def passages_of(text, config):
 
 
 def naive(texts, config):
-    """What is left of each text; None for one that is dropped."""
+    """The reference: what is left of each text; None for a text that is dropped."""
     passages = [list(passages_of(text, config)) for text in texts]
     times = Counter((kind, form) for row in passages for kind, _, form, _, _ in row)
     least = {PARAGRAPH: config.paragraph_repeats, SENTENCE: config.sentence_repeats}
@@ -232,7 +232,7 @@ print(peak() - before, len(kept[0]))
 
 @pytest.mark.slow
 def test_settling_two_million_passages_takes_little_memory(tmp_path):
-    """Half of them stand twice: about 100 bytes for each of those, and what libraries take."""
+    """Half of them occur twice: about 100 bytes for each of those, and the memory of libraries."""
     n = 2_000_000
     rng = np.random.default_rng(1)
     columns = {
@@ -253,7 +253,7 @@ def test_settling_two_million_passages_takes_little_memory(tmp_path):
 
 
 def test_the_reference_sees_pieces_as_the_stage_does():
-    """Sentences nest in paragraphs: what the naive reference counts on."""
+    """Sentences are parts of paragraphs, which the naive reference assumes."""
     text = "\n\n".join(" ".join(SENTENCES[i:]) for i in range(4))
     nested = chain(*(sentences_of(paragraph) for paragraph in split_paragraphs(text)))
     assert list(nested) == split_sentences(text)

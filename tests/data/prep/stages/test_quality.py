@@ -58,7 +58,7 @@ def test_rules_are_between_0_and_1_and_need_no_neighbours(monkeypatch):
 
 
 def naive(sentence):
-    """Some features, a character at a time."""
+    """The reference: some features, computed a character at a time."""
     text = sentence.lstrip("#>*-+ \t\r\n")
     solid = [c for c in text if not c.isspace()]
     lags = [

@@ -1,4 +1,4 @@
-"""Weights against sums over documents by hand; strata; shares that add up."""
+"""Weights against plain sums over documents; strata; shares that add up."""
 
 from __future__ import annotations
 
@@ -221,21 +221,21 @@ def test_the_rest_in_the_facts(table, run_stage):
 
 def test_a_name_that_two_sources_would_have():
     cells = [Cell("web", "", 1, -1), Cell("web.c01", "", 2, -1)]
-    with pytest.raises(DataError, match=r"named as source 'web\.c01'"):
+    with pytest.raises(DataError, match=r"the name of source 'web\.c01'"):
         name_strata(dict.fromkeys(cells, 9), dict.fromkeys(cells, Fraction(1, 2)), 0)
 
 
-# -- what cannot be ------------------------------------------------------------------------
+# -- invalid settings ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
         ({"sources": {"a": -1.0}}, "cannot be negative"),
-        ({"quality": ((0.5, 1.0),)}, "begins at score 0"),
-        ({"quality": ((0.0, 1.0), (0.5, 1.0), (0.5, 2.0))}, "must rise"),
+        ({"quality": ((0.5, 1.0),)}, "must begin at score 0"),
+        ({"quality": ((0.0, 1.0), (0.5, 1.0), (0.5, 2.0))}, "ascending order"),
         ({"quality": ((0.0, -1.0),)}, "cannot be negative"),
-        ({"clusters": {"law": 1.0}}, "named by number"),
+        ({"clusters": {"law": 1.0}}, "must be numbers"),
         ({"source_shares": {"a": 0.7, "b": 0.4}}, "more than 1"),
         ({"source_shares": {"a": -0.7}}, "cannot be negative"),
         ({"source_shares": {"a": 0.7}, "language_shares": {"zh": 0.1}}, "each fixes"),

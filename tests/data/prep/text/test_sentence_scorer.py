@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 
 def naive_score(sentence, weights, facts):
-    """One n-gram at a time, in Python's integers."""
+    """The score computed one n-gram at a time, with Python's integers."""
     text = " ".join(["", *sentence.split(), ""]) if sentence.strip() else " "
     text = "".join("0" if c < "\U00010000" and c.isdigit() else c for c in text)
     total = count = 0

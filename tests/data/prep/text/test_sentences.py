@@ -39,7 +39,7 @@ def test_cuts_leave_words_and_paragraphs_apart(text, chance):
     keep = [chance.random() < 0.5 for _ in sentences]
     left = cut_sentences(text, keep)
     kept = [piece.strip() for piece, stays in zip(sentences, keep, strict=True) if stays]
-    # naive reference: what is kept, in order, with white space alone between
+    # naive reference: the kept pieces in order, with only white space between them
     rest = left
     for piece in kept:
         assert rest.lstrip().startswith(piece)

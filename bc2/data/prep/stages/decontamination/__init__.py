@@ -1,1 +1,1 @@
-"""Texts of benchmarks, and the index that finds them in documents."""
+"""Read the texts of benchmarks, and find them in documents."""

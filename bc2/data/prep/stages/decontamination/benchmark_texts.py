@@ -22,7 +22,7 @@ from bc2.errors import DataError, RecipeError, nearest
 
 _KINDS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
 
-#: A question may hold a long passage: csv's own limit is 128 KiB.
+#: Bytes of a CSV field. csv's own limit, 128 KiB, is too small for questions about long passages.
 _MAX_CELL = 1 << 26
 
 
@@ -30,9 +30,9 @@ class Item(NamedTuple):
     """One text of a benchmark."""
 
     benchmark: str
-    """Its name in the recipe."""
+    """The benchmark's name in the recipe."""
     place: str
-    """``file:row``, from 1: of the data rows of CSV and Parquet, the lines of JSONL."""
+    """``file:row``. Rows count from 1: data rows of CSV, JSON and Parquet, lines of JSONL."""
     text: str
 
 
@@ -40,7 +40,7 @@ def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
     """The files of a benchmark, sorted.
 
     Raises:
-        DataError: there is none, or one of a kind that cannot be read.
+        DataError: there is no file, or one is of a kind that cannot be read.
     """
     path = os.path.expanduser(benchmark.path)
     found = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
@@ -49,7 +49,7 @@ def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
         raise DataError(
             f"benchmark {benchmark.name!r} has no files",
             where=benchmark.path,
-            todo="give a file or a glob: name/**/*.csv picks those of a folder",
+            todo="give a file or a glob, such as name/**/*.csv for all CSV files of a folder",
         )
     for file in files:
         if _kind(file) not in _KINDS:
@@ -62,13 +62,13 @@ def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
 
 
 def read_benchmark(benchmark: BenchmarkSettings) -> Iterator[Item]:
-    """The texts of a benchmark: of each row, each field that is not empty.
+    """The texts of a benchmark: every field that is not empty, of every row.
 
     Raises:
         DataError: a file or field is missing, or a row cannot be read.
     """
     for file in benchmark_files(benchmark):
-        # two folders may hold files of one name (dev, test)
+        # with the folder's name: folders such as dev and test may have files of the same name
         name = "/".join(file.parts[-2:])
         for number, row in _rows(file, benchmark.rows):
             for field in benchmark.fields:
@@ -77,21 +77,22 @@ def read_benchmark(benchmark: BenchmarkSettings) -> Iterator[Item]:
 
 
 def read_task(name: str, folder: str | None) -> Iterator[Item]:
-    """The questions of an lm-eval task or group: test and validation documents as prompts.
+    """The questions of an lm-eval task or group: its test and validation documents as prompts.
 
-    A multiple-choice question is its `doc_to_text`; where that is an index or a list of choices
-    (Winogrande), every choice is a text. What all prompts of a task have around them
-    ("Question:", "Answer:") is left out, or short questions, found as a whole, never would be.
+    A question is the task's `doc_to_text`. If that is an index or a list of choices (as in
+    Winogrande), every choice is a text. What all prompts of a task have in common at their
+    beginning and end (such as "Question:" and "Answer:") is removed. Otherwise short questions,
+    which are searched as a whole, would never be found.
 
     Args:
-        folder: where further tasks are described, in YAML files.
+        folder: of YAML files that describe further tasks.
 
     Raises:
-        RecipeError: no such task.
-        DataError: its data cannot be read, or it has no questions.
+        RecipeError: lm-eval has no such task.
+        DataError: the task's data cannot be read, or it has no questions.
     """
     manager = _manager_of(name, folder)
-    with _foreign(name):
+    with _task_errors(name):
         tasks = manager.load(name)["tasks"]
     items = [item for task in sorted(tasks) for item in _task_items(name, task, tasks[task])]
     if not items:
@@ -104,7 +105,11 @@ def read_task(name: str, folder: str | None) -> Iterator[Item]:
 
 
 def _manager_of(name: str, folder: str | None) -> Any:
-    """The lm-eval TaskManager that knows a task; one of the folder's own comes first."""
+    """An lm-eval TaskManager that knows a task; tasks of the folder take precedence.
+
+    Raises:
+        RecipeError: lm-eval has no such task.
+    """
     known: list[str] = []
     for with_defaults in [False, True] if folder else [True]:
         manager = _manager(folder, with_defaults)
@@ -121,14 +126,14 @@ def _manager_of(name: str, folder: str | None) -> Any:
 
 @lru_cache(maxsize=2)
 def _manager(folder: str | None, with_defaults: bool) -> Any:
-    """Kept, since lm-eval's own tasks are 15,000 files to read."""
+    """A TaskManager. It is cached, because lm-eval's own tasks are 15,000 files to read."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=folder, include_defaults=with_defaults)
 
 
 def _task_items(name: str, key: str, task: Any) -> Iterator[Item]:
-    with _foreign(name):
+    with _task_errors(name):
         splits = {
             "test": task.test_docs() if task.has_test_docs() else None,
             "validation": task.validation_docs() if task.has_validation_docs() else None,
@@ -138,24 +143,30 @@ def _task_items(name: str, key: str, task: Any) -> Iterator[Item]:
             for split, docs in splits.items()
             for number, doc in enumerate(docs or (), 1)
         ]
-        bare = iter(_bare([prompt for _, _, prompt in asked if isinstance(prompt, str)]))
+        prompts = [prompt for _, _, prompt in asked if isinstance(prompt, str)]
+        texts = iter(_without_template(prompts))
         for place, doc, prompt in asked:
-            value = next(bare) if isinstance(prompt, str) else task.doc_to_choice(doc)
+            value = next(texts) if isinstance(prompt, str) else task.doc_to_choice(doc)
             yield from (Item(name, place, text) for text in _texts(value))
 
 
-_shared = os.path.commonprefix  # of characters, not of names
+_common_prefix = os.path.commonprefix  # it compares characters, although it is in os.path
 
-#: Prompts from which what they have in common is taken for a template, not chance.
-_MANY = 20
+#: Fewest prompts whose common beginning and end count as a template. In fewer prompts it may be
+#: chance.
+_FEWEST_PROMPTS = 20
 
 
-def _bare(prompts: list[str]) -> list[str]:
-    """Prompts without what all begin with, up to a colon or line, and the lines all end with."""
-    if len(prompts) < _MANY:
+def _without_template(prompts: list[str]) -> list[str]:
+    """Prompts without their common template.
+
+    That is their common beginning up to the last colon or line break in it, and the whole lines
+    at their common end.
+    """
+    if len(prompts) < _FEWEST_PROMPTS:
         return prompts
-    head = re.match(r".*[:：\n]", _shared(prompts), re.DOTALL)
-    ends = _shared([prompt[::-1] for prompt in prompts])[::-1]
+    head = re.match(r".*[:：\n]", _common_prefix(prompts), re.DOTALL)
+    ends = _common_prefix([prompt[::-1] for prompt in prompts])[::-1]
     tail = re.search(r"\n.*", ends, re.DOTALL)
     first = len(head[0]) if head else 0
     last = len(tail[0]) if tail else 0
@@ -163,7 +174,8 @@ def _bare(prompts: list[str]) -> list[str]:
 
 
 @contextmanager
-def _foreign(task: str) -> Iterator[None]:
+def _task_errors(task: str) -> Iterator[None]:
+    """Turn any error of lm-eval, or of a task's own code, into a DataError."""
     try:
         yield
     except Exception as error:  # lm-eval, datasets, the hub, a task's own code: no common class
@@ -182,7 +194,11 @@ def _kind(file: Path) -> str:
 
 
 def _rows(file: Path, key: str | None) -> Iterator[tuple[int, Any]]:
-    """Number and contents of each row."""
+    """The number (from 1) and the contents of each row.
+
+    Args:
+        key: of the list of rows, if a JSON file holds an object.
+    """
     kind = _kind(file)
     if kind == ".parquet":
         yield from _parquet_rows(file)
@@ -228,7 +244,7 @@ def _json_list(file: Path, key: str | None) -> list[Any]:
     if not isinstance(loaded, list):
         known = ", ".join(loaded) if isinstance(loaded, dict) else "a single value"
         raise DataError(
-            "this JSON file is no list of rows",
+            "this JSON file is not a list of rows",
             where=str(file),
             todo=f"set rows to the key of the list; there is: {known[:80]}",
         )
@@ -252,7 +268,11 @@ def _unreadable(error: Exception, where: str) -> DataError:
 
 
 def _value(row: Any, field: str, where: str) -> Any:
-    """What stands in a row at a field: a key, or keys joined by full stops."""
+    """The value of a field of a row. A field is a key, or several keys joined by full stops.
+
+    Raises:
+        DataError: the row has no such field.
+    """
     if isinstance(row, dict) and field in row:
         return row[field]
     key, _, rest = field.partition(".")
@@ -267,7 +287,7 @@ def _value(row: Any, field: str, where: str) -> Any:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in a value that has one character or more."""
+    """Every string in a value, however deep, that is not only white space."""
     if isinstance(value, str):
         if value.strip():
             yield value

@@ -1,6 +1,6 @@
-"""The matches with benchmarks, one by one: the lines of ``contamination.jsonl`` in a corpus.
+"""The matches with benchmarks, which are the lines of ``contamination.jsonl`` in a corpus.
 
-The one description of that file: the stage writes it, reports read it.
+This module defines the format of that file: the stage writes it, and reports read it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MATCHES = pa.schema(
 
 
 class BenchmarkMatch(BaseModel):
-    """A document and a text of a benchmark that share words.
+    """A document and a text of a benchmark with the same words.
 
     Keys that a later version adds are ignored.
     """
@@ -44,7 +44,7 @@ class BenchmarkMatch(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     file: str
-    """Of the document: its file, relative to the source."""
+    """The document's file, relative to the source."""
     row: int
     source: str
     lang: str | None
@@ -52,27 +52,29 @@ class BenchmarkMatch(BaseModel):
     item: str
     """FILE:ROW of the benchmark, or lm-eval's TASK/SPLIT:NUMBER."""
     how: str
-    """"text": the document holds the whole of the item's; "ngram": words in a row of it."""
+    """"text": the document has the whole text of the item; "ngram": consecutive words of it."""
     words: int
-    """Words and CJK characters of the first place they share."""
+    """Words and CJK characters of the first matching place."""
     text: str
-    """The document's, around that place."""
+    """The document's text around that place."""
     shared: tuple[int, int]
-    """Where the place begins and ends in `text`."""
+    """Where the matching place begins and ends in `text`."""
     benchmark_text: str
     done: str
     """"dropped", "cut" or "reported"."""
 
     @property
     def document(self) -> str:
+        """The document, as SOURCE FILE:ROW."""
         return f"{self.source} {self.file}:{self.row}"
 
     @property
     def found_by(self) -> str:
+        """How the match was found, as text for reports."""
         return f"{'whole text' if self.how == 'text' else 'part'}, {self.words:,} words"
 
     def pieces(self) -> tuple[str, str, str]:
-        """The document's text before, at and after the place that is shared."""
+        """The document's text before, at and after the matching place."""
         start, stop = self.shared
         return self.text[:start], self.text[start:stop], self.text[stop:]
 
@@ -81,7 +83,7 @@ def read_matches(path: Path) -> Iterator[BenchmarkMatch]:
     """The matches of a `contamination.jsonl`, in the order of documents.
 
     Raises:
-        DataError: a line is no match.
+        DataError: the file cannot be read, or a line is not a match.
     """
     try:
         with path.open("rb") as stream:
@@ -97,7 +99,7 @@ def _match(line: bytes, where: str) -> BenchmarkMatch:
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
-            f"this is no match with a benchmark: {first['msg']}",
+            f"this is not a match with a benchmark: {first['msg']}",
             where=where,
             todo="make the corpus again with `bc2 data prep`",
         ) from error

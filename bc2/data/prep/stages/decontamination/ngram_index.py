@@ -1,12 +1,12 @@
-"""Find where texts share n words in a row with other texts: exact, and vectorised.
+"""Find where texts have n consecutive words in common with other texts: exactly, with NumPy.
 
 A text is read as units: words (runs of letters, digits and marks) and single CJK characters, in
 NFKC form with case folded. Other characters only separate units, and format characters are
 ignored. So case, width, white space and punctuation make no difference.
 
-Every place of a text has one window: `ngram` units, or `cjk_ngram` where more than half of the
-first `ngram` are CJK characters. Windows are looked up by 64-bit hashes, and each hit is
-then compared unit by unit, so a collision of hashes costs only time.
+One window begins at each unit of a text: `ngram` units, or `cjk_ngram` units if more than half of
+the first `ngram` are CJK characters. Windows are looked up by 64-bit hashes, and each hit is then
+compared character by character, so a collision of hashes costs only time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Ints = npt.NDArray[np.integer[Any]]
 UInts = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-#: What a character is.
-_SEPARATOR, _WORD, _CJK, _NOTHING = range(4)
+#: Kinds of characters.
+_SEPARATOR, _WORD, _CJK, _IGNORED = range(4)
 
-#: Beyond this stand no letters, only private use, tags and variation selectors.
+#: From this code point on there are no letters, only private use, tags and variation selectors.
 _LAST = 0x323B0
 
-#: Han, kana and their extensions; Hangul is written in words.
+#: Han, kana and their extensions. Hangul is not here, because Korean has spaces between words.
 _CJK_RANGES = (
     (0x3005, 0x3008),
     (0x3041, 0x3100),
@@ -49,24 +49,28 @@ _BASE_CHARACTER, _BASE_UNIT = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 
 
 class Sizes(NamedTuple):
-    """Units of a window, and the fewest of a text that is looked for as a whole."""
+    """Lengths in units."""
 
     ngram: int
+    """Units of a window."""
     cjk_ngram: int
+    """Units of a window of mostly CJK characters."""
     min_words: int
+    """Fewest units of a text that is shorter than a window, and is searched as a whole."""
     min_cjk: int
+    """The same for a text of mostly CJK characters."""
 
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-    """Of each code point: its folded form, and what it is. A fifth of a second, once."""
+    """The folded form and the kind of each code point. Takes a fifth of a second, once."""
     folded = np.arange(_LAST + 1, dtype=np.uint32)
     kinds = np.zeros(_LAST + 1, np.uint8)
     for code in range(_LAST):
         character = chr(code)
         category = unicodedata.category(character)
         if category == "Cf":
-            kinds[code] = _NOTHING
+            kinds[code] = _IGNORED
         elif category[0] in "LNM":
             kinds[code] = _WORD
             form = unicodedata.normalize("NFKC", character).casefold()
@@ -89,7 +93,10 @@ class Units(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Units:
-        """The units of texts, one text after the other. About 60 bytes a character on the way."""
+        """The units of texts, one text after the other.
+
+        Memory while it runs: about 60 bytes for each character.
+        """
         folded, kinds = _tables()
         starts = np.cumsum([0, *(len(text) + 1 for text in texts)])
         joined = "\n".join(texts).encode("utf-32-le", "surrogatepass")
@@ -112,7 +119,7 @@ class Units(NamedTuple):
         )
 
     def hashes(self) -> UInts:
-        """[u] 64 bits of each unit."""
+        """A 64-bit hash of each unit [u]."""
         if not len(self.text):
             return np.zeros(0, np.uint64)
         lengths = np.diff(self.edges)
@@ -122,11 +129,11 @@ class Units(NamedTuple):
         return mix(np.add.reduceat(terms, self.edges[:-1]))
 
     def left(self) -> Ints:
-        """[u] units from each to the end of its text, itself included."""
+        """[u] the number of units from each to the end of its text, itself included."""
         return self.first[self.text + 1] - np.arange(len(self.text))
 
     def windows(self, sizes: Sizes) -> Ints:
-        """[u] units of the window at each place; 0 where the text ends before it."""
+        """[u] the size of the window that begins at each unit; 0 if the text ends inside it."""
         before = np.concatenate([[0], np.cumsum(self.is_cjk)])
         here = np.arange(len(self.text))
         ends = np.minimum(here + sizes.ngram, self.first[self.text + 1])
@@ -136,9 +143,14 @@ class Units(NamedTuple):
 
 
 def _begins(kind: npt.NDArray[np.uint8], place: Ints) -> Mask:
-    """[c] whether a unit begins at each character of units, which stand at `place`."""
+    """[c] whether a unit begins at each character of units.
+
+    Args:
+        kind: of each character of the texts.
+        place: [c] index of each character of units in the texts.
+    """
     begins = np.ones(len(place), bool)
-    if (kind == _NOTHING).any():  # passed over: words go on behind them
+    if (kind == _IGNORED).any():  # a word continues after an ignored character
         begins[1:] = np.diff(np.cumsum(kind == _SEPARATOR)[place]) != 0
     else:
         begins[1:] = np.diff(place) != 1
@@ -156,16 +168,16 @@ def _powers(base: int, count: int) -> UInts:
 def rolled(
     units: UInts, sizes: Sequence[int], places: Ints, left: Ints
 ) -> Iterator[tuple[int, UInts]]:
-    """Hashes of windows of each size, ascending.
+    """Hashes of the windows of each size, in ascending order of size.
 
     Args:
         units: [u] hashes of units.
-        sizes: units of windows.
-        places: [p] where windows begin.
-        left: [p] units from there to the end of the text.
+        sizes: of windows, in units.
+        places: [p] indices of the units where windows begin.
+        left: [p] the number of units from there to the end of the text.
 
     Yields:
-        size, hashes at those places that have so many units left.
+        A size, and the hashes of the windows at those places that have so many units left.
     """
     powers = _powers(_BASE_UNIT, max(sizes, default=0))
     total = np.zeros(len(places), np.uint64)
@@ -179,19 +191,20 @@ def rolled(
 
 
 class NgramIndex:
-    """Windows to look for: g grams by (size, hash), each at its first place in the texts.
+    """The windows to search for: g n-grams, sorted by (size, hash).
 
-    Of windows with equal hashes one is kept: among 10^7 unequal ones a pair collides with a
-    probability of 3e-6.
+    Each is stored with the place where it first occurs in the texts. Of windows with equal hashes
+    one is kept: the probability that any two of 10^7 different windows collide is 3e-6.
 
     Attributes:
-        size: [g] units.
-        hash: [g].
-        unit: [g] where it stands.
-        text: [g] index of the text that it stands in.
-        start: [g] first character in that text.
-        characters: folded characters of all units; edges: where units begin in them.
-        prefix: hashes of what grams begin with: as many units as the shortest has.
+        size: [g] number of units.
+        hash: [g] hash of the window.
+        unit: [g] index of its first unit.
+        text: [g] index of the text that it is in.
+        start: [g] index of its first character in that text.
+        characters: folded characters of all units.
+        edges: where units begin in `characters`.
+        prefix: hashes of the first units of n-grams: as many units as the shortest n-gram has.
     """
 
     def __init__(self, columns: Mapping[str, npt.NDArray[Any]]):
@@ -208,7 +221,7 @@ class NgramIndex:
 
     @classmethod
     def of(cls, texts: Sequence[str], sizes: Sizes) -> tuple[NgramIndex, Mask]:
-        """The index of texts, and [t] which of them hold nothing to look for."""
+        """The index of texts; and which of them are too short to be found [t]."""
         units = Units.of(texts)
         size, short = _windows(units, sizes)
         found = [np.zeros((3, 0), np.uint64)]
@@ -240,17 +253,21 @@ class NgramIndex:
         return cls(columns), short
 
     def save(self, folder: Path) -> None:
-        """Write the index, a file a column."""
+        """Write the index to a folder, one file for each column."""
         for name, column in self._columns.items():
             np.save(folder / f"{name}.npy", column)
 
     @classmethod
     def load(cls, folder: Path) -> NgramIndex:
-        """An index as `save` wrote it, mapped: processes of one machine share it."""
+        """Open an index that `save` wrote; it is memory-mapped, so processes share its memory."""
         return cls({file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")})
 
     def find(self, units: Units) -> tuple[Ints, Ints]:
-        """Where grams stand in other texts: units [h], ascending, and grams [h]."""
+        """Find the n-grams in other texts.
+
+        Returns:
+            The first unit of each match, ascending [h]; and the number of its n-gram [h].
+        """
         found: list[tuple[int, int]] = []
         hashes = units.hashes()
         places = self._candidates(hashes, units.left())
@@ -267,7 +284,7 @@ class NgramIndex:
         return array[:, 0], array[:, 1]
 
     def _candidates(self, hashes: UInts, left: Ints) -> Ints:
-        """Places where a gram may begin: a table of bits knows the first units of every gram."""
+        """Units where an n-gram may begin, found by a hash table of the n-grams' first units."""
         least = min(self.sizes, default=0)
         places = np.flatnonzero(left >= least) if least else np.zeros(0, np.int64)
         if not len(places):
@@ -282,7 +299,7 @@ class NgramIndex:
         return candidates
 
     def _is(self, gram: int, units: Units, unit: int, length: int) -> bool:
-        """Whether the units are those of the gram."""
+        """Whether the `length` units from `unit` on are equal to those of an n-gram."""
         mine = self.edges[self.unit[gram] :][: length + 1]
         theirs = units.edges[unit:][: length + 1]
         return np.array_equal(mine - mine[0], theirs - theirs[0]) and np.array_equal(
@@ -291,9 +308,13 @@ class NgramIndex:
 
 
 def _windows(units: Units, sizes: Sizes) -> tuple[Ints, Mask]:
-    """[u] units of the window at each place, 0 for none; [t] texts that have none.
+    """The windows to search for.
 
-    A text that is shorter than a window is one window, if it is long enough.
+    A text that is shorter than a window is one window itself, if it is long enough.
+
+    Returns:
+        The size of the window that begins at each unit, 0 for none [u]; and which texts have no
+        window [t].
     """
     size = units.windows(sizes)
     with_units = np.flatnonzero(np.diff(units.first))
@@ -305,18 +326,18 @@ def _windows(units: Units, sizes: Sizes) -> tuple[Ints, Mask]:
     mostly_cjk = 2 * np.add.reduceat(units.is_cjk, first, dtype=np.int64) > counts
     whole = ~has_window & (counts >= np.where(mostly_cjk, sizes.min_cjk, sizes.min_words))
     size[first[whole]] = counts[whole]
-    size[_monotonous(units, size)] = 0
+    size[_is_repetitive(units, size)] = 0
     findable = np.add.reduceat(size > 0, first, dtype=np.int64) > 0
     short = np.ones(len(units.first) - 1, bool)
     short[with_units[findable]] = False
     return size, short
 
 
-def _monotonous(units: Units, size: Ints) -> Mask:
-    """[u] windows of which less than a third of the units are distinct, such as "0, 0, 0, 0"."""
+def _is_repetitive(units: Units, size: Ints) -> Mask:
+    """[u] windows with less than a third of their units distinct, such as "0, 0, 0, 0"."""
     _, kind = np.unique(units.hashes(), return_inverse=True)
     order = np.argsort(kind, kind="stable")
-    before = np.full(len(kind), -1)  # where the same unit stood last
+    before = np.full(len(kind), -1)  # where the same unit occurred last
     again = np.flatnonzero(np.diff(kind[order]) == 0) + 1
     before[order[again]] = order[again - 1]
     different = np.zeros(len(size), np.int64)

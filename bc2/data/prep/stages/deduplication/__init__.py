@@ -1,1 +1,1 @@
-"""What the stages that find copies share: connected components, repeated passages."""
+"""Code of the stages that remove duplicates: connected components, repeated passages."""

@@ -1,7 +1,7 @@
-"""From buckets of similar documents to the documents that stay.
+"""Decide which documents stay, given buckets of documents that may be similar.
 
-Pairs of a bucket are candidates; the pairs that are verified connect documents into components;
-of each component one document stays.
+The pairs of documents in a bucket are candidates. Those that a stage verifies are joined into
+connected components, and one document of each component stays.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from bc2.data.prep.stages.base import DETAIL, Outcome, dropped, remaining
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
-#: Members of a bucket up to which all are paired with all.
+#: The most members of a bucket in which every pair is a candidate.
 WHOLE = 64
-#: In a larger bucket, a member is paired with so many first ones, and so many before it.
+#: In a larger bucket, each member is paired with so many first members of the bucket, and with so
+#: many members just before it.
 LEADERS, NEIGHBOURS = 16, 16
 
 
-#: Candidate pairs at once, about: 16 bytes each, and as many again while they are made.
+#: About how many candidate pairs are made at a time: 16 bytes each, and as many again on the way.
 _PAIRS = 1 << 22
 
 
 def candidate_pairs(members: Int64, ends: Int64) -> Iterator[tuple[Int64, Int64, int]]:
-    """What `bucket_pairs` returns, for a few buckets at a time."""
+    """The results of `bucket_pairs`, which has the same arguments, for a few buckets at a time."""
     sizes = np.diff(ends)
     at_most = np.minimum(sizes * (sizes - 1) // 2, (LEADERS + NEIGHBOURS) * sizes)
     cuts = np.flatnonzero(np.diff(np.cumsum(at_most) // _PAIRS)) + 1
@@ -40,20 +41,21 @@ def candidate_pairs(members: Int64, ends: Int64) -> Iterator[tuple[Int64, Int64,
 
 
 def bucket_pairs(members: Int64, ends: Int64) -> tuple[Int64, Int64, int]:
-    """Candidate pairs of buckets: at most 32 a member, whatever the size of its bucket.
+    """Candidate pairs of buckets: at most 32 for each member, whatever the size of its bucket.
 
-    In a bucket of up to 64 members, all pairs. In a larger one, each member with the first 16
-    of the bucket and with the 16 before it. If all members are near to one another, they still
-    all get connected. Two that are near only to each other are found if one is among the first
-    16, if they are at most 16 places apart, or if they share another band.
+    In a bucket of up to 64 members, every pair is a candidate. In a larger bucket, each member is
+    paired with the first 16 members and with the 16 members before it. If all members are similar
+    to one another, this still connects all of them. Two members that are similar only to each
+    other are found if one of them is among the first 16, if they are at most 16 places apart, or
+    if they share another band.
 
     Args:
-        members: the buckets' members, one bucket after the other.
+        members: the members of buckets, one bucket after the other.
         ends: [buckets + 1] where buckets begin and end.
 
     Returns:
-        first and second of each pair, first < second, in no order and perhaps more than
-        once; and the pairs of large buckets that were passed over.
+        first and second of each pair, first < second, unsorted and perhaps with repetitions; and
+        the number of pairs in large buckets that are not candidates.
     """
     sizes = np.diff(ends)
     members = _sorted_within(members, sizes)
@@ -78,7 +80,7 @@ def _sorted_within(members: Int64, sizes: Int64) -> Int64:
 
 
 def _sparse_pairs(count: int) -> tuple[Int64, Int64]:
-    """Pairs of places i < j of which i is among the first, or j at most NEIGHBOURS after i."""
+    """Pairs i < j of numbers below `count`: i below LEADERS, or j at most i + NEIGHBOURS."""
     places = np.arange(count)
     pairs = [(np.full(count - i - 1, i), places[i + 1 :]) for i in range(LEADERS)]
     pairs += [(places[LEADERS:-d], places[LEADERS + d :]) for d in range(1, NEIGHBOURS + 1)]
@@ -86,9 +88,11 @@ def _sparse_pairs(count: int) -> tuple[Int64, Int64]:
 
 
 def equal_groups(values: npt.NDArray[np.generic]) -> tuple[Int64, Int64]:
-    """Places of equal values, group after group, and [groups + 1] where groups end.
+    """Group the indices of equal values.
 
-    Groups of two and more, each in rising order; 24 bytes a value.
+    Returns:
+        Indices of all groups of two or more equal values, one group after the other, ascending in
+        each group; and where groups begin and end [groups + 1]. Memory: 24 bytes for each value.
     """
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -100,13 +104,17 @@ def equal_groups(values: npt.NDArray[np.generic]) -> tuple[Int64, Int64]:
 
 
 class PairSet:
-    """Distinct pairs of numbers below `count` (at most 3e9): 8 bytes a pair, twice that to add."""
+    """Distinct pairs of numbers below `count`, which is at most 3e9.
+
+    Memory: 8 bytes for each pair, and twice that while pairs are added.
+    """
 
     def __init__(self, count: int):
         self._count = count
         self._codes = np.zeros(0, np.int64)
 
     def add(self, firsts: Int64, seconds: Int64) -> None:
+        """Add pairs, given by their first and second numbers [pairs]."""
         codes = firsts * np.int64(self._count) + seconds
         self._codes = np.unique(np.concatenate((self._codes, codes)))
 
@@ -114,16 +122,20 @@ class PairSet:
         return len(self._codes)
 
     def both(self) -> tuple[Int64, Int64]:
-        """First and second of each pair, sorted by the first, then the second."""
+        """The first and the second numbers of all pairs, sorted by the first, then the second."""
         first, second = np.divmod(self._codes, np.int64(max(self._count, 1)))
         return first, second
 
 
 def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArray[np.int32]:
-    """[count] the connected component of each node of an undirected graph, as its first node.
+    """The connected component of each node of an undirected graph, as its first node: [count].
 
-    Each round joins every component to the first component that an edge leads to. SciPy does the
-    same, but importing it takes longer than this takes for most corpora.
+    Each round joins every component to the first component that an edge connects it with. SciPy
+    has such a function too, but for most corpora importing SciPy takes longer than this.
+
+    Args:
+        count: number of nodes.
+        firsts, seconds: [edges] the nodes of each edge.
     """
     labels = np.arange(count, dtype=np.int32)
     one, two = labels[firsts], labels[seconds]
@@ -138,10 +150,14 @@ def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArr
 
 
 def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
-    """[count] for each node, the node of its component that stays.
+    """For each node, the node of its component that stays: [count].
 
-    It is the node of the highest quality; of several, or if there are no qualities, the first.
-    A node whose quality is not a number is chosen last.
+    It is the node of the highest quality; of equals, and without qualities, the first. A NaN is
+    the lowest quality.
+
+    Args:
+        labels: [count] from `connected_components`.
+        quality: [count], or None.
     """
     places = np.arange(len(labels))
     columns: Iterable[npt.NDArray[np.generic]] = (places, labels)
@@ -155,20 +171,27 @@ def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
     return first[labels]
 
 
-# -- the documents that go -----------------------------------------------------------------
+# -- dropped documents ---------------------------------------------------------------------
 
 
 def survivor_detail(file: str, row: int, measure: str) -> str:
     """The detail of a dropped document: which document stays, and how similar the two are.
 
-    The beginning of a long file name is cut, so that the measure never is.
+    A file name that is too long is shortened at its beginning.
+
+    Args:
+        measure: the similarity, such as "jaccard 0.93".
     """
-    told = f":{row} {measure}"
-    return f"of {file[len(told) + 3 - DETAIL :]}{told}"
+    end = f":{row} {measure}"
+    return f"of {file[len(end) + 3 - DETAIL :]}{end}"
 
 
 def drop_decided(table: pa.Table, verdict: pa.Table, reason: str) -> Outcome:
-    """Drop a part's documents that a verdict (`pos`, `detail`; in the order of `pos`) names."""
+    """Drop the documents of a part that a verdict names.
+
+    Args:
+        verdict: `pos` and `detail`, in the order of `pos`.
+    """
     gone = pc.is_in(table["pos"], value_set=verdict["pos"])
     removed = dropped(table, gone, reason)
     at = removed.schema.get_field_index("detail")

@@ -1,7 +1,7 @@
-"""Find the passages that occur several times in the corpus: first their hashes, then where.
+"""Find the passages that occur several times in the corpus: first their hashes, then their places.
 
-Hashes are divided into classes by their lowest bits. One worker takes a class: it reads the column
-of hashes of all parts and keeps those of its class. So no process holds all hashes of the corpus.
+Hashes are divided into classes by their lowest bits. A worker handles one class: it reads the
+hashes of all parts and keeps those of its class. So no process holds all hashes of the corpus.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from bc2.data.prep.group_by import Int64, among
 from bc2.data.prep.stages.base import WorkingSet
 
-#: What is known of a passage. Texts hold fewer than 2^31 characters.
+#: A row for each passage. Texts have fewer than 2^31 characters.
 PASSAGES = pa.schema(
     [
         pa.field("pos", pa.int64()),
-        pa.field("hash", pa.int64()),  # of kind and compared form
+        pa.field("hash", pa.int64()),  # of the kind and the compared form
         pa.field("kind", pa.int8()),  # a paragraph or a sentence
         pa.field("index", pa.int32()),  # among the document's paragraphs or sentences
-        pa.field("inside", pa.int32()),  # the paragraph that it is or lies in
+        pa.field("inside", pa.int32()),  # index of the paragraph that it is, or is in
         pa.field("characters", pa.int32()),
         pa.field("bytes", pa.int32()),  # UTF-8
         pa.field("all_characters", pa.int32()),  # of the document
@@ -33,24 +33,25 @@ PASSAGES = pa.schema(
     ]
 )
 
-#: About how many passages a class has: bounds what a worker sorts at once.
+#: About how many passages a class has; limits how many hashes a worker sorts.
 _CLASS = 1 << 23
 
-#: At most so many classes: for each the hashes of the whole corpus are read.
+#: The most classes: the hashes of the whole corpus are read once for each class.
 _CLASSES = 64
 
 
 def repeated(work: WorkingSet, least: Mapping[int, int]) -> list[Path]:
     """Find the passages that occur often enough.
 
-    Memory: 16 bytes a passage of a class in each worker, and here 8 bytes a hash found.
+    Memory: in each worker 16 bytes for each passage of a class, and in this process 8 bytes for
+    each hash that is found.
 
     Args:
         work: its keys are tables of `PASSAGES`.
-        least: by kind, how often a passage must occur.
+        least: kind -> how often a passage of this kind must occur.
 
     Returns:
-        Parquet files of `PASSAGES` in the folder of work, one of each part.
+        Parquet files of `PASSAGES` in the folder of `work`, one for each part.
     """
     paths = [work.keys(name) for name in work.parts]
     total = sum(pq.read_metadata(path).num_rows for path in paths)
@@ -69,7 +70,7 @@ class _Class(NamedTuple):
     least: int
     bits: int
     number: int
-    """What the lowest `bits` of its hashes are."""
+    """The value of the lowest `bits` bits of its hashes."""
 
 
 def _often(mine: _Class) -> Int64:
@@ -82,6 +83,7 @@ def _often(mine: _Class) -> Int64:
 
 
 def _part(path: Path, mine: _Class) -> Int64:
+    """The hashes of a class in one part."""
     hashes, kinds = _columns(path)
     own = (kinds == mine.kind) & (hashes & ((1 << mine.bits) - 1) == mine.number)
     found: Int64 = hashes[own]
@@ -96,7 +98,7 @@ class _Part(NamedTuple):
 
 
 def _rows(part: _Part) -> Path:
-    """Write the rows of a part whose hash is among those found for their kind."""
+    """Write the rows of a part whose hashes occur often enough; returns the file."""
     hashes, kinds = _columns(part.keys)
     mask = np.zeros(len(hashes), bool)
     for kind in part.kinds:

@@ -1,4 +1,4 @@
-"""Matches with benchmarks: read as they were written."""
+"""Matches with benchmarks are read as they were written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_what_is_no_match_is_told_with_its_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "contamination.jsonl"
     path.write_bytes(f"{json.dumps(row())}\n{line}\n".encode("latin-1"))
-    with pytest.raises(DataError, match="no match") as caught:
+    with pytest.raises(DataError, match="not a match") as caught:
         list(read_matches(path))
     assert caught.value.where == f"{path}:2"
     with pytest.raises((DataError, ResourceError)):

@@ -1,4 +1,4 @@
-"""Candidate pairs, components and who stays, against plain Python."""
+"""Candidate pairs, components and the nodes that stay, against plain Python."""
 
 from __future__ import annotations
 
