@@ -74,7 +74,7 @@ class ModelConfig(Section):
 
         It is N in the scaling laws.
 
-        This is the count that gives the model sizes of Baichuan 2's section 2.8.
+        This is the count that gives the model sizes of Baichuan 2's section 2.6.
         """
         norms = (2 * self.num_layers + 1) * self.hidden_size
         return self.num_layers * self._layer_matmul_params() + norms

@@ -13,7 +13,7 @@ THIRTEEN = {
     "position": "alibi",
 }
 
-# Baichuan 2, section 2.8: hidden, FFN, layers, heads, and millions without the embeddings.
+# Baichuan 2, section 2.6: hidden, FFN, layers, heads, and millions without the embeddings.
 LADDER = [
     (384, 1152, 6, 6, "11.51"),
     (704, 2112, 8, 8, "51.56"),
