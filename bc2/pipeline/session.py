@@ -69,6 +69,25 @@ class Session:
         self._look_up(stage, settings, recipe)
         return self._inputs(stage, settings, recipe)
 
+    def registered(self, kind: Kind, recipe: Recipe) -> Artifact | None:
+        """What a stage that writes a folder made of a recipe, if it is there; makes nothing."""
+        stage = stage_of(kind)
+        settings = stage.settings_of(recipe)
+        found: dict[Kind, tuple[Artifact, ...]] = {}
+        for needed in stage.inputs:
+            inputs = [
+                self.registered(needed.kind, source)
+                if isinstance(source, Recipe)
+                else self.registry.resolve(source, needed.kind)
+                if source is not None
+                else self.registry.newest(needed.kind)
+                for source in _sources(needed, settings, recipe)
+            ]
+            if None in inputs:
+                return None
+            found[needed.kind] = tuple(one for one in inputs if one is not None)
+        return self.registry.find(kind, self._key(stage, settings, Inputs(found)).hex)
+
     def obtain_recorded(
         self, kind: Kind, name: str, settings: Settings, inputs: Mapping[Kind, Iterable[Artifact]]
     ) -> Artifact:
