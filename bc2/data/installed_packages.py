@@ -1,4 +1,4 @@
-"""The Python sources of installed packages, as text: found by their records and read, never imported.
+"""The Python sources of installed packages, as text: found by their records, never imported.
 
 Which packages there are, and in which versions, is up to the environment: a corpus of it is the
 same on two machines only where they have the same packages. A recipe names them by ``include``.
@@ -55,15 +55,18 @@ def _installed_on(path: tuple[str, ...]) -> tuple[InstalledPackage, ...]:
 
 def _licence(one: importlib.metadata.Distribution) -> str | None:
     """A package's licence by name, from the fields that packages state it in."""
-    expression = one.metadata.get("License-Expression")
-    if expression:
-        return expression
-    classifiers = one.metadata.get_all("Classifier") or []
-    named = [line.rpartition(" :: ")[2] for line in classifiers if line.startswith("License :: ")]
-    if named:
-        return " and ".join(named)
-    text = (one.metadata.get("License") or "").strip()
-    return text if text and "\n" not in text and len(text) <= _NAME_LENGTH else None
+
+    def stated(field: str) -> list[str]:
+        return [str(value) for value in one.metadata.get_all(field) or ()]
+
+    named = [
+        line.rpartition(" :: ")[2] for line in stated("Classifier") if line.startswith("License ::")
+    ]
+    short = [
+        text for text in stated("License") if "\n" not in text and 0 < len(text) <= _NAME_LENGTH
+    ]
+    found = stated("License-Expression") or named or short
+    return " and ".join(found) if found else None
 
 
 def _sources(one: importlib.metadata.Distribution) -> tuple[SourceFile, ...]:
