@@ -96,6 +96,7 @@ description = "A ladder for tests"
 [pretrain]
 sample_prompts = 0
 eval_every = "1000 steps"
+checkpoint_every = "1000 steps"
 
 [ladder]
 reference_params = 20_640
