@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -70,10 +71,9 @@ def ladder(
     members = read.chosen(only or (), extrapolate=extrapolate)
     for member in members:
         member.settings.check_ranks(nproc)
-    output = Output.of(json=json, quiet=quiet)
-    asked = _Asked(recipe, read, members, nproc, _again(recipe, set_, only, extrapolate, seeds,
-                   deterministic, nproc))  # fmt: skip
-    _run(asked, output, mfu, dry_run=dry_run)
+    again = _again(recipe, set_, only, extrapolate, seeds, deterministic, nproc)
+    asked = _Asked(recipe, read, members, nproc, again)
+    _run(asked, Output.of(json=json, quiet=quiet), mfu, dry_run=dry_run)
 
 
 def _again(
@@ -137,8 +137,6 @@ def _train(asked: _Asked, member: LadderMember) -> tuple[Artifact, bool]:
         if error.exit_code <= 128:
             raise
         # The ranks tell of their own command.
-        import shlex
-
         raise Interrupted(
             f"{member.name} was stopped; what it has saved stays",
             signum=error.exit_code - 128,
