@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TextIO
@@ -100,6 +100,17 @@ def _draw(table: Any) -> None:
     print("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
 
 
+def show_on_stderr(drawn: Any) -> None:
+    """Something drawn with rich, for a person. Of a run's ranks the first one speaks."""
+    from rich.console import Console
+
+    # A file has no width, as a pipe: see `_draw`.
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
+    with console.capture() as captured:
+        console.print(drawn)
+    note("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
+
+
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
 ) -> Any:
@@ -139,13 +150,60 @@ def progress(title: str, total: float | None, unit: str = "") -> Iterator[Progre
         yield _lines(title, total, unit)
 
 
+#: The bars of the `board` that is up, where there is one.
+_board: list[Any] = []
+
+
+@contextmanager
+def board() -> Iterator[Callable[[Any], None]]:
+    """A drawing that stays on the terminal, replaced by each call, with the bars below it.
+
+    Where stderr is no terminal, nothing is drawn.
+    """
+    if not (first() and sys.stderr.isatty()):
+        yield lambda drawn: None
+        return
+    from rich.console import Group
+    from rich.live import Live
+
+    bars = _bars()
+    with Live(bars, console=bars.console) as live:
+        _board.append(bars)
+        try:
+            yield lambda drawn: live.update(Group(drawn, bars), refresh=True)
+        finally:
+            _board.remove(bars)
+
+
 @contextmanager
 def _bar(title: str, total: float | None) -> Iterator[Progress]:
+    if _board:
+        bars = _board[-1]
+        task = bars.add_task(title, total=total, detail="")
+        try:
+            yield _advance(bars, task)
+        finally:
+            bars.remove_task(task)
+        return
+    bars = _bars()
+    with bars:
+        yield _advance(bars, bars.add_task(title, total=total, detail=""))
+
+
+def _advance(bars: Any, task: Any) -> Progress:
+    def step(advance: float, detail: str = "") -> None:
+        bars.update(task, advance=advance, detail=detail)
+
+    return step
+
+
+def _bars() -> Any:
+    """rich's progress bars, not yet shown."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    bar = RichProgress(
+    return RichProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
@@ -154,13 +212,6 @@ def _bar(title: str, total: float | None) -> Iterator[Progress]:
         TextColumn("{task.fields[detail]}"),
         console=Console(stderr=True),
     )
-    with bar:
-        task = bar.add_task(title, total=total, detail="")
-
-        def step(advance: float, detail: str = "") -> None:
-            bar.update(task, advance=advance, detail=detail)
-
-        yield step
 
 
 def _lines(title: str, total: float | None, unit: str, interval_s: float = 10.0) -> Progress:

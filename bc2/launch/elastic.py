@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 SHUTDOWN_S = 300
 
 
-def launch(ranks: Ranks, arguments: list[str], scratch: Path) -> None:
+def launch(ranks: Ranks, arguments: list[str], scratch: Path, *, silent: bool = False) -> None:
     """Run ``bc2 ARGUMENTS`` as every rank, until all are done.
 
     Args:
         scratch: where the ranks write their errors and the steps made.
+        silent: drop what they print on stdout: the caller prints the result.
 
     Raises:
         Bc2Error: what the first rank that failed failed with, with its exit code.
@@ -68,7 +69,7 @@ def launch(ranks: Ranks, arguments: list[str], scratch: Path) -> None:
     made: Any = functools.partial(_judging_agent(), restarts)
     api.LocalElasticAgent = made  # type: ignore[attr-defined]
     try:
-        api.elastic_launch(_config(ranks, folder), command[0])(*command[1:])
+        api.elastic_launch(_config(ranks, folder, silent), command[0])(*command[1:])
     except ChildFailedError as error:
         raise_cause(error, restarts)
     except SignalException as error:
@@ -116,8 +117,8 @@ def _prepare_environment(ranks: Ranks, restarts: Restarts) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(ranks.nproc)))
 
 
-def _config(ranks: Ranks, folder: Path) -> Any:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+def _config(ranks: Ranks, folder: Path, silent: bool) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
     least, most = ranks.machines
@@ -133,5 +134,5 @@ def _config(ranks: Ranks, folder: Path) -> Any:
         rdzv_endpoint=ranks.rendezvous or "localhost:0",
         rdzv_configs=settings,
         max_restarts=ranks.max_restarts,
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.OUT if silent else Std.NONE),
     )

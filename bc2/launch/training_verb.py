@@ -7,7 +7,7 @@ Both the command that a rank is started with and the one that resumes a run are 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ from bc2.options import (
 )
 from bc2.ranks import first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
-from bc2.registry import Registry
+from bc2.registry import Artifact, Registry
 
 if TYPE_CHECKING:
     from bc2.pipeline.session import Session
@@ -56,6 +56,8 @@ class TrainingRequest:
     ranks: Ranks = field(default_factory=Ranks)
     json: bool = False
     quiet: bool = False
+    instead: tuple[str, ...] = ()
+    """What a person types to go on, where another verb trains this run."""
 
     @property
     def output(self) -> Output:
@@ -77,6 +79,8 @@ class TrainingRequest:
     @property
     def resume_command(self) -> list[str]:
         """What a person types to go on with the run."""
+        if self.instead:
+            return list(self.instead)
         return ["bc2", *self._words, *self.ranks.options, *launched_with()]
 
     @property
@@ -130,61 +134,121 @@ def run_training(request: TrainingRequest) -> None:
         ResourceError: the model cannot fit in this machine's memory. It is said before anything
             is made.
     """
-    from bc2.pipeline.session import Session
-    from bc2.train.device import pick_device
-    from bc2.train.training_settings import TrainingSettings
+    training = _Training.of(request)
+    if request.ranks.wanted:
+        training.start_ranks()
+        return
+    model, made = training.train()
+    # Imported now: what draws is not needed before the first line of a run.
+    from bc2.report.artifact_view import show_artifact
 
-    recipe = request.load()
-    settings = TrainingSettings.of(recipe)
-    ranks, registry = request.ranks, Registry.open()
-    world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
-    settings.check_ranks(world)
-    pick_device(settings.pretrain.device)
-    session = Session(
-        registry,
-        # A rank that is started again goes on.
-        fresh=request.fresh and not restarted(),
-        before_work=partial(_check_resources, settings, world, ranks.nproc),
-    )
-    if ranks.wanted:
-        _start_ranks(request, recipe, settings, session)
-    else:
-        _train(request, recipe, settings, session)
+    show_artifact(model, request.output, made=made)
 
 
-def _check_resources(settings: TrainingSettings, world: int, nproc: int) -> None:
+def train_quietly(request: TrainingRequest) -> tuple[Artifact, bool]:
+    """Find or train what the request asks for, for a verb that prints its own result.
+
+    Returns:
+        The finished checkpoint, and whether it was made now.
+
+    Raises:
+        Bc2Error: as `run_training`.
+    """
+    training = _Training.of(request)
+    if not request.ranks.wanted:
+        return training.train()
+    known = training.finished()
+    if known is not None:
+        return known, False
+    training.start_ranks(silent=True)
+    made = training.finished()
+    assert made is not None, "the ranks ended well"
+    return made, True
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A request with its recipe read and checked."""
+
+    request: TrainingRequest
+    recipe: Recipe
+    settings: TrainingSettings
+    session: Session
+
+    @classmethod
+    def of(cls, request: TrainingRequest) -> _Training:
+        """Raises: RecipeError, UsageError."""
+        from bc2.pipeline.session import Session
+        from bc2.train.device import pick_device
+        from bc2.train.training_settings import TrainingSettings
+
+        recipe = request.load()
+        settings = TrainingSettings.of(recipe)
+        ranks, registry = request.ranks, Registry.open()
+        world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
+        settings.check_ranks(world)
+        pick_device(settings.pretrain.device)
+        session = Session(
+            registry,
+            # A rank that is started again goes on.
+            fresh=request.fresh and not restarted(),
+            before_work=partial(check_resources, [settings], world, ranks.nproc),
+        )
+        return cls(request, recipe, settings, session)
+
+    def start_ranks(self, *, silent: bool = False) -> None:
+        """Make once what every rank needs, and run the ranks to their end."""
+        from bc2.launch.elastic import launch
+
+        self.session.obtain_inputs("checkpoint", self.recipe, settings=self.settings)
+        work = self.session.registry.work
+        launch(self.request.ranks, self.request.rank_arguments, work, silent=silent)
+
+    def finished(self) -> Artifact | None:
+        """The run's finished checkpoint, if there is one; its inputs are made if there are none."""
+        from bc2.registry.lineage import parent_of_kind
+        from bc2.train.run import Run
+
+        registry = self.session.registry
+        inputs = self.session.obtain_inputs("checkpoint", self.recipe, settings=self.settings)
+        tokens = inputs.one("tokens")
+        tokenizer = parent_of_kind(registry, tokens, "tokenizer")
+        run = Run.resolve(self.settings, tokens, tokenizer, self.recipe.resolved(), ())
+        return run.finished(registry)
+
+    def train(self) -> tuple[Artifact, bool]:
+        """Find or train it in this process, which may be one of several ranks."""
+        registry, settings = self.session.registry, self.settings
+        if world_size() > 1:
+            from bc2.train.rendezvous import check_ranks_agree
+
+            check_ranks_agree(settings, registry.work)
+        command = self.request.resume_command
+        model = self.session.obtain("checkpoint", self.recipe, settings=settings, command=command)
+        from bc2.report.curves import draw_run, redraw
+        from bc2.train.runs import RunFolder
+
+        made = model in self.session.built
+        if first():
+            folder = RunFolder.of(registry, self.recipe.name, model.key)
+            draw_run(folder) if made else redraw(folder)
+        return model, made
+
+
+def check_resources(runs: Sequence[TrainingSettings], world: int, nproc: int) -> None:
+    """Refuse what cannot be trained here, before anything is made.
+
+    Args:
+        world: ranks of each run.
+        nproc: ranks of this machine.
+
+    Raises:
+        ResourceError: a model cannot fit in memory.
+        UsageError: a tracker is not installed.
+    """
     from bc2.plan.check import check_memory_fits
     from bc2.train.metrics import check_trackers
 
-    check_trackers(settings.pretrain.track)
-    check_memory_fits(settings, world, nproc if world > world_size() else None)
-
-
-def _start_ranks(
-    request: TrainingRequest, recipe: Recipe, settings: TrainingSettings, session: Session
-) -> None:
-    """Make once what every rank needs, and run the ranks to their end."""
-    from bc2.launch.elastic import launch
-
-    session.obtain_inputs("checkpoint", recipe, settings=settings)
-    launch(request.ranks, request.rank_arguments, session.registry.work)
-
-
-def _train(
-    request: TrainingRequest, recipe: Recipe, settings: TrainingSettings, session: Session
-) -> None:
-    if world_size() > 1:
-        from bc2.train.rendezvous import check_ranks_agree
-
-        check_ranks_agree(settings, session.registry.work)
-    model = session.obtain("checkpoint", recipe, settings=settings, command=request.resume_command)
-    # Imported now: what draws is not needed before the first line of a run.
-    from bc2.report.artifact_view import show_artifact
-    from bc2.report.curves import draw_run, redraw
-    from bc2.train.runs import RunFolder
-
-    made = model in session.built
-    if first():
-        folder = RunFolder.of(session.registry, recipe.name, model.key)
-        draw_run(folder) if made else redraw(folder)
-    show_artifact(model, request.output, made=made)
+    for settings in runs:
+        check_trackers(settings.pretrain.track)
+        check_memory_fits(settings, world, nproc if world > world_size() else None)

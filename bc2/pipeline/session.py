@@ -69,6 +69,34 @@ class Session:
         self._look_up(stage, settings, recipe)
         return self._inputs(stage, settings, recipe)
 
+    def find_inputs(self, kind: Kind, recipe: Recipe) -> Inputs | None:
+        """The inputs of the stage of `kind` if all are registered, else None; makes nothing.
+
+        Raises:
+            RefError: an input that the recipe names is not there.
+        """
+        stage = stage_of(kind)
+        settings = stage.settings_of(recipe)
+        found: dict[Kind, tuple[Artifact, ...]] = {}
+        for needed in stage.inputs:
+            sources = list(_sources(needed, settings, recipe))
+            inputs = [self._registered(needed.kind, source) for source in sources]
+            found[needed.kind] = tuple(one for one in inputs if one is not None)
+            if len(found[needed.kind]) < len(sources):
+                return None
+        return Inputs(found)
+
+    def _registered(self, kind: Kind, source: Recipe | str | None) -> Artifact | None:
+        if source is None:
+            return self.registry.newest(kind)
+        if isinstance(source, str):
+            return self.registry.resolve(source, kind)
+        stage, inputs = stage_of(kind), self.find_inputs(kind, source)
+        if inputs is None:
+            return None
+        key = self._key(stage, stage.settings_of(source), inputs)
+        return self.registry.find(kind, key.hex)
+
     def obtain_recorded(
         self, kind: Kind, name: str, settings: Settings, inputs: Mapping[Kind, Iterable[Artifact]]
     ) -> Artifact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ class Measured:
     """``heldout_loss`` in nats a token, ``bits_per_byte``, ``heldout_tokens``."""
     samples: list[dict[str, str]]
     """``prompt`` and ``text``, its greedy continuation."""
+    heldout_sha256: str
+    """Which held-out tokens were read: see `WindowsDigest`."""
 
     @property
     def finite(self) -> bool:
@@ -79,14 +82,16 @@ class Heldout:
         # Counted in windows: which ones are read must not depend on the micro-batch.
         most = max(1, self.tokens // self.sequence_length)
         batches = heldout_batches(self.shards, self.sequence_length, self.micro_batch, most=most)
-        with read_ahead(batches, _AHEAD) as ready:
+        windows = WindowsDigest()
+        with read_ahead(map(windows.add, batches), _AHEAD) as ready:
             patient = with_timeout(ready, self.timeout_s, self.check)
             facts = heldout_loss(self.engine, self.objective, patient, self.tokenizer.piece_bytes)
         # Logits that are not finite have no likeliest token.
         broken = not math.isfinite(facts["heldout_loss"])
         # Where one rank can do it alone, the first one does.
         idle = not (self.engine.shares_weights or self.engine.mesh.first)
-        return Measured(facts, [] if broken or idle or not self.prompts else self._samples())
+        samples = [] if broken or idle or not self.prompts else self._samples()
+        return Measured(facts, samples, windows.hex)
 
     def _samples(self) -> list[dict[str, str]]:
         """Continuations by the likeliest token.
@@ -119,6 +124,27 @@ class Heldout:
         known = self.tokenizer.vocab_size
         pieces = [self.tokenizer.decode_bytes([i]) if i < known else b"\xff" for i in ids]
         return b"".join(pieces).decode("utf-8", "replace")
+
+
+class WindowsDigest:
+    """The SHA-256 of held-out windows: tokens and labels of each, int64, in their order.
+
+    It follows from the shards, the sequence length and the number of windows alone: how these
+    are batched, and which rank takes which, changes nothing. Losses compare where it is equal.
+    """
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, batch: Batch) -> Batch:
+        """Digest the windows of the next batch, and hand it on."""
+        pairs = np.stack([batch.tokens, batch.labels], axis=1)  # [R, 2, S]
+        self._sha256.update(pairs.astype("<i8", copy=False).tobytes())
+        return batch
+
+    @property
+    def hex(self) -> str:
+        return self._sha256.hexdigest()
 
 
 @contextmanager

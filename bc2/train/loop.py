@@ -295,7 +295,8 @@ class Loop:
             note(f"step {saved.step} is saved; go on from there with: {self.resume_command}")
 
     def _finish(self) -> Artifact:
-        measured, facts = self._evaluated(), None
+        measured = self._evaluated()
+        facts: dict[str, Any] | None = None
         if measured is not None:
             if not measured.finite:
                 self._save_last_step()
@@ -306,7 +307,8 @@ class Loop:
                     "so the model is not published as finished",
                     todo="another learning rate or precision is another run",
                 )
-            facts = measured.facts
+            # Not in the log, which is part of what a checkpoint's digest is of.
+            facts = {**measured.facts, "heldout_sha256": measured.heldout_sha256}
         self._save(scheduled=False, finished=True, facts=facts)
         artifact = self.saver.wait()
         assert artifact is not None
@@ -349,7 +351,7 @@ class Loop:
         *,
         scheduled: bool = True,
         finished: bool = False,
-        facts: dict[str, float] | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> None:
         if scheduled:
             self.rollbacks = 0

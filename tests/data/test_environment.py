@@ -6,12 +6,14 @@ import ast
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from bc2.data import environment
+from bc2.data import environment, installed_packages
 from bc2.data.corpus_config import EnvironmentName, SourceConfig
 from bc2.data.documents import Drops
+from bc2.data.inputs import source_files
 from bc2.data.readers import read_source
 from bc2.errors import DataError
 
@@ -117,3 +119,65 @@ def test_a_python_without_its_documentation(monkeypatch, tmp_path):
         read("python-docs")
     with pytest.raises(DataError, match="no files"):
         read("python-source")
+
+
+def package(root: Path, name: str, files: dict[str, bytes], metadata: str = "") -> None:
+    """Install a package by hand: its files, and the record of them."""
+    for file, content in files.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(content)
+    info = root / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{metadata}")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in [*files, "../../bin/x.py"]))
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only packages that there are."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    latin = "# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1")
+    classifier = "Classifier: License :: OSI Approved :: MIT License\nLicense: the\n text\n"
+    package(first, "beta", {"beta/two.py": latin, "beta/data.txt": b"no module"}, classifier)
+    raising = {"alpha.py": b"raise SystemExit('imported')\n"}
+    package(first, "Alpha", raising, "License-Expression: Apache-2.0\n")
+    package(first, "bc2", {"bc2_own.py": b"own = 1\n"})
+    package(first, "edited", {"__editable___edited_finder.py": b"MAPPING = {'edited': '/home'}\n"})
+    package(second, "alpha", {"alpha.py": b"hidden = 1\n"})
+    package(second, "gamma", {"gamma/a.py": b"a = 1\n", "gamma/tests/a.py": b"b = 1\n"})
+    (second / "gamma" / "untold.py").write_text("of no package")
+    monkeypatch.setattr(sys, "path", [str(first), str(second)])
+    return tmp_path
+
+
+def test_package_source_is_what_packages_record(packages: Path) -> None:
+    found = read("package-source")
+    assert {d.origin_file: d.text for d in found} == {
+        "alpha.py": "raise SystemExit('imported')\n",
+        "beta/two.py": "# -*- coding: latin-1 -*-\nname = 'é'\n",
+        "gamma/a.py": "a = 1\n",
+        "gamma/tests/a.py": "b = 1\n",
+    }
+    assert [d.origin_file for d in found] == sorted(d.origin_file for d in found)
+    assert {d.lang for d in found} == {"code"}
+
+
+def test_the_origin_names_the_packages_that_were_chosen(packages: Path) -> None:
+    chosen = SourceConfig(
+        name="e", environment="package-source", include=("[ag]*",), exclude=("*/tests/*",)
+    )
+    files = source_files(chosen)
+    assert [file.name for file in files] == ["alpha.py", "gamma/a.py"]
+    text = environment.TEXTS["package-source"]
+    assert text.origin(files).version == "alpha 1.0 (Apache-2.0), gamma 1.0 (licence not stated)"
+    every = text.origin(text.files())
+    assert "beta 1.0 (MIT License)" in every.version
+    assert "bc2" not in every.version
+
+
+def test_a_module_that_is_no_text_is_named(packages: Path) -> None:
+    package(packages / "second", "delta", {"delta.py": b"# coding: utf-8\nx = '\xff'\n"})
+    installed_packages._installed_on.cache_clear()
+    with pytest.raises(DataError, match="encoding of the module") as caught:
+        read("package-source")
+    assert "delta.py" in str(caught.value.where)

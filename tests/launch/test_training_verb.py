@@ -45,6 +45,13 @@ def test_a_rank_resumes_with_its_launcher(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+def test_a_run_that_another_verb_trains_is_resumed_by_that_verb() -> None:
+    again = ("bc2", "ladder", "r.toml", "--nproc", "2")
+    asked = TrainingRequest("pretrain", "r.toml", ("a.b=1",), ranks=Ranks(nproc=2), instead=again)
+    assert asked.resume_command == list(again)
+    assert asked.rank_arguments == ["pretrain", "r.toml", "--set", "a.b=1"]
+
+
 HUGE = """\
 [corpus]
 heldout_fraction = 0.2

@@ -113,6 +113,19 @@ def test_found_the_second_time_and_made_anew_when_asked(session: Session, tmp_pa
     assert len(fresh.built) == 1
 
 
+def test_inputs_are_looked_for_without_making_them(session: Session, tmp_path: Path) -> None:
+    words(tmp_path, "b", "b")
+    merged = words(tmp_path, "x", "m", "corpus/a b.toml")
+    with pytest.raises(RefError, match="corpus/a"):
+        session.find_inputs("tokens", merged)
+    session.obtain("corpus", words(tmp_path, "a", "a"))
+    assert session.find_inputs("tokens", merged) is None
+    assert len(session.registry.list()) == 1
+    made = session.obtain_inputs("tokens", merged)
+    assert Session(session.registry).find_inputs("tokens", merged) == made
+    assert [one.name for one in made.all()] == ["a", "b"]
+
+
 def test_several_inputs_of_a_kind_in_the_order_that_they_are_named(
     session: Session, tmp_path: Path
 ) -> None:

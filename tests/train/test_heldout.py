@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bc2.data.loader import heldout_batches
 from bc2.data.shards import TokenShards
 from bc2.generate.engine import generate
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.store import load_model
 from bc2.registry import Artifact, Registry
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.heldout import PROMPT_TOKENS, openings
+from bc2.train.heldout import PROMPT_TOKENS, WindowsDigest, openings
 
 EOS = 2
 
@@ -80,3 +83,46 @@ def test_sampling_does_not_change_the_training(train, straight) -> None:
     plain = train("pretrain.sample_prompts=0")
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert plain.file(name).read_bytes() == straight().file(name).read_bytes()
+
+
+def windows_sha256(shards: TokenShards, length: int, rows: int, most: int) -> str:
+    digest = WindowsDigest()
+    for batch in heldout_batches(shards, length, rows, most=most):
+        digest.add(batch)
+    return digest.hex
+
+
+def test_the_digest_of_windows_is_of_what_was_read(tmp_path: Path) -> None:
+    ids = [*range(3, 60), EOS, *range(20, 50)]
+    shards = heldout_shards(tmp_path / "one", {"a": ids, "b": ids[::-1]})
+    own = windows_sha256(shards, 8, 1, 6)
+    assert {windows_sha256(shards, 8, rows, 6) for rows in (2, 4, 5, 6, 7)} == {own}
+    # window by window tokens and labels: the first of "a" is 3 ... 10, and 11 comes after
+    first = np.array([range(3, 11), range(4, 12)], "<i8").tobytes()
+    assert windows_sha256(shards, 8, 1, 1) == hashlib.sha256(first).hexdigest()
+    others = [
+        windows_sha256(shards, 8, 1, 5),
+        windows_sha256(shards, 7, 1, 6),
+        windows_sha256(heldout_shards(tmp_path / "two", {"a": ids, "b": ids}), 8, 1, 6),
+    ]
+    assert own not in others
+
+
+def test_a_finished_run_says_which_heldout_tokens_it_read(train) -> None:
+    def facts(artifact: Artifact) -> dict[str, Any]:
+        return dict(artifact.manifest.facts)
+
+    short = (
+        "pretrain.sample_prompts=0",
+        "pretrain.length=2 steps",
+        "pretrain.schedule.warmup=1 steps",
+    )
+    plain = train(*short)
+    other = train(*short, "pretrain.seed=1", "pretrain.micro_batch=2")
+    less = train(*short, "pretrain.seed=2", "pretrain.eval_tokens=1024")
+    assert len(facts(plain)["heldout_sha256"]) == 64
+    assert facts(other)["heldout_sha256"] == facts(plain)["heldout_sha256"]
+    assert facts(other)["heldout_tokens"] == facts(plain)["heldout_tokens"]
+    assert facts(less)["heldout_sha256"] != facts(plain)["heldout_sha256"]
+    # metrics.jsonl is payload: the digest of what was trained before must not change
+    assert b"sha256" not in plain.file("metrics.jsonl").read_bytes()

@@ -288,7 +288,7 @@ def _provenance(source: SourceConfig) -> dict[str, Any]:
     """lang, licence and origin of a source."""
     if source.environment is not None:
         text = environment.TEXTS[source.environment]
-        origin = {"environment": source.environment, **text.origin()._asdict()}
+        origin = {"environment": source.environment, **text.origin(source_files(source))._asdict()}
         return {
             "lang": source.lang or text.lang,
             "licence": source.licence or text.licence,
