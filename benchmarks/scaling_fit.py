@@ -3,8 +3,8 @@
     python benchmarks/scaling_fit.py FILE.csv [--loss-unit nats] [--where 'COLUMN OP VALUE']
 
 The grid is that of Besiroglu et al. 2024 (arXiv 2404.10102): 4,500 starts of BFGS on the sum of
-Huber losses, in the coordinates (a, b, e, alpha, beta) of Hoffmann et al. 2022. A part of it is run, spread
-over the grid, and its time is scaled up.
+Huber losses, in the coordinates (a, b, e, alpha, beta) of Hoffmann et al. 2022. A part of it is
+run, spread over the grid, and its time is scaled up.
 """
 
 from __future__ import annotations
