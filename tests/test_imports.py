@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import bc2.commands
 import pytest
 
 import bc2
-import bc2.commands
 
 MODULES = {
     found.name: Path(str(spec.origin))

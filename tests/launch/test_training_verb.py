@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bc2.commands import pretrain
 
 from bc2 import cli
-from bc2.commands import pretrain
 from bc2.launch.rank_options import Ranks
 from bc2.launch.training_verb import TrainingRequest
 from bc2.registry import Registry
