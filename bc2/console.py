@@ -87,17 +87,54 @@ class Output:
             _draw(table)
 
 
+#: Columns of what is no terminal: no digest or path is folded for it.
+_WIDE = 1000
+
+
 def _draw(table: Any) -> None:
     from rich.console import Console
 
     if sys.stdout.isatty():
         Console().print(table)
         return
-    # A pipe has no width: fold no digest or path for it, and pad nothing.
-    console = Console(width=1000)
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
+    text = _plain(table)
+    if text is None:
+        console = Console(width=_WIDE)
+        with console.capture() as captured:
+            console.print(table)
+        text = captured.get()
+    # A pipe has no width: nothing is padded for it.
+    print("\n".join(line.rstrip() for line in text.rstrip().splitlines()))
+
+
+def _plain(drawn: Any) -> str | None:
+    """What rich makes of a `table` without a terminal, where it is plain; else None.
+
+    rich takes half a millisecond a row: too long for a listing of all artifacts.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    if not isinstance(drawn, Table) or drawn.box is not None or drawn.title is not None:
+        return None
+    columns = [
+        [*([str(column.header)] if drawn.show_header else []), *map(str, column.cells)]
+        for column in drawn.columns
+    ]
+    widths = [max(map(cell_len, cells), default=0) for cells in columns]
+    plain = all(cell.isprintable() for cells in columns for cell in cells)
+    marked = any("[" in str(column.header) for column in drawn.columns)
+    if not plain or marked or 0 in widths or sum(widths) + 2 * len(widths) > _WIDE:
+        return None
+    rights = [column.justify == "right" for column in drawn.columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        fields = []
+        for cell, width, right in zip(row, widths, rights, strict=True):
+            space = " " * (width - cell_len(cell))
+            fields.append(space + cell if right else cell + space)
+        lines.append("  ".join(fields))
+    return "\n".join(lines)
 
 
 def show_on_stderr(drawn: Any) -> None:

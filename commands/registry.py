@@ -90,15 +90,23 @@ def list_(
             "total": total,
             "artifacts": [brief(artifact) for artifact in found],
         },
-        table=_listed(registry, found),
+        table=_listed(registry, found) if found else _nothing(registry, kind, name, role),
         quiet=[artifact.ref for artifact in found],
     )
 
 
+def _nothing(registry: Registry, kind: str | None, name: str | None, role: str | None) -> str:
+    """Why there is nothing to list: an empty registry, or what was asked for."""
+    filters = {"--kind": kind, "--name": name, "--role": role}
+    asked = [f"{option} {value}" for option, value in filters.items() if value is not None]
+    others = registry.count() if asked else 0
+    if not others:
+        return f"nothing is registered in {registry.home}"
+    return f"none of the {others:,} artifacts in {registry.home} matches {' '.join(asked)}"
+
+
 def _listed(registry: Registry, found: list[Artifact]) -> Any:
     """A table of artifacts, newest first."""
-    if not found:
-        return f"nothing is registered in {registry.home}"
     ended = registry.ended(found)
     rows = [
         [

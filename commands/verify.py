@@ -57,13 +57,14 @@ def resume(
     from bc2.train.rank_layout import recipe_layout
     from bc2.train.training_settings import TrainingSettings
     from bc2.verify.certificate import register_certificate, write_certificate
-    from bc2.verify.other_layouts import other_layouts
+    from bc2.verify.other_layouts import check_fits, other_layouts
     from bc2.verify.resume import ResumeRequest, finished_checkpoint, verify_resume
 
     registry, loaded = Registry.open(), load(recipe, set_ or [])
     settings = TrainingSettings.of(loaded)
     settings.check_ranks(nproc)
     base = recipe_layout(settings, nproc)
+    check_fits(settings, base)
     others = other_layouts(settings, base, ranks, layout)
     inputs = Session(registry).obtain_inputs("checkpoint", loaded, settings=settings)
     tokens = inputs.one("tokens")

@@ -21,11 +21,11 @@ def bc2(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
     return subprocess.run([*BC2, *args], capture_output=True, text=True, cwd=cwd, check=False)
 
 
-def imported_by(*args: str, cwd: Path) -> set[str]:
+def imported_by(*args: str, cwd: Path, **environment: str) -> set[str]:
     """Top-level modules a command imports, from the interpreter's own import log."""
     run = subprocess.run(
         [sys.executable, "-X", "importtime", "-P", "-m", "bc2", *args],
-        capture_output=True, text=True, cwd=cwd, check=False,
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False,
     )  # fmt: skip
     lines = [line for line in run.stderr.splitlines() if line.startswith("import time:")]
     return {line.split("|")[-1].strip().split(".")[0] for line in lines}
@@ -41,6 +41,13 @@ def test_help_names_every_verb_and_imports_little(tmp_path: Path) -> None:
 
 def test_registry_list_imports_no_torch(tmp_path: Path) -> None:
     assert "torch" not in imported_by("registry", "list", cwd=tmp_path)
+
+
+def test_the_shell_completes_without_what_is_slow_to_import(tmp_path: Path) -> None:
+    asked = {"_BC2_COMPLETE": "complete_bash", "COMP_WORDS": "bc2 pretrain ti", "COMP_CWORD": "2"}
+    imported = imported_by(cwd=tmp_path, **asked)
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy"}
 
 
 @pytest.mark.parametrize("verb", list(cli.VERBS))

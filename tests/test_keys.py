@@ -167,6 +167,21 @@ def test_what_a_later_table_leaves_out_of_its_own_key_does_not_bring_it_in() -> 
     assert Whole(table=Table(depth=5)).keyed() == {"table": {"depth": 5}}
 
 
+def test_whatever_a_setting_is_called_it_is_in_the_key() -> None:
+    """How a field is declared decides, here and in tables and dicts; no name is special."""
+    names = ["size", "nfiles", "name", "path", "version", "kind", "seed", "digest", "workers"]
+    numbers: dict[str, Any] = dict.fromkeys(names, (int, 1))
+    inner = create_model("Inner", __base__=Settings, **numbers)
+    outer = create_model(
+        "Outer", __base__=Settings, **numbers, table=(inner, inner()), free=(dict[str, int], {})
+    )
+    base = dict.fromkeys(names, 1)
+    assert outer(free=base).keyed() == {**base, "table": base, "free": base}
+    for name in names:
+        changed = outer(**{name: 2}, table={name: 3}, free={name: 4}).keyed()
+        assert (changed[name], changed["table"][name], changed["free"]) == (2, 3, {name: 4})
+
+
 def test_a_later_field_needs_a_default() -> None:
     with pytest.raises(TypeError, match=r"Needy\.added is KEYED_UNLESS_DEFAULT without a default"):
 

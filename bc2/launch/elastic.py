@@ -62,7 +62,8 @@ def launch(ranks: Ranks, arguments: list[str], scratch: Path, *, silent: bool = 
     logging.disable(logging.CRITICAL)
     make_directory(scratch)
     folder = Path(tempfile.mkdtemp(prefix="launch-", dir=scratch))
-    command = [sys.executable, "-m", "bc2", *arguments]
+    # -P: no rank imports what lies in the working directory, as this process does not.
+    command = [sys.executable, "-P", "-m", "bc2", *arguments]
     restarts = Restarts(ranks.max_restarts, folder / "steps")
     _prepare_environment(ranks, restarts)
     # torch has no hook that decides on a restart: its agent class is replaced by name.

@@ -58,6 +58,8 @@ class TrainingRequest:
     quiet: bool = False
     instead: tuple[str, ...] = ()
     """What a person types to go on, where another verb trains this run."""
+    debug: bool = False
+    """Whether tracebacks are shown: ``bc2 --debug``."""
 
     @property
     def output(self) -> Output:
@@ -71,7 +73,9 @@ class TrainingRequest:
     @property
     def _words(self) -> list[str]:
         """The verb with what decides its result."""
-        words = [self.verb, self.recipe]
+        # A file whose name begins with a dash is no option.
+        recipe = f"./{self.recipe}" if self.recipe.startswith("-") else self.recipe
+        words = [self.verb, recipe]
         for override in self.overrides:
             words += ["--set", override]
         return [*words, "--deterministic"] if self.deterministic else words
@@ -87,7 +91,8 @@ class TrainingRequest:
     def rank_arguments(self) -> list[str]:
         """What each rank is started with, after ``bc2``."""
         flags = {"--fresh": self.fresh, "--json": self.json, "--quiet": self.quiet}
-        return [*self._words, *(flag for flag, given in flags.items() if given)]
+        words = [*self._words, *(flag for flag, given in flags.items() if given)]
+        return ["--debug", *words] if self.debug else words
 
 
 def training_options(
@@ -97,6 +102,7 @@ def training_options(
 
     def decorate(command: Callable[[TrainingRequest], None]) -> Callable[..., None]:
         def with_options(
+            context: typer.Context,
             recipe: RecipeArg,
             set_: Set = None,
             fresh: Fresh = False,
@@ -109,10 +115,17 @@ def training_options(
             json: Json = False,
             quiet: Quiet = False,
         ) -> None:
-            ranks = Ranks(nproc, nnodes, node_rank, rendezvous, max_restarts)
             command(
                 TrainingRequest(
-                    verb, recipe, tuple(set_ or ()), fresh, deterministic, ranks, json, quiet
+                    verb,
+                    recipe,
+                    tuple(set_ or ()),
+                    fresh,
+                    deterministic,
+                    Ranks(nproc, nnodes, node_rank, rendezvous, max_restarts),
+                    json,
+                    quiet,
+                    debug=context.find_root().params.get("debug", False),
                 )
             )
 

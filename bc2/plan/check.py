@@ -26,6 +26,9 @@ def check_memory_fits(
 ) -> None:
     """Refuse a run whose estimate is clearly more than what is free.
 
+    Of a micro-batch of "auto" one sequence must fit: the search for it comes after all inputs
+    are made.
+
     Args:
         world: ranks of the run.
         nproc: ranks of this machine; as the launcher says if None.
@@ -34,10 +37,7 @@ def check_memory_fits(
     Raises:
         ResourceError: it cannot fit; the error names a layout that would.
     """
-    training = settings.pretrain
-    if training.micro_batch == "auto":
-        return  # the search for the micro-batch refuses what does not fit
-    device = pick_device(training.device)
+    device = pick_device(settings.pretrain.device)
     local = nproc or int(os.environ.get("LOCAL_WORLD_SIZE", world))
     room = _room(device, local) if available is None else available
     # The speeds only rank layouts: those of an ordinary device will do.

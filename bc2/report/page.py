@@ -239,7 +239,7 @@ def _value(value: Any) -> str:
 
 def _checkpoint(run: RunFolder, registry: Registry) -> Artifact | None:
     """The run's finished checkpoint, else its furthest."""
-    mine = [found for found in registry.list("checkpoint") if found.key.startswith(run.key)]
+    mine = registry.list("checkpoint", key=run.key)
     ordered = sorted(
         mine, key=lambda one: (one.finished, one.position.tokens if one.position else 0)
     )

@@ -41,7 +41,7 @@ class TrainingProcess:
     def __init__(self, recipe: Path, home: ScratchHome, ranks: int):
         self.home = home
         self._before = len(home.timing("step"))
-        command = [sys.executable, "-m", "bc2", "pretrain", str(recipe), "--quiet"]
+        command = [sys.executable, "-P", "-m", "bc2", "pretrain", str(recipe), "--quiet"]
         command += ["--nproc", str(ranks)] if ranks > 1 else []
         self._log = home.path / "stderr"
         with self._log.open("wb") as log:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
-from bc2.errors import UsageError
+from bc2.errors import ResourceError, UsageError
+from bc2.plan.check import check_memory_fits
 from bc2.train.device import pick_device
 from bc2.train.rank_layout import (
     RankLayout,
@@ -33,6 +35,7 @@ def other_layouts(
     Raises:
         UsageError: they cannot be read.
         RecipeError: one does not fit the recipe.
+        ResourceError: one does not fit into memory.
     """
     found = [parse_layout(settings, base, text) for text in layouts or []]
     numbers = [read_ranks(text, "--ranks") for text in ranks.split(",")] if ranks else []
@@ -40,6 +43,7 @@ def other_layouts(
     if found or ranks or layouts:
         for one in found:
             check_divides(settings, one)
+            check_fits(settings, one)
         return found
     usual = [n for n in USUAL if n != base.ranks and n <= _places(settings)]
     return [one for n in usual if _fits(settings, one := layout_on(settings, base, n))]
@@ -59,9 +63,21 @@ def layout_on(settings: TrainingSettings, base: RankLayout, ranks: int) -> RankL
 def _fits(settings: TrainingSettings, layout: RankLayout) -> bool:
     try:
         check_divides(settings, layout)
-    except UsageError:
+        check_fits(settings, layout)
+    except (UsageError, ResourceError):
         return False
     return True
+
+
+def check_fits(settings: TrainingSettings, layout: RankLayout) -> None:
+    """Refuse a layout whose ranks, all of this machine, clearly need more memory than is free.
+
+    Raises:
+        ResourceError: they do.
+    """
+    micro_batch = layout.micro_batch or settings.pretrain.micro_batch
+    laid_out = replace(settings, parallel=layout.parallel).with_pretrain(micro_batch=micro_batch)
+    check_memory_fits(laid_out, layout.ranks, layout.ranks)
 
 
 def _places(settings: TrainingSettings) -> int:

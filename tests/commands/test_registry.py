@@ -93,7 +93,10 @@ def test_roles(registry, house) -> None:
     chat = publish(registry, "checkpoint", "talk", base, role="chat")
     assert [one["role"] for one in value("list")["artifacts"]] == ["chat", "base", None]
     assert run("list", "--role", "base", "-q").stdout.split() == [base.ref]
-    assert run("list", "--role", "reward").stdout.startswith("nothing is registered")
+    none = f"none of the 3 artifacts in {registry.home} matches"
+    assert run("list", "--role", "reward").stdout == f"{none} --role reward\n"
+    filtered = run("list", "--kind", "corpus", "--name", "talk", "--role", "chat").stdout
+    assert filtered == f"{none} --kind corpus --name talk --role chat\n"
     header, first, *_ = run("list").stdout.splitlines()
     assert header.split()[:4] == ["ref", "kind", "name", "role"]
     assert first.split()[:4] == [chat.ref, "checkpoint", "talk", "chat"]
@@ -117,7 +120,8 @@ def test_a_run_that_finished_since_is_told_from_one_that_did_not(registry, house
 
 
 def test_list_of_nothing_makes_nothing(registry) -> None:
-    assert "nothing is registered" in run("list").stdout
+    nothing = f"nothing is registered in {registry.home}\n"
+    assert run("list").stdout == run("list", "--role", "chat").stdout == nothing
     assert value("list")["artifacts"] == []
     assert not registry.home.exists()
 

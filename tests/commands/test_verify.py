@@ -13,7 +13,13 @@ import pytest
 import warmed
 
 from bc2.cli import main
+from bc2.errors import ResourceError
+from bc2.plan import check
+from bc2.recipe import load
 from bc2.registry import Registry
+from bc2.train.rank_layout import recipe_layout
+from bc2.train.training_settings import TrainingSettings
+from bc2.verify.other_layouts import check_fits, other_layouts
 
 
 def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -106,6 +112,42 @@ def test_wrong_usage(
     assert left.value.code == 2
     assert what in capsys.readouterr().err
     assert contents(small / "home") == before
+
+
+HUGE = [
+    f"--set=model.{key}={value}"
+    for key, value in {
+        "hidden_size": 65536, "intermediate_size": 131072, "num_layers": 96, "num_heads": 64
+    }.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [[], ["--ranks", "2"], ["--set=pretrain.micro_batch='auto'"]])
+def test_a_model_that_cannot_fit_is_refused_before_its_corpus_is_made(
+    small: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    before = contents(small / "home")
+    with pytest.raises(SystemExit) as left:
+        main(["verify", "resume", "small.toml", "--set=corpus.part_bytes=99999", *HUGE, *arguments])
+    said = capsys.readouterr().err
+    assert left.value.code == 6, said
+    assert "GB" in said
+    assert contents(small / "home") == before
+
+
+def test_a_layout_that_cannot_fit_is_refused_if_asked_for_and_else_not_taken(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings.of(load("small.toml"))
+    base = recipe_layout(settings, 1)
+    # A rank takes some 6 MB, or 4 MB if there are four.
+    monkeypatch.setattr(check, "device_available", lambda device: 7_000_000)
+    check_fits(settings, base)
+    with pytest.raises(ResourceError, match="is free"):
+        other_layouts(settings, base, "2", None)
+    assert other_layouts(settings, base, None, None) == []
+    monkeypatch.setattr(check, "device_available", lambda device: 28_000_000)
+    assert [str(one) for one in other_layouts(settings, base, "2", None)] == ["2 ranks"]
 
 
 def test_a_run_that_fails_says_why(small: Path) -> None:

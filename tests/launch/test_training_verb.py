@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bc2.commands import pretrain
 
 from bc2 import cli
 from bc2.launch.rank_options import Ranks
@@ -29,6 +32,24 @@ def test_the_resume_command_asks_for_the_same_ranks_and_not_to_begin_anew() -> N
         "bc2", "pretrain", "r.toml", "--set", "a.b=1", "--set", "c.d=x y", "--deterministic",
         "--nproc", "2",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["a = b, c", "-1", "--fresh", "'x'=\"y z\"", "", "$HOME `x`\n"])
+def test_a_rank_reads_every_argument_as_it_was_given(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[TrainingRequest] = []
+    monkeypatch.setattr(pretrain, "run_training", read.append)
+    given = TrainingRequest(
+        "pretrain", "-r.toml", (f"description={value}", value), fresh=True, quiet=True, debug=True
+    )
+    with pytest.raises(SystemExit):
+        cli.main(given.rank_arguments)
+    # A path that begins with a dash is taken for options.
+    assert read == [replace(given, recipe="./-r.toml")]
+    with pytest.raises(SystemExit):
+        cli.main(shlex.split(shlex.join(given.resume_command))[1:])
+    assert read[1] == replace(read[0], fresh=False, quiet=False, debug=False)
 
 
 def test_a_rank_resumes_with_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +110,14 @@ def huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("more", [[], ["--nproc", "2", "--set", "pretrain.batch_tokens=8192"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--nproc", "2", "--set", "pretrain.batch_tokens=8192"],
+        ["--set", "pretrain.micro_batch='auto'"],
+    ],
+)
 def test_a_model_that_cannot_fit_is_refused_before_anything_is_made(
     huge: Path, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

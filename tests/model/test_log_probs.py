@@ -443,14 +443,21 @@ def test_large_logits_do_not_overflow():
     assert relative(hidden.grad, reference[0].grad) < 1e-6
 
 
-def test_an_entropy_near_0_is_not_negative():
-    hidden = torch.tensor([[200.0], [30.0], [0.0]])
-    weight = torch.tensor([[1.0], [0.0], [-1.0]])
-    labels = torch.tensor([0, 0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_entropy_near_0_is_not_negative_and_has_a_gradient(dtype):
+    # Of probabilities that are 0 in fp32 too: 0 log 0 is 0.
+    hidden = torch.tensor([[200.0], [30.0], [0.0], [3e38]], dtype=dtype, requires_grad=True)
+    weight = torch.tensor([[1.0], [0.0], [-0.125]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([0, 0, 1, 0])
     out = token_log_probs(hidden, weight, labels, norm_head=False, entropy=True)
-    expected = plain(*wide(hidden, weight), labels, norm_head=False)[2]
+    reference = wide(hidden, weight)
+    expected = plain(*reference, labels, norm_head=False)[2]
     assert (out.entropy >= 0).all()
-    torch.testing.assert_close(out.entropy.double(), expected.detach(), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(out.entropy.double(), expected, rtol=1e-6, atol=1e-12)
+    found = torch.autograd.grad(out.entropy.sum(), (hidden, weight))
+    exact = torch.autograd.grad(expected.sum(), reference)
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-2, atol=1e-9)
 
 
 def test_of_equal_logits_the_lowest_id_is_the_likeliest():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     return found
 
 
-def main() -> None:
+def main(train: Callable[[dict[str, Any]], list[list[float]]]) -> None:
+    """Make the runs of the command line; rank 0 prints what each came to."""
     torch.set_num_threads(1)
     for run in json.loads(sys.argv[1]):
         found = train(run)
@@ -151,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(train)

@@ -5,14 +5,10 @@ As `driver.py`, whose model and batches these are; then a line that the model sa
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from driver import batches, engine_of
+from driver import batches, engine_of, main
 
 from bc2.data.loader import Batch
 from bc2.model.log_probs import TokenLogProbs
@@ -79,16 +75,5 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     return found if mesh.sequence.size > 1 else found + says(engine, mesh)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    for run in json.loads(sys.argv[1]):
-        found = train(run)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"\n{json.dumps(found)}", flush=True)
-    # Gloo's threads end now: at the interpreter's end they may end it with SIGABRT.
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    main(train)

@@ -182,7 +182,7 @@ def test_a_killed_rank_is_started_again(
     assert [event for event, _ in began] == ["start", "resume"]
     assert 4 <= began[1][1] < STEPS
     assert finished(folder).digest == undisturbed.digest
-    assert out.split()[-1] == undisturbed.ref
+    assert out == f"{undisturbed.ref}\n"
 
 
 def kill_one(folder: Path, at: int) -> None:
@@ -274,9 +274,11 @@ if os.environ.get("RANK") == "1":
 def test_a_rank_that_fails_speaks_for_all(prepared_home: Path, tmp_path: Path) -> None:
     """The other one only loses it: no time-out, and its own words are not said.
 
-    Bad data stays bad: the ranks are not started again.
+    Bad data stays bad: the ranks are not started again. And what lies in the working directory
+    is imported by none.
     """
     folder = copy_of(prepared_home, tmp_path / "faulty")
+    (folder / "typer.py").write_text("raise ImportError('of the working directory')")
     (tmp_path / "fault").mkdir()
     (tmp_path / "fault" / "sitecustomize.py").write_text(FAULT)
     command = [*BC2, *RUN, *LENGTH, *TWO, "--max-restarts", "9"]

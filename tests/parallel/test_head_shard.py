@@ -387,6 +387,34 @@ def test_of_equal_logits_the_lowest_id_of_all_ranks_is_the_likeliest() -> None:
         assert out.top_ids.tolist() == [[1, 2, 4, 6, 3]] * 8
 
 
+def gradients(given: Given, *, of: str, wanted: tuple[bool, bool], shard: Shard) -> list[Any]:
+    """Of hidden and weight, None where it is not wanted."""
+    both = [x.detach().clone().requires_grad_(on) for x, on in zip(given[:2], wanted, strict=True)]
+    if of == "loss":
+        loss = head_loss(*both, given[2], z_weight=0.1, shard=shard).loss_sum
+    else:
+        out = token_log_probs(*both, given[2], norm_head=True, entropy=True, shard=shard)
+        assert out.entropy is not None
+        loss = (out.log_probs + 0.3 * out.entropy).sum()
+    loss.backward()
+    return [x.grad for x in both]
+
+
+@pytest.mark.parametrize("of", ["loss", "log-probabilities"])
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["head", "hidden"])
+def test_what_is_frozen_changes_no_other_gradient(of: str, wanted: tuple[bool, bool]) -> None:
+    """Each rank has part of the gradient of hidden: it is summed where the head has none too."""
+    given_ = inputs(20, 40, 6, torch.float32, seed=5)
+    every = on_ranks(gradients, given_, 4, of=of, wanted=(True, True))
+    found = on_ranks(gradients, given_, 4, of=of, wanted=wanted)
+    at = wanted.index(True)
+    for mine, all_of_mine in zip(found, every, strict=True):
+        assert mine[1 - at] is None
+        assert torch.equal(mine[at], all_of_mine[at])
+    if at == 0:
+        assert all(torch.equal(mine[0], found[0][0]) for mine in found)
+
+
 @pytest.mark.parametrize("dtype", EXACT)
 @pytest.mark.parametrize("maximum", MAXIMA.values(), ids=MAXIMA)
 @pytest.mark.parametrize("where", ["hidden", "first rows", "last rows", "one row"])

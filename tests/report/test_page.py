@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from bc2.registry import Registry
+from bc2.registry import Artifact, Draft, Position, Registry, queries
 from bc2.report.page import MOST_BAD, MOST_SAMPLES, write_report
 from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
+
+#: Of a run that `log_run` writes.
+KEY = "0123456789ab" + 52 * "c"
 
 NASTY = "<script>alert('x')</script>\u2028</td> & {{ 7 * 7 }}"
 VOID = {"meta", "input", "br", "link", "img"}
@@ -153,6 +156,35 @@ def test_attempts_settings_and_summary(log_run: LogRun) -> None:
     assert "32" in cells, "model.hidden_size"
     for value in ("6.0000", "3.0000", "4.1000", "20,480", "40", "512", "25.0%", "1"):
         assert value in page.texts["b"], value
+
+
+def publish(registry: Registry, key: str, step: int, *, finished: bool) -> Artifact:
+    draft = Draft("checkpoint", "made", key, position=Position(step, step), finished=finished)
+    with registry.stage(draft) as staged:
+        (staged.path / "data.bin").write_bytes(f"{key}{step}".encode())
+        return staged.publish()
+
+
+def test_the_lineage_is_of_the_finished_checkpoint_and_no_other_run_is_read(
+    log_run: LogRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, registry = log_run(), Registry.open()
+    others = [publish(registry, f"{n:064x}", 90, finished=True) for n in range(3)]
+    own = [publish(registry, KEY, step, finished=step == 40) for step in (40, 20, 50)]
+    read: set[str] = set()
+    select = queries.select
+
+    def watched(*given: Any, **named: Any) -> list[Artifact]:
+        found = select(*given, **named)
+        read.update(artifact.digest for artifact in found)
+        return found
+
+    monkeypatch.setattr(queries, "select", watched)
+    assert "checkpoint/made@40" in page_of(folder).cells()
+    assert {artifact.digest for artifact in own} <= read
+    assert not read & {artifact.digest for artifact in others}
+    registry.remove(own[0])
+    assert "checkpoint/made@50" in page_of(folder).cells()
 
 
 @pytest.mark.parametrize("steps", [0, 1])
