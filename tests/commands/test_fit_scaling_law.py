@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bc2.cli import main
+from bc2.registry import Registry
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")).absolute() / "scaling"
 
@@ -162,3 +163,25 @@ def test_wrong_input_has_one_clear_message(
     assert says in captured.err
     assert captured.out == ""
     assert captured.err.count("error:") == 1
+
+
+def test_the_newest_ladder_becomes_a_law(
+    ladder_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real ladder of three sizes and a repeat, fitted as typed; its parents are the runs."""
+    monkeypatch.setattr("bc2.report.curves.draw_run", lambda run: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["ladder", "micro.toml", "--seeds", "2", "--json"])
+    assert not ended.value.code
+    members = json.loads(capsys.readouterr().out)["members"]
+    found = result(capsys, "--form", "kaplan-n", "--predict", "micro.toml",
+                   "--set", "pretrain.length=100 steps")  # fmt: skip
+    registry = Registry.open()
+    law = registry.resolve(found["ref"], "law")
+    assert law.name == "micro"
+    assert sorted(law.parents) == sorted(member["digest"] for member in members)
+    assert found["settings"]["seed_noise"] > 0
+    assert found["conventions"] == {"loss": "nats", "params": "non-embedding", "flops": "6ND"}
+    assert found["prediction"]["target"] == "micro"
+    by_name = dict(zip(found["settings"]["names"], found["settings"]["loss"], strict=True))
+    assert by_name == {member["name"]: member["heldout_loss"] for member in members}
