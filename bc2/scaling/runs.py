@@ -15,6 +15,8 @@ from bc2.errors import DataError, RefError, nearest
 from bc2.model.model_config import ModelConfig
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import parent_of_kind
+from bc2.scaling.ladder import read_ladder
+from bc2.scaling.ladder_data import expected
 from bc2.scaling.points import Conventions, FlopsConvention, ParamsConvention, Points
 from bc2.train.duration import Duration
 from bc2.train.log_rows import METRICS, read_rows
@@ -25,11 +27,9 @@ _RISE = 0.1
 #: Shares of warm-up that differ by more are other schedules.
 _WARMUP = 0.1
 
-#: What a person does in a home without a ladder.
-NO_LADDER = (
-    "run one with: bc2 ladder recipes/ladder-cpu.toml (about half an hour on two cores), "
-    "or fit a table with: bc2 fit-scaling-law --points FILE.csv"
-)
+#: The ladder that a person without one is offered, and the share of the peak that its small
+#: runs reach, their start and evaluation included (docs/benchmarks.md).
+_OFFERED, _OFFERED_MFU = "ladder-cpu", 0.2
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,19 @@ def _newest_ladder(registry: Registry) -> list[Artifact]:
                 members = _tagged(registry, tag)
                 note(f"taking the newest ladder, {tag}, of {len(members)} runs")
                 return members
-    raise RefError("there is no ladder here", where=str(registry.home), todo=NO_LADDER)
+    raise RefError(
+        "there is no ladder here",
+        where=str(registry.home),
+        todo=f"run one with: bc2 ladder recipes/{_OFFERED}.toml (about {_time_here()} here), or "
+        "fit a table with: bc2 fit-scaling-law --points FILE.csv",
+    )
+
+
+def _time_here() -> str:
+    """How long the offered ladder takes on this machine."""
+    ladder = read_ladder(_OFFERED)
+    seconds = expected(ladder, ladder.members, 1, _OFFERED_MFU).left_s()
+    return f"{max(1, round(seconds / 60))} min"
 
 
 @dataclass(frozen=True)
