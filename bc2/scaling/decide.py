@@ -9,8 +9,9 @@ from typing import Any
 
 from bc2.console import warn
 from bc2.data.corpus_config import CorpusConfig
-from bc2.errors import RecipeError, RefError, UsageError
+from bc2.errors import DataError, RecipeError, RefError, UsageError
 from bc2.model.model_config import ModelConfig
+from bc2.pipeline.session import Session
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import parent_of_kind
@@ -20,6 +21,7 @@ from bc2.scaling.shapes import nearest_shape
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
 from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.training_settings import TrainingSettings
 
 #: A prediction for more than this times the largest compute that was fitted is warned of.
 FAR = 100.0
@@ -42,9 +44,24 @@ class Prediction:
     """FLOPs over those of the largest run that was fitted."""
     counted_flops: float
     """With attention and head, as the model counts them."""
+    measured: float | None = None
+    """The loss of the run, if it is registered."""
+
+    @property
+    def miss(self) -> float | None:
+        """Measured over predicted loss, less one."""
+        return None if self.measured is None else self.measured / self.loss.value - 1
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measured loss is in the interval of a measurement."""
+        if self.measured is None:
+            return None
+        return self.loss.low <= self.measured <= self.loss.high
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "measured": self.measured, "miss": self.miss, "inside": self.inside,
             "target": self.target, "params": self.params, "tokens": self.tokens,
             "flops": self.flops, "counted_flops": self.counted_flops,
             "loss": self.loss.as_json(), "law": self.law.as_json(), "reach": self.reach,
@@ -114,6 +131,24 @@ def predict(law: Law, recipe: Recipe) -> Prediction:
     reach = flops / law.largest_flops
     _warn_far(reach, measured)
     return Prediction(recipe.name, params, tokens, flops, own, measured, reach, counted)
+
+
+def measured_loss(registry: Registry, recipe: Recipe) -> float | None:
+    """The held-out loss of the run of a recipe, nats a token; None if it is not registered."""
+    from bc2.train.run import Run
+
+    try:
+        inputs = Session(registry).find_inputs("checkpoint", recipe)
+    except (DataError, RefError):
+        inputs = None  # its text is not on this machine, so neither is its run
+    if inputs is None:
+        return None
+    tokens = inputs.one("tokens")
+    tokenizer = parent_of_kind(registry, tokens, "tokenizer")
+    run = Run.resolve(TrainingSettings.of(recipe), tokens, tokenizer, {}, ())
+    found = run.finished(registry)
+    loss = found.manifest.facts.get("heldout_loss") if found else None
+    return None if loss is None else float(loss)
 
 
 def _warn_far(reach: float, loss: Interval) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,12 +13,21 @@ from bc2.console import note
 from bc2.errors import UsageError, nearest
 from bc2.files import make_directory
 from bc2.pipeline.session import Session
-from bc2.recipe import load
+from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
 from bc2.registry.draft import SHORT
 from bc2.scaling.compare import choose_form
-from bc2.scaling.decide import Allocation, Prediction, allocate, predict, warn_of_other_text
+from bc2.scaling.decide import (
+    Allocation,
+    Prediction,
+    allocate,
+    measured_loss,
+    predict,
+    warn_of_other_text,
+)
 from bc2.scaling.isoflop_law import NAME as ISOFLOP
+from bc2.scaling.ladder import read_ladder
+from bc2.scaling.ladder_config import LadderConfig
 from bc2.scaling.law import LAW, Law, settings_of
 from bc2.scaling.law_config import LawSettings
 from bc2.scaling.picture import Target, draw_law
@@ -187,14 +196,15 @@ def ask(registry: Registry, artifact: Artifact, questions: Questions) -> Answers
     prediction = allocation = plan = None
     targets = []
     if questions.predict is not None:
-        recipe = load(questions.predict, questions.overrides)
+        recipe = _target(questions.predict, questions.overrides)
+        prediction = predict(law, recipe)
         if artifact.parents:
             warn_of_other_text(registry, registry.parents(artifact), recipe)
-        prediction = predict(law, recipe)
+            prediction = replace(prediction, measured=measured_loss(registry, recipe))
         plan = questions.plan(recipe) if questions.plan else None
         targets.append(
             Target(prediction.target, prediction.params, prediction.tokens, prediction.flops,
-                   prediction.loss)
+                   prediction.loss, prediction.measured)
         )  # fmt: skip
     if questions.budget is not None:
         allocation = allocate(law, questions.budget, questions.vocab_size)
@@ -207,6 +217,18 @@ def ask(registry: Registry, artifact: Artifact, questions: Questions) -> Answers
     make_directory(folder)
     path = folder / _as_name("-".join(target.name for target in targets))
     return Answers(prediction, plan, allocation, tuple(draw_law(law, path, targets)))
+
+
+def _target(source: str, overrides: Sequence[str]) -> Recipe:
+    """What is predicted: the recipe's run; of a ladder its extrapolation."""
+    recipe = load(source, overrides)
+    if not recipe.has(LadderConfig):
+        return recipe
+    last = read_ladder(source, overrides).extrapolation
+    if last is None:
+        return recipe
+    note(f"{recipe.name} is a ladder: predicting its extrapolation, {last.name}")
+    return load(source, last.overrides)
 
 
 def read_law(artifact: Artifact) -> dict[str, Any]:

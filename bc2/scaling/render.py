@@ -149,6 +149,11 @@ def prediction_table(one: Prediction, plan: Mapping[str, Any] | None) -> Group:
          "attention and head"),
         ("reach", f"{one.reach:,.3g} times the largest compute that was fitted"),
     ]  # fmt: skip
+    if one.measured is not None and one.miss is not None:
+        where = "inside" if one.inside else "outside"
+        rows.append(
+            ("measured", f"{one.measured:.4f}: {100 * one.miss:+.2f}%, {where} the interval")
+        )
     if plan is not None:
         cost = f", cost {plan['cost']:,.2f}" if plan["cost"] is not None else ""
         rows.append(("plan", f"{plan['hours']:,.1f} hours on {plan['gpus']} x "

@@ -174,14 +174,23 @@ def test_the_newest_ladder_becomes_a_law(
         main(["ladder", "micro.toml", "--seeds", "2", "--json"])
     assert not ended.value.code
     members = json.loads(capsys.readouterr().out)["members"]
-    found = result(capsys, "--form", "kaplan-n", "--predict", "micro.toml",
-                   "--set", "pretrain.length=100 steps")  # fmt: skip
+    found = result(capsys, "--form", "kaplan-n", "--predict", "micro.toml")
     registry = Registry.open()
     law = registry.resolve(found["ref"], "law")
     assert law.name == "micro"
     assert sorted(law.parents) == sorted(member["digest"] for member in members)
     assert found["settings"]["seed_noise"] > 0
     assert found["conventions"] == {"loss": "nats", "params": "non-embedding", "flops": "6ND"}
-    assert found["prediction"]["target"] == "micro"
+    # A ladder's recipe stands for its extrapolation, which was not trained.
+    assert found["prediction"]["target"] == "micro-82.2k"
+    assert found["prediction"]["measured"] is None
     by_name = dict(zip(found["settings"]["names"], found["settings"]["loss"], strict=True))
     assert by_name == {member["name"]: member["heldout_loss"] for member in members}
+
+    member = members[-1]
+    again = [word for one in member["overrides"] for word in ("--set", one)]
+    known = result(capsys, "--law", "micro", "--predict", "small.toml", *again)["prediction"]
+    assert known["target"] == member["name"]
+    assert known["measured"] == member["heldout_loss"]
+    assert known["miss"] == pytest.approx(known["measured"] / known["loss"]["value"] - 1)
+    assert known["inside"] == (known["loss"]["low"] <= known["measured"] <= known["loss"]["high"])
