@@ -87,6 +87,13 @@ def test_groups_hold_weights_once_more_and_offload_moves_states() -> None:
     assert moved.total < of_seven(8, zero=3).total
 
 
+def test_offloading_on_a_cpu_moves_nothing_away() -> None:
+    plain, moved = (of_seven(8, "cpu", zero=3, offload_optimizer=on) for on in (False, True))
+    assert moved.host == 0
+    assert lasting(moved) == lasting(plain)
+    assert moved.total > plain.total, "its buffers come on top"
+
+
 def test_tensor_ranks_halve_matrices_and_sequence_ranks_halve_tokens() -> None:
     whole, tensor, sequence = (
         of_seven(2, **{name: 2}) if name else of_seven(1) for name in ("", "tensor", "sequence")

@@ -80,3 +80,13 @@ def test_an_attempt_that_a_signal_killed(runs: Any) -> None:
     home = runs("import os; os.kill(os.getpid(), 15)")
     with pytest.raises(RunFailed, match=f"killed by {signal.SIGTERM.name}"):
         train_to_end(home.path / "x.toml", home, 1)
+
+
+def test_an_attempt_that_ends_while_it_is_about_to_be_killed_is_none(
+    runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.TrainingProcess, "kill", lambda self: self.process.wait())
+    with pytest.raises(RunFailed, match="over before it could be killed"):
+        kill(runs(RUN, steps=20))
+    with pytest.raises(RankFailed, match="a tried run ended with 7"):
+        kill(runs(f"{RUN}\nsys.exit(7)", steps=20))
