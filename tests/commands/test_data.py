@@ -206,9 +206,8 @@ def test_what_is_found_writes_nothing_to_keep_dropped_and_says_so(home, capsys):
 
 def test_report_tells_what_it_cannot_describe(home, capsys):
     registry = Registry.open()
-    for kind, name in (("tokenizer", "words"), ("corpus", "plain")):
-        with registry.stage(Draft(kind, name, "0" * 64)) as staged:
-            (staged.path / "x").write_bytes(b"x")
-            staged.publish()
+    with registry.stage(Draft("tokenizer", "words", "0" * 64)) as staged:
+        (staged.path / "x").write_bytes(b"x")
+        staged.publish()
     _, err = run(capsys, "report", "tokenizer/words", code=2)
     assert "tokenizer/words is no corpus and no token shards" in err
