@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, create_model
 
@@ -128,6 +128,7 @@ LATER: list[tuple[Any, Any, st.SearchStrategy[Any]]] = [
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )  # fmt: skip
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_later_field_enters_the_key_only_where_it_differs(
     cls: type[Settings], given_settings: dict[str, Any], data: st.DataObject

@@ -140,6 +140,52 @@ def test_a_wrong_value_set_in_a_list_names_the_override() -> None:
     assert caught.value.where == f"--set {override}"
 
 
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("corpus.sources.9.name=x", "no item '9' in a list of"),
+        ("corpus.sources.x.name=y", "no item 'x' in a list of"),
+        ("corpus.sources.0=x", "name a key of the item"),
+    ],
+)
+def test_what_is_no_item_of_a_list(override: str, what: str) -> None:
+    with pytest.raises(RecipeError, match=what) as caught:
+        load("tiny", [override])
+    assert caught.value.where == f"--set {override}"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ("base = 3\n" + GOOD, "base must be a path", 1),
+        ("tokenizer = 3\n" + GOOD, r"\[tokenizer\] must be a table", 1),
+        (GOOD.replace('"good"', "5"), "name must be a string", 1),
+    ],
+)
+def test_top_keys_of_another_type(tmp_path: Path, text: str, what: str, line: int) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError, match=what) as caught:
+        load(path)
+    assert caught.value.where == f"{path}:{line}"
+
+
+def test_a_directory_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is a directory, not a recipe"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("pretrain.optimizer.betas=[0.9, 1.0]", r"each beta must lie in \[0, 1\)"),
+        ("pretrain.weights={web = -1.0}", "a mixture weight cannot be negative"),
+    ],
+)
+def test_numbers_out_of_their_range(tmp_path: Path, override: str, what: str) -> None:
+    with pytest.raises(RecipeError, match=what):
+        list(load(write(tmp_path, GOOD), [override]).sections())
+
+
 def test_base_is_merged_key_by_key_and_errors_name_the_layer(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.toml")
     top = write(tmp_path, 'base = "base.toml"\n[model]\nnum_layers = 5\n', "top.toml")

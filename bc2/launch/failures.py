@@ -99,12 +99,11 @@ _APART = {
 
 def raise_apart(ranks: Ranks, error: Exception) -> NoReturn:
     """Raise what it means that the ranks did not meet."""
-    what, todo = _APART.get(
-        type(error).__name__,
-        (
-            f"the ranks could not be started: {str(error).splitlines()[0]}",
-            "look whether the port of --rendezvous is free and can be reached",
-        ),
-    )
+    if type(error).__name__ in _APART:
+        what, todo = _APART[type(error).__name__]
+    else:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        what = f"the ranks could not be started: {first}"
+        todo = "look whether the port of --rendezvous is free and can be reached"
     where = f"--rendezvous {ranks.rendezvous}" if ranks.rendezvous else None
     raise RunFailed(what, where=where, todo=todo) from error

@@ -9,7 +9,7 @@ import pytest
 
 from bc2.bench.bench_plan import make_bench_plan
 from bc2.bench.data import write_shards
-from bc2.bench.measure import _require_ours, run_benchmark
+from bc2.bench.measure import _require_ours, _Running, run_benchmark
 from bc2.bench.process import Workers
 from bc2.bench.results import BenchResult, ContenderResult
 from bc2.console import progress
@@ -98,6 +98,39 @@ def test_of_several_ranks_the_one_that_died_says_why(tmp_path: Path) -> None:
         workers._ranks[1]._process.kill()
         with pytest.raises(WorkerFailed, match="killed by the system"):
             workers.ask("block", steps=1)
+
+
+def test_a_checkpoint_that_cannot_be_saved_costs_no_other_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shape.toml").write_text(SHAPE)
+    asked = {"steps": 2, "rounds": 1, "against": None, "peers": None, "ours": None}
+    more = {"checkpointing": None, "peer_environment": "same", "documents": 0, "checkpoint": True}
+    plan = make_bench_plan(load(tmp_path / "shape.toml"), layouts=(), **asked, **more)
+
+    class Full:
+        """Workers whose disk is full."""
+
+        spec = plan.contenders[0]
+
+        def ask_each(self, do: str) -> list[dict[str, object]]:
+            assert do == "memory"
+            return [{"baseline": 1, "peak": 9, "allocated": 7, "reserved": None}]
+
+        def ask(self, do: str, **_: object) -> None:
+            assert do == "checkpoint"
+            raise WorkerFailed("no space left on device")
+
+    running = _Running(Full())  # type: ignore[arg-type]
+    running.found["rounds"] = [[0.5, 0.5]]
+    running.parts.append({"forward": 0.25})
+    running.finish(2, 1)
+    found = ContenderResult(name="bc2", kind="bc2", **running.found)
+    assert found.checkpoint_failed == "no space left on device"
+    assert found.checkpoint is None
+    assert found.memory is not None
+    assert found.parts == {"forward": 0.25}
+    assert "no checkpoint could be timed: no space left" in capsys.readouterr().err
 
 
 def test_parts_add_up_to_the_step(measured: BenchResult) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bc2.bench.render import comparison, differences, result_markdown, tables
 from bc2.bench.results import (
     BenchResult,
+    Checkpoint,
     ContenderResult,
     Memory,
     Peak,
@@ -178,3 +179,62 @@ def test_more_than_a_datasheet_promises_is_said_to_be_impossible() -> None:
     assert (derived[0]["mfu_datasheet"], derived[0]["mfu_note"]) == (pytest.approx(1.2), said)
     assert derived[2]["mfu_note"] is None
     assert tables(wrong)[0].rows[0][-1] == f"120.0% ({said})"
+
+
+def cells(one: ContenderResult, title: str) -> dict[str, str]:
+    """The only row of a table, by column."""
+    (table,) = [made for made in tables(result(contenders=[one], ratios=[])) if title in made.title]
+    (row,) = table.rows
+    return dict(zip(table.columns, row, strict=True))
+
+
+SAVED = Checkpoint(wait_s=0.001, save_s=1.5, bytes=2_000_000, before_s=[0.5, 0.5], during_s=[0.75])
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ({}, ""),  # a result of before it was measured
+        ({"lost_s": 0.25, "losses_s": [0.25]}, "250 ms, 50.0%"),
+        ({"lost_s": 0.25, "losses_s": [0.2, 0.3]}, "250 ms, 50.0% (200 to 300 ms)"),
+    ],
+)
+def test_what_a_save_costs_is_told_with_its_range(lost: dict[str, object], said: str) -> None:
+    saved = FOUND.model_copy(update={"checkpoint": SAVED.model_copy(update=lost)})
+    row = cells(saved, "A checkpoint")
+    assert row["lost in all, of a step"] == said
+    assert (row["saved after, s"], row["MB"], row["during a save"]) == ("1.50", "2", "750.0")
+
+
+def test_a_save_that_failed_says_why() -> None:
+    failed = FOUND.model_copy(update={"checkpoint_failed": "the disk is full"})
+    row = cells(failed, "A checkpoint")
+    assert row["loop waits, ms"] == "failed: the disk is full"
+    assert not any(list(row.values())[2:])
+
+
+def test_recomputing_contenders_are_compared_in_memory_and_speed() -> None:
+    parts = {"total": 1000, "activations": 3_000_000, "recomputed": 2_000_000}
+    assert FOUND.memory is not None
+    memory = FOUND.memory.model_copy(update={"estimate": parts})
+    kept = FOUND.model_copy(update={"memory": memory})
+    recomputed = kept.model_copy(update={"name": "bc2-recomputed", "checkpointing": 1})
+    unknown = kept.model_copy(update={"name": "bc2-unknown", "memory": None})
+    ran = [kept, recomputed, unknown, SLOWER]
+    (table,) = [
+        made for made in tables(result(contenders=ran)) if "Activation checkpointing" in made.title
+    ]
+    assert [row[:3] for row in table.rows] == [
+        ["bc2-eager", "3", "2"],
+        ["bc2-recomputed", "3", "2"],
+    ]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_memory_of_a_gpu_has_what_was_reserved() -> None:
+    assert FOUND.memory is not None
+    memory = FOUND.memory.model_copy(update={"reserved": 5_000_000})
+    reserved = FOUND.model_copy(update={"memory": memory})
+    with_it, without = cells(reserved, "Memory"), cells(FOUND, "Memory")
+    (column,) = set(with_it) - set(without)
+    assert with_it[column] == "5"

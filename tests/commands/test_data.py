@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from bc2.cli import main
+from bc2.registry import Draft, Registry
 
 RECIPE = """
 name = "small"
@@ -191,3 +192,22 @@ def test_a_trained_scorer_can_be_used(home, capsys):
     run(capsys, "prep", "small.toml", "--quiet")
     run(capsys, "train-quality", "scorer", "--good", "web", code=3)
     run(capsys, "train-quality", "other", "--good", "nowhere", code=3)
+
+
+def test_what_is_found_writes_nothing_to_keep_dropped_and_says_so(home, capsys):
+    run(capsys, "prep", "small.toml", "--quiet")
+    _, err = run(capsys, "prep", "small.toml", "--quiet", "--keep-dropped", "gone")
+    assert "nothing was written to --keep-dropped: add --fresh" in err
+    assert not list(home.glob("gone/*"))
+    _, err = run(capsys, "prep", "small.toml", "--quiet", "--keep-dropped", "gone", "--fresh")
+    assert "nothing was written" not in err
+    assert list((home / "gone").iterdir())
+
+
+def test_report_tells_what_it_cannot_describe(home, capsys):
+    registry = Registry.open()
+    with registry.stage(Draft("tokenizer", "words", "0" * 64)) as staged:
+        (staged.path / "x").write_bytes(b"x")
+        staged.publish()
+    _, err = run(capsys, "report", "tokenizer/words", code=2)
+    assert "tokenizer/words is no corpus and no token shards" in err

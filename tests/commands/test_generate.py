@@ -12,6 +12,7 @@ import pytest
 import warmed
 
 from bc2 import recipe
+from bc2.cli import main
 from bc2.pipeline.session import Session
 from bc2.registry import Draft, Registry
 
@@ -75,6 +76,8 @@ def test_prompts_from_files(trained: Path) -> None:
         (("small", "x", "--precision", "fp8"), 2, "fp8"),
         (("small", "x " * 100), 3, "tokens and the model reads 64"),
         (("--file", "nosuch.txt"), 3, "nosuch.txt"),
+        (("--file", "p.txt", "small", "x"), 2, "from --file or from the command line"),
+        (("--seed", "1"), 2, "nothing to continue"),
     ],
 )
 def test_wrong_input(trained: Path, args: tuple[str, ...], code: int, said: str) -> None:
@@ -83,6 +86,30 @@ def test_wrong_input(trained: Path, args: tuple[str, ...], code: int, said: str)
     assert said in run.stderr
     assert "Traceback" not in run.stderr
     assert run.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("blank.txt", b"\n  \n", "no prompt in the file"),
+        ("latin.txt", "caf\u00e9".encode("latin-1"), "not UTF-8 at byte 3"),
+        ("no.jsonl", b'{"prompt": "one"}\nno JSON\n', "no.jsonl:2"),
+        ("other.jsonl", b'\n{"text": "one"}\n', "other.jsonl:2"),
+        ("list.jsonl", b'["prompt"]\n', "list.jsonl:1"),
+        ("number.jsonl", b'{"prompt": 1}\n', "not an object with a `prompt` string"),
+    ],
+)
+def test_wrong_files_of_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "--file", str(tmp_path / name)])
+    assert caught.value.code == 3
+    out, err = capsys.readouterr()
+    assert said in err
+    assert str(tmp_path / name) in err
+    assert out == ""
 
 
 def test_a_model_is_one_that_continues_text(trained: Path) -> None:

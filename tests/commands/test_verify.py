@@ -19,6 +19,9 @@ from bc2.recipe import load
 from bc2.registry import Registry
 from bc2.train.rank_layout import recipe_layout
 from bc2.train.training_settings import TrainingSettings
+from bc2.verify import resume
+from bc2.verify.certificate import Certificate
+from bc2.verify.compare import Comparison
 from bc2.verify.other_layouts import check_fits, other_layouts
 
 
@@ -167,3 +170,32 @@ def test_it_is_not_a_rank(small: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 2
     assert "start it by hand, with --nproc" in run.stderr
+
+
+def test_a_difference_is_said_kept_and_fails(
+    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs are left out: of three comparisons the last two differ."""
+    asked = []
+    digest = {"samples": 8, "rows": 4, "files": 3, "bytes": 10, "digest": "c" * 64}
+
+    def differ(request: resume.ResumeRequest, registry: Registry) -> Certificate:
+        asked.append(request)
+        same = Comparison("killed once", "1 rank", "bits", None, digest)
+        one = Comparison("changed", "2 ranks", "1e-5", "step 3: loss is 2.0 and 2.5")
+        two = Comparison("changed back", "1 rank", "1e-5", "step 9: loss is 1.0 and 1.5")
+        return Certificate.now({"about": "small"}, [same, one, two])
+
+    monkeypatch.setattr(resume, "verify_resume", differ)
+    with pytest.raises(SystemExit) as left:
+        main(["verify", "resume", "small.toml", "--kills", "1", "--ranks", "2"])
+    assert left.value.code == 1
+    assert [one.ranks for one in asked[0].others] == [2]
+    out, err = capsys.readouterr()
+    assert "DIFFERS" in out
+    assert "step 3: loss is 2.0 and 2.5" in out
+    assert "error: changed, on 2 ranks: step 3: loss is 2.0 and 2.5" in err
+    kept = json.loads((small / "home" / "verify" / "resume-small.json").read_text())
+    assert kept["holds"] is False
+    assert kept["first_difference"] == "changed, on 2 ranks: step 3: loss is 2.0 and 2.5"
+    assert Registry.open().list("certificate") == []

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import warmed
 
+from bc2.cli import Terminated, main
 from bc2.registry import Registry
+from bc2.report import watch as watching
 from bc2.train.runs import RunFolder, find_run, is_running, mark_running
 
 LogRun = Callable[..., Path]
@@ -144,3 +146,26 @@ def test_wrong_inputs(log_run: LogRun) -> None:
     assert wrong.returncode == 4
     assert "did you mean 'made'?" in wrong.stderr
     assert run("watch", "made", "--interval", "0").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"),
+    [
+        (KeyboardInterrupt, 130, "left the watching; the run goes on"),
+        (Terminated, 143, "interrupted"),
+    ],
+)
+def test_what_ended_the_watching_is_told(
+    log_run: LogRun, monkeypatch, capsys, stop: type[KeyboardInterrupt], code: int, said: str
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise stop
+
+    folder = log_run()
+    monkeypatch.setattr(watching, "watch", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main(["watch", folder.name])
+    assert caught.value.code == code
+    out, err = capsys.readouterr()
+    assert said in err
+    assert out == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,13 @@ def test_groups_hold_weights_once_more_and_offload_moves_states() -> None:
     assert moved.total < of_seven(8, zero=3).total
 
 
+def test_offloading_on_a_cpu_moves_nothing_away() -> None:
+    plain, moved = (of_seven(8, "cpu", zero=3, offload_optimizer=on) for on in (False, True))
+    assert moved.host == 0
+    assert lasting(moved) == lasting(plain)
+    assert moved.total > plain.total, "its buffers come on top"
+
+
 def test_tensor_ranks_halve_matrices_and_sequence_ranks_halve_tokens() -> None:
     whole, tensor, sequence = (
         of_seven(2, **{name: 2}) if name else of_seven(1) for name in ("", "tensor", "sequence")
@@ -158,6 +166,25 @@ def test_seven_billion_do_not_fit_one_h100_without_offload() -> None:
     assert caught.value.exit_code == 6
     assert "take 2 devices" in str(caught.value.todo)
     assert "offload" in str(caught.value.todo)
+
+
+def test_what_does_not_fit_a_small_device_may_fit_a_larger_one_or_more() -> None:
+    small = replace(H100, name="small", memory=20e9)
+    with pytest.raises(ResourceError) as caught:
+        make_plan(seven(), small, 8)
+    todo = str(caught.value.todo)
+    larger = [name for name in DEVICES if f"take {name}: " in todo]
+    assert len(larger) == 1
+    assert "take 16 devices" in todo
+    # What is named does fit.
+    assert make_plan(seven(), DEVICES[larger[0]], 8).layouts
+    assert make_plan(seven(), small, 16).layouts
+
+
+def test_offloading_names_what_the_host_holds() -> None:
+    reason = laid_out(8, zero=3, offload_optimizer=True).reason()
+    assert f"{(4 + 8 + 4 + 2) * PARAMS / 8 / 1e9:,.0f} GB a rank in the host's memory" in reason
+    assert "host" not in laid_out(8, zero=3).reason()
 
 
 def test_they_fit_eight_with_zero(eight: Plan) -> None:
@@ -292,3 +319,10 @@ def test_a_run_that_cannot_fit_is_stopped_with_what_would() -> None:
 def test_tiny_runs_are_never_stopped() -> None:
     check_memory_fits(TrainingSettings.of(load("tiny")), 1)
     check_memory_fits(TrainingSettings.of(load("mini")), 1, available=2_500_000_000)
+
+
+def test_a_run_that_divides_nothing_is_left_to_refuse_itself() -> None:
+    indivisible = settings("parallel.tensor=3", "pretrain.device=cpu")
+    with pytest.raises(UsageError):
+        recipe_candidate(indivisible, workload_of(indivisible, H100, 3))
+    check_memory_fits(indivisible, 3, available=1)

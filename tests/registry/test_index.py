@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateColumn, CreateTable
 
 from bc2.errors import IntegrityError, RunFailed, UsageError
-from bc2.registry import Registry, queries
+from bc2.registry import Registry, catalog, queries
 from bc2.registry import index as ix
 
 
@@ -183,3 +183,29 @@ def test_an_index_in_postgresql_gains_roles(tmp_path: Path, monkeypatch, publish
 def _find_the_base(home: Path, digest: str, barrier: Any) -> None:
     barrier.wait()
     assert Registry.open(home).newest("checkpoint", ("base",)).digest == digest
+
+
+def test_an_index_that_another_process_made_meanwhile_is_taken(
+    registry, publish, monkeypatch
+) -> None:
+    """The one waits for the lock of the home, the other makes the index under it."""
+    artifact = publish()
+    registry.index_file.unlink()
+    made = []
+    plain, make = catalog.files.lock_directory, type(registry)._make_index
+
+    def lock_after_another(path, **named):
+        monkeypatch.setattr(catalog.files, "lock_directory", plain)
+        assert type(registry)(registry.home).list() == [artifact]
+        return plain(path, **named)
+
+    def counted(self) -> None:
+        made.append(self)
+        make(self)
+
+    monkeypatch.setattr(catalog.files, "lock_directory", lock_after_another)
+    monkeypatch.setattr(type(registry), "_make_index", counted)
+    late = type(registry)(registry.home)
+    assert late.list() == [artifact]
+    assert len(made) == 1
+    assert late not in made

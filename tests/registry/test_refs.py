@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from decimal import ROUND_HALF_UP, Decimal
 
 import pytest
@@ -174,6 +175,15 @@ def test_a_path_inside_the_home_must_be_published(registry, publish) -> None:
         queries.delete(connection, artifact.digest)
     with pytest.raises(RefError, match="not a published artifact"):
         registry.resolve(str(artifact.path))
+
+
+def test_a_copy_inside_the_home_is_not_the_published_artifact(registry, publish) -> None:
+    artifact = publish()
+    copy = artifact.path.with_name("copy")
+    shutil.copytree(artifact.path, copy)
+    assert registry.resolve(str(artifact.path)) == artifact
+    with pytest.raises(RefError, match="not a published artifact"):
+        registry.resolve(str(copy))
 
 
 def test_a_broken_path_is_an_integrity_error(registry, tmp_path) -> None:

@@ -29,6 +29,7 @@ def test_home_is_the_variable_then_the_nearest_then_here(tmp_path: Path, monkeyp
 def test_looking_makes_nothing(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "none")
     assert registry.list() == []
+    assert registry.count() == 0
     assert registry.find("corpus", KEY) is None
     with pytest.raises(RefError):
         registry.resolve("a")
@@ -236,3 +237,11 @@ def test_a_run_is_found_by_its_key_alone(registry, publish) -> None:
     end = publish("checkpoint", "run", step=2)
     assert registry.list("checkpoint", key=early.key) == [end, early]
     assert registry.list("checkpoint", key=early.key, finished=False) == [early]
+
+
+def test_what_is_not_registered_gets_no_tag(registry, publish) -> None:
+    artifact = publish()
+    registry.remove(artifact)
+    with pytest.raises(RefError, match="corpus/tiny is not registered"):
+        registry.tag(artifact, "best")
+    assert not list(registry.home.glob("artifacts/*/*/tags/*"))

@@ -11,7 +11,7 @@ import pytest
 
 from bc2.registry import Artifact, Draft, Position, Registry, queries
 from bc2.report.page import MOST_BAD, MOST_SAMPLES, write_report
-from bc2.train.runs import RunFolder
+from bc2.train.runs import RunFolder, mark_running
 
 LogRun = Callable[..., Path]
 
@@ -211,3 +211,13 @@ def test_an_mfu_above_100_percent_comes_with_the_words_that_it_cannot_be(
     assert shown in html
     said = "median of steps; cannot be: the peak was measured too low"
     assert (said in html) == (share > 1)
+
+
+def test_a_run_that_goes_on_tells_the_time_left(log_run: LogRun) -> None:
+    folder = log_run(steps=20, total=40)
+    text = lambda: (folder / "report.html").read_text(encoding="utf-8")  # noqa: E731
+    page_of(folder)
+    assert "time left" not in text(), "nobody works on it"
+    with mark_running(folder):
+        page_of(folder)
+    assert "time left" in text()

@@ -233,3 +233,13 @@ def test_heldout_loss_is_what_a_plain_evaluation_gives(small: Path) -> None:
     assert last["heldout_tokens"] == count
     assert last["heldout_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert last["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
+
+
+def test_rows_are_written_as_often_as_asked_and_at_the_end(small: Path) -> None:
+    artifact, rows = train("pretrain.log_every=5", "pretrain.eval_tokens=0")
+    steps = [row for row in rows if row["event"] == "step"]
+    assert [row["step"] for row in steps] == [5, 10, 12]
+    # Of that step alone, 8 samples each.
+    assert [row["samples"] for row in steps] == [[32, 39], [72, 79], [88, 95]]
+    assert artifact.position is not None
+    assert artifact.position.step == 12

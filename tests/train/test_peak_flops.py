@@ -210,3 +210,23 @@ def test_peaks_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert KeptPeaks.of_user().path == tmp_path / ".cache" / "bc2" / "peaks.json"
+
+
+def test_a_user_without_a_home_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "home", no_home)
+    assert KeptPeaks.of_user().path is None
+
+
+def test_a_file_that_cannot_be_read_is_said_once_and_done_without(
+    kept: KeptPeaks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kept.path is not None
+    kept.path.mkdir(parents=True)  # no file, whoever asks
+    assert kept.find(KEY) is None
+    assert kept.find(KEY) is None
+    said = f"the peaks kept in {kept.path} cannot be read (Is a directory)\n"
+    assert capsys.readouterr().err == said

@@ -98,3 +98,10 @@ def test_text_that_would_come_too_often():
 
 def test_the_limit_is_not_part_of_the_key():
     assert config(max_epochs=2.0).keyed() == config().keyed()
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    settings = config()
+    long = settings.schedule.model_copy(update={"warmup": settings.length})
+    with pytest.raises(RecipeError, match="does not end within the run"):
+        planned(shards(CARRIED), settings.model_copy(update={"schedule": long}))

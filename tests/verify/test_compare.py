@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bc2.registry import Artifact, Draft, Registry
-from bc2.verify.compare import compare_bits, compare_losses
+from bc2.verify.compare import compare_bits, compare_losses, first_file
 
 
 def rows(steps: int, **changed: Any) -> list[dict[str, Any]]:
@@ -75,3 +75,63 @@ def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
     assert compare_losses(one, other, 1, 1e-5)[0] == (
         "step 2: step with samples [8, 15], and step with [8, 16]"
     )
+
+
+def test_files_and_tensors_of_one_checkpoint_alone(tmp_path: Path) -> None:
+    """Where the logs are the same, and what is missing or differs is another file."""
+    registry = Registry.open(tmp_path / "home")
+
+    def with_files(seed: int, **files: bytes) -> Artifact:
+        with registry.stage(Draft("checkpoint", "x", f"{seed:064}")) as staged:
+            (staged.path / "metrics.jsonl").write_text("")
+            for name, data in files.items():
+                (staged.path / name).write_bytes(data)
+            return staged.publish()
+
+    one, same = with_files(1, a=b"1"), with_files(2, a=b"1")
+    assert first_file(one, same) is None
+    assert first_file(one, with_files(3, a=b"2")) == "the file a"
+    assert first_file(one, with_files(4, a=b"1", b=b"2")) == "b is in one checkpoint alone"
+    assert first_file(one, with_files(5)) == "a is in one checkpoint alone"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "found"),
+    [
+        ({"a": np.ones(4, np.float32)}, "the tensor b is in one model.safetensors alone"),
+        (
+            {"a": np.ones(4, np.float32), "b": np.ones(3, np.float32)},
+            "the tensor b of model.safetensors: 2 of 2 numbers",
+        ),
+        (
+            {"a": np.array([1, 1, 1, np.nan], np.float32), "b": np.zeros(2, np.float32)},
+            "the tensor a of model.safetensors: 1 of 4 numbers",
+        ),
+        (
+            {
+                "b": np.zeros(2, np.float32),
+                "a": np.ones(4, np.float32),
+                "c": np.ones(1, np.float32),
+            },
+            "the header of model.safetensors",
+        ),
+    ],
+)
+def test_the_first_tensor_that_differs(
+    tmp_path: Path, theirs: dict[str, np.ndarray], found: str
+) -> None:
+    registry = Registry.open(tmp_path / "home")
+
+    def of(tensors: dict[str, np.ndarray], seed: int) -> Artifact:
+        with registry.stage(Draft("checkpoint", "x", f"{seed:064}")) as staged:
+            save_file(tensors, staged.path / "model.safetensors")
+            return staged.publish()
+
+    mine = {"a": np.ones(4, np.float32), "b": np.zeros(2, np.float32)}
+    assert first_file(of(mine, 1), of(theirs, 2)) == found
+
+
+def test_fewer_rows_of_another_layout(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    one, shorter = checkpoint(registry, rows(4)), checkpoint(registry, rows(3))
+    assert compare_losses(one, shorter, 0, 1e-5)[0] == "4 rows of metrics, and 3"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bc2.data.loader import Batch, pack
 from bc2.model.model_config import ModelConfig
-from bc2.model.transformer import Transformer
+from bc2.model.transformer import Attention, Head, Linear, Transformer
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
@@ -206,3 +206,39 @@ def test_compiled_gives_the_same_numbers_and_settles() -> None:
     assert graphs[0] > 0
     # Each size that varies (documents, the max_seqlen one) costs a graph when it first does.
     assert graphs[-1] == graphs[9]
+
+
+def kernels(engine: LocalEngine) -> tuple[set[str], set[bool], set[bool]]:
+    """Backends of attention, whether layers take their gradients by bmm, compiled heads."""
+    modules = list(engine.model.modules())
+    heads = [module for module in modules if isinstance(module, Head)]
+    linear = [m for m in modules if isinstance(m, Linear) and not isinstance(m, Head)]
+    return (
+        {module.backend for module in modules if isinstance(module, Attention)},
+        {module.bmm_backward for module in linear},
+        {head.compiled for head in heads},
+    )
+
+
+def test_compiling_takes_the_kernels_that_are_fast_on_a_cpu() -> None:
+    """Nothing is compiled before the first forward pass: it is only asked for here."""
+    assert kernels(LocalEngine(model(), AdamWConfig())) == ({"auto"}, {False}, {False})
+    compiled = LocalEngine(model(), AdamWConfig(), compile=True)
+    assert kernels(compiled) == ({"bmm"}, {True}, {True})
+    asked = model()
+    for layer in asked.model.layers:
+        layer.self_attn.backend = "naive"
+    backends, _, _ = kernels(LocalEngine(asked, AdamWConfig(), compile=True))
+    assert backends == {"naive"}
+
+
+def test_what_an_engine_holds_is_its_weights_and_states() -> None:
+    engine = LocalEngine(model(), AdamWConfig())
+    weights = {p.data_ptr() for p in engine.model.parameters()}
+    assert {held.data_ptr() for held in engine.held_tensors()} == weights, "no states yet"
+    whole = batch(rows(4))
+    engine.accumulate([whole], OBJECTIVE, tokens=whole.num_labels)
+    engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=1.0)
+    held = [one for one in engine.held_tensors() if one.numel() > 1]
+    number = sum(p.numel() for p in engine.model.parameters())
+    assert sum(one.numel() for one in held) == 3 * number, "and two moments of each"

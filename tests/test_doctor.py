@@ -1,0 +1,81 @@
+"""What `bc2 doctor` finds wrong; that it finds nothing wrong here is in test_cli."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bc2 import doctor
+from bc2.cli import main
+from bc2.registry import Registry
+
+Diagnose = Callable[[], doctor.Diagnosis]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def fail_to_import(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    plain = importlib.import_module
+
+    def imported(name: str) -> Any:
+        if name == broken:
+            raise OSError("libcuda.so.1: no such file\nand more")
+        return plain(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", imported)
+
+
+def test_a_package_that_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", {"no-such-package": None})
+    found = doctor.diagnose()
+    assert found.packages == {"no-such-package": "missing"}
+    assert found.problems == ["no-such-package is not installed: pip install bc2"]
+
+
+def test_packages_that_do_not_import(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", {"safetensors": "safetensors"})
+    monkeypatch.setattr(doctor, "EXTRAS", {"some": {"safetensors": "safetensors"}})
+    fail_to_import(monkeypatch, "safetensors")
+    found = doctor.diagnose()
+    assert found.packages["safetensors"].endswith(", does not import")
+    assert found.extras["some"] == "safetensors broken"
+    required, extra = found.problems
+    assert required == extra
+    assert required.endswith("does not import: OSError: libcuda.so.1: no such file")
+
+
+def test_a_disk_that_is_nearly_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(free=doctor.LOW_DISK - 1)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: free)
+    assert any("GiB free at" in problem for problem in doctor.diagnose().problems)
+
+
+def test_a_home_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    (problem,) = doctor.diagnose().problems
+    assert problem == f"no right to write in {home.parent}: set BC2_HOME to another place"
+
+
+def test_artifacts_are_counted_and_a_broken_index_is_a_problem(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry.open(home)
+    home.mkdir()
+    _ = registry.index
+    assert doctor.diagnose().registry["artifacts"] == 0
+    registry.index_file.write_bytes(b"no database" * 1000)
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", "--json"])
+    assert caught.value.code == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "the registry does not open" in problem

@@ -1,0 +1,35 @@
+"""What is asked of a verification before any run is made."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bc2.errors import ResourceError
+from bc2.recipe import load
+from bc2.registry import Registry
+from bc2.train.rank_layout import recipe_layout
+from bc2.train.training_settings import TrainingSettings
+from bc2.verify import attempts
+from bc2.verify.resume import ResumeRequest, verify_resume
+
+
+def test_there_must_be_room_for_the_checkpoints(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("no run is to be started")
+
+    monkeypatch.setattr(attempts.subprocess, "Popen", started)
+    registry = Registry.open()
+    settings = TrainingSettings.of(load("small.toml"))
+    (tokens,), (tokenizer,) = registry.list("tokens"), registry.list("tokenizer")
+    request = ResumeRequest(settings, tokens, tokenizer, recipe_layout(settings, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ResourceError, match="the checkpoints of the tried runs need") as caught:
+        verify_resume(request, registry)
+    assert "BC2_HOME" in str(caught.value.todo)
+    assert not list(registry.staging.glob("*"))
