@@ -41,7 +41,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         left = list(programs)
 
         def started(command: list[str], **named: Any) -> subprocess.Popen[bytes]:
-            assert command[1:4] == ["-m", "bc2", "pretrain"]
+            assert command[1:5] == ["-P", "-m", "bc2", "pretrain"]
             program = left.pop(0) if len(left) > 1 else left[0]
             return start([sys.executable, "-c", program, str(tmp_path), str(steps)], **named)
 
