@@ -54,8 +54,12 @@ def fit_scaling_law(
     huber: Annotated[
         float | None, typer.Option(help="Threshold on log loss; else 0.001 from 30 points on.")
     ] = None,
-    level: Annotated[float, typer.Option(help="Share of cases that intervals cover.")] = 0.8,
-    replicates: Annotated[int, typer.Option(help="Refits of the bootstrap.")] = 1000,
+    level: Annotated[
+        float | None, typer.Option(help="Share of cases that intervals cover; else 0.8.")
+    ] = None,
+    replicates: Annotated[
+        int | None, typer.Option(help="Refits of the bootstrap; else 1000.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the law.")] = None,
     predict: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Predict the final loss of this recipe.")
@@ -64,8 +68,12 @@ def fit_scaling_law(
     budget: Annotated[
         float | None, typer.Option(metavar="FLOPS", help="Find the best size for this compute.")
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Of the shape for a budget.")] = 125_696,
-    gpus: Annotated[int, typer.Option(help="Devices for the prediction's hours.")] = 1,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Of the shape for a budget; else 125696.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Devices for the prediction's hours; else 1.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="As in bc2 plan: h100, cpu ...")] = None,
     price: Annotated[str | None, typer.Option(help="Of a device's hour, such as 2.5/hour.")] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of the peak that is reached.")] = None,
@@ -81,20 +89,41 @@ def fit_scaling_law(
     from bc2.registry import Registry
     from bc2.scaling.law_request import LawRequest, Questions, ask, read_law
 
+    request = LawRequest(
+        tuple(runs or ()), points, tuple(where or ()), loss_unit, count_params, count_flops,
+        form, mix, huber, level, replicates, name,
+    )  # fmt: skip
+    about_device = {"--gpus": gpus, "--price": price, "--mfu": mfu}
+    if predict is None:
+        _refuse({"--set": set_, "--device": device, **about_device}, "a prediction",
+                "give --predict RECIPE")  # fmt: skip
+    if device is None:
+        _refuse(about_device, "a device", "give --device, such as h100")
+    if budget is None:
+        _refuse({"--vocab-size": vocab_size}, "a budget", "give --budget FLOPS")
+    if law is not None and (fresh or request != LawRequest()):
+        raise UsageError(
+            "--law excludes what a new law is fitted with",
+            todo="leave out --law, or all but --predict, --budget and what they take",
+        )
+
+    options = {"gpus": 1 if gpus is None else gpus, "device": device, "price": price, "mfu": mfu}
+    plan = partial(_plan, **options) if device else None
+    questions = Questions(predict, tuple(set_ or ()), budget, vocab_size, plan)
+    questions.check()
     registry, output = Registry.open(), Output.of(json=json, quiet=quiet)
     if law is not None:
-        if runs or points:
-            raise UsageError("--law excludes --runs and --points", todo="give one of them")
         artifact, made = registry.resolve(law, "law"), False
     else:
-        request = LawRequest(
-            tuple(runs or ()), points, tuple(where or ()), loss_unit, count_params, count_flops,
-            form, mix, huber, level, replicates, name,
-        )  # fmt: skip
-        artifact, made = request.obtain(registry, fresh=fresh)
-    plan = partial(_plan, gpus=gpus, device=device, price=price, mfu=mfu) if device else None
-    questions = Questions(predict, tuple(set_ or ()), budget, vocab_size, plan)
+        artifact, made = request.obtain(registry, questions, fresh=fresh)
     _show(artifact, read_law(artifact), ask(registry, artifact, questions), output, made=made)
+
+
+def _refuse(given: dict[str, object], about: str, todo: str) -> None:
+    """Options that would be ignored. Raises: UsageError naming the first that was given."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} is about {about}", todo=todo)
 
 
 def _plan(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +14,21 @@ from bc2.console import note
 from bc2.errors import UsageError, nearest
 from bc2.files import make_directory
 from bc2.pipeline.session import Session
-from bc2.recipe import load
+from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
 from bc2.registry.draft import SHORT
 from bc2.scaling.compare import choose_form
-from bc2.scaling.decide import Allocation, Prediction, allocate, predict, warn_of_other_text
+from bc2.scaling.decide import (
+    VOCAB_SIZE,
+    Allocation,
+    Prediction,
+    allocate,
+    check_budget,
+    check_prediction,
+    predict,
+    tokens_of,
+    warn_of_other_text,
+)
 from bc2.scaling.isoflop_law import NAME as ISOFLOP
 from bc2.scaling.law import LAW, Law, settings_of
 from bc2.scaling.law_config import LawSettings
@@ -42,12 +53,19 @@ class LawRequest:
     form: str | None = None
     mix: bool = False
     huber: float | None = None
-    level: float = 0.8
-    replicates: int = 1000
+    level: float | None = None
+    replicates: int | None = None
+    """These three None: as `LawSettings` has them."""
     name: str | None = None
 
-    def obtain(self, registry: Registry, *, fresh: bool = False) -> tuple[Artifact, bool]:
+    def obtain(
+        self, registry: Registry, questions: Questions, *, fresh: bool = False
+    ) -> tuple[Artifact, bool]:
         """The law, found or fitted and registered; and whether it was fitted now.
+
+        Args:
+            questions: what it is to be asked: one that it cannot answer is refused before the
+                fit, which may take long.
 
         Raises:
             UsageError, DataError, RefError: options, points or runs that make no law.
@@ -57,6 +75,7 @@ class LawRequest:
             settings, parents, default = *self._of_table(self.points), _as_name(self.points.stem)
         else:
             settings, parents, default = self._of_runs(registry)
+        questions.check(settings)
         session = Session(registry, fresh=fresh)
         made = session.obtain_recorded(
             "law", self.name or default, settings, {"checkpoint": parents}
@@ -67,18 +86,22 @@ class LawRequest:
         _one_of(self.loss_unit, get_args(LossUnit), "--loss-unit")
         _one_of(self.count_params, ("non-embedding", "total"), "--count-params")
         _one_of(self.count_flops, get_args(FlopsConvention), "--count-flops")
-        if not 0 < self.level < 1:
+        if self.level is not None and not 0 < self.level < 1:
             raise UsageError(f"--level {self.level:g} is no share", todo="e.g. 0.8")
-        if self.replicates < 50:
+        if self.replicates is not None and self.replicates < 50:
             raise UsageError(f"--replicates {self.replicates} are too few", todo="give 50 or more")
-        if self.huber is not None and not self.huber > 0:
-            raise UsageError(f"--huber {self.huber:g} is not above 0", todo="e.g. 0.001")
+        if self.huber is not None and not 0 < self.huber < float("inf"):
+            raise UsageError(f"--huber {self.huber:g} is no number above 0", todo="e.g. 0.001")
         if self.points is not None and self.runs:
             raise UsageError("--points and --runs exclude each other", todo="give one of them")
         table_alone = {"--where": self.where, "--loss-unit": self.loss_unit}
         for option, value in table_alone.items():
             if value and self.points is None:
                 raise UsageError(f"{option} is about a table", todo="give --points FILE.csv")
+        if self.mix and self.points is not None:
+            raise UsageError(
+                "--mix is about runs: of a table nothing is known", todo="leave it out"
+            )
         if self.count_flops is not None and self.points is not None:
             raise UsageError(
                 "--count-flops is about runs: a table has its FLOPs", todo="leave it out"
@@ -86,7 +109,8 @@ class LawRequest:
 
     @property
     def _others(self) -> dict[str, Any]:
-        return {"huber": self.huber, "level": self.level, "replicates": self.replicates}
+        given = {"huber": self.huber, "level": self.level, "replicates": self.replicates}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _of_table(self, path: Path) -> tuple[LawSettings, list[Artifact]]:
         count: ParamsConvention = self.count_params or "unstated"  # type: ignore[assignment]
@@ -148,13 +172,45 @@ class Questions:
     overrides: tuple[str, ...] = ()
     budget: float | None = None
     """FLOPs."""
-    vocab_size: int = 125_696
+    vocab_size: int | None = None
+    """Of the shape for a budget; None: Baichuan 2's."""
     plan: Callable[[Any], dict[str, Any]] | None = None
     """Recipe -> what it takes on given devices, as `bc2 plan` has it."""
 
     @property
     def any(self) -> bool:
         return self.predict is not None or self.budget is not None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What is to be predicted."""
+        assert self.predict is not None
+        return load(self.predict, self.overrides)
+
+    @cached_property
+    def planned(self) -> dict[str, Any] | None:
+        return self.plan(self.recipe) if self.plan else None
+
+    def check(self, settings: LawSettings | None = None) -> None:
+        """Find what is wrong with the questions without a fit.
+
+        Args:
+            settings: of the law; None: what is wrong whatever the law.
+
+        Raises:
+            UsageError, RecipeError: they make no sense, or such a law cannot answer them.
+        """
+        if self.predict is not None:
+            tokens_of(self.recipe)
+            _ = self.planned
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise UsageError(f"--vocab-size {self.vocab_size} is too small", todo="e.g. 125696")
+        if settings is None:
+            return
+        if self.predict is not None:
+            check_prediction(settings)
+        if self.budget is not None:
+            check_budget(settings, self.budget)
 
 
 @dataclass(frozen=True)
@@ -187,17 +243,16 @@ def ask(registry: Registry, artifact: Artifact, questions: Questions) -> Answers
     prediction = allocation = plan = None
     targets = []
     if questions.predict is not None:
-        recipe = load(questions.predict, questions.overrides)
+        recipe, plan = questions.recipe, questions.planned
         if artifact.parents:
             warn_of_other_text(registry, registry.parents(artifact), recipe)
         prediction = predict(law, recipe)
-        plan = questions.plan(recipe) if questions.plan else None
         targets.append(
             Target(prediction.target, prediction.params, prediction.tokens, prediction.flops,
                    prediction.loss)
         )  # fmt: skip
     if questions.budget is not None:
-        allocation = allocate(law, questions.budget, questions.vocab_size)
+        allocation = allocate(law, questions.budget, questions.vocab_size or VOCAB_SIZE)
         name = f"budget-{questions.budget:.3g}"
         targets.append(
             Target(name, allocation.params.value, allocation.tokens.value, allocation.flops,
