@@ -21,6 +21,7 @@ from bc2.scaling.forms.chinchilla import CHINCHILLA
 from bc2.scaling.isoflop import Growth, Optima, find_optima, growth
 from bc2.scaling.law import LAW, points_of
 from bc2.scaling.law_config import LawSettings
+from bc2.scaling.picture import lay_out
 from bc2.scaling.points import Conventions, Floats, Points
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _draw(optima: Optima, params: Growth, points: Points | None, path: Path) -> 
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "bc2"}):
         figure = _figure(optima, params, points)
+        lay_out(figure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=150, metadata=metadata)

@@ -50,12 +50,21 @@ def draw_law(law: Law, path: Path, targets: Sequence[Target] = ()) -> list[Path]
     made = []
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "bc2"}):
         figure = _figure(law, targets)
+        lay_out(figure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=150, metadata=metadata)
             made.append(path.with_name(f"{path.name}.{kind}"))
             replace_durably(made[-1], content.getvalue())
     return made
+
+
+def lay_out(figure: Figure) -> None:
+    """Work the layout out, once for all formats: it takes longer than to draw them."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _figure(law: Law, targets: Sequence[Target]) -> Figure:
