@@ -91,7 +91,7 @@ class LawRequest:
         if self.replicates is not None and self.replicates < 50:
             raise UsageError(f"--replicates {self.replicates} are too few", todo="give 50 or more")
         if self.huber is not None and not 0 < self.huber < float("inf"):
-            raise UsageError(f"--huber {self.huber:g} is no number above 0", todo="e.g. 0.001")
+            raise UsageError(f"--huber {self.huber:g} is not above 0 and finite", todo="e.g. 0.001")
         if self.points is not None and self.runs:
             raise UsageError("--points and --runs exclude each other", todo="give one of them")
         table_alone = {"--where": self.where, "--loss-unit": self.loss_unit}

@@ -185,7 +185,7 @@ def test_a_question_without_an_answer_is_refused_before_the_fit(
         (("--law", "x", "--form", "power"), 2, "excludes what a new law is fitted with"),
         (("--law", "x", "--level", "0.8"), 2, "excludes what a new law is fitted with"),
         (("--points", "runs.csv", "--mix"), 2, "--mix is about runs"),
-        (("--points", "runs.csv", "--huber", "inf"), 2, "no number above 0"),
+        (("--points", "runs.csv", "--huber", "inf"), 2, "not above 0 and finite"),
         (("--points", "runs.csv", "--device", "h100"), 2, "--device is about a prediction"),
         (("--points", "runs.csv", "--set", "a.b=1"), 2, "--set is about a prediction"),
         (("--points", "runs.csv", "--predict", "7b", "--gpus", "8"), 2, "--gpus is about a device"),
