@@ -129,7 +129,7 @@ class LawAt:
 
     def gradient(self, theta: Floats) -> Floats:
         """[p]."""
-        return self.form.value_and_jacobian(theta, self.at)[1][0]
+        return np.asarray(self.form.value_and_jacobian(theta, self.at)[1][0])
 
 
 def law_at(fit: Fit, x: Floats) -> LawAt:
