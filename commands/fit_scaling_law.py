@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from bc2.options import Fresh, Json, Quiet, Set, verb
 if TYPE_CHECKING:
     from bc2.recipe import Recipe
     from bc2.registry import Artifact
-    from bc2.scaling.law_request import Answers
+    from bc2.scaling.questions import Answers
 
 app = verb()
 
@@ -54,8 +55,12 @@ def fit_scaling_law(
     huber: Annotated[
         float | None, typer.Option(help="Threshold on log loss; else 0.001 from 30 points on.")
     ] = None,
-    level: Annotated[float, typer.Option(help="Share of cases that intervals cover.")] = 0.8,
-    replicates: Annotated[int, typer.Option(help="Refits of the bootstrap.")] = 1000,
+    level: Annotated[
+        float | None, typer.Option(help="Share of cases that intervals cover; else 0.8.")
+    ] = None,
+    replicates: Annotated[
+        int | None, typer.Option(help="Refits of the bootstrap; else 1000.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the law.")] = None,
     predict: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Predict the final loss of this recipe.")
@@ -64,8 +69,12 @@ def fit_scaling_law(
     budget: Annotated[
         float | None, typer.Option(metavar="FLOPS", help="Find the best size for this compute.")
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Of the shape for a budget.")] = 125_696,
-    gpus: Annotated[int, typer.Option(help="Devices for the prediction's hours.")] = 1,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Of the shape for a budget; else 125696.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Devices for the prediction's hours; else 1.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="As in bc2 plan: h100, cpu ...")] = None,
     price: Annotated[str | None, typer.Option(help="Of a device's hour, such as 2.5/hour.")] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of the peak that is reached.")] = None,
@@ -79,22 +88,46 @@ def fit_scaling_law(
     points and the intervals of its coefficients; its parents are the runs.
     """
     from bc2.registry import Registry
-    from bc2.scaling.law_request import LawRequest, Questions, ask, read_law
+    from bc2.scaling.law_request import LawRequest
+    from bc2.scaling.questions import Questions, ask, read_law
 
+    request = LawRequest(
+        tuple(runs or ()), points, tuple(where or ()), loss_unit, count_params, count_flops,
+        form, mix, huber, level, replicates, name,
+    )  # fmt: skip
+    about_device = {"--gpus": gpus, "--price": price, "--mfu": mfu}
+    if predict is None:
+        _refuse({"--set": set_, "--device": device, **about_device}, "a prediction",
+                "give --predict RECIPE")  # fmt: skip
+    if device is None:
+        _refuse(about_device, "a device", "give --device, such as h100")
+    if budget is None:
+        _refuse({"--vocab-size": vocab_size}, "a budget", "give --budget FLOPS")
+    if law is not None and (fresh or request != LawRequest()):
+        raise UsageError(
+            "--law excludes what a new law is fitted with",
+            todo="leave out --law, or all but --predict, --budget and what they take",
+        )
+
+    plan = None
+    if device is not None:
+        count = 1 if gpus is None else gpus
+        plan = partial(_plan, gpus=count, device=device, price=price, mfu=mfu)
+    questions = Questions(predict, tuple(set_ or ()), budget, vocab_size, plan)
+    questions.check()
     registry, output = Registry.open(), Output.of(json=json, quiet=quiet)
     if law is not None:
-        if runs or points:
-            raise UsageError("--law excludes --runs and --points", todo="give one of them")
         artifact, made = registry.resolve(law, "law"), False
     else:
-        request = LawRequest(
-            tuple(runs or ()), points, tuple(where or ()), loss_unit, count_params, count_flops,
-            form, mix, huber, level, replicates, name,
-        )  # fmt: skip
-        artifact, made = request.obtain(registry, fresh=fresh)
-    plan = partial(_plan, gpus=gpus, device=device, price=price, mfu=mfu) if device else None
-    questions = Questions(predict, tuple(set_ or ()), budget, vocab_size, plan)
+        artifact, made = request.obtain(registry, questions, fresh=fresh)
     _show(artifact, read_law(artifact), ask(registry, artifact, questions), output, made=made)
+
+
+def _refuse(given: Mapping[str, object], about: str, todo: str) -> None:
+    """Options that would be ignored. Raises: UsageError naming the first that was given."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} is about {about}", todo=todo)
 
 
 def _plan(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from bc2.errors import DataError
 from bc2.scaling.fit import Fit, fit
@@ -22,6 +23,9 @@ CHINCHILLA_FROM = 7
 
 #: Share of the points with the most compute that is held out, at least one.
 _HELD_OUT = 0.1
+
+#: Probability of naming an outlier where there is none.
+_OUTLIER = 0.01
 
 #: Share of the points that is looked at from each end for a group.
 _END = 1 / 12
@@ -48,8 +52,12 @@ def choose_form(name: str | None, points: Points) -> Form:
     """The form that was asked for, or the default for these points.
 
     Raises:
-        DataError: the points do not determine it; it names the forms that they do.
+        DataError: the points do not determine it; it names the forms that they do. Or all
+            have one loss.
     """
+    if np.ptp(points.log_loss) == 0:
+        what = f"all {len(points)} points have the same loss, {points.loss[0]:g}"
+        raise DataError(what, todo="check the column of the loss")
     if name == "kaplan" and not points.vary_apart():
         name = "kaplan-n" if points.distinct("params") > 1 else "kaplan-d"
     if name is None:
@@ -92,7 +100,7 @@ def held_out(form: Form, points: Points, level: float, huber: float | None) -> H
     profile = Profile(found)
     worst = 0.0
     for at, miss in enumerate(misses):
-        low, high = profile.log_bounds(law_at(found, x[at]), level, found.noise)
+        low, high = profile.log_bounds(law_at(found, x[at]), level, profile.noise)
         predicted = float(found.log_loss(x[at : at + 1])[0])
         half = high - predicted if miss > 0 else predicted - low
         worst = max(worst, abs(float(miss)) / half)
@@ -126,7 +134,12 @@ def influential(spread: Spread) -> list[Influence]:
     Of groups the one is named without which most is gained. It ends where one more point gains
     less than the points of that end do on average, the knee of the curve.
     """
-    refit = _Refit(spread.fit, spread.standard_errors())
+    errors = spread.standard_errors()
+    if not np.all(np.isfinite(errors) & (errors > 0)):
+        outlier = _outlier(spread.fit)
+        if outlier is not None:
+            return [outlier]
+    refit = _Refit(spread.fit, errors)
     points = spread.fit.points
     singles = [refit.moved([at], refit.without([at])[1], "") for at in range(len(points))]
     named = sorted((one for one in singles if one), key=lambda one: -one.errors)
@@ -134,6 +147,33 @@ def influential(spread: Spread) -> list[Influence]:
     (_, size, theta), end, order = max(ends, key=lambda one: one[0][0])
     group = refit.moved(list(order[:size]), theta, end) if size > 1 else None
     return ([group] if group else []) + named
+
+
+def _outlier(found: Fit) -> Influence | None:
+    """The point with which a least-squares fit determines no coefficients, and without which it
+    does. Standard errors that the point itself made cannot name it: they are those without it."""
+    points, form = found.points, found.form
+    rest = [points.without([at]) for at in range(len(points))]
+    if found.freedom < 2 or np.isfinite(found.huber) or any(undetermined(form, p) for p in rest):
+        return None
+    fits = [fit(form, one, found.huber) for one in rest]
+    at = int(np.argmin([one.objective for one in fits]))
+    best, freedom = fits[at], found.freedom - 1
+    # The test of the largest of n externally studentized residuals.
+    reach = float(student.ppf(1 - _OUTLIER / 2 / len(points), freedom))
+    if (found.objective - best.objective) * freedom <= reach**2 * best.objective:
+        return None
+    before, after = (np.array(list(one.coefficients.values())) for one in (found, best))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = np.abs(np.log(after / before)) / Profile(best).standard_errors()
+    moved = np.where(np.isfinite(moved), moved, 0)
+    worst = int(np.argmax(moved))
+    if moved[worst] <= 1:
+        return None
+    return Influence(
+        (points.names[at],), form.symbols[worst], float(before[worst]), float(after[worst]),
+        float(moved[worst]), "",
+    )  # fmt: skip
 
 
 def _ends(points: Points) -> Iterator[tuple[str, NDArray[np.intp]]]:
@@ -181,7 +221,8 @@ class _Refit:
             return None
         before = found.form.coefficients(found.theta, found.center)
         after = found.form.coefficients(theta, found.center)
-        moved = np.abs(np.log(np.abs(after)) - np.log(np.abs(before))) / self.errors
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.abs(np.log(np.abs(after)) - np.log(np.abs(before))) / self.errors
         moved = np.where(np.isfinite(moved), moved, 0)
         worst = int(np.argmax(moved))
         if moved[worst] <= 1:

@@ -15,8 +15,10 @@ from bc2.pipeline.session import Session
 from bc2.recipe import Recipe, Section
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import parent_of_kind
+from bc2.scaling.forms import FORMS
 from bc2.scaling.intervals import Interval
 from bc2.scaling.law import Law
+from bc2.scaling.law_config import LawSettings
 from bc2.scaling.shapes import nearest_shape
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
@@ -25,6 +27,9 @@ from bc2.train.training_settings import TrainingSettings
 
 #: A prediction for more than this times the largest compute that was fitted is warned of.
 FAR = 100.0
+
+#: Rows of the embedding of a shape: Baichuan 2's tokenizer.
+VOCAB_SIZE = 125_696
 
 
 @dataclass(frozen=True)
@@ -104,29 +109,15 @@ def predict(law: Law, recipe: Recipe) -> Prediction:
         RecipeError: the recipe does not say how many tokens it trains on.
         UsageError: the law does not say how it counts parameters or FLOPs.
     """
+    check_prediction(law.settings)
     model, training = recipe.get(ModelConfig), recipe.get(PretrainConfig)
-    tokens = _tokens(recipe, training)
+    tokens = tokens_of(recipe)
     conventions = law.points.conventions
-    if conventions.params == "unstated" and "params" in law.fit.form.variables:
-        raise UsageError(
-            "the law's table does not say whether its parameters count embeddings",
-            where="--predict",
-            todo="say it with --count-params non-embedding or total",
-        )
     params = float(
         model.num_params() if conventions.params == "total" else model.num_params_non_embedding()
     )
     counted = float(tokens * model.flops_per_token(training.sequence_length))
-    if conventions.flops == "counted":
-        flops = counted
-    elif conventions.params == "unstated":
-        raise UsageError(
-            "the law's C is 6ND, and its table does not say which parameters N counts",
-            where="--predict",
-            todo="say it with --count-params non-embedding or total",
-        )
-    else:
-        flops = 6 * params * tokens
+    flops = counted if conventions.flops == "counted" else 6 * params * tokens
     own, measured = law.loss_at(params, tokens, flops)
     reach = flops / law.largest_flops
     _warn_far(reach, measured)
@@ -159,7 +150,60 @@ def _warn_far(reach: float, loss: Interval) -> None:
         )
 
 
-def _tokens(recipe: Recipe, training: PretrainConfig) -> float:
+def check_prediction(settings: LawSettings) -> None:
+    """What a law predicts follows from its settings: known before it is fitted.
+
+    Raises:
+        UsageError: it says no losses, or not how it counts parameters or FLOPs.
+    """
+    _refuse_isoflop(settings, "--predict")
+    if settings.count_params != "unstated":
+        return
+    todo = "say it with --count-params non-embedding or total"
+    if "params" in FORMS[settings.form].variables:
+        what = "the law's table does not say whether its parameters count embeddings"
+        raise UsageError(what, where="--predict", todo=todo)
+    if settings.count_flops == "6ND":
+        what = "the law's C is 6ND, and its table does not say which parameters N counts"
+        raise UsageError(what, where="--predict", todo=todo)
+
+
+def check_budget(settings: LawSettings, flops: float) -> None:
+    """Whether a law of these settings says how a budget is shared.
+
+    Raises:
+        UsageError: it does not, or the budget is no number of FLOPs.
+    """
+    if not 0 < flops < float("inf"):
+        raise UsageError(f"--budget {flops:g} is no number of FLOPs", todo="e.g. --budget 1e21")
+    _refuse_isoflop(settings, "--budget")
+    if settings.form != "chinchilla":
+        raise UsageError(
+            f"a law of the form {FORMS[settings.form].formula} does not say how a budget is shared "
+            "between parameters and tokens",
+            where="--budget",
+            todo="fit --form chinchilla to runs that vary both apart",
+        )
+    if settings.count_flops != "6ND":
+        raise UsageError(
+            "the budget is counted as 6ND, and the law's FLOPs are counted otherwise",
+            where="--budget",
+            todo="fit with FLOPs of 6ND: leave the flops column out, or --count-flops 6ND",
+        )
+
+
+def _refuse_isoflop(settings: LawSettings, where: str) -> None:
+    if settings.form == "isoflop":
+        raise UsageError(
+            "an IsoFLOP law has optima and no losses",
+            where=where,
+            todo="fit --form chinchilla to the same points",
+        )
+
+
+def tokens_of(recipe: Recipe) -> float:
+    """Tokens that a recipe trains on. Raises: RecipeError if it does not say."""
+    training = recipe.get(PretrainConfig)
     length = Duration.parse(training.length)
     if length.unit == "epochs":
         raise RecipeError(
@@ -177,13 +221,12 @@ def allocate(law: Law, flops: float, vocab_size: int) -> Allocation:
     Raises:
         UsageError: the form does not say; or the best size is that of no shape.
     """
-    if not 0 < flops < float("inf"):
-        raise UsageError(f"--budget {flops:g} is no number of FLOPs", todo="e.g. --budget 1e21")
+    check_budget(law.settings, flops)
     params, tokens = law.optimum(flops)
-    _, loss = law.loss_at(params.value, tokens.value, flops)
-    _warn_far(flops / law.largest_flops, loss)
     total = law.points.conventions.params == "total"
     shape = nearest_shape(params.value, vocab_size, total=total)
+    _, loss = law.loss_at(params.value, tokens.value, flops)
+    _warn_far(flops / law.largest_flops, loss)
     size = float(shape.num_params() if total else shape.num_params_non_embedding())
     left = flops / 6 / size
     return Allocation(

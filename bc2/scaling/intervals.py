@@ -23,6 +23,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from bc2.scaling.fit import Fit
+from bc2.scaling.forms.form import Form
 from bc2.scaling.points import Floats
 
 #: Degrees of freedom from which the bootstrap over runs is used.
@@ -56,6 +57,11 @@ class Interval:
         return {"value": self.value, "low": low, "high": high}
 
 
+def open_interval(value: float) -> Interval:
+    """All values of a sign."""
+    return Interval(value, 0.0, np.inf) if value >= 0 else Interval(value, -np.inf, 0.0)
+
+
 class Spread(ABC):
     """What is known of a fit's uncertainty."""
 
@@ -79,8 +85,8 @@ class Spread(ABC):
     ) -> Interval:
         """A quantity with its interval; see `log_bounds`."""
         low, high = self.log_bounds(quantity, level, measurement)
-        best = float(np.exp(quantity(self.fit.theta)))
-        ends = float(np.exp(low)), float(np.exp(min(high, 700.0))) if high < 700 else np.inf
+        best = _exp(float(quantity(self.fit.theta)))
+        ends = _exp(low), _exp(high)
         return Interval(best, *ends) if sign > 0 else Interval(-best, -ends[1], -ends[0])
 
     def coefficient(self, index: int, level: float) -> Interval:
@@ -98,6 +104,11 @@ class Spread(ABC):
         return np.array([(high - low) / 2 for low, high in ends])
 
 
+def _exp(value: float) -> float:
+    """Infinite, without a warning, where it is beyond what a number holds."""
+    return float(np.exp(value)) if value < 700 else np.inf
+
+
 def _coefficient(fit: Fit, index: int) -> LogQuantity:
     def log(theta: Floats) -> Floats:
         return np.log(np.abs(fit.form.coefficients(theta, fit.center)[..., index]))
@@ -105,15 +116,25 @@ def _coefficient(fit: Fit, index: int) -> LogQuantity:
     return log
 
 
-def law_at(fit: Fit, x: Floats) -> LogQuantity:
-    """The log loss of the law at one set of natural logarithms of its variables, [v]."""
-    at = (x - fit.center)[None]
+@dataclass(frozen=True)
+class LawAt:
+    """The log loss of a law at one set of centred logarithms of its variables, [1, v]."""
 
-    def log(theta: Floats) -> Floats:
-        each = [fit.form.log_loss(one, at)[0] for one in theta.reshape(-1, theta.shape[-1])]
+    form: Form
+    at: Floats
+
+    def __call__(self, theta: Floats) -> Floats:
+        each = [self.form.log_loss(one, self.at)[0] for one in theta.reshape(-1, theta.shape[-1])]
         return np.array(each).reshape(theta.shape[:-1])
 
-    return log
+    def gradient(self, theta: Floats) -> Floats:
+        """[p]."""
+        return np.asarray(self.form.value_and_jacobian(theta, self.at)[1][0])
+
+
+def law_at(fit: Fit, x: Floats) -> LawAt:
+    """The log loss of the law at one set of natural logarithms of its variables, [v]."""
+    return LawAt(fit.form, (x - fit.center)[None])
 
 
 @dataclass(frozen=True)
@@ -161,7 +182,12 @@ class Bootstrap(Spread):
 
 @dataclass(frozen=True)
 class Profile(Spread):
-    """Profiles of the sum of squares, with Student's t."""
+    """Profiles of the sum of squares, with Student's t.
+
+    A Huber fit is not the least sum of squares of the points, but it is that of pseudo-values: the
+    fit with its errors cut at the threshold, over the share that is not cut (Huber 1981, section
+    7.10). The squares are of those, so that no outlier moves or widens an interval.
+    """
 
     fit: Fit
     method: str = field(init=False, default="")
@@ -171,12 +197,30 @@ class Profile(Spread):
         object.__setattr__(self, "method", f"profile of squares, t of {freedom} degrees of freedom")
 
     @cached_property
+    def _measured(self) -> Floats:
+        """Log loss, or its pseudo-values, [n]."""
+        fit = self.fit
+        if np.isinf(fit.huber):
+            return fit.problem.log_loss
+        errors = fit.errors
+        inside = max(float(np.mean(np.abs(errors) <= fit.huber)), 1 / len(errors))
+        return np.asarray(
+            fit.problem.log_loss - errors + np.clip(errors, -fit.huber, fit.huber) / inside
+        )
+
+    @cached_property
     def _least(self) -> Any:
         return least_squares(self._errors, self.fit.theta, self._jacobian, method="lm", xtol=1e-12)
 
+    @property
+    def noise(self) -> float:
+        """Of a measurement, as the squares have it: `Fit.noise`, but for outliers. Points that lie
+        on the law exactly still need a scale."""
+        return max(float(np.sqrt(2 * self._least.cost / self.fit.freedom)), _EXACT)
+
     def _errors(self, theta: Floats) -> Floats:
         problem = self.fit.problem
-        return problem.form.log_loss(theta, problem.x) - problem.log_loss
+        return problem.form.log_loss(theta, problem.x) - self._measured
 
     def _jacobian(self, theta: Floats) -> Floats:
         problem = self.fit.problem
@@ -185,15 +229,15 @@ class Profile(Spread):
     def log_bounds(
         self, quantity: LogQuantity, level: float, measurement: float | None = None
     ) -> tuple[float, float]:
-        least = self._least
+        least, noise = self._least, self.noise
         squares = 2 * least.cost
-        # Points that lie on the law exactly still need a scale.
-        noise = max(float(np.sqrt(squares / self.fit.freedom)), _EXACT)
         best = float(quantity(least.x))
         slope = _gradient(quantity, least.x)
         covariance = np.linalg.pinv(least.jac.T @ least.jac)
         error = noise * float(np.sqrt(max(float(slope @ covariance @ slope), 1e-24)))
         # A measurement adds its own noise; it may be larger than that of the residuals.
+        if measurement is not None:
+            measurement = max(measurement, _EXACT)
         stiffness = noise / error * _STIFF if measurement is None else noise / measurement
         reach = float(student.ppf((1 + level) / 2, self.fit.freedom))
         scale = float(np.hypot(error, 0.0 if measurement is None else measurement))
@@ -246,7 +290,9 @@ class _Held:
 
 
 def _gradient(quantity: LogQuantity, theta: Floats) -> Floats:
-    """By central differences, [p]."""
+    """The law's own, or by central differences, [p]."""
+    if isinstance(quantity, LawAt):
+        return quantity.gradient(theta)
     step = 1e-5
     moved = theta + step * np.concatenate([np.eye(len(theta)), -np.eye(len(theta))])
     up, down = np.split(np.asarray(quantity(moved)), 2)

@@ -8,7 +8,7 @@ as in Porian et al. 2024 (arXiv 2406.19146); the parabola's is given beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,8 @@ class Optima:
     parabola: Floats | None = None
     """The size by a parabola through the five points around the lowest, for comparison."""
     left_out: tuple[float, ...] = ()
-    """Budgets whose lowest point is their smallest or largest size: the optimum lies outside."""
+    """Budgets of too few sizes, or whose lowest point is their smallest or largest: the optimum
+    lies outside."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ def find_optima(points: Points) -> Optima:
     """The optimum of each budget.
 
     Raises:
-        DataError: fewer than two budgets have an optimum between their smallest and largest size.
+        DataError: fewer than two budgets have enough sizes and their optimum between the smallest
+            and the largest.
     """
     found, left_out = [], []
     for budget in _budgets(points):
-        one = points.take(budget[np.argsort(points.params[budget])])
+        one = _by_size(points.take(budget))
         lowest = int(np.argmin(one.loss))
         flops = float(np.exp(one.logs("flops").mean()))
         if len(one) < _FEWEST or lowest in (0, len(one) - 1):
@@ -71,13 +73,16 @@ def find_optima(points: Points) -> Optima:
             found.append((flops, *_valley(one), _parabola(one, lowest)))
     if len(found) < 2:
         raise DataError(
-            f"{len(found)} budgets of {len(found) + len(left_out)} have their least loss between "
-            "their smallest and largest size; an IsoFLOP law needs two",
-            todo=f"add runs of equal flops, at least {_FEWEST} sizes each, or take another --form",
+            f"{len(found)} budgets of {len(found) + len(left_out)} have {_FEWEST} sizes or more "
+            "and their least loss between the smallest and the largest; an IsoFLOP law needs two",
+            todo="add runs of equal flops, or take another --form",
         )
     if left_out:
         budgets = ", ".join(f"{flops:.3g}" for flops in left_out)
-        note(f"budgets left out, since their least loss is at an end of their sizes: {budgets}")
+        note(
+            f"budgets left out, of fewer than {_FEWEST} sizes or with their least loss at an end "
+            f"of them: {budgets}"
+        )
     flops, params, tokens, loss, parabola = np.array(found).T
     return Optima(flops, params, tokens, loss, parabola, tuple(left_out))
 
@@ -89,7 +94,8 @@ def growth(flops: Floats, values: Floats, level: float) -> Growth:
     t = float(student.ppf((1 + level) / 2, freedom)) if freedom else np.inf
     exponent = _interval(found.slope, t * found.stderr if freedom else np.inf)
     scale = _interval(found.intercept, t * found.intercept_stderr if freedom else np.inf)
-    ends = (float(np.exp(min(end, 700.0))) for end in (scale.value, scale.low, scale.high))
+    ends = (float(np.exp(end)) if end < 700 else np.inf for end in
+            (scale.value, scale.low, scale.high))  # fmt: skip
     return Growth(exponent, Interval(*ends))
 
 
@@ -101,6 +107,16 @@ def _budgets(points: Points) -> list[NDArray[np.intp]]:
     order = points.by_flops()
     jumps = np.flatnonzero(np.diff(points.logs("flops")[order]) > _SAME_BUDGET) + 1
     return np.split(order, jumps)
+
+
+def _by_size(points: Points) -> Points:
+    """One point a size, in their order; repeats (other seeds) count as their geometric mean."""
+    sizes, first, group = np.unique(
+        np.round(points.logs("params"), 9), return_index=True, return_inverse=True
+    )
+    mean = np.bincount(group, points.log_loss) / np.bincount(group)
+    one = points.take(first)
+    return replace(one, loss=np.exp(mean)) if len(sizes) < len(points) else one
 
 
 def _valley(one: Points) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ from bc2.scaling.forms.chinchilla import CHINCHILLA
 from bc2.scaling.isoflop import Growth, Optima, find_optima, growth
 from bc2.scaling.law import LAW, points_of
 from bc2.scaling.law_config import LawSettings
+from bc2.scaling.picture import lay_out
 from bc2.scaling.points import Conventions, Floats, Points
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def write(settings: LawSettings, folder: Path) -> Mapping[str, Any]:
     result = _as_json(settings, optima, parametric, params, tokens)
     (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False))
     (folder / "optima.csv").write_text(_csv(result["optima"]))
-    _draw(optima, params, None if settings.optima else points_of(settings), folder / "law")
+    points = None if settings.optima else points_of(settings)
+    _draw(optima, params, points, result["conventions_text"], folder / "law")
     return {
         "form": NAME, "a": params.exponent.value, "b": tokens.exponent.value,
         "budgets": len(optima.flops), "conventions": result["conventions_text"],
@@ -112,11 +114,15 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _draw(optima: Optima, params: Growth, points: Points | None, path: Path) -> None:
+def _draw(
+    optima: Optima, params: Growth, points: Points | None, conventions: str, path: Path
+) -> None:
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "bc2"}):
         figure = _figure(optima, params, points)
+        figure.suptitle(conventions, fontsize=9)
+        lay_out(figure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=150, metadata=metadata)

@@ -107,7 +107,7 @@ class LadderRun:
         with board() as self._show:
             for number, entry in enumerate(self.progress.entries, 1):
                 self._one(entry, f"[{number}/{len(self.progress.entries)}] {entry.member.name}")
-        self._name_leftovers()
+        self._untag_leftovers()
 
     def _one(self, entry: LadderEntry, title: str) -> None:
         entry.status = "training"
@@ -172,8 +172,8 @@ class LadderRun:
             told.append(f"{waiting} left, about {duration(self.progress.left_s())}")
         return f"{'finished' if entry.made else 'found'}, {', '.join(told)}"
 
-    def _name_leftovers(self) -> None:
-        """Say which tagged runs are no members any more: the recipe was changed since."""
+    def _untag_leftovers(self) -> None:
+        """Take the tag from runs that are no members any more: the recipe was changed since."""
         ladder = self.progress.ladder
         names = [one.name for one in ladder.members]
         found = {one.artifact.digest for one in self.progress.entries if one.artifact}
@@ -181,10 +181,8 @@ class LadderRun:
             if ladder.name not in other.tags or other.digest in found:
                 continue
             if not any(other.name in (name, *_repeats(name, other.name)) for name in names):
-                warn(
-                    f"{other.title} ({other.ref}) has the tag {ladder.name} and is no member any "
-                    f"more: bc2 registry tag --delete {other.ref} {ladder.name}"
-                )
+                self.registry.untag(other, ladder.name)
+                note(f"{other.title} ({other.ref}) is no member any more: it loses the tag")
 
 
 def _repeats(name: str, other: str) -> tuple[str, ...]:

@@ -13,11 +13,19 @@ import numpy as np
 
 from bc2.errors import DataError, IntegrityError, UsageError
 from bc2.registry import Artifact
-from bc2.scaling.compare import HeldOut, Influence, compare_forms, held_out, influential
+from bc2.scaling.compare import HeldOut, Influence, compare_forms, influential
 from bc2.scaling.fit import Fit, fit
 from bc2.scaling.forms import FORMS
 from bc2.scaling.forms.chinchilla import CHINCHILLA
-from bc2.scaling.intervals import Bootstrap, Interval, LogQuantity, Spread, law_at, spread_of
+from bc2.scaling.intervals import (
+    Bootstrap,
+    Interval,
+    LogQuantity,
+    Spread,
+    law_at,
+    open_interval,
+    spread_of,
+)
 from bc2.scaling.law_config import LawSettings
 from bc2.scaling.points import Conventions, Floats, Points
 
@@ -27,6 +35,11 @@ REPLICATES = "replicates.npy"
 
 #: A constant below this share of the lowest loss, or an exponent outside of these, is at a bound.
 _LEAST_CONSTANT, _LEAST_EXPONENT, _LARGEST_EXPONENT = 1e-3, 2e-3, 3.0
+
+EXPONENTS = ("b", "alpha", "beta", "alpha_N", "alpha_D")
+
+#: Where a law falls by less than this share over the range of the points, it is a constant.
+_FALL = 1e-6
 
 #: Above this condition the points hardly tell the coefficients apart.
 ILL_CONDITIONED = 1e4
@@ -42,8 +55,13 @@ class Law:
 
     @classmethod
     def of(cls, settings: LawSettings) -> Law:
-        """Fit it."""
+        """Fit it.
+
+        Raises:
+            DataError: the loss does not fall with any variable of the form.
+        """
         found = fit(FORMS[settings.form], points_of(settings), settings.huber)
+        _refuse_constant(found)
         return cls(settings, found, spread_of(found, settings.replicates, settings.seed))
 
     @classmethod
@@ -90,9 +108,22 @@ class Law:
 
     @cached_property
     def coefficients(self) -> dict[str, Interval]:
-        """By symbol, with intervals."""
+        """By symbol, with intervals: open ones for what the points do not determine."""
+        open_ = self._undetermined
+        return {
+            name: open_interval(value)
+            if name in open_
+            else self.spread.coefficient(place, self.level)
+            for place, (name, value) in enumerate(self.fit.coefficients.items())
+        }
+
+    @property
+    def _undetermined(self) -> set[str]:
+        """Coefficients at a bound: where a term does not vary, its scale factor says nothing, and
+        a profile that begins where nothing changes would not end."""
         symbols = self.fit.form.symbols
-        return {name: self.spread.coefficient(i, self.level) for i, name in enumerate(symbols)}
+        scales = {symbols[symbols.index(name) - 1] for name in self.at_bound if name in EXPONENTS}
+        return {*self.at_bound, *scales}
 
     @property
     def at_bound(self) -> list[str]:
@@ -100,7 +131,7 @@ class Law:
         found, lowest = [], self.points.loss.min()
         for name, value in self.fit.coefficients.items():
             constant = name in ("E", "L_inf") and value < _LEAST_CONSTANT * lowest
-            exponent = name in ("b", "alpha", "beta", "alpha_N", "alpha_D")
+            exponent = name in EXPONENTS
             outside = not _LEAST_EXPONENT < abs(value) < _LARGEST_EXPONENT
             if constant or (exponent and outside):
                 found.append(name)
@@ -126,12 +157,8 @@ class Law:
         return np.asarray(x)
 
     def optimum(self, flops: float) -> tuple[Interval, Interval]:
-        """The best parameters and tokens for a budget under C = 6ND.
-
-        Raises:
-            UsageError: the form does not say how N and D share a budget.
-        """
-        self._need_optimum()
+        """The best parameters and tokens for a budget under C = 6ND, of a law that shares
+        budgets (`shares_budgets`)."""
 
         def of(place: int) -> LogQuantity:
             def log(theta: Floats) -> Floats:
@@ -152,37 +179,20 @@ class Law:
         params, tokens = np.exp(CHINCHILLA.log_optimum(self.fit.theta, self.fit.center, flops))
         return float(params), float(tokens)
 
-    def _need_optimum(self) -> None:
-        if self.fit.form is not CHINCHILLA:
-            raise UsageError(
-                f"a law of the form {self.fit.form.formula} does not say how a budget is shared "
-                "between parameters and tokens",
-                where="--budget",
-                todo="fit --form chinchilla to runs that vary both apart",
-            )
-        if self.settings.count_flops != "6ND":
-            raise UsageError(
-                "the budget is counted as 6ND, and the law's FLOPs are counted otherwise",
-                where="--budget",
-                todo="fit with FLOPs of 6ND: leave the flops column out, or --count-flops 6ND",
-            )
-
     def save(self, folder: Path) -> dict[str, Any]:
         """Write law, points and replicates; what is written as JSON."""
         compared = compare_forms(self.points, self.level, self.settings.huber)
-        own = held_out(self.fit.form, self.points, self.level, self.settings.huber)
-        result = self.as_json(compared, own, influential(self.spread))
+        result = self.as_json(compared, influential(self.spread))
         (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False))
         (folder / POINTS).write_text(_csv(self))
         if isinstance(self.spread, Bootstrap):
             np.save(folder / REPLICATES, self.spread.thetas)
         return result
 
-    def as_json(
-        self, compared: list[HeldOut], own: HeldOut | None, named: list[Influence]
-    ) -> dict[str, Any]:
+    def as_json(self, compared: list[HeldOut], named: list[Influence]) -> dict[str, Any]:
         """Each coefficient at the top by its symbol, then how it was found."""
         found = self.fit
+        own = next((one for one in compared if one.form == found.form.name), None)
         return {
             "form": found.form.name,
             "formula": found.form.formula,
@@ -221,6 +231,26 @@ class Law:
                 "reached": found.reached,
             },
         }
+
+
+def _refuse_constant(found: Fit) -> None:
+    """A law that falls nowhere is a constant, and its coefficients mean nothing.
+
+    Raises:
+        DataError: between the ends of the points no variable lowers the loss by a share of 1e-6.
+    """
+    form, x = found.form, found.problem.x
+    at = np.tile(x.mean(axis=0), (2 * x.shape[1], 1))
+    for place, column in enumerate(x.T):
+        at[2 * place : 2 * place + 2, place] = column.min(), column.max()
+    ends = form.log_loss(found.theta, at).reshape(-1, 2)
+    if np.all(ends[:, 0] - ends[:, 1] < _FALL):
+        names = " or ".join({"flops": "C", "params": "N", "tokens": "D"}[v] for v in form.variables)
+        raise DataError(
+            f"the loss of these points does not fall with {names}: a law of the form "
+            f"{form.formula} would be a constant",
+            todo="check the column of the loss and the units, or leave out runs that diverged",
+        )
 
 
 def write(settings: LawSettings, folder: Path) -> Mapping[str, Any]:
@@ -285,4 +315,4 @@ def _csv(law: Law) -> str:
 
 def _cell(name: str) -> str:
     quoted = name.replace('"', '""')
-    return f'"{quoted}"' if set(name) & set(',"\n') else name
+    return f'"{quoted}"' if set(name) & set(',"\r\n') else name

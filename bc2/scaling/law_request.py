@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from bc2.console import note
 from bc2.errors import UsageError, nearest
-from bc2.files import make_directory
 from bc2.pipeline.session import Session
-from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
-from bc2.registry.draft import SHORT
 from bc2.scaling.compare import choose_form
-from bc2.scaling.decide import (
-    Allocation,
-    Prediction,
-    allocate,
-    measured_loss,
-    predict,
-    warn_of_other_text,
-)
 from bc2.scaling.isoflop_law import NAME as ISOFLOP
-from bc2.scaling.ladder import read_ladder
-from bc2.scaling.ladder_config import LadderConfig
-from bc2.scaling.law import LAW, Law, settings_of
+from bc2.scaling.law import settings_of
 from bc2.scaling.law_config import LawSettings
-from bc2.scaling.picture import Target, draw_law
 from bc2.scaling.points import FlopsConvention, LossUnit, ParamsConvention, Points
 from bc2.scaling.points_file import Table, read_optima, read_points
+from bc2.scaling.questions import Questions, as_name
 from bc2.scaling.runs import points_of_runs, select_runs
-
-_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -51,21 +34,29 @@ class LawRequest:
     form: str | None = None
     mix: bool = False
     huber: float | None = None
-    level: float = 0.8
-    replicates: int = 1000
+    level: float | None = None
+    replicates: int | None = None
+    """These three None: as `LawSettings` has them."""
     name: str | None = None
 
-    def obtain(self, registry: Registry, *, fresh: bool = False) -> tuple[Artifact, bool]:
+    def obtain(
+        self, registry: Registry, questions: Questions, *, fresh: bool = False
+    ) -> tuple[Artifact, bool]:
         """The law, found or fitted and registered; and whether it was fitted now.
+
+        Args:
+            questions: what it is to be asked: one that it cannot answer is refused before the
+                fit, which may take long.
 
         Raises:
             UsageError, DataError, RefError: options, points or runs that make no law.
         """
         self._check()
         if self.points is not None:
-            settings, parents, default = *self._of_table(self.points), _as_name(self.points.stem)
+            settings, parents, default = *self._of_table(self.points), as_name(self.points.stem)
         else:
             settings, parents, default = self._of_runs(registry)
+        questions.check(settings)
         session = Session(registry, fresh=fresh)
         made = session.obtain_recorded(
             "law", self.name or default, settings, {"checkpoint": parents}
@@ -76,18 +67,22 @@ class LawRequest:
         _one_of(self.loss_unit, get_args(LossUnit), "--loss-unit")
         _one_of(self.count_params, ("non-embedding", "total"), "--count-params")
         _one_of(self.count_flops, get_args(FlopsConvention), "--count-flops")
-        if not 0 < self.level < 1:
+        if self.level is not None and not 0 < self.level < 1:
             raise UsageError(f"--level {self.level:g} is no share", todo="e.g. 0.8")
-        if self.replicates < 50:
+        if self.replicates is not None and self.replicates < 50:
             raise UsageError(f"--replicates {self.replicates} are too few", todo="give 50 or more")
-        if self.huber is not None and not self.huber > 0:
-            raise UsageError(f"--huber {self.huber:g} is not above 0", todo="e.g. 0.001")
+        if self.huber is not None and not 0 < self.huber < float("inf"):
+            raise UsageError(f"--huber {self.huber:g} is not above 0 and finite", todo="e.g. 0.001")
         if self.points is not None and self.runs:
             raise UsageError("--points and --runs exclude each other", todo="give one of them")
         table_alone = {"--where": self.where, "--loss-unit": self.loss_unit}
         for option, value in table_alone.items():
             if value and self.points is None:
                 raise UsageError(f"{option} is about a table", todo="give --points FILE.csv")
+        if self.mix and self.points is not None:
+            raise UsageError(
+                "--mix is about runs: of a table nothing is known", todo="leave it out"
+            )
         if self.count_flops is not None and self.points is not None:
             raise UsageError(
                 "--count-flops is about runs: a table has its FLOPs", todo="leave it out"
@@ -95,7 +90,8 @@ class LawRequest:
 
     @property
     def _others(self) -> dict[str, Any]:
-        return {"huber": self.huber, "level": self.level, "replicates": self.replicates}
+        given = {"huber": self.huber, "level": self.level, "replicates": self.replicates}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _of_table(self, path: Path) -> tuple[LawSettings, list[Artifact]]:
         count: ParamsConvention = self.count_params or "unstated"  # type: ignore[assignment]
@@ -123,6 +119,9 @@ class LawRequest:
         params: ParamsConvention = self.count_params or "non-embedding"  # type: ignore[assignment]
         flops: FlopsConvention = self.count_flops or "6ND"  # type: ignore[assignment]
         ladder = points_of_runs(registry, found, params, flops, mix=self.mix)
+        if self.count_flops is None and self._form(ladder.points) == "power":
+            # A law in compute alone: of small models the head, which 6ND leaves out, is most of it.
+            ladder = points_of_runs(registry, found, params, "counted", mix=self.mix)
         settings = settings_of(
             ladder.points, self._form(ladder.points), seed_noise=ladder.seed_noise, **self._others
         )
@@ -141,97 +140,3 @@ def _one_of(value: str | None, known: Sequence[str], option: str) -> None:
     guess = nearest(value, known)
     todo = f"did you mean {guess!r}?" if guess else f"give {' or '.join(known)}"
     raise UsageError(f"{option} {value!r} is not known", todo=todo)
-
-
-def _as_name(text: str) -> str:
-    """A file's name as that of an artifact."""
-    return _NOT_IN_A_NAME.sub("-", text).strip("-._") or "law"
-
-
-@dataclass(frozen=True)
-class Questions:
-    """What a law is asked."""
-
-    predict: str | None = None
-    """A recipe."""
-    overrides: tuple[str, ...] = ()
-    budget: float | None = None
-    """FLOPs."""
-    vocab_size: int = 125_696
-    plan: Callable[[Any], dict[str, Any]] | None = None
-    """Recipe -> what it takes on given devices, as `bc2 plan` has it."""
-
-    @property
-    def any(self) -> bool:
-        return self.predict is not None or self.budget is not None
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What it answered, with the pictures that show it."""
-
-    prediction: Prediction | None = None
-    plan: dict[str, Any] | None = None
-    allocation: Allocation | None = None
-    pictures: tuple[Path, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "prediction": self.prediction.as_json() if self.prediction else None,
-            "plan": self.plan,
-            "budget": self.allocation.as_json() if self.allocation else None,
-            "pictures": [str(path) for path in self.pictures],
-        }
-
-
-def ask(registry: Registry, artifact: Artifact, questions: Questions) -> Answers:
-    """Put the questions to a registered law.
-
-    Raises:
-        UsageError, RecipeError: the law cannot answer, or the recipe is wrong.
-    """
-    if not questions.any:
-        return Answers()
-    law = Law.load(artifact)
-    prediction = allocation = plan = None
-    targets = []
-    if questions.predict is not None:
-        recipe = _target(questions.predict, questions.overrides)
-        prediction = predict(law, recipe)
-        if artifact.parents:
-            warn_of_other_text(registry, registry.parents(artifact), recipe)
-            prediction = replace(prediction, measured=measured_loss(registry, recipe))
-        plan = questions.plan(recipe) if questions.plan else None
-        targets.append(
-            Target(prediction.target, prediction.params, prediction.tokens, prediction.flops,
-                   prediction.loss, prediction.measured)
-        )  # fmt: skip
-    if questions.budget is not None:
-        allocation = allocate(law, questions.budget, questions.vocab_size)
-        name = f"budget-{questions.budget:.3g}"
-        targets.append(
-            Target(name, allocation.params.value, allocation.tokens.value, allocation.flops,
-                   allocation.loss)
-        )  # fmt: skip
-    folder = registry.home / "laws" / f"{artifact.name}-{artifact.digest[:SHORT]}"
-    make_directory(folder)
-    path = folder / _as_name("-".join(target.name for target in targets))
-    return Answers(prediction, plan, allocation, tuple(draw_law(law, path, targets)))
-
-
-def _target(source: str, overrides: Sequence[str]) -> Recipe:
-    """What is predicted: the recipe's run; of a ladder its extrapolation."""
-    recipe = load(source, overrides)
-    if not recipe.has(LadderConfig):
-        return recipe
-    last = read_ladder(source, overrides).extrapolation
-    if last is None:
-        return recipe
-    note(f"{recipe.name} is a ladder: predicting its extrapolation, {last.name}")
-    return load(source, last.overrides)
-
-
-def read_law(artifact: Artifact) -> dict[str, Any]:
-    """What ``law.json`` of a registered law says."""
-    found: dict[str, Any] = json.loads(artifact.file(LAW).read_text())
-    return found

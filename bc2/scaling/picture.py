@@ -50,12 +50,21 @@ def draw_law(law: Law, path: Path, targets: Sequence[Target] = ()) -> list[Path]
     made = []
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "bc2"}):
         figure = _figure(law, targets)
+        lay_out(figure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=150, metadata=metadata)
             made.append(path.with_name(f"{path.name}.{kind}"))
             replace_durably(made[-1], content.getvalue())
     return made
+
+
+def lay_out(figure: Figure) -> None:
+    """Work the layout out, once for all formats: it takes longer than to draw them."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _figure(law: Law, targets: Sequence[Target]) -> Figure:
@@ -108,9 +117,18 @@ def _losses(axes: Axes, law: Law, targets: Sequence[Target]) -> None:
         _target(axes, target, _axis(law))
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(*_limits(axes.get_ylim(), law, targets))
     _plain_ticks(axes)
     axes.set_ylabel(f"held-out loss ({law.settings.loss_unit} a token)")
     axes.legend(loc="upper right")
+
+
+def _limits(drawn: tuple[float, float], law: Law, targets: Sequence[Target]) -> tuple[float, float]:
+    """The ends of the loss axis: a band that nothing bounds does not flatten the points."""
+    losses = [*law.points.loss, *(target.loss.value for target in targets)]
+    low, high = min(losses), max(losses)
+    room = (high / low) ** 0.5 * 1.1
+    return max(drawn[0], low / room), min(drawn[1], high * room)
 
 
 def _plain_ticks(axes: Axes) -> None:

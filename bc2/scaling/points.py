@@ -111,5 +111,6 @@ class Points:
 
 def flops_convention(params: Floats, tokens: Floats, flops: Floats) -> FlopsConvention:
     """How FLOPs were counted, as far as N and D show it."""
-    simple = np.abs(flops / (6 * params * tokens) - 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # `Points` refuses what overflows.
+        simple = np.abs(flops / (6 * params * tokens) - 1)
     return "6ND" if bool(np.all(simple < _SAME_FLOPS)) else "counted"

@@ -126,21 +126,39 @@ class Table:
     def has(self, *columns: str) -> bool:
         return all(column in self.columns for column in columns)
 
-    def need(self, *columns: str) -> None:
-        """Raises: DataError if one is not there; it names the column that may be meant."""
+    def need(self, *columns: str, instead: str | None = None) -> None:
+        """Raises: DataError if one is not there; it names the column that may be meant.
+
+        Args:
+            instead: a column that would do as well, to be named.
+        """
         for column in columns:
             if column not in self.columns:
                 guess = nearest(column, self.columns)
                 todo = f"is it {guess!r}? Rename it" if guess else None
-                what = f"there is no column {column!r} among {', '.join(self.columns)}"
+                also = f", nor {instead!r}," if instead else ""
+                what = f"there is no column {column!r}{also} among {', '.join(self.columns)}"
                 raise DataError(what, where=f"{self.path}:1", todo=todo)
 
     def names(self) -> tuple[str, ...]:
-        """How each row is called: its ``name`` or ``run``, or its line."""
+        """How each row is called: its ``name`` or ``run``, or its line.
+
+        Raises: DataError if two rows have one name.
+        """
         column = next((name for name in ("name", "run") if self.has(name)), None)
         if column is None:
             return tuple(f"row {line}" for line in self.lines)
-        return tuple(row[column] for row in self.rows)
+        found: dict[str, int] = {}
+        for row, line in zip(self.rows, self.lines, strict=True):
+            name = row[column] or f"row {line}"
+            if name in found:
+                raise DataError(
+                    f"the {column} {name!r} is also that of line {found[name]}",
+                    where=f"{self.path}:{line}",
+                    todo=f"call each run otherwise, or call the column otherwise than {column!r}",
+                )
+            found[name] = line
+        return tuple(found)
 
 
 def read_points(
@@ -162,11 +180,15 @@ def read_points(
     table = Table.read(path, conditions)
     column, unit = _loss(table, loss_unit)
     table.need("params")
-    if not table.has("tokens"):
-        table.need("flops")
+    if not table.has("tokens") and not table.has("flops"):
+        table.need("tokens", instead="flops")
     sizes = table.numbers("params")
-    tokens = table.numbers("tokens") if table.has("tokens") else table.numbers("flops") / 6 / sizes
-    flops = table.numbers("flops") if table.has("flops") else 6 * sizes * tokens
+    with np.errstate(over="ignore"):  # `Points` refuses what overflows.
+        if table.has("tokens"):
+            tokens = table.numbers("tokens")
+        else:
+            tokens = table.numbers("flops") / 6 / sizes
+        flops = table.numbers("flops") if table.has("flops") else 6 * sizes * tokens
     conventions = Conventions(unit, params, flops_convention(sizes, tokens, flops))
     points = Points(table.names(), sizes, tokens, flops, table.numbers(column), conventions)
     _refuse_duplicates(points, table)
@@ -209,7 +231,7 @@ def _loss(table: Table, given: LossUnit | None) -> tuple[str, LossUnit]:
         raise DataError(f"two columns of losses: {', '.join(found)}", where=f"{table.path}:1",
                         todo=todo)  # fmt: skip
     if not found:
-        table.need("loss_nats")
+        table.need("loss_nats", instead="loss_bits")
     unit = LOSS_COLUMNS[found[0]]
     if unit is None and given is None:
         raise DataError(
@@ -234,6 +256,8 @@ def _rows_of(path: Path) -> tuple[dict[str, int], list[Row], list[int]]:
         raise DataError(f"not a CSV file: {error}", where=str(path)) from None
     if not any(header):
         raise DataError("the table is empty", where=str(path))
+    if len(header) == 1:
+        _refuse_separator(header[0], path)
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise DataError(f"the column {doubled[0]!r} is there twice", where=f"{path}:1")
@@ -244,6 +268,17 @@ def _rows_of(path: Path) -> tuple[dict[str, int], list[Row], list[int]]:
             raise DataError(what, where=f"{path}:{line}")
         rows.append(dict(zip(header, map(str.strip, row), strict=True)))
     return {name: at for at, name in enumerate(header)}, rows, [line for line, _ in cells]
+
+
+def _refuse_separator(header: str, path: Path) -> None:
+    """Of a header that is one column: whether another sign than a comma parts it."""
+    for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if sign in header:
+            raise DataError(
+                f"the columns are separated by {name}",
+                where=f"{path}:1",
+                todo="separate them by commas, and write 0.5 and not 0,5",
+            )
 
 
 def _add_ratio(rows: list[Row]) -> None:
@@ -281,6 +316,6 @@ def _say(table: Table, used: set[str], conditions: Sequence[str]) -> None:
         kept, all_ = len(table.rows), len(table.rows) + table.left_out
         note(f"{table.left_out} of {all_} rows are left out by --where, {kept} are kept")
     named = {Condition.parse(text).column for text in conditions}
-    others = [column for column in table.columns if column not in used | named | {RATIO}]
+    others = [column for column in table.columns if column not in used | named | {RATIO, ""}]
     if others:
         warn(f"columns that are not read: {', '.join(others)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bc2.errors import UsageError
 from bc2.model.model_config import ModelConfig
@@ -30,32 +31,53 @@ def nearest_shape(params: float, vocab_size: int, *, total: bool = False) -> Mod
     Raises:
         UsageError: there is no sensible shape of this size.
     """
-    candidates = [_of(width, layers, vocab_size) for width, layers in _grid()]
+    if not SMALLEST <= params <= LARGEST:
+        raise _no_shape(params)
 
-    def size(shape: ModelConfig) -> int:
-        return shape.num_params() if total else shape.num_params_non_embedding()
+    def distance(candidate: _Candidate) -> float:
+        ideal = _ASPECT * (candidate.inner / _ASPECT_AT) ** _ASPECT_GROWTH
+        proportion = abs(math.log2(candidate.width / candidate.layers / ideal))
+        return abs(math.log(candidate.size(total) / params)) + _PROPORTION * proportion
 
-    def distance(shape: ModelConfig) -> float:
-        own = shape.num_params_non_embedding()
-        ideal = _ASPECT * (own / _ASPECT_AT) ** _ASPECT_GROWTH
-        proportion = abs(math.log2(shape.hidden_size / shape.num_layers / ideal))
-        return abs(math.log(size(shape) / params)) + _PROPORTION * proportion
-
-    best = min(candidates, key=distance)
-    if not SMALLEST <= params <= LARGEST or abs(math.log(size(best) / params)) > 0.25:
-        raise UsageError(
-            f"no shape has about {params:.3g} parameters",
-            todo=f"take a budget whose best size is between {SMALLEST:.0g} and {LARGEST:.0g}",
-        )
+    found = min(_candidates(vocab_size), key=distance)
+    if abs(math.log(found.size(total) / params)) > 0.25:
+        raise _no_shape(params)
+    best = _of(found.width, found.layers, vocab_size)
     return ModelConfig.model_validate(best.model_dump())
 
 
-def _grid() -> Iterator[tuple[int, int]]:
+def _no_shape(params: float) -> UsageError:
+    return UsageError(
+        f"no shape has about {params:.3g} parameters",
+        where="--budget",
+        todo=f"take a budget whose best size is between {SMALLEST:.0g} and {LARGEST:.0g}",
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    width: int
+    layers: int
+    inner: int
+    """Parameters without embedding and head."""
+    outer: int
+    """Those of embedding and head."""
+
+    def size(self, total: bool) -> int:
+        return self.inner + self.outer if total else self.inner
+
+
+def _candidates(vocab_size: int) -> Iterator[_Candidate]:
+    """Every shape with its size, which is linear in the layers: two shapes tell a width's."""
     widths = [*range(64, 512, 32), *range(512, 1024, 64), *range(1024, 4096, 128)]
     for width in [*widths, *range(4096, 32769, 256)]:
+        one, two = (_of(width, layers, vocab_size) for layers in (1, 2))
+        first = one.num_params_non_embedding()
+        each = two.num_params_non_embedding() - first
+        outer = one.num_params() - first
         for layers in range(2, 161):
             if 16 <= width / layers <= 320:
-                yield width, layers
+                yield _Candidate(width, layers, first + (layers - 1) * each, outer)
 
 
 def _of(width: int, layers: int, vocab_size: int) -> ModelConfig:

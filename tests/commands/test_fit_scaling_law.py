@@ -131,6 +131,38 @@ def test_optima_by_name_and_a_valley_table(
 
 
 @pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--predict", "7b"), "--count-params"),
+        (("--predict", "8b"), "no such recipe"),
+        (("--predict", "7b", "--set", "pretrain.length=2 epochs"), "no number of tokens"),
+        (("--predict", "7b", "--device", "h200x"), "h200x"),
+        (("--predict", "7b", "--device", "h100", "--gpus", "0"), "--gpus 0"),
+        (("--form", "kaplan", "--budget", "1e21"), "how a budget"),
+        (("--form", "isoflop", "--budget", "1e21"), "IsoFLOP law"),
+        (("--budget", "nan"), "no number of FLOPs"),
+        (("--budget", "1e21", "--vocab-size", "0"), "--vocab-size 0"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused_before_the_fit(
+    args: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A fit may take long, and a law that was not wanted is not left in the registry."""
+
+    def fits(*_: object) -> None:
+        pytest.fail("a law was fitted")
+
+    monkeypatch.setattr("bc2.scaling.law.write", fits)
+    monkeypatch.setattr("bc2.scaling.isoflop_law.write", fits)
+    assert bc2("--points", str(table(tmp_path)), *args) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.out == ""
+    assert Registry.open().list("law") == []
+
+
+@pytest.mark.parametrize(
     ("args", "code", "says"),
     [
         ((), 4, "bc2 ladder recipes/ladder-cpu.toml"),
@@ -150,6 +182,14 @@ def test_optima_by_name_and_a_valley_table(
         (("--points", "runs.csv", "--predict", "8b"), 2, "no such recipe"),
         (("--points", "runs.csv", "--form", "power", "--budget", "1e21"), 2, "how a budget"),
         (("--points", "runs.csv", "--budget", "1e9"), 2, "no shape"),
+        (("--law", "x", "--form", "power"), 2, "excludes what a new law is fitted with"),
+        (("--law", "x", "--level", "0.8"), 2, "excludes what a new law is fitted with"),
+        (("--points", "runs.csv", "--mix"), 2, "--mix is about runs"),
+        (("--points", "runs.csv", "--huber", "inf"), 2, "not above 0 and finite"),
+        (("--points", "runs.csv", "--device", "h100"), 2, "--device is about a prediction"),
+        (("--points", "runs.csv", "--set", "a.b=1"), 2, "--set is about a prediction"),
+        (("--points", "runs.csv", "--predict", "7b", "--gpus", "8"), 2, "--gpus is about a device"),
+        (("--points", "runs.csv", "--vocab-size", "512"), 2, "--vocab-size is about a budget"),
     ],
 )
 def test_wrong_input_has_one_clear_message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from bc2.errors import DataError
 from bc2.scaling.compare import choose_form, compare_forms, held_out, influential, undetermined
 from bc2.scaling.fit import fit
 from bc2.scaling.forms import FORMS
-from bc2.scaling.intervals import Bootstrap, spread_of
-from bc2.scaling.points import Conventions, Points
+from bc2.scaling.intervals import Bootstrap, Profile, spread_of
+from bc2.scaling.points import Conventions, Floats, Points
 from bc2.scaling.points_file import read_points
 
 Synthetic = Callable[..., Points]
@@ -101,3 +102,54 @@ def test_the_five_rows_that_bend_beta_are_named() -> None:
     assert found[0].symbol == "beta"
     assert found[0].value == pytest.approx(0.453, abs=1e-3)
     assert found[0].without == pytest.approx(0.367, abs=1e-3)
+
+
+def with_loss(points: Points, loss: Floats) -> Points:
+    return replace(points, loss=loss)
+
+
+def test_losses_that_are_all_the_same_are_refused(synthetic: Synthetic) -> None:
+    flat = with_loss(synthetic("chinchilla", 7), np.full(7, 3.0))
+    with pytest.raises(DataError, match="all 7 points have the same loss, 3"):
+        choose_form(None, flat)
+
+
+def test_a_held_out_run_is_measured_where_the_others_have_no_noise_at_all(
+    synthetic: Synthetic,
+) -> None:
+    loss = np.full(7, 3.0)
+    points = synthetic("kaplan-n", 7)
+    loss[np.argmax(points.flops)] = 2.9
+    found = held_out(FORMS["kaplan-n"], with_loss(points, loss), 0.8, None)
+    assert found is not None
+    assert found.error == pytest.approx(np.log(3 / 2.9), rel=1e-3)
+    assert found.intervals > 1
+
+
+def test_an_outlier_that_hides_in_its_own_error_is_named() -> None:
+    """With it no coefficient is determined, so that no standard error could name it."""
+    points = ladder(
+        list(np.geomspace(1e7, 3e9, 9)),
+        list(np.geomspace(1e7, 3e9, 9) * [20, 100, 8, 60, 15, 150, 30, 5, 40]),
+    )
+    noise = 0.002 * np.random.default_rng(0).standard_normal(9)
+    points = with_loss(points, points.loss * np.exp(noise))
+    bent = points.loss.copy()
+    bent[4] *= 10
+    found = influential(Profile(fit(FORMS["chinchilla"], with_loss(points, bent))))
+    assert [one.names for one in found] == [("run-4",)]
+    without = fit(FORMS["chinchilla"], points.without([4])).coefficients
+    assert found[0].without == pytest.approx(without[found[0].symbol], rel=1e-3)
+
+
+def test_an_outlier_moves_no_held_out_interval_of_many_points(synthetic: Synthetic) -> None:
+    """A Huber fit does not follow it; neither may the interval that the miss is measured in."""
+    points = synthetic("chinchilla", 50, 0.002)
+    bent = points.loss.copy()
+    bent[7] *= 10
+    clean = held_out(FORMS["chinchilla"], points, 0.8, None)
+    found = held_out(FORMS["chinchilla"], with_loss(points, bent), 0.8, None)
+    assert clean is not None
+    assert found is not None
+    assert found.error == pytest.approx(clean.error, rel=0.2)
+    assert found.intervals == pytest.approx(clean.intervals, rel=0.2)

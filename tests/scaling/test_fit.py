@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, least_squares
 
 from bc2.scaling.fit import HUBER, fit
 from bc2.scaling.forms import FORMS
-from bc2.scaling.points import Points
+from bc2.scaling.forms.chinchilla import CHINCHILLA
+from bc2.scaling.points import Conventions, Floats, Points
 from bc2.scaling.points_file import read_points
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "scaling"
@@ -95,3 +96,50 @@ def test_units_of_the_variables_change_nothing(synthetic: Synthetic) -> None:
     assert other.objective == pytest.approx(one.objective, rel=1e-9)
     for symbol in ("E", "alpha", "beta"):
         assert other.coefficients[symbol] == pytest.approx(one.coefficients[symbol], rel=1e-5)
+
+
+def random_points(form: str, seed: int) -> Points:
+    """A ladder of 8 to 12 runs of random sizes, data and noise, and coefficients that vary."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(8, 13))
+    params, ratio = np.exp(rng.uniform(16, 22, count)), np.exp(rng.uniform(1, 6, count))
+    tokens, noise = params * ratio, np.exp(rng.choice([1e-3, 0.02]) * rng.standard_normal(count))
+    flops, (e1, e2), low = 6 * params * tokens, rng.uniform(0.08, 0.5, 2), rng.uniform(0.5, 2.5)
+    by_size, by_data = (params / 1e8) ** -e1, (tokens / 1e10) ** -e2
+    loss = {
+        "power": low + (flops / 1e19) ** -e1,
+        "kaplan-n": 3 * by_size,
+        "kaplan-d": 3 * by_data,
+        "kaplan": 3 * (by_size ** (1 / e2) + by_data ** (1 / e2)) ** e2,
+        "chinchilla": low + by_size + by_data,
+    }[form]
+    names = tuple(f"run-{i}" for i in range(count))
+    return Points(names, params, tokens, flops, loss * noise, Conventions("nats", "total", "6ND"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", FORMS)
+def test_no_random_start_finds_a_better_fit(form: str, seed: int) -> None:
+    found = fit(FORMS[form], random_points(form, seed))
+    problem, rng = found.problem, np.random.default_rng(seed)
+
+    def errors(theta: Floats) -> Floats:
+        return problem.form.log_loss(theta, problem.x) - problem.log_loss
+
+    best = np.inf
+    for _ in range(30):
+        start = found.theta + rng.normal(0, 2, len(found.theta))
+        best = min(best, least_squares(errors, start, method="lm", max_nfev=2000).cost)
+    assert found.objective <= best * (1 + 1e-6) + 1e-15
+    assert found.objective == pytest.approx(np.sum(found.errors**2) / 2, rel=1e-9)
+
+
+def test_the_best_size_for_a_budget_is_that_of_a_search(synthetic: Synthetic) -> None:
+    found = fit(FORMS["chinchilla"], synthetic("chinchilla", 50, 0.005))
+    for flops in (1e18, 1e21, 1e26):
+        params = np.geomspace(1e5, 1e14, 400_001)
+        x = found.form.logs_of(params, flops / 6 / params, np.full_like(params, flops))
+        best = params[np.argmin(found.log_loss(x))]
+        log_params, log_tokens = CHINCHILLA.log_optimum(found.theta, found.center, flops)
+        assert np.exp(log_params) == pytest.approx(best, rel=1e-3)
+        assert np.exp(log_params + log_tokens) * 6 == pytest.approx(flops)

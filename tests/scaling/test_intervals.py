@@ -6,6 +6,7 @@ Kaplan's L(N) is a straight line in logarithms, so its intervals are known exact
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,31 @@ def test_points_on_the_law_have_narrow_intervals(synthetic: Synthetic) -> None:
         found = spread.coefficient(place, LEVEL)
         assert found.low <= value <= found.high
         assert found.high - found.low < 1e-3 * abs(value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_laws_own_gradient_is_that_of_differences(form: str, synthetic: Synthetic) -> None:
+    law = fit(FORMS[form], synthetic(form, 7, 0.005))
+    (x,) = law.form.logs_of(np.array([7e9]), np.array([2.6e12]), np.array([1e23]))
+    quantity = law_at(law, x)
+    step = 1e-5 * np.eye(len(law.theta))
+    differences = (quantity(law.theta + step) - quantity(law.theta - step)) / 2e-5
+    assert quantity.gradient(law.theta) == pytest.approx(differences, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [7, 50])
+def test_the_interval_of_a_huber_fit_is_around_it(count: int, synthetic: Synthetic) -> None:
+    """It neither follows nor is widened by a point that the fit does not follow."""
+    points = synthetic("kaplan-n", count, noise=0.005)
+    bent = points.loss.copy()
+    bent[2] *= 2
+    ends = []
+    for loss in (points.loss, bent):
+        spread = Profile(fit(FORMS["kaplan-n"], replace(points, loss=loss), huber=0.003))
+        found = spread.coefficient(1, LEVEL)
+        assert found.low < found.value < found.high
+        ends.append(found.high - found.low)
+    assert ends[1] < 3 * ends[0]
 
 
 @pytest.mark.slow

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bc2.errors import DataError
+from bc2.scaling.fit import fit
+from bc2.scaling.forms.chinchilla import CHINCHILLA
 from bc2.scaling.isoflop import find_optima, growth
-from bc2.scaling.points import Conventions, Points
+from bc2.scaling.points import Conventions, Floats, Points
 from bc2.scaling.points_file import read_points
 
 DATA = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "scaling"
@@ -109,3 +112,56 @@ def test_exponents_of_a_table_of_optima(convention: str, params: float, tokens: 
     )
     assert growth(flops, size, 0.8).exponent.value == pytest.approx(params, abs=1e-3)
     assert growth(flops, data, 0.8).exponent.value == pytest.approx(tokens, abs=1e-3)
+
+
+def test_repeats_of_a_size_count_once() -> None:
+    """Runs that differ in their seed have one size, and an interpolant one value at each."""
+    one, other = budget(1e18, 1e8), budget(1e19, 3e8)
+    repeat = replace(one, loss=one.loss * 1.01)
+    names = (*one.names, *(f"{name}-again" for name in one.names), *other.names)
+    points = replace(joined(one, repeat, other), names=names)
+    alone = find_optima(joined(one, other))
+    found = find_optima(points)
+    assert found.params == pytest.approx(alone.params)
+    assert found.loss is not None
+    assert alone.loss is not None
+    assert found.loss == pytest.approx(alone.loss * [1.01**0.5, 1])
+
+
+def test_two_budgets_bound_no_exponent() -> None:
+    found = growth(np.array([1e18, 1e19]), np.array([1e8, 3e8]), 0.8)
+    assert found.exponent.value == pytest.approx(np.log10(3))
+    for interval in (found.exponent, found.scale_interval):
+        assert interval.as_json()["high"] is None
+
+
+def valleys(size: float, data: float) -> tuple[Points, Floats, float]:
+    """Chinchilla's law without noise on eight budgets, each from a sixteenth of the best size to
+    sixteen times it; the best sizes, and their exponent."""
+    sizes, losses, budgets = [], [], np.geomspace(1e18, 1e21, 8)
+    ratio = (size * 482 / (data * 2085)) ** (1 / (size + data))
+    for flops in budgets:
+        best = ratio * (flops / 6) ** (data / (size + data))
+        params = best * np.geomspace(1 / 16, 16, 9)
+        sizes.append(params)
+        losses.append(1.82 + 482 / params**size + 2085 / (flops / 6 / params) ** data)
+    params, loss, flops = np.concatenate(sizes), np.concatenate(losses), np.repeat(budgets, 9)
+    names = tuple(map(str, range(len(params))))
+    points = Points(names, params, flops / 6 / params, flops, loss,
+                    Conventions("nats", "total", "6ND"))  # fmt: skip
+    return points, ratio * (budgets / 6) ** (data / (size + data)), data / (size + data)
+
+
+def test_a_parabola_is_biased_without_noise_and_the_parametric_optimum_is_not() -> None:
+    """arXiv 2603.22339: where size and data have other exponents, the valley is not symmetric in
+    log N, and its parabola has another minimum, on exact losses too."""
+    points, best, exponent = valleys(0.46, 0.28)
+    found = find_optima(points)
+    assert found.parabola is not None
+    off = np.abs(found.parabola / best - 1)
+    assert off.min() > 0.03
+    assert np.abs(found.params / best - 1).max() < off.min()
+    law = fit(CHINCHILLA, points)
+    ours = np.exp(CHINCHILLA.log_optimum(law.theta, law.center, found.flops))[:, 0]
+    assert ours == pytest.approx(best, rel=0.01)
+    assert growth(found.flops, ours, 0.8).exponent.value == pytest.approx(exponent, abs=1e-3)

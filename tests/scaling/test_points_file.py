@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
     ("text", "error", "says"),
     [
         (GOOD.replace("params", "param"), DataError, "no column 'params'.*is it 'param'"),
-        (GOOD.replace("tokens", "steps"), DataError, "no column 'flops'"),
+        (GOOD.replace("tokens", "steps"), DataError, "no column 'tokens', nor 'flops'"),
         (GOOD.replace("loss_nats", "loss"), DataError, "unit.*--loss-unit"),
         (GOOD.replace("loss_nats", "val"), DataError, "no column 'loss_nats'"),
         (GOOD.replace("name", "params"), DataError, "'params' is there twice"),
@@ -80,6 +81,11 @@ def test_a_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
         (GOOD + "d,1e7,2e8,4.0\n", DataError, "line 5 is also that of line 2"),
         (GOOD.replace("loss_nats", "loss_nats,loss_bits").replace(".", ".1,5."), DataError,
          "two columns of losses"),
+        (GOOD.replace(",", ";"), DataError, "separated by semicolons.*points.csv:1"),
+        (GOOD.replace(",", "\t"), DataError, "separated by tabs.*points.csv:1"),
+        (GOOD.replace("tokens", "toks"), DataError, "'tokens', nor 'flops',.*is it 'toks'"),
+        (GOOD.replace("b,", "a,"), DataError, "name 'a' is also that of line 2.*points.csv:3"),
+        (GOOD.replace("2e7,4e8", "1e200,1e200"), DataError, "flops is inf"),
         ("", DataError, "empty"),
         ("params,tokens,loss_nats\n", DataError, "no rows"),
     ],
@@ -90,6 +96,22 @@ def test_a_wrong_table_has_one_clear_message(
     with pytest.raises(error) as caught:
         read_points(write(tmp_path, text))
     assert __import__("re").search(says, str(caught.value)), str(caught.value)
+
+
+def test_numbers_too_large_to_multiply_are_refused_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="flops is inf"):
+            read_points(write(tmp_path, GOOD.replace("2e7,4e8", "1e200,1e200")))
+
+
+def test_a_run_without_a_name_is_called_after_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column without a title, as a trailing comma leaves it, is not worth a warning."""
+    text = GOOD.replace("\nb,", "\n,").replace("\n", ",\n")
+    assert read_points(write(tmp_path, text)).names == ("a", "row 3", "c")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_missing_file_and_binary_bytes(tmp_path: Path) -> None:

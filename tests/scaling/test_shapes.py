@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bc2.errors import UsageError
-from bc2.scaling.shapes import nearest_shape
+from bc2.scaling.shapes import _candidates, _of, nearest_shape
 
 
 @pytest.mark.parametrize("params", [2e6, 1e7, 5e7, 3e8, 1.5e9, 6.5e9, 1.3e10, 7e10, 4e11])
@@ -32,3 +32,17 @@ def test_all_parameters_count_embedding_and_head() -> None:
 def test_no_shape(params: float) -> None:
     with pytest.raises(UsageError, match="no shape has about"):
         nearest_shape(params, 125_696)
+
+
+@pytest.mark.parametrize("total", [False, True])
+def test_sizes_that_are_compared_are_those_of_the_shapes(total: bool) -> None:
+    for candidate in list(_candidates(1000))[::997]:
+        shape = _of(candidate.width, candidate.layers, 1000)
+        counted = shape.num_params() if total else shape.num_params_non_embedding()
+        assert candidate.size(total) == counted
+
+
+@pytest.mark.parametrize("params", [0.0, float("inf")])
+def test_a_law_without_a_best_size_has_no_shape(params: float) -> None:
+    with pytest.raises(UsageError, match="no shape has about"):
+        nearest_shape(params, 1000)
