@@ -172,6 +172,16 @@ class LadderRun:
             told.append(f"{waiting} left, about {duration(self.progress.left_s())}")
         return f"{'finished' if entry.made else 'found'}, {', '.join(told)}"
 
+    def _repeats_one(self, other: Artifact) -> bool:
+        """Whether a run differs from a member in its seed alone, as far as that is there."""
+        base, _, seed = other.name.rpartition("-seed")
+        members = {one.name for one in self.progress.ladder.members}
+        if base not in members or not seed.isdigit():
+            return False
+        here = [one.artifact for one in self.progress.entries if one.member.name == base]
+        theirs = _but_for_seed(other.manifest.recipe)
+        return all(one is None or _but_for_seed(one.manifest.recipe) == theirs for one in here)
+
     def _untag_leftovers(self) -> None:
         """Take the tag from runs that are no members any more: the recipe was changed since."""
         ladder = self.progress.ladder
@@ -180,14 +190,14 @@ class LadderRun:
         for other in self.registry.list("checkpoint", finished=True):
             if ladder.name not in other.tags or other.digest in found:
                 continue
-            if not any(other.name in (name, *_repeats(name, other.name)) for name in names):
+            if other.name not in names and not self._repeats_one(other):
                 self.registry.untag(other, ladder.name)
                 note(f"{other.title} ({other.ref}) is no member any more: it loses the tag")
 
 
-def _repeats(name: str, other: str) -> tuple[str, ...]:
-    """`other` if it is a repeat of `name` with another seed."""
-    return (other,) if other.removeprefix(f"{name}-seed").isdigit() else ()
+def _but_for_seed(recipe: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a recorded recipe says of a run, but for its seed."""
+    return recipe["model"], {**recipe["pretrain"], "seed": None}
 
 
 def stops_the_ladder(error: Bc2Error) -> bool:
