@@ -121,7 +121,7 @@ def test_intervals_cover_the_truth(
     hits = []
     for seed in range(200):
         points = synthetic(form, count, noise=0.005, seed=seed)
-        spread = spread_of(fit(FORMS[form], points), replicates=300, seed=seed)
+        spread = spread_of(fit(FORMS[form], points), replicates=120, seed=seed)
         row = []
         for place, symbol in enumerate(spread.fit.form.symbols):
             found = spread.coefficient(place, LEVEL)
