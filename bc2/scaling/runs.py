@@ -29,7 +29,7 @@ _WARMUP = 0.1
 
 #: The ladder that a person without one is offered, and the share of the peak that its small
 #: runs reach, their start and evaluation included (docs/benchmarks.md).
-_OFFERED, _OFFERED_MFU = "ladder-cpu", 0.2
+_OFFERED, _OFFERED_MFU = "ladder-cpu", 0.25
 
 
 @dataclass(frozen=True)
