@@ -51,7 +51,7 @@ IMPORT_TIME = re.compile(
 #: they are imported, which a test's own process may have done.
 _RUNTIME = re.compile(
     r"TORCHELASTIC_\w+|TORCHINDUCTOR_CACHE_DIR|TORCH_WARM_POOL|KMP_(DUPLICATE_LIB_OK|INIT_AT_FORK)"
-    r"|RAY_CLIENT_MODE|HF_XET_HIGH_PERFORMANCE"
+    r"|RAY_CLIENT_MODE|HF_XET_HIGH_PERFORMANCE|PYTORCH_NVML_BASED_CUDA_CHECK"
 )
 
 #: Subreapers are Linux's.
