@@ -167,11 +167,9 @@ class Bootstrap(Spread):
         return middle + wider * (float(low) - middle), middle + wider * (float(high) - middle)
 
     def _correction(self, level: float) -> float:
-        """What Student's t adds to the normal distribution, and the residuals' loss of freedom:
-        a resample has the residuals of the fit, which are smaller than the errors."""
-        freedom = self.fit.freedom
-        tails = student.ppf((1 + level) / 2, freedom) / norm.ppf((1 + level) / 2)
-        return float(tails * np.sqrt(len(self.fit.points) / freedom))
+        """What Student's t adds to the normal distribution."""
+        tail = (1 + level) / 2
+        return float(student.ppf(tail, self.fit.freedom) / norm.ppf(tail))
 
     def _noise(self, deviation: float) -> Floats:
         """Errors of the points, drawn anew, with a given standard deviation, [replicates]."""
