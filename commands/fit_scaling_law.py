@@ -151,7 +151,7 @@ def _show(
         parts.append(prediction_table(answers.prediction, answers.plan))
     if answers.allocation is not None:
         parts.append(allocation_table(answers.allocation))
-    pictures = answers.pictures or tuple(artifact.path / f"law.{kind}" for kind in ("png", "svg"))
+    pictures = answers.pictures or tuple(artifact.path / f"law.{kind}" for kind in ("svg", "png"))
     parts += ["", f"{artifact.title} {artifact.ref}", *(f"picture: {path}" for path in pictures)]
     result = {
         "ref": artifact.ref, "kind": artifact.kind, "name": artifact.name,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bc2.files import replace_durably
 from bc2.report.history import CurveAxis, History
+from bc2.report.picture_files import save_figure
 from bc2.train.log_rows import METRICS
 from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
 from bc2.train.runs import RunFolder
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SVG, PNG = "loss.svg", "loss.png"
+SVG = "loss.svg"
 
 #: Most points of a drawn curve, so that a long run's page stays small.
 LIMIT = 2000
@@ -332,13 +332,7 @@ def draw_run(run: RunFolder, history: History | None = None) -> list[Path]:
     facts = run.facts
     clip_norm = facts.clip_norm if facts else None
     drawn = run_figure(history, "tokens", clip_norm=clip_norm, title=run.path.name)
-    paths = []
-    for name in (SVG, PNG):
-        out = io.BytesIO()
-        drawn.savefig(out, format=name[-3:], dpi=130)
-        replace_durably(run.path / name, out.getvalue())
-        paths.append(run.path / name)
-    return paths
+    return save_figure(drawn, run.path / "loss")
 
 
 def redraw(run: RunFolder) -> None:

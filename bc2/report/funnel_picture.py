@@ -5,22 +5,19 @@ No text of a corpus is drawn, so that no font need know its letters: a page name
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bc2.data.prep.funnel import Funnel, Histogram
-from bc2.files import replace_durably
 from bc2.report.curves import COLORS, STYLE
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, stage_rows
+from bc2.report.picture_files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SVG, PNG = "funnel.svg", "funnel.png"
 
 _STYLE: Any = {**STYLE, "axes.titlesize": 10, "axes.grid": False}
 
@@ -150,11 +147,4 @@ def histogram(found: Histogram, label: str, *, log: bool) -> Figure:
 
 def draw(funnel: Funnel, folder: Path, title: str = "") -> list[Path]:
     """Draw ``funnel.svg`` and ``funnel.png`` into a folder. Returns: the two paths."""
-    drawn = figure(funnel, title)
-    paths = []
-    for name in (SVG, PNG):
-        out = io.BytesIO()
-        drawn.savefig(out, format=name[-3:], dpi=130)
-        replace_durably(folder / name, out.getvalue())
-        paths.append(folder / name)
-    return paths
+    return save_figure(figure(funnel, title), folder / "funnel")

@@ -9,23 +9,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bc2.files import replace_durably
-from bc2.report.curves import COLORS, STYLE
 from bc2.scaling.compare import undetermined
 from bc2.scaling.fit import fit
 from bc2.scaling.forms.chinchilla import CHINCHILLA
 from bc2.scaling.isoflop import Growth, Optima, find_optima, growth
+from bc2.scaling.isoflop_picture import draw_optima
 from bc2.scaling.law import LAW, points_of
 from bc2.scaling.law_config import LawSettings
-from bc2.scaling.picture import lay_out
-from bc2.scaling.points import Conventions, Floats, Points
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from bc2.scaling.points import Conventions, Floats
 
 NAME = "isoflop"
 
@@ -43,7 +38,7 @@ def write(settings: LawSettings, folder: Path) -> Mapping[str, Any]:
     (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False))
     (folder / "optima.csv").write_text(_csv(result["optima"]))
     points = None if settings.optima else points_of(settings)
-    _draw(optima, params, points, result["conventions_text"], folder / "law")
+    draw_optima(optima, params, points, result["conventions_text"], folder / "law")
     return {
         "form": NAME, "a": params.exponent.value, "b": tokens.exponent.value,
         "budgets": len(optima.flops), "conventions": result["conventions_text"],
@@ -112,49 +107,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _draw(
-    optima: Optima, params: Growth, points: Points | None, conventions: str, path: Path
-) -> None:
-    import matplotlib
-
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "bc2"}):
-        figure = _figure(optima, params, points)
-        figure.suptitle(conventions, fontsize=9)
-        lay_out(figure)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-            replace_durably(path.with_name(f"{path.name}.{kind}"), content.getvalue())
-
-
-def _figure(optima: Optima, params: Growth, points: Points | None) -> Figure:
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(8.5, 7 if points else 4))
-    drawn.set_layout_engine("constrained")
-    panels = drawn.subplots(2 if points else 1, 1, squeeze=False)[:, 0]
-    if points is not None:
-        budgets = np.log(optima.flops)
-        color = colormaps["viridis"]
-        for at, flops in enumerate(optima.flops):
-            one = points.take(np.abs(points.logs("flops") - np.log(flops)) < 0.01)
-            order = np.argsort(one.params)
-            shade = color((budgets[at] - budgets[0]) / max(float(np.ptp(budgets)), 1e-9))
-            panels[0].plot(one.params[order], one.loss[order], ".-", color=shade, linewidth=0.8)
-            if optima.loss is not None:
-                panels[0].plot(optima.params[at], optima.loss[at], "D", color=shade, markersize=5)
-        unit = f"loss ({points.conventions.loss} a token)"
-        panels[0].set(xscale="log", xlabel="parameters N", ylabel=unit)
-    line = np.geomspace(optima.flops.min(), optima.flops.max(), 50)
-    label = f"C^{params.exponent.value:.3f}"
-    panels[-1].plot(line, [params.at(flops) for flops in line], color=COLORS["median"], label=label)
-    panels[-1].plot(optima.flops, optima.params, "D", color=COLORS["heldout"], label="optimum")
-    if optima.parabola is not None:
-        panels[-1].plot(optima.flops, optima.parabola, "x", color=COLORS["norm"],
-                        label="by a parabola (biased)")  # fmt: skip
-    panels[-1].set(xscale="log", yscale="log", xlabel="training FLOPs C", ylabel="best N")
-    panels[-1].legend()
-    return drawn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bc2.files import replace_durably
 from bc2.report.curves import COLORS, STYLE
+from bc2.report.picture_files import save_figure
 from bc2.scaling.intervals import Interval
 from bc2.scaling.law import Law
 from bc2.scaling.points import Floats
@@ -44,27 +43,11 @@ class Target:
 
 
 def draw_law(law: Law, path: Path, targets: Sequence[Target] = ()) -> list[Path]:
-    """Draw ``path``.png and ``path``.svg. The same law gives the same SVG."""
+    """Draw ``path``.svg and ``path``.png."""
     import matplotlib
 
-    made = []
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "bc2"}):
-        figure = _figure(law, targets)
-        lay_out(figure)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-            made.append(path.with_name(f"{path.name}.{kind}"))
-            replace_durably(made[-1], content.getvalue())
-    return made
-
-
-def lay_out(figure: Figure) -> None:
-    """Work the layout out, once for all formats: it takes longer than to draw them."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-        figure.set_layout_engine("none")
+    with matplotlib.rc_context(STYLE):
+        return save_figure(_figure(law, targets), path)
 
 
 def _figure(law: Law, targets: Sequence[Target]) -> Figure:

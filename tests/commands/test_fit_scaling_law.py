@@ -88,7 +88,7 @@ def test_it_predicts_and_decides(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert predicted["reach"] > 100
     assert found["plan"]["cost"] == pytest.approx(found["plan"]["device_hours"] * 2)
     assert found["budget"]["shape"]["num_layers"] > 1
-    assert [Path(picture).suffix for picture in found["pictures"]] == [".png", ".svg"]
+    assert [Path(picture).suffix for picture in found["pictures"]] == [".svg", ".png"]
     assert all(Path(picture).is_file() for picture in found["pictures"])
 
 
