@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,22 +144,15 @@ class Table:
     def names(self) -> tuple[str, ...]:
         """How each row is called: its ``name`` or ``run``, or its line.
 
-        Raises: DataError if two rows have one name.
+        Repeats of a run, with other seeds, often bear one name: they get their lines.
         """
         column = next((name for name in ("name", "run") if self.has(name)), None)
-        if column is None:
-            return tuple(f"row {line}" for line in self.lines)
-        found: dict[str, int] = {}
-        for row, line in zip(self.rows, self.lines, strict=True):
-            name = row[column] or f"row {line}"
-            if name in found:
-                raise DataError(
-                    f"the {column} {name!r} is also that of line {found[name]}",
-                    where=f"{self.path}:{line}",
-                    todo=f"call each run otherwise, or call the column otherwise than {column!r}",
-                )
-            found[name] = line
-        return tuple(found)
+        given = [row[column] if column else "" for row in self.rows]
+        count = Counter(given)
+        return tuple(
+            f"row {line}" if not name else name if count[name] == 1 else f"{name} (row {line})"
+            for name, line in zip(given, self.lines, strict=True)
+        )
 
 
 def read_points(
