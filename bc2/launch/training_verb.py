@@ -219,14 +219,11 @@ class _Training:
 
     def finished(self) -> Artifact | None:
         """The run's finished checkpoint, if there is one; its inputs are made if there are none."""
-        from bc2.registry.lineage import parent_of_kind
         from bc2.train.run import Run
 
         registry = self.session.registry
         inputs = self.session.obtain_inputs("checkpoint", self.recipe, settings=self.settings)
-        tokens = inputs.one("tokens")
-        tokenizer = parent_of_kind(registry, tokens, "tokenizer")
-        run = Run.resolve(self.settings, tokens, tokenizer, self.recipe.resolved(), ())
+        run = Run.of_inputs(self.settings, inputs, registry, self.recipe.resolved())
         return run.finished(registry)
 
     def train(self) -> tuple[Artifact, bool]:

@@ -134,9 +134,7 @@ def measured_loss(registry: Registry, recipe: Recipe) -> float | None:
         inputs = None  # its text is not on this machine, so neither is its run
     if inputs is None:
         return None
-    tokens = inputs.one("tokens")
-    tokenizer = parent_of_kind(registry, tokens, "tokenizer")
-    run = Run.resolve(TrainingSettings.of(recipe), tokens, tokenizer, {}, ())
+    run = Run.of_inputs(TrainingSettings.of(recipe), inputs, registry, recipe.resolved())
     found = run.finished(registry)
     loss = found.manifest.facts.get("heldout_loss") if found else None
     return None if loss is None else float(loss)

@@ -9,7 +9,6 @@ from bc2.pipeline.stage import Input, Made, RunTask, Stage
 from bc2.ranks import world_size
 from bc2.recipe import Recipe
 from bc2.registry import Artifact
-from bc2.registry.lineage import parent_of_kind
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.training_settings import VERSION, TrainingSettings, check_training
 
@@ -26,8 +25,7 @@ def _run(task: RunTask[TrainingSettings]) -> Made:
 
     tokens = task.inputs.one("tokens")
     _check_vocabulary(task.settings, tokens)
-    tokenizer = parent_of_kind(task.registry, tokens, "tokenizer")
-    run = Run.resolve(task.settings, tokens, tokenizer, task.recorded, task.command)
+    run = Run.of_inputs(task.settings, task.inputs, task.registry, task.recorded, task.command)
     known = None if task.fresh else run.finished(task.registry)
     if known is not None and world_size() == 1:
         return Made(known, anew=False)

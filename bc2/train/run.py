@@ -11,7 +11,9 @@ from typing import Any
 from bc2.files import replace_durably
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
+from bc2.pipeline.stage import Inputs
 from bc2.registry import Artifact, Registry, stage_key
+from bc2.registry.lineage import parent_of_kind
 from bc2.train.checkpoint import reading_order
 from bc2.train.device import pick_precision, rank_device
 from bc2.train.memory.estimate import settle_checkpointing
@@ -54,6 +56,16 @@ class Run:
             settings.name, config, settings.model, tokens, tokenizer, recorded,
             shlex.join(command), parallel,
         )  # fmt: skip
+
+    @classmethod
+    def of_inputs(
+        cls, settings: TrainingSettings, inputs: Inputs, registry: Registry,
+        recorded: Mapping[str, Any], command: Sequence[str] = (),
+    ) -> Run:  # fmt: skip
+        """The run of settings on the token shards of a stage's inputs, and their tokenizer."""
+        tokens = inputs.one("tokens")
+        tokenizer = parent_of_kind(registry, tokens, "tokenizer")
+        return cls.resolve(settings, tokens, tokenizer, recorded, command)
 
     @property
     def key(self) -> str:
