@@ -63,6 +63,7 @@ class InferenceEngine:
         self._decode_bytes = decode_bytes
         self._poison = poison
         self.memory = self._make_memory(self.runner.dtype, self._cache_bytes())
+        self._session: Session | None = None
         self._near_ties = NearTies(self.runner, self._wide_memory, self.config.step_tokens)
 
     @property
@@ -71,7 +72,13 @@ class InferenceEngine:
         return self.memory.pool.blocks * self.memory.pool.size
 
     def refresh(self, version: int) -> None:
-        """Tell that the weights have changed; what was cached with the old ones is forgotten."""
+        """Tell that the weights have changed; what was cached with the old ones is forgotten.
+
+        Raises:
+            RuntimeError: a session has unanswered requests, part of which the old weights read.
+        """
+        if self._session is not None and not self._session.idle:
+            raise RuntimeError("the weights changed while requests were being answered")
         self.version = version
         self.runner.refresh()
         self._near_ties.refresh()
@@ -79,8 +86,14 @@ class InferenceEngine:
 
     @contextmanager
     def open(self) -> Iterator[Session]:
-        """A session to submit requests to, one step at a time. One is open at a time."""
-        session = Session(
+        """A session to submit requests to, and to answer step by step.
+
+        Raises:
+            RuntimeError: another one is open.
+        """
+        if self._session is not None:
+            raise RuntimeError("the engine answers one set of requests at a time")
+        self._session = session = Session(
             self.runner,
             self.memory,
             self.config,
@@ -94,6 +107,7 @@ class InferenceEngine:
             yield session
         finally:
             session.close()
+            self._session = None
 
     def generate(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from bc2.recipe import Settings
 
@@ -29,3 +31,12 @@ class EngineConfig(Settings):
 
     window: int = Field(default=4096, gt=0)
     """Score requests that are read together and searched for common beginnings."""
+
+    @model_validator(mode="after")
+    def _decoding_fits(self) -> Self:
+        if self.max_running > self.step_tokens:
+            raise ValueError(
+                f"max_running {self.max_running} exceeds step_tokens {self.step_tokens}, but each "
+                "running sequence reads a token in every pass"
+            )
+        return self

@@ -12,6 +12,7 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,6 +52,21 @@ def tolerance(layers: int, hidden: Tensor, longest_row: float, top: Tensor) -> T
     rms = hidden.double().square().mean(dim=-1).sqrt()
     scale: Tensor = (2 * layers) ** 0.5 * rms * longest_row + top.double().abs()
     return ROUNDINGS[hidden.dtype.itemsize] * epsilon * scale
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A choice that is to be settled."""
+
+    live: Live
+    draw: Draw
+    near: Sequence[int] | None = None
+    """The tokens that it may be; None: any."""
+
+    @property
+    def candidates(self) -> Sequence[int] | None:
+        """The tokens whose logits are needed; None: all."""
+        return None if self.draw.settings.logprobs is not None else self.near
 
 
 class NearTies:
@@ -98,25 +114,26 @@ class NearTies:
 
         return of
 
-    def settle(self, rows: Sequence[tuple[Live, Draw]]) -> list[Chosen]:
+    def settle(self, rows: Sequence[Unsettled]) -> list[Chosen]:
         """The next tokens of sequences whose choice is uncertain."""
         found: dict[int, Chosen] = {}
         if self.runner.dtype.itemsize == 2:
             if self._wide is None:
                 self._wide = WidePass(self.runner, self._make_memory(), self._step_tokens)
-            for at, hidden in self._wide.hidden([live for live, _ in rows]).items():
-                chosen = self._by_wide(hidden, rows[at][1])
+            for at, hidden in self._wide.hidden([row.live for row in rows]).items():
+                chosen = self._by_wide(hidden, rows[at])
                 if not chosen.uncertain[0]:
                     found[at] = chosen
         return [
-            found[at] if at in found else canonical_choice(self.runner, live.ids, draw)
-            for at, (live, draw) in enumerate(rows)
+            found[at]
+            if at in found
+            else canonical_choice(self.runner, row.live.ids, row.draw, row.candidates)
+            for at, row in enumerate(rows)
         ]
 
-    def _by_wide(self, hidden: Tensor, draw: Draw) -> Chosen:
-        runner = self.runner
-        logits = runner.mesh.tensor.all_gather(wide_logits(runner, hidden), dim=-1)
-        return choose(logits[None], [draw], self.tolerance(hidden[None], [draw]))
+    def _by_wide(self, hidden: Tensor, row: Unsettled) -> Chosen:
+        logits = wide_logits(self.runner, hidden, row.candidates)
+        return choose(logits[None], [row.draw], self.tolerance(hidden[None], [row.draw]))
 
 
 class WidePass:
@@ -194,26 +211,41 @@ class WidePass:
         return [at for at in left if at not in ends]
 
 
-def canonical_choice(runner: ModelRunner, ids: Sequence[int], draw: Draw) -> Chosen:
-    """The next token of a sequence, by the canonical pass."""
-    tokens = torch.tensor(ids, device=runner.device)
-    hidden = canonical_hidden(runner, tokens)
-    logits = runner.mesh.tensor.all_gather(wide_logits(runner, hidden), dim=-1)
-    return choose(logits[None], [draw])
+def canonical_choice(
+    runner: ModelRunner, ids: Sequence[int], draw: Draw, candidates: Sequence[int] | None = None
+) -> Chosen:
+    """The next token of a sequence, by the canonical pass.
+
+    Args:
+        candidates: the tokens that it may be; None: any.
+    """
+    hidden = canonical_hidden(runner, torch.tensor(ids, device=runner.device))
+    return choose(wide_logits(runner, hidden, candidates)[None], [draw])
 
 
-def wide_logits(runner: ModelRunner, hidden: Tensor) -> Tensor:
-    """The logits after a hidden state [D], in its dtype: [V], or this rank's part of it."""
+def wide_logits(
+    runner: ModelRunner, hidden: Tensor, candidates: Sequence[int] | None = None
+) -> Tensor:
+    """The logits [V] after a hidden state [D], in its dtype.
+
+    Args:
+        candidates: compute those of these tokens, and set the others to -inf; None: all.
+    """
     with runner.weights_of("lm_head") as weights:
         weight = weights["weight"]
-        found = torch.empty(len(weight), dtype=hidden.dtype, device=hidden.device)
-        for span in spans(len(weight), HEAD_ROWS):
-            rows = weight[span].to(hidden.dtype)
+        found = torch.full((len(weight),), -torch.inf, dtype=hidden.dtype, device=hidden.device)
+        here = torch.arange(len(weight), device=hidden.device)
+        if candidates is not None:
+            shard = runner.model.lm_head.shard
+            here = torch.tensor(candidates, device=hidden.device) - (shard.first if shard else 0)
+            here = here[(here >= 0) & (here < len(weight))]
+        for span in spans(len(here), HEAD_ROWS):
+            rows = weight[here[span]].to(hidden.dtype)
             if runner.config.norm_head:
                 rows = normalize_rows(rows)
             # Row by row: a logit must not depend on the place of its row, so that equal rows tie.
-            found[span] = (rows * hidden).sum(dim=1)
-    return found
+            found[here[span]] = (rows * hidden).sum(dim=1)
+    return runner.mesh.tensor.all_gather(found, dim=-1)
 
 
 def canonical_hidden(runner: ModelRunner, tokens: Tensor) -> Tensor:

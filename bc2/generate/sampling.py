@@ -65,6 +65,8 @@ class Chosen(NamedTuple):
     """Log-probability under the unchanged logits [B]; None if nobody asked for it."""
     top: Mapping[int, tuple[list[int], list[float]]] = MappingProxyType({})
     """By sequence: ids and raw log-probabilities of the likeliest tokens, where asked for."""
+    near: Mapping[int, list[int]] = MappingProxyType({})
+    """By sequence: the tokens that an uncertain greedy choice may be."""
 
 
 #: Largest logits [B] -> how far the order of two logits cannot be trusted [B].
@@ -101,7 +103,19 @@ def choose(logits: Tensor, draws: Sequence[Draw], tolerance: Tolerance = exactly
         part = _Rows(groups, margin, draws, rows)
         at = part.index
         ids[at], drawn[at], uncertain[at] = rule(part)
-    return raw.of(Chosen(ids, uncertain, drawn, None))
+    near = _near(x, groups.top - margin, uncertain, draws)
+    return raw.of(Chosen(ids, uncertain, drawn, None, near=near))
+
+
+def _near(
+    x: Tensor, least: Tensor, uncertain: Tensor, draws: Sequence[Draw]
+) -> dict[int, list[int]]:
+    """See `Chosen.near`."""
+    return {
+        row: (x[row] >= least[row]).nonzero()[:, 0].tolist()
+        for row in uncertain.nonzero()[:, 0].tolist()
+        if draws[row].settings.temperature == 0
+    }
 
 
 def _by_rule(draws: Sequence[Draw]) -> dict[_Rule, list[int]]:

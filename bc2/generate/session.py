@@ -23,7 +23,7 @@ from bc2.generate.blocks import ROOT
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.live import DecodeBytes, Live
 from bc2.generate.memory import Memory
-from bc2.generate.near_ties import NearTies
+from bc2.generate.near_ties import NearTies, Unsettled
 from bc2.generate.paged_attention import PagedStep, Segment
 from bc2.generate.requests import Continuation, Generated, Request, TokenLogProb
 from bc2.generate.runner import ModelRunner
@@ -298,7 +298,9 @@ class Session:
             numbers = _log_probs(chosen, draws)
         if near:
             with timed(self.stats, "settle_s"):
-                settled = self._near_ties.settle([(ready[row], draws[row]) for row in near])
+                settled = self._near_ties.settle(
+                    [Unsettled(ready[row], draws[row], chosen.near.get(row)) for row in near]
+                )
                 for row, one in zip(near, settled, strict=True):
                     tokens[row], numbers[row] = int(one.ids[0]), _log_probs(one, [draws[row]])[0]
             self.stats.settled += len(near)
