@@ -91,12 +91,15 @@ class BlockPool:
         return found
 
     def know(self, parent: int, ids: Sequence[int], block: int) -> bool:
-        """Record that a block holds `ids` after the known block `parent`, or after `ROOT`.
+        """Record that a block holds `ids` after the block `parent`, or after `ROOT`.
 
         Returns:
-            Whether it is known from now on; False if another block is known for the same.
+            Whether it is known from now on; False if another block is known for the same, or the
+            parent has been forgotten.
         """
         key = parent, tuple(ids)
+        if parent != ROOT and parent not in self._key:
+            return False
         if self._known.setdefault(key, block) != block:
             return False
         self._key[block] = key

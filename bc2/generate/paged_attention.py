@@ -100,6 +100,8 @@ class PagedStep:
         """
         self._stores.write(layer, k, v)
         keys, values = self.cache.layer(layer)
+        if slopes is not None:
+            slopes = slopes.to(at_least_fp32(q.dtype))
         if self._own is None and self._decode is not None:
             return self._decode(q, keys, values, slopes).to(q.dtype)
         dtype = at_least_fp32(q.dtype)
@@ -375,8 +377,8 @@ class _ContextCall:
         if slopes is not None:
             rows, k, v = (x.to(at_least_fp32(q.dtype)) for x in (rows, k, v))
         part, part_sum = attend_part(rows, k, v, bias)
-        part = part.view(count, heads, queries, channels).transpose(1, 2).flatten(0, 1)
-        part_sum = part_sum.view(count, heads, queries).transpose(1, 2).flatten(0, 1)
+        part = part.reshape(count, heads, queries, channels).transpose(1, 2).flatten(0, 1)
+        part_sum = part_sum.reshape(count, heads, queries).transpose(1, 2).flatten(0, 1)
         part, part_sum = part[self._wanted], part_sum[self._wanted]
         if slopes is not None:
             part_sum = part_sum + slopes * self._before[:, None]

@@ -197,7 +197,8 @@ class _Rows:
         self.draws = [draws[row] for row in rows]
         self.top = groups.top[self.index]
         self.margin = margin[self.index].to(self.top.dtype)
-        self.temperature = self.setting("temperature")
+        tiny = torch.finfo(self.top.dtype).tiny
+        self.temperature = self.setting("temperature").clamp(min=tiny)
 
     def setting(self, name: str) -> Tensor:
         values = [getattr(draw.settings, name) for draw in self.draws]
@@ -316,32 +317,53 @@ class _Kept:
         self.values = ((values - rows.top[at, None]) / temperature).double()
         self.margin = rows.scaled_margin[at].double()
         slack = self.margin.clamp(min=0.0)
-        by_k, by_p = self._by_top_k(), self._by_top_p(log_sums[at].double(), slack)
-        by_min = rows.setting("min_p")[at].double().log()
-        least, lowest, highest = (torch.maximum(torch.maximum(by_k, each), by_min) for each in by_p)
-        self.least, self.lowest, self.highest = least, lowest - slack, highest + slack
-        #: Whether no token that may be kept is missing.
-        self.enough = self.values[:, -1] < self.lowest
-
-    def _by_top_k(self) -> Tensor:
-        k = self.rows.top_k()[self.at]
-        kth = self.values.gather(1, (k - 1).clamp(0, self.values.shape[1] - 1)[:, None])[:, 0]
-        return kth.masked_fill((k == 0) | (k > self.values.shape[1]), -math.inf)
-
-    def _by_top_p(self, log_sum: Tensor, slack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = self.rows.setting("top_p")[self.at].double()
-        kth = self._by_top_k()
-        kept = self.values.masked_fill(self.values < kth[:, None], -math.inf)
-        log_sum = torch.where(kth.isfinite(), kept.logsumexp(dim=1), log_sum)
-        reached = (kept - log_sum[:, None]).exp().cumsum(dim=1)
-        last = self.values.shape[1] - 1
-        found = tuple(
-            self.values.gather(1, (reached < q[:, None]).sum(dim=1).clamp(max=last)[:, None])[:, 0]
-            # All is kept with p = 1; and if `reached` stays below p, more candidates are needed.
-            .masked_fill((p >= 1) | (reached[:, -1] < q), -math.inf)
-            for q in (p, p + slack, p - slack)
+        by_k = self._by_top_k(slack)
+        by_p = self._by_top_p(log_sums[at].double(), slack, by_k)
+        min_p = rows.setting("min_p")[at].double().log()
+        by_min = min_p, min_p - slack, min_p + slack
+        self.least, self.lowest, self.highest = (
+            torch.maximum(torch.maximum(k, p), m)
+            for k, p, m in zip(by_k, by_p, by_min, strict=True)
         )
-        return found[0], found[1], found[2]
+        #: Whether no token that may be kept, or that has a part in the sum for top-p, is missing.
+        self.enough = (self.values[:, -1] < self.lowest) & (
+            by_k[1].isinf() | (self.values[:, -1] < by_k[1])
+        )
+
+    def _value(self, number: Tensor) -> Tensor:
+        """The value with a number [R] in descending order; -inf before the first and beyond."""
+        at = number.clamp(0, self.values.shape[1] - 1)[:, None]
+        return self.values.gather(1, at)[:, 0].masked_fill(
+            (number < 0) | (number >= self.values.shape[1]), -math.inf
+        )
+
+    def _by_top_k(self, slack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k = self.rows.top_k()[self.at]
+        # A token is surely kept if what comes after the k-th is surely below it.
+        after = self._value(k).masked_fill(k == 0, -math.inf)
+        return self._value(k - 1), self._value(k - 1) - slack, after + slack
+
+    def _by_top_p(
+        self, log_sum: Tensor, slack: Tensor, by_k: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        p, k = self.rows.setting("top_p")[self.at].double(), self.rows.top_k()[self.at]
+        number = torch.arange(self.values.shape[1], device=k.device)
+        # Those of the sum, by the numbers, and as many and as few as there may be.
+        summed = (
+            self.values >= by_k[0][:, None],
+            self.values >= by_k[1][:, None],
+            number < k[:, None],
+        )
+        found = []
+        for kept, q in zip(summed, (p, p + slack, p - slack), strict=True):
+            values = self.values.masked_fill(~kept & (k > 0)[:, None], -math.inf)
+            total = torch.where(k > 0, values.logsumexp(dim=1), log_sum)
+            reached = (values - total[:, None]).exp().cumsum(dim=1)
+            last = (reached < q[:, None]).sum(dim=1)
+            # All is kept with p = 1; and if `reached` stays below p, more candidates are needed.
+            found.append(last.masked_fill((p >= 1) | (reached[:, -1] < q), len(number)))
+        least, lowest, highest = found
+        return self._value(least), self._value(lowest) - slack, self._value(highest + 1) + slack
 
     def choose(self) -> tuple[Tensor, Tensor, Tensor]:
         """A draw from the kept tokens of each row: see `_Rule`."""
