@@ -10,10 +10,15 @@ counts; `bc2.generate.kv_cache` holds the numbers. Imports no torch.
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 #: Stands for the block before a sequence's first.
 ROOT = -1
+
+#: Blocks between the used ones that are put up with; more than an eighth of them are too many.
+MOST_HOLES = 32
 
 
 class BlockPool:
@@ -24,16 +29,22 @@ class BlockPool:
     Args:
         blocks: how many there are.
         size: tokens of a block.
+        most_idle: known blocks without a user that are kept at most; None: all.
     """
 
-    def __init__(self, blocks: int, size: int):
+    def __init__(self, blocks: int, size: int, most_idle: int | None = None):
         self.blocks = blocks
         self.size = size
+        self._most_idle = blocks if most_idle is None else most_idle
         self._free = list(range(blocks))
-        self._users = [0] * blocks
+        #: How many use a block, of those that are used.
+        self._users: dict[int, int] = {}
         #: Known blocks without a user, the one to forget first at the beginning. A block comes
         #: after those that continue it, because a user of theirs is a user of it.
         self._idle: dict[int, None] = {}
+        # What is known has a number that is never used again, while blocks move and change.
+        self._numbers = itertools.count(ROOT + 1)
+        self._number: dict[int, int] = {}
         self._known: dict[tuple[int, tuple[int, ...]], int] = {}
         self._key: dict[int, tuple[int, tuple[int, ...]]] = {}
 
@@ -44,7 +55,7 @@ class BlockPool:
 
     def users(self, block: int) -> int:
         """How many use a block."""
-        return self._users[block]
+        return self._users.get(block, 0)
 
     def take(self, count: int) -> list[int]:
         """Blocks for one user; the caller has seen that enough are `available`."""
@@ -57,7 +68,7 @@ class BlockPool:
         """Count one more user of these blocks."""
         for block in blocks:
             self._idle.pop(block, None)
-            self._users[block] += 1
+            self._users[block] = self.users(block) + 1
 
     def give_back(self, blocks: Sequence[int]) -> list[int]:
         """Count one user less of a sequence's blocks, in the order of the sequence.
@@ -67,15 +78,19 @@ class BlockPool:
         """
         freed = []
         for block in reversed(blocks):
+            assert block in self._users, f"block {block} was given back twice"
             self._users[block] -= 1
-            assert self._users[block] >= 0, f"block {block} was given back twice"
             if self._users[block]:
                 continue
+            del self._users[block]
             if block in self._key:
                 self._idle[block] = None
             else:
-                heapq.heappush(self._free, block)
                 freed.append(block)
+        while len(self._idle) > self._most_idle:
+            freed.append(self._forget())
+        for block in freed:
+            heapq.heappush(self._free, block)
         return freed
 
     def find(self, ids: Sequence[int], most: int) -> list[int]:
@@ -87,7 +102,7 @@ class BlockPool:
             if block is None:
                 break
             found.append(block)
-            parent = block
+            parent = self._number[block]
         return found
 
     def know(self, parent: int, ids: Sequence[int], block: int) -> bool:
@@ -97,12 +112,14 @@ class BlockPool:
             Whether it is known from now on; False if another block is known for the same, or the
             parent has been forgotten.
         """
-        key = parent, tuple(ids)
-        if parent != ROOT and parent not in self._key:
+        before = ROOT if parent == ROOT else self._number.get(parent)
+        if before is None:
             return False
+        key = before, tuple(ids)
         if self._known.setdefault(key, block) != block:
             return False
         self._key[block] = key
+        self._number[block] = next(self._numbers)
         return True
 
     def forget_all(self) -> list[int]:
@@ -111,9 +128,8 @@ class BlockPool:
         Those in use stay with their users.
         """
         freed = list(self._idle)
-        self._idle.clear()
-        self._known.clear()
-        self._key.clear()
+        for held in (self._idle, self._known, self._key, self._number):
+            held.clear()
         for block in freed:
             heapq.heappush(self._free, block)
         return freed
@@ -121,17 +137,42 @@ class BlockPool:
     def _forget(self) -> int:
         """The block that was without a user for longest, to be used for something else."""
         block = next(iter(self._idle))
-        del self._idle[block]
+        del self._idle[block], self._number[block]
         del self._known[self._key.pop(block)]
         return block
 
+    def compact(self) -> dict[int, int]:
+        """Give the used blocks the lowest places; idle ones there change places with them.
+
+        Returns:
+            Where blocks have moved: old place -> new place. The caller copies what they hold, and
+            changes the lists of their users.
+        """
+        count = len(self._users)
+        low = [block for block in range(count) if block not in self._users]
+        high = sorted(block for block in self._users if block >= count)
+        moves = dict(zip(high, low, strict=True))
+        moves |= {new: old for old, new in moves.items() if new in self._idle}
+        self._users = {moves.get(block, block): users for block, users in self._users.items()}
+        self._idle = {moves.get(block, block): None for block in self._idle}
+        self._known = {key: moves.get(block, block) for key, block in self._known.items()}
+        self._key = {moves.get(block, block): key for block, key in self._key.items()}
+        self._number = {moves.get(block, block): n for block, n in self._number.items()}
+        self._free = sorted(set(range(self.blocks)) - set(self._users) - set(self._idle))
+        return moves
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether many blocks lie between the used ones."""
+        count = len(self._users)
+        return count > 0 and max(self._users) + 1 - count > max(MOST_HOLES, count // 8)
+
     def check(self, used: Sequence[Sequence[int]]) -> None:
         """For tests: every block is free, idle, or used as often as `used` says."""
-        count = [0] * self.blocks
-        for blocks in used:
-            for block in blocks:
-                count[block] += 1
+        count = Counter(block for blocks in used for block in blocks)
         assert count == self._users
-        assert sorted([*self._free, *self._idle]) == [b for b, n in enumerate(count) if n == 0]
+        assert sorted([*self._free, *self._idle, *self._users]) == list(range(self.blocks))
         assert self._known == {key: block for block, key in self._key.items()}
-        assert all(key[0] == ROOT or key[0] in self._key for key in self._known)
+        assert self._number.keys() == self._key.keys()
+        numbers = {ROOT, *self._number.values()}
+        assert all(before in numbers for before, _ in self._known)

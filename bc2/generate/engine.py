@@ -193,13 +193,15 @@ class InferenceEngine:
             )
         # All sequences that may run at once, each of full length, use no more than this.
         most = self.config.max_running * -(-model.context_length // self.config.block_tokens)
+        blocks = min(size // each, most)
         return Memory.of(
             model,
             heads,
-            min(size // each, most),
+            blocks,
             self.config.block_tokens,
             dtype,
             self.runner.device,
+            most_idle=int(blocks * self.config.idle_share),
             poison=self._poison,
         )
 

@@ -22,6 +22,9 @@ class EngineConfig(Settings):
     block_tokens: int = Field(default=16, gt=0)
     """Tokens of a block, the unit in which memory is taken, returned and shared."""
 
+    idle_share: float = Field(default=0.25, ge=0, le=1)
+    """The part of the cache that may hold beginnings of texts that no sequence uses any more."""
+
     max_running: int = Field(default=256, gt=0)
     """The most sequences that decode together."""
 

@@ -59,10 +59,11 @@ class KVCache:
             self.data.index_fill_(2, self._index(blocks), math.nan)
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy blocks, all layers of each."""
+        """Copy blocks, all layers of each; what is copied is what was there before the call."""
         if sources:
-            held = self.data.index_select(2, self._index(sources))
-            self.data.index_copy_(2, self._index(targets), held)
+            for layer in self.data:
+                held = layer.index_select(1, self._index(sources))
+                layer.index_copy_(1, self._index(targets), held)
 
     def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store new keys and values of a layer, [T, H, K] each.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +29,14 @@ class Memory:
         dtype: torch.dtype,
         device: torch.device,
         *,
+        most_idle: int | None = None,
         poison: bool = False,
     ) -> Memory:
         """A cache for a model.
 
         Args:
             heads: key heads on this rank.
-            blocks, size: how many blocks, and tokens of a block.
+            blocks, size, most_idle: see `BlockPool`.
             poison: see `KVCache`.
         """
         cache = KVCache(
@@ -48,7 +49,7 @@ class Memory:
             device=device,
             poison=poison,
         )
-        return cls(BlockPool(blocks, size), cache)
+        return cls(BlockPool(blocks, size, most_idle), cache)
 
     def take(self, count: int) -> list[int]:
         """Blocks for one user, zeroed."""
@@ -59,6 +60,19 @@ class Memory:
     def give_back(self, blocks: Sequence[int]) -> None:
         """Count one user less of a sequence's blocks."""
         self.cache.free(self.pool.give_back(blocks))
+
+    def compact(self, users: Iterable[list[int]]) -> None:
+        """Move the used blocks together, so that attention reads few others beside them.
+
+        Args:
+            users: the lists of blocks of all sequences; they are changed.
+        """
+        moves = self.pool.compact()
+        self.cache.copy(list(moves), list(moves.values()))
+        if self.cache.poison:
+            self.cache.free(sorted(set(moves) - set(moves.values())))
+        for blocks in users:
+            blocks[:] = [moves.get(block, block) for block in blocks]
 
     def forget_all(self) -> None:
         """Let no block be found again by what it holds."""

@@ -454,11 +454,13 @@ class _Decode:
     def __call__(
         self, q: Tensor, keys: Tensor, values: Tensor, slopes: Tensor | None
     ) -> Tensor:  # [C, H, K], fp32 or wider
-        q = q if self._all else q[self.rows]
+        q = (q if self._all else q[self.rows]) * q.shape[-1] ** -0.5
         done = [span(q, keys, values, slopes) for span in self._spans]
         if len(done) == 1:
             return self._merge(*done[0])
-        return self._merge(torch.cat([out for out, _ in done]), torch.cat([s for _, s in done]))
+        return self._merge(
+            torch.cat([part for part, _ in done]), torch.cat([numbers for _, numbers in done], 1)
+        )
 
 
 def _numbers_of_equal(ordered: np.ndarray) -> np.ndarray:
@@ -533,7 +535,12 @@ class _Span:
     def __call__(
         self, q: Tensor, keys: Tensor, values: Tensor, slopes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The attention of each place, [N · W, H, K], and its sum of exponentials [N · W, H]."""
+        """What each place attends to, not yet divided by its sum of exponentials.
+
+        Returns:
+            Σ exp(score - z) v, [N · W, H, K] in q's dtype; and z, the largest score of the place,
+            and log Σ exp(score - z), as one tensor [2, N · W, H].
+        """
         k, v = keys[self._low : self._high], values[self._low : self._high]
         blocks, groups, size, channels = k.shape
         width, heads = self._later.shape[2], q.shape[1]
@@ -541,7 +548,7 @@ class _Span:
         rows = rows.transpose(1, 2).reshape(blocks * groups, -1, channels)
         scores = torch.bmm(rows, k.reshape(-1, size, channels).transpose(1, 2))
         dtype = at_least_fp32(q.dtype)
-        wide = scores.view(blocks, groups, width, -1, size).to(dtype).mul_(channels**-0.5)
+        wide = scores.view(blocks, groups, width, -1, size).to(dtype)
         if slopes is not None:
             wide = wide.addcmul_(slopes.to(dtype).view(groups, 1, -1, 1), self._distance.to(dtype))
         wide = wide.masked_fill_(self._later, torch.finfo(dtype).min)
@@ -551,10 +558,10 @@ class _Span:
         part = torch.bmm(
             weights.to(q.dtype).view(blocks * groups, -1, size), v.reshape(-1, size, channels)
         )
-        part = part.view(blocks, groups, width, -1, channels).to(dtype) / total[..., None]
-        log_sum = top[..., 0] + total.log()
+        part = part.view(blocks, groups, width, -1, channels)
         part = part.transpose(1, 2).reshape(blocks * width, heads, channels)
-        return part, log_sum.transpose(1, 2).reshape(blocks * width, heads)
+        numbers = torch.stack((top[..., 0], total.log_()))
+        return part, numbers.transpose(2, 3).reshape(2, blocks * width, heads)
 
 
 class _Merge:
@@ -579,13 +586,17 @@ class _Merge:
                 return
             counts, entry = groups, np.arange(len(table))
 
-    def __call__(self, part: Tensor, log_sum: Tensor) -> Tensor:
-        """[N · W, H, K] and [N · W, H] -> [C, H, K]."""
+    def __call__(self, part: Tensor, numbers: Tensor) -> Tensor:
+        """From what `_Span` returns to the attention of each query: [C, H, K] in fp32 or wider."""
+        top, log_sum = numbers
         for table, empty in self._levels:
-            sums = log_sum[table]  # [C, M, H]
+            sums = (top + log_sum)[table]  # [C, M, H]
             if empty is not None:
                 sums = sums.masked_fill_(empty, -torch.inf)
-            log_sum = sums.logsumexp(1)
-            weights = (sums - log_sum[:, None]).exp_()
-            part = torch.einsum("cmh,cmhk->chk", weights, part[table])
+            total = sums.logsumexp(1)
+            weights = (top[table] - total[:, None]).exp_()
+            if empty is not None:
+                weights = weights.masked_fill_(empty, 0.0)
+            part = torch.einsum("cmh,cmhk->chk", weights, part[table].to(weights.dtype))
+            top, log_sum = total, torch.zeros_like(total)
         return part

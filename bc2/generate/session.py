@@ -162,6 +162,8 @@ class Session:
             self._step()
 
     def _step(self) -> None:
+        if self.memory.pool.is_scattered:
+            self.memory.compact(live.blocks for live in self._running)
         self._make_room()
         work = self._plan()
         if not work:
