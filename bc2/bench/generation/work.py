@@ -90,14 +90,13 @@ def make_work(
     if prompts is None:
         asked = [_drawn(draw, vocab_size, draw.randint(*PROMPT_TOKENS)) for _ in range(requests)]
     else:
-        most = context_length - ANSWER_TOKENS[1]
-        asked = [ids(text)[: max(1, most)] for text in read_prompts(prompts, requests)]
+        asked = [ids(text) for text in read_prompts(prompts, requests)]
     answers = [draw.randint(*ANSWER_TOKENS) for _ in asked]
     longest = max(len(ids) + new for ids, new in zip(asked, answers, strict=True))
     if longest > context_length:
         raise UsageError(
             f"a prompt with its answer has {longest} tokens, and the model reads {context_length}",
-            todo="raise model.context_length",
+            todo="raise model.context_length, or give shorter prompts",
         )
     if mmlu is None:
         scored, shots = _random_questions(draw, vocab_size, context_length, subjects, questions)
