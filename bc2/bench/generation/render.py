@@ -35,11 +35,16 @@ def generation_setup(result: GenerationResult) -> Iterator[str]:
         f"{result.params:,} parameters on {settings['device']}; {settings['rounds']} rounds, "
         f"{result.time}"
     )
-    yield (
-        f"{work['requests']} prompts of {work['prompt_tokens']:,} tokens, answers of "
-        f"{work['answer_tokens']:,}; {work['score_requests']} texts of "
-        f"{work['score_tokens']:,} tokens to score, with {work['shots']} examples each"
-    )
+    if result.decode:
+        yield (
+            f"{work['requests']} prompts of {work['prompt_tokens']:,} tokens, answers of "
+            f"{work['answer_tokens']:,}"
+        )
+    if result.prefix:
+        yield (
+            f"{work['score_requests']} texts of {work['score_tokens']:,} tokens to score, with "
+            f"{work['shots']} examples each"
+        )
     yield (
         f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']:.1f} at the start; "
         f"{machine['device']}; {packages}"

@@ -137,7 +137,11 @@ def test_markdown_has_the_setup_and_the_tables() -> None:
     page = generation_markdown(result())
     assert page.startswith("# bc2 bench generate: one\n\n- 10 parameters on cpu; 3 rounds")
     assert "| hf-sorted-fp32 | a \\| b |" in page
-    assert all(f"- {line}" in page for line in generation_setup(result()))
+    lines = list(generation_setup(result()))
+    assert all(f"- {line}" in page for line in lines)
+    assert "4 prompts of 9 tokens, answers of 80" in lines
+    # What was not measured is no part of the setup.
+    assert len(list(generation_setup(result(decode=[], prefix=[])))) == len(lines) - 2
 
 
 def test_results_are_kept_and_found_again(tmp_path: Path) -> None:
