@@ -15,8 +15,8 @@ from bc2.options import Json, Quiet, verb
 from bc2.registry import Artifact, Registry, Role
 
 if TYPE_CHECKING:
-    from bc2.generate.engine import Generated
     from bc2.generate.load import LanguageModel
+    from bc2.generate.requests import Continuation
     from bc2.generate.sampling_config import SamplingConfig
 
 app = verb()
@@ -50,8 +50,9 @@ def generate(
 
     On a terminal one prompt is shown as it grows; --quiet prints the continuations alone.
     """
-    from bc2.generate.engine import generate as run
+    from bc2.generate.engine import InferenceEngine
     from bc2.generate.load import open_model
+    from bc2.generate.requests import Request
     from bc2.generate.sampling_config import SamplingConfig
     from bc2.generate.text import TextStream
 
@@ -67,14 +68,16 @@ def generate(
         stream = TextStream(loaded.tokenizer.decode_bytes, settings.stop)
         if live and not quiet:
             print(prompts[0], end="", flush=True)
-        made = run(
+        engine = InferenceEngine(
             loaded.model,
-            ids,
-            settings,
             eos_id=loaded.tokenizer.eos_id,
             decode_bytes=loaded.tokenizer.decode_bytes,
-            on_token=(lambda _, token: _show(stream.push(token))) if live else None,
         )
+        requests = [Request(prompt, settings) for prompt in ids]
+        answers = engine.generate(
+            requests, on_token=(lambda _, __, token: _show(stream.push(token))) if live else None
+        )
+        made = [answer.continuations[0] for answer in answers]
         if live:
             print(stream.finish())
         else:
@@ -151,7 +154,9 @@ def _show(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _emit(loaded: LanguageModel, prompts: list[str], made: list[Generated], output: Output) -> None:
+def _emit(
+    loaded: LanguageModel, prompts: list[str], made: list[Continuation], output: Output
+) -> None:
     texts = [(g.data or b"").decode("utf-8", "replace") for g in made]
     rows = [
         {"prompt": p, "text": t, "tokens": len(g.ids), "finish_reason": g.finish_reason}

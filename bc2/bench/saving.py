@@ -89,8 +89,7 @@ def _save(
             during.append(timed()[0])
         artifact = saved.result()
     assert artifact is not None
-    size = sum(artifact.file(name).stat().st_size for name in artifact.files())
-    return _Saved(wait, done[0] - began, size, during)
+    return _Saved(wait, done[0] - began, artifact.manifest.size, during)
 
 
 @contextmanager

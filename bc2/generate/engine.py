@@ -1,269 +1,195 @@
-"""Batched generation with a key-value cache.
+"""One engine for evaluation, chat, serving and reinforcement learning: score, and generate.
 
-Greedy output depends on the prompt and the model alone: the other prompts of a batch, their
-order and the cache do not change it (`bc2.generate.near_ties` says how). With sampling, each
-prompt has a random generator of its own.
-
-Shapes:
-    B  sequences still running      T  tokens that they have not read      D  hidden size
-    V  vocabulary
+Greedy output depends on the prompt and the model alone, and so does drawn output in fp32 (with its
+settings): companions, order, preemption and the size of the cache change nothing. In 16 bits drawn
+output is repeatable for the same submissions and cache. `bc2.generate.near_ties` says how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from bc2.errors import DataError, UsageError
-from bc2.generate.near_ties import settle, tolerance
-from bc2.generate.sampling import prompt_generator, sample
-from bc2.generate.sampling_config import SamplingConfig
-from bc2.model.cache import KVCache
+from bc2.errors import UsageError
+from bc2.free_memory import device_available
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.live import DecodeBytes
+from bc2.generate.memory import Memory, block_bytes
+from bc2.generate.near_ties import NearTies
+from bc2.generate.requests import Generated, Request, Score, ScoreRequest
+from bc2.generate.runner import ModelRunner
+from bc2.generate.score import Scorer
+from bc2.generate.session import Session
+from bc2.generate.stats import EngineStats
 from bc2.model.transformer import Transformer
 
-FinishReason = Literal["eos", "stop", "length"]
+#: The part of free memory that the cache takes where its size is not set.
+FREE_SHARE = 0.5
 
-#: ``(tokens int64 [T], cu_seqlens int32 [B+1], max_seqlen) -> logits [B, V]`` of the token after
-#: each of B packed documents; the arguments are those of `Transformer`.
-NextLogits = Callable[[Tensor, Tensor, int], Tensor]
-
-#: ``on_token(index of the prompt, token id)``, called for every token but the end of text.
-OnToken = Callable[[int, int], None]
-
-#: Token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
-DecodeBytes = Callable[[Sequence[int]], bytes]
+#: ``on_token(number of the request, of its continuation, token id)``.
+OnToken = Callable[[int, int, int], None]
 
 
-@dataclass(frozen=True)
-class Generated:
-    """The continuation of a prompt."""
-
-    ids: list[int]
-    """The new tokens without the end-of-text token, up to the one that completed a stop text."""
-
-    finish_reason: FinishReason
-    """"eos": the end-of-text token; "stop": a stop text; "length": `max_new_tokens`, or the end
-    of the model's context."""
-
-    data: bytes | None = None
-    """The bytes of the new tokens before a stop text; None if no `decode_bytes` was given."""
-
-
-def generate(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    settings: SamplingConfig,
-    *,
-    eos_id: int,
-    use_cache: bool = True,
-    on_token: OnToken | None = None,
-    decode_bytes: DecodeBytes | None = None,
-    next_logits: NextLogits | None = None,
-) -> list[Generated]:
-    """Continue each prompt.
+class InferenceEngine:
+    """Answers requests with a model's weights, wherever these are; it makes no copy of them.
 
     Args:
-        prompts: token ids, at least one in each prompt.
-        eos_id: id of the end-of-text token.
-        use_cache: keep keys and values of earlier tokens; without it, the whole prefix is
-            computed again for every token.
-        on_token: called with each token as soon as it is chosen, for streaming.
-        decode_bytes: needed for `settings.stop`; fills `Generated.data`.
-        next_logits: called instead of the model if its weights are on several ranks. The whole
-            prefix is then computed again for every token, and the temperature must be above 0.
-
-    Returns:
-        A continuation of each prompt, in the order of the prompts.
+        model: a model, or a runner of one that is on several ranks; then every rank makes an
+            engine and gives it the same requests.
+        eos_id: the end-of-text token, which ends a continuation by default.
+        decode_bytes: `Tokenizer.decode_bytes`; needed for stop texts.
+        poison: see `KVCache`.
 
     Raises:
-        DataError: a prompt is empty, is too long for the context, or holds an id outside the
-            model's vocabulary.
-        UsageError: there are stop texts without `decode_bytes`, or one is empty.
+        UsageError: `cache_bytes` is too small for one block.
     """
-    _check(model, prompts, settings, decode_bytes)
-    run = _Run(model, settings, eos_id, on_token, decode_bytes, next_logits)
-    sequences = [
-        _Sequence(index, list(prompt), len(prompt), prompt_generator(settings.seed, index))
-        for index, prompt in enumerate(prompts)
-    ]
-    with torch.inference_mode():
-        for start in range(0, len(sequences), settings.batch_size):
-            run.finish(
-                sequences[start : start + settings.batch_size], use_cache and not next_logits
-            )
-    return [run.result(sequence) for sequence in sequences]
-
-
-def _check(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    settings: SamplingConfig,
-    decode_bytes: DecodeBytes | None,
-) -> None:
-    if settings.stop and decode_bytes is None:
-        raise UsageError("stop texts need a tokenizer", todo="give decode_bytes")
-    if "" in settings.stop:
-        raise UsageError("a stop text is empty", todo="leave it out")
-    limit, vocab_size = model.config.context_length, model.config.vocab_size
-    for index, prompt in enumerate(prompts):
-        where = f"prompt {index}"
-        if not prompt:
-            raise DataError("the prompt is empty", where=where, todo="begin with some text")
-        if len(prompt) > limit:
-            raise DataError(
-                f"the prompt has {len(prompt)} tokens and the model reads {limit}",
-                where=where,
-                todo="shorten the prompt",
-            )
-        wrong = next((i for i in prompt if not 0 <= i < vocab_size), None)
-        if wrong is not None:
-            raise DataError(
-                f"token id {wrong} is outside the model's vocabulary of {vocab_size}",
-                where=where,
-                todo="use the tokenizer that the model was trained with",
-            )
-
-
-@dataclass
-class _Sequence:
-    """A prompt and its continuation so far."""
-
-    index: int
-    ids: list[int]
-    prompt_length: int
-    generator: torch.Generator
-    reason: FinishReason | None = None
-    row: int = field(default=-1)
-    """Its row in the cache of the running batch."""
-    read: int = 0
-    """Number of its tokens that the cache holds."""
-
-    @property
-    def new(self) -> list[int]:
-        return self.ids[self.prompt_length :]
-
-
-class _Run:
-    """What stays the same for all tokens of one `generate` call."""
 
     def __init__(
         self,
-        model: Transformer,
-        settings: SamplingConfig,
+        model: Transformer | ModelRunner,
+        config: EngineConfig | None = None,
+        *,
         eos_id: int,
-        on_token: OnToken | None,
-        decode_bytes: DecodeBytes | None,
-        next_logits: NextLogits | None,
+        decode_bytes: DecodeBytes | None = None,
+        poison: bool = False,
     ):
-        self.model = model
-        self.settings = settings
-        self.eos_id = eos_id
-        self.on_token = on_token
-        self.decode_bytes = decode_bytes
-        self.next_logits = next_logits
-        self.stops = [text.encode("utf-8", "surrogatepass") for text in settings.stop]
-        self.device = model.lm_head.weight.device
-        if next_logits is None:
-            with torch.inference_mode():
-                # NormHead's rows do not change from token to token.
-                self.head = model.head_weight()
-                self.longest_row = float(torch.linalg.vector_norm(self.head.float(), dim=1).max())
+        self.runner = model if isinstance(model, ModelRunner) else ModelRunner(model)
+        self.config = config or EngineConfig()
+        self.stats = EngineStats()
+        self.version = 0
+        self._eos_id = eos_id
+        self._decode_bytes = decode_bytes
+        self._poison = poison
+        self.memory = self._make_memory(self.runner.dtype, self._cache_bytes())
+        self._near_ties = NearTies(self.runner, self._wide_memory, self.config.step_tokens)
 
-    def finish(self, batch: list[_Sequence], use_cache: bool) -> None:
-        """Generate tokens until every sequence of a batch has ended."""
-        cache = self._cache(batch) if use_cache else None
-        running = batch
-        while running:
-            for sequence, token in zip(running, self._next(running, cache), strict=True):
-                self._push(sequence, token)
-            running = [sequence for sequence in running if sequence.reason is None]
+    @property
+    def cache_tokens(self) -> int:
+        """The most tokens whose keys and values are held."""
+        return self.memory.pool.blocks * self.memory.pool.size
 
-    def result(self, sequence: _Sequence) -> Generated:
-        assert sequence.reason is not None
-        if self.decode_bytes is None:
-            return Generated(sequence.new, sequence.reason)
-        data = self.decode_bytes(sequence.new)
-        found = [at for at in (data.find(stop) for stop in self.stops) if at >= 0]
-        return Generated(sequence.new, sequence.reason, data[: min(found, default=len(data))])
+    def refresh(self, version: int) -> None:
+        """Tell that the weights have changed; what was cached with the old ones is forgotten."""
+        self.version = version
+        self.runner.refresh()
+        self._near_ties.refresh()
+        self.memory.forget_all()
 
-    def _cache(self, batch: list[_Sequence]) -> KVCache:
-        longest = max(len(sequence.ids) for sequence in batch)
-        capacity = min(self.model.config.context_length, longest + self.settings.max_new_tokens)
-        for row, sequence in enumerate(batch):
-            sequence.row = row
-        return KVCache(self.model.config, len(batch), capacity, self.head.dtype, self.head.device)
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """A session to submit requests to, one step at a time. One is open at a time."""
+        session = Session(
+            self.runner,
+            self.memory,
+            self.config,
+            self._near_ties,
+            self.stats,
+            eos_id=self._eos_id,
+            decode_bytes=self._decode_bytes,
+            version=self.version,
+        )
+        try:
+            yield session
+        finally:
+            session.close()
 
-    def _next(self, running: list[_Sequence], cache: KVCache | None) -> list[int]:
-        """Run the model on the tokens not read yet, and choose each sequence's next token."""
-        if cache is not None:
-            cache.select([sequence.row for sequence in running])
-        unread = [sequence.ids[sequence.read :] for sequence in running]
-        tokens = torch.tensor([i for ids in unread for i in ids], device=self.device)
-        lengths = torch.tensor([0, *map(len, unread)], device=self.device)
-        cu_seqlens, max_seqlen = lengths.cumsum(0, dtype=torch.int32), max(map(len, unread))
-        if self.next_logits is not None:
-            return self._draw(running, self.next_logits(tokens, cu_seqlens, max_seqlen))
-        hidden: Tensor = self.model(tokens, cu_seqlens, max_seqlen, cache)[
-            cu_seqlens[1:].long() - 1
-        ]
-        if cache is not None:
-            for sequence in running:
-                sequence.read = len(sequence.ids)
-        logits = F.linear(hidden, self.head)
-        if self.settings.temperature > 0:
-            return self._draw(running, logits)
-        return self._likeliest(running, hidden, logits)
+    def generate(
+        self,
+        requests: Iterable[Request],
+        *,
+        in_order: bool = True,
+        on_token: OnToken | None = None,
+    ) -> Iterator[Generated]:
+        """Continue prompts.
 
-    def _draw(self, running: list[_Sequence], logits: Tensor) -> list[int]:
-        generators = [sequence.generator for sequence in running]
-        drawn: list[int] = sample(logits, self.settings, generators).tolist()
-        return drawn
+        Requests are read as there is room for them, and nothing cached before is used, so that
+        the bits of the answers follow from the requests alone.
 
-    def _likeliest(self, running: list[_Sequence], hidden: Tensor, logits: Tensor) -> list[int]:
-        top = logits.amax(dim=-1)
-        floor = top.double() - tolerance(self.model, hidden, self.longest_row, top)
-        near = logits.double() >= floor[:, None]
-        return [
-            settle(
-                self.model,
-                torch.tensor(sequence.ids, device=logits.device),
-                near[row].nonzero()[:, 0].tolist(),
+        Args:
+            in_order: yield answers in the order of requests; else as they are completed.
+            on_token: called with each token of an answer as soon as it is chosen.
+
+        Raises:
+            DataError, UsageError: see `Session.submit`.
+        """
+        self.memory.forget_all()
+        coming = iter(requests)
+        more = True
+        held: dict[int, Generated] = {}
+        next_index = 0
+        with self.open() as session:
+            while more or not session.idle:
+                while more and session.hungry:
+                    request = next(coming, None)
+                    more = request is not None
+                    if request is not None:
+                        session.submit(request)
+                session.step()
+                if on_token is not None:
+                    for live, token in session.tokens:
+                        on_token(live.index, live.number, token)
+                for answer in session.finished():
+                    if not in_order:
+                        yield answer
+                        continue
+                    held[answer.index] = answer
+                    while next_index in held:
+                        yield held.pop(next_index)
+                        next_index += 1
+
+    def score(
+        self,
+        requests: Iterable[ScoreRequest],
+        *,
+        top_k: int = 0,
+        cut: bool = False,
+        share: bool = True,
+    ) -> Iterator[Score]:
+        """Log-probabilities of continuations, in the order of the requests.
+
+        Args:
+            top_k: report this many likeliest tokens in each place.
+            cut: cut contexts from the left where a text is longer than the model's window, and
+                count what was cut; else such a text is an error.
+            share: compute common beginnings of texts once.
+
+        Raises:
+            DataError: a context or continuation is empty, has an id outside the vocabulary, or is
+                too long.
+            UsageError: `top_k` exceeds the vocabulary.
+        """
+        self.memory.forget_all()
+        scorer = Scorer(self.runner, self.memory, self.config, self.stats, self.version)
+        return scorer.scores(requests, top_k=top_k, cut=cut, share=share)
+
+    def _cache_bytes(self) -> int:
+        if self.config.cache_bytes is not None:
+            return self.config.cache_bytes
+        return int(device_available(self.runner.device) * FREE_SHARE)
+
+    def _make_memory(self, dtype: torch.dtype, size: int) -> Memory:
+        model, heads = self.runner.config, self.runner.key_heads
+        each = block_bytes(model, heads, self.config.block_tokens, dtype)
+        if size < each:
+            raise UsageError(
+                f"a cache of {size:,} bytes holds no block of {self.config.block_tokens} tokens",
+                todo=f"give it at least {each:,} bytes",
             )
-            for row, sequence in enumerate(running)
-        ]
+        # All sequences that may run at once, each of full length, use no more than this.
+        most = self.config.max_running * -(-model.context_length // self.config.block_tokens)
+        return Memory.of(
+            model,
+            heads,
+            min(size // each, most),
+            self.config.block_tokens,
+            dtype,
+            self.runner.device,
+            poison=self._poison,
+        )
 
-    def _push(self, sequence: _Sequence, token: int) -> None:
-        """Append a token, and see whether it ends the sequence."""
-        if token == self.eos_id:
-            sequence.reason = "eos"
-            return
-        sequence.ids.append(token)
-        if self.on_token is not None:
-            self.on_token(sequence.index, token)
-        if self._is_stopped(sequence):
-            sequence.reason = "stop"
-        elif (
-            len(sequence.new) >= self.settings.max_new_tokens
-            # The context is full: this token was the last that could be predicted.
-            or len(sequence.ids) > self.model.config.context_length
-        ):
-            sequence.reason = "length"
-
-    def _is_stopped(self, sequence: _Sequence) -> bool:
-        if not self.stops or self.decode_bytes is None:
-            return False
-        # Only the newest token can complete a stop text, so only the last bytes are searched.
-        # Every token but a control token has at least one byte.
-        longest = max(map(len, self.stops))
-        new = sequence.new
-        size = longest
-        tail = self.decode_bytes(new[-size:])
-        while len(tail) < longest and size < len(new):
-            size *= 2
-            tail = self.decode_bytes(new[-size:])
-        return any(stop in tail for stop in self.stops)
+    def _wide_memory(self) -> Memory:
+        """A cache in fp32 for half as many tokens as the engine's own of a 16-bit model."""
+        held = self.memory.cache.data
+        return self._make_memory(torch.float32, held.numel() * held.element_size())

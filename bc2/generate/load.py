@@ -31,7 +31,8 @@ def open_model(
 ) -> Iterator[LanguageModel]:
     """Load a checkpoint, and keep the registry from deleting it while it is in use.
 
-    Each file is checked against its digest.
+    Each file is checked against its digest. The weights are read once: the digest takes their
+    bytes as they pass on to `device`.
 
     Args:
         dtype: of the model's weights.
@@ -50,8 +51,8 @@ def open_model(
             todo="name a checkpoint: bc2 registry list --kind checkpoint",
         )
     with artifact.hold():
-        for name in (CONFIG, *weights):
-            artifact.file(name)
-        model = load_model(artifact.path, device=device, dtype=dtype)
+        artifact.file(CONFIG)
+        opened = {artifact.path / name: artifact.reading(name) for name in weights}
+        model = load_model(artifact.path, device, dtype, opened=opened)
         tokenizer = Tokenizer.load(artifact.file(TOKENIZER_FILE))
         yield LanguageModel(model.eval(), tokenizer, artifact)

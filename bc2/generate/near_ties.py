@@ -1,9 +1,9 @@
 """Settle near ties, so that greedy output depends on the prompt alone.
 
 The results of matrix kernels differ in their last bits with the shape of a batch and with the
-cache. This changes greedy output only where the difference of the two largest logits is as small
-as that. There, one canonical pass decides: the sequence alone, without a cache, in the next wider
-dtype. Of equal logits the lowest id wins.
+cache. This changes a choice only where the two best tokens differ by as little. There, one
+canonical pass decides: the sequence alone, without a cache, in fp64. Of equal logits the lowest
+id wins.
 
 Shapes:
     T  tokens      D  hidden size      V  vocabulary      B  sequences
@@ -11,22 +11,29 @@ Shapes:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from bc2.model.transformer import Positions, Transformer, normalize_rows
+from bc2.generate.live import Live
+from bc2.generate.memory import Memory
+from bc2.generate.paged_attention import PagedStep, Segment
+from bc2.generate.runner import ModelRunner
+from bc2.generate.sampling import Chosen, Draw, Tolerance, choose
+from bc2.model.head_weight import spans
+from bc2.model.transformer import normalize_rows
 
 #: How far the results of two kernels may differ, in roundings, by bytes of the dtype. 16-bit
-#: kernels sum in fp32 and round only what they store. Kernels of wider dtypes differ in their
-#: sums too, but there a large tolerance costs nothing. tests/generate/test_near_ties.py measures
-#: the difference.
-ROUNDINGS = {2: 6.0, 4: 512.0, 8: 512.0}
+#: kernels sum in fp32 and round what they store. tests/generate/test_near_ties.py measures the
+#: difference.
+ROUNDINGS = {2: 6.0, 4: 64.0, 8: 64.0}
+
+#: Rows of the head that are converted at once.
+HEAD_ROWS = 8192
 
 
-def tolerance(model: Transformer, hidden: Tensor, longest_row: float, top: Tensor) -> Tensor:
+def tolerance(layers: int, hidden: Tensor, longest_row: float, top: Tensor) -> Tensor:
     """The largest difference of two logits whose order another batch shape could reverse: [B].
 
     It is roundings · ε · (√(2L) · rms(hidden) · longest row of the head + |largest logit|). Each
@@ -35,62 +42,181 @@ def tolerance(model: Transformer, hidden: Tensor, longest_row: float, top: Tenso
     ordinary weights and no bound for adversarial ones.
 
     Args:
+        layers: L.
         hidden: [B, D], in the model's dtype.
         longest_row: the largest L2 norm of the head's rows.
         top: [B], the largest logits.
     """
     epsilon = torch.finfo(hidden.dtype).eps
-    sublayers = 2 * model.config.num_layers
     rms = hidden.double().square().mean(dim=-1).sqrt()
-    scale: Tensor = sublayers**0.5 * rms * longest_row + top.double().abs()
+    scale: Tensor = (2 * layers) ** 0.5 * rms * longest_row + top.double().abs()
     return ROUNDINGS[hidden.dtype.itemsize] * epsilon * scale
 
 
-def settle(model: Transformer, tokens: Tensor, candidates: list[int]) -> int:
-    """The candidate with the largest logit after `tokens`, by the canonical pass.
+class NearTies:
+    """Settles the near ties of a runner's choices.
+
+    A model in 16 bits is in a near tie at every few tokens. There a pass in fp32 decides first,
+    which keeps the keys of what it has read; only what is a near tie in fp32 too takes the
+    canonical pass. What was kept can be dropped at any time: it changes no choice.
 
     Args:
-        tokens: the whole sequence so far, int64 [T].
-        candidates: ids within the tolerance of the largest, ascending.
+        make_memory: a cache in fp32 for that, made when it is first needed.
+        step_tokens: the most tokens in a pass.
     """
-    if len(candidates) == 1:
-        return candidates[0]
-    hidden = canonical_hidden(model, tokens)
-    best, chosen = -float("inf"), candidates[0]
-    for token in candidates:
-        row = model.lm_head.weight[token : token + 1].to(hidden.dtype)
-        if model.config.norm_head:
-            row = normalize_rows(row)
-        # One row at a time: its logit must not depend on which others are candidates.
-        logit = torch.dot(row[0], hidden).item()
-        if logit > best:
-            best, chosen = logit, token
-    return chosen
+
+    def __init__(self, runner: ModelRunner, make_memory: Callable[[], Memory], step_tokens: int):
+        self.runner = runner
+        self._make_memory = make_memory
+        self._step_tokens = step_tokens
+        self._wide: WidePass | None = None
+
+    def refresh(self) -> None:
+        """Forget what was read with other weights."""
+        self._wide = None
+
+    def drop(self, live: Live) -> None:
+        """Forget a sequence."""
+        if self._wide is not None:
+            self._wide.drop(live)
+
+    def tolerance(self, hidden: Tensor, draws: Sequence[Draw]) -> Tolerance:
+        """The tolerance of choices after hidden states [B, D]; see `sampling.choose`.
+
+        Drawn tokens of 16-bit models are taken as they are: they are repeatable, but depend on
+        the batch.
+        """
+        layers, longest = self.runner.config.num_layers, self.runner.longest_row()
+        settings = [draw.settings for draw in draws]
+        factor = [max(s.repetition_penalty, 1 / s.repetition_penalty) for s in settings]
+        by = torch.tensor(factor, dtype=torch.float64, device=hidden.device)
+        left = [hidden.dtype.itemsize == 2 and s.temperature > 0 for s in settings]
+        untouched = torch.tensor(left, device=hidden.device)
+
+        def of(top: Tensor) -> Tensor:
+            return (tolerance(layers, hidden, longest, top) * by).masked_fill(untouched, -1.0)
+
+        return of
+
+    def settle(self, rows: Sequence[tuple[Live, Draw]]) -> list[Chosen]:
+        """The next tokens of sequences whose choice is uncertain."""
+        found: dict[int, Chosen] = {}
+        if self.runner.dtype.itemsize == 2:
+            if self._wide is None:
+                self._wide = WidePass(self.runner, self._make_memory(), self._step_tokens)
+            for at, hidden in self._wide.hidden([live for live, _ in rows]).items():
+                chosen = self._by_wide(hidden, rows[at][1])
+                if not chosen.uncertain[0]:
+                    found[at] = chosen
+        return [
+            found[at] if at in found else canonical_choice(self.runner, live.ids, draw)
+            for at, (live, draw) in enumerate(rows)
+        ]
+
+    def _by_wide(self, hidden: Tensor, draw: Draw) -> Chosen:
+        runner = self.runner
+        logits = runner.mesh.tensor.all_gather(wide_logits(runner, hidden), dim=-1)
+        return choose(logits[None], [draw], self.tolerance(hidden[None], [draw]))
 
 
-def canonical_hidden(model: Transformer, tokens: Tensor) -> Tensor:
-    """The last hidden state [D] in fp64 (fp32 for 16-bit models), one layer at a time.
+class WidePass:
+    """A 16-bit model in fp32, over a cache of its own."""
 
-    Each layer's weights are converted to the wider dtype just before the layer runs, so the
-    extra memory is that of a layer and not of a model.
-    """
-    wide = wider(model.lm_head.weight.dtype)
-    cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
-    positions = torch.arange(len(tokens), device=tokens.device)
-    at = Positions(model.config, positions, cu_seqlens, len(tokens))
-    x: Tensor = model.model.embed_tokens(tokens).to(wide)
-    for index, layer in enumerate(model.model.layers):
-        x = _widened(layer, wide, x, at, None, index)
-    return _widened(model.model.norm, wide, x[-1:])[0]
+    def __init__(self, runner: ModelRunner, memory: Memory, step_tokens: int):
+        self.runner = runner
+        self.memory = memory
+        self._step_tokens = step_tokens
+        #: Blocks and tokens read of each sequence; the one used last at the end.
+        self._held: dict[Live, tuple[list[int], int]] = {}
+
+    def drop(self, live: Live) -> None:
+        if live in self._held:
+            self.memory.give_back(self._held.pop(live)[0])
+
+    def hidden(self, lives: Sequence[Live]) -> dict[int, Tensor]:
+        """The hidden states [D] after sequences, by their place; not of those that do not fit."""
+        pool = self.memory.pool
+        found: dict[int, Tensor] = {}
+        batch: list[int] = []
+        taken = 0
+        for at, live in enumerate(lives):
+            needed = -(-len(live.ids) // pool.size)
+            if needed > pool.blocks:
+                continue
+            if batch and taken + needed > pool.blocks:
+                found |= self._read(lives, batch)
+                batch, taken = [], 0
+            batch.append(at)
+            taken += needed
+        return found | self._read(lives, batch)
+
+    def _read(self, lives: Sequence[Live], batch: Sequence[int]) -> dict[int, Tensor]:
+        """Read what is new of some sequences, which fit together."""
+        pool = self.memory.pool
+        for at in batch:
+            self._held[lives[at]] = self._held.pop(lives[at], ([], 0))
+        kept = {lives[at] for at in batch}
+        for at in batch:
+            live = lives[at]
+            blocks, read = self._held[live]
+            needed = -(-len(live.ids) // pool.size) - len(blocks)
+            while pool.available < needed:
+                self.drop(next(other for other in self._held if other not in kept))
+            self._held[live] = [*blocks, *self.memory.take(needed)], read
+        found: dict[int, Tensor] = {}
+        left = list(batch)
+        while left:
+            left = self._pass(lives, left, found)
+        return found
+
+    def _pass(
+        self, lives: Sequence[Live], left: Sequence[int], found: dict[int, Tensor]
+    ) -> list[int]:
+        """One forward pass; the sequences that are not read to their ends after it."""
+        tokens: list[int] = []
+        segments, ends = [], {}
+        for at in left:
+            live = lives[at]
+            blocks, read = self._held[live]
+            count = min(len(live.ids) - read, self._step_tokens - len(tokens))
+            if not count:
+                break
+            segments.append(Segment(read, count, blocks))
+            tokens += live.ids[read : read + count]
+            self._held[live] = blocks, read + count
+            if read + count == len(live.ids):
+                ends[at] = len(tokens) - 1
+        step = PagedStep(self.memory.cache, segments)
+        rows = torch.tensor(list(ends.values()), dtype=torch.int64, device=self.runner.device)
+        ids = torch.tensor(tokens, device=self.runner.device)
+        hidden = self.runner.layer_by_layer(ids, step, torch.float32, rows)
+        found |= dict(zip(ends, hidden.unbind(), strict=True))
+        return [at for at in left if at not in ends]
 
 
-def wider(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the canonical pass of a model in `dtype`."""
-    return torch.float32 if dtype.itemsize == 2 else torch.float64
+def canonical_choice(runner: ModelRunner, ids: Sequence[int], draw: Draw) -> Chosen:
+    """The next token of a sequence, by the canonical pass."""
+    tokens = torch.tensor(ids, device=runner.device)
+    hidden = canonical_hidden(runner, tokens)
+    logits = runner.mesh.tensor.all_gather(wide_logits(runner, hidden), dim=-1)
+    return choose(logits[None], [draw])
 
 
-def _widened(module: nn.Module, dtype: torch.dtype, *args: Any) -> Tensor:
-    """module(*args) with the weights in `dtype`; the module itself does not change."""
-    weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
-    out: Tensor = functional_call(module, weights, args)
-    return out
+def wide_logits(runner: ModelRunner, hidden: Tensor) -> Tensor:
+    """The logits after a hidden state [D], in its dtype: [V], or this rank's part of it."""
+    with runner.weights_of("lm_head") as weights:
+        weight = weights["weight"]
+        found = torch.empty(len(weight), dtype=hidden.dtype, device=hidden.device)
+        for span in spans(len(weight), HEAD_ROWS):
+            rows = weight[span].to(hidden.dtype)
+            if runner.config.norm_head:
+                rows = normalize_rows(rows)
+            # Row by row: a logit must not depend on the place of its row, so that equal rows tie.
+            found[span] = (rows * hidden).sum(dim=1)
+    return found
+
+
+def canonical_hidden(runner: ModelRunner, tokens: Tensor) -> Tensor:
+    """The last hidden state [D] of a sequence alone, in fp64."""
+    last = torch.tensor([len(tokens) - 1], device=tokens.device)
+    return runner.layer_by_layer(tokens, None, torch.float64, last)[0]

@@ -17,7 +17,7 @@ class Request:
 
     prompt: Sequence[int]
     """Token ids, at least one."""
-    settings: SamplingConfig = SamplingConfig()
+    settings: SamplingConfig = field(default_factory=SamplingConfig)
     where: str | None = None
     """Names it in errors, such as ``prompts.jsonl:7``; None: its number."""
 

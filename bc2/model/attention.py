@@ -182,7 +182,7 @@ def _sdpa_packed(
     if lengths and lengths[0] % PAD_TO == 0 and len(set(lengths)) == 1:
         q, k, v = (x.view(len(lengths), lengths[0], *x.shape[1:]) for x in (q, k, v))
         return kernel(q, k, v, slopes).flatten(0, 1)
-    slots, groups = _padded(lengths)
+    slots, groups = padded_slots(lengths)
     slots = slots.to(q.device)
     rows = sum(count * length for count, length in groups)
     q, k, v = (x.new_zeros(rows, *x.shape[1:]).index_copy(0, slots, x) for x in (q, k, v))
@@ -198,7 +198,7 @@ def _sdpa_packed(
 
 
 @lru_cache(maxsize=8)
-def _padded(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
+def padded_slots(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
     """Where tokens go when documents are sorted by rounded length and padded to it.
 
     Returns:

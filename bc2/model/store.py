@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from io import RawIOBase
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bc2.errors import DataError, IntegrityError, from_os_error, nearest
 from bc2.files import sync_directory, sync_file, write_durably
 from bc2.model.model_config import ModelConfig
+from bc2.model.safetensors_file import DTYPES, SafetensorsReader, TensorSpan
 from bc2.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
 #: One file, or several as Hugging Face names them.
 _WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+
+#: Files of weights by path; entering the context opens one, to be read from front to back.
+OpenedWeights = Mapping[Path, AbstractContextManager[RawIOBase]]
 
 
 def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
@@ -93,6 +98,8 @@ def load_model(
     folder: Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    *,
+    opened: OpenedWeights | None = None,
 ) -> Transformer:
     """Build a model and fill it from `folder`.
 
@@ -100,6 +107,7 @@ def load_model(
         folder: a directory that `save_model` wrote.
         device: where the weights go.
         dtype: their dtype; as stored if None.
+        opened: see `load_weights`.
 
     Raises:
         DataError: a file is missing.
@@ -107,22 +115,10 @@ def load_model(
             shape, or of different dtypes.
     """
     config = load_config(folder)
-    tensors = load_weights(folder, config)
-    stored = {tensor.dtype for tensor in tensors.values()}
-    if dtype is None and len(stored) > 1:
-        kinds = ", ".join(sorted(map(str, stored)))
-        raise IntegrityError(
-            f"the weights have several dtypes: {kinds}",
-            where=str(folder / WEIGHTS),
-            todo="load with one dtype",
-        )
+    tensors = load_weights(folder, config, device, dtype, opened=opened)
     with torch.device("meta"):
         model = Transformer(config)
-    placed = {
-        name: tensor.to(device=device, dtype=dtype or tensor.dtype)
-        for name, tensor in tensors.items()
-    }
-    model.load_state_dict(placed, assign=True)
+    model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(True)
 
 
@@ -131,27 +127,71 @@ def weight_files(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if _WEIGHT_FILE.fullmatch(name))
 
 
-def load_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+def load_weights(
+    folder: Path,
+    config: ModelConfig,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    opened: OpenedWeights | None = None,
+) -> dict[str, Tensor]:
     """Read the safetensors files of `folder`, which must hold exactly the tensors of `config`.
+
+    Each file is read once, and besides the tensors no more than 16 MiB of one is held. What
+    headers can tell is checked before any tensor is read.
+
+    Args:
+        opened: the files, each opened as its context is entered, and good when all contexts
+            have ended; all that are in `folder` if None.
 
     Raises:
         DataError: there is no such file.
-        IntegrityError: a file is broken, or tensors are missing, unknown or of the wrong shape.
+        IntegrityError: a file is broken, or tensors are missing, unknown, of the wrong shape,
+            or (unless `dtype` is given) of different dtypes.
     """
-    paths = [folder / name for name in weight_files(os.listdir(folder))]
-    if not paths:
+    if opened is None:
+        paths = [folder / name for name in weight_files(os.listdir(folder))]
+        opened = {path: _opened(path) for path in paths}
+    if not opened:
         raise DataError("no such file while loading the model", where=str(folder / WEIGHTS))
+    tensors: dict[str, Tensor] = {}
     try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
-            holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-            shapes = {n: tuple(file.get_slice(n).get_shape()) for n, file in holder.items()}
-            check_shapes(shapes, config, str(paths[0]))
-            return {name: file.get_tensor(name) for name, file in holder.items()}
-    except SafetensorError as error:
+        with ExitStack() as held:
+            files = [
+                SafetensorsReader(held.enter_context(file), path) for path, file in opened.items()
+            ]
+            _check_headers(files, config, folder, dtype)
+            for file in files:
+                tensors.update(file.tensors(device, dtype))
+    except OSError as error:
+        raise from_os_error(error, "loading the model") from error
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[RawIOBase]:
+    with path.open("rb", buffering=0) as file:
+        yield file
+
+
+def _check_headers(
+    files: Sequence[SafetensorsReader], config: ModelConfig, folder: Path, dtype: torch.dtype | None
+) -> None:
+    spans: dict[str, TensorSpan] = {}
+    for file in files:
+        twice = spans.keys() & file.spans.keys()
+        if twice:
+            raise IntegrityError(f"{min(twice)} is in another file too", where=str(file.path))
+        spans.update(file.spans)
+    check_shapes({n: span.shape for n, span in spans.items()}, config, str(files[0].path))
+    stored = {DTYPES[span.dtype] for span in spans.values()}
+    if dtype is None and len(stored) > 1:
+        kinds = ", ".join(sorted(map(str, stored)))
         raise IntegrityError(
-            f"not a complete safetensors file: {error}", where=str(paths[0])
-        ) from error
+            f"the weights have several dtypes: {kinds}",
+            where=str(folder / WEIGHTS),
+            todo="load with one dtype",
+        )
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bc2.model.attention import Backend, alibi_slopes, attend
-from bc2.model.cache import KVCache
 from bc2.model.cpu_kernels import linear_by_bmm
 from bc2.model.head_loss import HeadLoss, head_loss
 from bc2.model.log_probs import TokenLogProbs, token_log_probs
@@ -150,6 +149,16 @@ class Exchange(Protocol):
         """The inverse of `to_heads`."""
 
 
+class AttentionCache(Protocol):
+    """Keys and values of earlier tokens, for one forward pass: `bc2.generate.paged_attention`."""
+
+    def starts(self) -> Tensor:
+        """Tokens that each document has in the cache: int64 [N]."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+        """Store a layer's new keys and values, and attend to all up to each token: [T, H, K]."""
+
+
 class Attention(nn.Module):
     """Multi-head causal attention; the weights of Q, K and V are the thirds of one matrix."""
 
@@ -164,7 +173,7 @@ class Attention(nn.Module):
         self.W_pack = Linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, at: Positions, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, at: Positions, cache: AttentionCache | None, layer: int) -> Tensor:
         # The number of heads follows from the weights, so that a shard of the heads works too.
         qkv = self.W_pack(x).view(len(x), 3, -1, self.head_dim)  # [T, 3, H, K]
         if self.exchange is not None:
@@ -176,7 +185,7 @@ class Attention(nn.Module):
         if cache is None:
             out = attend(q, k, v, at.cu_seqlens, at.max_seqlen, slopes, self.backend)
         else:
-            out = cache.attend(layer, q, k, v, at.cu_seqlens, slopes, self.backend)
+            out = cache.attend(layer, q, k, v, slopes)
         if self.exchange is not None:
             out = self.exchange.to_tokens(out)
         mixed: Tensor = self.o_proj(out.flatten(1))
@@ -207,7 +216,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, at: Positions, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, at: Positions, cache: AttentionCache | None, layer: int) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), at, cache, layer)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -226,7 +235,7 @@ class Decoder(nn.Module):
         #: backward pass. 0: keep all activations.
         self.checkpointing = 0
 
-    def forward(self, tokens: Tensor, at: Positions, cache: KVCache | None) -> Tensor:
+    def forward(self, tokens: Tensor, at: Positions, cache: AttentionCache | None) -> Tensor:
         # The embedding may have a wider dtype than the layers: see LocalEngine.
         x = self.embed_tokens(tokens).to(self.norm.weight.dtype)
         count = len(self.layers)
@@ -243,7 +252,9 @@ class Decoder(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def _through(self, x: Tensor, at: Positions, cache: KVCache | None, span: range) -> Tensor:
+    def _through(
+        self, x: Tensor, at: Positions, cache: AttentionCache | None, span: range
+    ) -> Tensor:
         for index in span:
             x = self.layers[index](x, at, cache, index)
         return x
@@ -263,7 +274,11 @@ class Transformer(nn.Module):
         self.lm_head = Head(config)
 
     def forward(
-        self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        cache: AttentionCache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -271,17 +286,15 @@ class Transformer(nn.Module):
             tokens: integer [T].
             cu_seqlens: int32 [N+1] on the same device, from 0 to T.
             max_seqlen: tokens of the longest document.
-            cache: keys and values of earlier tokens; document n continues the n-th active row.
+            cache: keys and values of earlier tokens of each document.
 
         Returns:
             [T, D] in the model's dtype.
         """
-        start = None if cache is None else cache.lengths(tokens.device)
+        start = None if cache is None else cache.starts()
         positions = document_positions(cu_seqlens, len(tokens), start)
         at = Positions(self.config, positions, cu_seqlens, max_seqlen)
         hidden: Tensor = self.model(tokens, at, cache)
-        if cache is not None:
-            cache.advance(cu_seqlens)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bc2.errors import IntegrityError
 from bc2.files import write_durably, writing_in_place
+from bc2.model.safetensors_file import NO_HEADER, tensor_spans
 from bc2.parallel.sharding import TensorShard
 
 #: Bytes of tensors in a file, unless one is larger: files are digested side by side.
@@ -149,7 +150,7 @@ class TensorFile:
                 raise ValueError("its header is cut off")
             header = size + text
             places = _places(json.loads(text), len(header))
-        except _NO_HEADER as error:
+        except NO_HEADER as error:
             raise IntegrityError(f"not a safetensors file: {error!r}", where=str(path)) from error
         ends = [p.offset + prod(p.shape) * p.dtype.itemsize for p in places.values()]
         if total != max(ends, default=len(header)):
@@ -183,26 +184,13 @@ class MappedTensors:
         return self.raw[place.offset : place.offset + size].view(place.dtype).reshape(place.shape)
 
 
-#: What bytes that are no header can raise when they are read as one.
-_NO_HEADER = (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-
-
 def _places(entries: Mapping[str, Any], begin: int) -> dict[str, TensorLocation]:
-    """The locations in a header's entries, which must be contiguous. Raises: see `_NO_HEADER`."""
+    """The locations in a header's entries, which must be contiguous. Raises: see `NO_HEADER`."""
     found = {}
-    at = 0
-    tensors = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
-    for name, entry in sorted(tensors, key=lambda tensor: tuple(tensor[1]["data_offsets"])):
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} is {entry['dtype']}, not {' or '.join(_DTYPES)}")
-        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-        first, end = entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, first, end)):
-            raise ValueError(f"{name} has no shape or place")
-        if first != at or end - first != prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} is not where it must be")
-        found[name] = TensorLocation(shape, dtype, begin + first)
-        at = end
+    for name, span in tensor_spans(entries).items():
+        if span.dtype not in _DTYPES:
+            raise ValueError(f"{name} is {span.dtype}, not {' or '.join(_DTYPES)}")
+        found[name] = TensorLocation(span.shape, _DTYPES[span.dtype], begin + span.first)
     return found
 
 

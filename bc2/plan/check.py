@@ -7,11 +7,11 @@ import os
 import torch
 
 from bc2.errors import ResourceError, UsageError
+from bc2.free_memory import device_available
 from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
 from bc2.plan.devices import Device
 from bc2.plan.training_plan import nothing_fits, recipe_candidate, workload_of
 from bc2.train.device import pick_device
-from bc2.train.memory.available import device_available
 from bc2.train.training_settings import TrainingSettings
 
 #: A run is refused if its estimate is more than this times what is free: estimates err by less.

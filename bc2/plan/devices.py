@@ -99,8 +99,8 @@ def _cpu(flops: float | None, ranks: int) -> Device:
     """A rank's share of this machine: what is free now, and what a matrix product reaches."""
     import torch
 
+    from bc2.free_memory import host_available
     from bc2.train.device import pick_precision
-    from bc2.train.memory.available import host_available
     from bc2.train.peak_flops import peak_flops
 
     cpu = torch.device("cpu")

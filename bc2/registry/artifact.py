@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from bc2.registry.draft import SHORT, Kind, Position, Role, role_of
 
 # Manifests are read where they are needed: pydantic takes longer to import than a listing.
 if TYPE_CHECKING:
-    from bc2.registry.manifest import Manifest
+    from bc2.registry.manifest import FileEntry, Manifest
+    from bc2.registry.payload import DigestingReader
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,32 @@ class Artifact:
         """
         from bc2.registry.payload import check_file
 
+        return check_file(self.path, self.entry(relpath))
+
+    def reading(self, relpath: str) -> AbstractContextManager[DigestingReader]:
+        """Open one file to read it once, from front to back; the end of the context proves it.
+
+        For large files: `file` reads one through before it is read again. Nothing that was
+        read is good before the context has ended.
+
+        Raises:
+            IntegrityError: its size (on opening) or SHA-256 (at the end) is not the manifest's;
+                names the file.
+            RefError: the artifact has no such file; raised by the call itself.
+        """
+        from bc2.registry.payload import reading
+
+        return reading(self.path, self.entry(relpath))
+
+    def entry(self, relpath: str) -> FileEntry:
+        """Size and SHA-256 of one file, as the manifest has them; the file is not looked at.
+
+        Raises:
+            RefError: the artifact has no such file.
+        """
         for entry in self.manifest.files:
             if entry.path == relpath:
-                return check_file(self.path, entry)
+                return entry
         guess = nearest(relpath, self.files())
         raise RefError(
             f"{self.title} has no file {relpath!r}",

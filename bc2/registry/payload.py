@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO, RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bc2.errors import DataError, IntegrityError, from_os_error
-from bc2.files import sha256_file
+from bc2.files import CHUNK, sha256_file
 from bc2.registry.manifest import FILENAME, FileEntry, Manifest
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _RESTORE = "import a good copy of the artifact, or remove it and run its stage again"
 
@@ -110,9 +117,65 @@ def check_file(root: Path, entry: FileEntry) -> Path:
         found = sha256_file(path)
     except OSError as error:
         raise from_os_error(error, "reading an artifact") from error
+    _check_digest(path, found, entry)
+    return path
+
+
+def _check_digest(path: Path, found: str, entry: FileEntry) -> None:
     if found != entry.sha256:
         raise IntegrityError("a file does not match its SHA-256", where=str(path), todo=_RESTORE)
-    return path
+
+
+class DigestingReader(RawIOBase):
+    """A file's bytes from front to back, each digested as it passes: see `reading`."""
+
+    def __init__(self, raw: FileIO):
+        self._raw = raw
+        self._sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer)
+        try:
+            size: int = self._raw.readinto(view)
+        except OSError as error:
+            raise from_os_error(error, "reading an artifact") from error
+        self._sha256.update(view[:size])
+        return size
+
+    def digest_of_all(self) -> str:
+        """Hex SHA-256 of the whole file, what was not read of it until now included."""
+        while self.read(CHUNK):
+            pass
+        return self._sha256.hexdigest()
+
+
+@contextmanager
+def reading(root: Path, entry: FileEntry) -> Iterator[DigestingReader]:
+    """Open a file to read it once, from front to back: it is proved when the context ends.
+
+    What was read before may not be used until then. Bytes that are left are read at the end.
+    An IntegrityError of the reader (it finds no sense in the bytes) becomes that of the file
+    if its bytes are not those of `entry`.
+
+    Raises:
+        IntegrityError: size or SHA-256 are not those of `entry`; names the file.
+    """
+    path = check_size(root, entry)
+    try:
+        raw = path.open("rb", buffering=0)
+    except OSError as error:
+        raise from_os_error(error, "reading an artifact") from error
+    with raw:
+        reader = DigestingReader(raw)
+        try:
+            yield reader
+        except IntegrityError:
+            _check_digest(path, reader.digest_of_all(), entry)
+            raise
+        _check_digest(path, reader.digest_of_all(), entry)
 
 
 def check_sizes(root: Path, manifest: Manifest) -> None:

@@ -16,7 +16,11 @@ import torch
 from bc2.data.loader import Batch, heldout_batches, read_ahead
 from bc2.data.shards import TokenShards
 from bc2.errors import RunFailed
-from bc2.generate.engine import generate
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.memory import block_bytes
+from bc2.generate.requests import Request
+from bc2.generate.runner import ModelRunner
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.transformer import Transformer
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -105,19 +109,22 @@ class Heldout:
         # Compiled layers are compiled for training's shapes; here each token has its own. The
         # draw adds up probabilities, of which all but one are 0.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, in_any_order(), _one_dtype(self.engine.model):
-            made = generate(
-                self.engine.model,
-                prompts,
-                settings,
-                eos_id=self.shards.eos_id,
-                on_token=lambda *_: self.check(),
-                next_logits=self.engine.next_logits if self.engine.shares_weights else None,
-            )
+        with eager, in_any_order(), _one_dtype(self.engine.model), self.engine.runner() as runner:
+            engine = InferenceEngine(runner, self._engine_config(runner), eos_id=self.shards.eos_id)
+            requests = [Request(prompt, settings) for prompt in prompts]
+            made = list(engine.generate(requests, on_token=lambda *_: self.check()))
         return [
             {"prompt": self._text(prompt), "text": self._text(new.ids)}
-            for prompt, new in zip(prompts, made, strict=True)
+            for prompt, answer in zip(prompts, made, strict=True)
+            for new in answer.continuations
         ]
+
+    def _engine_config(self, runner: ModelRunner) -> EngineConfig:
+        """A cache that holds all samples at once."""
+        size = EngineConfig().block_tokens
+        each = block_bytes(runner.config, runner.key_heads, size, runner.dtype)
+        blocks = self.prompts * -(-(PROMPT_TOKENS + self.new_tokens) // size)
+        return EngineConfig(cache_bytes=blocks * each)
 
     def _text(self, ids: list[int]) -> str:
         """The text of ids; U+FFFD for bytes that are no text, and for ids that no piece has."""

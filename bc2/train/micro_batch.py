@@ -18,9 +18,9 @@ import torch
 from bc2.console import note, warn
 from bc2.errors import ResourceError
 from bc2.files import replace_durably
+from bc2.free_memory import device_available
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.memory.available import device_available
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.micro_batch_trial import TrialSpec

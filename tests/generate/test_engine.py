@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from bc2.errors import DataError, UsageError
-from bc2.generate.engine import generate
+from bc2.generate import near_ties
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.requests import Request
+from bc2.generate.runner import ModelRunner
+from bc2.generate.sampling import Draw
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -37,8 +42,36 @@ def prompts_of(count, seed=0, max_seqlen=25):
     return [[rng.randrange(V - 1) for _ in range(rng.randint(1, max_seqlen))] for _ in range(count)]
 
 
+def generate(model, prompts, settings, *, eos_id=EOS, on_token=None, decode_bytes=None, **config):
+    """The one continuation of each prompt; the prompts have different seeds."""
+    config = EngineConfig(**{"cache_bytes": 2**24, "block_tokens": 4, **config})
+    engine = InferenceEngine(model, config, eos_id=eos_id, decode_bytes=decode_bytes, poison=True)
+    requests = [
+        Request(prompt, settings.model_copy(update={"seed": settings.seed + number}))
+        for number, prompt in enumerate(prompts)
+    ]
+    found = list(engine.generate(requests, on_token=on_token))
+    engine.memory.pool.check([])
+    return [answer.continuations[0] for answer in found]
+
+
 def ids(model, prompts, settings=GREEDY, **more):
-    return [one.ids for one in generate(model, prompts, settings, eos_id=EOS, **more)]
+    return [one.ids for one in generate(model, prompts, settings, **more)]
+
+
+def canonical(model, prompts, settings=GREEDY):
+    """Greedy continuations, each token by the canonical pass over the sequence alone."""
+    runner = ModelRunner(model)
+    found = []
+    for prompt in prompts:
+        text = list(prompt)
+        while len(text) - len(prompt) < settings.max_new_tokens and len(text) <= 64:
+            token = int(near_ties.canonical_choice(runner, text, Draw(settings)).ids)
+            if token == EOS:
+                break
+            text.append(token)
+        found.append(text[len(prompt) :])
+    return found
 
 
 def ordinary(dtype, position):
@@ -68,21 +101,23 @@ MODELS = [ordinary, duplicated_rows, nearly_duplicated_rows]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
+#: Ways in which the same requests share passes and memory.
+BATCHES = [{}, {"max_running": 2}, {"step_tokens": 9, "max_running": 9}, {"cache_bytes": 2**16}]
+
+
 @pytest.mark.parametrize("position", ["rope", "alibi"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", MODELS)
-def test_greedy_output_is_independent_of_batch_order_and_cache(make, dtype, position):
+def test_greedy_output_is_independent_of_companions_order_and_cache(make, dtype, position):
     model = make(dtype, position)
     prompts = prompts_of(9)
-    alone = [ids(model, [prompt], use_cache=False)[0] for prompt in prompts]
+    alone = canonical(model, prompts)
     assert len({tuple(one) for one in alone}) > 4, "too uniform to show anything"
-    assert ids(model, prompts) == alone
-    assert ids(model, prompts, use_cache=False) == alone
+    for batch in BATCHES:
+        assert ids(model, prompts, **batch) == alone
     assert [ids(model, [prompt])[0] for prompt in prompts] == alone
     order = [5, 0, 8, 2, 7, 1, 3, 6, 4]
     assert ids(model, [prompts[i] for i in order]) == [alone[i] for i in order]
-    pairs = SamplingConfig(temperature=0.0, max_new_tokens=20, batch_size=2)
-    assert ids(model, prompts, pairs) == alone
 
 
 @pytest.mark.slow
@@ -93,25 +128,18 @@ def test_greedy_output_soak(make, dtype, seed):
     position = ("rope", "alibi")[seed % 2]
     model = make(dtype, position)
     prompts = prompts_of(40, seed=seed, max_seqlen=40)
-    alone = [ids(model, [prompt], use_cache=False)[0] for prompt in prompts]
-    for trial in range(3):
+    alone = canonical(model, prompts)
+    for trial, batch in enumerate(BATCHES):
         order = random.Random(trial).sample(range(40), 40)
-        batch = SamplingConfig(temperature=0.0, max_new_tokens=20, batch_size=(40, 7, 16)[trial])
-        shuffled = [prompts[i] for i in order]
-        assert ids(model, shuffled, batch) == [alone[i] for i in order]
+        assert ids(model, [prompts[i] for i in order], **batch) == [alone[i] for i in order]
 
 
 def test_near_ties_would_show_without_the_canonical_pass(monkeypatch):
     """Checks that the test above can fail: without the canonical pass, it does."""
-    from bc2.generate import engine
-
-    monkeypatch.setattr(engine, "settle", lambda model, tokens, candidates: candidates[0])
-    monkeypatch.setattr(
-        engine, "tolerance", lambda model, hidden, max_seqlen, top: torch.zeros_like(top.double())
-    )
     model = nearly_duplicated_rows(torch.bfloat16, "rope")
     prompts = prompts_of(9)
-    alone = [ids(model, [prompt], use_cache=False)[0] for prompt in prompts]
+    alone = canonical(model, prompts)
+    monkeypatch.setattr(near_ties, "ROUNDINGS", dict.fromkeys(near_ties.ROUNDINGS, 0.0))
     assert ids(model, prompts) != alone
 
 
@@ -151,8 +179,8 @@ def test_sampling_is_the_prompts_own():
     first, *others = prompts_of(6)
     together = ids(model, [first, *others], sampled())
     assert ids(model, [first], sampled()) == together[:1]
-    assert ids(model, [first, *others], sampled(batch_size=2)) == together
-    assert ids(model, [first, *others], sampled(), use_cache=False) == together
+    for batch in BATCHES:
+        assert ids(model, [first, *others], sampled(), **batch) == together
     twice = ids(model, [first, first], sampled())
     assert twice[0] != twice[1]
 
@@ -179,7 +207,7 @@ def prefer(token):
 
 def test_the_end_of_text_ends_and_is_left_out():
     (found,) = generate(prefer(EOS), [[1, 2]], GREEDY, eos_id=EOS)
-    assert (found.ids, found.finish_reason) == ([], "eos")
+    assert (found.ids, found.finish_reason) == ([], "stop_id")
 
 
 def test_max_new_tokens_ends():
@@ -187,11 +215,10 @@ def test_max_new_tokens_ends():
     assert (found.ids, found.finish_reason) == ([9] * 20, "length")
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_the_context_ends(use_cache):
+def test_the_context_ends():
     prompts = [[1] * 60, [1] * 64, [1] * 30]
     settings = SamplingConfig(temperature=0.0, max_new_tokens=30)
-    found = generate(prefer(9), prompts, settings, eos_id=EOS, use_cache=use_cache)
+    found = generate(prefer(9), prompts, settings, eos_id=EOS)
     # The last token that is read fills the context; one more can be predicted from it.
     assert [len(one.ids) for one in found] == [5, 1, 30]
     assert {one.finish_reason for one in found} == {"length"}
@@ -213,7 +240,7 @@ def test_a_stop_text_ends_and_is_cut_off():
         settings,
         eos_id=EOS,
         decode_bytes=letters,
-        on_token=lambda index, token: seen.append((index, token)),
+        on_token=lambda index, _, token: seen.append((index, token)),
     )
     assert (found.ids, found.finish_reason, found.data) == ([9, 9, 9], "stop", b"")
     assert seen == [(0, 9)] * 3
@@ -262,7 +289,11 @@ def test_streaming_gives_every_token_in_order():
     prompts = prompts_of(5)
     seen = {index: [] for index in range(5)}
     found = generate(
-        model, prompts, GREEDY, eos_id=EOS, on_token=lambda index, token: seen[index].append(token)
+        model,
+        prompts,
+        GREEDY,
+        eos_id=EOS,
+        on_token=lambda index, _, token: seen[index].append(token),
     )
     assert [one.ids for one in found] == list(seen.values())
 

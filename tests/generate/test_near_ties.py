@@ -1,8 +1,12 @@
 import pytest
 import torch
 
-from bc2.generate.near_ties import canonical_hidden, settle, tolerance, wider
-from bc2.model.cache import KVCache
+from bc2.generate.memory import Memory
+from bc2.generate.near_ties import canonical_choice, canonical_hidden, tolerance, wide_logits
+from bc2.generate.paged_attention import PagedStep, Segment
+from bc2.generate.runner import ModelRunner
+from bc2.generate.sampling import Draw
+from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
@@ -30,17 +34,32 @@ def texts(count, length=60):
     return torch.randint(211, (count, length), generator=torch.Generator().manual_seed(count))
 
 
-def last_hidden(model, tokens, cached):
-    """Last hidden states [B, D] of one batch; with a cache, the last token is read by itself."""
+def last_hidden(model, tokens):
+    """Last hidden states [B, D] of one batch."""
     count, length = tokens.shape
-    cuts = [length - 1, 1] if cached else [length]
-    device = torch.device("cpu")
-    cache = KVCache(model.config, count, length, model.lm_head.weight.dtype, device)
-    for part in tokens.split(cuts, dim=1):
-        size = part.shape[1]
-        cu_seqlens = torch.arange(0, count * size + 1, size, dtype=torch.int32)
-        hidden = model(part.flatten(), cu_seqlens, size, cache if cached else None)
+    cu_seqlens = torch.arange(0, count * length + 1, length, dtype=torch.int32)
+    hidden = model(tokens.flatten(), cu_seqlens, length)
     return hidden.view(count, -1, hidden.shape[-1])[:, -1]
+
+
+def from_cache(model, tokens, cuts, together):
+    """The same, read in pieces of `cuts` tokens over a cache, `together` sequences at a time."""
+    count, length = tokens.shape
+    size, dtype = 16, model.lm_head.weight.dtype
+    each = -(-length // size)
+    memory = Memory.of(model.config, 4, count * each, size, dtype, torch.device("cpu"))
+    blocks = [memory.take(each) for _ in range(count)]
+    found = []
+    for first in range(0, count, together):
+        rows = range(first, min(first + together, count))
+        read = 0
+        for cut in cuts:
+            step = PagedStep(memory.cache, [Segment(read, cut, blocks[row]) for row in rows])
+            ids = tokens[rows.start : rows.stop, read : read + cut].flatten()
+            hidden = model(ids, step.cu_seqlens, step.max_seqlen, step)
+            read += cut
+        found.append(hidden.view(len(rows), -1, hidden.shape[-1])[:, -1])
+    return torch.cat(found)
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -59,13 +78,19 @@ def test_kernels_differ_by_much_less_than_the_tolerance(
     """
     model = build(dtype, gain, position, layers, size, norm_head)
     tokens = texts(16)
-    alone = torch.cat([last_hidden(model, one[None], cached=False) for one in tokens])
+    alone = torch.cat([last_hidden(model, one[None]) for one in tokens])
     reference = model.logits(alone).double()
     max_seqlen = model.head_weight().double().norm(dim=1).max().item()
-    allowed = tolerance(model, alone, max_seqlen, reference.amax(-1))
-    for cached in (False, True):
-        other = model.logits(last_hidden(model, tokens, cached)).double()
-        moved = (other - reference).abs().amax(-1)
+    allowed = tolerance(layers, alone, max_seqlen, reference.amax(-1))
+    others = [
+        last_hidden(model, tokens),
+        from_cache(model, tokens, [59, 1], 16),
+        from_cache(model, tokens, [20, 39, 1], 5),
+        from_cache(model, tokens, [7, 53], 16),
+        from_cache(model, tokens, [30, *[1] * 30], 16),
+    ]
+    for other in others:
+        moved = (model.logits(other).double() - reference).abs().amax(-1)
         assert (moved < allowed / 4).all(), (moved / allowed).max()
 
 
@@ -75,7 +100,7 @@ def test_the_canonical_pass_is_the_model_in_a_wider_dtype(position):
     model = build(torch.float32, 5, position)
     exact = build(torch.float32, 5, position).double()
     tokens = texts(1)[0]
-    hidden = canonical_hidden(model, tokens)
+    hidden = canonical_hidden(ModelRunner(model), tokens)
     expected = exact(tokens, torch.tensor([0, 60], dtype=torch.int32), 60)[-1]
     assert hidden.dtype == torch.float64
     torch.testing.assert_close(hidden, expected, rtol=1e-10, atol=1e-12)
@@ -83,22 +108,20 @@ def test_the_canonical_pass_is_the_model_in_a_wider_dtype(position):
     assert next(model.model.layers.parameters()).dtype == torch.float32
 
 
-def test_each_dtype_is_settled_in_a_wider_one():
-    assert wider(torch.bfloat16) == torch.float32
-    assert wider(torch.float32) == torch.float64
-    assert wider(torch.float64) == torch.float64
-
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("norm_head", [True, False])
 @torch.no_grad()
-def test_settling_takes_the_larger_of_two_and_the_lower_of_equals(norm_head):
-    model = build(torch.bfloat16, 5, norm_head=norm_head)
+def test_the_canonical_choice_is_the_largest_and_the_lowest_of_equals(norm_head, dtype):
+    model = build(dtype, 5, norm_head=norm_head)
+    runner, greedy = ModelRunner(model), Draw(SamplingConfig(temperature=0))
     tokens = texts(1)[0]
-    logits = model.double().logits(canonical_hidden(model, tokens)[None])[0]
-    model = model.bfloat16()
-    order = logits.argsort(descending=True)[:6].tolist()
-    assert settle(model, tokens, sorted(order)) == order[0]
-    assert settle(model, tokens, sorted(order[3:])) == order[3]
-    assert settle(model, tokens, [order[4]]) == order[4]
-    model.lm_head.weight[200] = model.lm_head.weight[100]
-    assert settle(model, tokens, [100, 200]) == 100
+    best = int(canonical_choice(runner, tokens.tolist(), greedy).ids)
+    logits = wide_logits(runner, canonical_hidden(runner, tokens))
+    exact = build(dtype, 5, norm_head=norm_head).double()
+    expected = exact.logits(exact(tokens, torch.tensor([0, 60], dtype=torch.int32), 60)[-1:])[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    assert best == int(expected.argmax())
+    for twin in (0, 210):
+        model.lm_head.weight[twin] = model.lm_head.weight[best]
+        assert int(canonical_choice(runner, tokens.tolist(), greedy).ids) == min(twin, best)
+        model.lm_head.weight[twin] = 0.0

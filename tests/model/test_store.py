@@ -1,12 +1,25 @@
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bc2.errors import DataError, IntegrityError
+from bc2.errors import Bc2Error, DataError, IntegrityError
+from bc2.model import store
 from bc2.model.model_config import ModelConfig
-from bc2.model.store import CONFIG, WEIGHTS, load_config, load_model, save_model
+from bc2.model.store import (
+    CONFIG,
+    WEIGHTS,
+    load_config,
+    load_model,
+    load_weights,
+    save_config,
+    save_model,
+)
 from bc2.model.transformer import Transformer
 
 SHAPE = ModelConfig(
@@ -109,6 +122,90 @@ def test_a_cut_file_is_an_error(folder, kept):
     (folder / WEIGHTS).write_bytes(data[:kept])
     with pytest.raises(IntegrityError, match="not a complete safetensors file"):
         load_model(folder)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), asked=st.sampled_from([None, torch.float32, torch.bfloat16]))
+def test_however_tensors_are_divided_among_files_the_model_is_the_same(data, asked):
+    made = Transformer(SHAPE)
+    made.init_weights(torch.Generator().manual_seed(1))
+    state = made.state_dict()
+    of = {name: data.draw(st.integers(1, 3)) for name in state}
+    with TemporaryDirectory() as folder:
+        save_config(Path(folder), SHAPE)
+        for number in {*of.values()}:
+            part = {name: state[name] for name in state if of[name] == number}
+            save_file(part, Path(folder) / f"model-{number:05d}-of-00003.safetensors")
+        found = load_model(Path(folder), dtype=asked).state_dict()
+    assert list(found) == list(state)
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor.to(asked or tensor.dtype))
+
+
+def in_two_files(folder: Path) -> list[Path]:
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    paths = [folder / f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for number, path in enumerate(paths):
+        save_file({name: tensors[name] for name in [*tensors][number::2]}, path)
+    return paths
+
+
+def test_the_broken_one_of_several_files_is_named(folder):
+    second = in_two_files(folder)[1]
+    second.write_bytes(second.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="not a complete safetensors file") as info:
+        load_model(folder)
+    assert info.value.where == str(second)
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    second = in_two_files(folder)[1]
+    save_file({**load_file(second), "model.norm.weight": torch.zeros(8)}, second)
+    first = second.with_name("model-00001-of-00002.safetensors")
+    save_file({**load_file(first), "model.norm.weight": torch.ones(8)}, first)
+    with pytest.raises(IntegrityError, match=r"model\.norm\.weight is in another file too") as info:
+        load_model(folder)
+    assert info.value.where == str(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("lm_head.weight", None, "missing"),
+        ("lm_head.bias", torch.ones(8), "unknown"),
+        ("model.norm.weight", torch.ones(9), "not"),
+        ("model.norm.weight", torch.ones(8).half(), "several dtypes"),
+    ],
+)
+def test_what_headers_can_tell_is_told_before_a_tensor_is_read(
+    folder, monkeypatch, name, tensor, message
+):
+    first = in_two_files(folder)[0]
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        tensors.pop(name, None)
+        if path == first and tensor is not None:
+            tensors[name] = tensor
+        save_file(tensors, path)
+    monkeypatch.setattr(store.SafetensorsReader, "tensors", lambda *args: pytest.fail("read"))
+    with pytest.raises(IntegrityError, match=message):
+        load_model(folder)
+
+
+def test_nothing_is_mapped_that_another_could_change(folder):
+    found = load_weights(folder, SHAPE)
+    before = {name: tensor.clone() for name, tensor in found.items()}
+    (folder / WEIGHTS).write_bytes(bytes((folder / WEIGHTS).stat().st_size))
+    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+
+
+def test_a_file_that_the_system_will_not_read_is_an_error(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+    with pytest.raises(Bc2Error, match="is a directory while loading the model") as info:
+        load_model(folder)
+    assert info.value.where == str(folder / WEIGHTS)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 
 from bc2.data.loader import Batch, pack
-from bc2.generate.engine import generate
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.requests import Request
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.build import InitialWeights, build_model
@@ -98,15 +100,16 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
 
 def continuations(engine: Engine, mesh: Mesh) -> list[list[float]]:
     """How the model goes on with two prompts, by the likeliest token and by drawn ones."""
-    next_logits = engine.next_logits if engine.shares_weights else None
     found = []
     for top_k in (1, 0):
         settings = SamplingConfig(top_k=top_k, max_new_tokens=6, seed=3)
         prompts = [[5, 40, 9], [33, 8, 7, 60, 21, 4]]
         # The likeliest token is soon the end; drawn texts may end, each at its own length.
         eos = -1 if top_k else EOS
-        made = generate(engine.model, prompts, settings, eos_id=eos, next_logits=next_logits)
-        found += [[float(i) for i in new.ids] for new in made]
+        with engine.runner() as runner:
+            answering = InferenceEngine(runner, EngineConfig(cache_bytes=2**20), eos_id=eos)
+            answers = list(answering.generate([Request(prompt, settings) for prompt in prompts]))
+        found += [[float(i) for i in answer.continuations[0].ids] for answer in answers]
     assert mesh.world.all_gather_object(found) == [found] * mesh.world.size
     return found
 

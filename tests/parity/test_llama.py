@@ -108,13 +108,15 @@ def test_packed_documents_are_llamas_separate_documents():
 
 
 def test_greedy_generation_is_llamas():
-    from bc2.generate.engine import generate
+    from bc2.generate.engine import InferenceEngine
+    from bc2.generate.requests import Request
     from bc2.generate.sampling_config import SamplingConfig
 
     ours, theirs = pair(torch.float64)
     settings = SamplingConfig(temperature=0.0, max_new_tokens=30)
     prompts = [tokens(n).tolist() for n in (5, 11, 2)]
-    found = generate(ours, prompts, settings, eos_id=96)
+    answers = InferenceEngine(ours, eos_id=96).generate([Request(p, settings) for p in prompts])
+    found = [answer.continuations[0] for answer in answers]
     for prompt, one in zip(prompts, found, strict=True):
         expected = theirs.generate(
             torch.tensor([prompt]),

@@ -4,10 +4,11 @@ import hashlib
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bc2.errors import DataError, IntegrityError
+from bc2.errors import DataError, IntegrityError, RunFailed
 from bc2.registry import payload
 from bc2.registry.manifest import FileEntry
 
@@ -129,3 +130,102 @@ def test_a_known_file_has_the_size_that_was_written(tmp_path, path, size, compla
     with pytest.raises(IntegrityError, match=complaint) as caught:
         payload.measure(tmp_path, [entry(path, b"", size)])
     assert caught.value.where == str(tmp_path / path)
+
+
+# -- files that are read once -----------------------------------------------------------------
+
+
+def entry_of(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(path=path.name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1, 2], [1 << 20], [3 << 20], [(3 << 20) + 5, 7]])
+def test_reading_gives_the_bytes_and_digests_the_rest(tmp_path: Path, sizes: list[int]) -> None:
+    path = tmp_path / "file"
+    data = random.Random(2).randbytes((3 << 20) + 5)
+    path.write_bytes(data)
+    with payload.reading(tmp_path, entry_of(path)) as stream:
+        found = [stream.read(size) for size in sizes]
+    assert b"".join(found) == data[: sum(sizes)]
+
+
+def test_a_flipped_byte_is_found_whether_it_was_read_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    data = random.Random(3).randbytes(100)
+    path.write_bytes(data)
+    entry = entry_of(path)
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        for size in (0, at, at + 1, 100, 200):
+            with (
+                pytest.raises(IntegrityError, match="SHA-256") as caught,
+                payload.reading(tmp_path, entry) as stream,
+            ):
+                stream.read(size)
+            assert caught.value.where == str(path)
+
+
+def test_a_file_of_another_size_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    entry = entry_of(path)
+    for data, message in ((b"ab", "2 bytes"), (b"abcd", "4 bytes"), (None, "missing")):
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(IntegrityError, match=message), payload.reading(tmp_path, entry):
+            pytest.fail("opened")
+
+
+def test_what_changes_while_it_is_read_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (bytes(9), bytes(11), bytes(9) + b"x"):
+        path.write_bytes(bytes(10))
+        entry = entry_of(path)
+        with pytest.raises(IntegrityError, match="SHA-256"), payload.reading(tmp_path, entry) as it:
+            change_after(it.read(3), path, data)
+
+
+def change_after(read: bytes, path: Path, data: bytes) -> None:
+    assert read == bytes(3)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_no_sense_in_the_bytes_is_the_files_error_if_it_is_broken(
+    tmp_path: Path, intact: bool
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    entry = entry_of(path)
+    path.write_bytes(b"abc" if intact else b"abd")
+    with (
+        pytest.raises(IntegrityError, match="no sense" if intact else "SHA-256"),
+        payload.reading(tmp_path, entry),
+    ):
+        raise IntegrityError("no sense")
+
+
+def test_other_errors_of_the_reader_are_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    entry = entry_of(path)
+    path.write_bytes(b"abd")
+    for error in (MemoryError(), OSError(28, "No space left on device")):
+        with pytest.raises(type(error)) as caught, payload.reading(tmp_path, entry):
+            raise error
+        assert caught.value is error
+
+
+def test_a_file_that_the_system_will_not_read_is_an_error() -> None:
+    raw: Any = Broken()
+    with pytest.raises(RunFailed, match="input/output error while reading an artifact"):
+        payload.DigestingReader(raw).read(1)
+
+
+class Broken:
+    def readinto(self, buffer: object) -> int:
+        raise OSError(5, "Input/output error")

@@ -13,7 +13,8 @@ import torch
 
 from bc2.data.loader import heldout_batches
 from bc2.data.shards import TokenShards
-from bc2.generate.engine import generate
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.requests import Request
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.store import load_model
 from bc2.registry import Artifact, Registry
@@ -67,8 +68,10 @@ def test_samples_are_what_the_saved_model_says(train, precision: str) -> None:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = load_model(artifact.path, dtype=dtype)
     settings = SamplingConfig(top_k=1, max_new_tokens=8)
-    made = generate(model, prompts, settings, eos_id=shards.eos_id)
-    texts = [pieces.decode_bytes(new.ids).decode("utf-8", "replace") for new in made]
+    engine = InferenceEngine(model, eos_id=shards.eos_id)
+    made = engine.generate([Request(prompt, settings) for prompt in prompts])
+    said = [answer.continuations[0].ids for answer in made]
+    texts = [pieces.decode_bytes(ids).decode("utf-8", "replace") for ids in said]
     assert [row["text"] for row in rows[-3:]] == texts
     assert any(texts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
+from bc2.generate.runner import ModelRunner
 from bc2.model.transformer import Transformer
-from bc2.parallel.mesh import Mesh
-from bc2.parallel.next_logits import next_logits
+from bc2.parallel.build import build_model
+from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sequence import own_tokens
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
@@ -99,13 +101,23 @@ class Engine(ABC):
         found: Loss = self.call_model(objective, self._own(batch), clock)
         return found
 
-    # Weights that ZeRO 3 gathers here may be kept for training: inference tensors could not be.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def next_logits(self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """The logits after each document, [N, V]: see `bc2.parallel.next_logits`."""
-        found: Tensor = self.call_model(next_logits, self.mesh, tokens, cu_seqlens, max_seqlen)
-        return found
+    @contextmanager
+    def runner(self) -> Iterator[ModelRunner]:
+        """The weights as they are, to generate and score with; they must not change meanwhile.
+
+        Every rank must enter it if the engine `shares_weights`.
+        """
+        if self.mesh.sequence.size == 1:
+            yield ModelRunner(self.model, self.mesh)
+            return
+        # Ranks that share tokens in training have the same weights: each reads all tokens here.
+        whole = self._with_all_tokens()
+        whole.load_state_dict(dict(self.model.named_parameters()), assign=True)
+        yield ModelRunner(whole, self.mesh)
+
+    def _with_all_tokens(self) -> Transformer:
+        """This rank's part of the model on the meta device, to be given all tokens."""
+        return build_model(self.model.config, replace(self.mesh, sequence=Group()))
 
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(model, *arguments)``: one pass through the model, wherever its weights are."""

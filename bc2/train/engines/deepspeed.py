@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bc2.console import note
 from bc2.data.loader import Batch
 from bc2.errors import RunFailed
+from bc2.free_memory import device_available
+from bc2.generate.runner import ModelRunner
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import InitialWeights, build_model, parts
@@ -62,6 +65,7 @@ class DeepSpeedEngine(Engine):
         self.parts = parts(config, mesh)
         whole = parallel.zero < 3 and parallel.ranks_of_a_replica == 1
         self.shares_weights = not whole
+        self._partitioned = parallel.zero == 3
         held = sum(prod(part.shard_shape) for part in self.parts.values())
         settings = ds_settings(parallel, precision, held)
         with _stdout_to_stderr():
@@ -137,6 +141,42 @@ class DeepSpeedEngine(Engine):
 
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._engine(function, *arguments)
+
+    @contextmanager
+    def runner(self) -> Iterator[ModelRunner]:
+        """See `Engine`. ZeRO 3 gathers all weights once, or in every pass if there is no room."""
+        if not self._partitioned:
+            with super().runner() as runner:
+                yield runner
+            return
+        import deepspeed
+
+        @contextmanager
+        def weights_of(path: str) -> Iterator[dict[str, Tensor]]:
+            held = dict(self.model.get_submodule(path).named_parameters())
+            with deepspeed.zero.GatheredParameters(list(held.values())):
+                yield {name: parameter.data for name, parameter in held.items()}
+
+        # DeepSpeed's hooks would partition the weights of a module again after it was used.
+        bare = self._with_all_tokens()
+        if self._room_for_all():
+            with weights_of("") as weights:
+                bare.load_state_dict(weights, assign=True)
+                yield ModelRunner(bare, self.mesh)
+            return
+        note("generating with the weights of one layer at a time: all do not fit at once")
+        first = next(iter(self.parameters.values()))
+        yield ModelRunner(
+            bare, self.mesh, weights_of=weights_of, dtype=first.dtype, device=first.device
+        )
+
+    def _room_for_all(self) -> bool:
+        """Whether each rank can hold all weights of its part, and as much again in the pass."""
+        parameters = list(self.parameters.values())
+        needed = sum(prod(part.shard_shape) for part in self.parts.values())
+        needed *= parameters[0].element_size()
+        free = self.mesh.world.all_gather_object(device_available(parameters[0].device))
+        return min(free) > 2 * needed
 
     def snapshot(self) -> EngineState:
         state = EngineState()

@@ -1,12 +1,15 @@
-"""How much memory this process can still take."""
+"""How much memory this process can still take. Imports no torch before a GPU is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -21,6 +24,8 @@ def host_available(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> 
 def device_available(device: torch.device) -> int:
     """Bytes free on a GPU, or on the host."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return host_available()

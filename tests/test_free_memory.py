@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bc2.train.memory.available import host_available
+from bc2.free_memory import host_available
 
 
 def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:

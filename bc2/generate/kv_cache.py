@@ -1,0 +1,84 @@
+"""The memory that holds keys and values, in blocks.
+
+Shapes:
+    L  layers      N  blocks      H  key heads      S  tokens of a block      K  channels of a head
+    T  new tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of `blocks` blocks, in all layers.
+
+    Args:
+        layers: L.
+        heads: H, the key heads on this rank; there may be fewer than query heads.
+        head_dim: K.
+        poison: fill freed blocks with NaN, to find in tests what reads them.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        size: int,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        poison: bool = False,
+    ):
+        self.size = size
+        self.poison = poison
+        shape = (layers, 2, blocks, heads, size, head_dim)
+        self.data = torch.empty(shape, dtype=dtype, device=device)
+        if poison:
+            self.data.fill_(math.nan)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer: [N, H, S, K] each."""
+        keys, values = self.data[index].unbind(0)
+        return keys, values
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero blocks that are taken: what attention masks must be finite."""
+        if blocks:
+            self.data.index_fill_(2, self._index(blocks), 0.0)
+
+    def free(self, blocks: Sequence[int]) -> None:
+        """Tell that nobody uses these blocks."""
+        if self.poison and blocks:
+            self.data.index_fill_(2, self._index(blocks), math.nan)
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy blocks, all layers of each."""
+        if sources:
+            held = self.data.index_select(2, self._index(sources))
+            self.data.index_copy_(2, self._index(targets), held)
+
+    def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store new keys and values of a layer, [T, H, K] each.
+
+        Args:
+            rows: int64 [T · H], from `rows_of`.
+        """
+        for part, new in enumerate((keys, values)):
+            flat = self.data[layer, part].view(-1, new.shape[-1])
+            flat.index_copy_(0, rows, new.reshape(-1, new.shape[-1]))
+
+    def rows_of(self, blocks: Tensor, places: Tensor) -> Tensor:
+        """Where the heads of tokens go, by their block [T] and place in it [T]: int64 [T · H]."""
+        heads = torch.arange(self.data.shape[3], device=blocks.device)
+        rows = (blocks[:, None] * len(heads) + heads) * self.size + places[:, None]
+        return rows.flatten()
+
+    def _index(self, blocks: Sequence[int]) -> Tensor:
+        return torch.tensor(blocks, dtype=torch.int64, device=self.data.device)

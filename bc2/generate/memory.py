@@ -1,0 +1,70 @@
+"""The memory of a cache: what its blocks hold, and who uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bc2.generate.blocks import BlockPool
+from bc2.generate.kv_cache import KVCache
+from bc2.model.model_config import ModelConfig
+
+
+@dataclass
+class Memory:
+    """Blocks, counted and held."""
+
+    pool: BlockPool
+    cache: KVCache
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        heads: int,
+        blocks: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        poison: bool = False,
+    ) -> Memory:
+        """A cache for a model.
+
+        Args:
+            heads: key heads on this rank.
+            blocks, size: how many blocks, and tokens of a block.
+            poison: see `KVCache`.
+        """
+        cache = KVCache(
+            blocks,
+            size,
+            layers=config.num_layers,
+            heads=heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+            device=device,
+            poison=poison,
+        )
+        return cls(BlockPool(blocks, size), cache)
+
+    def take(self, count: int) -> list[int]:
+        """Blocks for one user, zeroed."""
+        blocks = self.pool.take(count)
+        self.cache.clear(blocks)
+        return blocks
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Count one user less of a sequence's blocks."""
+        self.cache.free(self.pool.give_back(blocks))
+
+    def forget_all(self) -> None:
+        """Let no block be found again by what it holds."""
+        self.cache.free(self.pool.forget_all())
+
+
+def block_bytes(config: ModelConfig, heads: int, size: int, dtype: torch.dtype) -> int:
+    """Bytes of a block: keys and values of `size` tokens in all layers."""
+    return 2 * config.num_layers * heads * config.head_dim * size * dtype.itemsize

@@ -1,0 +1,228 @@
+"""Log-probabilities of given texts, many at a time.
+
+Requests are read in windows, so that their number is not limited by memory. The texts of a window
+are sorted, which puts those with a common beginning beside each other. The first of them stores the
+keys of the beginning, in whole blocks, and the others attend to these, in the same forward pass or
+in later ones. Texts are packed into passes of `step_tokens`; the logits of all tokens never exist
+at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from bc2.errors import DataError, UsageError
+from bc2.generate.blocks import ROOT
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.memory import Memory
+from bc2.generate.paged_attention import PagedStep, Segment
+from bc2.generate.requests import Score, ScoreRequest
+from bc2.generate.runner import ModelRunner
+from bc2.generate.session import check_ids
+from bc2.generate.stats import EngineStats, timed
+
+
+@dataclass
+class _Text:
+    """The tokens that the model reads for one request or for several."""
+
+    ids: tuple[int, ...]
+    """Context and continuation without the last token, which is predicted only."""
+    context: int
+    """Tokens of the context that are left."""
+    asked: list[tuple[int, Sequence[int], int]] = field(default_factory=list)
+    """The number of each request, its continuation, and how many tokens were cut."""
+
+    def sharable(self, size: int) -> int:
+        """Blocks before the first token whose prediction is wanted."""
+        return (self.context - 1) // size
+
+
+@dataclass
+class _Row:
+    """A text in a forward pass."""
+
+    text: _Text
+    segment: Segment
+    held: list[int]
+    """The blocks that it uses."""
+
+
+class Scorer:
+    """Answers score requests; see `InferenceEngine.score`."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        memory: Memory,
+        config: EngineConfig,
+        stats: EngineStats,
+        version: int,
+    ):
+        self.runner = runner
+        self.memory = memory
+        self.config = config
+        self.stats = stats
+        self.version = version
+
+    def scores(
+        self, requests: Iterable[ScoreRequest], *, top_k: int, cut: bool, share: bool
+    ) -> Iterator[Score]:
+        """See `InferenceEngine.score`."""
+        vocab_size = self.runner.config.vocab_size
+        if not 0 <= top_k <= vocab_size:
+            raise UsageError(f"top_k is {top_k}; the vocabulary has {vocab_size} tokens")
+        numbered = enumerate(requests)
+        while window := list(itertools.islice(numbered, self.config.window)):
+            yield from self._window(window, top_k=top_k, cut=cut, share=share)
+
+    def _window(
+        self, window: Sequence[tuple[int, ScoreRequest]], *, top_k: int, cut: bool, share: bool
+    ) -> list[Score]:
+        texts = self._texts(window, cut=cut, share=share)
+        found: dict[int, Score] = {}
+        batch: list[_Row] = []
+        size = 0
+        for text, blocks in zip(texts, self._depths(texts, share), strict=True):
+            if (
+                batch
+                and size + len(text.ids) - self._in_cache(text, share) > self.config.step_tokens
+            ):
+                self._pass(batch, top_k, found)
+                batch, size = [], 0
+            batch.append(self._row(text, blocks, share))
+            size += batch[-1].segment.length
+        if batch:
+            self._pass(batch, top_k, found)
+        return [found[index] for index, _ in window]
+
+    def _texts(
+        self, window: Sequence[tuple[int, ScoreRequest]], *, cut: bool, share: bool
+    ) -> list[_Text]:
+        """What the model reads, each text once, sorted."""
+        found: dict[tuple[tuple[int, ...], int], _Text] = {}
+        texts = []
+        for index, request in window:
+            where = request.where or f"request {index}"
+            ids, off = self._ids(request, where, cut=cut)
+            context = len(request.context) - off
+            text = found.get((ids, context)) if share else None
+            if text is None:
+                text = found[ids, context] = _Text(ids, context)
+                texts.append(text)
+            text.asked.append((index, request.continuation, off))
+        return sorted(texts, key=lambda text: text.ids) if share else texts
+
+    def _ids(self, request: ScoreRequest, where: str, *, cut: bool) -> tuple[tuple[int, ...], int]:
+        """The tokens to read, and how many were cut from the left."""
+        model = self.runner.config
+        check_ids(request.context, model.vocab_size, where, "the context")
+        check_ids(request.continuation, model.vocab_size, where, "the continuation")
+        ids = (*request.context, *request.continuation[:-1])
+        over = max(0, len(ids) - model.context_length)
+        if over and (not cut or over >= len(request.context)):
+            raise DataError(
+                f"context and continuation have {len(ids) + 1} tokens and the model predicts "
+                f"{model.context_length + 1} at most",
+                where=where,
+                todo="shorten the continuation" if cut else "shorten the text, or let it be cut",
+            )
+        return ids[over:], over
+
+    def _depths(self, texts: Sequence[_Text], share: bool) -> list[int]:
+        """For each text, the blocks that it has in common with a neighbour."""
+        size = self.memory.pool.size
+        common = [0]
+        for one, other in itertools.pairwise(texts if share else ()):
+            same = min(one.sharable(size), other.sharable(size))
+            common.append(_common_length(one.ids, other.ids) // size if same else 0)
+            common[-1] = min(common[-1], same)
+        common += [0] * (len(texts) + 1 - len(common))
+        return [max(common[at], common[at + 1]) for at in range(len(texts))]
+
+    def _in_cache(self, text: _Text, share: bool) -> int:
+        pool = self.memory.pool
+        return (
+            len(pool.find(text.ids, text.sharable(pool.size) * pool.size)) * pool.size
+            if share
+            else 0
+        )
+
+    def _row(self, text: _Text, depth: int, share: bool) -> _Row:
+        """Give a text the blocks of its beginning: those that are there, and those it will fill."""
+        pool = self.memory.pool
+        found = pool.find(text.ids, text.sharable(pool.size) * pool.size) if share else []
+        pool.share(found)
+        # Without room for them the keys are not stored, and who needs them computes them again.
+        more = min(max(0, depth - len(found)), pool.available)
+        held = [*found, *self.memory.take(more)]
+        for at in range(len(found), len(held)):
+            parent = held[at - 1] if at else ROOT
+            new = pool.know(parent, text.ids[at * pool.size : (at + 1) * pool.size], held[at])
+            assert new, "a block that was not found was known"
+        start = len(found) * pool.size
+        self.stats.shared_tokens += start
+        segment = Segment(start, len(text.ids) - start, held, stored=more * pool.size)
+        return _Row(text, segment, held)
+
+    def _pass(self, rows: Sequence[_Row], top_k: int, found: dict[int, Score]) -> None:
+        """One forward pass over some texts; adds the scores of their requests to `found`."""
+        tokens: list[int] = []
+        places: list[int] = []
+        labels: list[int] = []
+        for row in rows:
+            start = row.segment.start
+            first = len(tokens) + row.text.context - 1 - start
+            tokens += row.text.ids[start:]
+            for _, continuation, _ in row.text.asked:
+                places += range(first, first + len(continuation))
+                labels += continuation
+        self.stats.prompt_tokens += len(tokens)
+        self.stats.steps += 1
+        segments = [row.segment for row in rows]
+        with timed(self.stats, "forward_s"), self.runner.no_grad():
+            device = self.runner.device
+            numbers = self.runner.log_probs(
+                torch.tensor(tokens, device=device),
+                PagedStep(self.memory.cache, segments),
+                torch.tensor(places, device=device),
+                torch.tensor(labels, device=device),
+                top_k,
+            )
+        log_probs, greedy = numbers.log_probs.tolist(), numbers.greedy.tolist()
+        tops = _tops(numbers.top_ids, numbers.top_log_probs)
+        at = 0
+        for row in rows:
+            for index, continuation, cut in row.text.asked:
+                span = slice(at, at + len(continuation))
+                at = span.stop
+                found[index] = Score(
+                    index, log_probs[span], greedy[span], cut, self.version, tops[span]
+                )
+            self.memory.give_back(row.held)
+
+
+def _tops(
+    ids: torch.Tensor | None, log_probs: torch.Tensor | None
+) -> list[tuple[tuple[int, float], ...]]:
+    if ids is None or log_probs is None:
+        return []
+    pairs = zip(ids.tolist(), log_probs.tolist(), strict=True)
+    return [tuple(zip(some, numbers, strict=True)) for some, numbers in pairs]
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens in which two texts begin alike."""
+    most = min(len(one), len(other))
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
