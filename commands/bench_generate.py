@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +62,7 @@ def generate(
         ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For --prompts and --mmlu; else bytes.")
+        Path | None, typer.Option(metavar="FILE", help="For the files; else the model's, or bytes.")
     ] = None,
     mmlu: Annotated[
         Path | None,
@@ -102,8 +102,7 @@ def generate(
         return _list(output)
     if compare is not None:
         return _compare(output, *compare)
-    if markdown is not None and not markdown.absolute().parent.is_dir():
-        raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
+    _check_target(markdown)
     asked = GenerationOptions(
         only, against, sizes, precision, device, rounds, requests, seed, prompts, tokenizer, mmlu,
         subjects, questions, n, max_running, cache_mb,
@@ -112,6 +111,12 @@ def generate(
         result = _measure(name, facts, plan, asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)
+
+
+def _check_target(markdown: Path | None) -> None:
+    """An unwritable target is known before minutes of measuring, not after."""
+    if markdown is not None and not markdown.absolute().parent.is_dir():
+        raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
 
 
 def _folder() -> Path:
@@ -136,9 +141,12 @@ def _planned(
             todo="leave out RECIPE and --set, or --checkpoint",
         )
     from bc2.model.store import load_config
+    from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 
     artifact = Registry.open().resolve(ref, "checkpoint", _ROLES)
     with artifact.hold():
+        if asked.tokenizer is None and TOKENIZER_FILE in artifact.files():
+            asked = replace(asked, tokenizer=artifact.file(TOKENIZER_FILE))
         plan = make_generation_plan(load_config(artifact.path), asked, checkpoint=artifact.path)
         yield artifact.name, {"checkpoint": artifact.digest}, plan
 

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import warmed
 
 from bc2.cli import main
+from bc2.model.model_config import ModelConfig
+from bc2.model.store import save_model
+from bc2.model.transformer import Transformer
+from bc2.registry import Draft, Registry
 
 TINY = [
     "--set", "model.vocab_size=256", "--set", "model.hidden_size=64",
@@ -108,6 +113,25 @@ def test_markdown_is_written(folder: Path) -> None:
     page = (folder / "page.md").read_text()
     assert page.startswith(f"# bc2 bench generate: {result(folder, 'first.json')['id']}\n")
     assert "| bc2-fp32 | hf-static-fp32 |" in page
+
+
+def test_a_registered_model_is_measured(tmp_path: Path) -> None:
+    config = ModelConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2,
+        context_length=1024,
+    )  # fmt: skip
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(1))
+    registry = Registry.open(tmp_path / ".bc2")
+    with registry.stage(Draft(kind="checkpoint", name="mine", key="0" * 64)) as staged:
+        save_model(staged.path, config, model.state_dict())
+        digest = staged.publish().digest
+    asked = ("--only", "n", "--n", "2", "--rounds", "1", "--requests", "1", "--cache-mb", "64")
+    shown = json.loads(ok(tmp_path, "--checkpoint", "mine", *asked, "--json"))
+    assert shown["id"].startswith("mine-")
+    assert shown["recipe"]["checkpoint"] == digest
+    assert shown["recipe"]["model"]["hidden_size"] == 32
+    assert shown["n"][0]["one_prefill"]
 
 
 def ends(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
