@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from bc2.console import Output, note, progress, warn
 from bc2.errors import UsageError
@@ -15,6 +17,8 @@ from bc2.recipe import Recipe, load
 from bc2.registry import find_home
 
 if TYPE_CHECKING:
+    from typer._click import Context
+
     from bc2.bench.measure import BenchPlan
     from bc2.bench.results import BenchResult
 
@@ -37,7 +41,20 @@ class BenchOptions:
     checkpoint: bool
 
 
-@app.command()
+class _BenchCommand(TyperCommand):
+    """`bc2 bench [RECIPE]`, unless its first word is the name of a benchmark of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: Any
+    ) -> Context:
+        if args[:1] != ["generate"]:
+            return super().make_context(info_name, args, parent, **extra)
+        generation = importlib.import_module("bc2.commands.bench_generate")
+        command = typer.main.get_command(generation.app)
+        return command.make_context(f"{info_name} generate", args[1:], parent, **extra)
+
+
+@app.command(cls=_BenchCommand)
 def bench(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A path, or a shipped name.")
@@ -89,6 +106,8 @@ def bench(
     measured. Each contender is a process of its own, and they take turns. --against hf
     builds transformers' Llama at the same shape and tells how many times as fast bc2 is;
     --layout runs the recipe over ranks of this machine beside the one process.
+
+    `bc2 bench generate` measures how fast a model writes and scores: see its own --help.
     """
     output = Output.of(json=json)
     if list_:

@@ -46,8 +46,13 @@ def render_tables(made: Sequence[Table], lines: Sequence[str] = ()) -> Any:
 
 def result_markdown(result: BenchResult) -> str:
     """A result as a Markdown page."""
-    lines = [f"# bc2 bench: {result.id}", "", *(f"- {line}" for line in setup_lines(result)), ""]
-    for each in tables(result):
+    return markdown_tables(f"bc2 bench: {result.id}", list(setup_lines(result)), tables(result))
+
+
+def markdown_tables(title: str, facts: Sequence[str], made: Sequence[Table]) -> str:
+    """Tables as a Markdown page, below a list of what holds for all of them."""
+    lines = [f"# {title}", "", *(f"- {line}" for line in facts), ""]
+    for each in made:
         lines += [f"## {each.title}", "", _row(each.columns), _row(["---"] * len(each.columns))]
         lines += [*(_row(row) for row in each.rows), ""]
     return "\n".join(lines)
@@ -251,16 +256,21 @@ def comparison(first: BenchResult, second: BenchResult) -> Table:
 
 def differences(first: BenchResult, second: BenchResult) -> Iterator[str]:
     """What makes two results no measure of the same thing, a line each."""
-    pairs = (
+    return unlike(
         ("recipe", first.recipe, second.recipe),
-        ("machine", _lasting(first.machine), _lasting(second.machine)),
+        ("machine", lasting(first.machine), lasting(second.machine)),
         ("settings", first.settings, second.settings),
     )
+
+
+def unlike(*pairs: tuple[str, dict[str, Any], dict[str, Any]]) -> Iterator[str]:
+    """The names that two results give different values, for each kind of fact, a line each."""
     for what, mine, other in pairs:
         for name in sorted({*mine, *other}):
             if mine.get(name) != other.get(name):
                 yield f"they differ in {what} {name}: {mine.get(name)} and {other.get(name)}"
 
 
-def _lasting(machine: dict[str, Any]) -> dict[str, Any]:
+def lasting(machine: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a machine that are the same tomorrow."""
     return {name: value for name, value in machine.items() if name != "load"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -24,6 +25,8 @@ _NAMES_OF_1 = {"tokens_per_step": "batch_tokens"}
 
 #: What is said of an MFU above 100% of a datasheet.
 SHEET = "cannot be: the datasheet is of another device"
+
+_Result = TypeVar("_Result", bound=Settings)
 
 
 class Spread(Settings):
@@ -237,8 +240,13 @@ def new_id(name: str, folder: Path) -> tuple[str, str]:
 
 def keep_result(result: BenchResult, folder: Path) -> Path:
     """Write a result to the folder of kept ones, durably."""
+    return keep(result, result.id, folder)
+
+
+def keep(result: Settings, identity: str, folder: Path) -> Path:
+    """Write a result of any benchmark to a folder of kept ones, durably."""
     make_directory(folder)
-    path = folder / f"{result.id}.json"
+    path = folder / f"{identity}.json"
     replace_durably(path, result.model_dump_json(indent=1).encode())
     return path
 
@@ -249,22 +257,34 @@ def read_result(path: Path) -> BenchResult:
     Raises:
         DataError: no such file, or not a result of this version of bc2.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values.get("version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"this is no benchmark result: {error}", where=str(path)) from None
-    if version == 1:
+    values = read_values(path)
+    if values.get("version") == 1:
         values = {_NAMES_OF_1.get(name, name): value for name, value in values.items()}
         values["version"] = VERSION
-    elif version != VERSION:
+    return checked(BenchResult, values, VERSION, path)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The object in a file of a kept result. Raises: DataError, as `read_result`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"this is no benchmark result: {error}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise DataError("this is no benchmark result: not an object", where=str(path))
+    return values
+
+
+def checked(cls: type[_Result], values: dict[str, Any], version: int, path: Path) -> _Result:
+    """The result of a benchmark that has these values. Raises: DataError, as `read_result`."""
+    if values.get("version") != version:
         raise DataError(
-            f"this result has version {version}, not {VERSION}",
+            f"this result has version {values.get('version')}, not {version}",
             where=str(path),
             todo="measure again",
         )
     try:
-        return BenchResult.model_validate_json(json.dumps(values))
+        return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -275,13 +295,18 @@ def read_result(path: Path) -> BenchResult:
 
 def read_kept_results(folder: Path) -> list[BenchResult]:
     """Every kept result, oldest first; one that cannot be read is left out with a warning."""
+    return sorted(read_kept(folder, read_result), key=lambda result: result.time)
+
+
+def read_kept(folder: Path, read: Callable[[Path], _Result]) -> list[_Result]:
+    """What `read` makes of each file of a folder; one that it cannot read is warned of."""
     results = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
-            results.append(read_result(path))
+            results.append(read(path))
         except DataError as error:
             warn(str(error))
-    return sorted(results, key=lambda result: result.time)
+    return results
 
 
 def find_result(ref: str, folder: Path) -> BenchResult:
@@ -290,17 +315,26 @@ def find_result(ref: str, folder: Path) -> BenchResult:
     Raises:
         RefError: none answers to it, or several do.
     """
+    return read_result(kept_path(ref, folder, "bc2 bench --list"))
+
+
+def kept_path(ref: str, folder: Path, listing: str) -> Path:
+    """The file of a kept result. Raises: RefError, as `find_result`.
+
+    Args:
+        listing: the command that shows the results of the folder.
+    """
     if ref.endswith(".json"):
-        return read_result(Path(ref))
+        return Path(ref)
     ids = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
     fits = [ref] if ref in ids else [each for each in ids if each.startswith(ref)]
     if len(fits) == 1:
-        return read_result(folder / f"{fits[0]}.json")
+        return folder / f"{fits[0]}.json"
     if fits:
         raise RefError(f"several results begin with {ref!r}", todo=f"name one: {', '.join(fits)}")
     guess = nearest(ref, ids)
     raise RefError(
         f"no kept result {ref!r}",
         where=str(folder),
-        todo=f"did you mean {guess!r}?" if guess else "see `bc2 bench --list`",
+        todo=f"did you mean {guess!r}?" if guess else f"see `{listing}`",
     )

@@ -1,0 +1,55 @@
+"""Transformers' Llama with bc2's weights says what bc2's model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bc2.bench.generation.job import Job
+from bc2.bench.generation.models import build_llama, build_model
+from bc2.generate.engine_config import EngineConfig
+from bc2.model.model_config import ModelConfig
+from bc2.model.store import save_model
+
+SHAPE = ModelConfig(
+    vocab_size=97, hidden_size=48, intermediate_size=80, num_layers=3, num_heads=4,
+    context_length=128, rope_base=500.0, initializer_range=0.2,
+)  # fmt: skip
+
+
+def job(**changes: Any) -> Job:
+    fields = {
+        "kind": "bc2", "model": SHAPE, "seed": 5, "precision": "fp32", "device": "cpu",
+        "engine": EngineConfig(), "work": "",
+    }  # fmt: skip
+    return Job(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("norm_head", [True, False])
+def test_logits_are_the_same(norm_head: bool) -> None:
+    asked = job(model=SHAPE.model_copy(update={"norm_head": norm_head}))
+    ours, theirs = build_model(asked), build_llama(asked)
+    text = torch.randint(97, (100,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        logits = ours.logits(ours(text, torch.tensor([0, 100], dtype=torch.int32), 100))
+        expected = theirs(text[None]).logits[0]
+    assert (logits - expected).norm() / expected.norm() < 1e-5
+
+
+def test_weights_follow_from_the_seed_and_have_the_precision() -> None:
+    one, same, other = (build_model(job(seed=seed)) for seed in (5, 5, 6))
+    assert torch.equal(one.lm_head.weight, same.lm_head.weight)
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+    for build in (build_model, build_llama):
+        assert build(job(precision="bf16")).lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_checkpoint_is_taken_as_it_is(tmp_path: Path) -> None:
+    drawn = build_model(job())
+    save_model(tmp_path, SHAPE, drawn.state_dict())
+    loaded = job(checkpoint=str(tmp_path), seed=99)
+    assert torch.equal(build_model(loaded).lm_head.weight, drawn.lm_head.weight)
+    assert torch.equal(build_llama(loaded).lm_head.weight, drawn.head_weight())
