@@ -149,16 +149,26 @@ class BlockPool:
             changes the lists of their users.
         """
         count = len(self._users)
-        low = [block for block in range(count) if block not in self._users]
         high = sorted(block for block in self._users if block >= count)
-        moves = dict(zip(high, low, strict=True))
-        moves |= {new: old for old, new in moves.items() if new in self._idle}
+        moves: dict[int, int] = {}
+        for block in high:
+            # Free blocks below `count` are the lowest of all, so they come first.
+            if self._free and self._free[0] < count:
+                moves[block] = heapq.heappop(self._free)
+        idle = sorted(block for block in self._idle if block < count)
+        for old, new in zip(high[len(moves) :], idle, strict=True):
+            moves |= {old: new, new: old}
+        for block in high:
+            if moves[block] not in moves:
+                heapq.heappush(self._free, block)
         self._users = {moves.get(block, block): users for block, users in self._users.items()}
-        self._idle = {moves.get(block, block): None for block in self._idle}
-        self._known = {key: moves.get(block, block) for key, block in self._known.items()}
-        self._key = {moves.get(block, block): key for block, key in self._key.items()}
-        self._number = {moves.get(block, block): n for block, n in self._number.items()}
-        self._free = sorted(set(range(self.blocks)) - set(self._users) - set(self._idle))
+        if idle:
+            self._idle = {moves.get(block, block): None for block in self._idle}
+        keys = {block: self._key.pop(block) for block in moves if block in self._key}
+        numbers = {block: self._number.pop(block) for block in keys}
+        for old, key in keys.items():
+            new = moves[old]
+            self._known[key], self._key[new], self._number[new] = new, key, numbers[old]
         return moves
 
     @property
