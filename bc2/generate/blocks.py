@@ -17,7 +17,7 @@ from collections.abc import Sequence
 #: Stands for the block before a sequence's first.
 ROOT = -1
 
-#: Blocks between the used ones that are put up with; more than an eighth of them are too many.
+#: Blocks between the used ones that are put up with; more than a sixteenth of them are too many.
 MOST_HOLES = 32
 
 
@@ -175,7 +175,7 @@ class BlockPool:
     def is_scattered(self) -> bool:
         """Whether many blocks lie between the used ones."""
         count = len(self._users)
-        return count > 0 and max(self._users) + 1 - count > max(MOST_HOLES, count // 8)
+        return count > 0 and max(self._users) + 1 - count > max(MOST_HOLES, count // 16)
 
     def check(self, used: Sequence[Sequence[int]]) -> None:
         """For tests: every block is free, idle, or used as often as `used` says."""
