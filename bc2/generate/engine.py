@@ -176,7 +176,7 @@ class InferenceEngine:
         """
         self.memory.forget_all()
         scorer = Scorer(self.runner, self.memory, self.config, self.stats, self.version)
-        return scorer.scores(requests, top_k=top_k, cut=cut, share=share)
+        yield from scorer.scores(requests, top_k=top_k, cut=cut, share=share)
 
     def _cache_bytes(self) -> int:
         if self.config.cache_bytes is not None:

@@ -39,7 +39,8 @@ class KVCache:
         self.size = size
         self.poison = poison
         shape = (layers, 2, blocks, heads, size, head_dim)
-        self.data = torch.empty(shape, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # it is written in other modes than it is made in
+            self.data = torch.empty(shape, dtype=dtype, device=device)
         if poison:
             self.data.fill_(math.nan)
 

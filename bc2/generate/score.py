@@ -171,6 +171,17 @@ class Scorer:
 
     def _pass(self, rows: Sequence[_Row], top_k: int, found: dict[int, Score]) -> None:
         """One forward pass over some texts; adds the scores of their requests to `found`."""
+        try:
+            self._read(rows, top_k, found)
+        except BaseException:
+            # Blocks are known before their keys are written.
+            self.memory.forget_all()
+            raise
+        finally:
+            for row in rows:
+                self.memory.give_back(row.held)
+
+    def _read(self, rows: Sequence[_Row], top_k: int, found: dict[int, Score]) -> None:
         tokens: list[int] = []
         places: list[int] = []
         labels: list[int] = []
@@ -203,7 +214,6 @@ class Scorer:
                 found[index] = Score(
                     index, log_probs[span], greedy[span], cut, self.version, tops[span]
                 )
-            self.memory.give_back(row.held)
 
 
 def _tops(

@@ -111,6 +111,7 @@ class Session:
             self._end(live)
         for live in [live for live in self._waiting if live.index == index]:
             self._waiting.remove(live)
+            self._near_ties.drop(live)
             for each in (live, *live.forks):
                 each.reason = "cancelled"
                 self._answer(each)
@@ -124,6 +125,8 @@ class Session:
         """Give back all memory; what was not answered never will be."""
         for live in self._running:
             self.memory.give_back(live.blocks)
+        for live in (*self._running, *self._waiting):
+            self._near_ties.drop(live)
         self._running.clear()
         self._waiting.clear()
         self._answers.clear()
@@ -158,8 +161,13 @@ class Session:
     def step(self) -> None:
         """One forward pass, and a new token of each sequence that has read all its tokens."""
         self.tokens = []
-        with self.runner.no_grad():
-            self._step()
+        try:
+            with self.runner.no_grad():
+                self._step()
+        except BaseException:
+            # Blocks are known from the moment when their tokens are planned to be read.
+            self.memory.forget_all()
+            raise
 
     def _step(self) -> None:
         if self.memory.pool.is_scattered:

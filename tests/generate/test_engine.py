@@ -1,5 +1,6 @@
 """Generation; greedy output must depend on the prompt alone, not on batch, order or cache."""
 
+import itertools
 import random
 
 import pytest
@@ -105,9 +106,26 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 BATCHES = [{}, {"max_running": 2}, {"step_tokens": 9, "max_running": 9}, {"cache_bytes": 2**16}]
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("make", MODELS)
+#: Those of the whole matrix that are tried every time.
+QUICK = [
+    (ordinary, torch.float32, "rope"),
+    (duplicated_rows, torch.float32, "alibi"),
+    (duplicated_rows, torch.bfloat16, "rope"),
+    (nearly_duplicated_rows, torch.float32, "rope"),
+    (nearly_duplicated_rows, torch.bfloat16, "alibi"),
+    (nearly_duplicated_rows, torch.float64, "alibi"),
+]
+FORMS = [
+    pytest.param(*form, marks=() if form in QUICK else pytest.mark.slow)
+    for form in itertools.product(MODELS, DTYPES, ["rope", "alibi"])
+]
+
+
+def name_of(part):
+    return getattr(part, "__name__", str(part))
+
+
+@pytest.mark.parametrize(("make", "dtype", "position"), FORMS, ids=name_of)
 def test_greedy_output_is_independent_of_companions_order_and_cache(make, dtype, position):
     model = make(dtype, position)
     prompts = prompts_of(9)

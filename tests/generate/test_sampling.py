@@ -320,7 +320,7 @@ def test_what_is_within_the_tolerance_changes_no_certain_choice(case):
 
 
 @pytest.mark.slow
-@hypothesis_settings(max_examples=20_000, deadline=None)
+@hypothesis_settings(max_examples=5_000, deadline=None)
 @given(near_ties())
 def test_what_is_within_the_tolerance_changes_no_certain_choice_soak(case):
     check_certain(*case)

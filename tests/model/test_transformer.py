@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.model.cache import KVCache
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import (
     RMSNorm,
@@ -152,41 +151,6 @@ def test_a_later_token_changes_nothing_earlier(position):
     assert torch.equal(one[:13], other[:13])
     assert not torch.equal(one[13], other[13])
     assert not torch.equal(one[19], other[19])
-
-
-@BOTH
-@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 1, 4, 1], [12], [3, 9]])
-def test_cached_hidden_states_are_the_uncached_ones(position, pieces):
-    model = build(position=position)
-    texts = [ids(12, seed=n) for n in range(3)]
-    whole = [model(text, cu_seqlens([12]), 12) for text in texts]
-    cache = KVCache(model.config, 3, 12, torch.float64, torch.device("cpu"))
-    with torch.no_grad():
-        for piece, start in zip(pieces, torch.tensor([0, *pieces]).cumsum(0), strict=False):
-            new = torch.cat([text[start : start + piece] for text in texts])
-            hidden = model(new, cu_seqlens([piece] * 3), piece, cache)
-            for part, text in zip(hidden.split(piece), whole, strict=True):
-                expected = text[start : start + piece]
-                torch.testing.assert_close(part, expected, rtol=1e-11, atol=1e-11)
-    assert cache.filled == [12, 12, 12]
-
-
-@BOTH
-def test_a_cache_serves_rows_of_any_length_in_any_order(position):
-    model = build(position=position)
-    texts = [ids(length, seed=length) for length in (9, 4, 12)]
-    whole = [model(text, cu_seqlens([len(text)]), len(text)) for text in texts]
-    cache = KVCache(model.config, 3, 12, torch.float64, torch.device("cpu"))
-    with torch.no_grad():
-        prompts = [text[: len(text) - 3] for text in texts]
-        model(torch.cat(prompts), cu_seqlens(list(map(len, prompts))), 9, cache)
-        for left, rows in ((3, [2, 0, 1]), (2, [0, 2]), (1, [2])):
-            cache.select(rows)
-            new = torch.stack([texts[row][len(texts[row]) - left] for row in rows])
-            hidden = model(new, cu_seqlens([1] * len(rows)), 1, cache)
-            expected = torch.stack([whole[row][len(texts[row]) - left] for row in rows])
-            torch.testing.assert_close(hidden, expected, rtol=1e-11, atol=1e-11)
-    assert cache.filled == [8, 2, 12]
 
 
 def test_positions_start_again_in_each_document():

@@ -11,8 +11,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ import torch.distributed as dist
 from bc2.data.loader import Batch, pack
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
-from bc2.generate.requests import Request
+from bc2.generate.requests import Request, ScoreRequest
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.build import InitialWeights, build_model
@@ -114,6 +116,36 @@ def continuations(engine: Engine, mesh: Mesh) -> list[list[float]]:
     return found
 
 
+def answers(engine: Engine, mesh: Mesh, *, by_layer: bool) -> list[list[float]]:
+    """Three greedy continuations, and three scores; weights stay as they are, bit for bit.
+
+    Args:
+        by_layer: as if all weights of a ZeRO 3 engine did not fit on a rank at once.
+    """
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=6)
+    texts = [[5, 40, 9, 12, 30], [5, 40, 9, 12, 7, 7, 11], [33]]
+    before = {f.name: f.data.clone() for f in engine.snapshot().weights.fragments}
+    with ExitStack() as held:
+        if by_layer:
+            held.enter_context(mock.patch.object(engine, "_room_for_all", return_value=False))
+        runner = held.enter_context(engine.runner())
+        assert (runner._weights_of is not None) == by_layer
+        config = EngineConfig(cache_bytes=2**16, block_tokens=4, step_tokens=9)
+        answering = InferenceEngine(runner, config, eos_id=-1, poison=True)
+        said = answering.generate([Request(text, settings) for text in texts])
+        found = [[float(i) for i in answer.continuations[0].ids] for answer in said]
+        asked = [ScoreRequest(text, [1, 60, 33, 8]) for text in texts]
+        for score in answering.score(asked, top_k=3):
+            top = [number for each in score.top for pair in each for number in pair]
+            found.append([*score.log_probs, *map(float, score.greedy), *top])
+        answering.memory.pool.check([])
+    after = {f.name: f.data for f in engine.snapshot().weights.fragments}
+    assert before.keys() == after.keys()
+    assert not [name for name in before if not torch.equal(before[name], after[name])]
+    assert mesh.world.all_gather_object(found) == [found] * mesh.world.size
+    return found
+
+
 def train(run: dict[str, Any]) -> list[list[float]]:
     """Loss and gradient norm of each step."""
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
@@ -125,6 +157,8 @@ def train(run: dict[str, Any]) -> list[list[float]]:
         tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
         if step == run.get("says_before"):
             found += continuations(engine, mesh)
+        if step in run.get("answers_before", ()):
+            found += answers(engine, mesh, by_layer=run.get("by_layer", False))
         if step == run.get("left_out"):
             # What was accumulated and is not wanted must leave nothing behind.
             engine.accumulate(mine, objective, tokens=tokens)

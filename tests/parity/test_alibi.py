@@ -2,9 +2,14 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.requests import Request, ScoreRequest
+from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.attention import alibi_slopes
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -82,3 +87,27 @@ def test_the_released_form_outside_training_is_the_same():
     logits = model.logits(model(text, torch.tensor([0, 12], dtype=torch.int32), 12))
     expected = naive_forward(model.state_dict(), text, eval_form=True)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_generation_and_scores_follow_it(dtype):
+    """Greedy tokens and log-probabilities, over a cache, of texts that begin alike."""
+    model = build().to(dtype)
+    state = {name: weight.double() for name, weight in model.state_dict().items()}
+    engine = InferenceEngine(
+        model, EngineConfig(cache_bytes=2**20, block_tokens=4), eos_id=-1, poison=True
+    )
+    texts = [(torch.arange(n) * 7 % 50).tolist() for n in (1, 9, 14)]
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=5, logprobs=0)
+    limit = {torch.float32: 1e-4, torch.float64: 1e-10}[dtype]
+    requests = [Request(text, settings) for text in texts]
+    for text, answer in zip(texts, engine.generate(requests), strict=True):
+        (found,) = answer.continuations
+        rows = naive_forward(state, torch.tensor(text + found.ids)).log_softmax(-1)
+        best = rows[len(text) - 1 : -1].max(-1)
+        assert found.ids == best.indices.tolist()
+        raw = [number.raw for number in found.log_probs]
+        assert raw == pytest.approx(best.values.tolist(), abs=limit)
+        (score,) = engine.score([ScoreRequest(text, found.ids)])
+        assert score.log_probs == pytest.approx(best.values.tolist(), abs=limit)
+        assert score.all_greedy

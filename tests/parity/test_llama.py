@@ -1,10 +1,17 @@
 """The RoPE model is transformers' Llama with NormHead and packed QKV taken away."""
 
+import random
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.engine_config import EngineConfig
+from bc2.generate.requests import Request
+from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.head_loss import head_loss
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -107,23 +114,52 @@ def test_packed_documents_are_llamas_separate_documents():
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_greedy_generation_is_llamas():
-    from bc2.generate.engine import InferenceEngine
-    from bc2.generate.requests import Request
-    from bc2.generate.sampling_config import SamplingConfig
+WINDOW = SHAPE.context_length
+REPOSITORY = Path(__file__).parents[2]
 
-    ours, theirs = pair(torch.float64)
-    settings = SamplingConfig(temperature=0.0, max_new_tokens=30)
-    prompts = [tokens(n).tolist() for n in (5, 11, 2)]
-    answers = InferenceEngine(ours, eos_id=96).generate([Request(p, settings) for p in prompts])
+
+def real_prompts(count):
+    """Pieces of this repository's documents, of 1 token to the whole window; bytes are tokens."""
+    rng = random.Random(count)
+    text = b"".join(path.read_bytes() for path in sorted((REPOSITORY / "docs").glob("*.md")))
+    sizes = [1, 2, WINDOW - 1, WINDOW, *(rng.randint(1, WINDOW) for _ in range(count - 4))]
+    starts = [rng.randrange(len(text) - WINDOW) for _ in sizes]
+    return [[byte % 97 for byte in text[at : at + n]] for at, n in zip(starts, sizes, strict=True)]
+
+
+def check_greedy(dtype, prompts, new_tokens, **config):
+    """Ours in `dtype`, in one batch; theirs in fp64, one prompt after the other."""
+    ours, theirs = pair(dtype)
+    theirs = theirs.double()
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=new_tokens)
+    engine = InferenceEngine(
+        ours, EngineConfig(**{"cache_bytes": 2**24, **config}), eos_id=96, poison=True
+    )
+    answers = engine.generate([Request(prompt, settings) for prompt in prompts])
     found = [answer.continuations[0] for answer in answers]
     for prompt, one in zip(prompts, found, strict=True):
+        # The last token that is read fills the window; one more can be predicted from it.
+        room = min(new_tokens, WINDOW - len(prompt) + 1)
         expected = theirs.generate(
             torch.tensor([prompt]),
-            max_new_tokens=30,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=room,
             do_sample=False,
             eos_token_id=96,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        ended = [96] if one.finish_reason == "eos" else []
+        ended = [96] if one.finish_reason == "stop_id" else []
         assert one.ids + ended == expected
+    assert len({tuple(one.ids) for one in found}) > len(found) * 0.7, "too uniform to show anything"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_greedy_generation_is_llamas(dtype):
+    check_greedy(dtype, real_prompts(12), 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{}, {"step_tokens": 40, "cache_bytes": 300_000}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_greedy_generation_is_llamas_on_200_prompts(dtype, config):
+    check_greedy(dtype, real_prompts(200), 24, **config)
