@@ -60,7 +60,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     logprobs: Annotated[
         int | None,
-        typer.Option(metavar="K", help="Log-probability of each token, and K likeliest others."),
+        typer.Option(metavar="K", help="Log-probabilities of the tokens, and of the K likeliest."),
     ] = None,
     cache_memory: Annotated[
         str | None,

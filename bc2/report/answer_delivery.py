@@ -56,8 +56,8 @@ def deliver(
 
 
 def _told(written: int, results: ResultFile | None) -> str:
-    where = f", in {results.partial}" if results is not None and written else ""
-    return f"{written:,} answers were written{where}"
+    where = f" to {results.partial}" if results is not None and written else ""
+    return f"answers written{where}: {written:,}"
 
 
 # Each yields once for each answer that has been written.
@@ -72,7 +72,7 @@ def _to_file(
             yield
     path = str(results.path)
     about = {"model": loaded.artifact.ref, "out": path, "answers": results.written}
-    output.emit(about, table=f"{path}: {results.written:,} answers", quiet=[path])
+    output.emit(about, table=f"answers written to {path}: {results.written:,}", quiet=[path])
 
 
 def _to_lines(answers: Iterator[Generated], loaded: LanguageModel) -> Iterator[None]:

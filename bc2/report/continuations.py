@@ -35,7 +35,8 @@ def shown_answer(answer: Generated, tokenizer: Tokenizer) -> list[Any]:
     every = answer.continuations
     for number, made in enumerate(every, 1):
         if len(every) > 1:
-            how = f"{len(made.ids)} tokens, {finish_reason(made, tokenizer.eos_id)}"
+            tokens = f"{len(made.ids)} {'token' if len(made.ids) == 1 else 'tokens'}"
+            how = f"{tokens}, {finish_reason(made, tokenizer.eos_id)}"
             shown.append(f"[prompt {answer.index}, {number} of {len(every)}: {how}]")
         shown += [prompt + text_of(made), *log_prob_tables(made, tokenizer)]
     return shown

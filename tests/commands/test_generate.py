@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -240,7 +241,7 @@ def test_a_wrong_line_comes_after_the_answers_to_those_before_it(
     assert run.returncode == 3, run.stderr
     assert said in run.stderr
     assert f"{file}:3" in run.stderr
-    assert f"1 answers were written, in {out}.partial" in run.stderr
+    assert f"answers written to {out}.partial: 1" in run.stderr
     assert not out.exists()
     partial = Path(f"{out}.partial").read_text()
     assert [json.loads(row)["prompt"] for row in partial.splitlines()] == ["one"]
@@ -279,7 +280,7 @@ def test_ctrl_c_says_how_many_were_written(trained: Path, tmp_path: Path) -> Non
     assert run.returncode == 130, err
     rows = [first, *map(json.loads, out.splitlines())]
     assert [row["index"] for row in rows] == list(range(len(rows)))
-    assert f"interrupted; {len(rows):,} answers were written" in err
+    assert f"interrupted; answers written: {len(rows):,}" in err
 
 
 def test_a_reader_that_leaves_is_no_error(trained: Path, tmp_path: Path) -> None:
@@ -292,6 +293,19 @@ def test_a_reader_that_leaves_is_no_error(trained: Path, tmp_path: Path) -> None
         run.stdout.close()
         assert run.wait(timeout=120) == 0
         assert run.stderr.read() == ""
+
+
+def test_the_python_of_the_page_runs(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generate.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(trained)
+    exec(code.replace('"tiny"', '"small"'), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert sum("nats a token" in line for line in lines) == 2
+    assert "0 10 tokens, cancelled" in lines
 
 
 def test_a_model_is_one_that_continues_text(trained: Path) -> None:

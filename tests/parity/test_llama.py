@@ -125,5 +125,5 @@ def test_greedy_generation_is_llamas():
             eos_token_id=96,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        ended = [96] if one.finish_reason == "eos" else []
+        ended = [96] if one.stop_id == 96 else []
         assert one.ids + ended == expected

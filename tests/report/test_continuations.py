@@ -62,9 +62,9 @@ def test_several_continuations():
     assert row["text"] == "b"
     assert [one["text"] for one in row["continuations"]] == ["b", "c"]
     assert shown_answer(answer(*made), Pieces()) == [
-        "[prompt 4, 1 of 2: 1 tokens, length]",
+        "[prompt 4, 1 of 2: 1 token, length]",
         "ab",
-        "[prompt 4, 2 of 2: 1 tokens, length]",
+        "[prompt 4, 2 of 2: 1 token, length]",
         "ac",
     ]
 
