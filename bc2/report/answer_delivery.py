@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bc2.console import Output, emit_line, note
@@ -31,71 +32,67 @@ def deliver(
         jsonl: print JSON lines instead, as they come.
         results: write JSON lines there instead, and print where they are.
     """
-    written = 0
+    counted = _Counted(answers)
     try:
         if results is not None:
-            delivered = _to_file(answers, loaded, output, results)
+            _to_file(counted, loaded, output, results)
         elif jsonl:
-            delivered = _to_lines(answers, loaded)
+            for answer in counted:
+                emit_line(answer_row(answer, loaded.tokenizer))
         elif output.format == "json":
-            delivered = _to_object(answers, loaded, output)
+            rows = [answer_row(answer, loaded.tokenizer) for answer in answers]
+            output.emit({"model": loaded.artifact.ref, "results": rows})
         else:
-            delivered = _to_texts(answers, loaded, output)
-        for _ in delivered:
-            written += 1
+            _to_texts(counted, loaded, output)
     except KeyboardInterrupt as stop:
+        told = _told(counted, results)
         if type(stop) is not KeyboardInterrupt:  # a signal that the command line tells of
-            note(_told(written, results))
+            note(told)
             raise
-        said = f"interrupted; {_told(written, results)}"
-        raise Interrupted(said, signum=signal.SIGINT) from None
-    except Bc2Error:
-        if written:
-            note(_told(written, results))
+        raise Interrupted(f"interrupted; {told}", signum=signal.SIGINT) from None
+    except (Bc2Error, OSError):
+        if counted.taken:
+            note(_told(counted, results))
         raise
 
 
-def _told(written: int, results: ResultFile | None) -> str:
-    where = f" to {results.partial}" if results is not None and written else ""
-    return f"answers written{where}: {written:,}"
+@dataclass
+class _Counted:
+    """Answers that are written before the next one is taken."""
+
+    answers: Iterator[Generated]
+    taken: int = 0
+    written: int = 0
+
+    def __iter__(self) -> Iterator[Generated]:
+        for answer in self.answers:
+            self.taken += 1
+            yield answer
+            self.written += 1
 
 
-# Each yields once for each answer that has been written.
+def _told(counted: _Counted, results: ResultFile | None) -> str:
+    where = f" to {results.partial}" if results is not None and counted.taken else ""
+    # Where writing was interrupted, it may have been done already.
+    least = "at least " if counted.taken > counted.written else ""
+    return f"answers written{where}: {least}{counted.written:,}"
 
 
 def _to_file(
-    answers: Iterator[Generated], loaded: LanguageModel, output: Output, results: ResultFile
-) -> Iterator[None]:
+    answers: Iterable[Generated], loaded: LanguageModel, output: Output, results: ResultFile
+) -> None:
     with results:
         for answer in answers:
             results.write(answer_row(answer, loaded.tokenizer))
-            yield
     path = str(results.path)
     about = {"model": loaded.artifact.ref, "out": path, "answers": results.written}
     output.emit(about, table=f"answers written to {path}: {results.written:,}", quiet=[path])
 
 
-def _to_lines(answers: Iterator[Generated], loaded: LanguageModel) -> Iterator[None]:
-    for answer in answers:
-        emit_line(answer_row(answer, loaded.tokenizer))
-        yield
-
-
-def _to_object(
-    answers: Iterator[Generated], loaded: LanguageModel, output: Output
-) -> Iterator[None]:
-    rows = [answer_row(answer, loaded.tokenizer) for answer in answers]
-    output.emit({"model": loaded.artifact.ref, "results": rows})
-    yield from (None for _ in rows)
-
-
-def _to_texts(
-    answers: Iterator[Generated], loaded: LanguageModel, output: Output
-) -> Iterator[None]:
+def _to_texts(answers: Iterable[Generated], loaded: LanguageModel, output: Output) -> None:
     for answer in answers:
         if output.format == "quiet":
             output.emit(None, quiet=[text_of(made) for made in answer.continuations])
-        else:
-            for part in shown_answer(answer, loaded.tokenizer):
-                output.emit(None, table=part)
-        yield
+            continue
+        for part in shown_answer(answer, loaded.tokenizer):
+            output.emit(None, table=part)

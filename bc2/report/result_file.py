@@ -57,7 +57,7 @@ class ResultFile:
             self._stream.close()
         if kind is None:
             rename_durably(self.partial, self.path)
-        elif not self.written:
+        elif not self.partial.stat().st_size:
             self.partial.unlink()
 
     def write(self, row: Any) -> None:
