@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
 import signal
@@ -266,6 +267,22 @@ def test_why_it_ended(trained: Path) -> None:
     assert ended["finish_reason"] == "stop_id"
     assert ended["tokens"] == ids.index(ids[-1])
     assert ended["end_log_prob"]["id"] == ids[-1]
+
+
+def test_a_terminal_shows_the_same_as_a_pipe(trained: Path) -> None:
+    args = ("small", "import os", "--max-new-tokens", "8", "--stop", "e", "--logprobs", "1")
+    piped = generate(trained, *args)
+    terminal, end = os.openpty()
+    command = [sys.executable, "-P", "-m", "bc2", "generate", *args]
+    with warmed.Popen(command, stdout=end, stderr=subprocess.PIPE, cwd=trained) as run:
+        assert run.wait(timeout=120) == 0, run.stderr.read()
+    os.set_blocking(terminal, False)
+    shown = os.read(terminal, 1 << 16).decode().splitlines()
+    os.close(terminal)
+    os.close(end)
+    # A table for a terminal is padded.
+    assert [line.rstrip() for line in shown] == piped.stdout.splitlines()
+    assert len(shown) > 2
 
 
 def test_ctrl_c_says_how_many_were_written(trained: Path, tmp_path: Path) -> None:
