@@ -78,9 +78,8 @@ def _merged(settings: SamplingConfig, prompt: Prompt, number: int) -> SamplingCo
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"{key}: {first['msg'].lower()}, not {first['input']!r}", where=prompt.where
-        ) from None
+        said = first["msg"].lower().replace("tuple", "list")
+        raise DataError(f"{key}: {said}, not {first['input']!r}", where=prompt.where) from None
 
 
 def read_prompts(file: Path) -> Iterator[Prompt]:

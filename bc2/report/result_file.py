@@ -27,7 +27,6 @@ class ResultFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.partial = path.with_name(f"{path.name}.partial")
         self.written = 0
         self._stream: IO[bytes] | None = None
         if path.suffix in (".gz", ".zst"):
@@ -36,6 +35,7 @@ class ResultFile:
             raise UsageError("no such directory", where=str(path.parent), todo="make it first")
         if path.exists() and not path.is_file():
             raise UsageError("not a file to write to", where=str(path), todo="name a file")
+        self.partial = path.with_name(f"{path.name}.partial")
         if self.partial.exists():
             raise UsageError(
                 "an earlier run left the part of the results that it had, or still writes it",

@@ -79,6 +79,7 @@ def test_settings_of_a_line_go_before_the_common_ones(tmp_path):
         ({"n": 0}, "n: input should be greater than 0, not 0"),
         ({"n": True}, "n: input should be a valid integer, not True"),
         ({"temperature": "hot"}, "temperature: input should be a valid number, not 'hot'"),
+        ({"stop": 1}, "stop: input should be a valid list, not 1"),
         ({"stop": [1]}, "stop.0: input should be a valid string, not 1"),
         ({"stop_ids": [-1]}, "stop id -1 is outside the vocabulary of 256"),
         ({"stop_ids": [256]}, "stop id 256 is outside the vocabulary of 256"),

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,8 @@ def test_an_error_before_the_first_result_leaves_nothing(tmp_path):
 def test_where_nothing_can_be_written(tmp_path, name, said):
     with pytest.raises(UsageError, match=said):
         ResultFile(tmp_path / name)
+
+
+def test_the_working_directory_is_no_file():
+    with pytest.raises(UsageError, match="not a file"):
+        ResultFile(Path("."))
