@@ -87,6 +87,14 @@ class Output:
             _draw(table)
 
 
+def emit_line(value: Any) -> None:
+    """Print a result, one of many, as a line of JSON that a reader has at once."""
+    try:
+        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
 #: Columns of what is no terminal: no digest or path is folded for it.
 _WIDE = 1000
 

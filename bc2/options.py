@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from bc2.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the refs on stdout.")]
@@ -45,6 +48,25 @@ Rendezvous = Annotated[
 MaxRestarts = Annotated[
     int, typer.Option("--max-restarts", min=0, help="Start failed ranks again so often.")
 ]
+
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(i?)B|B)?")
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """A size such as ``2 GiB`` (2³⁰ bytes each), ``500 MB`` (10⁶ bytes each) or ``1000000``.
+
+    Raises:
+        UsageError: it is none; or no byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{option} cannot read {text!r}", todo="write a size such as '2 GiB'")
+    unit = ("KMGT".index(match[2]) + 1) if match[2] else 0
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** unit)
+    if not size:
+        raise UsageError(f"{option}: a size of at least one byte is needed, not {text!r}")
+    return size
 
 
 def verb() -> typer.Typer:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json as json_module
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bc2.console import Output, note
-from bc2.errors import DataError, UsageError
-from bc2.options import Json, Quiet, verb
+from bc2.console import Output, ReaderGone, note
+from bc2.errors import UsageError
+from bc2.options import Json, Quiet, parse_bytes, verb
 from bc2.registry import Artifact, Registry, Role
 
 if TYPE_CHECKING:
+    from bc2.generate.engine import InferenceEngine
     from bc2.generate.load import LanguageModel
-    from bc2.generate.requests import Continuation
-    from bc2.generate.sampling_config import SamplingConfig
+    from bc2.generate.prompts import Prompt, PromptRequest
+    from bc2.recipe import Settings
+
+    S = TypeVar("S", bound=Settings)
 
 app = verb()
 
@@ -33,16 +37,47 @@ def generate(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="Prompts: a line each, or JSON lines with a `prompt` key."),
+        typer.Option(
+            "--file", help="Prompts: a line each, or JSON lines with a `prompt` key; - is stdin."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 128,
+    n: Annotated[int, typer.Option("--n", min=1, help="Continuations of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest; 0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest that sum to this.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Keep those this many times as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, tokens that were there become less likely.")
+    ] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; repeatable.")] = None,
+    stop_id: Annotated[
+        list[int] | None, typer.Option(help="Token that ends it, beside the end of text.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after it.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Log-probabilities of the tokens, and of the K likeliest."),
+    ] = None,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="For keys and values: '2 GiB'; half of what is free."),
+    ] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Most that decode together.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.jsonl", help="Write JSON lines there.")
+    ] = None,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print a JSON object a line, as results come.")
+    ] = False,
+    as_completed: Annotated[
+        bool, typer.Option("--as-completed", help="JSON lines in the order of completion.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,76 +85,74 @@ def generate(
 
     On a terminal one prompt is shown as it grows; --quiet prints the continuations alone.
     """
+    from bc2.generate.engine_config import EngineConfig
+    from bc2.generate.sampling_config import SamplingConfig
+    from bc2.report.answer_delivery import deliver
+    from bc2.report.result_file import ResultFile
+
+    _check_formats(json=json, jsonl=jsonl, quiet=quiet, as_completed=as_completed, out=out)
+    settings = _settings(
+        SamplingConfig, max_new_tokens=max_new_tokens, n=n, temperature=temperature, top_k=top_k,
+        top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
+        stop=tuple(stop or ()), logprobs=logprobs,
+    )  # fmt: skip
+    memory = parse_bytes(cache_memory, "--cache-memory") if cache_memory is not None else None
+    config = _settings(EngineConfig, cache_bytes=memory, max_running=max_running)
+    ref, prompts, live = _split(words or [], file)
+    results = ResultFile(out) if out is not None else None
+    where, dtype = _placed(device, precision)
+
     from bc2.generate.engine import InferenceEngine
     from bc2.generate.load import open_model
-    from bc2.generate.requests import Request
-    from bc2.generate.sampling_config import SamplingConfig
-    from bc2.generate.text import TextStream
+    from bc2.generate.prompts import prompt_requests
 
-    ref, prompts = _split(words or [], file)
-    settings = _settings(
-        SamplingConfig, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        top_p=top_p, seed=seed, stop=tuple(stop or ()),
-    )  # fmt: skip
-    where, dtype = _placed(device, precision)
     with open_model(_artifact(ref), where, dtype) as loaded:
-        ids = [loaded.tokenizer.encode(prompt) for prompt in prompts]
-        live = len(prompts) == 1 and sys.stdout.isatty() and not json
-        stream = TextStream(loaded.tokenizer.decode_bytes, settings.stop)
-        if live and not quiet:
-            print(prompts[0], end="", flush=True)
+        tokenizer = loaded.tokenizer
+        ends = _stop_ids(stop_id or [], tokenizer.eos_id, ignore_eos=ignore_eos)
+        settings = settings.model_copy(update={"stop_ids": ends})
         engine = InferenceEngine(
-            loaded.model,
-            eos_id=loaded.tokenizer.eos_id,
-            decode_bytes=loaded.tokenizer.decode_bytes,
+            loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=tokenizer.decode_bytes
         )
-        requests = [Request(prompt, settings) for prompt in ids]
-        answers = engine.generate(
-            requests, on_token=(lambda _, __, token: _show(stream.push(token))) if live else None
-        )
-        made = [answer.continuations[0] for answer in answers]
-        if live:
-            print(stream.finish())
-        else:
-            _emit(loaded, prompts, made, Output.of(json=json, quiet=quiet))
+        requests = prompt_requests(prompts, tokenizer, settings)
+        output = Output.of(json=json, quiet=quiet)
+        plain = not (json or jsonl or out)
+        if plain and live and n == 1 and sys.stdout.isatty():
+            _stream(engine, next(requests), loaded, quiet=quiet)
+            return
+        answers = engine.generate(requests, in_order=not as_completed)
+        deliver(answers, loaded, output, jsonl=jsonl, results=results)
 
 
-def _split(words: list[str], file: Path | None) -> tuple[str | None, list[str]]:
-    """The ref and the prompts among the arguments."""
+def _check_formats(
+    *, json: bool, jsonl: bool, quiet: bool, as_completed: bool, out: Path | None
+) -> None:
+    if jsonl and (json or quiet):
+        raise UsageError("--jsonl goes neither with --json nor with --quiet", todo="give one")
+    if as_completed and not jsonl and out is None:
+        raise UsageError(
+            "--as-completed is for JSON lines, which number the prompts",
+            todo="add --jsonl or --out FILE.jsonl",
+        )
+
+
+def _split(words: list[str], file: Path | None) -> tuple[str | None, Iterator[Prompt], bool]:
+    """The ref and the prompts among the arguments, and whether it is a single prompt."""
+    from bc2.generate.prompts import Prompt, read_prompts
+
     if file is not None:
         if len(words) > 1:
             raise UsageError("prompts come from --file or from the command line, not from both")
-        return (words[0] if words else None), list(_read(file))
+        prompts = read_prompts(file)
+        # What is wrong with its beginning is said before the model is loaded.
+        first = next(prompts)
+        return (words[0] if words else None), itertools.chain([first], prompts), False
     if not words:
         raise UsageError("nothing to continue", todo="give a prompt, or --file")
-    return (words[0], words[1:]) if len(words) > 1 else (None, words)
+    ref, texts = (words[0], words[1:]) if len(words) > 1 else (None, words)
+    return ref, map(Prompt, texts), len(texts) == 1
 
 
-def _read(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}", where=str(file)) from None
-    # Not splitlines(): JSON may hold U+2028 and its like.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise DataError("no prompt in the file", where=str(file))
-    if file.suffix != ".jsonl":
-        return [line.rstrip("\r") for _, line in lines]
-    return [_prompt_of(line, f"{file}:{number}") for number, line in lines]
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json_module.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise DataError("not an object with a `prompt` string", where=where)
-    return prompt
-
-
-def _settings(cls: type[SamplingConfig], **values: Any) -> SamplingConfig:
+def _settings(cls: type[S], **values: Any) -> S:
     from pydantic import ValidationError
 
     try:
@@ -128,6 +161,11 @@ def _settings(cls: type[SamplingConfig], **values: Any) -> SamplingConfig:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"{option}: {first['msg'].lower()}, not {first['input']}") from None
+
+
+def _stop_ids(more: list[int], eos_id: int, *, ignore_eos: bool) -> tuple[int, ...]:
+    """The tokens that end a continuation; a tokenizer may have no end of text (-1)."""
+    return (*(() if ignore_eos or eos_id < 0 else (eos_id,)), *more)
 
 
 def _placed(device: str, precision: str) -> tuple[Any, Any]:
@@ -150,17 +188,24 @@ def _artifact(ref: str | None) -> Artifact:
     return newest
 
 
-def _show(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _emit(
-    loaded: LanguageModel, prompts: list[str], made: list[Continuation], output: Output
+def _stream(
+    engine: InferenceEngine, request: PromptRequest, loaded: LanguageModel, *, quiet: bool
 ) -> None:
-    texts = [(g.data or b"").decode("utf-8", "replace") for g in made]
-    rows = [
-        {"prompt": p, "text": t, "tokens": len(g.ids), "finish_reason": g.finish_reason}
-        for p, t, g in zip(prompts, texts, made, strict=True)
-    ]
-    whole = "\n".join(p + t for p, t in zip(prompts, texts, strict=True))
-    output.emit({"model": loaded.artifact.ref, "results": rows}, table=whole, quiet=texts)
+    """Show one continuation as it grows."""
+    from bc2.generate.text import TextStream
+    from bc2.report.continuations import log_prob_tables
+
+    stream = TextStream(loaded.tokenizer.decode_bytes, request.settings.stop)
+    _show("" if quiet else request.text)
+    answers = engine.generate([request], on_token=lambda _, __, token: _show(stream.push(token)))
+    (made,) = next(answers).continuations
+    _show(stream.finish() + "\n")
+    for drawn in [] if quiet else log_prob_tables(made, loaded.tokenizer):
+        Output().emit(None, table=drawn)
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise ReaderGone from None

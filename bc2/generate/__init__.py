@@ -1,1 +1,1 @@
-"""Generate text with a model: sampling, batches with a key-value cache, streaming."""
+"""The inference engine: text and scores for many requests, in batches over a paged cache."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bc2.errors import UsageError
+from bc2.errors import Bc2Error, UsageError
 from bc2.free_memory import device_available
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.live import DecodeBytes
@@ -119,27 +119,32 @@ class InferenceEngine:
         """Continue prompts.
 
         Requests are read as there is room for them, and nothing cached before is used, so that
-        the bits of the answers follow from the requests alone.
+        the bits of the answers follow from the requests alone. A request that is refused, or
+        cannot be read, is the last one; its error comes after the answers to those before it.
 
         Args:
             in_order: yield answers in the order of requests; else as they are completed.
             on_token: called with each token of an answer as soon as it is chosen.
 
         Raises:
-            DataError, UsageError: see `Session.submit`.
+            DataError, UsageError: see `Session.submit`; and what `requests` raise.
         """
         self.memory.forget_all()
         coming = iter(requests)
         more = True
+        refused: Bc2Error | None = None
         held: dict[int, Generated] = {}
         next_index = 0
         with self.open() as session:
             while more or not session.idle:
                 while more and session.hungry:
-                    request = next(coming, None)
+                    try:
+                        request = next(coming, None)
+                        if request is not None:
+                            session.submit(request)
+                    except Bc2Error as error:
+                        refused, request = error, None
                     more = request is not None
-                    if request is not None:
-                        session.submit(request)
                 session.step()
                 if on_token is not None:
                     for live, token in session.tokens:
@@ -152,6 +157,8 @@ class InferenceEngine:
                     while next_index in held:
                         yield held.pop(next_index)
                         next_index += 1
+        if refused is not None:
+            raise refused
 
     def score(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bc2.generate.requests import Continuation, FinishReason, Request, TokenLogProb
 from bc2.generate.seeds import sequence_key
+from bc2.generate.text import first_stop
 
 #: Token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
 DecodeBytes = Callable[[Sequence[int]], bytes]
@@ -34,6 +35,7 @@ class Live:
     reason: FinishReason | None = None
     log_probs: list[TokenLogProb] = field(default_factory=list)
     end: TokenLogProb | None = None
+    stop_id: int | None = None
 
     def __post_init__(self) -> None:
         settings = self.request.settings
@@ -70,7 +72,7 @@ class Live:
             Whether it was appended.
         """
         if token in stop_ids:
-            self.reason = "stop_id"
+            self.reason, self.stop_id = "stop_id", token
             return False
         self.ids.append(token)
         if self._penalized:
@@ -88,8 +90,7 @@ class Live:
         self._text += self.decode_bytes([token])
         # Only the new bytes can complete a stop text.
         start = max(0, before - max(map(len, self._stops)) + 1)
-        found = [at for at in (self._text.find(stop, start) for stop in self._stops) if at >= 0]
-        self._found = min(found, default=None)
+        self._found = first_stop(self._text, self._stops, start)
         return self._found is not None
 
     def result(self) -> Continuation:
@@ -100,4 +101,5 @@ class Live:
         if self.decode_bytes is not None:
             data = self.decode_bytes(ids)[: self._found]
         wanted = self.request.settings.logprobs is not None
-        return Continuation(ids, self.reason, data, self.log_probs if wanted else None, self.end)
+        log_probs = self.log_probs if wanted else None
+        return Continuation(ids, self.reason, data, log_probs, self.end, self.stop_id)

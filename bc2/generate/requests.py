@@ -50,6 +50,8 @@ class Continuation:
     """Of each of `ids`; None unless `logprobs` was set."""
     end_log_prob: TokenLogProb | None = None
     """Of the stop id that ended the output, if one did and `logprobs` was set."""
+    stop_id: int | None = None
+    """The token of `stop_ids` that ended the output, if one did."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,21 @@ import codecs
 from collections.abc import Callable, Sequence
 
 
+def first_stop(data: bytes | bytearray, stops: Sequence[bytes], start: int = 0) -> int | None:
+    """Where the stop text begins that is complete first, at or after `start`; None without one.
+
+    Of those that end together the longest counts. So it does not matter how tokens cut the data.
+    """
+    found = [(at + len(stop), at) for stop in stops if (at := data.find(stop, start)) >= 0]
+    return min(found)[1] if found else None
+
+
 class TextStream:
     """Turns token ids into pieces of text, one token at a time.
 
     A token may end inside a UTF-8 character, or inside what may become a stop text. Such bytes
     are held until later tokens decide. All pieces together are the text of the bytes before the
-    first stop text, with U+FFFD for bytes that are not UTF-8.
+    first stop text (see `first_stop`), with U+FFFD for bytes that are not UTF-8.
 
     Args:
         decode_bytes: token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
@@ -30,10 +39,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._decode_bytes([token])
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
+        found = first_stop(self._held, self._stops)
+        if found is not None:
             self.stopped = True
-            return self._characters.decode(self._held[: min(found)], final=True)
+            return self._characters.decode(self._held[:found], final=True)
         ready = len(self._held) - self._begun()
         shown, self._held = self._held[:ready], self._held[ready:]
         return self._characters.decode(shown)

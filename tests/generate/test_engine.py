@@ -335,6 +335,31 @@ def test_a_prompt_that_cannot_be_read_is_an_error(prompt, message):
     assert info.value.where == "prompt 1"
 
 
+def test_a_refused_request_comes_after_the_answers_to_those_before_it():
+    engine = InferenceEngine(build(), EngineConfig(cache_bytes=2**24), eos_id=EOS)
+    asked = [Request([1, 2], GREEDY), Request([3], GREEDY), Request([], GREEDY), Request([4])]
+    answers = engine.generate(iter(asked))
+    assert [next(answers).index, next(answers).index] == [0, 1]
+    with pytest.raises(DataError, match="empty"):
+        next(answers)
+
+
+def test_requests_are_read_as_there_is_room():
+    read = []
+
+    def asked():
+        for number in range(1000):
+            read.append(number)
+            yield Request([number % 60], GREEDY.model_copy(update={"max_new_tokens": 3}))
+
+    config = EngineConfig(cache_bytes=2**24, max_running=8)
+    engine = InferenceEngine(build(), config, eos_id=EOS)
+    for done, _ in enumerate(engine.generate(asked()), 1):
+        # Those that run, that wait, and that are answered in the same step.
+        assert len(read) <= done + 3 * 8
+    assert done == 1000
+
+
 def test_stop_texts_need_a_decoder():
     with pytest.raises(UsageError, match="need a tokenizer"):
         generate(build(), [[1]], SamplingConfig(stop=("x",)), eos_id=EOS)

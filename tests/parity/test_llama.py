@@ -148,7 +148,7 @@ def check_greedy(dtype, prompts, new_tokens, **config):
             eos_token_id=96,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        ended = [96] if one.finish_reason == "stop_id" else []
+        ended = [96] if one.stop_id == 96 else []
         assert one.ids + ended == expected
     assert len({tuple(one.ids) for one in found}) > len(found) * 0.7, "too uniform to show anything"
 

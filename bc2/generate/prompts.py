@@ -1,0 +1,171 @@
+"""Prompts from a file, one at a time, each with settings of its own if it has any."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow
+from bc2.data.readers import decode, parse_line
+from bc2.data.streams import numbered_lines, open_bytes, reading
+from bc2.errors import DataError, UsageError, nearest
+from bc2.generate.requests import Request
+from bc2.generate.sampling_config import SamplingConfig
+from bc2.generate.seeds import prompt_seed
+from bc2.tokenizer.tokenizer import Tokenizer
+
+#: The name of a file that means standard input.
+STDIN = Path("-")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue."""
+
+    text: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `SamplingConfig` that it has of its own, not validated yet."""
+    where: str | None = None
+    """Its file and line."""
+
+
+@dataclass(frozen=True)
+class PromptRequest(Request):
+    """The request that is made of a `Prompt`."""
+
+    text: str = ""
+    """The prompt, with U+FFFD for lone surrogates, so that it can be printed."""
+
+
+def prompt_requests(
+    prompts: Iterable[Prompt], tokenizer: Tokenizer, settings: SamplingConfig
+) -> Iterator[PromptRequest]:
+    """The requests of prompts, one at a time.
+
+    A prompt without a seed of its own has `prompt_seed` of the common seed and its number.
+
+    Raises:
+        DataError: a setting that a prompt has of its own is wrong.
+        UsageError: a common stop id is outside the vocabulary.
+    """
+    for number, prompt in enumerate(prompts):
+        own = _merged(settings, prompt, number)
+        for token in own.stop_ids or ():
+            if not 0 <= token < tokenizer.vocab_size:
+                error = DataError if "stop_ids" in prompt.settings else UsageError
+                raise error(
+                    f"stop id {token} is outside the vocabulary of {tokenizer.vocab_size:,} pieces",
+                    where=prompt.where,
+                )
+        text = _SURROGATE.sub("\ufffd", prompt.text)
+        yield PromptRequest(tokenizer.encode(prompt.text), own, prompt.where, text)
+
+
+def _merged(settings: SamplingConfig, prompt: Prompt, number: int) -> SamplingConfig:
+    own = {"seed": prompt_seed(settings.seed, number), **prompt.settings}
+    try:
+        return SamplingConfig.model_validate({**settings.model_dump(), **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        said = first["msg"].lower().replace("tuple", "list")
+        raise DataError(f"{key}: {said}, not {first['input']!r}", where=prompt.where) from None
+
+
+def read_prompts(file: Path) -> Iterator[Prompt]:
+    """The prompts of a file, read as they are asked for.
+
+    A line is a prompt, and an empty one is none. In JSON lines (``.jsonl``; of standard input, if
+    its first line is a JSON object) it is an object with a string ``prompt``, and the settings
+    that are the prompt's own. Files may be compressed (``.gz``, ``.zst``).
+
+    Args:
+        file: `STDIN` is standard input.
+
+    Raises:
+        DataError: no prompt, a damaged file, or a line that is none; with its number.
+    """
+    name = "stdin" if file == STDIN else str(file)
+    if file.is_dir():
+        raise DataError("a directory, not a file of prompts", where=name)
+    kinds = [suffix for suffix in file.suffixes if suffix not in (".gz", ".zst")]
+    if kinds[-1:] in ([".json"], [".parquet"], [".csv"]):
+        raise DataError(
+            f"cannot read prompts from {kinds[-1]}",
+            where=name,
+            todo="give plain text, a prompt a line, or .jsonl with a `prompt` in each line",
+        )
+    json = kinds[-1:] == [".jsonl"]
+    found = False
+    with _opened(file) as stream, reading(file):
+        for number, line, _ in numbered_lines(stream):
+            if line is not None and not line.strip():
+                continue
+            if not found and file == STDIN:
+                json = _is_object(line)
+            found = True
+            yield _prompt(line, f"{name}:{number}", json=json)
+    if not found:
+        raise DataError("no prompt in the file", where=name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[io.BufferedIOBase]:
+    if file == STDIN:
+        # Not closed with the last prompt.
+        with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+            yield stream
+        return
+    with open_bytes(file) as stream:
+        yield stream
+
+
+def _is_object(line: bytes | None) -> bool:
+    try:
+        return isinstance(parse_line(line), dict)
+    except BadRow:
+        return False
+
+
+def _prompt(line: bytes | None, where: str, *, json: bool) -> Prompt:
+    try:
+        if json:
+            return _prompt_of(parse_line(line), where)
+        if line is None:
+            raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+        return Prompt(decode(line), where=where)
+    except BadRow as bad:
+        raise DataError(str(bad), where=where) from None
+
+
+def _prompt_of(row: Any, where: str) -> Prompt:
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise DataError("not an object with a `prompt` string", where=where)
+    settings = {key: _tuples(value) for key, value in row.items() if key != "prompt"}
+    known = ("prompt", *SamplingConfig.model_fields)
+    for key in settings:
+        if key not in known:
+            guess = nearest(key, known)
+            raise DataError(
+                f"unknown key {key!r}",
+                where=where,
+                todo=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(known)}",
+            )
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = (settings["stop"],)
+    return Prompt(row["prompt"], settings, where)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's arrays as settings have them."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
