@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from bc2.recipe import Settings
 
@@ -26,7 +24,7 @@ class EngineConfig(Settings):
     """The part of the cache that may hold beginnings of texts that no sequence uses any more."""
 
     max_running: int = Field(default=256, gt=0)
-    """The most sequences that decode together."""
+    """The most sequences that decode together; never more than `step_tokens`."""
 
     step_tokens: int = Field(default=2048, gt=0)
     """The most tokens read in one forward pass; prompts are read in pieces of what is left
@@ -35,11 +33,7 @@ class EngineConfig(Settings):
     window: int = Field(default=4096, gt=0)
     """Score requests that are read together and searched for common beginnings."""
 
-    @model_validator(mode="after")
-    def _decoding_fits(self) -> Self:
-        if self.max_running > self.step_tokens:
-            raise ValueError(
-                f"max_running {self.max_running} exceeds step_tokens {self.step_tokens}, but each "
-                "running sequence reads a token in every pass"
-            )
-        return self
+    @property
+    def most_running(self) -> int:
+        """Sequences that decode together at most: each reads a token in every pass."""
+        return min(self.max_running, self.step_tokens)

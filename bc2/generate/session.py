@@ -81,7 +81,7 @@ class Session:
     @property
     def hungry(self) -> bool:
         """Whether more requests could be of use now."""
-        return len(self._waiting) < self.config.max_running
+        return len(self._waiting) < self.config.most_running
 
     def submit(self, request: Request) -> int:
         """Take a request; its number.
@@ -230,7 +230,7 @@ class Session:
                 budget -= count
         for live, count in work:
             self._read(live, count)
-        while budget and self._waiting and len(self._running) < self.config.max_running:
+        while budget and self._waiting and len(self._running) < self.config.most_running:
             live = self._waiting[0]
             if not self._admit(live):
                 break
@@ -320,7 +320,7 @@ class Session:
     def _fork(self, live: Live) -> list[Live]:
         """Those continuations of a prompt, just read, that can begin now; the others wait."""
         forks, live.forks = live.forks, []
-        room = self.config.max_running - len(self._running)
+        room = self.config.most_running - len(self._running)
         begun, later = forks[:room], forks[room:]
         for fork in begun:
             self.memory.pool.share(live.blocks)
