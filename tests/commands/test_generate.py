@@ -291,11 +291,11 @@ def test_ctrl_c_says_how_many_were_written(trained: Path, tmp_path: Path) -> Non
     command += ["--file", str(tmp_path / "p.txt"), "--max-new-tokens", "1"]
     pipe = subprocess.PIPE
     with warmed.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=trained) as run:
-        first = json.loads(run.stdout.readline())
+        rows = [json.loads(run.stdout.readline())]
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=120)
-    assert run.returncode == 130, err
-    rows = [first, *map(json.loads, out.splitlines())]
+        rows += map(json.loads, run.stdout)
+        err = run.stderr.read()
+        assert run.wait(timeout=120) == 130, err
     assert [row["index"] for row in rows] == list(range(len(rows)))
     told = re.search(r"interrupted; answers written: (at least )?([\d,]+)\n", err)
     assert told is not None, err
