@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,6 +82,10 @@ class KVCache:
         heads = torch.arange(self.data.shape[3], device=blocks.device)
         rows = (blocks[:, None] * len(heads) + heads) * self.size + places[:, None]
         return rows.flatten()
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """An array on the cache's device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.data.device)
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
         return torch.tensor(blocks, dtype=torch.int64, device=self.data.device)

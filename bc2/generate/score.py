@@ -19,9 +19,10 @@ from bc2.errors import DataError, UsageError
 from bc2.generate.blocks import ROOT
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.memory import Memory
-from bc2.generate.paged_attention import PagedStep, Segment
+from bc2.generate.paged_attention import PagedStep
 from bc2.generate.requests import Score, ScoreRequest
 from bc2.generate.runner import ModelRunner
+from bc2.generate.segment import Segment
 from bc2.generate.session import check_ids
 from bc2.generate.stats import EngineStats, timed
 

@@ -133,6 +133,19 @@ class Pool(RuleBasedStateMachine):
         assert set(self.pool.forget_all()) == idle
         self.known = {}
 
+    @rule()
+    def compact(self):
+        moves = self.pool.compact()
+        # Idle blocks keep their order; among the free ones there is none.
+        idle = [moves.get(b, b) for b in self.unused if b in set(self.known.values())]
+        for sequence in self.live:
+            sequence.blocks = [moves.get(block, block) for block in sequence.blocks]
+        self.known = {ids: moves.get(block, block) for ids, block in self.known.items()}
+        used = {block for sequence in self.live for block in sequence.blocks}
+        assert used == set(range(len(used)))
+        assert not self.pool.is_scattered
+        self.unused = idle + [b for b in range(BLOCKS) if b not in used and b not in idle]
+
     @invariant()
     def every_block_is_counted(self):
         self.pool.check([sequence.blocks for sequence in self.live])
@@ -199,3 +212,27 @@ def test_what_continues_a_forgotten_block_is_not_known():
     (parent,) = pool.take(1)
     assert pool.know(ROOT, [7], parent)
     assert pool.find([7, 6], 2) == [parent]
+
+
+def test_used_blocks_change_places_with_idle_ones():
+    pool = BlockPool(40, 1)
+    blocks = pool.take(40)
+    for block in blocks:
+        assert pool.know(ROOT, [block], block)
+    pool.give_back(blocks[:36])
+    assert pool.is_scattered
+    moves = pool.compact()
+    assert moves == {36: 0, 0: 36, 37: 1, 1: 37, 38: 2, 2: 38, 39: 3, 3: 39}
+    assert [pool.find([token], 1) for token in (36, 0, 20)] == [[0], [36], [20]]
+    pool.check([[0, 1, 2, 3]])
+    assert not pool.is_scattered
+
+
+def test_few_idle_blocks_are_kept():
+    pool = BlockPool(8, 1, most_idle=2)
+    blocks = pool.take(5)
+    for block in blocks:
+        assert pool.know(ROOT, [block], block)
+    assert pool.give_back(blocks) == [4, 3, 2]
+    assert [pool.find([token], 1) for token in range(5)] == [[0], [1], [], [], []]
+    pool.check([])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bc2.generate.memory import Memory
-from bc2.generate.paged_attention import PagedStep, Segment
+from bc2.generate.paged_attention import PagedStep
 from bc2.generate.runner import ModelRunner
+from bc2.generate.segment import Segment
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
