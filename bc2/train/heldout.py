@@ -100,14 +100,14 @@ class Heldout:
     def _samples(self) -> list[dict[str, str]]:
         """Continuations by the likeliest token.
 
-        Not by temperature 0: it settles near ties by a pass over the whole text, so that the
-        other prompts of a batch change nothing. Here they are always the same prompts, and an
-        untrained model would be in a near tie at each token.
+        Not by temperature 0: of a 16-bit model it settles near ties in fp32, so that other prompts
+        change nothing. Here they are always the same prompts, and an untrained model would be in
+        a near tie at each token.
         """
         prompts = openings(self.shards, self.prompts, min(PROMPT_TOKENS, self.sequence_length))
         settings = SamplingConfig(top_k=1, max_new_tokens=self.new_tokens)
-        # Compiled layers are compiled for training's shapes; here each token has its own. The
-        # draw adds up probabilities, of which all but one are 0.
+        # Compiled layers are compiled for training's shapes; here each pass has its own. Some
+        # kernels of a draw have no deterministic form on a GPU, but there is one candidate.
         eager = torch.compiler.set_stance("force_eager")
         with eager, in_any_order(), _one_dtype(self.engine.model), self.engine.runner() as runner:
             engine = InferenceEngine(runner, self._engine_config(runner), eos_id=self.shards.eos_id)
