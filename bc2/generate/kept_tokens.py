@@ -1,0 +1,403 @@
+"""Which tokens top-k, top-p and min-p keep.
+
+Each of the three rules keeps the tokens at or above a number. Where few tokens are kept it is
+found among the likeliest ones. Else a sample of the vocabulary tells between which two numbers it
+lies, one pass over the vocabulary finds the tokens between them, and only those are put in order:
+the vocabulary is never sorted.
+
+All numbers are scaled logits: relative to the largest, after the temperature.
+
+Shapes:
+    R  sequences      V  vocabulary      N  groups of the vocabulary      M  tokens of a list
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from bc2.generate.token_groups import GROUP, Rows, blocks, reduced
+
+#: Candidates that are looked at first. Those of top-k with a larger k: the next number above k.
+#: With still larger k, or where the candidates do not hold all that is kept, all tokens are.
+CANDIDATES = (64, 512)
+
+#: Tokens of the sample of a row.
+SAMPLE = 2048
+
+#: Standard deviations by which the sample may be off. Where it is off by more, all tokens are
+#: looked at, which takes longer and finds the same.
+DEVIATIONS = 4.0
+
+#: Between two numbers, tokens are divided into this many intervals, until there are this few.
+INTERVALS, FEW = 1024, 128
+
+#: How often they are divided. What then is left are many equal numbers, nearly always.
+ROUNDS = 4
+
+
+class Limits(NamedTuple):
+    """At or above what tokens are kept: scaled logits, fp64 [R] each."""
+
+    least: Tensor
+    """By the numbers."""
+    lowest: Tensor
+    """No token below it may be kept, whatever the tolerance leaves open."""
+    sure: Tensor
+    """Tokens at or above it are kept in any case. Not below `least`."""
+
+
+class Kept(NamedTuple):
+    """What is kept, and Σ exp(scaled logit) of it over each group: [R, N] each."""
+
+    limits: Limits
+    sums: Tensor
+    """Of tokens at or above `Limits.least`."""
+    most: Tensor
+    """Of tokens at or above `Limits.lowest`."""
+    fewest: Tensor
+    """Of tokens at or above `Limits.sure`."""
+
+
+class Order(Protocol):
+    """Tokens of each row in the order of their scaled logits."""
+
+    def ranked(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The k-th largest number, and the next: [R] each."""
+
+    def masses(self, k: Tensor, limit: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ exp of the numbers at or above `limit`, the k-th; of those at or above `lower`; and
+        of the k largest: [R] each."""
+
+    def reached(self, least: Tensor, most: Tensor, fewest: Tensor) -> tuple[Tensor, ...]:
+        """The numbers at which Σ exp, from the largest on, reaches three masses [R]; for `fewest`
+        the number after it. -inf if it does not."""
+
+
+def limits_of(rows: Rows, order: Order, total: Tensor) -> Limits:
+    """What the rules of rows keep.
+
+    Args:
+        total: Σ exp of all scaled logits, fp64 [R].
+    """
+    slack = rows.scaled_margin().clamp(min=0.0)
+    k, none = rows.top_k(), torch.full_like(slack, -math.inf)
+    by_k, masses = (none, none, none), (total, total, total)
+    p = rows.setting("top_p").double()
+    if bool((k > 0).any()):
+        kth, after = (x.where(k > 0, none) for x in order.ranked(k))
+        # A token is surely kept if what comes after the k-th is surely below it.
+        by_k = kth, kth - slack, after + slack
+        if bool(((k > 0) & (p < 1)).any()):
+            found = order.masses(k, by_k[0], by_k[1])
+            one, two, three = (x.where(k > 0, total) for x in found)
+            masses = one, two, three
+    by_p = (none, none, none)
+    if bool((p < 1).any()):
+        most, fewest = (p + slack) * masses[1], (p - slack) * masses[2]
+        reached = order.reached(p * masses[0], most, fewest)
+        least, lowest, highest = (x.where(p < 1, none) for x in reached)
+        by_p = least, lowest - slack, highest + slack
+    min_p = rows.setting("min_p").double().log()
+    by_min = min_p, min_p - slack, min_p + slack
+    least, lowest, sure = (
+        torch.maximum(torch.maximum(a, b), c).to(rows.top.dtype).double()
+        for a, b, c in zip(by_k, by_p, by_min, strict=True)
+    )
+    return Limits(least, lowest, torch.maximum(sure, least))
+
+
+class Listed:
+    """The likeliest tokens of rows, and what is kept if it is among them.
+
+    Args:
+        total: see `limits_of`.
+    """
+
+    def __init__(self, rows: Rows, count: int, total: Tensor):
+        logits, self.ids = rows.groups.largest(rows.index, count)
+        self.values = rows.scaled(logits).double()  # [R, M], descending
+        self.likely = self.values.exp()
+        self._reached = self.likely.cumsum(dim=1)
+        self.limits = limits_of(rows, self, total)
+        self._shape = len(logits), rows.groups.count
+        self._dtype = rows.top.dtype
+        #: Whether no token is missing that may be kept.
+        self.enough = self.values[:, -1] < self.limits.lowest
+        if count == rows.groups.x.shape[1]:
+            self.enough = torch.ones_like(self.enough)
+        else:
+            # Nor one that may tie with the k-th, and so has a part in the sum for top-p.
+            k, slack = rows.top_k(), rows.scaled_margin().clamp(min=0.0)
+            tied = self.values[:, -1] >= self.ranked(k)[0] - slack
+            self.enough &= (k == 0) | ~tied
+
+    def ranked(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Order`."""
+        return self._value(k - 1), self._value(k)
+
+    def masses(self, k: Tensor, limit: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Order`."""
+        above, near = (
+            self.likely.masked_fill(self.values < x[:, None], 0.0).sum(dim=1)
+            for x in (limit, lower)
+        )
+        first = self._reached.gather(1, (k - 1).clamp(0, self.values.shape[1] - 1)[:, None])[:, 0]
+        return above, near, first
+
+    def reached(self, least: Tensor, most: Tensor, fewest: Tensor) -> tuple[Tensor, ...]:
+        """See `Order`."""
+        at = [(self._reached < mass[:, None]).sum(dim=1) for mass in (least, most, fewest)]
+        return self._value(at[0]), self._value(at[1]), self._value(at[2] + 1)
+
+    def _value(self, number: Tensor) -> Tensor:
+        """The value with a number [R] in descending order; -inf beyond."""
+        last = self.values.shape[1] - 1
+        found = self.values.gather(1, number.clamp(0, last)[:, None])[:, 0]
+        return found.masked_fill(number > last, -math.inf)
+
+    def kept(self) -> Kept:
+        """What is kept, of rows with `enough`."""
+        sums = [
+            torch.zeros(self._shape, dtype=torch.float64, device=self.ids.device)
+            .scatter_add_(
+                1, self.ids // GROUP, self.likely.masked_fill(self.values < x[:, None], 0.0)
+            )
+            .to(self._dtype)
+            for x in (self.limits.least, self.limits.lowest, self.limits.sure)
+        ]
+        return Kept(self.limits, sums[0], sums[1], sums[2])
+
+
+@dataclass
+class _Cut:
+    """The tokens of rows at or above one number, and those between it and a lower one."""
+
+    low: Tensor
+    high: Tensor
+    sums: Tensor
+    """Σ exp over each group of the tokens at or above `high`: [R, N]."""
+    count: Tensor
+    """How many there are: fp64 [R]."""
+    row: Tensor
+    """Of the tokens between: int64 [n], ascending; and the next ones too."""
+    ids: Tensor
+    values: Tensor
+    """fp64 [n]."""
+
+    def kept(self, limits: Limits) -> Kept:
+        """What is kept, if `low` and `high` are around all limits."""
+        group = self.row * self.sums.shape[1] + self.ids // GROUP
+        likely = self.values.exp()
+
+        def summed(limit: Tensor) -> Tensor:
+            more = likely.masked_fill(self.values < limit[self.row], 0.0).to(self.sums.dtype)
+            return self.sums.flatten().index_add(0, group, more).view_as(self.sums)
+
+        least = summed(limits.least)
+        if bool((limits.lowest == limits.sure).all()):
+            return Kept(limits, least, least, least)
+        return Kept(limits, least, summed(limits.lowest), summed(limits.sure))
+
+
+class Whole:
+    """All tokens of rows, in an order of which only what is asked for is known."""
+
+    def __init__(self, rows: Rows):
+        sums, self.likely, self.scaled = rows.likelihoods(keep=True)
+        self.rows = rows
+        self.total = sums.sum(dim=1, dtype=torch.float64)
+        self._size = self.scaled.shape[1]
+        # Ids that are far apart and of all residues: those of similar tokens are often close.
+        step = max(1, self._size // SAMPLE)
+        sample = self.scaled[:, ::step].sort(dim=1, descending=True).values
+        self._sample = sample.double()
+        self._cut: _Cut | None = None
+
+    def kept(self) -> Kept:
+        """What is kept."""
+        limits = limits_of(self.rows, self, self.total)
+        cut = self._cut
+        if cut is None or not bool(((cut.low <= limits.lowest) & (limits.sure <= cut.high)).all()):
+            cut = self._split(limits.lowest, limits.sure)
+        return cut.kept(limits)
+
+    def ranked(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Order`."""
+        first = k.double().clamp(min=1)
+        window = self._window(first, (first + 1).clamp(max=self._size), by_mass=False)
+        return window.at(first), window.at(first, after=1)
+
+    def masses(self, k: Tensor, limit: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Order`."""
+        cut = self._split(lower, limit)
+        above = cut.sums.sum(dim=1, dtype=torch.float64)
+        near = above.index_add(0, cut.row, cut.values.exp())
+        # Of those that tie with the k-th, the k largest have only some.
+        return above, near, above - (cut.count - k) * limit.exp()
+
+    def reached(self, least: Tensor, most: Tensor, fewest: Tensor) -> tuple[Tensor, ...]:
+        """See `Order`."""
+        window = self._window(fewest, most, by_mass=True)
+        return window.at(least), window.at(most), window.at(fewest, after=1)
+
+    def _window(self, fewest: Tensor, most: Tensor, by_mass: bool) -> _Window:
+        """The tokens at which the mass, or the number, of tokens reaches two numbers [R]."""
+        low, high = self._guess(fewest, most, by_mass)
+        cut = self._split(low, high)
+        above = cut.sums.sum(dim=1, dtype=torch.float64) if by_mass else cut.count
+        weights = cut.values.exp() if by_mass else torch.ones_like(cut.values)
+        below = above.index_add(0, cut.row, weights) < most
+        wrong = (above >= fewest) | (below & ~low.isinf())
+        if bool(wrong.any()):
+            infinity = torch.full_like(low, math.inf)
+            cut = self._split(low.where(~wrong, -infinity), high.where(~wrong, infinity))
+            above = cut.sums.sum(dim=1, dtype=torch.float64) if by_mass else cut.count
+            weights = cut.values.exp() if by_mass else torch.ones_like(cut.values)
+        if by_mass:
+            self._cut = cut
+        window = _Window(cut.row, cut.values, weights, above, cut.low)
+        window.narrow(fewest, most)
+        return window
+
+    def _guess(self, fewest: Tensor, most: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
+        """Between which numbers a window probably lies, from the sample."""
+        sample = self._sample
+        weights = sample.exp() if by_mass else torch.ones_like(sample)
+        step = self._size / sample.shape[1]
+        # What comes after each: tokens there have bounded weights, so a sample tells it well.
+        after = weights.flip(1).cumsum(dim=1).flip(1) * step
+        error = weights.square().flip(1).cumsum(dim=1).flip(1).sqrt() * step * DEVIATIONS
+        total = self.total if by_mass else torch.full_like(self.total, self._size)
+        above = (after - error > (total - fewest)[:, None]).sum(dim=1, keepdim=True) - 1
+        high = sample.gather(1, above.clamp(min=0)).masked_fill(above < 0, math.inf)
+        until = (after + error >= (total - most)[:, None]).sum(dim=1, keepdim=True)
+        last = sample.shape[1] - 1
+        low = sample.gather(1, until.clamp(max=last)).masked_fill(until > last, -math.inf)
+        return low[:, 0], high[:, 0]
+
+    def _split(self, low: Tensor, high: Tensor) -> _Cut:
+        """The tokens at or above `high`, and those below it and at or above `low`: [R] each."""
+        scaled, likely = self.scaled, self.likely
+        parts = blocks(scaled)
+        bottom, top = low.to(scaled.dtype), high.to(scaled.dtype)
+        shape = parts[0].stop, self._size
+        above, between = (torch.empty_like(scaled[: shape[0]]) for _ in range(2))
+        sums = scaled.new_empty(len(scaled), self.rows.groups.count)
+        count = torch.empty_like(self.total)
+        found = []
+        for part in parts:
+            here = slice(0, part.stop - part.start)
+            x = scaled[part]
+            # Comparisons that give numbers are several times as fast as those that give bools.
+            ge = above[here].copy_(x).ge_(top[part, None])
+            inside = between[here].copy_(x).ge_(bottom[part, None]).sub_(ge)
+            place = inside.bool().nonzero()
+            place[:, 0] += part.start
+            found.append(place)
+            count[part] = ge.sum(dim=1)
+            sums[part] = reduced(ge.mul_(likely[part]), torch.sum)
+        row, ids = torch.cat(found).unbind(1)
+        return _Cut(low, high, sums, count, row, ids, scaled[row, ids].double())
+
+
+@dataclass
+class _Window:
+    """Tokens of rows that follow each other in the order of their scaled logits."""
+
+    row: Tensor
+    """int64 [n], ascending."""
+    values: Tensor
+    """fp64 [n]."""
+    weights: Tensor
+    """fp64 [n]."""
+    above: Tensor
+    """Σ of the weights of tokens above the window: fp64 [R]."""
+    low: Tensor
+    """No number below it is in the window: [R]."""
+
+    def narrow(self, fewest: Tensor, most: Tensor) -> None:
+        """Leave what is needed to know where the weights reach two sums [R]."""
+        for _ in range(ROUNDS):
+            if len(self.row) <= FEW * len(self.above):
+                break
+            self._narrow(fewest, most)
+        else:
+            self._join_equals()
+        self._pad()
+
+    def _narrow(self, fewest: Tensor, most: Tensor) -> None:
+        size = len(self.above)
+        at, place = self._intervals()
+        sums = torch.bincount(at, self.weights, minlength=size * INTERVALS).view(size, -1)
+        reached = sums.cumsum(dim=1) + self.above[:, None]
+        first = (reached < fewest[:, None]).sum(dim=1)
+        last = (reached < most[:, None]).sum(dim=1)
+        # The next number after it is needed too.
+        number = torch.arange(INTERVALS, device=sums.device)
+        later = (sums > 0) & (number > last[:, None])
+        last = torch.where(later.any(dim=1), later.int().argmax(dim=1), INTERVALS)
+        kept = (place >= first[self.row]) & (place <= last[self.row])
+        before = reached.gather(1, (first - 1).clamp(min=0)[:, None])[:, 0]
+        self.above = before.where(first > 0, self.above)
+        self.row, self.values, self.weights = (
+            x[kept] for x in (self.row, self.values, self.weights)
+        )
+
+    def _intervals(self) -> tuple[Tensor, Tensor]:
+        """Where each token belongs, in the order of its number: in the window, and in its row."""
+        finite = self.values.masked_fill(self.values.isinf(), 0.0)
+        top = torch.full_like(self.above, -1e300).scatter_reduce(0, self.row, self.values, "amax")
+        end = torch.zeros_like(self.above).scatter_reduce(
+            0, self.row, finite, "amin", include_self=False
+        )
+        span = (top - end).clamp(min=1e-300)
+        place = (top[self.row] - self.values).div_(span[self.row]).mul_(INTERVALS - 1)
+        place = place.clamp_(0, INTERVALS - 1).long()
+        return self.row * INTERVALS + place, place
+
+    def _join_equals(self) -> None:
+        """Make two tokens of all that are equal in an interval: the last one, and the others."""
+        at, _ = self._intervals()
+        size = len(self.above) * INTERVALS
+        ends = [
+            self.values.new_zeros(size).scatter_reduce(0, at, self.values, how, include_self=False)
+            for how in ("amin", "amax")
+        ]
+        number = torch.bincount(at, minlength=size)
+        joined = (ends[0] == ends[1]) & (number > 2)
+        left = ~joined[at]
+        sums = torch.bincount(at, self.weights, minlength=size)[joined]
+        last = sums / number[joined]
+        value, row = ends[0][joined], joined.nonzero()[:, 0] // INTERVALS
+        row = torch.cat([self.row[left], row, row])
+        self.row, order = row.sort(stable=True)
+        self.values = torch.cat([self.values[left], value, value])[order]
+        self.weights = torch.cat([self.weights[left], sums - last, last])[order]
+
+    def _pad(self) -> None:
+        """Put the tokens of each row in order, as tables [R, M]."""
+        counts = torch.bincount(self.row, minlength=len(self.above))
+        shape = len(counts), max(1, int(counts.max()))
+        column = torch.arange(len(self.row), device=counts.device)
+        column -= (counts.cumsum(0) - counts)[self.row]
+        table = self.values.new_full(shape, -math.inf)
+        table[self.row, column] = self.values
+        weights = self.values.new_zeros(shape)
+        weights[self.row, column] = self.weights
+        self._counts = counts
+        self._table, order = table.sort(dim=1, descending=True, stable=True)
+        self._reached = weights.gather(1, order).cumsum(dim=1) + self.above[:, None]
+
+    def at(self, reached: Tensor, after: int = 0) -> Tensor:
+        """The value where the weights reach a sum [R], or the next one; -inf if they do not."""
+        number = (self._reached < reached[:, None]).sum(dim=1) + after
+        # The next one may be just below the window. It is at most as large as the last one here.
+        last = (self._counts - 1).clamp(min=0)
+        number = torch.where(self.low.isinf(), number, torch.minimum(number, last))
+        found = self._table.gather(1, number.clamp(max=self._table.shape[1] - 1)[:, None])[:, 0]
+        return found.masked_fill(number > last, -math.inf)
