@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bc2.generate.token_groups import GROUP, Rows, blocks, reduced
 
@@ -183,25 +184,31 @@ class _Cut:
     """Σ exp over each group of the tokens at or above `high`: [R, N]."""
     count: Tensor
     """How many there are: fp64 [R]."""
-    row: Tensor
-    """Of the tokens between: int64 [n], ascending; and the next ones too."""
     ids: Tensor
+    """The tokens between: int64 [R, M]."""
     values: Tensor
-    """fp64 [n]."""
+    """Theirs: fp64 [R, M]; NaN beyond a row's last."""
+
+    def weights(self, by_mass: bool) -> tuple[Tensor, Tensor]:
+        """exp, or the number of tokens: of all above [R], and of each between [R, M]."""
+        if by_mass:
+            return self.sums.sum(dim=1, dtype=torch.float64), self.values.exp().nan_to_num_(0.0)
+        return self.count, (~self.values.isnan()).double()
 
     def kept(self, limits: Limits) -> Kept:
         """What is kept, if `low` and `high` are around all limits."""
-        group = self.row * self.sums.shape[1] + self.ids // GROUP
-        likely = self.values.exp()
-
-        def summed(limit: Tensor) -> Tensor:
-            more = likely.masked_fill(self.values < limit[self.row], 0.0).to(self.sums.dtype)
-            return self.sums.flatten().index_add(0, group, more).view_as(self.sums)
-
-        least = summed(limits.least)
-        if bool((limits.lowest == limits.sure).all()):
-            return Kept(limits, least, least, least)
-        return Kept(limits, least, summed(limits.lowest), summed(limits.sure))
+        group = self.ids // GROUP
+        likely = self.values.exp().to(self.sums.dtype)
+        surely = self.values >= limits.sure[:, None]
+        fewest = self.sums.scatter_add(1, group, likely.where(surely, 0.0))
+        maybe = (self.values >= limits.lowest[:, None]) & ~surely
+        row, column = maybe.nonzero().unbind(1)
+        if not len(row):
+            return Kept(limits, fewest, fewest, fewest)
+        place, more = (row, group[row, column]), likely[row, column]
+        most = fewest.index_put(place, more, accumulate=True)
+        more = more.where(self.values[row, column] >= limits.least[row], 0.0)
+        return Kept(limits, fewest.index_put(place, more, accumulate=True), most, fewest)
 
 
 class Whole:
@@ -235,8 +242,8 @@ class Whole:
     def masses(self, k: Tensor, limit: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Order`."""
         cut = self._split(lower, limit)
-        above = cut.sums.sum(dim=1, dtype=torch.float64)
-        near = above.index_add(0, cut.row, cut.values.exp())
+        above, between = cut.weights(by_mass=True)
+        near = above + between.sum(dim=1)
         # Of those that tie with the k-th, the k largest have only some.
         return above, near, above - (cut.count - k) * limit.exp()
 
@@ -249,18 +256,16 @@ class Whole:
         """The tokens at which the mass, or the number, of tokens reaches two numbers [R]."""
         low, high = self._guess(fewest, most, by_mass)
         cut = self._split(low, high)
-        above = cut.sums.sum(dim=1, dtype=torch.float64) if by_mass else cut.count
-        weights = cut.values.exp() if by_mass else torch.ones_like(cut.values)
-        below = above.index_add(0, cut.row, weights) < most
+        above, weights = cut.weights(by_mass)
+        below = above + weights.sum(dim=1) < most
         wrong = (above >= fewest) | (below & ~low.isinf())
         if bool(wrong.any()):
             infinity = torch.full_like(low, math.inf)
             cut = self._split(low.where(~wrong, -infinity), high.where(~wrong, infinity))
-            above = cut.sums.sum(dim=1, dtype=torch.float64) if by_mass else cut.count
-            weights = cut.values.exp() if by_mass else torch.ones_like(cut.values)
+            above, weights = cut.weights(by_mass)
         if by_mass:
             self._cut = cut
-        window = _Window(cut.row, cut.values, weights, above, cut.low)
+        window = _Window(cut.values, weights, above, cut.low)
         window.narrow(fewest, most)
         return window
 
@@ -296,102 +301,93 @@ class Whole:
             # Comparisons that give numbers are several times as fast as those that give bools.
             ge = above[here].copy_(x).ge_(top[part, None])
             inside = between[here].copy_(x).ge_(bottom[part, None]).sub_(ge)
-            place = inside.bool().nonzero()
-            place[:, 0] += part.start
-            found.append(place)
+            found += [row.nonzero()[:, 0] for row in inside.bool()]
             count[part] = ge.sum(dim=1)
             sums[part] = reduced(ge.mul_(likely[part]), torch.sum)
-        row, ids = torch.cat(found).unbind(1)
-        return _Cut(low, high, sums, count, row, ids, scaled[row, ids].double())
+        numbers = torch.tensor([len(ids) for ids in found], device=scaled.device)
+        ids = pad_sequence(found, batch_first=True)
+        beyond = torch.arange(ids.shape[1], device=scaled.device) >= numbers[:, None]
+        values = scaled.gather(1, ids).double().masked_fill_(beyond, math.nan)
+        return _Cut(low, high, sums, count, ids, values)
 
 
-@dataclass
 class _Window:
-    """Tokens of rows that follow each other in the order of their scaled logits."""
+    """Tokens of rows that follow each other in the order of their scaled logits.
 
-    row: Tensor
-    """int64 [n], ascending."""
-    values: Tensor
-    """fp64 [n]."""
-    weights: Tensor
-    """fp64 [n]."""
-    above: Tensor
-    """Σ of the weights of tokens above the window: fp64 [R]."""
-    low: Tensor
-    """No number below it is in the window: [R]."""
+    Args:
+        values: fp64 [R, M], in any order; NaN beyond a row's last.
+        weights: fp64 [R, M].
+        above: Σ of the weights of tokens above the window: fp64 [R].
+        low: no number below it is in the window: [R].
+    """
+
+    def __init__(self, values: Tensor, weights: Tensor, above: Tensor, low: Tensor):
+        self.values, self.weights, self.above, self.low = values, weights, above, low
+        self._has = ~values.isnan()
 
     def narrow(self, fewest: Tensor, most: Tensor) -> None:
-        """Leave what is needed to know where the weights reach two sums [R]."""
+        """Leave what is needed to know where the weights reach two sums [R], and order it."""
         for _ in range(ROUNDS):
-            if len(self.row) <= FEW * len(self.above):
+            if int(self._has.sum(dim=1).max()) <= FEW:
                 break
             self._narrow(fewest, most)
         else:
             self._join_equals()
-        self._pad()
+        self._order()
 
     def _narrow(self, fewest: Tensor, most: Tensor) -> None:
-        size = len(self.above)
-        at, place = self._intervals()
-        sums = torch.bincount(at, self.weights, minlength=size * INTERVALS).view(size, -1)
+        place = self._intervals()
+        sums = self._sums(place, self.weights.where(self._has, 0.0))
         reached = sums.cumsum(dim=1) + self.above[:, None]
-        first = (reached < fewest[:, None]).sum(dim=1)
-        last = (reached < most[:, None]).sum(dim=1)
+        first = (reached < fewest[:, None]).sum(dim=1, keepdim=True)
+        last = (reached < most[:, None]).sum(dim=1, keepdim=True)
         # The next number after it is needed too.
-        number = torch.arange(INTERVALS, device=sums.device)
-        later = (sums > 0) & (number > last[:, None])
-        last = torch.where(later.any(dim=1), later.int().argmax(dim=1), INTERVALS)
-        kept = (place >= first[self.row]) & (place <= last[self.row])
-        before = reached.gather(1, (first - 1).clamp(min=0)[:, None])[:, 0]
-        self.above = before.where(first > 0, self.above)
-        self.row, self.values, self.weights = (
-            x[kept] for x in (self.row, self.values, self.weights)
-        )
+        later = (sums > 0) & (torch.arange(INTERVALS, device=sums.device) > last)
+        last = later.int().argmax(dim=1, keepdim=True).where(later.any(1, keepdim=True), INTERVALS)
+        self._has &= (place >= first) & (place <= last)
+        before = reached.gather(1, (first - 1).clamp(min=0))[:, 0]
+        self.above = before.where(first[:, 0] > 0, self.above)
 
-    def _intervals(self) -> tuple[Tensor, Tensor]:
-        """Where each token belongs, in the order of its number: in the window, and in its row."""
-        finite = self.values.masked_fill(self.values.isinf(), 0.0)
-        top = torch.full_like(self.above, -1e300).scatter_reduce(0, self.row, self.values, "amax")
-        end = torch.zeros_like(self.above).scatter_reduce(
-            0, self.row, finite, "amin", include_self=False
-        )
-        span = (top - end).clamp(min=1e-300)
-        place = (top[self.row] - self.values).div_(span[self.row]).mul_(INTERVALS - 1)
-        place = place.clamp_(0, INTERVALS - 1).long()
-        return self.row * INTERVALS + place, place
+    def _intervals(self) -> Tensor:
+        """The number of the interval of each token [R, M]: the largest numbers are in the first."""
+        top = self.values.masked_fill(~self._has, -1e300).amax(dim=1, keepdim=True)
+        end = self.values.masked_fill(~self._has | self.values.isinf(), 0.0)
+        end = end.amin(dim=1, keepdim=True)
+        place = (top - self.values).mul_((INTERVALS - 1) / (top - end).clamp(min=1e-300))
+        return place.nan_to_num_(INTERVALS - 1).clamp_(0, INTERVALS - 1).long()
+
+    def _sums(self, place: Tensor, weights: Tensor) -> Tensor:
+        """Σ of weights [R, M] over each interval: [R, INTERVALS]."""
+        rows = len(place)
+        at = place + torch.arange(0, rows * INTERVALS, INTERVALS, device=place.device)[:, None]
+        sums = torch.bincount(at.flatten(), weights.flatten(), minlength=rows * INTERVALS)
+        return sums.view(rows, -1)
 
     def _join_equals(self) -> None:
-        """Make two tokens of all that are equal in an interval: the last one, and the others."""
-        at, _ = self._intervals()
-        size = len(self.above) * INTERVALS
+        """Make two tokens of all that are equal in an interval: the others, and the last one."""
+        place = self._intervals()
+        number = self._sums(place, self._has.double())
+        weights = self._sums(place, self.weights.where(self._has, 0.0))
+        inner = place.where(self._has, INTERVALS)
         ends = [
-            self.values.new_zeros(size).scatter_reduce(0, at, self.values, how, include_self=False)
+            self.values.new_zeros(len(place), INTERVALS + 1).scatter_reduce(
+                1, inner, self.values, how, include_self=False
+            )[:, :-1]
             for how in ("amin", "amax")
         ]
-        number = torch.bincount(at, minlength=size)
         joined = (ends[0] == ends[1]) & (number > 2)
-        left = ~joined[at]
-        sums = torch.bincount(at, self.weights, minlength=size)[joined]
-        last = sums / number[joined]
-        value, row = ends[0][joined], joined.nonzero()[:, 0] // INTERVALS
-        row = torch.cat([self.row[left], row, row])
-        self.row, order = row.sort(stable=True)
-        self.values = torch.cat([self.values[left], value, value])[order]
-        self.weights = torch.cat([self.weights[left], sums - last, last])[order]
+        last = weights / number.clamp(min=1)
+        has = self._has & ~joined.gather(1, place)
+        self._has = torch.cat([has, joined, joined], dim=1)
+        self.values = torch.cat([self.values, ends[0], ends[0]], dim=1)
+        self.weights = torch.cat([self.weights, weights - last, last], dim=1)
 
-    def _pad(self) -> None:
-        """Put the tokens of each row in order, as tables [R, M]."""
-        counts = torch.bincount(self.row, minlength=len(self.above))
-        shape = len(counts), max(1, int(counts.max()))
-        column = torch.arange(len(self.row), device=counts.device)
-        column -= (counts.cumsum(0) - counts)[self.row]
-        table = self.values.new_full(shape, -math.inf)
-        table[self.row, column] = self.values
-        weights = self.values.new_zeros(shape)
-        weights[self.row, column] = self.weights
-        self._counts = counts
-        self._table, order = table.sort(dim=1, descending=True, stable=True)
-        self._reached = weights.gather(1, order).cumsum(dim=1) + self.above[:, None]
+    def _order(self) -> None:
+        self._counts = self._has.sum(dim=1)
+        values = self.values.masked_fill(~self._has, -math.inf)
+        self._table, order = values.topk(max(1, int(self._counts.max())), dim=1)
+        weights = self.weights.where(self._has, 0.0).gather(1, order)
+        self._reached = weights.cumsum(dim=1) + self.above[:, None]
 
     def at(self, reached: Tensor, after: int = 0) -> Tensor:
         """The value where the weights reach a sum [R], or the next one; -inf if they do not."""
