@@ -21,24 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bc2.generate.token_groups import GROUP, Rows, blocks, reduced
+from bc2.generate.token_groups import GROUP, Likelihoods, Rows, blocks, reduced
 
 #: Candidates that are looked at first. Those of top-k with a larger k: the next number above k.
 #: With still larger k, or where the candidates do not hold all that is kept, all tokens are.
 CANDIDATES = (64, 512)
 
 #: Tokens of the sample of a row.
-SAMPLE = 2048
+SAMPLE = 8192
 
 #: Standard deviations by which the sample may be off. Where it is off by more, all tokens are
 #: looked at, which takes longer and finds the same.
 DEVIATIONS = 4.0
 
 #: Between two numbers, tokens are divided into this many intervals, until there are this few.
-INTERVALS, FEW = 1024, 128
-
-#: How often they are divided. What then is left are many equal numbers, nearly always.
-ROUNDS = 4
+INTERVALS, FEW = 1024, 1024
 
 
 class Limits(NamedTuple):
@@ -214,15 +211,11 @@ class _Cut:
 class Whole:
     """All tokens of rows, in an order of which only what is asked for is known."""
 
-    def __init__(self, rows: Rows):
-        sums, self.likely, self.scaled = rows.likelihoods(keep=True)
+    def __init__(self, rows: Rows, likelihoods: Likelihoods):
         self.rows = rows
-        self.total = sums.sum(dim=1, dtype=torch.float64)
+        self.likely, self.scaled = likelihoods.likely, likelihoods.scaled
+        self.total = likelihoods.sums.sum(dim=1, dtype=torch.float64)
         self._size = self.scaled.shape[1]
-        # Ids that are far apart and of all residues: those of similar tokens are often close.
-        step = max(1, self._size // SAMPLE)
-        sample = self.scaled[:, ::step].sort(dim=1, descending=True).values
-        self._sample = sample.double()
         self._cut: _Cut | None = None
 
     def kept(self) -> Kept:
@@ -263,27 +256,30 @@ class Whole:
             infinity = torch.full_like(low, math.inf)
             cut = self._split(low.where(~wrong, -infinity), high.where(~wrong, infinity))
             above, weights = cut.weights(by_mass)
-        if by_mass:
-            self._cut = cut
+        self._cut = cut
         window = _Window(cut.values, weights, above, cut.low)
         window.narrow(fewest, most)
         return window
 
     def _guess(self, fewest: Tensor, most: Tensor, by_mass: bool) -> tuple[Tensor, Tensor]:
-        """Between which numbers a window probably lies, from the sample."""
-        sample = self._sample
+        """Between which numbers a window probably lies, from a sample."""
+        step = max(1, self._size // SAMPLE)
+        # Tokens far apart in the vocabulary, whose ids have all residues if the step is odd.
+        step += 1 - step % 2
+        sample = self.scaled[:, ::step].double()
         weights = sample.exp() if by_mass else torch.ones_like(sample)
-        step = self._size / sample.shape[1]
-        # What comes after each: tokens there have bounded weights, so a sample tells it well.
-        after = weights.flip(1).cumsum(dim=1).flip(1) * step
-        error = weights.square().flip(1).cumsum(dim=1).flip(1).sqrt() * step * DEVIATIONS
+        width = sample.masked_fill(sample.isinf(), 0.0).amin(dim=1) / -INTERVALS
+        place = (sample / -width.clamp(min=1e-300)[:, None]).clamp_(0, INTERVALS - 1).long()
+        # What comes after each interval: tokens there are not likely, so a sample tells it well.
+        scale = self._size / sample.shape[1]
+        after = _after(_sums(place, weights)) * scale
+        error = _after(_sums(place, weights.square())).sqrt() * (scale * DEVIATIONS)
         total = self.total if by_mass else torch.full_like(self.total, self._size)
-        above = (after - error > (total - fewest)[:, None]).sum(dim=1, keepdim=True) - 1
-        high = sample.gather(1, above.clamp(min=0)).masked_fill(above < 0, math.inf)
-        until = (after + error >= (total - most)[:, None]).sum(dim=1, keepdim=True)
-        last = sample.shape[1] - 1
-        low = sample.gather(1, until.clamp(max=last)).masked_fill(until > last, -math.inf)
-        return low[:, 0], high[:, 0]
+        above = (after - error > (total - fewest)[:, None]).sum(dim=1)
+        until = (after + error >= (total - most)[:, None]).sum(dim=1)
+        high = (-width * above).masked_fill(above == 0, math.inf)
+        low = (-width * (until + 1)).masked_fill(until >= INTERVALS - 1, -math.inf)
+        return low, high
 
     def _split(self, low: Tensor, high: Tensor) -> _Cut:
         """The tokens at or above `high`, and those below it and at or above `low`: [R] each."""
@@ -299,8 +295,8 @@ class Whole:
             here = slice(0, part.stop - part.start)
             x = scaled[part]
             # Comparisons that give numbers are several times as fast as those that give bools.
-            ge = above[here].copy_(x).ge_(top[part, None])
-            inside = between[here].copy_(x).ge_(bottom[part, None]).sub_(ge)
+            ge = torch.ge(x, top[part, None], out=above[here])
+            inside = torch.ge(x, bottom[part, None], out=between[here]).sub_(ge)
             found += [row.nonzero()[:, 0] for row in inside.bool()]
             count[part] = ge.sum(dim=1)
             sums[part] = reduced(ge.mul_(likely[part]), torch.sum)
@@ -327,17 +323,18 @@ class _Window:
 
     def narrow(self, fewest: Tensor, most: Tensor) -> None:
         """Leave what is needed to know where the weights reach two sums [R], and order it."""
-        for _ in range(ROUNDS):
-            if int(self._has.sum(dim=1).max()) <= FEW:
-                break
+        count = int(self._has.sum(dim=1).max())
+        while count > FEW:
             self._narrow(fewest, most)
-        else:
-            self._join_equals()
+            before, count = count, int(self._has.sum(dim=1).max())
+            if count > before // 2:
+                self._join_equals()
+                break
         self._order()
 
     def _narrow(self, fewest: Tensor, most: Tensor) -> None:
         place = self._intervals()
-        sums = self._sums(place, self.weights.where(self._has, 0.0))
+        sums = _sums(place, self.weights.where(self._has, 0.0))
         reached = sums.cumsum(dim=1) + self.above[:, None]
         first = (reached < fewest[:, None]).sum(dim=1, keepdim=True)
         last = (reached < most[:, None]).sum(dim=1, keepdim=True)
@@ -356,18 +353,11 @@ class _Window:
         place = (top - self.values).mul_((INTERVALS - 1) / (top - end).clamp(min=1e-300))
         return place.nan_to_num_(INTERVALS - 1).clamp_(0, INTERVALS - 1).long()
 
-    def _sums(self, place: Tensor, weights: Tensor) -> Tensor:
-        """Σ of weights [R, M] over each interval: [R, INTERVALS]."""
-        rows = len(place)
-        at = place + torch.arange(0, rows * INTERVALS, INTERVALS, device=place.device)[:, None]
-        sums = torch.bincount(at.flatten(), weights.flatten(), minlength=rows * INTERVALS)
-        return sums.view(rows, -1)
-
     def _join_equals(self) -> None:
         """Make two tokens of all that are equal in an interval: the others, and the last one."""
         place = self._intervals()
-        number = self._sums(place, self._has.double())
-        weights = self._sums(place, self.weights.where(self._has, 0.0))
+        number = _sums(place, self._has.double())
+        weights = _sums(place, self.weights.where(self._has, 0.0))
         inner = place.where(self._has, INTERVALS)
         ends = [
             self.values.new_zeros(len(place), INTERVALS + 1).scatter_reduce(
@@ -397,3 +387,16 @@ class _Window:
         number = torch.where(self.low.isinf(), number, torch.minimum(number, last))
         found = self._table.gather(1, number.clamp(max=self._table.shape[1] - 1)[:, None])[:, 0]
         return found.masked_fill(number > last, -math.inf)
+
+
+def _sums(place: Tensor, weights: Tensor) -> Tensor:
+    """Σ of weights [R, M] over each interval, by its number [R, M]: [R, INTERVALS]."""
+    rows = len(place)
+    at = place + torch.arange(0, rows * INTERVALS, INTERVALS, device=place.device)[:, None]
+    sums = torch.bincount(at.flatten(), weights.flatten(), minlength=rows * INTERVALS)
+    return sums.view(rows, -1)
+
+
+def _after(sums: Tensor) -> Tensor:
+    """Σ of what comes after each interval: [R, INTERVALS]."""
+    return sums.flip(1).cumsum(dim=1).flip(1) - sums

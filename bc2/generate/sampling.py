@@ -143,7 +143,7 @@ def _greedy(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
 
 def _among_all(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Draw from softmax(logits / temperature)."""
-    sums, _, _ = rows.likelihoods(keep=False)
+    sums = rows.group_sums()
     none = torch.full_like(rows.top, -math.inf, dtype=torch.float64)
     return _drawn(rows, Kept(Limits(none, none, none), sums, sums, sums))
 
@@ -152,29 +152,45 @@ def _among_kept(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Draw from what top-k, top-p and min-p keep."""
     ids = torch.empty_like(rows.index)
     drawn, uncertain = torch.empty_like(rows.top), torch.empty_like(ids, dtype=torch.bool)
-    total = _totals(rows)
-    k, size = rows.top_k(), rows.groups.x.shape[1]
-    left = torch.ones_like(uncertain)
-    for first, count in zip((-1, *CANDIDATES), CANDIDATES, strict=False):
-        at = ((k >= first) & (k < count)).nonzero()[:, 0]
+    k = rows.top_k()
+    # Where top-p needs the sum over all tokens, what that takes can be used again.
+    summed = (rows.setting("top_p") < 1) & (k == 0)
+    few, some = CANDIDATES
+    for these, count, over_all in (
+        (summed, few, True),
+        (~summed & (k < few), few, False),
+        ((k >= few) & (k < some), some, False),
+        (k >= some, 0, False),
+    ):
+        at = these.nonzero()[:, 0]
         if len(at):
-            some = rows.some(at)
-            listed = Listed(some, min(count, size), total[at])
-            ids[at], drawn[at], uncertain[at] = _drawn(some, listed.kept())
-            left[at] = ~listed.enough
-    at = left.nonzero()[:, 0]
-    if len(at):
-        some = rows.some(at)
-        ids[at], drawn[at], uncertain[at] = _drawn(some, Whole(some).kept())
+            ids[at], drawn[at], uncertain[at] = _by_order(rows.some(at), count, over_all)
     return ids, drawn, uncertain
 
 
-def _totals(rows: Rows) -> Tensor:
-    """Σ exp of the scaled logits where top-p needs it over all tokens: fp64 [R]."""
-    needed = (rows.setting("top_p") < 1) & (rows.top_k() == 0)
-    if not bool(needed.any()):
-        return torch.ones_like(rows.top, dtype=torch.float64)
-    return rows.likelihoods(keep=False)[0].sum(dim=1, dtype=torch.float64)
+def _by_order(rows: Rows, count: int, over_all: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """See `_Rule`.
+
+    Args:
+        count: how many of the likeliest tokens are looked at first; 0: none.
+        over_all: the sums over all tokens are needed in any case.
+    """
+    likelihoods = rows.likelihoods() if over_all or not count else None
+    if not count:
+        return _drawn(rows, Whole(rows, likelihoods or rows.likelihoods()).kept())
+    total = torch.ones_like(rows.top) if likelihoods is None else likelihoods.sums.sum(dim=1)
+    listed = Listed(rows, min(count, rows.groups.x.shape[1]), total.double())
+    left = (~listed.enough).nonzero()[:, 0]
+    found = _drawn(rows, listed.kept()) if len(left) < len(total) else None
+    if not len(left) and found:
+        return found
+    some = rows.some(left)
+    of = likelihoods.some(left) if likelihoods else some.likelihoods()
+    others = _drawn(some, Whole(some, of).kept())
+    if found:
+        for into, other in zip(found, others, strict=True):
+            into[left] = other
+    return found or others
 
 
 def _drawn(rows: Rows, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,9 +201,11 @@ def _drawn(rows: Rows, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
     limits, margin = kept.limits, rows.scaled_margin()
     number = torch.arange(rows.groups.count, device=rows.index.device)
     noise = rows.noise(number, 0).to(rows.top.dtype)
-    group = (kept.sums.log() + noise).argmax(dim=1, keepdim=True)
-    own = (kept.fewest.log() + noise).gather(1, group)[:, 0]
-    others = (kept.most.log() + noise).scatter(1, group, -math.inf).amax(dim=1)
+    scores = kept.sums.log() + noise
+    group = scores.argmax(dim=1, keepdim=True)
+    own = (kept.fewest.gather(1, group).log() + noise.gather(1, group))[:, 0]
+    most = scores if kept.most is kept.sums else kept.most.log() + noise
+    others = most.scatter(1, group, -math.inf).amax(dim=1)
     logits, ids = rows.groups.members(rows.index, group)
     values = rows.scaled(logits).double()
     noisy = values + rows.noise(ids, 1)

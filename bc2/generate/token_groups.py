@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +97,23 @@ class Groups:
         return values, ids.gather(1, order)
 
 
+class Likelihoods(NamedTuple):
+    """exp((logit - largest) / temperature) of rows."""
+
+    sums: Tensor
+    """Over each group: [R, N]."""
+    likely: Tensor
+    """Of all tokens [R, V]."""
+    scaled: Tensor
+    """Their logarithms [R, V]."""
+
+    def some(self, at: Tensor) -> Likelihoods:
+        """Of some of the rows."""
+        if len(at) == len(self.sums):
+            return self
+        return Likelihoods(*(x[at] for x in self))
+
+
 @dataclass
 class Rows:
     """Some sequences that are chosen for by the same rule."""
@@ -117,6 +135,8 @@ class Rows:
 
     def some(self, at: Tensor) -> Rows:
         """Some of them."""
+        if len(at) == len(self.index):
+            return self
         draws = [self.draws[i] for i in at.tolist()]
         return Rows(self.groups, draws, self.index[at], self.top[at], self.margin[at])
 
@@ -144,26 +164,28 @@ class Rows:
         """Logits [R, M] relative to the largest, after the temperature."""
         return (logits - self.top[:, None]).div_(self.temperature[:, None])
 
-    def likelihoods(self, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """exp((logit - largest) / temperature).
+    def group_sums(self) -> Tensor:
+        """See `Likelihoods.sums`."""
+        return self._likelihoods(keep=False).sums
 
-        Returns:
-            Its sum over each group [R, N]; and if `keep`, it and its logarithm for all tokens,
-            each [R, V], else two buffers.
-        """
+    def likelihoods(self) -> Likelihoods:
+        """Of all tokens."""
+        return self._likelihoods(keep=True)
+
+    def _likelihoods(self, keep: bool) -> Likelihoods:
+        """If not `keep`, only the sums are what they should be."""
         x = self.groups.x
         parts = blocks(x[: len(self.index)])
         whole = torch.equal(self.index, torch.arange(len(x), device=x.device))
         shape = (len(self.index) if keep else parts[0].stop), x.shape[1]
         scaled, likely = (torch.empty(shape, dtype=x.dtype, device=x.device) for _ in range(2))
         sums = x.new_empty(len(self.index), self.groups.count)
-        warm = self.temperature != 1
-        warmer = bool(warm.any())
+        divide = bool((self.temperature != 1).any())
         for part in parts:
             into = part if keep else slice(0, part.stop - part.start)
             source = x[part] if whole else x[self.index[part]]
             y = torch.sub(source, self.top[part, None], out=scaled[into])
-            if warmer:
+            if divide:
                 y.div_(self.temperature[part, None])
             sums[part] = reduced(torch.exp(y, out=likely[into]), torch.sum)
-        return sums, likely, scaled
+        return Likelihoods(sums, likely, scaled)
