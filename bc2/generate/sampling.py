@@ -22,34 +22,11 @@ import torch
 from torch import Tensor
 
 from bc2.errors import RunFailed
-from bc2.generate.noise import gumbel
-from bc2.generate.sampling_config import SamplingConfig
+from bc2.generate.kept_tokens import CANDIDATES, Kept, Limits, Listed, Whole
+from bc2.generate.token_groups import Draw, Groups, Rows, first_and_gap
 from bc2.model.head_weight import at_least_fp32
 from bc2.model.log_probs import largest
 from bc2.model.softmax import row_blocks
-
-#: Tokens of a group.
-GROUP = 64
-
-#: Candidates looked at first where likely tokens are kept and others left out; then this many
-#: times as many, and then all.
-CANDIDATES, MORE = 64, 16
-
-#: Log-probabilities are sums of many terms; they are known to this, in nats, in fp32.
-SUM_ERROR = 1e-5
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What one sequence's next token is chosen by."""
-
-    settings: SamplingConfig
-    key: int = 0
-    """From `sequence_key`."""
-    place: int = 0
-    """The number of the new token."""
-    seen: Sequence[int] = ()
-    """Distinct tokens of the sequence; needed for the repetition penalty."""
 
 
 class Chosen(NamedTuple):
@@ -92,7 +69,7 @@ def choose(logits: Tensor, draws: Sequence[Draw], tolerance: Tolerance = exactly
     x = logits.to(at_least_fp32(logits.dtype))
     raw = _Raw(x, draws)
     x = _penalized(x, draws)
-    groups = _Groups(x)
+    groups = Groups(x)
     if not bool(groups.top.isfinite().all()):
         raise RunFailed("the model's logits are not numbers", todo="take an earlier checkpoint")
     ids = torch.empty(len(x), dtype=torch.int64, device=x.device)
@@ -100,8 +77,9 @@ def choose(logits: Tensor, draws: Sequence[Draw], tolerance: Tolerance = exactly
     uncertain = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     margin = tolerance(groups.top)
     for rule, rows in _by_rule(draws).items():
-        part = _Rows(groups, margin, draws, rows)
-        at = part.index
+        at = torch.tensor(rows, device=x.device)
+        margins = margin[at].to(x.dtype)
+        part = Rows(groups, [draws[row] for row in rows], at, groups.top[at], margins)
         ids[at], drawn[at], uncertain[at] = rule(part)
     near = _near(x, groups.top - margin, uncertain, draws)
     return raw.of(Chosen(ids, uncertain, drawn, None, near=near))
@@ -148,86 +126,11 @@ def _penalized(x: Tensor, draws: Sequence[Draw]) -> Tensor:
     return x
 
 
-class _Groups:
-    """Logits, their largest, and the largest of each group."""
-
-    def __init__(self, x: Tensor):
-        self.x = x
-        self.count = -(-x.shape[1] // GROUP)
-        self.tops = self.reduced(x, torch.amax)  # [B, N]
-        self.top = self.tops.amax(dim=1)
-
-    def reduced(self, x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-        """Each group reduced to a number: [B, V] -> [B, N]."""
-        whole = x.shape[1] // GROUP * GROUP
-        parts = [reduce(x[:, :whole].view(len(x), -1, GROUP), dim=-1)] if whole else []
-        if whole < x.shape[1]:
-            parts.append(reduce(x[:, whole:], dim=-1, keepdim=True))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def members(self, rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of some groups [R, n], and their ids: both [R, n · GROUP].
-
-        Beyond the vocabulary, ids are those of its last token and logits are -inf.
-        """
-        ids = (groups[..., None] * GROUP + torch.arange(GROUP, device=groups.device)).flatten(1)
-        last = self.x.shape[1] - 1
-        values = self.x[rows[:, None], ids.clamp(max=last)]
-        return values.masked_fill(ids > last, -math.inf), ids.clamp(max=last)
-
-    def largest(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """At least the `count` largest logits of rows, descending, and their ids: [R, M]."""
-        if count >= self.x.shape[1] or count * GROUP * 2 > self.x.shape[1]:
-            values, order = self.x[rows].sort(dim=1, descending=True, stable=True)
-            return values, order
-        # A number among the `count` largest lies in one of the groups with the largest maxima.
-        values, ids = self.members(rows, self.tops[rows].topk(count, dim=1).indices)
-        values, order = values.topk(count, dim=1)
-        return values, ids.gather(1, order)
-
-
-class _Rows:
-    """Some sequences that are chosen for by the same rule."""
-
-    def __init__(self, groups: _Groups, margin: Tensor, draws: Sequence[Draw], rows: list[int]):
-        device = groups.x.device
-        self.groups = groups
-        self.index = torch.tensor(rows, device=device)
-        self.all = len(rows) == len(groups.x)
-        self.draws = [draws[row] for row in rows]
-        self.top = groups.top[self.index]
-        self.margin = margin[self.index].to(self.top.dtype)
-        tiny = torch.finfo(self.top.dtype).tiny
-        self.temperature = self.setting("temperature").clamp(min=tiny)
-
-    def setting(self, name: str) -> Tensor:
-        values = [getattr(draw.settings, name) for draw in self.draws]
-        return torch.tensor(values, dtype=self.top.dtype, device=self.top.device)
-
-    def top_k(self) -> Tensor:
-        """Of each row, int64; 0 where all tokens are kept."""
-        k = torch.tensor([draw.settings.top_k for draw in self.draws], device=self.top.device)
-        return k.masked_fill(k >= self.groups.x.shape[1], 0)
-
-    @property
-    def scaled_margin(self) -> Tensor:
-        """The tolerance after the temperature."""
-        margin = self.margin / self.temperature
-        return torch.where(self.margin < 0, margin, margin + SUM_ERROR)
-
-
-def _noise(draws: Sequence[Draw], ids: Tensor, stream: int) -> Tensor:
-    """Gumbel numbers of rows: [R, M] for ids [R, M] or [M]."""
-    keys = torch.tensor([draw.key for draw in draws], device=ids.device)
-    places = torch.tensor([draw.place for draw in draws], device=ids.device)
-    return gumbel(keys, places, ids, stream)
-
-
 #: Ids, log-probabilities under the distribution drawn from, and whether the choice is uncertain.
-_Rule = Callable[[_Rows], tuple[Tensor, Tensor, Tensor]]
+_Rule = Callable[[Rows], tuple[Tensor, Tensor, Tensor]]
 
 
-def _greedy(rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _greedy(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """The largest logit; of equal ones the lowest id."""
     tops = rows.groups.tops[rows.index]
     group = tops.argmax(dim=1, keepdim=True)
@@ -238,147 +141,80 @@ def _greedy(rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
     return chosen, torch.zeros_like(rows.top), others & (rows.margin >= 0)
 
 
-def _among_all(rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw from softmax(logits / temperature): first a group, then a token of it."""
-    sums = _group_sums(rows)  # [R, N]
-    device = sums.device
-    number = torch.arange(rows.groups.count, device=device)
-    group, gap = _first_and_gap(sums.log() + _noise(rows.draws, number, 0))
-    values, ids = rows.groups.members(rows.index, group[:, None])
-    values = (values - rows.top[:, None]) / rows.temperature[:, None]
-    at, inner_gap = _first_and_gap(values + _noise(rows.draws, ids, 1))
-    pick = at[:, None]
-    drawn = values.gather(1, pick)[:, 0] - sums.sum(dim=1).log()
-    uncertain = torch.minimum(gap, inner_gap) <= rows.scaled_margin
-    return ids.gather(1, pick)[:, 0], drawn, uncertain
+def _among_all(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw from softmax(logits / temperature)."""
+    sums = rows.group_sums()
+    none = torch.full_like(rows.top, -math.inf, dtype=torch.float64)
+    return _drawn(rows, Kept(Limits(none, none, none), sums, sums, sums))
 
 
-def _group_sums(rows: _Rows) -> Tensor:
-    """Σ exp((logit - largest) / temperature) over each group: [R, N]."""
-    groups = rows.groups
-    found = torch.empty(len(rows.index), groups.count, dtype=rows.top.dtype, device=rows.top.device)
-    for block in row_blocks(groups.x[: len(rows.index)], rows.top.dtype):
-        x = groups.x[block] if rows.all else groups.x[rows.index[block]]
-        y = (x - rows.top[block, None]).div_(rows.temperature[block, None]).exp_()
-        found[block] = groups.reduced(y, torch.sum)
-    return found
-
-
-def _first_and_gap(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of the largest number of each row, and how far the next is below: [R], [R]."""
-    if x.shape[1] == 1:
-        return torch.zeros(len(x), dtype=torch.int64, device=x.device), x.new_full(
-            (len(x),), math.inf
-        )
-    values, places = x.topk(2, dim=1)
-    return places[:, 0], values[:, 0] - values[:, 1]
-
-
-def _among_kept(rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _among_kept(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Draw from what top-k, top-p and min-p keep."""
-    size = rows.groups.x.shape[1]
-    ids = torch.empty(len(rows.index), dtype=torch.int64, device=rows.top.device)
+    ids = torch.empty_like(rows.index)
     drawn, uncertain = torch.empty_like(rows.top), torch.empty_like(ids, dtype=torch.bool)
-    sums = _log_sums(rows)
-    most = max(int(rows.top_k().max()) + 1, CANDIDATES)
-    left = torch.arange(len(ids), device=ids.device)
-    while len(left):
-        count = min(most, size)
-        kept = _Kept(rows, left, sums, count)
-        done = kept.enough | (count == size)
-        at = left[done]
-        ids[at], drawn[at], uncertain[at] = (x[done] for x in kept.choose())
-        left = left[~done]
-        most = most * MORE if most < size // MORE else size
+    k = rows.top_k()
+    # Where top-p needs the sum over all tokens, what that takes can be used again.
+    summed = (rows.setting("top_p") < 1) & (k == 0)
+    few, some = CANDIDATES
+    for these, count, over_all in (
+        (summed, few, True),
+        (~summed & (k < few), few, False),
+        ((k >= few) & (k < some), some, False),
+        (k >= some, 0, False),
+    ):
+        at = these.nonzero()[:, 0]
+        if len(at):
+            ids[at], drawn[at], uncertain[at] = _by_order(rows.some(at), count, over_all)
     return ids, drawn, uncertain
 
 
-def _log_sums(rows: _Rows) -> Tensor:
-    """log Σ exp((logit - largest) / temperature) where top-p needs it over all tokens: [R]."""
-    needed = (rows.setting("top_p") < 1) & (rows.top_k() == 0)
-    if not bool(needed.any()):
-        return torch.zeros_like(rows.top)
-    return _group_sums(rows).sum(dim=1).log()
+def _by_order(rows: Rows, count: int, over_all: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """See `_Rule`.
 
-
-class _Kept:
-    """The likeliest tokens of some rows, and which of them are kept.
-
-    Each of the three rules keeps the tokens at or above a logit. Where the tolerance leaves open
-    which logit that is, `least` is the one by the numbers, and `lowest` and `highest` are those
-    that it may be.
+    Args:
+        count: how many of the likeliest tokens are looked at first; 0: none.
+        over_all: the sums over all tokens are needed in any case.
     """
+    likelihoods = rows.likelihoods() if over_all or not count else None
+    if not count:
+        return _drawn(rows, Whole(rows, likelihoods or rows.likelihoods()).kept())
+    total = torch.ones_like(rows.top) if likelihoods is None else likelihoods.sums.sum(dim=1)
+    listed = Listed(rows, min(count, rows.groups.x.shape[1]), total.double())
+    left = (~listed.enough).nonzero()[:, 0]
+    found = _drawn(rows, listed.kept()) if len(left) < len(total) else None
+    if not len(left) and found:
+        return found
+    some = rows.some(left)
+    of = likelihoods.some(left) if likelihoods else some.likelihoods()
+    others = _drawn(some, Whole(some, of).kept())
+    if found:
+        for into, other in zip(found, others, strict=True):
+            into[left] = other
+    return found or others
 
-    def __init__(self, rows: _Rows, at: Tensor, log_sums: Tensor, count: int):
-        self.rows, self.at = rows, at
-        values, self.ids = rows.groups.largest(rows.index[at], count)
-        temperature = rows.temperature[at, None]
-        # [R, M], descending, relative to the largest, after the temperature.
-        self.values = ((values - rows.top[at, None]) / temperature).double()
-        self.margin = rows.scaled_margin[at].double()
-        slack = self.margin.clamp(min=0.0)
-        by_k = self._by_top_k(slack)
-        by_p = self._by_top_p(log_sums[at].double(), slack, by_k)
-        min_p = rows.setting("min_p")[at].double().log()
-        by_min = min_p, min_p - slack, min_p + slack
-        self.least, self.lowest, self.highest = (
-            torch.maximum(torch.maximum(k, p), m)
-            for k, p, m in zip(by_k, by_p, by_min, strict=True)
-        )
-        #: Whether no token that may be kept, or that has a part in the sum for top-p, is missing.
-        self.enough = (self.values[:, -1] < self.lowest) & (
-            by_k[1].isinf() | (self.values[:, -1] < by_k[1])
-        )
 
-    def _value(self, number: Tensor) -> Tensor:
-        """The value with a number [R] in descending order; -inf before the first and beyond."""
-        at = number.clamp(0, self.values.shape[1] - 1)[:, None]
-        return self.values.gather(1, at)[:, 0].masked_fill(
-            (number < 0) | (number >= self.values.shape[1]), -math.inf
-        )
+def _drawn(rows: Rows, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw from what is kept: first a group, then a token of it. See `_Rule`.
 
-    def _by_top_k(self, slack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k = self.rows.top_k()[self.at]
-        # A token is surely kept if what comes after the k-th is surely below it.
-        after = self._value(k).masked_fill(k == 0, -math.inf)
-        return self._value(k - 1), self._value(k - 1) - slack, after + slack
-
-    def _by_top_p(
-        self, log_sum: Tensor, slack: Tensor, by_k: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        p, k = self.rows.setting("top_p")[self.at].double(), self.rows.top_k()[self.at]
-        number = torch.arange(self.values.shape[1], device=k.device)
-        # Those of the sum, by the numbers, and as many and as few as there may be.
-        summed = (
-            self.values >= by_k[0][:, None],
-            self.values >= by_k[1][:, None],
-            number < k[:, None],
-        )
-        found = []
-        for kept, q in zip(summed, (p, p + slack, p - slack), strict=True):
-            values = self.values.masked_fill(~kept & (k > 0)[:, None], -math.inf)
-            total = torch.where(k > 0, values.logsumexp(dim=1), log_sum)
-            reached = (values - total[:, None]).exp().cumsum(dim=1)
-            last = (reached < q[:, None]).sum(dim=1)
-            # All is kept with p = 1; and if `reached` stays below p, more candidates are needed.
-            found.append(last.masked_fill((p >= 1) | (reached[:, -1] < q), len(number)))
-        least, lowest, highest = found
-        return self._value(least), self._value(lowest) - slack, self._value(highest + 1) + slack
-
-    def choose(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A draw from the kept tokens of each row: see `_Rule`."""
-        draws = [self.rows.draws[i] for i in self.at.tolist()]
-        noisy = self.values + _noise(draws, self.ids, 1)
-        kept = self.values >= self.least[:, None]
-        at = noisy.masked_fill(~kept, -math.inf).argmax(dim=1, keepdim=True)
-        value = self.values.gather(1, at)[:, 0]
-        drawn = value - self.values.masked_fill(~kept, -math.inf).logsumexp(dim=1)
-        maybe = noisy.masked_fill(self.values < self.lowest[:, None], -math.inf)
-        best, gap = _first_and_gap(maybe)
-        uncertain = (best != at[:, 0]) | (gap <= self.margin) | (value < self.highest)
-        uncertain &= self.margin >= 0
-        dtype = self.rows.top.dtype
-        return self.ids.gather(1, at)[:, 0], drawn.to(dtype), uncertain
+    How the kept tokens were found has no part in this.
+    """
+    limits, margin = kept.limits, rows.scaled_margin()
+    number = torch.arange(rows.groups.count, device=rows.index.device)
+    noise = rows.noise(number, 0).to(rows.top.dtype)
+    scores = kept.sums.log() + noise
+    group = scores.argmax(dim=1, keepdim=True)
+    own = (kept.fewest.gather(1, group).log() + noise.gather(1, group))[:, 0]
+    most = scores if kept.most is kept.sums else kept.most.log() + noise
+    others = most.scatter(1, group, -math.inf).amax(dim=1)
+    logits, ids = rows.groups.members(rows.index, group)
+    values = rows.scaled(logits).double()
+    noisy = values + rows.noise(ids, 1)
+    at = noisy.masked_fill(values < limits.least[:, None], -math.inf).argmax(dim=1, keepdim=True)
+    value = values.gather(1, at)[:, 0]
+    best, gap = first_and_gap(noisy.masked_fill(values < limits.lowest[:, None], -math.inf))
+    clear = (own - others > margin) & (gap > margin) & (best == at[:, 0]) & (value >= limits.sure)
+    drawn = value - kept.sums.sum(dim=1, dtype=torch.float64).log()
+    return ids.gather(1, at)[:, 0], drawn.to(rows.top.dtype), ~clear & (margin >= 0)
 
 
 @dataclass

@@ -27,9 +27,10 @@ from bc2.generate.near_ties import NearTies, Unsettled
 from bc2.generate.paged_attention import PagedStep
 from bc2.generate.requests import Continuation, Generated, Request, TokenLogProb
 from bc2.generate.runner import ModelRunner
-from bc2.generate.sampling import Chosen, Draw, choose
+from bc2.generate.sampling import Chosen, choose
 from bc2.generate.segment import Segment
 from bc2.generate.stats import EngineStats, timed
+from bc2.generate.token_groups import Draw
 
 
 @dataclass

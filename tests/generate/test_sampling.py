@@ -18,8 +18,9 @@ from transformers import (
 
 from bc2.errors import RunFailed
 from bc2.generate.noise import gumbel
-from bc2.generate.sampling import Draw, choose
+from bc2.generate.sampling import choose
 from bc2.generate.sampling_config import SamplingConfig
+from bc2.generate.token_groups import GROUP, Draw
 
 
 def draws(count, **settings):
@@ -73,10 +74,17 @@ def test_draws_follow_the_distribution(rule, vocab):
 
 
 def expected_choice(logits, draw, kept):
-    """The id and its log-probability, from what is kept: log-probabilities, -inf if left out."""
-    ids = torch.arange(len(logits))
-    noise = gumbel(torch.tensor([draw.key]), torch.tensor([draw.place]), ids, 1)[0]
-    chosen = int((kept + noise.double()).argmax())
+    """The id and its log-probability, from what is kept: log-probabilities, -inf if left out.
+
+    First a group is drawn by the probability of what is kept of it, then a token of it.
+    """
+    key, place = torch.tensor([draw.key]), torch.tensor([draw.place])
+    groups = kept.split(GROUP)
+    sums = torch.stack([group.logsumexp(-1) for group in groups])
+    group = int((sums + gumbel(key, place, torch.arange(len(groups)), 0)[0]).argmax())
+    first = group * GROUP
+    ids = torch.arange(first, first + len(groups[group]))
+    chosen = first + int((groups[group] + gumbel(key, place, ids, 1)[0].double()).argmax())
     return chosen, float(kept.log_softmax(-1)[chosen])
 
 
