@@ -55,6 +55,7 @@ def exactly(top: Tensor) -> Tensor:
     return torch.full_like(top, -1.0)
 
 
+@torch.no_grad()
 def choose(logits: Tensor, draws: Sequence[Draw], tolerance: Tolerance = exactly) -> Chosen:
     """Choose each sequence's next token.
 
