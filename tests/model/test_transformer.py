@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from bc2.model.cache import KVCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.model.cache import KVCache
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import (
     RMSNorm,
