@@ -252,7 +252,11 @@ class Whole:
         low, high = self._guess(fewest, most, by_mass)
         cut = self._split(low, high)
         above, weights = cut.weights(by_mass)
-        below = above + weights.sum(dim=1) < most
+        # What comes after the token that reaches `fewest` is needed too.
+        size = torch.where(cut.values.isnan(), math.inf, weights)
+        smallest = torch.nn.functional.pad(size, (0, 1), value=math.inf).amin(dim=1)
+        found = above + weights.sum(dim=1)
+        below = (found < most) | (found - smallest < fewest)
         wrong = (above >= fewest) | (below & ~low.isinf())
         if bool(wrong.any()):
             infinity = torch.full_like(low, math.inf)
@@ -293,7 +297,7 @@ class Whole:
         above, between = (torch.empty_like(scaled[: shape[0]]) for _ in range(2))
         sums = scaled.new_empty(len(scaled), self.rows.groups.count)
         count = torch.empty_like(self.total)
-        found = []
+        found: list[Tensor] = []
         for part in parts:
             here = slice(0, part.stop - part.start)
             x = scaled[part]
