@@ -28,6 +28,7 @@ class Window:
     def __init__(self, values: Tensor, weights: Tensor, above: Tensor, low: Tensor):
         self.values, self.weights, self.above, self.low = values, weights, above, low
         self._has = ~values.isnan()
+        self._joined = False
 
     def narrow(self, fewest: Tensor, most: Tensor) -> None:
         """Leave what is needed to know where the weights reach two sums [R], and order it."""
@@ -75,6 +76,7 @@ class Window:
         ]
         joined = (ends[0] == ends[1]) & (number > 2)
         last = weights / number.clamp(min=1)
+        self._joined = True
         has = self._has & ~joined.gather(1, place)
         self._has = torch.cat([has, joined, joined], dim=1)
         self.values = torch.cat([self.values, ends[0], ends[0]], dim=1)
@@ -83,7 +85,12 @@ class Window:
     def _order(self) -> None:
         self._counts = self._has.sum(dim=1)
         values = self.values.masked_fill(~self._has, -math.inf)
-        self._table, order = values.topk(max(1, int(self._counts.max())), dim=1)
+        count = max(1, int(self._counts.max()))
+        if self._joined:  # what is joined must stay in its order
+            table, order = values.sort(dim=1, descending=True, stable=True)
+            self._table, order = table[:, :count], order[:, :count]
+        else:
+            self._table, order = values.topk(count, dim=1)
         weights = self.weights.where(self._has, 0.0).gather(1, order)
         self._reached = weights.cumsum(dim=1) + self.above[:, None]
 
