@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bc2.generate.order_window import INTERVALS, Window, interval_sums, sums_after
 from bc2.generate.token_groups import GROUP, Likelihoods, Rows, blocks, reduced
 
 #: Candidates that are looked at first. Those of top-k with a larger k: the next number above k.
@@ -33,9 +34,6 @@ SAMPLE = 8192
 #: Standard deviations by which the sample may be off. Where it is off by more, all tokens are
 #: looked at, which takes longer and finds the same.
 DEVIATIONS = 4.0
-
-#: Between two numbers, tokens are divided into this many intervals, until there are this few.
-INTERVALS, FEW = 1024, 1024
 
 
 class Limits(NamedTuple):
@@ -50,7 +48,7 @@ class Limits(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What is kept, and Σ exp(scaled logit) of it over each group: [R, N] each."""
+    """What is kept, and Σ exp(scaled logit) of it over each of n groups: [R, n]."""
 
     limits: Limits
     sums: Tensor
@@ -59,6 +57,10 @@ class Kept(NamedTuple):
     """Of tokens at or above `Limits.lowest`."""
     fewest: Tensor
     """Of tokens at or above `Limits.sure`."""
+    groups: Tensor
+    """Which groups: int64 [R, n] or [n]; some may be there several times."""
+    total: Tensor
+    """Σ exp(scaled logit) of all tokens at or above `Limits.least`: fp64 [R]."""
 
 
 class Order(Protocol):
@@ -160,15 +162,13 @@ class Listed:
 
     def kept(self) -> Kept:
         """What is kept, of rows with `enough`."""
-        sums = [
-            torch.zeros(self._shape, dtype=torch.float64, device=self.ids.device)
-            .scatter_add_(
-                1, self.ids // GROUP, self.likely.masked_fill(self.values < x[:, None], 0.0)
-            )
-            .to(self._dtype)
-            for x in (self.limits.least, self.limits.lowest, self.limits.sure)
-        ]
-        return Kept(self.limits, sums[0], sums[1], sums[2])
+        groups = self.ids // GROUP
+        none = torch.zeros(self._shape, dtype=torch.float64, device=groups.device)
+        likely = [self.likely.masked_fill(self.values < x[:, None], 0.0) for x in self.limits]
+        least, most, fewest = (
+            none.scatter_add(1, groups, x).gather(1, groups).to(self._dtype) for x in likely
+        )
+        return Kept(self.limits, least, most, fewest, groups, likely[0].sum(dim=1))
 
 
 @dataclass
@@ -189,11 +189,12 @@ class _Cut:
     def weights(self, by_mass: bool) -> tuple[Tensor, Tensor]:
         """exp, or the number of tokens: of all above [R], and of each between [R, M]."""
         if by_mass:
-            return self.sums.sum(dim=1, dtype=torch.float64), self.values.exp().nan_to_num_(0.0)
+            return _totals(self.sums), self.values.exp().nan_to_num_(0.0)
         return self.count, (~self.values.isnan()).double()
 
     def kept(self, limits: Limits) -> Kept:
         """What is kept, if `low` and `high` are around all limits."""
+        every = torch.arange(self.sums.shape[1], device=self.ids.device)
         group = self.ids // GROUP
         likely = self.values.exp().to(self.sums.dtype)
         surely = self.values >= limits.sure[:, None]
@@ -201,11 +202,12 @@ class _Cut:
         maybe = (self.values >= limits.lowest[:, None]) & ~surely
         row, column = maybe.nonzero().unbind(1)
         if not len(row):
-            return Kept(limits, fewest, fewest, fewest)
+            return Kept(limits, fewest, fewest, fewest, every, _totals(fewest))
         place, more = (row, group[row, column]), likely[row, column]
         most = fewest.index_put(place, more, accumulate=True)
         more = more.where(self.values[row, column] >= limits.least[row], 0.0)
-        return Kept(limits, fewest.index_put(place, more, accumulate=True), most, fewest)
+        least = fewest.index_put(place, more, accumulate=True)
+        return Kept(limits, least, most, fewest, every, _totals(least))
 
 
 class Whole:
@@ -214,7 +216,7 @@ class Whole:
     def __init__(self, rows: Rows, likelihoods: Likelihoods):
         self.rows = rows
         self.likely, self.scaled = likelihoods.likely, likelihoods.scaled
-        self.total = likelihoods.sums.sum(dim=1, dtype=torch.float64)
+        self.total = _totals(likelihoods.sums)
         self._size = self.scaled.shape[1]
         self._cut: _Cut | None = None
 
@@ -245,19 +247,23 @@ class Whole:
         window = self._window(fewest, most, by_mass=True)
         return window.at(least), window.at(most), window.at(fewest, after=1)
 
-    def _window(self, fewest: Tensor, most: Tensor, by_mass: bool) -> _Window:
+    def _window(self, fewest: Tensor, most: Tensor, by_mass: bool) -> Window:
         """The tokens at which the mass, or the number, of tokens reaches two numbers [R]."""
         low, high = self._guess(fewest, most, by_mass)
         cut = self._split(low, high)
         above, weights = cut.weights(by_mass)
-        below = above + weights.sum(dim=1) < most
+        # What comes after the token that reaches `fewest` is needed too.
+        size = torch.where(cut.values.isnan(), math.inf, weights)
+        smallest = torch.nn.functional.pad(size, (0, 1), value=math.inf).amin(dim=1)
+        found = above + weights.sum(dim=1)
+        below = (found < most) | (found - smallest < fewest)
         wrong = (above >= fewest) | (below & ~low.isinf())
         if bool(wrong.any()):
             infinity = torch.full_like(low, math.inf)
             cut = self._split(low.where(~wrong, -infinity), high.where(~wrong, infinity))
             above, weights = cut.weights(by_mass)
         self._cut = cut
-        window = _Window(cut.values, weights, above, cut.low)
+        window = Window(cut.values, weights, above, cut.low)
         window.narrow(fewest, most)
         return window
 
@@ -266,14 +272,15 @@ class Whole:
         step = max(1, self._size // SAMPLE)
         # Tokens far apart in the vocabulary, whose ids have all residues if the step is odd.
         step += 1 - step % 2
-        sample = self.scaled[:, ::step].double()
-        weights = sample.exp() if by_mass else torch.ones_like(sample)
+        sample = self.scaled[:, ::step]
+        weights = self.likely[:, ::step] if by_mass else torch.ones_like(sample)
         width = sample.masked_fill(sample.isinf(), 0.0).amin(dim=1) / -INTERVALS
-        place = (sample / -width.clamp(min=1e-300)[:, None]).clamp_(0, INTERVALS - 1).long()
+        tiny = torch.finfo(sample.dtype).tiny
+        place = (sample / -width.clamp(min=tiny)[:, None]).clamp_(0, INTERVALS - 1).long()
         # What comes after each interval: tokens there are not likely, so a sample tells it well.
         scale = self._size / sample.shape[1]
-        after = _after(_sums(place, weights)) * scale
-        error = _after(_sums(place, weights.square())).sqrt() * (scale * DEVIATIONS)
+        after = sums_after(interval_sums(place, weights)) * scale
+        error = sums_after(interval_sums(place, weights.square())).sqrt() * (scale * DEVIATIONS)
         total = self.total if by_mass else torch.full_like(self.total, self._size)
         above = (after - error > (total - fewest)[:, None]).sum(dim=1)
         until = (after + error >= (total - most)[:, None]).sum(dim=1)
@@ -290,14 +297,15 @@ class Whole:
         above, between = (torch.empty_like(scaled[: shape[0]]) for _ in range(2))
         sums = scaled.new_empty(len(scaled), self.rows.groups.count)
         count = torch.empty_like(self.total)
-        found = []
+        found: list[Tensor] = []
         for part in parts:
             here = slice(0, part.stop - part.start)
             x = scaled[part]
             # Comparisons that give numbers are several times as fast as those that give bools.
             ge = torch.ge(x, top[part, None], out=above[here])
             inside = torch.ge(x, bottom[part, None], out=between[here]).sub_(ge)
-            found += [row.nonzero()[:, 0] for row in inside.bool()]
+            row, ids = inside.bool().nonzero().unbind(1)
+            found += torch.split_with_sizes(ids, torch.bincount(row, minlength=len(x)).tolist())
             count[part] = ge.sum(dim=1)
             sums[part] = reduced(ge.mul_(likely[part]), torch.sum)
         numbers = torch.tensor([len(ids) for ids in found], device=scaled.device)
@@ -307,96 +315,6 @@ class Whole:
         return _Cut(low, high, sums, count, ids, values)
 
 
-class _Window:
-    """Tokens of rows that follow each other in the order of their scaled logits.
-
-    Args:
-        values: fp64 [R, M], in any order; NaN beyond a row's last.
-        weights: fp64 [R, M].
-        above: Σ of the weights of tokens above the window: fp64 [R].
-        low: no number below it is in the window: [R].
-    """
-
-    def __init__(self, values: Tensor, weights: Tensor, above: Tensor, low: Tensor):
-        self.values, self.weights, self.above, self.low = values, weights, above, low
-        self._has = ~values.isnan()
-
-    def narrow(self, fewest: Tensor, most: Tensor) -> None:
-        """Leave what is needed to know where the weights reach two sums [R], and order it."""
-        count = int(self._has.sum(dim=1).max())
-        while count > FEW:
-            self._narrow(fewest, most)
-            before, count = count, int(self._has.sum(dim=1).max())
-            if count > before // 2:
-                self._join_equals()
-                break
-        self._order()
-
-    def _narrow(self, fewest: Tensor, most: Tensor) -> None:
-        place = self._intervals()
-        sums = _sums(place, self.weights.where(self._has, 0.0))
-        reached = sums.cumsum(dim=1) + self.above[:, None]
-        first = (reached < fewest[:, None]).sum(dim=1, keepdim=True)
-        last = (reached < most[:, None]).sum(dim=1, keepdim=True)
-        # The next number after it is needed too.
-        later = (sums > 0) & (torch.arange(INTERVALS, device=sums.device) > last)
-        last = later.int().argmax(dim=1, keepdim=True).where(later.any(1, keepdim=True), INTERVALS)
-        self._has &= (place >= first) & (place <= last)
-        before = reached.gather(1, (first - 1).clamp(min=0))[:, 0]
-        self.above = before.where(first[:, 0] > 0, self.above)
-
-    def _intervals(self) -> Tensor:
-        """The number of the interval of each token [R, M]: the largest numbers are in the first."""
-        top = self.values.masked_fill(~self._has, -1e300).amax(dim=1, keepdim=True)
-        end = self.values.masked_fill(~self._has | self.values.isinf(), 0.0)
-        end = end.amin(dim=1, keepdim=True)
-        place = (top - self.values).mul_((INTERVALS - 1) / (top - end).clamp(min=1e-300))
-        return place.nan_to_num_(INTERVALS - 1).clamp_(0, INTERVALS - 1).long()
-
-    def _join_equals(self) -> None:
-        """Make two tokens of all that are equal in an interval: the others, and the last one."""
-        place = self._intervals()
-        number = _sums(place, self._has.double())
-        weights = _sums(place, self.weights.where(self._has, 0.0))
-        inner = place.where(self._has, INTERVALS)
-        ends = [
-            self.values.new_zeros(len(place), INTERVALS + 1).scatter_reduce(
-                1, inner, self.values, how, include_self=False
-            )[:, :-1]
-            for how in ("amin", "amax")
-        ]
-        joined = (ends[0] == ends[1]) & (number > 2)
-        last = weights / number.clamp(min=1)
-        has = self._has & ~joined.gather(1, place)
-        self._has = torch.cat([has, joined, joined], dim=1)
-        self.values = torch.cat([self.values, ends[0], ends[0]], dim=1)
-        self.weights = torch.cat([self.weights, weights - last, last], dim=1)
-
-    def _order(self) -> None:
-        self._counts = self._has.sum(dim=1)
-        values = self.values.masked_fill(~self._has, -math.inf)
-        self._table, order = values.topk(max(1, int(self._counts.max())), dim=1)
-        weights = self.weights.where(self._has, 0.0).gather(1, order)
-        self._reached = weights.cumsum(dim=1) + self.above[:, None]
-
-    def at(self, reached: Tensor, after: int = 0) -> Tensor:
-        """The value where the weights reach a sum [R], or the next one; -inf if they do not."""
-        number = (self._reached < reached[:, None]).sum(dim=1) + after
-        # The next one may be just below the window. It is at most as large as the last one here.
-        last = (self._counts - 1).clamp(min=0)
-        number = torch.where(self.low.isinf(), number, torch.minimum(number, last))
-        found = self._table.gather(1, number.clamp(max=self._table.shape[1] - 1)[:, None])[:, 0]
-        return found.masked_fill(number > last, -math.inf)
-
-
-def _sums(place: Tensor, weights: Tensor) -> Tensor:
-    """Σ of weights [R, M] over each interval, by its number [R, M]: [R, INTERVALS]."""
-    rows = len(place)
-    at = place + torch.arange(0, rows * INTERVALS, INTERVALS, device=place.device)[:, None]
-    sums = torch.bincount(at.flatten(), weights.flatten(), minlength=rows * INTERVALS)
-    return sums.view(rows, -1)
-
-
-def _after(sums: Tensor) -> Tensor:
-    """Σ of what comes after each interval: [R, INTERVALS]."""
-    return sums.flip(1).cumsum(dim=1).flip(1) - sums
+def _totals(sums: Tensor) -> Tensor:
+    """Σ over all groups [R, N]: fp64 [R]."""
+    return sums.sum(dim=1, dtype=torch.float64)

@@ -4,7 +4,8 @@ Draws use the Gumbel-max trick with numbers that belong to a token, not to a bat
 `bc2.generate.noise`), so a difference in the last bits of a logit changes a draw only where two
 tokens nearly tie. Such a choice is reported as uncertain, and `bc2.generate.near_ties` settles it.
 The vocabulary is never sorted: it is passed over in groups, and only groups that matter are
-looked into.
+looked into. A draw takes first a group, then a token of it, however many tokens are kept and
+however `bc2.generate.kept_tokens` found them: that is no part of what is drawn.
 
 Shapes:
     B  sequences      V  vocabulary      N  groups of the vocabulary      M  candidates
@@ -145,8 +146,10 @@ def _greedy(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
 def _among_all(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Draw from softmax(logits / temperature)."""
     sums = rows.group_sums()
+    every = torch.arange(rows.groups.count, device=sums.device)
     none = torch.full_like(rows.top, -math.inf, dtype=torch.float64)
-    return _drawn(rows, Kept(Limits(none, none, none), sums, sums, sums))
+    total = sums.sum(dim=1, dtype=torch.float64)
+    return _drawn(rows, Kept(Limits(none, none, none), sums, sums, sums, every, total))
 
 
 def _among_kept(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,9 +180,11 @@ def _by_order(rows: Rows, count: int, over_all: bool) -> tuple[Tensor, Tensor, T
         over_all: the sums over all tokens are needed in any case.
     """
     likelihoods = rows.likelihoods() if over_all or not count else None
-    if not count:
-        return _drawn(rows, Whole(rows, likelihoods or rows.likelihoods()).kept())
     total = torch.ones_like(rows.top) if likelihoods is None else likelihoods.sums.sum(dim=1)
+    # The largest is 1, so that few tokens cannot sum to more than their number.
+    hopeless = over_all and bool((rows.setting("top_p") * total > 2 * count).all())
+    if likelihoods and (hopeless or not count):
+        return _drawn(rows, Whole(rows, likelihoods).kept())
     listed = Listed(rows, min(count, rows.groups.x.shape[1]), total.double())
     left = (~listed.enough).nonzero()[:, 0]
     found = _drawn(rows, listed.kept()) if len(left) < len(total) else None
@@ -200,13 +205,14 @@ def _drawn(rows: Rows, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
     How the kept tokens were found has no part in this.
     """
     limits, margin = kept.limits, rows.scaled_margin()
-    number = torch.arange(rows.groups.count, device=rows.index.device)
-    noise = rows.noise(number, 0).to(rows.top.dtype)
+    noise = rows.noise(kept.groups, 0).to(rows.top.dtype)
     scores = kept.sums.log() + noise
-    group = scores.argmax(dim=1, keepdim=True)
-    own = (kept.fewest.gather(1, group).log() + noise.gather(1, group))[:, 0]
+    at = scores.argmax(dim=1, keepdim=True)
+    groups = kept.groups.expand_as(scores)
+    group = groups.gather(1, at)
+    own = (kept.fewest.gather(1, at).log() + noise.gather(1, at))[:, 0]
     most = scores if kept.most is kept.sums else kept.most.log() + noise
-    others = most.scatter(1, group, -math.inf).amax(dim=1)
+    others = most.masked_fill(groups == group, -math.inf).amax(dim=1)
     logits, ids = rows.groups.members(rows.index, group)
     values = rows.scaled(logits).double()
     noisy = values + rows.noise(ids, 1)
@@ -214,7 +220,7 @@ def _drawn(rows: Rows, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
     value = values.gather(1, at)[:, 0]
     best, gap = first_and_gap(noisy.masked_fill(values < limits.lowest[:, None], -math.inf))
     clear = (own - others > margin) & (gap > margin) & (best == at[:, 0]) & (value >= limits.sure)
-    drawn = value - kept.sums.sum(dim=1, dtype=torch.float64).log()
+    drawn = value - kept.total.log()
     return ids.gather(1, at)[:, 0], drawn.to(rows.top.dtype), ~clear & (margin >= 0)
 
 

@@ -26,7 +26,7 @@ SUM_ERROR = 1e-5
 
 #: Bytes of logits that are worked on at a time, by type of device: few enough for the cache of a
 #: CPU's core, or many enough that starting kernels takes no time.
-BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}
+BLOCK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
 @dataclass(frozen=True)

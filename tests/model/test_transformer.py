@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from bc2.model.cache import KVCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
