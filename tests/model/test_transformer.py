@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from bc2.model.cache import KVCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
