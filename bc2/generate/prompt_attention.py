@@ -61,7 +61,7 @@ class OwnTokens:
                 part, part_sum = attend_part(a, b, c, causal=True)
             else:
                 dtype = at_least_fp32(q.dtype)
-                bias = alibi_bias(slopes, length, length, q.device, dtype)[None]
+                bias = alibi_bias(slopes, length, q.device, dtype)[None]
                 part, part_sum = attend_part(a.to(dtype), b.to(dtype), c.to(dtype), bias)
             done.append(part.transpose(1, 2).flatten(0, 1))
             sums.append(part_sum.transpose(1, 2).flatten(0, 1))

@@ -1,13 +1,12 @@
 """Causal attention over packed documents, with a choice of kernels.
 
 Shapes:
-    T   query tokens of all documents, one after another
-    T'  key tokens; more than T where a cache holds earlier ones
-    H   heads          K  channels of a head          N  documents
+    T  tokens of all documents, one after another
+    H  heads          K  channels of a head          N  documents
 
 `cu_seqlens` [N+1] holds the boundaries: document n is tokens cu_seqlens[n] to
-cu_seqlens[n+1]. No token attends across a boundary. Where a document has more keys
-than queries, its queries are at its last positions.
+cu_seqlens[n+1]. No token attends across a boundary. Attention to the keys of earlier
+tokens in a cache is that of `bc2.generate.paged_attention`.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
@@ -70,21 +69,15 @@ def attend(
     max_seqlen: int,
     slopes: Tensor | None = None,
     backend: Backend = "auto",
-    *,
-    cu_seqlens_k: Tensor | None = None,
-    max_seqlen_k: int | None = None,
 ) -> Tensor:
     """softmax(q kᵀ / √K + ALiBi) v within each document, with a causal mask.
 
     Args:
-        q: [T, H, K].
-        k, v: [T', H, K].
-        cu_seqlens: int32 [N+1], boundaries of the queries.
-        max_seqlen: queries of the longest document.
+        q, k, v: [T, H, K].
+        cu_seqlens: int32 [N+1], boundaries of the documents.
+        max_seqlen: tokens of the longest document.
         slopes: fp32 [H] for ALiBi: adds slope · (key position - query position).
         backend: the kernel; "auto" is the one that `choose_backend` chooses.
-        cu_seqlens_k, max_seqlen_k: the same for the keys, where a document has more keys than
-            queries.
 
     Returns:
         [T, H, K] in q's dtype.
@@ -95,13 +88,10 @@ def attend(
             the other backends do not read the boundaries on the host.
     """
     chosen = choose_backend(q, slopes) if backend == "auto" else backend
-    if cu_seqlens_k is None or max_seqlen_k is None:
-        cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
     if chosen in ("sdpa", "bmm"):
         kernel = _bmm_batch if chosen == "bmm" else _sdpa_batch
-        lengths = _lengths(cu_seqlens, q), _lengths(cu_seqlens_k, k)
-        return _sdpa(q, k, v, *lengths, slopes, kernel)
-    seqlens = (cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
+        return _sdpa_packed(q, k, v, tuple(_lengths(cu_seqlens, q)), slopes, kernel)
+    seqlens = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
     if chosen == "flash":
         return _flash(q, k, v, seqlens, slopes)
     return _varlen(q, k, v, seqlens, slopes)
@@ -142,27 +132,6 @@ def _lengths(cu_seqlens: Tensor, x: Tensor) -> list[int]:
 #: A kernel for documents of one length: q, k and v [B, S, H, K], and ALiBi's slopes ->
 #: [B, S, H, K].
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    queries: list[int],
-    keys: list[int],
-    slopes: Tensor | None,
-    kernel: Kernel,
-) -> Tensor:
-    """Attention over documents of any lengths; `kernel` is used if no cache holds earlier keys."""
-    if queries == keys:
-        return _sdpa_packed(q, k, v, tuple(queries), slopes, kernel)
-    if len(set(queries)) == 1 and len(set(keys)) == 1:
-        count = len(queries)
-        q, k, v = (x.view(count, len(x) // count, *x.shape[1:]) for x in (q, k, v))
-        return _sdpa_batch(q, k, v, slopes).flatten(0, 1)
-    parts = zip(*(torch.split(x, n) for x, n in ((q, queries), (k, keys), (v, keys))), strict=True)
-    done = [_sdpa_batch(q[None], k[None], v[None], slopes)[0] for q, k, v in parts if len(q)]
-    return torch.cat(done) if done else torch.empty_like(q)
 
 
 def _sdpa_packed(
@@ -234,18 +203,11 @@ class _Take(torch.autograd.Function):
 
 
 def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
-    """Attention over a batch of documents of one length: [B, S, H, K] -> [B, S, H, K].
-
-    Documents may have more keys than queries, but all of them the same number.
-    """
-    queries, keys = q.shape[1], k.shape[1]
-    dtype = q.dtype
-    if slopes is None:
-        # torch's is_causal aligns the first query with the first key, so queries after a cache
-        # need a mask. A single query attends to all keys and needs none.
-        mask = None if queries in (1, keys) else _causal(queries, keys, q.device)
-    else:
-        mask = alibi_bias(slopes, queries, keys, q.device, torch.promote_types(dtype, slopes.dtype))
+    """Attention over a batch of documents of one length: [B, S, H, K] -> [B, S, H, K]."""
+    length, dtype = q.shape[1], q.dtype
+    mask = None
+    if slopes is not None:
+        mask = alibi_bias(slopes, length, q.device, torch.promote_types(dtype, slopes.dtype))
         if q.device.type != "cpu":
             # Other devices require the bias in q's dtype, and 16 bits cannot tell distant
             # positions apart.
@@ -255,7 +217,7 @@ def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tenso
         k.transpose(1, 2),
         v.transpose(1, 2),
         attn_mask=mask,
-        is_causal=mask is None and queries > 1,
+        is_causal=mask is None and length > 1,
     )
     return out.transpose(1, 2).to(dtype)
 
@@ -267,19 +229,10 @@ def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor
     return _sdpa_batch(q, k, v, slopes)
 
 
-def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [queries, keys]: whether a query attends to a key."""
-    seen = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return seen.tril(keys - queries)
-
-
-def alibi_bias(
-    slopes: Tensor, queries: int, keys: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """slope · (key position - query position), and -inf for later keys: [H, queries, keys]."""
-    key = torch.arange(keys, device=device, dtype=dtype)
-    query = torch.arange(keys - queries, keys, device=device, dtype=dtype)
-    distance = key[None, :] - query[:, None]
+def alibi_bias(slopes: Tensor, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """slope · (key position - query position), and -inf for later keys: [H, length, length]."""
+    place = torch.arange(length, device=device, dtype=dtype)
+    distance = place[None, :] - place[:, None]
     distance.masked_fill_(distance > 0, -math.inf)
     return slopes.to(device, dtype)[:, None, None] * distance
 
@@ -295,8 +248,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | 
         raise UsageError(
             "attention backend 'varlen' has no ALiBi", todo="use 'auto', 'flash' or 'sdpa'"
         )
-    # A window of all earlier keys and no later ones is a causal mask. It aligns the last query
-    # with the last key, as a cache needs.
+    # A window of all earlier keys and no later ones is a causal mask.
     out: Tensor = _load_varlen()(q, k, v, *seqlens, window_size=(-1, 0))
     return out
 
