@@ -80,6 +80,8 @@ class InferenceEngine:
         if self._session is not None and not self._session.idle:
             raise RuntimeError("the weights changed while requests were being answered")
         self.version = version
+        if self._session is not None:
+            self._session.version = version
         self.runner.refresh()
         self._near_ties.refresh()
         self.memory.forget_all()
@@ -129,13 +131,13 @@ class InferenceEngine:
         Raises:
             DataError, UsageError: see `Session.submit`; and what `requests` raise.
         """
-        self.memory.forget_all()
         coming = iter(requests)
         more = True
         refused: Bc2Error | None = None
         held: dict[int, Generated] = {}
         next_index = 0
         with self.open() as session:
+            self.memory.forget_all()
             while more or not session.idle:
                 while more and session.hungry:
                     try:
@@ -170,6 +172,9 @@ class InferenceEngine:
     ) -> Iterator[Score]:
         """Log-probabilities of continuations, in the order of the requests.
 
+        A request that is refused, or cannot be read, is the last one; its error comes after the
+        answers to those before it.
+
         Args:
             top_k: report this many likeliest tokens in each place.
             cut: cut contexts from the left where a text is longer than the model's window, and
@@ -179,10 +184,11 @@ class InferenceEngine:
         Raises:
             DataError: a context or continuation is empty, has an id outside the vocabulary, or is
                 too long.
+            RunFailed: the model's logits are not numbers.
             UsageError: `top_k` exceeds the vocabulary.
         """
         self.memory.forget_all()
-        scorer = Scorer(self.runner, self.memory, self.config, self.stats, self.version)
+        scorer = Scorer(self.runner, self.memory, self.config, self.stats, lambda: self.version)
         yield from scorer.scores(requests, top_k=top_k, cut=cut, share=share)
 
     def _cache_bytes(self) -> int:
@@ -213,6 +219,12 @@ class InferenceEngine:
         )
 
     def _wide_memory(self) -> Memory:
-        """A cache in fp32 for half as many tokens as the engine's own of a 16-bit model."""
+        """A cache in fp32 of the size of the engine's own of a 16-bit model, or of half of it.
+
+        Its size changes no choice: sequences that do not fit are read without it.
+        """
         held = self.memory.cache.data
-        return self._make_memory(torch.float32, held.numel() * held.element_size())
+        # Where the size is not set, the engine's own may be half of what was free.
+        size = held.nbytes if self.config.cache_bytes is not None else held.nbytes // 2
+        least = held[:, :, 0].numel() * torch.float32.itemsize
+        return self._make_memory(torch.float32, max(size, least))

@@ -15,7 +15,8 @@ class EngineConfig(Settings):
 
     cache_bytes: int | None = Field(default=None, gt=0)
     """Memory for keys and values, in bytes; None: a part of what is free on the device when the
-    engine is made, which differs from run to run."""
+    engine is made, which differs from run to run. Greedy output of a 16-bit model takes as much
+    again for the settling of near ties (half as much if None)."""
 
     block_tokens: int = Field(default=16, gt=0)
     """Tokens of a block, the unit in which memory is taken, returned and shared."""

@@ -10,12 +10,12 @@ at once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from bc2.errors import DataError, UsageError
+from bc2.errors import Bc2Error, DataError, RunFailed, UsageError
 from bc2.generate.blocks import ROOT
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.memory import Memory
@@ -27,6 +27,21 @@ from bc2.generate.session import check_ids
 from bc2.generate.stats import EngineStats, timed
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A request that was read."""
+
+    index: int
+    """Its number."""
+    ids: tuple[int, ...]
+    """Context and continuation without the last token, as far as they fit."""
+    context: int
+    """Tokens of the context that are left."""
+    continuation: Sequence[int]
+    cut: int
+    """Tokens cut from the left."""
+
+
 @dataclass
 class _Text:
     """The tokens that the model reads for one request or for several."""
@@ -35,8 +50,7 @@ class _Text:
     """Context and continuation without the last token, which is predicted only."""
     context: int
     """Tokens of the context that are left."""
-    asked: list[tuple[int, Sequence[int], int]] = field(default_factory=list)
-    """The number of each request, its continuation, and how many tokens were cut."""
+    asked: list[_Asked] = field(default_factory=list)
 
     def sharable(self, size: int) -> int:
         """Blocks before the first token whose prediction is wanted."""
@@ -54,7 +68,11 @@ class _Row:
 
 
 class Scorer:
-    """Answers score requests; see `InferenceEngine.score`."""
+    """Answers score requests; see `InferenceEngine.score`.
+
+    Args:
+        version: that of the weights, now.
+    """
 
     def __init__(
         self,
@@ -62,7 +80,7 @@ class Scorer:
         memory: Memory,
         config: EngineConfig,
         stats: EngineStats,
-        version: int,
+        version: Callable[[], int],
     ):
         self.runner = runner
         self.memory = memory
@@ -78,49 +96,58 @@ class Scorer:
         if not 0 <= top_k <= vocab_size:
             raise UsageError(f"top_k is {top_k}; the vocabulary has {vocab_size} tokens")
         numbered = enumerate(requests)
-        while window := list(itertools.islice(numbered, self.config.window)):
-            yield from self._window(window, top_k=top_k, cut=cut, share=share)
+        refused: Bc2Error | None = None
+        while refused is None:
+            window, refused = self._read_window(numbered, cut=cut)
+            yield from self._scored(window, top_k, share)
+            if len(window) < self.config.window:
+                break
+        if refused is not None:
+            raise refused
 
-    def _window(
-        self, window: Sequence[tuple[int, ScoreRequest]], *, top_k: int, cut: bool, share: bool
-    ) -> list[Score]:
-        texts = self._texts(window, cut=cut, share=share)
+    def _read_window(
+        self, numbered: Iterator[tuple[int, ScoreRequest]], *, cut: bool
+    ) -> tuple[list[_Asked], Bc2Error | None]:
+        """The next requests, and the error that ended the reading, if one did."""
+        window: list[_Asked] = []
+        try:
+            for index, request in itertools.islice(numbered, self.config.window):
+                window.append(self._asked(index, request, cut=cut))
+        except Bc2Error as error:
+            return window, error
+        return window, None
+
+    def _scored(self, window: Sequence[_Asked], top_k: int, share: bool) -> list[Score]:
+        texts = _texts(window, share)
         found: dict[int, Score] = {}
         batch: list[_Row] = []
         size = 0
-        for text, blocks in zip(texts, self._depths(texts, share), strict=True):
-            if (
-                batch
-                and size + len(text.ids) - self._in_cache(text, share) > self.config.step_tokens
-            ):
-                self._pass(batch, top_k, found)
-                batch, size = [], 0
-            batch.append(self._row(text, blocks, share))
-            size += batch[-1].segment.length
-        if batch:
-            self._pass(batch, top_k, found)
-        return [found[index] for index, _ in window]
+        try:
+            for text, blocks in zip(texts, self._depths(texts, share), strict=True):
+                more = len(text.ids) - self._in_cache(text, share)
+                if batch and size + more > self.config.step_tokens:
+                    self._read(batch, top_k, found)
+                    self._give_back(batch)
+                    size = 0
+                batch.append(self._row(text, blocks, share))
+                size += batch[-1].segment.length
+            if batch:
+                self._read(batch, top_k, found)
+        except BaseException:
+            # Blocks are known before their keys are written.
+            self.memory.forget_all()
+            raise
+        finally:
+            self._give_back(batch)
+        return [found[asked.index] for asked in window]
 
-    def _texts(
-        self, window: Sequence[tuple[int, ScoreRequest]], *, cut: bool, share: bool
-    ) -> list[_Text]:
-        """What the model reads, each text once, sorted."""
-        found: dict[tuple[tuple[int, ...], int], _Text] = {}
-        texts = []
-        for index, request in window:
-            where = request.where or f"request {index}"
-            ids, off = self._ids(request, where, cut=cut)
-            context = len(request.context) - off
-            text = found.get((ids, context)) if share else None
-            if text is None:
-                text = found[ids, context] = _Text(ids, context)
-                texts.append(text)
-            text.asked.append((index, request.continuation, off))
-        return sorted(texts, key=lambda text: text.ids) if share else texts
+    def _give_back(self, batch: list[_Row]) -> None:
+        while batch:
+            self.memory.give_back(batch.pop(0).held)
 
-    def _ids(self, request: ScoreRequest, where: str, *, cut: bool) -> tuple[tuple[int, ...], int]:
-        """The tokens to read, and how many were cut from the left."""
-        model = self.runner.config
+    def _asked(self, index: int, request: ScoreRequest, *, cut: bool) -> _Asked:
+        """What is asked, cut from the left where it must and may be."""
+        model, where = self.runner.config, request.where or f"request {index}"
         check_ids(request.context, model.vocab_size, where, "the context")
         check_ids(request.continuation, model.vocab_size, where, "the continuation")
         ids = (*request.context, *request.continuation[:-1])
@@ -132,7 +159,7 @@ class Scorer:
                 where=where,
                 todo="shorten the continuation" if cut else "shorten the text, or let it be cut",
             )
-        return ids[over:], over
+        return _Asked(index, ids[over:], len(request.context) - over, request.continuation, over)
 
     def _depths(self, texts: Sequence[_Text], share: bool) -> list[int]:
         """For each text, the blocks that it has in common with a neighbour."""
@@ -170,18 +197,6 @@ class Scorer:
         segment = Segment(start, len(text.ids) - start, held, stored=more * pool.size)
         return _Row(text, segment, held)
 
-    def _pass(self, rows: Sequence[_Row], top_k: int, found: dict[int, Score]) -> None:
-        """One forward pass over some texts; adds the scores of their requests to `found`."""
-        try:
-            self._read(rows, top_k, found)
-        except BaseException:
-            # Blocks are known before their keys are written.
-            self.memory.forget_all()
-            raise
-        finally:
-            for row in rows:
-                self.memory.give_back(row.held)
-
     def _read(self, rows: Sequence[_Row], top_k: int, found: dict[int, Score]) -> None:
         tokens: list[int] = []
         places: list[int] = []
@@ -190,9 +205,9 @@ class Scorer:
             start = row.segment.start
             first = len(tokens) + row.text.context - 1 - start
             tokens += row.text.ids[start:]
-            for _, continuation, _ in row.text.asked:
-                places += range(first, first + len(continuation))
-                labels += continuation
+            for asked in row.text.asked:
+                places += range(first, first + len(asked.continuation))
+                labels += asked.continuation
         self.stats.prompt_tokens += len(tokens)
         self.stats.steps += 1
         segments = [row.segment for row in rows]
@@ -205,16 +220,33 @@ class Scorer:
                 torch.tensor(labels, device=device),
                 top_k,
             )
+        if bool(numbers.log_probs.isnan().any()):
+            raise RunFailed("the model's logits are not numbers", todo="take an earlier checkpoint")
         log_probs, greedy = numbers.log_probs.tolist(), numbers.greedy.tolist()
         tops = _tops(numbers.top_ids, numbers.top_log_probs)
-        at = 0
+        at, version = 0, self.version()
         for row in rows:
-            for index, continuation, cut in row.text.asked:
-                span = slice(at, at + len(continuation))
+            for asked in row.text.asked:
+                span = slice(at, at + len(asked.continuation))
                 at = span.stop
+                index = asked.index
                 found[index] = Score(
-                    index, log_probs[span], greedy[span], cut, self.version, tops[span]
+                    index, log_probs[span], greedy[span], asked.cut, version, tops[span]
                 )
+
+
+def _texts(window: Sequence[_Asked], share: bool) -> list[_Text]:
+    """What the model reads, each text once, sorted."""
+    found: dict[tuple[tuple[int, ...], int], _Text] = {}
+    texts = []
+    for asked in window:
+        key = asked.ids, asked.context
+        text = found.get(key) if share else None
+        if text is None:
+            text = found[key] = _Text(*key)
+            texts.append(text)
+        text.asked.append(asked)
+    return sorted(texts, key=lambda text: text.ids) if share else texts
 
 
 def _tops(

@@ -72,6 +72,7 @@ class Session:
         self._answers: dict[int, _Answer] = {}
         self._finished: list[Generated] = []
         self._count = 0
+        self._over = False
 
     # -------------------------------------------------------------------------- submissions
 
@@ -92,7 +93,9 @@ class Session:
             DataError: the prompt is empty, is too long, or holds an id outside the vocabulary.
             UsageError: there are stop texts without a tokenizer or an empty one, or the cache is
                 too small for the request.
+            RuntimeError: see `step`.
         """
+        self._see_that_it_lasts()
         index = self._count
         self._check(request, request.where or f"prompt {index}")
         self._count += 1
@@ -125,6 +128,7 @@ class Session:
 
     def close(self) -> None:
         """Give back all memory; what was not answered never will be."""
+        self._over = True
         for live in self._running:
             self.memory.give_back(live.blocks)
         for live in (*self._running, *self._waiting):
@@ -132,6 +136,10 @@ class Session:
         self._running.clear()
         self._waiting.clear()
         self._answers.clear()
+
+    def _see_that_it_lasts(self) -> None:
+        if self._over:
+            raise RuntimeError("the session is closed, or a forward pass of it has failed")
 
     def _check(self, request: Request, where: str) -> None:
         settings, prompt = request.settings, request.prompt
@@ -161,13 +169,20 @@ class Session:
     # ------------------------------------------------------------------------- forward passes
 
     def step(self) -> None:
-        """One forward pass, and a new token of each sequence that has read all its tokens."""
+        """One forward pass, and a new token of each sequence that has read all its tokens.
+
+        Raises:
+            RuntimeError: the session is closed, or an earlier step has failed: what its sequences
+                have read is not known then.
+        """
+        self._see_that_it_lasts()
         self.tokens = []
         try:
             with self.runner.no_grad():
                 self._step()
         except BaseException:
             # Blocks are known from the moment when their tokens are planned to be read.
+            self._over = True
             self.memory.forget_all()
             raise
 

@@ -1,14 +1,16 @@
 """Scores are the model's log-probabilities, however texts are packed and what they share."""
 
+import math
 import random
 
 import pytest
 import torch
 
-from bc2.errors import DataError, UsageError
+from bc2.errors import DataError, RunFailed, UsageError
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import ScoreRequest
+from bc2.generate.score import Scorer
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 
@@ -283,3 +285,60 @@ def test_scores_name_the_weights_that_they_come_from():
     coming = engine.score([ScoreRequest([1, 2, 3], [4])])
     engine.refresh(5)
     assert next(coming).version == 5
+
+
+def test_later_windows_name_the_weights_that_they_come_from():
+    engine = make_engine(build(), window=1)
+    coming = engine.score([ScoreRequest([1, 2, 3], [4]), ScoreRequest([1, 2, 3], [5])])
+    assert next(coming).version == 0
+    engine.refresh(6)
+    assert next(coming).version == 6
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 100])
+def test_a_refused_request_comes_after_the_answers_to_those_before_it(window):
+    engine = make_engine(build(), window=window)
+    good = [ScoreRequest([1, 2], [token]) for token in range(3)]
+    found = []
+    with pytest.raises(DataError, match="token id 999 is outside") as info:
+        found.extend(engine.score([*good, ScoreRequest([1], [999]), *good]))
+    assert [score.index for score in found] == [0, 1, 2]
+    assert info.value.where == "request 3"
+    found = []
+
+    def broken():
+        yield from good
+        raise DataError("a damaged file")
+
+    with pytest.raises(DataError, match="a damaged file"):
+        found.extend(engine.score(broken()))
+    assert [score.index for score in found] == [0, 1, 2]
+
+
+def test_an_interruption_between_texts_leaves_no_block_to_be_found(monkeypatch):
+    """Of the texts that were prepared no key has been written."""
+    engine = make_engine(build())
+    context = list(range(33))
+    requests = [ScoreRequest(context, [token, 1]) for token in range(4)]
+    row, calls = Scorer._row, 0
+
+    def interrupted(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return row(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "_row", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.score(requests))
+    engine.memory.pool.check([])
+    assert engine.memory.pool.find(context, len(context)) == []
+
+
+def test_a_model_without_numbers_has_no_scores():
+    model = build()
+    model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(RunFailed, match="not numbers"):
+        list(make_engine(model).score([ScoreRequest([1], [2])]))

@@ -374,6 +374,47 @@ def test_a_forward_pass_that_fails_leaves_no_block_to_be_found(monkeypatch):
     assert answer.continuations[0].ids == alone(model, request)[0].ids
 
 
+def test_a_session_ends_with_a_step_that_fails(monkeypatch):
+    """What its sequences have read is not known; without an error it would never get idle."""
+    engine = make_engine(build())
+    request = Request(list(range(20)), SamplingConfig(temperature=0.0, max_new_tokens=5))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with engine.open() as session:
+        session.submit(request)
+        session.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.runner, "next_logits", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.step()
+        for use in (session.step, lambda: session.submit(request)):
+            with pytest.raises(RuntimeError, match="a forward pass of it has failed"):
+                use()
+    check_nothing_is_held(engine)
+
+
+def test_a_closed_session_cannot_be_used():
+    engine = make_engine(build())
+    with engine.open() as session:
+        pass
+    for use in (session.step, lambda: session.submit(lengths(1)[0])):
+        with pytest.raises(RuntimeError, match="the session is closed"):
+            use()
+
+
+def test_what_is_refused_beside_a_session_forgets_nothing_of_it():
+    engine = make_engine(build())
+    request = Request(list(range(20)), SamplingConfig(max_new_tokens=5))
+    with engine.open() as session:
+        session.submit(request)
+        session.step()
+        with pytest.raises(RuntimeError, match="one set of requests at a time"):
+            list(engine.generate([request]))
+        assert len(engine.memory.pool.find(request.prompt, 20)) == 5
+
+
 def test_texts_may_be_scored_between_answers():
     """Which forgets what is cached; running sequences keep their own blocks."""
     model = build()
@@ -427,6 +468,24 @@ def test_a_request_can_be_cancelled_at_any_step(n):
 
 
 # -------------------------------------------------------------------------------- new weights
+
+
+def test_a_session_goes_on_with_new_weights():
+    model = build()
+    engine = make_engine(model)
+    request = Request(list(range(14)), SamplingConfig(temperature=0.0, max_new_tokens=6))
+    versions = []
+    with engine.open() as session:
+        for version in (0, 3, 4):
+            session.submit(request)
+            while not session.idle:
+                session.step()
+            (answer,) = session.finished()
+            versions.append(answer.version)
+            assert answer.continuations[0].ids == alone(model, request)[0].ids
+            model.load_state_dict(build(seed=version + 1).state_dict())
+            engine.refresh(version + 3 if version == 0 else version + 1)
+    assert versions == [0, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -513,6 +572,30 @@ def test_a_cache_of_less_than_a_block():
     with pytest.raises(UsageError, match="holds no block of 4 tokens") as info:
         make_engine(build(), blocks=1, cache_bytes=100)
     assert info.value.todo == f"give it at least {2 * 2 * 24 * 4 * 4:,} bytes"
+
+
+def test_a_cache_of_one_block_settles_near_ties():
+    """Of which half, in fp32, is no block."""
+    model = build(torch.bfloat16)
+    requests = [
+        Request([at], SamplingConfig(temperature=0.0, max_new_tokens=4, stop_ids=()))
+        for at in range(20)
+    ]
+    engine = make_engine(model, blocks=1)
+    for answer, request in zip(engine.generate(requests), requests, strict=True):
+        assert answer.continuations[0].ids == alone(model, request)[0].ids
+    assert engine.stats.settled > 0
+    check_nothing_is_held(engine)
+
+
+def test_near_ties_take_no_more_than_is_free(monkeypatch):
+    """In 16 bits they have a cache of their own, beside that which takes half of what is free."""
+    free = 2 * 2 * 24 * 4 * 2 * 60
+    monkeypatch.setattr("bc2.generate.engine.device_available", lambda device: free)
+    engine = make_engine(build(torch.bfloat16), cache_bytes=None)
+    list(engine.generate(catalogue(12, sampled=False)))
+    assert engine.memory.cache.data.nbytes == free // 2
+    assert engine._near_ties._wide.memory.cache.data.nbytes <= free // 4
 
 
 def test_a_request_that_fits_alone_is_answered_in_the_smallest_cache():
