@@ -11,7 +11,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,10 +122,7 @@ class NearTies:
         if self.runner.dtype.itemsize == 2:
             if self._wide is None:
                 self._wide = WidePass(self.runner, self._make_memory(), self._step_tokens)
-            for at, hidden in self._wide.hidden([row.live for row in rows]).items():
-                chosen = self._by_wide(hidden, rows[at])
-                if not chosen.uncertain[0]:
-                    found[at] = chosen
+            found = self._by_wide(self._wide.hidden([row.live for row in rows]), rows)
         return [
             found[at]
             if at in found
@@ -133,9 +130,18 @@ class NearTies:
             for at, row in enumerate(rows)
         ]
 
-    def _by_wide(self, hidden: Tensor, row: Unsettled) -> Chosen:
-        logits = wide_logits(self.runner, hidden, row.candidates)
-        return choose(logits[None], [row.draw], self.tolerance(hidden[None], [row.draw]))
+    def _by_wide(
+        self, hidden: Mapping[int, Tensor], rows: Sequence[Unsettled]
+    ) -> dict[int, Chosen]:
+        """The choices that are certain after hidden states in fp32, by the number of the row."""
+        if not hidden:
+            return {}
+        logits = [wide_logits(self.runner, x, rows[at].candidates) for at, x in hidden.items()]
+        draws = [rows[at].draw for at in hidden]
+        tolerance = self.tolerance(torch.stack(list(hidden.values())), draws)
+        chosen = choose(torch.stack(logits), draws, tolerance)
+        certain = (~chosen.uncertain).tolist()
+        return {at: chosen.row(i) for i, at in enumerate(hidden) if certain[i]}
 
 
 class WidePass:

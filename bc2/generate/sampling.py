@@ -46,6 +46,14 @@ class Chosen(NamedTuple):
     near: Mapping[int, list[int]] = MappingProxyType({})
     """By sequence: the tokens that an uncertain greedy choice may be."""
 
+    def row(self, number: int) -> Chosen:
+        """That of one sequence alone."""
+        one = slice(number, number + 1)
+        raw = None if self.raw is None else self.raw[one]
+        top = {0: self.top[number]} if number in self.top else {}
+        near = {0: self.near[number]} if number in self.near else {}
+        return Chosen(self.ids[one], self.uncertain[one], self.drawn[one], raw, top, near)
+
 
 #: Largest logits [B] -> how far the order of two logits cannot be trusted [B].
 Tolerance = Callable[[Tensor], Tensor]
