@@ -204,9 +204,11 @@ class InferenceEngine:
                 f"a cache of {size:,} bytes holds no block of {self.config.block_tokens} tokens",
                 todo=f"give it at least {each:,} bytes",
             )
-        # All sequences that may run at once, each of full length, use no more than this.
-        most = self.config.max_running * -(-model.context_length // self.config.block_tokens)
-        blocks = min(size // each, most)
+        blocks = size // each
+        if self.config.cache_bytes is None:
+            # All sequences that may run at once, each of full length, and as much again to keep.
+            whole = -(-model.context_length // self.config.block_tokens)
+            blocks = min(blocks, 2 * self.config.most_running * whole)
         return Memory.of(
             model,
             heads,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -148,6 +149,8 @@ class Session:
         if "" in settings.stop:
             raise UsageError("a stop text is empty", where=where, todo="leave it out")
         check_ids(prompt, self._model.vocab_size, where)
+        if settings.stop_ids:
+            check_ids(settings.stop_ids, self._model.vocab_size, where, "stop_ids")
         limit = self._model.context_length
         if len(prompt) > limit:
             raise DataError(
@@ -396,8 +399,13 @@ def check_ids(ids: Sequence[int], vocab_size: int, where: str, what: str = "the 
     Args:
         what: the text that they are.
     """
-    if not ids:
+    if not len(ids):
         raise DataError(f"{what} is empty", where=where, todo="begin with some text")
+    other = next((i for i in ids if not isinstance(i, Integral) or isinstance(i, bool)), None)
+    if other is not None:
+        raise DataError(
+            f"{what} holds {other!r}, which is no token id", where=where, todo="give integers"
+        )
     wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
     if wrong is not None:
         raise DataError(

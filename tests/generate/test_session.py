@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -610,3 +611,27 @@ def test_a_request_that_fits_alone_is_answered_in_the_smallest_cache():
         assert [one.ids for one in answer.continuations] == expected
     assert engine.stats.preemptions > 0
     check_nothing_is_held(engine)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stop_ids", "message"),
+    [
+        ([1, 2.5], None, "holds 2.5, which is no token id"),
+        (["1"], None, "holds '1', which is no token id"),
+        ([True], None, "holds True, which is no token id"),
+        (torch.tensor([1, 2]), None, "which is no token id"),
+        ([1], (3, V), f"token id {V} is outside"),
+    ],
+)
+def test_what_is_no_token_id_is_refused(prompt, stop_ids, message):
+    engine = make_engine(build())
+    with engine.open() as session, pytest.raises(DataError, match=message):
+        session.submit(Request(prompt, SamplingConfig(stop_ids=stop_ids)))
+
+
+def test_a_prompt_may_be_an_array():
+    engine = make_engine(build())
+    greedy = SamplingConfig(temperature=0, max_new_tokens=5)
+    (one,) = engine.generate([Request(np.array([3, 1, 4]), greedy)])
+    (other,) = engine.generate([Request([3, 1, 4], greedy)])
+    assert one.continuations == other.continuations
