@@ -98,6 +98,8 @@ def generate(
     )  # fmt: skip
     memory = parse_bytes(cache_memory, "--cache-memory") if cache_memory is not None else None
     config = _settings(EngineConfig, cache_bytes=memory, max_running=max_running)
+    if out is not None and file is not None and out.resolve() == file.resolve():
+        raise UsageError("the results would replace the prompts", where=str(out))
     ref, prompts, live = _split(words or [], file)
     results = ResultFile(out) if out is not None else None
     where, dtype = _placed(device, precision)

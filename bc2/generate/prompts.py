@@ -55,7 +55,7 @@ def prompt_requests(
     A prompt without a seed of its own has `prompt_seed` of the common seed and its number.
 
     Raises:
-        DataError: a setting that a prompt has of its own is wrong.
+        DataError: a setting that a prompt has of its own is wrong, or a stop text of it is empty.
         UsageError: a common stop id is outside the vocabulary.
     """
     for number, prompt in enumerate(prompts):
@@ -67,6 +67,8 @@ def prompt_requests(
                     f"stop id {token} is outside the vocabulary of {tokenizer.vocab_size:,} pieces",
                     where=prompt.where,
                 )
+        if "" in prompt.settings.get("stop", ()):
+            raise DataError("a stop text is empty", where=prompt.where, todo="leave it out")
         text = _SURROGATE.sub("\ufffd", prompt.text)
         yield PromptRequest(tokenizer.encode(prompt.text), own, prompt.where, text)
 

@@ -339,3 +339,11 @@ def test_a_model_is_one_that_continues_text(trained: Path) -> None:
     run = generate(trained, "lora", "import os")
     assert run.returncode == 4
     assert "of role adapter, and one of role base, chat or merged is needed" in run.stderr
+
+
+def test_results_do_not_replace_the_prompts(trained: Path) -> None:
+    (trained / "own.jsonl").write_text('{"prompt": "a"}\n')
+    run = generate(trained, "--file", "own.jsonl", "--out", "./own.jsonl")
+    assert run.returncode == 2
+    assert "the results would replace the prompts" in run.stderr
+    assert (trained / "own.jsonl").read_text() == '{"prompt": "a"}\n'

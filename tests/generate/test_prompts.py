@@ -81,6 +81,8 @@ def test_settings_of_a_line_go_before_the_common_ones(tmp_path):
         ({"temperature": "hot"}, "temperature: input should be a valid number, not 'hot'"),
         ({"stop": 1}, "stop: input should be a valid list, not 1"),
         ({"stop": [1]}, "stop.0: input should be a valid string, not 1"),
+        ({"stop": [""]}, "a stop text is empty"),
+        ({"stop": ["a", ""]}, "a stop text is empty"),
         ({"stop_ids": [-1]}, "stop id -1 is outside the vocabulary of 256"),
         ({"stop_ids": [256]}, "stop id 256 is outside the vocabulary of 256"),
     ],
