@@ -29,7 +29,7 @@ class EngineConfig(Settings):
 
     step_tokens: int = Field(default=2048, gt=0)
     """The most tokens read in one forward pass; prompts are read in pieces of what is left
-    beside the decoding sequences."""
+    beside the decoding sequences. A single text to score may be longer."""
 
     window: int = Field(default=4096, gt=0)
     """Score requests that are read together and searched for common beginnings."""

@@ -41,7 +41,7 @@ class ModelRunner:
         model: its weights are read where they are and never copied. Each rank has all tokens.
         mesh: the ranks that have it.
         weights_of: how the weights of one submodule at a time are had, if `model` does not hold
-            them; every rank calls it. Then nothing that follows from them is kept.
+            them; every rank calls it. Then no weights are kept from pass to pass.
         dtype, device: of the layers; those of the model's weights by default.
     """
 

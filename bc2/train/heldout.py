@@ -100,9 +100,9 @@ class Heldout:
     def _samples(self) -> list[dict[str, str]]:
         """Continuations by the likeliest token.
 
-        Not by temperature 0: of a 16-bit model it settles near ties in fp32, so that other prompts
-        change nothing. Here they are always the same prompts, and an untrained model would be in
-        a near tie at each token.
+        Drawn from one candidate, and not by temperature 0: that settles the near ties of a 16-bit
+        model in fp32, so that other prompts change nothing. Here they are always the same prompts,
+        and an untrained model would be in a near tie at each token.
         """
         prompts = openings(self.shards, self.prompts, min(PROMPT_TOKENS, self.sequence_length))
         settings = SamplingConfig(top_k=1, max_new_tokens=self.new_tokens)
