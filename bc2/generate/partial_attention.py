@@ -37,6 +37,13 @@ def attend_part(
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, log_sum = flash(q, k, v, is_causal=causal, attn_mask=bias)
         return out, log_sum
+    return attend_by_products(q, k, v, bias, causal=causal)
+
+
+def attend_by_products(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`attend_part` with plain matrix products, which run on every device."""
     scores = (q @ k.transpose(-1, -2)).to(at_least_fp32(q.dtype)) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias

@@ -23,8 +23,8 @@ from bc2.generate.paged_attention import PagedStep
 from bc2.generate.requests import Score, ScoreRequest
 from bc2.generate.runner import ModelRunner
 from bc2.generate.segment import Segment
-from bc2.generate.session import check_ids
 from bc2.generate.stats import EngineStats, timed
+from bc2.generate.token_ids import check_ids
 
 
 @dataclass(frozen=True)

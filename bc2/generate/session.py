@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from bc2.generate.sampling import Chosen, choose
 from bc2.generate.segment import Segment
 from bc2.generate.stats import EngineStats, timed
 from bc2.generate.token_groups import Draw
+from bc2.generate.token_ids import check_ids
 
 
 @dataclass
@@ -391,25 +391,3 @@ def _log_probs(chosen: Chosen, draws: Sequence[Draw]) -> list[TokenLogProb | Non
         wanted = draw.settings.logprobs is not None
         found.append(TokenLogProb(raw[row], drawn[row], top) if wanted else None)
     return found
-
-
-def check_ids(ids: Sequence[int], vocab_size: int, where: str, what: str = "the prompt") -> None:
-    """Raise DataError unless there are ids, all of the vocabulary.
-
-    Args:
-        what: the text that they are.
-    """
-    if not len(ids):
-        raise DataError(f"{what} is empty", where=where, todo="begin with some text")
-    other = next((i for i in ids if not isinstance(i, Integral) or isinstance(i, bool)), None)
-    if other is not None:
-        raise DataError(
-            f"{what} holds {other!r}, which is no token id", where=where, todo="give integers"
-        )
-    wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if wrong is not None:
-        raise DataError(
-            f"token id {wrong} is outside the model's vocabulary of {vocab_size}",
-            where=where,
-            todo="use the tokenizer that the model was trained with",
-        )
