@@ -14,9 +14,9 @@ import torch
 
 from bc2.errors import Bc2Error, UsageError
 from bc2.free_memory import device_available
+from bc2.generate.cache.memory import Memory, block_bytes
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.live import DecodeBytes
-from bc2.generate.memory import Memory, block_bytes
 from bc2.generate.near_ties import NearTies
 from bc2.generate.requests import Generated, Request, Score, ScoreRequest
 from bc2.generate.runner import ModelRunner

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bc2.generate.requests import Continuation, FinishReason, Request, TokenLogProb
-from bc2.generate.seeds import sequence_key
+from bc2.generate.sampling.seeds import sequence_key
 from bc2.generate.text import first_stop
 
 #: Token ids -> the bytes of their text: `Tokenizer.decode_bytes`.

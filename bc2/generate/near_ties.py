@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bc2.generate.cache.memory import Memory
+from bc2.generate.cache.paged_attention import PagedStep
+from bc2.generate.cache.segment import Segment
 from bc2.generate.live import Live
-from bc2.generate.memory import Memory
-from bc2.generate.paged_attention import PagedStep
 from bc2.generate.runner import ModelRunner
-from bc2.generate.sampling import Chosen, Tolerance, choose
-from bc2.generate.segment import Segment
-from bc2.generate.token_groups import Draw
+from bc2.generate.sampling.choose import Chosen, Tolerance, choose
+from bc2.generate.sampling.token_groups import Draw
 from bc2.model.head_weight import spans
 from bc2.model.transformer import normalize_rows
 

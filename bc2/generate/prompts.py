@@ -18,8 +18,8 @@ from bc2.data.readers import decode, parse_line
 from bc2.data.streams import numbered_lines, open_bytes, reading
 from bc2.errors import DataError, UsageError, nearest
 from bc2.generate.requests import Request
+from bc2.generate.sampling.seeds import prompt_seed
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.seeds import prompt_seed
 from bc2.tokenizer.tokenizer import Tokenizer
 
 #: The name of a file that means standard input.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from bc2.generate.paged_attention import PagedStep
+from bc2.generate.cache.paged_attention import PagedStep
 from bc2.model.head_weight import head_rows
 from bc2.model.log_probs import TokenLogProbs, token_log_probs
 from bc2.model.transformer import (

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import torch
 
 from bc2.errors import Bc2Error, DataError, RunFailed, UsageError
-from bc2.generate.blocks import ROOT
+from bc2.generate.cache.blocks import ROOT
+from bc2.generate.cache.memory import Memory
+from bc2.generate.cache.paged_attention import PagedStep
+from bc2.generate.cache.segment import Segment
 from bc2.generate.engine_config import EngineConfig
-from bc2.generate.memory import Memory
-from bc2.generate.paged_attention import PagedStep
 from bc2.generate.requests import Score, ScoreRequest
 from bc2.generate.runner import ModelRunner
-from bc2.generate.segment import Segment
 from bc2.generate.stats import EngineStats, timed
 from bc2.generate.token_ids import check_ids
 

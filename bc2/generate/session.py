@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from bc2.errors import DataError, UsageError
-from bc2.generate.blocks import ROOT
+from bc2.generate.cache.blocks import ROOT
+from bc2.generate.cache.memory import Memory
+from bc2.generate.cache.paged_attention import PagedStep
+from bc2.generate.cache.segment import Segment
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.live import DecodeBytes, Live
-from bc2.generate.memory import Memory
 from bc2.generate.near_ties import NearTies, Unsettled
-from bc2.generate.paged_attention import PagedStep
 from bc2.generate.requests import Continuation, Generated, Request, TokenLogProb
 from bc2.generate.runner import ModelRunner
-from bc2.generate.sampling import Chosen, choose
-from bc2.generate.segment import Segment
+from bc2.generate.sampling.choose import Chosen, choose
+from bc2.generate.sampling.token_groups import Draw
 from bc2.generate.stats import EngineStats, timed
-from bc2.generate.token_groups import Draw
 from bc2.generate.token_ids import check_ids
 
 

@@ -6,7 +6,7 @@ Shapes:
 
 `cu_seqlens` [N+1] holds the boundaries: document n is tokens cu_seqlens[n] to
 cu_seqlens[n+1]. No token attends across a boundary. Attention to the keys of earlier
-tokens in a cache is that of `bc2.generate.paged_attention`.
+tokens in a cache is that of `bc2.generate.cache.paged_attention`.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.

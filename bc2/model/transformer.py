@@ -150,7 +150,7 @@ class Exchange(Protocol):
 
 
 class AttentionCache(Protocol):
-    """Keys and values of earlier tokens, for one forward pass: `bc2.generate.paged_attention`."""
+    """Keys and values of earlier tokens, for one forward pass: `bc2.generate.cache`."""
 
     def starts(self) -> Tensor:
         """Tokens that each document has in the cache: int64 [N]."""

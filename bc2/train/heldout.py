@@ -16,9 +16,9 @@ import torch
 from bc2.data.loader import Batch, heldout_batches, read_ahead
 from bc2.data.shards import TokenShards
 from bc2.errors import RunFailed
+from bc2.generate.cache.memory import block_bytes
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
-from bc2.generate.memory import block_bytes
 from bc2.generate.requests import Request
 from bc2.generate.runner import ModelRunner
 from bc2.generate.sampling_config import SamplingConfig

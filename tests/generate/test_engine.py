@@ -12,8 +12,8 @@ from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import Request
 from bc2.generate.runner import ModelRunner
+from bc2.generate.sampling.token_groups import Draw
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.token_groups import Draw
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 

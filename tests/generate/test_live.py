@@ -4,8 +4,8 @@ import pytest
 
 from bc2.generate.live import Live
 from bc2.generate.requests import Request, TokenLogProb
+from bc2.generate.sampling.seeds import sequence_key
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.seeds import sequence_key
 
 PIECES = {0: b"", 1: b"a", 2: b"b", 3: b"ab", 4: "模".encode()[:2], 5: "模".encode()[2:], 6: b"x"}
 

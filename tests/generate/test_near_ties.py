@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from bc2.generate.memory import Memory
+from bc2.generate.cache.memory import Memory
+from bc2.generate.cache.paged_attention import PagedStep
+from bc2.generate.cache.segment import Segment
 from bc2.generate.near_ties import canonical_choice, canonical_hidden, tolerance, wide_logits
-from bc2.generate.paged_attention import PagedStep
 from bc2.generate.runner import ModelRunner
+from bc2.generate.sampling.token_groups import Draw
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.segment import Segment
-from bc2.generate.token_groups import Draw
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 

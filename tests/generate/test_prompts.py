@@ -4,8 +4,8 @@ import pytest
 
 from bc2.errors import DataError
 from bc2.generate.prompts import STDIN, Prompt, prompt_requests, read_prompts
+from bc2.generate.sampling.seeds import prompt_seed
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.seeds import prompt_seed
 
 
 class Letters:

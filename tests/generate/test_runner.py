@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bc2.generate.memory import Memory
-from bc2.generate.paged_attention import PagedStep
+from bc2.generate.cache.memory import Memory
+from bc2.generate.cache.paged_attention import PagedStep
+from bc2.generate.cache.segment import Segment
 from bc2.generate.runner import ModelRunner
-from bc2.generate.segment import Segment
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 

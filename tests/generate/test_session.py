@@ -15,8 +15,8 @@ from bc2.generate.live import Live
 from bc2.generate.near_ties import canonical_choice
 from bc2.generate.requests import Request, ScoreRequest
 from bc2.generate.runner import ModelRunner
+from bc2.generate.sampling.token_groups import Draw
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.token_groups import Draw
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 

@@ -1,4 +1,4 @@
-from bc2.generate.seeds import prompt_seed, sequence_key
+from bc2.generate.sampling.seeds import prompt_seed, sequence_key
 
 
 def test_the_first_prompt_has_the_seed_itself_and_the_others_have_their_own():

@@ -1,11 +1,10 @@
 """Choosing tokens from logits, each sequence by its own settings.
 
 Draws use the Gumbel-max trick with numbers that belong to a token, not to a batch (see
-`bc2.generate.noise`), so a difference in the last bits of a logit changes a draw only where two
-tokens nearly tie. Such a choice is reported as uncertain, and `bc2.generate.near_ties` settles it.
-The vocabulary is never sorted: it is passed over in groups, and only groups that matter are
-looked into. A draw takes first a group, then a token of it, however many tokens are kept and
-however `bc2.generate.kept_tokens` found them: that is no part of what is drawn.
+`bc2.generate.sampling.noise`), so a difference in the last bits of a logit changes a draw only
+where two tokens nearly tie. Such a choice is reported as uncertain, and `bc2.generate.near_ties`
+settles it. The vocabulary is never sorted: it is passed over in groups, and only groups that
+matter are looked into.
 
 Shapes:
     B  sequences      V  vocabulary      N  groups of the vocabulary      M  candidates
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor
 
 from bc2.errors import RunFailed
-from bc2.generate.kept_tokens import CANDIDATES, Kept, Limits, Listed, Whole
-from bc2.generate.token_groups import Draw, Groups, Rows, first_and_gap
+from bc2.generate.sampling.kept_tokens import CANDIDATES, Kept, Limits, Listed, Whole
+from bc2.generate.sampling.token_groups import Draw, Groups, Rows, first_and_gap
 from bc2.model.head_weight import at_least_fp32
 from bc2.model.log_probs import largest
 from bc2.model.softmax import row_blocks

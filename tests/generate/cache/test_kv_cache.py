@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bc2.generate.kv_cache import KVCache
-from bc2.generate.memory import Memory, block_bytes
+from bc2.generate.cache.kv_cache import KVCache
+from bc2.generate.cache.memory import Memory, block_bytes
 from bc2.model.model_config import ModelConfig
 
 CPU = torch.device("cpu")

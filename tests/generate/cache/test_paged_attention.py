@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bc2.generate.decode_attention import MOST_SPANS, spans_of
-from bc2.generate.kv_cache import KVCache
-from bc2.generate.paged_attention import PagedStep
-from bc2.generate.partial_attention import attend_by_products, attend_part
-from bc2.generate.segment import Segment
+from bc2.generate.cache.decode_attention import MOST_SPANS, spans_of
+from bc2.generate.cache.kv_cache import KVCache
+from bc2.generate.cache.paged_attention import PagedStep
+from bc2.generate.cache.partial_attention import attend_by_products, attend_part
+from bc2.generate.cache.segment import Segment
 from bc2.model.attention import alibi_slopes
 
 LAYERS, LAYER = 2, 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bc2.generate.blocks import BlockPool
-from bc2.generate.kv_cache import KVCache
+from bc2.generate.cache.blocks import BlockPool
+from bc2.generate.cache.kv_cache import KVCache
 from bc2.model.model_config import ModelConfig
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from bc2.generate.noise import gumbel
-from bc2.generate.seeds import sequence_key
+from bc2.generate.sampling.noise import gumbel
+from bc2.generate.sampling.seeds import sequence_key
 
 MASK = 2**64 - 1
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bc2.generate.noise import gumbel
+from bc2.generate.sampling.noise import gumbel
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.head_weight import spans
 

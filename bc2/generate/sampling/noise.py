@@ -20,7 +20,7 @@ def gumbel(keys: Tensor, places: Tensor, ids: Tensor, stream: int) -> Tensor:
     trick", arXiv 1411.0030, section 2).
 
     Args:
-        keys: int64 [B], from `bc2.generate.seeds`.
+        keys: int64 [B], from `bc2.generate.sampling.seeds`.
         places: int64 [B], the number of the new token.
         ids: int64 [B, M] or [M], what each number belongs to.
         stream: tells several uses of the same ids apart.

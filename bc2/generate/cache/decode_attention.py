@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bc2.generate.kv_cache import KVCache
-from bc2.generate.segment import Segment
+from bc2.generate.cache.kv_cache import KVCache
+from bc2.generate.cache.segment import Segment
 from bc2.model.head_weight import at_least_fp32
 
 #: The most calls in a layer.

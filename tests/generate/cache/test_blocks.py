@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bc2.generate.blocks import ROOT, BlockPool
+from bc2.generate.cache.blocks import ROOT, BlockPool
 
 BLOCKS, SIZE = 9, 2
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bc2.generate.decode_attention import SingleTokens
-from bc2.generate.kv_cache import KVCache
-from bc2.generate.prompt_attention import OwnTokens, context_calls
-from bc2.generate.segment import Segment
+from bc2.generate.cache.decode_attention import SingleTokens
+from bc2.generate.cache.kv_cache import KVCache
+from bc2.generate.cache.prompt_attention import OwnTokens, context_calls
+from bc2.generate.cache.segment import Segment
 from bc2.model.head_weight import at_least_fp32
 
 

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from bc2.errors import RunFailed
-from bc2.generate.noise import gumbel
-from bc2.generate.sampling import choose
+from bc2.generate.sampling.choose import choose
+from bc2.generate.sampling.noise import gumbel
+from bc2.generate.sampling.token_groups import GROUP, Draw
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.token_groups import GROUP, Draw
 
 
 def draws(count, **settings):

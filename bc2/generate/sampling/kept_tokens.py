@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bc2.generate.order_window import INTERVALS, Window, interval_sums, sums_after
-from bc2.generate.token_groups import GROUP, Likelihoods, Rows, blocks, reduced
+from bc2.generate.sampling.order_window import INTERVALS, Window, interval_sums, sums_after
+from bc2.generate.sampling.token_groups import GROUP, Likelihoods, Rows, blocks, reduced
 
 #: Candidates that are looked at first. Those of top-k with a larger k: the next number above k.
 #: With still larger k, or where the candidates do not hold all that is kept, all tokens are.

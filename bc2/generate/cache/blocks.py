@@ -4,7 +4,7 @@ A block holds the keys and values of a fixed number of consecutive tokens, in al
 of a sequence holds its tokens i · size to (i + 1) · size. Sequences that begin with the same
 tokens use the same blocks. A full block is known by its tokens and the block before it; when
 nobody uses it, it stays until its memory is needed, the one unused for longest first. This file
-counts; `bc2.generate.kv_cache` holds the numbers. Imports no torch.
+counts; `bc2.generate.cache.kv_cache` holds the numbers. Imports no torch.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bc2.generate.kv_cache import KVCache
-from bc2.generate.partial_attention import attend_part, merge_into
-from bc2.generate.segment import Segment
+from bc2.generate.cache.kv_cache import KVCache
+from bc2.generate.cache.partial_attention import attend_part, merge_into
+from bc2.generate.cache.segment import Segment
 from bc2.model.attention import PAD_TO, alibi_bias, padded_slots
 from bc2.model.head_weight import at_least_fp32
 

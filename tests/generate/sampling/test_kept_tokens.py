@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from bc2.generate import sampling
-from bc2.generate.kept_tokens import Listed, Whole, limits_of
-from bc2.generate.sampling import choose
+from bc2.generate.sampling import choose as choosing
+from bc2.generate.sampling.choose import choose
+from bc2.generate.sampling.kept_tokens import Listed, Whole, limits_of
+from bc2.generate.sampling.token_groups import Draw, Groups, Rows
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.generate.token_groups import Draw, Groups, Rows
 
 VOCAB = 20_000
 
@@ -91,7 +91,7 @@ def test_candidates_and_all_tokens_give_the_same_draw(shape, monkeypatch):
     ]
     logits = shaped(shape, len(draws), dtype=torch.float32)
     chosen = choose(logits.clone(), draws, lambda top: torch.full_like(top, 1e-4))
-    monkeypatch.setattr(sampling, "CANDIDATES", (0, 0))
+    monkeypatch.setattr(choosing, "CANDIDATES", (0, 0))
     other = choose(logits.clone(), draws, lambda top: torch.full_like(top, 1e-4))
     assert chosen.ids.tolist() == other.ids.tolist()
     assert chosen.uncertain.tolist() == other.uncertain.tolist()

@@ -1,0 +1,1 @@
+"""Keys and values of earlier tokens in blocks of one pool, and attention to them."""

@@ -1,0 +1,1 @@
+"""Choosing tokens from logits, each sequence by its own settings."""
