@@ -6,11 +6,14 @@ stderr and the exit code of its class; a traceback needs ``--debug``.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+import threading
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -18,7 +21,7 @@ from typer.core import TyperGroup
 from bc2 import __version__
 from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
-from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error
+from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error, world_size
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -178,7 +181,24 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop(sys.stdout)
+    if world_size() > 1:
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: Any) -> NoReturn:
+    """End a rank as `sys.exit` does, but for the teardown of native libraries.
+
+    Threads of torch's process groups may still run then, and now and again that aborts a rank
+    which had ended well, or had said why not.
+    """
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _open_closed_streams() -> None:

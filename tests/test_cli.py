@@ -158,3 +158,34 @@ def test_a_reader_that_goes_away_is_no_failure(reader: str, tmp_path: Path) -> N
         ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert (run.returncode, run.stderr) == (0, "")
+
+
+ENDING = """
+import atexit, sys, threading, time
+from bc2 import cli
+
+class Native:
+    def __del__(self):
+        print("torn down")
+
+held = Native()
+atexit.register(print, "exit function")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("world", ["1", "2"])
+@pytest.mark.parametrize(("verb", "code"), [("recipe list --quiet", 0), ("recipe show none", 2)])
+def test_a_rank_ends_before_native_libraries_are_torn_down(
+    world: str, verb: str, code: int, tmp_path: Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", ENDING, *verb.split()],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "WORLD_SIZE": world, "RANK": "0"},
+    )  # fmt: skip
+    assert run.returncode == code, run.stderr
+    end = ["thread", "exit function", *(["torn down"] if world == "1" else [])]
+    assert run.stdout.splitlines()[-len(end) :] == end
+    assert ("to do" in run.stderr) == bool(code)
