@@ -181,9 +181,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop(sys.stdout)
-    if world_size() > 1:
+    if world_size() > 1 and _has_joined():
         _leave(code)
     sys.exit(code)
+
+
+def _has_joined() -> bool:
+    """Whether this rank has a process group of torch's."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _leave(code: Any) -> NoReturn:
