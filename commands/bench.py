@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from bc2.console import Output, note, progress, warn
+from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.options import Json, Set, verb
 from bc2.recipe import Recipe, load
@@ -217,25 +217,16 @@ def _show(output: Output, result: BenchResult) -> None:
 
 
 def _list(output: Output) -> None:
-    from bc2.bench.render import listing, render_tables
+    from bc2.bench.render import listing, show_listing
     from bc2.bench.results import read_kept_results
 
     results = read_kept_results(_folder())
-    output.emit(
-        {"results": [result.as_json() for result in results]},
-        table=render_tables([listing(results)]),
-    )
+    show_listing(output, results, listing(results))
 
 
 def _compare(output: Output, first: str, second: str) -> None:
-    from bc2.bench.render import comparison, differences, render_tables
+    from bc2.bench.render import comparison, differences, show_comparison
     from bc2.bench.results import find_result
 
     one, other = find_result(first, _folder()), find_result(second, _folder())
-    unlike = list(differences(one, other))
-    for line in unlike:
-        warn(line)
-    output.emit(
-        {"first": one.as_json(), "second": other.as_json(), "differences": unlike},
-        table=render_tables([comparison(one, other)]),
-    )
+    show_comparison(output, one, other, list(differences(one, other)), comparison(one, other))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bc2.console import Output, note, progress, warn
+from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.options import Json, Set, verb
 from bc2.recipe import load
@@ -188,10 +188,10 @@ def _settings(plan: GenerationPlan, asked: GenerationOptions) -> dict[str, Any]:
 
 def _keep(result: GenerationResult, *, save: bool, markdown: Path | None) -> None:
     from bc2.bench.generation.render import generation_markdown
-    from bc2.bench.results import keep
+    from bc2.bench.results import keep_result
 
     if save:
-        note(f"kept as {keep(result, result.id, _folder())}")
+        note(f"kept as {keep_result(result, _folder())}")
     if markdown is not None:
         markdown.write_text(generation_markdown(result), encoding="utf-8")
         note(f"written to {markdown}")
@@ -208,25 +208,17 @@ def _show(output: Output, result: GenerationResult) -> None:
 def _list(output: Output) -> None:
     from bc2.bench.generation.render import generation_listing
     from bc2.bench.generation.results import read_kept_generations
-    from bc2.bench.render import render_tables
+    from bc2.bench.render import show_listing
 
     results = read_kept_generations(_folder())
-    output.emit(
-        {"results": [result.as_json() for result in results]},
-        table=render_tables([generation_listing(results)]),
-    )
+    show_listing(output, results, generation_listing(results))
 
 
 def _compare(output: Output, first: str, second: str) -> None:
     from bc2.bench.generation.render import generation_comparison, generation_differences
     from bc2.bench.generation.results import find_generation
-    from bc2.bench.render import render_tables
+    from bc2.bench.render import show_comparison
 
     one, other = find_generation(first, _folder()), find_generation(second, _folder())
     unlike = list(generation_differences(one, other))
-    for line in unlike:
-        warn(line)
-    output.emit(
-        {"first": one.as_json(), "second": other.as_json(), "differences": unlike},
-        table=render_tables([generation_comparison(one, other)]),
-    )
+    show_comparison(output, one, other, unlike, generation_comparison(one, other))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bc2.bench.data import read_steps
+from bc2.bench.llama import llama_config
 from bc2.bench.spec import Spec
 from bc2.data.loader import Batch
 from bc2.errors import UsageError
@@ -86,23 +87,8 @@ class Llama:
 
 
 def _llama(spec: Spec, device: torch.device) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    model = spec.model
     flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    # Typed as Any: `attn_implementation` is not among the arguments that it declares.
-    make: Any = LlamaConfig
-    config = make(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        num_key_value_heads=model.num_heads,
-        max_position_embeddings=model.context_length,
-        rms_norm_eps=model.norm_eps,
-        tie_word_embeddings=False,
-        use_cache=False,
-        attn_implementation="flash_attention_2" if flash and spec.weights != "fp32" else "sdpa",
-    )
-    return LlamaForCausalLM(config)
+    kernel = "flash_attention_2" if flash and spec.weights != "fp32" else "sdpa"
+    return LlamaForCausalLM(llama_config(spec.model, use_cache=False, attn_implementation=kernel))

@@ -6,8 +6,16 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bc2.bench.results import SHEET, BenchResult, Checkpoint, ContenderResult, Memory, Ratio
-from bc2.console import table
+from bc2.bench.results import (
+    SHEET,
+    BenchResult,
+    Checkpoint,
+    ContenderResult,
+    KeptResult,
+    Memory,
+    Ratio,
+)
+from bc2.console import Output, table, warn
 from bc2.train.log_rows import STEP_PARTS
 from bc2.train.mfu import mfu_text
 
@@ -274,3 +282,20 @@ def unlike(*pairs: tuple[str, dict[str, Any], dict[str, Any]]) -> Iterator[str]:
 def lasting(machine: dict[str, Any]) -> dict[str, Any]:
     """The facts of a machine that are the same tomorrow."""
     return {name: value for name, value in machine.items() if name != "load"}
+
+
+def show_listing(output: Output, results: Sequence[KeptResult], shown: Table) -> None:
+    """Print the kept results of a benchmark."""
+    output.emit({"results": [result.as_json() for result in results]}, table=render_tables([shown]))
+
+
+def show_comparison(
+    output: Output, one: KeptResult, other: KeptResult, differing: Sequence[str], shown: Table
+) -> None:
+    """Print two kept results, after warnings of what makes them differ in kind."""
+    for line in differing:
+        warn(line)
+    output.emit(
+        {"first": one.as_json(), "second": other.as_json(), "differences": list(differing)},
+        table=render_tables([shown]),
+    )

@@ -152,10 +152,10 @@ class Peak(Settings):
         return max(self.before, self.after, self.kept or 0.0)
 
 
-class BenchResult(Settings):
-    """One run of `bc2 bench`."""
+class KeptResult(Settings):
+    """What every benchmark keeps of a run."""
 
-    version: int = VERSION
+    version: int
     id: str
     """Recipe's name and time; the name of its file."""
     time: str
@@ -164,9 +164,19 @@ class BenchResult(Settings):
     """Resolved, as far as it was used."""
     machine: dict[str, Any]
     settings: dict[str, Any]
-    """Of the command: steps, rounds, documents, environments."""
+    """Of the command."""
     params: int
     """Parameters of the model."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything kept, and what is worked out from it."""
+        return self.model_dump(mode="json")
+
+
+class BenchResult(KeptResult):
+    """One run of `bc2 bench`."""
+
+    version: int = VERSION
     batch_tokens: int
     """Tokens of an optimizer step."""
     flops_per_token: int
@@ -238,15 +248,10 @@ def new_id(name: str, folder: Path) -> tuple[str, str]:
     return next(each for each in numbers if each not in taken), now.isoformat(timespec="seconds")
 
 
-def keep_result(result: BenchResult, folder: Path) -> Path:
+def keep_result(result: KeptResult, folder: Path) -> Path:
     """Write a result to the folder of kept ones, durably."""
-    return keep(result, result.id, folder)
-
-
-def keep(result: Settings, identity: str, folder: Path) -> Path:
-    """Write a result of any benchmark to a folder of kept ones, durably."""
     make_directory(folder)
-    path = folder / f"{identity}.json"
+    path = folder / f"{result.id}.json"
     replace_durably(path, result.model_dump_json(indent=1).encode())
     return path
 

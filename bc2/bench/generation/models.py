@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bc2.bench.generation.job import Job
-from bc2.model.model_config import ModelConfig
+from bc2.bench.llama import llama_config
 from bc2.model.store import load_model
 from bc2.model.transformer import Transformer
 from bc2.train.device import DTYPES
@@ -27,44 +27,20 @@ def build_model(job: Job) -> Transformer:
 
 
 def build_llama(job: Job) -> Any:
-    """LlamaForCausalLM with the weights of `build_model`; a NormHead becomes a plain head.
-
-    With ALiBi its attention is another one, since Llama's positions are always rotary.
-    """
+    """LlamaForCausalLM with the weights of `build_model`; a NormHead becomes a plain head."""
     from transformers import LlamaForCausalLM
 
     ours = build_model(job)
     with torch.device("meta"):
-        theirs: Any = LlamaForCausalLM(_llama_config(job.model))
+        # No token ends an answer: all of them have the length that is asked for.
+        ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+        config = llama_config(job.model, attn_implementation="sdpa", **ends)
+        theirs: Any = LlamaForCausalLM(config)
     theirs = theirs.to(DTYPES[job.precision]).to_empty(device=job.device)
     theirs.load_state_dict(dict(_to_llama(ours)))
     # Not among the weights, so `to_empty` left it without values.
     theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config).to(job.device)
     return theirs.eval()
-
-
-def _llama_config(model: ModelConfig) -> Any:
-    from transformers import LlamaConfig
-
-    # Typed as Any: `attn_implementation` is not among the arguments that it declares.
-    make: Any = LlamaConfig
-    return make(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        num_key_value_heads=model.num_heads,
-        max_position_embeddings=model.context_length,
-        rms_norm_eps=model.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_base},
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        # No token ends an answer: all of them have the length that is asked for.
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
 
 
 def _to_llama(ours: Transformer) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,15 @@ from typing import Any
 
 from pydantic import Field
 
-from bc2.bench.results import Ratio, Spread, checked, kept_path, read_kept, read_values
+from bc2.bench.results import (
+    KeptResult,
+    Ratio,
+    Spread,
+    checked,
+    kept_path,
+    read_kept,
+    read_values,
+)
 from bc2.recipe import Settings
 
 #: Raised when a field changes its name or its meaning.
@@ -134,23 +142,12 @@ class FamilyResult(Settings):
         return Spread.of([several / one for several, one in pairs])
 
 
-class GenerationResult(Settings):
+class GenerationResult(KeptResult):
     """One run of `bc2 bench generate`."""
 
     version: int = VERSION
-    id: str
-    """Recipe's name and time; the name of its file."""
-    time: str
-    """When it began, ISO 8601, UTC."""
-    recipe: dict[str, Any]
-    """The model's section."""
-    machine: dict[str, Any]
-    settings: dict[str, Any]
-    """Of the command."""
     work: dict[str, int]
     """Sizes of the work."""
-    params: int
-    """Parameters of the model."""
     decode: list[DecodeResult] = Field(default_factory=list)
     ratios: list[Ratio] = Field(default_factory=list)
     """Of `decode`: how many times as fast bc2 is."""

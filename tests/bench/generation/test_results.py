@@ -29,7 +29,7 @@ from bc2.bench.generation.results import (
     read_generation,
     read_kept_generations,
 )
-from bc2.bench.results import Ratio, keep
+from bc2.bench.results import Ratio, keep_result
 from bc2.errors import DataError, RefError
 
 
@@ -147,7 +147,7 @@ def test_markdown_has_the_setup_and_the_tables() -> None:
 def test_results_are_kept_and_found_again(tmp_path: Path) -> None:
     one, other = result("one"), result("another")
     for each in (other, one):
-        keep(each, each.id, tmp_path)
+        keep_result(each, tmp_path)
     assert read_kept_generations(tmp_path) == [one, other]
     assert find_generation("ano", tmp_path) == other
     assert find_generation(str(tmp_path / "one.json"), tmp_path) == one
@@ -158,7 +158,7 @@ def test_results_are_kept_and_found_again(tmp_path: Path) -> None:
 
 
 def test_another_version_is_not_read(tmp_path: Path) -> None:
-    path = keep(result(), "one", tmp_path)
+    path = keep_result(result(), tmp_path)
     path.write_text(path.read_text().replace('"version": 1', '"version": 9'))
     with pytest.raises(DataError, match="has version 9, not 1"):
         read_generation(path)

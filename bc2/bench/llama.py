@@ -1,0 +1,28 @@
+"""The configuration of transformers' Llama at one of our shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bc2.model.model_config import ModelConfig
+
+
+def llama_config(model: ModelConfig, **more: Any) -> Any:
+    """A `LlamaConfig`; with ALiBi its attention is another one, as its positions are rotary."""
+    from transformers import LlamaConfig
+
+    # Typed as Any: `attn_implementation` is not among the arguments that it declares.
+    make: Any = LlamaConfig
+    return make(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_heads,
+        max_position_embeddings=model.context_length,
+        rms_norm_eps=model.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_base},
+        tie_word_embeddings=False,
+        **more,
+    )
