@@ -1,0 +1,1 @@
+"""All that touches lm-eval: the only room that imports it, and only when it is used."""
