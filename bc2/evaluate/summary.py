@@ -126,8 +126,10 @@ def summarize(samples: Iterable[Sample], facts: SuiteFacts) -> list[Summary]:
     _check_headline(tallies, facts)
     check_extracted(facts.suite, filter_of(facts.headline), list(tallies.values()), example)
     suite = _Suite(facts, tallies)
+    if len(tallies) == 1:
+        return [suite.summary(list(tallies), None)]
     subjects = [suite.summary([task], facts.subjects.get(task, task)) for task in tallies]
-    return [suite.summary(list(tallies), None), *(subjects if len(subjects) > 1 else [])]
+    return [suite.summary(list(tallies), None), *subjects]
 
 
 def _check_headline(tallies: Mapping[str, Tally], facts: SuiteFacts) -> None:

@@ -33,7 +33,8 @@ def scores_table(summaries: Sequence[Summary], *, subjects: bool = False) -> Any
 
     What the columns mean says `legend`.
     """
-    return table(_COLUMNS, _aligned(_rows(_chosen(summaries, subjects))))
+    header, *rows = _aligned([_COLUMNS, *_rows(_chosen(summaries, subjects))])
+    return table(header, rows)
 
 
 def scores_markdown(summaries: Sequence[Summary], *, subjects: bool = True) -> str:
@@ -114,10 +115,19 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
             f"{each.cut:,}",
             f"{each.at_limit:,}",
             _figure(each.not_extracted_share, percent=True),
-            each.label,
+            _note(each),
         ]
         for each in summaries
     ]
+
+
+def _note(summary: Summary) -> str:
+    """The label; and the interval where the standard error says nothing: all answers are equal."""
+    notes: list[str] = [summary.label] if summary.label else []
+    if summary.interval and not summary.stderr:
+        low, high = (_figure(bound, percent=summary.percent) for bound in summary.interval)
+        notes.append(f"{summary.level:.0%} interval {low} to {high}")
+    return ", ".join(notes)
 
 
 def _figure(value: float | None, *, percent: bool) -> str:
@@ -128,8 +138,7 @@ def _figure(value: float | None, *, percent: bool) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Numbers that are text (a percent sign, nothing known) moved to the right of a column."""
-    columns = list(zip(_COLUMNS, *rows, strict=True))
-    widths = [max(map(_width, column)) for column in columns]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     return [
         [
             _padded(cell, widths[index], right=True) if index in _NUMBERS else cell
