@@ -1,0 +1,1 @@
+"""Judging a model: prompts of benchmarks, and the likelihood of texts."""
