@@ -1,1 +1,1 @@
-"""Benchmarks and held-out text: what a model scores, with its error and its record."""
+"""Judging a model: prompts of benchmarks, and the likelihood of texts."""

@@ -24,6 +24,7 @@ import sentencepiece
 
 from bc2.errors import DataError, from_os_error
 from bc2.tokenizer.layout import PAD_ID, SPACE_MARK
+from bc2.tokenizer.protobuf import message_fields
 
 Ids = npt.NDArray[np.int32]
 
@@ -223,6 +224,21 @@ class Tokenizer:
         self._check([token_id])
         return self._sp.id_to_piece(token_id)
 
+    def matched_pieces(self) -> Iterator[tuple[str, bool]]:
+        """Every piece that text is matched with, as the model spells it; whether it is unused.
+
+        An unused piece is matched, then split again. Control, unknown and byte pieces are not
+        matched.
+        """
+        ids = list(range(self.vocab_size))
+        sp = self._sp
+        kinds = zip(sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
+        for piece, unmatched, unused in zip(
+            sp.id_to_piece(ids), map(any, kinds), sp.is_unused(ids), strict=True
+        ):
+            if not unmatched:
+                yield piece, unused
+
     def _find_byte_ids(self) -> list[int]:
         """The ids of the 256 bytes, or none if the model does not fall back to bytes."""
         found = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
@@ -277,41 +293,13 @@ def _table(processor: sentencepiece.SentencePieceProcessor) -> list[bytes]:
 def _changes(model: bytes) -> dict[str, bool]:
     """How a model changes text before it encodes it."""
     spec = sentencepiece.SentencePieceNormalizer(model_proto=model).serialized_normalizer_spec()
-    fields = dict(_fields(spec))
+    fields = dict(message_fields(spec))
     return {
         "charsmap": bool(fields.get(2, b"")),
         "dummy_prefix": bool(fields.get(3, True)),
         "extra_whitespace": bool(fields.get(4, True)),
         "unescaped": not fields.get(5, True),
     }
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a small protobuf message: integers, and bytes.
-
-    By hand, since the protobuf classes that SentencePiece brings demand a newer runtime
-    than many environments have.
-    """
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        value, position = _varint(message, position)
-        if tag & 7 == 2:
-            yield tag >> 3, message[position : position + value]
-            position += value
-        else:
-            yield tag >> 3, value
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position
 
 
 def _wtf8(error: UnicodeError) -> tuple[str, int]:
