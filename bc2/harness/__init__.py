@@ -1,1 +1,1 @@
-"""All that touches lm-eval: the only room that imports it, and only when it is used."""
+"""Benchmarks: the files they are released as, and lm-eval's tasks over them."""
