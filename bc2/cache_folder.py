@@ -1,0 +1,16 @@
+"""Where bc2 keeps what it can make again: of the machine, not of a home."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``$BC2_CACHE``, else ``$XDG_CACHE_HOME/bc2``, else ``~/.cache/bc2``. It may not exist yet."""
+    own = os.environ.get("BC2_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The convention says: a relative path there is invalid and to be ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "bc2"

@@ -1,0 +1,1 @@
+"""Benchmarks: the files they are released as, and lm-eval's tasks over them."""
