@@ -7,14 +7,25 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bc2.data.prep.settings import BenchmarkSettings
+<<<<<<< HEAD
 from bc2.errors import DataError, RecipeError, nearest
 from bc2.harness.rows import KINDS, field_of, kind_of, read_rows
 from bc2.streams import first_line
+=======
+from bc2.data.readers import parse_line
+from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
+from bc2.errors import DataError, RecipeError
+from bc2.harness.task_index import manager_of
+
+_KINDS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
+
+#: Bytes of a CSV field. csv's own limit, 128 KiB, is too small for questions about long passages.
+_MAX_CELL = 1 << 26
+>>>>>>> 6b4eec3cf8c9c24aadfd907d92e5c30bfcd47d7c
 
 
 class Item(NamedTuple):
@@ -82,7 +93,7 @@ def read_task(name: str, folder: str | None) -> Iterator[Item]:
         RecipeError: lm-eval has no such task.
         DataError: the task's data cannot be read, or it has no questions.
     """
-    manager = _manager_of(name, folder)
+    manager = manager_of(name, folder, where="corpus.decontaminate.tasks", error=RecipeError)
     with _task_errors(name):
         tasks = manager.load(name)["tasks"]
     items = [item for task in sorted(tasks) for item in _task_items(name, task, tasks[task])]
@@ -93,34 +104,6 @@ def read_task(name: str, folder: str | None) -> Iterator[Item]:
             todo="give a task with a test or validation split, or its files as a benchmark",
         )
     yield from items
-
-
-def _manager_of(name: str, folder: str | None) -> Any:
-    """An lm-eval TaskManager that knows a task; tasks of the folder take precedence.
-
-    Raises:
-        RecipeError: lm-eval has no such task.
-    """
-    known: list[str] = []
-    for with_defaults in [False, True] if folder else [True]:
-        manager = _manager(folder, with_defaults)
-        if name in manager.all_tasks:
-            return manager
-        known = manager.all_tasks
-    guess = nearest(name, known)
-    raise RecipeError(
-        f"lm-eval has no task {name!r}",
-        where="corpus.decontaminate.tasks",
-        todo=f"did you mean {guess!r}?" if guess else "see `lm-eval ls tasks`",
-    )
-
-
-@lru_cache(maxsize=2)
-def _manager(folder: str | None, with_defaults: bool) -> Any:
-    """A TaskManager. It is cached, because lm-eval's own tasks are 15,000 files to read."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=folder, include_defaults=with_defaults)
 
 
 def _task_items(name: str, key: str, task: Any) -> Iterator[Item]:
