@@ -98,19 +98,26 @@ class Session:
         return self.registry.find(kind, key.hex)
 
     def obtain_recorded(
-        self, kind: Kind, name: str, settings: Settings, inputs: Mapping[Kind, Iterable[Artifact]]
+        self,
+        kind: Kind,
+        name: str,
+        settings: Settings,
+        inputs: Mapping[Kind, Iterable[Artifact]],
+        *,
+        options: Any = None,
     ) -> Artifact:
         """What a stage without a section makes: its settings are recorded in place of a recipe.
 
         Args:
             inputs: the parents, by kind.
+            options: handed to the stage, see `Task.options`.
         """
         given = Inputs({kind: tuple(found) for kind, found in inputs.items()})
         stage = stage_of(kind)
         recorded = {"name": name, kind: settings.model_dump(mode="json")}
         key = self._key(stage, settings, given)
         return self._found_or_made(
-            _Making(stage, name, settings, given, recorded, key, None), self.fresh
+            _Making(stage, name, settings, given, recorded, key, options), self.fresh
         )
 
     def _look_up(self, stage: Stage[Any], settings: Any, recipe: Recipe) -> None:

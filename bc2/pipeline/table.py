@@ -17,6 +17,7 @@ STAGES: dict[Kind, str] = {
     "tokens": "bc2.data.tokens_stage:STAGE",
     "checkpoint": "bc2.train.pretrain_stage:STAGE",
     "law": "bc2.scaling.law_stage:STAGE",
+    "scores": "bc2.evaluate.scores_stage:STAGE",
 }
 
 

@@ -11,21 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bc2.data.prep.settings import BenchmarkSettings
-<<<<<<< HEAD
-from bc2.errors import DataError, RecipeError, nearest
-from bc2.harness.rows import KINDS, field_of, kind_of, read_rows
-from bc2.streams import first_line
-=======
-from bc2.data.readers import parse_line
-from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
 from bc2.errors import DataError, RecipeError
+from bc2.harness.rows import KINDS, field_of, kind_of, read_rows
 from bc2.harness.task_index import manager_of
-
-_KINDS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
-
-#: Bytes of a CSV field. csv's own limit, 128 KiB, is too small for questions about long passages.
-_MAX_CELL = 1 << 26
->>>>>>> 6b4eec3cf8c9c24aadfd907d92e5c30bfcd47d7c
+from bc2.streams import first_line
 
 
 class Item(NamedTuple):

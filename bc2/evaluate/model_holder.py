@@ -1,0 +1,85 @@
+"""The model that answers, loaded when the first prompt is unanswered and kept for all suites."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from bc2.errors import DataError
+from bc2.generate.engine_config import EngineConfig
+from bc2.registry import Artifact
+
+if TYPE_CHECKING:
+    import torch
+
+    from bc2.generate.engine import InferenceEngine
+    from bc2.model.transformer import Transformer
+    from bc2.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class ModelHolder:
+    """A checkpoint, its device and the engine over it; close it when all is answered."""
+
+    artifact: Artifact
+    device: torch.device
+    dtype: torch.dtype
+    config: EngineConfig = field(default_factory=EngineConfig)
+    _held: ExitStack = field(default_factory=ExitStack)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, which needs no model in memory.
+
+        Raises:
+            DataError: it is not the model's, or there is none.
+            IntegrityError: a file is not what was published.
+        """
+        from bc2.model.store import CONFIG, load_config
+        from bc2.tokenizer.tokenizer import Tokenizer
+        from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+
+        tokenizer = Tokenizer.load(self.artifact.file(TOKENIZER_FILE))
+        self.artifact.file(CONFIG)
+        rows = load_config(self.artifact.path).vocab_size
+        if tokenizer.vocab_size > rows:
+            raise DataError(
+                f"the tokenizer of {self.artifact.title} has {tokenizer.vocab_size:,} pieces and "
+                f"its model {rows:,} tokens: it is another model's",
+                where=str(self.artifact.path),
+                todo="import the checkpoint again with the tokenizer that it was trained with",
+            )
+        return tokenizer
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The model on its device."""
+        from bc2.generate.load import open_model
+
+        opened = open_model(self.artifact, self.device, self.dtype)
+        return self._held.enter_context(opened).model
+
+    @cached_property
+    def engine(self) -> InferenceEngine:
+        """The engine over the model."""
+        from bc2.generate.engine import InferenceEngine
+
+        tokenizer = self.tokenizer
+        return InferenceEngine(
+            self.model,
+            self.config,
+            eos_id=tokenizer.eos_id,
+            decode_bytes=tokenizer.decode_bytes,
+        )
+
+    @property
+    def prefix_id(self) -> int:
+        """The token before a text without context: what ends the document before it."""
+        tokenizer = self.tokenizer
+        return tokenizer.eos_id if tokenizer.eos_id >= 0 else tokenizer.bos_id
+
+    def close(self) -> None:
+        """Let go of the checkpoint's files."""
+        self._held.close()

@@ -1,0 +1,26 @@
+"""A checkpoint in a suite -> scores: a stage without a recipe, whose parent is the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bc2.evaluate.eval_settings import EvalSettings
+from bc2.pipeline.stage import Input, Stage, Task
+
+#: Raised when the same checkpoint, rows and settings would get other scores.
+VERSION = 1
+
+
+def _make(task: Task[EvalSettings]) -> Mapping[str, Any]:
+    from bc2.evaluate.suite_run import run_suite
+
+    return run_suite(task.options, task.work, task.out)
+
+
+STAGE = Stage(
+    kind="scores",
+    version=VERSION,
+    inputs=(Input("checkpoint", lambda settings: (), many=True),),
+    make=_make,
+)
