@@ -1,8 +1,8 @@
-"""Releases of every benchmark with a few made rows each, in the layout and format of the real ones.
+"""Releases of every benchmark with a few made rows each, laid out and written as the real ones.
 
-``import made_releases`` from any test; `write_releases` fills a folder for ``--data``. Questions are
-about small sums: each has one right answer, and no row is of a real benchmark. Subjects have five
-rows for shots and two that are scored; single sets about ten.
+``import made_releases`` from any test; `write_releases` fills a folder for ``--data``. Questions
+are about small sums: each has one right answer, and no row is of a real benchmark. Subjects have
+five rows for shots and two that are scored; single sets about ten.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def made(number: int, options: int = 4) -> Sum:
 
 def write_releases(folder: Path, sources: Collection[str] | None = None) -> None:
     """Write the releases of all sources, or of some, below a folder."""
-    for name, write in _WRITERS.items():
-        if sources is None or name in sources:
-            write(folder)
+    for write in {_WRITERS[name] for name in (_WRITERS if sources is None else sources)}:
+        write(folder)
 
 
 # -- subjects ------------------------------------------------------------------------------
@@ -259,10 +258,11 @@ _WRITERS: dict[str, Callable[[Path], None]] = {
     "mbpp": _write_mbpp,
     "bbh": _write_bbh,
     "agieval": _write_agieval,
+    "jecqa": _write_agieval,
     "gaokao": _write_gaokao,
     "medqa": _write_medqa,
     "medmcqa": _write_medmcqa,
-}  # AGIEval's files are those of JEC-QA too
+}
 
 
 # -- files ---------------------------------------------------------------------------------
