@@ -1,4 +1,4 @@
-"""The folder where bc2 keeps what belongs to the machine, not to a home of artifacts."""
+"""Where bc2 keeps what it can make again: of the machine, not of a home."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ import os
 from pathlib import Path
 
 
-def cache_folder() -> Path | None:
-    """``$BC2_CACHE``, else ``$XDG_CACHE_HOME/bc2``, else ``~/.cache/bc2``; it need not exist.
-
-    None: of a user without a home directory. As the standard asks, a ``$XDG_CACHE_HOME`` that
-    is not absolute is ignored.
-    """
-    if own := os.environ.get("BC2_CACHE"):
-        return Path(own).absolute()
+def cache_folder() -> Path:
+    """``$BC2_CACHE``, else ``$XDG_CACHE_HOME/bc2``, else ``~/.cache/bc2``. It may not exist yet."""
+    own = os.environ.get("BC2_CACHE")
+    if own:
+        return Path(own).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if base.is_absolute():
-        return base / "bc2"
-    try:
-        return Path.home() / ".cache" / "bc2"
-    except RuntimeError:  # a user without a home directory
-        return None
+    # The convention says: a relative path there is invalid and to be ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "bc2"

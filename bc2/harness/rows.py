@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from bc2.errors import DataError
 from bc2.streams import BadRow, first_line, numbered_lines, open_bytes, parse_line, reading
@@ -58,7 +58,7 @@ def rows_in(
         yield from _json_lines(stream, where)
 
 
-def csv_records(stream: IO[bytes], where: str) -> Iterator[list[str]]:
+def csv_records(stream: io.BufferedIOBase, where: str) -> Iterator[list[str]]:
     """The records of CSV, its header too. Quoted fields may hold line breaks, kept as they are.
 
     Raises:
@@ -66,7 +66,7 @@ def csv_records(stream: IO[bytes], where: str) -> Iterator[list[str]]:
     """
     csv.field_size_limit(_MAX_CELL)
     try:
-        lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+        lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
         yield from csv.reader(lines, strict=True)
     except (csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(error, where) from error
@@ -106,7 +106,7 @@ def _parquet_rows(file: Path | io.BufferedIOBase, where: str) -> Iterator[tuple[
 def _csv_rows(stream: io.BufferedIOBase, where: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(_MAX_CELL)
     try:
-        lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+        lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
         yield from enumerate(csv.DictReader(lines, strict=True), 1)
     except (csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(error, where) from error

@@ -63,8 +63,10 @@ class KeptPeaks:
     @classmethod
     def of_user(cls) -> KeptPeaks:
         """In bc2's cache: of the machine, not of a home."""
-        folder = cache_folder()
-        return cls(None if folder is None else folder / "peaks.json")
+        try:
+            return cls(cache_folder() / "peaks.json")
+        except RuntimeError:  # a user without a home directory
+            return cls(None)
 
     def find(self, key: str) -> Peak | None:
         """The highest peak that was seen under a key; None if none was."""

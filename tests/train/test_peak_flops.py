@@ -208,8 +208,11 @@ def test_peaks_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.M
     assert KeptPeaks.of_user().path == tmp_path / "cache" / "peaks.json"
 
 
-def test_a_user_without_a_cache_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cache_folder", lambda: None)
+def test_a_user_without_a_home_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(module, "cache_folder", no_home)
     assert KeptPeaks.of_user().path is None
 
 
