@@ -15,8 +15,8 @@ class EvalSettings(Settings):
     suite: str
     """The name that ``--bench`` takes."""
 
-    shots: int = Field(ge=0)
-    """Examples in a prompt."""
+    shots: int | None = Field(ge=0)
+    """Examples in a prompt; None: as many as each task of lm-eval has by itself."""
 
     limit: int | None = Field(default=None, gt=0)
     """The first so many samples of each task; None: all."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bc2.cache_folder import cache_folder
+from bc2.console import note
 from bc2.errors import RunFailed
 from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.model_holder import ModelHolder
+from bc2.evaluate.rank_job import start_ranks
 from bc2.evaluate.suite_prompts import PROMPTS_VERSION, SuitePrompts, SuiteRows
 from bc2.evaluate.suite_run import SuiteRun
 from bc2.harness.versions import harness_version
@@ -17,13 +21,14 @@ from bc2.pipeline.session import Session
 from bc2.registry import Artifact
 
 if TYPE_CHECKING:
+    from bc2.evaluate.judging import Verdicts
     from bc2.sandbox.run import Sandbox
     from bc2.train.precision import Precision
 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What a person asked for, of every suite alike."""
+    """What is asked of every suite alike."""
 
     shots: int | None = None
     """None: each suite's own."""
@@ -49,32 +54,26 @@ class EvalRequest:
         )
 
 
-@dataclass(frozen=True)
-class SuiteScores:
-    """The scores of one suite."""
-
-    artifact: Artifact
-    made: bool
-    """Evaluated now, and not found."""
-    run: SuiteRun
-
-
 @dataclass
 class Evaluation:
-    """One model and the suites that it is evaluated in."""
+    """One model, and how it is evaluated."""
 
     session: Session
     holder: ModelHolder
     request: EvalRequest
-    start_ranks: Callable[[Path], None] | None = None
+    folder: Path | None = None
+    """Of the benchmarks' files, as it was given."""
+    launch: Callable[[Path], None] | None = None
+    """Starts ranks on a work folder; None: this process answers."""
     sandbox: Sandbox | None = None
+    """Where programs are run."""
     failed: list[RunFailed] = field(default_factory=list)
     """Suites that came to no score."""
 
-    def evaluate(self, suites: Sequence[SuiteRows]) -> Iterator[SuiteScores]:
+    def evaluate(self, suites: Sequence[SuiteRows]) -> Iterator[Artifact]:
         """The scores of each suite that comes to any, in order.
 
-        A suite without scores does not keep the others from being evaluated: see `failed`.
+        A suite without a score does not keep the others from being evaluated: see `failed`.
         """
         for rows in suites:
             try:
@@ -82,13 +81,40 @@ class Evaluation:
             except RunFailed as error:
                 self.failed.append(error)
 
-    def _scores(self, rows: SuiteRows) -> SuiteScores:
+    def _scores(self, rows: SuiteRows) -> Artifact:
         settings = self.request.settings(rows)
-        prompts = SuitePrompts(rows, settings, self.holder.tokenizer)
-        run = SuiteRun(prompts, self.holder, self.start_ranks, self.sandbox)
+        prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._prompts_folder())
+        run = SuiteRun(
+            prompts,
+            self.holder,
+            partial(start_ranks, self.holder, self.folder, self.launch) if self.launch else None,
+            self._verdicts if rows.suite.runs_code else None,
+        )
         checkpoint = self.holder.artifact
-        artifact = self.session.obtain_recorded(
-            "scores", f"{checkpoint.name}-{settings.suite}", settings,
-            {"checkpoint": [checkpoint]}, options=run,
-        )  # fmt: skip
-        return SuiteScores(artifact, artifact in self.session.built, run)
+        name = f"{checkpoint.name}-{settings.suite}"
+        self._say_changed(name, settings)
+        parents = {checkpoint.kind: [checkpoint]}
+        return self.session.obtain_recorded("scores", name, settings, parents, options=run)
+
+    def _prompts_folder(self) -> Path:
+        """Of the machine, so that all homes share them; of this home for who has no cache."""
+        return (cache_folder() or self.session.registry.home / "cache") / "prompts"
+
+    def _verdicts(self, work: Path) -> Verdicts:
+        from bc2.evaluate.code_verdicts import code_verdicts
+
+        assert self.sandbox is not None, "programs need a sandbox"
+        return partial(code_verdicts, self.sandbox, work / "verdicts")
+
+    def _say_changed(self, name: str, settings: EvalSettings) -> None:
+        """Say so if the same was evaluated on other rows."""
+        digest = self.holder.artifact.digest
+        for known in self.session.registry.list("scores", name=name):
+            recorded = known.manifest.recipe.get("scores", {})
+            same = {**recorded, "data": settings.data} == settings.model_dump(mode="json")
+            if known.parents == (digest,) and same and recorded["data"] != settings.data:
+                note(
+                    f"the rows of {settings.suite} are not those of {known.title} "
+                    f"({known.ref}): evaluating anew"
+                )
+                return

@@ -13,7 +13,6 @@ from bc2.evaluate.samples import Answer, Sample
 from bc2.evaluate.suite_prompts import SuitePrompts
 from bc2.harness.judge import judge
 
-
 #: Of a task of lm-eval and the answers to it, by row whether each answer's program passed.
 Verdicts = Callable[[Any, Mapping[int, Answered]], Mapping[int, list[bool]]]
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from bc2.generate.engine import InferenceEngine
+    from bc2.model.model_config import ModelConfig
     from bc2.model.transformer import Transformer
     from bc2.tokenizer.tokenizer import Tokenizer
+    from bc2.train.precision import Precision
 
 
 @dataclass
@@ -27,7 +29,22 @@ class ModelHolder:
     device: torch.device
     dtype: torch.dtype
     config: EngineConfig = field(default_factory=EngineConfig)
+    wanted_device: str = "auto"
+    """As it was asked for: each rank takes its own."""
     _held: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def on(
+        cls, artifact: Artifact, device: str, precision: Precision, config: EngineConfig
+    ) -> ModelHolder:
+        """On a device by its name; of several ranks on a machine each takes another GPU.
+
+        Raises:
+            UsageError: there is no such device.
+        """
+        from bc2.train.device import DTYPES, rank_device
+
+        return cls(artifact, rank_device(device), DTYPES[precision], config, device)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -37,13 +54,11 @@ class ModelHolder:
             DataError: it is not the model's, or there is none.
             IntegrityError: a file is not what was published.
         """
-        from bc2.model.store import CONFIG, load_config
         from bc2.tokenizer.tokenizer import Tokenizer
         from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 
         tokenizer = Tokenizer.load(self.artifact.file(TOKENIZER_FILE))
-        self.artifact.file(CONFIG)
-        rows = load_config(self.artifact.path).vocab_size
+        rows = self.shape.vocab_size
         if tokenizer.vocab_size > rows:
             raise DataError(
                 f"the tokenizer of {self.artifact.title} has {tokenizer.vocab_size:,} pieces and "
@@ -52,6 +67,19 @@ class ModelHolder:
                 todo="import the checkpoint again with the tokenizer that it was trained with",
             )
         return tokenizer
+
+    @cached_property
+    def shape(self) -> ModelConfig:
+        """The model's configuration."""
+        from bc2.model.store import CONFIG, load_config
+
+        self.artifact.file(CONFIG)
+        return load_config(self.artifact.path)
+
+    @property
+    def window(self) -> int:
+        """Tokens of the model's context."""
+        return self.shape.context_length
 
     @cached_property
     def model(self) -> Transformer:
@@ -73,12 +101,6 @@ class ModelHolder:
             eos_id=tokenizer.eos_id,
             decode_bytes=tokenizer.decode_bytes,
         )
-
-    @property
-    def prefix_id(self) -> int:
-        """The token before a text without context: what ends the document before it."""
-        tokenizer = self.tokenizer
-        return tokenizer.eos_id if tokenizer.eos_id >= 0 else tokenizer.bos_id
 
     def close(self) -> None:
         """Let go of the checkpoint's files."""

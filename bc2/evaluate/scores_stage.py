@@ -13,9 +13,13 @@ VERSION = 1
 
 
 def _make(task: Task[EvalSettings]) -> Mapping[str, Any]:
-    from bc2.evaluate.suite_run import run_suite
+    from bc2.evaluate.scores import write_scores
+    from bc2.evaluate.suite_run import SuiteRun
 
-    return run_suite(task.options, task.work, task.out)
+    run = task.options
+    assert isinstance(run, SuiteRun)
+    journal = run.answer_all(task.work)
+    return write_scores(run, journal, task.work, task.out)
 
 
 STAGE = Stage(

@@ -1,58 +1,84 @@
-"""Evaluate a model in a suite: answer what is unanswered, judge, write what is registered."""
+"""Answer a suite's prompts: in this process, or in ranks that share a work folder."""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bc2.console import progress
-from bc2.evaluate.answer_journal import AnswerJournal
+from bc2.console import note, progress
+from bc2.errors import DataError
+from bc2.evaluate.answer_journal import AnswerJournal, units_of
 from bc2.evaluate.answering import Answerer
 from bc2.evaluate.generation_settings import Generation, generation_of
+from bc2.evaluate.judging import Verdicts
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.prompts import PromptFile, TaskPrompts
-from bc2.evaluate.suite_prompts import SuitePrompts
+from bc2.evaluate.suite_prompts import SuitePrompts, prefix_id
 from bc2.ranks import world_size
 
-if TYPE_CHECKING:
-    from bc2.sandbox.run import Sandbox
-
-#: In a work folder: what ranks are told.
-JOB = "job.json"
+#: Tasks whose prompts are built ahead.
+_AHEAD = 3
 
 
 @dataclass
 class SuiteRun:
-    """One suite, one model, and how it is done."""
+    """One suite and one model, and how its prompts are answered and judged."""
 
     prompts: SuitePrompts
     holder: ModelHolder
-    start_ranks: Callable[[Path], None] | None = None
-    """Starts ranks that answer what is in a work folder, and waits for them; None: this process
-    answers."""
-    sandbox: Sandbox | None = None
-    """Where programs are run; needed by suites of programs."""
-    model_seconds: float = 0.0
-    """Spent in the model by this process."""
-    timings: dict[str, float] = field(default_factory=dict)
+    start_ranks: Callable[[SuitePrompts, Path, str], None] | None = None
+    """Starts ranks that answer into a work folder, given the name of their claims, and waits for
+    them; None: this process answers."""
+    verdicts: Callable[[Path], Verdicts] | None = None
+    """How programs are judged, with what was found so far kept in a work folder; needed by suites
+    of programs."""
 
-    @property
-    def window(self) -> int:
-        """Tokens of the model's context."""
-        return self.holder.context_length
+    def answer_all(self, work: Path) -> AnswerJournal:
+        """Answer what is unanswered in a work folder."""
+        claims = f"claims-{uuid.uuid4().hex}"
+        journal = AnswerJournal(work, claims)
+        units = [unit for task in self.prompts.tasks for unit in units_of(task)]
+        done = sum(map(journal.is_done, units))
+        if done == len(units):
+            return journal
+        if done:
+            note(f"going on: {done:,} of {len(units):,} parts are answered already")
+        self._say_generation()
+        if self.start_ranks is not None:
+            self.start_ranks(self.prompts, work, claims)
+        else:
+            self.answer(journal)
+        return journal
+
+    def answer(self, journal: AnswerJournal) -> None:
+        """Answer every unit that nobody has answered or taken."""
+        total = sum(task.samples for task in self.prompts.tasks) / world_size()
+        with progress(self.prompts.settings.suite, total, "samples") as bar:
+            clock = _TimeLeft(total)
+            answerer = Answerer(
+                self.holder.engine, self.prompts.settings, journal, self.holder.window,
+                prefix_id(self.holder.tokenizer), lambda samples: bar(samples, clock.after(samples)),
+            )  # fmt: skip
+            tasks = self.prompts.tasks
+            scored = [task for task in tasks if task.kind != "generate"]
+            for task, file in read_ahead(self.prompts, scored):
+                self._check_window(task, file)
+                answerer.score(task, file)
+            generated = [task for task in tasks if task.kind == "generate"]
+            answerer.generate(list(read_ahead(self.prompts, generated)), self.generations())
 
     def generations(self) -> dict[str, Generation]:
-        """How each task's prompts are continued, where they are."""
+        """By task, how its prompts are continued, where they are."""
         settings = self.prompts.settings
         return {
             task.task: generation_of(
                 task.generation,
-                self.window,
+                self.holder.window,
                 samples=settings.samples,
                 temperature=settings.temperature,
                 eos_id=self.holder.tokenizer.eos_id,
@@ -61,40 +87,51 @@ class SuiteRun:
             if task.kind == "generate"
         }
 
-    def answer(self, work: Path, claims: str) -> None:
-        """Answer every unit of `work` that nobody has answered or taken."""
-        tasks = self.prompts.tasks
-        journal = AnswerJournal(work, claims)
-        title = self.prompts.settings.suite
-        total = sum(task.samples for task in tasks)
-        with progress(title, total / world_size(), "samples") as bar:
-            began, done = time.monotonic(), 0
-
-            def advance(samples: int) -> None:
-                nonlocal done
-                done += samples
-                bar(samples, _time_left(began, done, total / world_size()))
-
-            answerer = Answerer(
-                self.holder.engine, self.prompts.settings, journal, self.window,
-                self.holder.prefix_id, advance,
-            )  # fmt: skip
-            files = read_ahead(self.prompts, [task for task in tasks if task.kind != "generate"])
-            for task, file in files:
-                answerer.score(task, file)
-            generated = [task for task in tasks if task.kind == "generate"]
-            answerer.generate(
-                [(task, self.prompts.file(task)) for task in generated], self.generations()
+    def _say_generation(self) -> None:
+        """Say of which tasks the answers are shortened to the window."""
+        shortened = [
+            (task, made) for task, made in self.generations().items()
+            if made.sampling.max_new_tokens < made.wanted_tokens
+        ]  # fmt: skip
+        if shortened:
+            task, made = shortened[0]
+            more = f" and {len(shortened) - 1} more tasks" if len(shortened) > 1 else ""
+            note(
+                f"{task}{more} would generate {made.wanted_tokens:,} tokens; the window of "
+                f"{self.holder.window:,} leaves {made.sampling.max_new_tokens:,}"
             )
-        self.model_seconds += self.holder.engine.stats.forward_s
+
+    def _check_window(self, task: TaskPrompts, file: PromptFile) -> None:
+        """A window that holds no question of a task measures nothing.
+
+        Raises:
+            DataError: it is shorter than the shortest question.
+        """
+        shortest = min((tokens for _, _, tokens in file.heads()), default=0)
+        if shortest >= self.holder.window:
+            raise DataError(
+                f"the model's window of {self.holder.window:,} tokens holds no question of "
+                f"{task.task}: the shortest has {shortest:,}",
+                todo="take a model with a longer context",
+            )
 
 
-def _time_left(began: float, done: float, total: float) -> str:
-    spent = time.monotonic() - began
-    if spent < 1 or not 0 < done < total:
-        return ""
-    minutes, seconds = divmod(int(spent * (total - done) / done), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+class _TimeLeft:
+    """Says how long the rest will take at the pace so far."""
+
+    def __init__(self, total: float):
+        self._began = time.monotonic()
+        self._total = total
+        self._done = 0
+
+    def after(self, samples: int) -> str:
+        """The time left after so many more samples; "" where it is not known yet."""
+        self._done += samples
+        spent = time.monotonic() - self._began
+        if spent < 1 or not 0 < self._done < self._total:
+            return ""
+        minutes, seconds = divmod(round(spent * (self._total / self._done - 1)), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
 
 def read_ahead(
@@ -111,7 +148,3 @@ def read_ahead(
             yield task, file
     finally:
         builder.shutdown(cancel_futures=True)
-
-
-#: Tasks whose prompts are built ahead.
-_AHEAD = 3
