@@ -1,8 +1,7 @@
 """Scores in the files that lm-eval writes, for the tools that read those.
 
-The results file holds the totals and what ran; a file of samples for each task holds a line a
-sample and filter, all of a filter together. Prompts are not in them, which are many times as large
-as the rest and can be built again, but their digests.
+``results_DATE.json`` holds the totals and what ran; ``samples_TASK_DATE.jsonl`` holds a line a
+sample and filter, all of a filter together.
 """
 
 from __future__ import annotations
@@ -12,19 +11,23 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
 
 import numpy as np
 
 from bc2.evaluate.samples import Answer, Sample
 from bc2.registry.environment import code, environment
+
+#: The arguments of a sample's requests as lm-eval has them: (prompt, continuation) or
+#: (prompt, generation settings). A sample does not hold them: a task can make them again.
+Arguments = Callable[[Sample], Sequence[Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class RunRecord:
     max_length: int
     """Positions of the window."""
     eot_token_id: int | None
+    started: float
+    """UNIX time."""
+    seconds: float
     bootstrap_iters: int
     seed: int
     """Of the shots."""
@@ -49,6 +55,11 @@ class RunRecord:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: Mapping[str, tuple[str | None, int | None]] = field(default_factory=dict)
     """``pad``, ``eos``, ``bos``: token and id."""
+
+
+def date_id(started: float) -> str:
+    """The date in the names of files, as lm-eval writes it; local time."""
+    return datetime.fromtimestamp(started).isoformat(timespec="microseconds").replace(":", "-")
 
 
 def results_json(
@@ -64,6 +75,7 @@ def results_json(
         **totals,
         "config": _config(record),
         "git_hash": code()["commit"],
+        "date": record.started,
         **_environment(),
         **_tokenizer(record),
         "task_hashes": dict(task_hashes),
@@ -75,6 +87,7 @@ def results_json(
         "fewshot_as_multiturn": None,
         "chat_template": None,
         "chat_template_sha": None,
+        "total_evaluation_time_seconds": str(record.seconds),
     }
     return json.dumps(results, indent=2, default=_plain, ensure_ascii=False)
 
@@ -141,13 +154,16 @@ def raw_metrics(samples: Iterable[Sample]) -> dict[str, dict[tuple[str, str], li
     return by_task
 
 
-def write_samples(folder: Path, samples: Iterable[Sample]) -> dict[str, str]:
+def write_samples(
+    folder: Path, samples: Iterable[Sample], arguments: Arguments, date: str
+) -> dict[str, str]:
     """Write a file for each task.
 
     Samples are taken one at a time and not kept; of each its three hashes are.
 
     Args:
         samples: those of a task follow one another.
+        date: from `date_id`.
 
     Returns:
         By task, lm-eval's hash of all its samples.
@@ -157,19 +173,19 @@ def write_samples(folder: Path, samples: Iterable[Sample]) -> dict[str, str]:
     """
     hashes = {}
     for task, own in groupby(samples, key=lambda sample: sample.task):
-        path = folder / f"{quote(task, safe='')}.jsonl"
+        path = folder / f"samples_{task}_{date}.jsonl"
         with path.open("x", encoding="utf-8") as stream:
-            hashes[task] = _write_task(stream, own)
+            hashes[task] = _write_task(stream, own, arguments)
     return hashes
 
 
-def _write_task(stream: IO[str], samples: Iterable[Sample]) -> str:
+def _write_task(stream: IO[str], samples: Iterable[Sample], arguments: Arguments) -> str:
     """Rows of the first filter go to the file at once, those of others wait aside for its end."""
     outs: dict[str, IO[str]] = {}
     hashes: dict[str, list[str]] = {}
     with ExitStack() as held:
         for sample in samples:
-            for row in sample_rows(sample):
+            for row in sample_rows(sample, arguments(sample)):
                 name = row["filter"]
                 if name not in outs:
                     outs[name] = held.enter_context(_aside()) if outs else stream
@@ -187,16 +203,22 @@ def _aside() -> IO[str]:
     return tempfile.TemporaryFile("w+", encoding="utf-8")
 
 
-def sample_rows(sample: Sample) -> Iterator[dict[str, Any]]:
-    """The lines of a sample, one a filter."""
+def sample_rows(sample: Sample, arguments: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """The lines of a sample, one a filter.
+
+    Raises:
+        ValueError: the answers are not those of the requests.
+    """
     target = str(sample.target)
     head = {
         "doc_id": sample.doc_id,
         "doc": dict(sample.doc),
         "target": target,
-        "resps": _as_text(_responses(sample)),
-        "tokens_cut": [answer.cut for answer in sample.answers],
-        "met_limit": [answer.met_limit for answer in sample.answers],
+        "arguments": {
+            f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(request)}
+            for i, request in enumerate(arguments)
+        },
+        "resps": _as_text(_responses(sample, len(arguments))),
     }
     doc = json.dumps(head["doc"], indent=2, default=_plain, ensure_ascii=False)
     hashes = {
@@ -215,12 +237,16 @@ def sample_rows(sample: Sample) -> Iterator[dict[str, Any]]:
         }
 
 
-def _responses(sample: Sample) -> list[list[Any]]:
-    """One list a request, of its repeats: texts are repeats of one request."""
+def _responses(sample: Sample, requests: int) -> list[list[Any]]:
+    """One list a request, of its repeats."""
+    repeats, rest = divmod(len(sample.answers), max(requests, 1))
+    if rest or not repeats:
+        raise ValueError(
+            f"{sample.task}, sample {sample.doc_id}: {len(sample.answers)} answers to "
+            f"{requests} requests"
+        )
     given = [_response(answer) for answer in sample.answers]
-    if sample.answers[0].text is not None:
-        return [given]
-    return [[one] for one in given]
+    return [given[start : start + repeats] for start in range(0, len(given), repeats)]
 
 
 def _response(answer: Answer) -> Any:
