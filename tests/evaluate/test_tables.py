@@ -29,7 +29,8 @@ LAW = replace(
 GSM8K = replace(
     CMMLU, suite="gsm8k", metric="exact_match,strict", score=1.0, stderr=0.0, chance=None,
     interval=ScoreInterval(0.7225, 1.0), label="", clusters=0, shots=4, samples=10, cut=0,
-    at_limit=2, not_extracted={"strict": 0.125, "flexible": 0.0}, others={"exact_match,flexible": None},
+    at_limit=2, not_extracted={"strict": 0.125, "flexible": 0.0},
+    others={"exact_match,flexible": None},
 )  # fmt: skip
 TEXT = replace(
     GSM8K, suite="text", score=2.34567, interval=None, percent=False, shots=None, not_extracted=None
