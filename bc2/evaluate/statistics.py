@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 #: Confidence of intervals and of the label "near chance".
 LEVEL = 0.95
 
 
-class Interval(NamedTuple):
+class ScoreInterval(NamedTuple):
     """A two-sided confidence interval."""
 
     low: float
@@ -78,30 +77,14 @@ def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashabl
         None for fewer than two clusters: nothing is then known of how clusters differ, while
         the formula gives 0.
     """
-    n, found = len(values), sorted_clusters(clusters)
-    if len(found.names) < 2:
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    if len(names) < 2:
         return None
-    off = np.asarray(values, np.float64)
-    off = off - off.mean()
+    deviations = np.asarray(values, np.float64) - np.mean(values, dtype=np.float64)
     # sum_i sum_j a_i a_j of a cluster is the square of its sum.
-    sums = np.bincount(found.of, weights=off, minlength=len(found.names))
-    corrected = len(found.names) / (len(found.names) - 1)
-    return math.sqrt(corrected * float(np.square(sums).sum())) / n
-
-
-class Clusters(NamedTuple):
-    """Which cluster each sample belongs to."""
-
-    names: list[Any]
-    of: npt.NDArray[np.int64]
-    """Index into `names`. Shape: (n,)."""
-
-
-def sorted_clusters(clusters: Sequence[Hashable]) -> Clusters:
-    """Clusters numbered in the order in which they come first."""
-    numbers: dict[Hashable, int] = {}
-    of = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], np.int64)
-    return Clusters(list(numbers), of)
+    sums = np.bincount([names[cluster] for cluster in clusters], weights=deviations)
+    corrected = len(names) / (len(names) - 1)
+    return math.sqrt(corrected * float(np.square(sums).sum())) / len(values)
 
 
 def unclustered_standard_error(errors: Sequence[float | None]) -> float | None:
@@ -125,7 +108,7 @@ def score_interval(
     *,
     clusters: int = 0,
     level: float = LEVEL,
-) -> Interval | None:
+) -> ScoreInterval | None:
     """The confidence interval of a score.
 
     Right-or-wrong values (0 and 1) get Wilson's, which holds for few samples too. Where all
@@ -147,7 +130,7 @@ def score_interval(
     if stderr is None:
         return None
     reach = t_quantile((clusters or len(values)) - 1, level) * stderr
-    return Interval(score - reach, score + reach)
+    return ScoreInterval(score - reach, score + reach)
 
 
 def _independent(n: int, score: float, stderr: float | None) -> float:
@@ -155,7 +138,7 @@ def _independent(n: int, score: float, stderr: float | None) -> float:
     return min(n, 1 + score * (1 - score) / stderr**2) if stderr else n
 
 
-def wilson_interval(share: float, n: float, quantile: float) -> Interval:
+def wilson_interval(share: float, n: float, quantile: float) -> ScoreInterval:
     """Wilson's score interval of a proportion: the p with |share - p| <= q sqrt(p (1 - p) / n).
 
     Args:
@@ -168,7 +151,7 @@ def wilson_interval(share: float, n: float, quantile: float) -> Interval:
     # At 0 and 1 the bound is exact; rounding must not take it away.
     low = 0.0 if share == 0 else max(0.0, center - half)
     high = 1.0 if share == 1 else min(1.0, center + half)
-    return Interval(low, high)
+    return ScoreInterval(low, high)
 
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
@@ -179,7 +162,7 @@ def t_quantile(freedom: int, level: float = LEVEL) -> float:
     return float(stdtrit(freedom, tail) if freedom > 0 else ndtri(tail))
 
 
-def near_chance(interval: Interval | None, chance: float | None) -> bool:
+def near_chance(interval: ScoreInterval | None, chance: float | None) -> bool:
     """Whether a score cannot be told from guessing: two-sided, at the interval's level.
 
     A score far below chance is no guessing either: labels or format are wrong, as a rule.

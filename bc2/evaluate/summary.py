@@ -11,7 +11,7 @@ from bc2.errors import RunFailed, nearest
 from bc2.evaluate.samples import Sample
 from bc2.evaluate.statistics import (
     LEVEL,
-    Interval,
+    ScoreInterval,
     clustered_standard_error,
     mean,
     mean_of_subjects,
@@ -20,7 +20,7 @@ from bc2.evaluate.statistics import (
     standard_error,
     unclustered_standard_error,
 )
-from bc2.evaluate.tally import Tally, check_extracted
+from bc2.evaluate.tally import TaskTally, check_extracted
 
 Aggregation = Callable[[list[Any]], float]
 
@@ -61,7 +61,7 @@ class Summary:
     score: float
     stderr: float | None
     """None where it is not known: one sample, or a metric that is no mean."""
-    interval: Interval | None
+    interval: ScoreInterval | None
     level: float
     """Confidence of `interval` and of the label."""
     chance: float | None
@@ -94,7 +94,7 @@ class Summary:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Summary:
         found = value["interval"]
-        return cls(**{**value, "interval": None if found is None else Interval(*found)})
+        return cls(**{**value, "interval": None if found is None else ScoreInterval(*found)})
 
 
 def metric_of(key: str) -> str:
@@ -116,10 +116,10 @@ def summarize(samples: Iterable[Sample], facts: SuiteFacts) -> list[Summary]:
         RunFailed: there are no samples, the headline metric is missing or not a finite number,
             or no answer could be extracted from any sample.
     """
-    tallies: dict[str, Tally] = {}
+    tallies: dict[str, TaskTally] = {}
     example: Sample | None = None
     for sample in samples:
-        tallies.setdefault(sample.task, Tally()).add(sample, facts.fallbacks)
+        tallies.setdefault(sample.task, TaskTally()).add(sample, facts.fallbacks)
         example = example or sample
     if example is None:
         raise RunFailed(f"{facts.suite} has no samples", todo="check its files and --limit")
@@ -132,7 +132,7 @@ def summarize(samples: Iterable[Sample], facts: SuiteFacts) -> list[Summary]:
     return [suite.summary(list(tallies), None), *subjects]
 
 
-def _check_headline(tallies: Mapping[str, Tally], facts: SuiteFacts) -> None:
+def _check_headline(tallies: Mapping[str, TaskTally], facts: SuiteFacts) -> None:
     for task, tally in tallies.items():
         if facts.headline not in tally.values:
             near = nearest(facts.headline, tally.values)
@@ -153,13 +153,13 @@ class _Error(NamedTuple):
 class _Suite:
     """All tasks of a suite, judged."""
 
-    def __init__(self, facts: SuiteFacts, tallies: Mapping[str, Tally]):
+    def __init__(self, facts: SuiteFacts, tallies: Mapping[str, TaskTally]):
         self._facts = facts
         self._tallies = tallies
         self._values = {task: self._metrics(tally) for task, tally in tallies.items()}
         self._is_mean = metric_of(facts.headline) not in facts.aggregations
 
-    def _metrics(self, tally: Tally) -> dict[str, float]:
+    def _metrics(self, tally: TaskTally) -> dict[str, float]:
         """All metrics of one task by lm-eval's keys."""
         aggregations = self._facts.aggregations
         return {
@@ -216,7 +216,7 @@ class _Suite:
         chances = {task: given[task] for task in tasks}
         return None if None in chances.values() else self._together(chances)
 
-    def _error(self, tallies: Sequence[Tally]) -> _Error:
+    def _error(self, tallies: Sequence[TaskTally]) -> _Error:
         """Of the mean over samples or over subjects, whichever the score is."""
         if not self._is_mean:
             return _Error(None)
@@ -233,14 +233,16 @@ class _Suite:
             return _Error(standard_error(samples))
         return _Error(unclustered_standard_error([standard_error(values) for values in found]))
 
-    def _interval(self, tallies: Sequence[Tally], score: float, error: _Error) -> Interval | None:
+    def _interval(
+        self, tallies: Sequence[TaskTally], score: float, error: _Error
+    ) -> ScoreInterval | None:
         if not self._is_mean:
             return None
         samples = [value for tally in tallies for value in tally.values[self._facts.headline]]
         return score_interval(samples, score, error.stderr, clusters=error.clusters)
 
 
-def _missed_shares(tallies: Sequence[Tally]) -> dict[str, float] | None:
+def _missed_shares(tallies: Sequence[TaskTally]) -> dict[str, float] | None:
     """By filter that extracts, the share of samples in which it found no answer."""
     names = dict.fromkeys(name for tally in tallies for name in tally.missed)
     samples = sum(tally.samples for tally in tallies)

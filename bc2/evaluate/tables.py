@@ -124,7 +124,8 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
 def _note(summary: Summary) -> str:
     """The label; and the interval where the standard error says nothing: all answers are equal."""
     notes: list[str] = [summary.label] if summary.label else []
-    if summary.interval and not summary.stderr:
+    # By rounding it may come out as next to nothing.
+    if summary.interval and (summary.stderr or 0) < 1e-9:
         low, high = (_figure(bound, percent=summary.percent) for bound in summary.interval)
         notes.append(f"{summary.level:.0%} interval {low} to {high}")
     return ", ".join(notes)

@@ -12,7 +12,7 @@ from bc2.evaluate.samples import Sample
 _SHOWN = 120
 
 
-class Tally:
+class TaskTally:
     """Values and counts of the samples of one task."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ def _is_missed(given: Any, fallback: str) -> bool:
     return bool(given == fallback)
 
 
-def check_extracted(suite: str, name: str, tallies: list[Tally], example: Sample) -> None:
+def check_extracted(suite: str, name: str, tallies: list[TaskTally], example: Sample) -> None:
     """A score of 0.0 that no answer stands behind says nothing about the model.
 
     Args:

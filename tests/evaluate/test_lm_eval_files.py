@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -308,16 +307,6 @@ def only(evaluated: Evaluated, task: str, headline: str) -> Summary:
     return found
 
 
-def test_what_a_task_says_of_itself(evaluated: Evaluated) -> None:
-    words, middle, law = (evaluated.tasks[f"made_{name}"] for name in ("words", "middle", "law"))
-    assert extraction_fallbacks(words) == {
-        "strict-match": "[invalid]", "flexible-extract": "nothing",
-    }  # fmt: skip
-    assert extraction_fallbacks(law) == {}
-    assert other_aggregations(law) == other_aggregations(words) == {}
-    assert list(other_aggregations(middle)) == ["exact_match"]
-
-
 def test_a_metric_that_is_no_mean(evaluated: Evaluated) -> None:
     found = only(evaluated, "made_middle", "exact_match,none")
     assert found.score == evaluated.results["results"]["made_middle"]["exact_match,none"]
@@ -333,16 +322,6 @@ def test_shares_not_extracted(evaluated: Evaluated) -> None:
     }
     assert 0 < found.not_extracted["flexible-extract"] < found.not_extracted["strict-match"]
     assert found.not_extracted_share == found.not_extracted["flexible-extract"]
-
-
-def test_the_environment_is_as_before(evaluated: Evaluated, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.delenv("DISABLE_MULTIPROC")
-    values = raw_metrics(samples_of(evaluated, "made_middle"))["made_middle"]
-    scored = {"made_middle": (evaluated.tasks["made_middle"], values)}
-    found = aggregate(scored, bootstrap_iters=ITERS)
-    assert found["results"]["made_middle"] == evaluated.results["results"]["made_middle"]
-    assert "DISABLE_MULTIPROC" not in os.environ
-    assert capsys.readouterr().out == ""
 
 
 def test_answers_of_other_requests_are_refused(evaluated: Evaluated) -> None:

@@ -13,13 +13,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bc2.console import Output
-from bc2.evaluate.statistics import Interval
+from bc2.evaluate.statistics import ScoreInterval
 from bc2.evaluate.summary import Summary
 from bc2.evaluate.tables import legend, scores_csv, scores_json, scores_markdown, scores_table
 
 CMMLU = Summary(
     suite="cmmlu", subject=None, metric="acc,none", score=0.2534, stderr=0.0041,
-    interval=Interval(0.2452, 0.2617), level=0.95, chance=0.25, label="near chance",
+    interval=ScoreInterval(0.2452, 0.2617), level=0.95, chance=0.25, label="near chance",
     mean_of="samples", clusters=67, percent=True, shots=5, samples=11582, cut=1200, at_limit=0,
     not_extracted=None, others={"acc_norm,none": 0.2534},
 )  # fmt: skip
@@ -28,8 +28,9 @@ LAW = replace(
 )
 GSM8K = replace(
     CMMLU, suite="gsm8k", metric="exact_match,strict", score=1.0, stderr=0.0, chance=None,
-    interval=Interval(0.7225, 1.0), label="", clusters=0, shots=4, samples=10, cut=0, at_limit=2,
-    not_extracted={"strict": 0.125, "flexible": 0.0}, others={"exact_match,flexible": None},
+    interval=ScoreInterval(0.7225, 1.0), label="", clusters=0, shots=4, samples=10, cut=0,
+    at_limit=2, not_extracted={"strict": 0.125, "flexible": 0.0},
+    others={"exact_match,flexible": None},
 )  # fmt: skip
 TEXT = replace(
     GSM8K, suite="text", score=2.34567, interval=None, percent=False, shots=None, not_extracted=None
