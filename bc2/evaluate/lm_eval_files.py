@@ -1,6 +1,6 @@
 """Scores in the files that lm-eval writes, for the tools that read those.
 
-``results_DATE.json`` holds the totals and what ran; ``samples_TASK_DATE.jsonl`` holds a line a
+The file of results holds the totals and what ran; a file of samples for each task holds a line a
 sample and filter, all of a filter together.
 """
 
@@ -19,6 +19,7 @@ from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -44,13 +45,13 @@ class RunRecord:
     max_length: int
     """Positions of the window."""
     eot_token_id: int | None
-    started: float
-    """UNIX time."""
-    seconds: float
     bootstrap_iters: int
     seed: int
     """Of the shots."""
     limit: int | None = None
+    started: float | None = None
+    """UNIX time."""
+    seconds: float | None = None
     device: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: Mapping[str, tuple[str | None, int | None]] = field(default_factory=dict)
@@ -87,7 +88,7 @@ def results_json(
         "fewshot_as_multiturn": None,
         "chat_template": None,
         "chat_template_sha": None,
-        "total_evaluation_time_seconds": str(record.seconds),
+        "total_evaluation_time_seconds": None if record.seconds is None else str(record.seconds),
     }
     return json.dumps(results, indent=2, default=_plain, ensure_ascii=False)
 
@@ -155,7 +156,10 @@ def raw_metrics(samples: Iterable[Sample]) -> dict[str, dict[tuple[str, str], li
 
 
 def write_samples(
-    folder: Path, samples: Iterable[Sample], arguments: Arguments, date: str
+    folder: Path,
+    samples: Iterable[Sample],
+    arguments: Arguments | None = None,
+    date: str | None = None,
 ) -> dict[str, str]:
     """Write a file for each task.
 
@@ -163,7 +167,9 @@ def write_samples(
 
     Args:
         samples: those of a task follow one another.
-        date: from `date_id`.
+        arguments: None: lines have what was cut in place of the prompts, which are many times as
+            large as all else and can be built again.
+        date: from `date_id`; None: names have none.
 
     Returns:
         By task, lm-eval's hash of all its samples.
@@ -173,19 +179,22 @@ def write_samples(
     """
     hashes = {}
     for task, own in groupby(samples, key=lambda sample: sample.task):
-        path = folder / f"samples_{task}_{date}.jsonl"
+        name = f"samples_{quote(task, safe='')}" + (f"_{date}" if date else "")
+        path = folder / f"{name}.jsonl"
         with path.open("x", encoding="utf-8") as stream:
             hashes[task] = _write_task(stream, own, arguments)
     return hashes
 
 
-def _write_task(stream: IO[str], samples: Iterable[Sample], arguments: Arguments) -> str:
+def _write_task(
+    stream: IO[str], samples: Iterable[Sample], arguments: Arguments | None
+) -> str:
     """Rows of the first filter go to the file at once, those of others wait aside for its end."""
     outs: dict[str, IO[str]] = {}
     hashes: dict[str, list[str]] = {}
     with ExitStack() as held:
         for sample in samples:
-            for row in sample_rows(sample, arguments(sample)):
+            for row in sample_rows(sample, arguments(sample) if arguments else None):
                 name = row["filter"]
                 if name not in outs:
                     outs[name] = held.enter_context(_aside()) if outs else stream
@@ -203,7 +212,9 @@ def _aside() -> IO[str]:
     return tempfile.TemporaryFile("w+", encoding="utf-8")
 
 
-def sample_rows(sample: Sample, arguments: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def sample_rows(
+    sample: Sample, arguments: Sequence[Sequence[Any]] | None
+) -> Iterator[dict[str, Any]]:
     """The lines of a sample, one a filter.
 
     Raises:
@@ -214,11 +225,8 @@ def sample_rows(sample: Sample, arguments: Sequence[Sequence[Any]]) -> Iterator[
         "doc_id": sample.doc_id,
         "doc": dict(sample.doc),
         "target": target,
-        "arguments": {
-            f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(request)}
-            for i, request in enumerate(arguments)
-        },
-        "resps": _as_text(_responses(sample, len(arguments))),
+        **(_without_prompts(sample) if arguments is None else _with_prompts(arguments)),
+        "resps": _as_text(_responses(sample, _requests(sample, arguments))),
     }
     doc = json.dumps(head["doc"], indent=2, default=_plain, ensure_ascii=False)
     hashes = {
@@ -235,6 +243,28 @@ def sample_rows(sample: Sample, arguments: Sequence[Sequence[Any]]) -> Iterator[
             **hashes,
             **metrics,
         }
+
+
+def _with_prompts(arguments: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    requests = {
+        f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(request)}
+        for i, request in enumerate(arguments)
+    }
+    return {"arguments": requests}
+
+
+def _without_prompts(sample: Sample) -> dict[str, Any]:
+    return {
+        "tokens_cut": [answer.cut for answer in sample.answers],
+        "met_limit": [answer.met_limit for answer in sample.answers],
+    }
+
+
+def _requests(sample: Sample, arguments: Sequence[Sequence[Any]] | None) -> int:
+    """Requests of a sample: texts are repeats of one."""
+    if arguments is not None:
+        return len(arguments)
+    return 1 if sample.answers[0].text is not None else len(sample.answers)
 
 
 def _responses(sample: Sample, requests: int) -> list[list[Any]]:

@@ -59,11 +59,9 @@ def _question(task: Any, doc_id: int) -> str:
 
 def _prompt(doc_id: int, instances: Sequence[Any], encoder: PromptEncoder, question: str) -> Prompt:
     texts = [instance.args for instance in instances]
-    digest = hashlib.sha256()
-    for text in dict.fromkeys(str(args[0]) for args in texts):
-        digest.update(text.encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(texts[0][0].encode("utf-8", "surrogatepass")).hexdigest()
     contexts, asked = _encoded(KINDS[instances[0].request_type], texts, encoder)
-    return Prompt(doc_id, digest.hexdigest(), len(encoder.encode(question)), contexts, asked)
+    return Prompt(doc_id, digest, len(encoder.encode(question)), contexts, asked)
 
 
 def _encoded(

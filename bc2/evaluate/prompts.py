@@ -25,7 +25,7 @@ class Prompt:
     doc_id: int
     """Its row in the task's split, from 0."""
     digest: str
-    """Hex SHA-256 of the text of its prompts."""
+    """Hex SHA-256 of the text of its first prompt: lm-eval's ``prompt_hash``."""
     question_tokens: int
     """Tokens of the question without shots."""
     contexts: Sequence[Sequence[int]]
