@@ -1,0 +1,1 @@
+"""Where untrusted programs run: a candidate's code in one process, its tests in another."""
