@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "fit-scaling-law": Verb(
         "Fit a law to small runs or a table; predict a large one.", "fit_scaling_law", ("",)
     ),
+    "eval": Verb("Evaluate a model in benchmarks: MMLU, CMMLU, GSM8K ...", "eval", ("",)),
     "plan": Verb("Say what a run takes on given devices, and the layouts that fit.", "plan"),
     "bench": Verb("Measure training: speed, MFU, memory; beside a peer if asked.", "bench"),
     "verify": Verb("Prove on your machine that a run survives kills.", "verify", ("resume",)),

@@ -14,7 +14,7 @@ from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.options import Json, Set, verb
 from bc2.recipe import load
-from bc2.registry import Registry, Role, find_home
+from bc2.registry import Registry, find_home
 
 if TYPE_CHECKING:
     from bc2.bench.generation.generation_plan import GenerationOptions
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from bc2.bench.generation.results import GenerationResult
 
 app = verb()
-
-#: Roles of the checkpoints that continue text by themselves.
-_ROLES: tuple[Role, ...] = ("base", "chat", "merged")
 
 #: The recipe of the default shape.
 _SHAPE = "bench-generate"
@@ -140,10 +137,11 @@ def _planned(
             "a registered model has its own shape",
             todo="leave out RECIPE and --set, or --checkpoint",
         )
+    from bc2.generate.chosen_model import chosen_model
     from bc2.model.store import load_config
     from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 
-    artifact = Registry.open().resolve(ref, "checkpoint", _ROLES)
+    artifact = chosen_model(Registry.open(), ref)
     with artifact.hold():
         if asked.tokenizer is None and TOKENIZER_FILE in artifact.files():
             asked = replace(asked, tokenizer=artifact.file(TOKENIZER_FILE))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bc2.console import Output, ReaderGone, note
+from bc2.console import Output, ReaderGone
 from bc2.errors import UsageError
 from bc2.options import Json, Quiet, parse_bytes, verb
-from bc2.registry import Artifact, Registry, Role
+from bc2.registry import Registry
 
 if TYPE_CHECKING:
     from bc2.generate.engine import InferenceEngine
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound=Settings)
 
 app = verb()
-
-#: Roles of the checkpoints that continue text by themselves.
-_ROLES: tuple[Role, ...] = ("base", "chat", "merged")
 
 
 @app.command(no_args_is_help=True)
@@ -102,13 +99,16 @@ def generate(
         raise UsageError("the results would replace the prompts", where=str(out))
     ref, prompts, live = _split(words or [], file)
     results = ResultFile(out) if out is not None else None
-    where, dtype = _placed(device, precision)
 
+    from bc2.generate.chosen_model import chosen_model
     from bc2.generate.engine import InferenceEngine
     from bc2.generate.load import open_model
     from bc2.generate.prompts import prompt_requests
+    from bc2.train.device import DTYPES, pick_device, pick_inference_precision
 
-    with open_model(_artifact(ref), where, dtype) as loaded:
+    where = pick_device(device)
+    dtype = DTYPES[pick_inference_precision(precision, where)]
+    with open_model(chosen_model(Registry.open(), ref), where, dtype) as loaded:
         tokenizer = loaded.tokenizer
         ends = _stop_ids(stop_id or [], tokenizer.eos_id, ignore_eos=ignore_eos)
         settings = settings.model_copy(update={"stop_ids": ends})
@@ -168,26 +168,6 @@ def _settings(cls: type[S], **values: Any) -> S:
 def _stop_ids(more: list[int], eos_id: int, *, ignore_eos: bool) -> tuple[int, ...]:
     """The tokens that end a continuation; a tokenizer may have no end of text (-1)."""
     return (*(() if ignore_eos or eos_id < 0 else (eos_id,)), *more)
-
-
-def _placed(device: str, precision: str) -> tuple[Any, Any]:
-    from bc2.train.device import DTYPES, pick_device, pick_precision
-
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"no such precision: {precision}", todo="auto, fp32 or bf16")
-    where = pick_device(device)
-    # On a CPU one token at a time is bound by memory either way, and fp32 is exact.
-    wanted = "fp32" if precision == "auto" and where.type == "cpu" else precision
-    return where, DTYPES[pick_precision(wanted, where)]
-
-
-def _artifact(ref: str | None) -> Artifact:
-    registry = Registry.open()
-    if ref is not None:
-        return registry.resolve(ref, "checkpoint", _ROLES)
-    newest = registry.newest("checkpoint", _ROLES)
-    note(f"taking the newest model, {newest.title} ({newest.ref})")
-    return newest
 
 
 def _stream(

@@ -13,9 +13,10 @@ from bc2.harness.code_tasks import program_of
 from bc2.ranks import threads_of_each
 from bc2.sandbox.limits import Limits
 from bc2.sandbox.pass_at_k import pass_at_k
+from bc2.sandbox.run import Program
 
 if TYPE_CHECKING:
-    from bc2.sandbox.run import Program, Sandbox
+    from bc2.sandbox.run import Sandbox
 
 #: The k of pass@k that are reported where there are as many answers to a prompt.
 KS = (1, 10, 100)
@@ -56,7 +57,8 @@ def _programs(
 ) -> Iterator[Program]:
     for doc_id, number in wanted:
         text = answered[doc_id].answers[number].text or ""
-        yield program_of(task, task.eval_docs[doc_id], text)
+        made = program_of(task, task.eval_docs[doc_id], text)
+        yield Program(made.candidate, made.tests)
 
 
 def _read(path: Path) -> dict[tuple[int, int], bool]:

@@ -186,9 +186,7 @@ def write_samples(
     return hashes
 
 
-def _write_task(
-    stream: IO[str], samples: Iterable[Sample], arguments: Arguments | None
-) -> str:
+def _write_task(stream: IO[str], samples: Iterable[Sample], arguments: Arguments | None) -> str:
     """Rows of the first filter go to the file at once, those of others wait aside for its end."""
     outs: dict[str, IO[str]] = {}
     hashes: dict[str, list[str]] = {}

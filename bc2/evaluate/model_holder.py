@@ -27,7 +27,7 @@ class ModelHolder:
 
     artifact: Artifact
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     config: EngineConfig = field(default_factory=EngineConfig)
     wanted_device: str = "auto"
     """As it was asked for: each rank takes its own."""
@@ -42,9 +42,16 @@ class ModelHolder:
         Raises:
             UsageError: there is no such device.
         """
-        from bc2.train.device import DTYPES, rank_device
+        from bc2.train.device import rank_device
 
-        return cls(artifact, rank_device(device), DTYPES[precision], config, device)
+        return cls(artifact, rank_device(device), precision, config, device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        from bc2.train.device import DTYPES
+
+        return DTYPES[self.precision]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

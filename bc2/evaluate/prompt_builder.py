@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from bc2.errors import DataError
 from bc2.evaluate.encoding import PromptEncoder
 from bc2.evaluate.prompts import Kind, Prompt
+from bc2.harness.questions import questions
 
 #: lm-eval's types of requests.
 KINDS: dict[str, Kind] = {
@@ -34,38 +34,20 @@ def build_prompts(task: Any, encoder: PromptEncoder, samples: int, seed: int) ->
     Raises:
         DataError: a sample cannot be turned into a prompt; it is named.
     """
-    # The examples are drawn anew from the beginning, however often this task was built before.
+    # The examples are drawn anew from the first sample on, however often it was built before.
     task.set_fewshot_seed(seed)
-    name = task.task_name
-    try:
-        task.build_all_requests(limit=samples)
-    except Exception as error:  # a task's templates and functions: no common class
-        raise DataError(
-            f"the prompts of {name} cannot be built: {error}", todo="check the benchmark's files"
-        ) from error
-    instances, task._instances = task.instances, None
-    for doc_id, group in groupby(instances, key=lambda instance: instance.doc_id):
-        try:
-            yield _prompt(doc_id, list(group), encoder, _question(task, doc_id))
-        except DataError as error:
-            raise DataError(error.what, where=f"{name}:{doc_id}", todo=error.todo) from error
-
-
-def _question(task: Any, doc_id: int) -> str:
-    """What is asked without shots; "" where it is not one text."""
-    text = task.doc_to_text(task.eval_docs[doc_id])
-    return text if isinstance(text, str) else ""
-
-
-def _prompt(doc_id: int, instances: Sequence[Any], encoder: PromptEncoder, question: str) -> Prompt:
-    texts = [instance.args for instance in instances]
-    digest = hashlib.sha256(texts[0][0].encode("utf-8", "surrogatepass")).hexdigest()
-    contexts, asked = _encoded(KINDS[instances[0].request_type], texts, encoder)
-    return Prompt(doc_id, digest, len(encoder.encode(question)), contexts, asked)
+    for question in questions(task, samples):
+        where = f"{task.task_name}:{question.doc_id}"
+        texts = [request.args for request in question.requests]
+        digest = hashlib.sha256(texts[0][0].encode("utf-8", "surrogatepass")).hexdigest()
+        contexts, asked = _encoded(kind_of(task), texts, encoder, where)
+        alone = task.doc_to_text(question.doc)
+        tokens = len(encoder.encode(alone)) if isinstance(alone, str) else 0
+        yield Prompt(question.doc_id, digest, tokens, contexts, asked)
 
 
 def _encoded(
-    kind: Kind, texts: Sequence[tuple[Any, ...]], encoder: PromptEncoder
+    kind: Kind, texts: Sequence[tuple[Any, ...]], encoder: PromptEncoder, where: str
 ) -> tuple[list[Sequence[int]], list[tuple[int, Sequence[int]]]]:
     """Distinct contexts, and for each request its context and continuation."""
     contexts: list[Sequence[int]] = []
@@ -76,7 +58,7 @@ def _encoded(
         return [()], [(0, encoder.encode(texts[0][0]))]
     # Neighbours have the same context, as a rule.
     for context, group in groupby(texts, key=lambda text: text[0]):
-        ids, continuations = encoder.pair(context, [text[1] for text in group])
+        ids, continuations = encoder.pair(context, [text[1] for text in group], where=where)
         asked += [(len(contexts), continuation) for continuation in continuations]
         contexts.append(ids)
     return contexts, asked

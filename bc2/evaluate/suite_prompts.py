@@ -47,7 +47,7 @@ class SuiteRows:
         """Of the rows; where lm-eval reads its own data, of what it was given."""
         if self.release is not None:
             return self.release.digest
-        from bc2.harness.load import rows_digest
+        from bc2.harness.hub_rows import rows_digest
 
         return rows_digest(self.load(None, 0))
 
@@ -129,7 +129,7 @@ def prefix_id(tokenizer: Tokenizer) -> int:
 
 def _facts_of(loaded: LoadedSuite) -> dict[str, Any]:
     from bc2.evaluate.prompt_builder import kind_of
-    from bc2.harness.load import task_hash
+    from bc2.harness.task_hash import task_hash
 
     return {
         "tasks": {

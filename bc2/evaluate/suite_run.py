@@ -61,9 +61,13 @@ class SuiteRun:
         with progress(self.prompts.settings.suite, total, "samples") as bar:
             clock = _TimeLeft(total)
             answerer = Answerer(
-                self.holder.engine, self.prompts.settings, journal, self.holder.window,
-                prefix_id(self.holder.tokenizer), lambda samples: bar(samples, clock.after(samples)),
-            )  # fmt: skip
+                self.holder.engine,
+                self.prompts.settings,
+                journal,
+                self.holder.window,
+                prefix_id(self.holder.tokenizer),
+                lambda samples: bar(samples, clock.after(samples)),
+            )
             tasks = self.prompts.tasks
             scored = [task for task in tasks if task.kind != "generate"]
             for task, file in read_ahead(self.prompts, scored):

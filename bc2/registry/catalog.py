@@ -20,7 +20,7 @@ _MAKERS: dict[Kind, str] = {
     "corpus": "bc2 data prep RECIPE",
     "tokenizer": "bc2 train-tokenizer RECIPE",
     "tokens": "bc2 data tokenize RECIPE",
-    "checkpoint": "bc2 pretrain RECIPE",
+    "checkpoint": "bc2 pretrain recipes/tiny.toml",
     "law": "bc2 fit-scaling-law",
     "scores": "bc2 eval REF",
     "certificate": "bc2 verify resume RECIPE",
@@ -219,7 +219,8 @@ class Catalog:
         raise RefError(
             f"there is no finished {kind} yet",
             where=str(self.home),
-            todo=f"make one with `{_MAKERS[kind]}`, or name one",
+            todo=f"make one with `{_MAKERS[kind]}`, bring one in with `bc2 registry import`, or "
+            "name one",
         )
 
     def children(self, artifact: Artifact) -> Artifacts:

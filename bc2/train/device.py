@@ -69,6 +69,20 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     return "bf16" if native else "fp32"
 
 
+def pick_inference_precision(wanted: str, device: torch.device) -> Precision:
+    """What ``--precision`` asks for; "auto" is fp32 on a CPU.
+
+    Raises:
+        UsageError: there is no such precision.
+    """
+    if wanted not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"no such precision: {wanted}", todo="auto, fp32 or bf16")
+    # On a CPU one token at a time is bound by memory either way, and fp32 is exact.
+    if wanted == "auto" and device.type == "cpu":
+        return "fp32"
+    return pick_precision(wanted, device)
+
+
 def datasheet_flops(device: torch.device, precision: Precision) -> tuple[float, str] | None:
     """Dense peak FLOP/s of a known device by its maker, and its name; None if not known."""
     if device.type != "cuda" or precision != "bf16":

@@ -94,7 +94,7 @@ def test_find_takes_the_furthest_and_asks_whether_the_run_is_over(registry, publ
 
 
 def test_newest_is_of_a_finished_run(registry, publish) -> None:
-    with pytest.raises(RefError, match="bc2 pretrain RECIPE"):
+    with pytest.raises(RefError, match=r"bc2 pretrain recipes/tiny\.toml.*bc2 registry import"):
         registry.newest("checkpoint")
     end = publish("checkpoint", "old", step=9)
     publish("checkpoint", "new", step=10, finished=False)

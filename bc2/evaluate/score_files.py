@@ -1,0 +1,68 @@
+"""Scores written to a file that a person names: by its ending JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bc2.errors import UsageError
+from bc2.evaluate.scores import RESULTS
+from bc2.evaluate.summary import Summary
+from bc2.evaluate.tables import scores_csv, scores_markdown
+from bc2.files import replace_durably
+from bc2.registry import Artifact
+
+_KINDS = (".json", ".csv", ".md")
+
+#: Keys of lm-eval's results that hold something of each task.
+_BY_TASK = (
+    "results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better",
+    "n-samples", "task_hashes",
+)  # fmt: skip
+
+
+def check_out(path: Path | None) -> None:
+    """Find out whether a file can be written before anything is evaluated.
+
+    Raises:
+        UsageError: it has another ending, or its folder is not there.
+    """
+    if path is None:
+        return
+    if path.suffix not in _KINDS:
+        raise UsageError(
+            f"--out ends in {path.suffix or 'nothing'}",
+            where=str(path),
+            todo=f"end it in {', '.join(_KINDS)}: JSON is in lm-eval's format",
+        )
+    if not path.parent.is_dir():
+        raise UsageError("no such directory", where=str(path.parent), todo="make it first")
+    if path.is_dir():
+        raise UsageError("--out is a directory", where=str(path), todo="name a file")
+
+
+def write_out(path: Path, found: Sequence[Artifact], summaries: Sequence[Summary]) -> None:
+    """Write the scores of several suites to one file."""
+    if path.suffix == ".csv":
+        text = scores_csv(summaries)
+    elif path.suffix == ".md":
+        text = scores_markdown(summaries)
+    else:
+        text = json.dumps(lm_eval_results(found), indent=2, ensure_ascii=False)
+    replace_durably(path, text.encode())
+
+
+def lm_eval_results(found: Sequence[Artifact]) -> dict[str, Any]:
+    """The results of several suites as one file of lm-eval's."""
+    merged: dict[str, Any] = {}
+    for artifact in found:
+        results = json.loads(artifact.file(RESULTS).read_bytes())
+        for key in _BY_TASK:
+            if key in results:
+                merged.setdefault(key, {}).update(results.pop(key))
+        merged = {**results, **merged}
+        merged["date"] = datetime.fromisoformat(artifact.created).timestamp()
+    return merged
