@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bc2.console import Output
+from bc2.console import Output, warn
 from bc2.errors import UsageError
 from bc2.options import Fresh, Json, NProc, Quiet, parse_bytes, verb
 from bc2.registry import Artifact, Registry
@@ -119,9 +119,12 @@ def evaluate(
         evaluation = Evaluation(session, holder, request, data, launch, sandbox)
         found = list(evaluation.evaluate(rows))
     summaries = [summary for artifact in found for summary in read_summaries(artifact)]
-    if out is not None:
+    if found and out is not None:
         write_out(out, found, summaries)
-    _show(checkpoint, found, session.built, summaries, output)
+    if found:
+        _show(checkpoint, found, session.built, summaries, output)
+    for error in evaluation.failed[1:]:
+        warn(str(error))
     if evaluation.failed:
         raise evaluation.failed[0]
     check_required(summaries, required)

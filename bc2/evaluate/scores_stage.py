@@ -19,6 +19,7 @@ def _make(task: Task[EvalSettings]) -> Mapping[str, Any]:
     run = task.options
     assert isinstance(run, SuiteRun)
     journal = run.answer_all(task.work)
+    run.check_window()
     return write_scores(run, journal, task.work, task.out)
 
 

@@ -71,7 +71,6 @@ class SuiteRun:
             tasks = self.prompts.tasks
             scored = [task for task in tasks if task.kind != "generate"]
             for task, file in read_ahead(self.prompts, scored):
-                self._check_window(task, file)
                 answerer.score(task, file)
             generated = [task for task in tasks if task.kind == "generate"]
             answerer.generate(list(read_ahead(self.prompts, generated)), self.generations())
@@ -105,18 +104,29 @@ class SuiteRun:
                 f"{self.holder.window:,} leaves {made.sampling.max_new_tokens:,}"
             )
 
-    def _check_window(self, task: TaskPrompts, file: PromptFile) -> None:
-        """A window that holds no question of a task measures nothing.
+    def check_window(self) -> None:
+        """Say how many questions the window does not hold, even without shots.
 
         Raises:
-            DataError: it is shorter than the shortest question.
+            DataError: it holds none: then nothing was measured.
         """
-        shortest = min((tokens for _, _, tokens in file.heads()), default=0)
-        if shortest >= self.holder.window:
+        sizes = [
+            tokens
+            for task in self.prompts.tasks
+            for doc_id, _, tokens in self.prompts.file(task).heads()
+            if doc_id < task.samples
+        ]
+        long = sum(tokens >= self.holder.window for tokens in sizes)
+        if long and long == len(sizes):
             raise DataError(
                 f"the model's window of {self.holder.window:,} tokens holds no question of "
-                f"{task.task}: the shortest has {shortest:,}",
+                f"{self.prompts.settings.suite}: the shortest has {min(sizes):,}",
                 todo="take a model with a longer context",
+            )
+        if long:
+            note(
+                f"{self.prompts.settings.suite}: {long:,} of {len(sizes):,} questions are longer "
+                f"than the window of {self.holder.window:,} tokens, and were cut themselves"
             )
 
 
