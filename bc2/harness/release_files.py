@@ -65,7 +65,11 @@ class ReleaseFile:
 
     def rows(self, key: str | None = None) -> Iterator[tuple[int, Any]]:
         """The number (from 1) and contents of each row: see `rows.rows_in`."""
-        yield from rows_in(io.BytesIO(self.contents()), kind_of(self.name), self.where, key)
+        stream = io.BytesIO(self.contents())
+        try:
+            yield from rows_in(stream, kind_of(self.name), self.where, key)
+        except DataError as bad:  # it says what to set in a recipe
+            raise DataError(bad.what, where=bad.where, todo="fetch the release again") from bad
 
     def records(self) -> Iterator[list[str]]:
         """The records of a CSV file, its header too, without empty lines."""
