@@ -182,12 +182,13 @@ def _read(
         name: of the folder, for layouts that ask for one.
     """
     if not folder.is_dir():
-        raise DataError("no such folder", where=str(folder), todo="check the path")
-    files = files_below(folder, re.compile(source.archives))
+        what = "this is a file, not a folder" if folder.exists() else "no such folder"
+        raise DataError(what, where=str(folder), todo="give the folder that holds the benchmarks")
     front = name or folder.resolve().name
+    files = files_below(folder, front, re.compile(source.archives))
     places = source.places({f"{front}/{file.name}": file for file in files})
     releases = [_release(source, place, asked, origin or str(folder)) for place in places]
-    return _the_one(source, places, releases)
+    return _the_one(source, places, releases, whole=asked is None)
 
 
 def _release(source: Source, place: Place, asked: list[str] | None, origin: str) -> Release:
@@ -221,7 +222,7 @@ def _compared(
 
 
 def _the_one(
-    source: Source, places: Sequence[Place], releases: Sequence[Release]
+    source: Source, places: Sequence[Place], releases: Sequence[Release], *, whole: bool
 ) -> Release | None:
     """Of the releases in several places the one that is known, or all if they are the same.
 
@@ -232,7 +233,7 @@ def _the_one(
         return next(iter(releases), None)
     known: dict[int, tuple[Place, Release]] = {}
     for place, release in zip(places, releases, strict=True):
-        _, index = _compared(source, release.datasets, whole=True)
+        _, index = _compared(source, release.datasets, whole=whole)
         if index is not None:
             known.setdefault(index, (place, release))
     roots = [place.root.rstrip("/") for place in places]

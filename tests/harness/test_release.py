@@ -105,6 +105,8 @@ def test_the_given_folder_then_the_variable_then_the_cache(
     assert "BC2_BENCH_DATA must hold gsm8k/train.jsonl" in str(caught.value.todo)
     with pytest.raises(DataError, match="no such folder"):
         open_release("gsm8k", tmp_path / "none")
+    with pytest.raises(DataError, match="a file, not a folder"):
+        open_release("gsm8k", made / "gsm8k" / "test.jsonl")
 
 
 def test_two_places_with_other_rows_are_both_named(made: Path, tmp_path: Path) -> None:
@@ -310,6 +312,18 @@ def test_real_releases_are_the_known_ones(source: str) -> None:
         assert "missing" not in said
     known = json.loads((Path(mmlu.__file__).parent / "known.json").read_text("utf-8"))
     assert release.digest == known[source][0]["digest"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/bench")
+def test_of_two_places_the_known_one_is_read() -> None:
+    """Of the real C-Eval there are two conversions."""
+    release = open_release("ceval", DATA, subsets=["law"])
+    assert {Path(file.name).parent.name for file in release.files} == {"val_s_converted"}
+    assert "other rows lie in bench/ceval/val_zhtw" in release.differences[-1]
+    other = open_release("ceval", DATA / "ceval" / "val_zhtw", subsets=["law"])
+    assert other.digest != release.digest
+    assert "traditional characters" in other.differences[-1]
 
 
 def test_every_source_has_a_known_release() -> None:
