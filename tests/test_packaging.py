@@ -60,6 +60,7 @@ def test_wheel_holds_the_recipes_and_pollutes_nothing(wheel: Path) -> None:
     assert recipes == expected
     assert "bc2/py.typed" in names
     assert "bc2/report/page.html.j2" in names
+    assert "bc2/harness/releases/known.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -153,7 +153,7 @@ def _from_hub(source: Source, asked: list[str] | None) -> Release:
         raise DataError(
             f"{source.title} is on no hub in a form that bc2 reads", todo=how_to_give(source)
         )
-    snapshot = hub_snapshot(source, hub, asked or source.subsets)
+    snapshot = hub_snapshot(source, hub, source.subsets if asked is None else asked)
     origin = f"hub {hub.repo} at {snapshot.name}"
     found = _read(source, snapshot, asked, name=hub.repo, origin=origin)
     if found is None:
@@ -182,16 +182,17 @@ def _read(
         name: of the folder, for layouts that ask for one.
     """
     if not folder.is_dir():
-        raise DataError("no such folder", where=str(folder), todo="check the path")
-    files = files_below(folder, re.compile(source.archives))
+        what = "this is a file, not a folder" if folder.exists() else "no such folder"
+        raise DataError(what, where=str(folder), todo="give the folder that holds the benchmarks")
     front = name or folder.resolve().name
+    files = files_below(folder, front, re.compile(source.archives))
     places = source.places({f"{front}/{file.name}": file for file in files})
     releases = [_release(source, place, asked, origin or str(folder)) for place in places]
-    return _the_one(source, places, releases)
+    return _the_one(source, places, releases, whole=asked is None)
 
 
 def _release(source: Source, place: Place, asked: list[str] | None, origin: str) -> Release:
-    tables = source.read(place, asked or place.subsets())
+    tables = source.read(place, place.subsets() if asked is None else asked)
     differences, _ = _compared(source, tables.datasets, whole=asked is None)
     return Release(
         source=source.name,
@@ -221,7 +222,7 @@ def _compared(
 
 
 def _the_one(
-    source: Source, places: Sequence[Place], releases: Sequence[Release]
+    source: Source, places: Sequence[Place], releases: Sequence[Release], *, whole: bool
 ) -> Release | None:
     """Of the releases in several places the one that is known, or all if they are the same.
 
@@ -232,7 +233,7 @@ def _the_one(
         return next(iter(releases), None)
     known: dict[int, tuple[Place, Release]] = {}
     for place, release in zip(places, releases, strict=True):
-        _, index = _compared(source, release.datasets, whole=True)
+        _, index = _compared(source, release.datasets, whole=whole)
         if index is not None:
             known.setdefault(index, (place, release))
     roots = [place.root.rstrip("/") for place in places]

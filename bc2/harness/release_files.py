@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bc2.errors import DataError
+from bc2.errors import DataError, from_os_error
 from bc2.harness.rows import csv_records, kind_of, rows_in
 from bc2.streams import MAX_DOCUMENT_BYTES, first_line, open_bytes
 
@@ -65,7 +65,11 @@ class ReleaseFile:
 
     def rows(self, key: str | None = None) -> Iterator[tuple[int, Any]]:
         """The number (from 1) and contents of each row: see `rows.rows_in`."""
-        yield from rows_in(io.BytesIO(self.contents()), kind_of(self.name), self.where, key)
+        stream = io.BytesIO(self.contents())
+        try:
+            yield from rows_in(stream, kind_of(self.name), self.where, key)
+        except DataError as bad:  # it says what to set in a recipe
+            raise DataError(bad.what, where=bad.where, todo="fetch the release again") from bad
 
     def records(self) -> Iterator[list[str]]:
         """The records of a CSV file, its header too, without empty lines."""
@@ -109,21 +113,22 @@ class ReleaseFile:
             ) from error
 
 
-def files_below(folder: Path, archives: re.Pattern[str]) -> list[ReleaseFile]:
+def files_below(folder: Path, front: str, archives: re.Pattern[str]) -> list[ReleaseFile]:
     """The files of a folder, sorted by name, and the members of the archives in it.
 
     Args:
-        archives: searched in an archive's path below the folder (with the folder's own name in
-            front): what is not found is not opened.
+        front: the folder's name.
+        archives: searched in ``FRONT/NAME`` of an archive: what is not found is not opened.
 
     Raises:
+        RunFailed: a folder in it cannot be read.
         DataError: it holds more files than any folder of benchmarks, or an archive is damaged.
     """
     found: list[ReleaseFile] = []
     for path in _paths(folder):
         name = path.relative_to(folder).as_posix()
         found.append(ReleaseFile(name, path))
-        if path.suffix.lower() == ".zip" and archives.search(f"{folder.resolve().name}/{name}"):
+        if path.suffix.lower() == ".zip" and archives.search(f"{front}/{name}"):
             found += (ReleaseFile(f"{name}/{member}", path, member) for member in _members(path))
         if len(found) > MAX_FILES:
             raise DataError(
@@ -142,7 +147,11 @@ def sha256_and_size(path: Path) -> tuple[str, int]:
 
 def _paths(folder: Path) -> Iterator[Path]:
     """The files of a folder down to `MAX_DEPTH`; hidden folders are not looked into."""
-    for at, folders, names in os.walk(folder, followlinks=True):
+
+    def stop(error: OSError) -> None:
+        raise from_os_error(error, "looking for benchmarks")
+
+    for at, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         depth = len(Path(at).relative_to(folder).parts)
         folders[:] = [
             name for name in folders if depth < MAX_DEPTH and not name.startswith((".", "__"))

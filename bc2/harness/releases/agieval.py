@@ -17,6 +17,8 @@ from bc2.harness.releases.checks import (
     question,
     rows_at,
     several_right_note,
+    text,
+    texts,
     with_shots,
 )
 from bc2.harness.releases.source import ANYWHERE, Layout, Place, Row, Source, Tables
@@ -90,18 +92,14 @@ def _rows(file: ReleaseFile) -> Iterator[Row]:
 
 def _row(row: Row, where: str) -> Row:
     """A row as lm-eval's tasks get it; its label is empty where not exactly one is right."""
-    options = row["options"]
-    if not isinstance(options, list) or not all(isinstance(one, str) for one in options):
-        raise DataError("the options are no list of text", where=where, todo=AGAIN)
-    passage = row["passage"]
-    if passage is not None and not isinstance(passage, str):
-        raise DataError("the passage is no text", where=where, todo=AGAIN)
+    options = texts(row, "options", where)
+    row = {"answer": None, **row}
     return {
-        "passage": passage,
+        "passage": None if row["passage"] is None else text(row, "passage", where),
         "question": question(row, "question", where),
         "options": options,
         "label": _label(row["label"], len(options), where),
-        "answer": row.get("answer"),
+        "answer": None if row["answer"] is None else text(row, "answer", where),
     }
 
 
