@@ -38,6 +38,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bc2-tests-")
+os.environ.pop("BC2_CACHE", None)
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 (_CACHE / "bc2" / "lm-eval").mkdir(parents=True, exist_ok=True)
 Path(os.environ["XDG_CACHE_HOME"], "bc2").mkdir()

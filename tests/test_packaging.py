@@ -66,6 +66,7 @@ def test_wheel_holds_the_recipes_and_pollutes_nothing(wheel: Path) -> None:
         for path in (ROOT / "bc2" / "harness" / "tasks").rglob("*")
         if path.is_file()
     }
+    assert "bc2/harness/releases/known.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bc2.data.documents import Document
-from bc2.data.streams import reading
 from bc2.errors import DataError, nearest
+from bc2.streams import reading
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")

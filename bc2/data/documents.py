@@ -9,25 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bc2.errors import DataError
+from bc2.streams import BadRow, RowFault
 
 #: Every reason for which a row or a document can be dropped.
 Reason = Literal[
-    "bad_utf8",  # bytes that are not UTF-8
-    "bad_json",  # a line that is not JSON
-    "not_an_object",  # JSON, but not {...}
-    "no_text",  # the text field is missing or null
-    "text_not_string",  # the text field holds something else
-    "lone_surrogate",  # half a UTF-16 pair, escaped in JSON: not Unicode text
-    "too_long",  # longer than `MAX_DOCUMENT_BYTES`
+    RowFault,
     "too_short",  # fewer characters than [corpus] min_characters
     "duplicate",  # the same text was read before
 ]
 
 #: Malformed rows that are named, of each source.
 ROWS_NAMED = 20
-
-#: No document may be longer (UTF-8 bytes): what holds one document in memory is bounded by it.
-MAX_DOCUMENT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +78,6 @@ class SourceRow(NamedTuple):
     def of(cls, text: str, file: str, row: int) -> SourceRow:
         """A row of a text that was no bytes before."""
         return cls(text, text.encode(), file, row)
-
-
-class BadRow(Exception):
-    """A row that holds no usable text."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason: Reason = reason
-        self.detail = detail
 
 
 @dataclass

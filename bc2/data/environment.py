@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bc2.data.documents import BadRow, Drops, SourceFile, SourceRow
+from bc2.data.documents import Drops, SourceFile, SourceRow
 from bc2.data.installed_packages import package_files, package_rows, packages_of
-from bc2.data.streams import numbered_lines, open_bytes
 from bc2.errors import DataError
+from bc2.streams import BadRow, numbered_lines, open_bytes
 
 #: Directories of the standard library that hold no library code of its own.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled"}

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 from bc2.data import environment
 from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.documents import SourceFile
-from bc2.data.streams import first_line, reading
 from bc2.errors import DataError
 from bc2.files import make_directory, replace_durably, sha256_file
+from bc2.streams import first_line, reading
 
 FileLayout = Literal["text", "lines", "parquet"]
 

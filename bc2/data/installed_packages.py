@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bc2.data.documents import BadRow, Drops, SourceFile, SourceRow
-from bc2.data.streams import open_bytes
+from bc2.data.documents import Drops, SourceFile, SourceRow
+from bc2.streams import BadRow, open_bytes
 
 #: What an editable install leaves among the packages: it holds paths of this machine.
 _EDITABLE = "__editable__"

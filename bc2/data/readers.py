@@ -8,21 +8,27 @@ since half a file must not pass for a whole one.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from bc2.data import environment
 from bc2.data.corpus_config import SourceConfig
-from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow, Document, Drops, SourceFile, SourceRow
+from bc2.data.documents import Document, Drops, SourceFile, SourceRow
 from bc2.data.inputs import file_layout, hub_name, source_files
-from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
 from bc2.errors import DataError, nearest
+from bc2.streams import (
+    MAX_DOCUMENT_BYTES,
+    BadRow,
+    decode,
+    first_line,
+    numbered_lines,
+    open_bytes,
+    parse_line,
+    reading,
+)
 
 
 def read_source(source: SourceConfig, drops: Drops) -> Iterator[Document]:
@@ -217,24 +223,6 @@ def _hf(source: SourceConfig) -> Iterator[None]:
         ) from error
 
 
-def parse_line(line: bytes | None) -> Any:
-    """The JSON value of a line.
-
-    Raises:
-        BadRow: too long (None), not UTF-8, or not JSON.
-    """
-    if line is None:
-        raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        text = decode(line)  # Python's own knows more (NaN), and says what is wrong
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow("bad_json", f"not JSON: {error}") from None
-
-
 def text_of(row: Any, field: str) -> tuple[str, bytes]:
     """The text of a row, and its UTF-8 bytes.
 
@@ -264,17 +252,3 @@ def _present(value: Any, field: str) -> Any:
     if value is None:
         raise BadRow("no_text", f"field {field!r} is null")
     return value
-
-
-def decode(data: bytes) -> str:
-    """UTF-8 text.
-
-    Raises:
-        BadRow: longer than `MAX_DOCUMENT_BYTES`, or not UTF-8.
-    """
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise BadRow("too_long", f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRow("bad_utf8", f"not UTF-8: byte {error.start} ({error.reason})") from None

@@ -13,13 +13,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bc2.data.documents import MAX_DOCUMENT_BYTES, BadRow
-from bc2.data.readers import decode, parse_line
-from bc2.data.streams import numbered_lines, open_bytes, reading
 from bc2.errors import DataError, UsageError, nearest
 from bc2.generate.requests import Request
 from bc2.generate.sampling.seeds import prompt_seed
 from bc2.generate.sampling_config import SamplingConfig
+from bc2.streams import (
+    MAX_DOCUMENT_BYTES,
+    BadRow,
+    decode,
+    numbered_lines,
+    open_bytes,
+    parse_line,
+    reading,
+)
 from bc2.tokenizer.tokenizer import Tokenizer
 
 #: The name of a file that means standard input.

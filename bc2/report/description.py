@@ -20,11 +20,11 @@ from bc2.data.prep.funnel import FUNNEL, Funnel, Histogram
 from bc2.data.prep.stages.decontamination.matches import CONTAMINATION
 from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.data.shards import TokenShards
-from bc2.data.streams import reading
 from bc2.errors import IntegrityError, UsageError
 from bc2.report.funnel_rows import NOT_STATED, as_json, language
 from bc2.report.timings import Timing
 from bc2.report.timings import timings as timings_of
+from bc2.streams import reading
 
 #: Tokens of a shard that are looked at together.
 _CHUNK = 1 << 22

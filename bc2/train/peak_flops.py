@@ -9,7 +9,6 @@ It is never lowered.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bc2.cache_folder import cache_folder
 from bc2.console import note
 from bc2.files import lock_directory, make_directory, replace_durably
 from bc2.train.device import DTYPES, cores, cpu_model, datasheet_flops
@@ -62,14 +62,11 @@ class KeptPeaks:
 
     @classmethod
     def of_user(cls) -> KeptPeaks:
-        """In ``$XDG_CACHE_HOME/bc2``, else ``~/.cache/bc2``: of the machine, not of a home."""
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not base.is_absolute():
-            try:
-                base = Path.home() / ".cache"
-            except RuntimeError:  # a user without a home directory
-                return cls(None)
-        return cls(base / "bc2" / "peaks.json")
+        """In bc2's cache: of the machine, not of a home."""
+        try:
+            return cls(cache_folder() / "peaks.json")
+        except RuntimeError:  # a user without a home directory
+            return cls(None)
 
     def find(self, key: str) -> Peak | None:
         """The highest peak that was seen under a key; None if none was."""

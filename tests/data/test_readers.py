@@ -15,11 +15,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bc2 import streams
 from bc2.data import documents, readers
 from bc2.data.corpus_config import SourceConfig
-from bc2.data.documents import BadRow, Drops
-from bc2.data.readers import parse_line, read_source, text_of
+from bc2.data.documents import Drops
+from bc2.data.readers import read_source, text_of
 from bc2.errors import DataError
+from bc2.streams import BadRow, parse_line
 
 TEXTS = [
     "Hello,\r\nworld\n",
@@ -153,7 +155,7 @@ def test_surrogate_pairs_are_one_character(write):
 
 
 def test_documents_above_the_limit(write, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(streams, "MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr(readers, "MAX_DOCUMENT_BYTES", 100)
     path = write("a.txt", b"x" * 101)
     found, drops = read(source(path), "skip")

@@ -204,20 +204,15 @@ def test_without_a_place_to_keep_it_a_peak_is_what_is_measured(
 
 
 def test_peaks_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert KeptPeaks.of_user().path == tmp_path / "xdg" / "bc2" / "peaks.json"
-    # A relative one is ignored, as the standard asks.
-    monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert KeptPeaks.of_user().path == tmp_path / ".cache" / "bc2" / "peaks.json"
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path / "cache"))
+    assert KeptPeaks.of_user().path == tmp_path / "cache" / "peaks.json"
 
 
 def test_a_user_without_a_home_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(module.Path, "home", no_home)
+    monkeypatch.setattr(module, "cache_folder", no_home)
     assert KeptPeaks.of_user().path is None
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.engine import Item, PrepEngine, Result
 from bc2.data.prep.group_by import Groups, Int64
-from bc2.data.streams import first_line
 from bc2.errors import ResourceError, RunFailed, UsageError
+from bc2.streams import first_line
 
 if TYPE_CHECKING:
     import daft

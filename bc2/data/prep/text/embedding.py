@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from bc2.data.mixture import mix
 from bc2.data.prep.text import minhash
-from bc2.data.streams import first_line
 from bc2.errors import DataError, UsageError
 from bc2.files import sha256_file
+from bc2.streams import first_line
 
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from bc2.data.documents import BadRow
 from bc2.data.prep.settings import BenchmarkSettings
-from bc2.data.readers import parse_line
-from bc2.data.streams import first_line, numbered_lines, open_bytes, reading
 from bc2.errors import DataError, RecipeError
+from bc2.harness.rows import KINDS, field_of, kind_of, read_rows
 from bc2.harness.task_index import manager_of
-
-_KINDS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
-
-#: Bytes of a CSV field. csv's own limit, 128 KiB, is too small for questions about long passages.
-_MAX_CELL = 1 << 26
+from bc2.streams import first_line
 
 
 class Item(NamedTuple):
@@ -52,11 +43,11 @@ def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
             todo="give a file or a glob, such as name/**/*.csv for all CSV files of a folder",
         )
     for file in files:
-        if _kind(file) not in _KINDS:
+        if kind_of(file.name) not in KINDS:
             raise DataError(
                 f"cannot read a benchmark of this kind: {file.name}",
                 where=str(file),
-                todo=f"give {', '.join(_KINDS)} or a glob that picks them",
+                todo=f"give {', '.join(KINDS)} or a glob that picks them",
             )
     return files
 
@@ -70,9 +61,9 @@ def read_benchmark(benchmark: BenchmarkSettings) -> Iterator[Item]:
     for file in benchmark_files(benchmark):
         # with the folder's name: folders such as dev and test may have files of the same name
         name = "/".join(file.parts[-2:])
-        for number, row in _rows(file, benchmark.rows):
+        for number, row in read_rows(file, benchmark.rows):
             for field in benchmark.fields:
-                for text in _texts(_value(row, field, f"{file}:{number}")):
+                for text in _texts(field_of(row, field, f"{file}:{number}")):
                     yield Item(benchmark.name, f"{name}:{number}", text)
 
 
@@ -156,106 +147,6 @@ def _task_errors(task: str) -> Iterator[None]:
             where="corpus.decontaminate.tasks",
             todo="check the network and the task, or give its files under benchmarks",
         ) from error
-
-
-# -- rows ----------------------------------------------------------------------------------
-
-
-def _kind(file: Path) -> str:
-    return Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix
-
-
-def _rows(file: Path, key: str | None) -> Iterator[tuple[int, Any]]:
-    """The number (from 1) and the contents of each row.
-
-    Args:
-        key: of the list of rows, if a JSON file holds an object.
-    """
-    kind = _kind(file)
-    if kind == ".parquet":
-        yield from _parquet_rows(file)
-    elif kind == ".csv":
-        yield from _csv_rows(file)
-    elif kind == ".json":
-        yield from enumerate(_json_list(file, key), 1)
-    else:
-        yield from _json_lines(file)
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with reading(file):
-        try:
-            rows = pq.read_table(file).to_pylist()
-        except pa.ArrowException as error:
-            raise EOFError(str(error)) from error
-    yield from enumerate(rows, 1)
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(_MAX_CELL)
-    try:
-        with open_bytes(file) as stream:
-            lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
-            yield from enumerate(csv.DictReader(lines, strict=True), 1)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _unreadable(error, str(file)) from error
-
-
-def _json_list(file: Path, key: str | None) -> list[Any]:
-    with open_bytes(file) as stream:
-        data = stream.read()
-    try:
-        loaded = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(error, str(file)) from error
-    if key is not None and isinstance(loaded, dict):
-        loaded = _value(loaded, key, str(file))
-    if not isinstance(loaded, list):
-        known = ", ".join(loaded) if isinstance(loaded, dict) else "a single value"
-        raise DataError(
-            "this JSON file is not a list of rows",
-            where=str(file),
-            todo=f"set rows to the key of the list; there is: {known[:80]}",
-        )
-    return loaded
-
-
-def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    with open_bytes(file) as stream:
-        for number, line, _ in numbered_lines(stream):
-            if line is not None and not line.strip():
-                continue
-            try:
-                yield number, parse_line(line)
-            except BadRow as bad:
-                raise _unreadable(bad, f"{file}:{number}") from bad
-
-
-def _unreadable(error: Exception, where: str) -> DataError:
-    what = f"cannot read this benchmark: {first_line(error)}"
-    return DataError(what, where=where, todo="repair the file, or fetch it again")
-
-
-def _value(row: Any, field: str, where: str) -> Any:
-    """The value of a field of a row. A field is a key, or several keys joined by full stops.
-
-    Raises:
-        DataError: the row has no such field.
-    """
-    if isinstance(row, dict) and field in row:
-        return row[field]
-    key, _, rest = field.partition(".")
-    if rest and isinstance(row, dict) and key in row:
-        return _value(row[key], rest, where)
-    known = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-    raise DataError(
-        f"no field {field!r} in this benchmark",
-        where=where,
-        todo=f"set fields; there is: {known[:120]}",
-    )
 
 
 def _texts(value: Any) -> Iterator[str]:

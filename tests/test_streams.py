@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.data.streams import ZstdStream, numbered_lines, open_bytes
 from bc2.errors import DataError, RunFailed
+from bc2.streams import ZstdStream, numbered_lines, open_bytes
 
 BLOCKS = [b"one\n" * 5000, os.urandom(300_000), b"", b"three\n"]
 

@@ -1,19 +1,44 @@
-"""Bytes and lines out of plain, gzip and zstd files, in bounded memory, or a clear error."""
+"""Bytes, lines and JSON out of plain, gzip and zstd files, in bounded memory, or a clear error."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+import orjson
 import zstandard
 
-from bc2.data.documents import MAX_DOCUMENT_BYTES
 from bc2.errors import Bc2Error, DataError, from_os_error
+
+#: No document may be longer (UTF-8 bytes): what holds one document in memory is bounded by it.
+MAX_DOCUMENT_BYTES = 1 << 28
+
+#: What can be wrong with a row by itself.
+RowFault = Literal[
+    "bad_utf8",  # bytes that are not UTF-8
+    "bad_json",  # a line that is not JSON
+    "not_an_object",  # JSON, but not {...}
+    "no_text",  # the text field is missing or null
+    "text_not_string",  # the text field holds something else
+    "lone_surrogate",  # half a UTF-16 pair, escaped in JSON: not Unicode text
+    "too_long",  # longer than `MAX_DOCUMENT_BYTES`
+]
+
+
+class BadRow(Exception):
+    """A row that holds no usable text."""
+
+    def __init__(self, reason: RowFault, detail: str):
+        super().__init__(detail)
+        self.reason: RowFault = reason
+        self.detail = detail
+
 
 #: Compressed bytes given to zstd at once. A block of 4 bytes may hold 128 KiB, so this
 #: bounds what one step can expand to (256 MiB, for input made to do so).
@@ -156,3 +181,35 @@ def numbered_lines(
         while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
             size += len(line)
         yield number, None, size
+
+
+def parse_line(line: bytes | None) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        BadRow: too long (None), not UTF-8, or not JSON.
+    """
+    if line is None:
+        raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        text = decode(line)  # Python's own knows more (NaN), and says what is wrong
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("bad_json", f"not JSON: {error}") from None
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 text.
+
+    Raises:
+        BadRow: longer than `MAX_DOCUMENT_BYTES`, or not UTF-8.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise BadRow("too_long", f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow("bad_utf8", f"not UTF-8: byte {error.start} ({error.reason})") from None

@@ -1,0 +1,1 @@
+"""One reader for each benchmark's release: which files, which rows."""
