@@ -60,6 +60,12 @@ def test_wheel_holds_the_recipes_and_pollutes_nothing(wheel: Path) -> None:
     assert recipes == expected
     assert "bc2/py.typed" in names
     assert "bc2/report/page.html.j2" in names
+    tasks = {name for name in names if name.startswith("bc2/harness/tasks/")}
+    assert tasks == {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "bc2" / "harness" / "tasks").rglob("*")
+        if path.is_file()
+    }
     assert "bc2/harness/releases/known.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

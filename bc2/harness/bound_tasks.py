@@ -5,9 +5,9 @@ Importing this imports lm-eval, so others import it where they need it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import datasets as hub
@@ -18,6 +18,7 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from bc2.errors import Bc2Error, DataError, UsageError
+from bc2.harness.suites import OWN_PREFIX
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Split to rows."""
@@ -28,12 +29,16 @@ Datasets = Mapping[tuple[str, str | None], Rows]
 #: What a dataset path begins with that is on no hub.
 _OWN = "bc2/"
 
+#: Seconds that the hub has to answer before it counts as out of reach.
+_ANSWER_S = 5.0
+
 
 class BoundTask(ConfigurableTask):  # type: ignore[misc] # lm-eval has no types
     """A task of a YAML file on rows that are given instead of the hub's."""
 
     def __init__(self, rows: Rows, config: dict[str, Any]):
         self._rows = rows
+        self._shown: dict[tuple[str, int], tuple[Any, Any]] = {}
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -56,6 +61,25 @@ class BoundTask(ConfigurableTask):  # type: ignore[misc] # lm-eval has no types
         )
         del self._rows
 
+    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+        """A row's question. What shots say, for which lm-eval gives a template, is kept."""
+        if doc_to_text is None:
+            return super().doc_to_text(doc)
+        return self._kept("text", doc, partial(super().doc_to_text, doc, doc_to_text))
+
+    def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+        """A row's answer, kept as `doc_to_text` does."""
+        if doc_to_target is None:
+            return super().doc_to_target(doc)
+        return self._kept("target", doc, partial(super().doc_to_target, doc, doc_to_target))
+
+    def _kept(self, part: str, doc: Any, make: Callable[[], Any]) -> Any:
+        seen, value = self._shown.get((part, id(doc)), (None, None))
+        if seen is not doc:
+            value = make()
+            self._shown[part, id(doc)] = doc, value  # with the row, so that its id stays its own
+        return value
+
 
 class BoundFactory(TaskFactory):  # type: ignore[misc]
     """Builds tasks on given rows, and only some of a group's.
@@ -76,7 +100,8 @@ class BoundFactory(TaskFactory):  # type: ignore[misc]
             _refuse_unfit(entry)
             if self._datasets is None:
                 _refuse_own_data(entry)
-                return super()._build_task(entry, overrides)
+                with offline_if_unreachable():
+                    return super()._build_task(entry, overrides)
             config = self._load_full_config(entry, overrides)
             for key in ("tag", "group", "task_list"):
                 config.pop(key, None)
@@ -142,7 +167,7 @@ def _refuse_unfit(entry: Entry) -> None:
     config = _raw(entry)
     if config.get("doc_to_image") or config.get("doc_to_audio"):
         raise UsageError(f"{entry.name} asks about images or sound", todo="choose a task of text")
-    if config.get("unsafe_code") and not entry.name.startswith("bc2_"):
+    if config.get("unsafe_code") and not entry.name.startswith(OWN_PREFIX):
         raise UsageError(
             f"{entry.name} runs the model's programs outside of bc2's sandbox",
             todo="use --bench humaneval or mbpp, which run them inside",
@@ -156,6 +181,36 @@ def _refuse_own_data(entry: Entry) -> None:
             f"{entry.name} is on no hub that lm-eval reads",
             todo="give the release's files with --data",
         )
+
+
+@contextmanager
+def offline_if_unreachable() -> Iterator[None]:
+    """Use only what the hub's cache holds where the hub does not answer.
+
+    Otherwise datasets asks it five times with pauses, 23 s in all, before it looks there.
+    """
+    import huggingface_hub.constants as settings
+
+    if settings.HF_HUB_OFFLINE or _hub_answers():
+        yield
+        return
+    before = settings.HF_HUB_OFFLINE, hub.config.HF_HUB_OFFLINE
+    settings.HF_HUB_OFFLINE = hub.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        settings.HF_HUB_OFFLINE, hub.config.HF_HUB_OFFLINE = before
+
+
+@cache
+def _hub_answers() -> bool:
+    import huggingface_hub
+
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_ANSWER_S)
+    except Exception:  # of the HTTP library, which is another one in each version of the hub's
+        return False
+    return True
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bc2.errors import DataError, UsageError, nearest
 from bc2.harness.suites import Suite
@@ -60,22 +60,18 @@ def load_suite(
     manager._factory = BoundFactory(datasets, only)
     found = manager.load(suite.task)
     tasks, groups = found["tasks"], found.get("groups", {})
-    _check_all_found(suite, tasks, only)
-    for task in tasks.values():
-        _set_shots(task, suite, shots)
-        task.set_fewshot_seed(seed=seed)
-    return LoadedSuite(suite, tasks, groups, found.get("group_map", {}))
-
-
-def _check_all_found(suite: Suite, tasks: dict[str, Any], only: Sequence[str] | None) -> None:
     for name in only or ():
         if name not in tasks:
-            guess = nearest(name, tasks)
+            guess = nearest(name, manager.all_tasks)
             raise UsageError(
                 f"{suite.title} has no task {name!r}",
                 where=suite.task,
                 todo=f"did you mean {guess!r}?" if guess else None,
             )
+    for task in tasks.values():
+        _set_shots(task, suite, shots)
+        task.set_fewshot_seed(seed=seed)
+    return LoadedSuite(suite, tasks, groups, found.get("group_map", {}))
 
 
 def _set_shots(task: Task, suite: Suite, asked: int | None) -> None:

@@ -36,6 +36,9 @@ class Suite:
     """What is not as in the report, in a few words."""
 
 
+#: What the names of bc2's own tasks begin with, so that they replace none of lm-eval's.
+OWN_PREFIX = "bc2_"
+
 _LETTERS = "acc,none"
 
 _KNOWN = (
@@ -106,7 +109,7 @@ def suite_of(name: str) -> Suite:
     Raises:
         UsageError: neither bc2 nor lm-eval knows the name.
     """
-    suite = SUITES.get(_ALSO.get(name, name))
+    suite = SUITES.get(_ALSO.get(name, name.removeprefix(OWN_PREFIX)))
     if suite is not None:
         return suite
     from bc2.harness.task_index import data_of, has_task, task_manager
@@ -131,4 +134,7 @@ _SOURCES = {
     "openlifescienceai/medmcqa": "medmcqa",
     "SaylorTwift/bbh": "bbh",
     "openai/gsm8k": "gsm8k",
+    "bc2/agieval": "agieval",
+    "bc2/jecqa": "jecqa",
+    "bc2/gaokao": "gaokao",
 }

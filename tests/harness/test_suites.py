@@ -1,0 +1,61 @@
+"""Suites by name: the report's, and any task of lm-eval."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bc2.errors import UsageError
+from bc2.harness.suites import SUITES, suite_of
+
+#: Shots as the report gives them.
+SHOTS = {
+    "mmlu": 5, "cmmlu": 5, "ceval": 5, "agieval": 5, "gaokao": 5, "jecqa": 5, "medqa": 5,
+    "medmcqa": 5, "bbh": 3, "gsm8k": 4, "humaneval": 0, "mbpp": 3,
+}  # fmt: skip
+
+
+def test_the_reports_suites_and_shots():
+    assert {name: suite.shots for name, suite in SUITES.items()} == SHOTS
+    assert all(suite.name == name and suite.source == name for name, suite in SUITES.items())
+    assert {name for name, suite in SUITES.items() if suite.runs_code} == {"humaneval", "mbpp"}
+
+
+def test_other_spellings():
+    assert suite_of("jec-qa") is SUITES["jecqa"]
+    assert suite_of("c-eval") is SUITES["ceval"]
+
+
+def test_any_task_group_or_tag_of_lm_eval():
+    task = suite_of("hellaswag")
+    assert (task.name, task.task, task.source, task.shots) == ("hellaswag", "hellaswag", None, None)
+    assert suite_of("cmmlu_anatomy").source == "cmmlu"
+    assert suite_of("mmlu_stem").source == "mmlu"
+    assert suite_of("bbh_zeroshot").source == "bbh"
+    assert suite_of("mmlu_pro").source is None
+    assert suite_of("bc2_agieval_sat_math").source == "agieval"
+    assert suite_of("bc2_mbpp") is SUITES["mbpp"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("cmlu", "cmmlu"), ("gsm8", "gsm8k"), ("hellaswg", "hellaswag"), ("Humaneval", "humaneval")],
+)
+def test_an_unknown_name_has_a_nearest(wrong, right):
+    with pytest.raises(UsageError, match=f"no benchmark '{wrong}'.*did you mean '{right}'"):
+        suite_of(wrong)
+
+
+def test_a_name_like_nothing():
+    with pytest.raises(UsageError, match=r"no benchmark 'qqqqqqqq'.*bc2 eval --list"):
+        suite_of("qqqqqqqq")
+
+
+def test_the_suites_need_neither_lm_eval_nor_datasets():
+    code = (
+        "import sys; from bc2.harness.suites import suite_of; suite_of('jec-qa'); "
+        "assert not {'lm_eval', 'datasets', 'torch', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
