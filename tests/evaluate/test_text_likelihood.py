@@ -364,6 +364,15 @@ def test_a_tokenizer_of_another_model_is_an_error(tokenizer: Tokenizer) -> None:
     assert "a.jsonl:1" in str(raised.value)
 
 
+def test_a_tokenizer_without_an_end_of_text_is_an_error(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    endless = Tokenizer.from_bytes(tokenizer.model)
+    endless.eos_id = -1
+    with pytest.raises(DataError, match="no end-of-text piece"):
+        measure_text(engine_of(model), endless, documents("fox"))
+
+
 def test_files_of_every_format_say_the_same(
     tokenizer: Tokenizer, model: Transformer, tmp_path: Path
 ) -> None:
