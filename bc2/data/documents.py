@@ -73,6 +73,8 @@ class SourceRow(NamedTuple):
     """The text once more, since its size and its hash are asked for."""
     file: str
     row: int
+    lang: str | None = None
+    """Language as the row states it, where that was asked for."""
 
     @classmethod
     def of(cls, text: str, file: str, row: int) -> SourceRow:
@@ -90,6 +92,8 @@ class Drops:
     bytes: Counter[Reason] = field(default_factory=Counter)
     rows: list[str] = field(default_factory=list)
     """The first malformed rows, as FILE:ROW REASON."""
+    todo: str = 'repair it, or set corpus.malformed = "skip" to count and skip such rows'
+    """What to do about a malformed row that stops the run."""
 
     def drop(self, reason: Reason, size: int) -> None:
         """Count one document of `size` bytes as dropped."""
@@ -106,7 +110,7 @@ class Drops:
             raise DataError(
                 f"malformed row in source {self.source!r}: {bad.detail}",
                 where=f"{file}:{row}",
-                todo='repair it, or set corpus.malformed = "skip" to count and skip such rows',
+                todo=self.todo,
             )
         self.drop(bad.reason, size)
         if len(self.rows) < ROWS_NAMED:

@@ -54,6 +54,24 @@ def texts_at(paths: Iterable[str], text_field: str) -> Iterator[str]:
             yield document.text
 
 
+def documents_at(
+    paths: Iterable[str], text_field: str = "text", lang_field: str = "lang"
+) -> Iterator[Document]:
+    """The documents of files, folders and globs, one path after another, empty texts included.
+
+    Their language is what their row has in `lang_field`, if anything.
+
+    Raises:
+        DataError: nothing is there, a damaged file, a malformed row, or a language that is no
+            string.
+    """
+    for path in paths:
+        source = SourceConfig(name="texts", path=path, text_field=text_field)
+        drops = Drops(path, "stop", todo="repair it, or leave it out")
+        for row in file_rows(source, source_files(source), drops, lang_field):
+            yield Document.of(row, path, row.lang)
+
+
 def source_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
     """The rows of a source up to its ``max_bytes``; raises as `read_source`."""
     spent = 0
@@ -65,11 +83,18 @@ def source_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
 
 
 def file_rows(
-    source: SourceConfig, files: Iterable[SourceFile], drops: Drops
+    source: SourceConfig,
+    files: Iterable[SourceFile],
+    drops: Drops,
+    lang_field: str | None = None,
 ) -> Iterator[SourceRow]:
-    """The rows of some of a source's files, as `source_rows` gives them."""
+    """The rows of some of a source's files, as `source_rows` gives them.
+
+    Args:
+        lang_field: read each row's language from here.
+    """
     for file in files:
-        yield from _file_rows(file, source.text_field, drops)
+        yield from _file_rows(file, source.text_field, drops, lang_field)
 
 
 def source_language(source: SourceConfig) -> str | None:
@@ -89,14 +114,16 @@ def _rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
         yield from file_rows(source, source_files(source), drops)
 
 
-def _file_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[SourceRow]:
+def _file_rows(
+    file: SourceFile, field: str, drops: Drops, lang_field: str | None
+) -> Iterator[SourceRow]:
     layout = file_layout(file.name)
     if layout == "text":
         yield from _text_row(file, drops)
     elif layout == "lines":
-        yield from _line_rows(file, field, drops)
+        yield from _line_rows(file, field, drops, lang_field)
     else:
-        yield from _parquet_rows(file, field, drops)
+        yield from _parquet_rows(file, field, drops, lang_field)
 
 
 def _text_row(file: SourceFile, drops: Drops) -> Iterator[SourceRow]:
@@ -112,21 +139,37 @@ def _text_row(file: SourceFile, drops: Drops) -> Iterator[SourceRow]:
     yield SourceRow(text, data, file.name, 1)
 
 
-def _line_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[SourceRow]:
+def _line_rows(
+    file: SourceFile, field: str, drops: Drops, lang_field: str | None
+) -> Iterator[SourceRow]:
     """The documents of JSON lines; empty lines are no rows, but lines are numbered with them."""
     with open_bytes(file.path) as stream:
         for number, line, size in numbered_lines(stream):
             if line is not None and not line.strip():
                 continue
             try:
-                text, utf8 = text_of(parse_line(line), field)
+                row = parse_line(line)
+                text, utf8 = text_of(row, field)
             except BadRow as bad:
                 drops.reject(bad, str(file.path), number, size)
                 continue
-            yield SourceRow(text, utf8, file.name, number)
+            lang = None if lang_field is None else row.get(lang_field)
+            _check_language(lang, f"{file.path}:{number}")
+            yield SourceRow(text, utf8, file.name, number, lang or None)
 
 
-def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[SourceRow]:
+def _check_language(lang: Any, where: str) -> None:
+    if lang is not None and not isinstance(lang, str):
+        raise DataError(
+            f"the language is a {type(lang).__name__}, not a string",
+            where=where,
+            todo='name it as a string, such as "en", or leave it out',
+        )
+
+
+def _parquet_rows(
+    file: SourceFile, field: str, drops: Drops, lang_field: str | None
+) -> Iterator[SourceRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -142,16 +185,21 @@ def _parquet_rows(file: SourceFile, field: str, drops: Drops) -> Iterator[Source
         ) as parquet,
     ):
         _check_column(parquet.schema_arrow, field, file)
-        for batch in parquet.iter_batches(batch_size=64, columns=[field]):
+        has_lang = lang_field is not None and lang_field in parquet.schema_arrow.names
+        columns = [field, lang_field] if has_lang else [field]
+        for batch in parquet.iter_batches(batch_size=64, columns=columns):
+            langs = batch.column(lang_field).to_pylist() if has_lang else [None] * len(batch)
             # As bytes, so that one bad row is one bad row, not a failed batch.
-            for value in batch.column(0).cast(pa.string()).cast(pa.binary()).to_pylist():
+            values = batch.column(field).cast(pa.string()).cast(pa.binary()).to_pylist()
+            for value, lang in zip(values, langs, strict=True):
                 number += 1
                 try:
                     text = decode(_present(value, field))
                 except BadRow as bad:
                     drops.reject(bad, str(file.path), number, len(value or b""))
                     continue
-                yield SourceRow(text, value, file.name, number)
+                _check_language(lang, f"{file.path}:{number}")
+                yield SourceRow(text, value, file.name, number, lang or None)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from bc2 import streams
 from bc2.data import documents, readers
 from bc2.data.corpus_config import SourceConfig
 from bc2.data.documents import Drops
-from bc2.data.readers import read_source, text_of
+from bc2.data.readers import documents_at, read_source, text_of
 from bc2.errors import DataError
 from bc2.streams import BadRow, parse_line
 
@@ -152,6 +152,48 @@ def test_a_malformed_row_stops_with_file_and_row_or_is_counted(write, line, reas
 def test_surrogate_pairs_are_one_character(write):
     path = write("a.jsonl", b'{"text": "\\ud83d\\ude42"}\n')
     assert read(source(path))[0][0].text == "🙂"
+
+
+def test_documents_of_several_paths_with_their_languages(write, tmp_path):
+    rows = [{"text": "a", "lang": "en"}, {"text": "天"}, {"text": "", "lang": ""}]
+    rows += [{"text": "b", "lang": None}]
+    lines = write("a.jsonl", jsonl(rows))
+    table = pa.table({"lang": pa.array(["zh", None]).dictionary_encode(), "text": ["地", "c"]})
+    pq.write_table(table, tmp_path / "b.parquet")
+    pq.write_table(table.drop(["lang"]), tmp_path / "c.parquet")
+    paths = [str(lines), str(tmp_path / "[bc].parquet"), str(write("d.txt", b"plain"))]
+    found = [(d.text, d.lang, d.origin_file, d.origin_row) for d in documents_at(paths)]
+    assert found == [
+        ("a", "en", "a.jsonl", 1),
+        ("天", None, "a.jsonl", 2),
+        ("", None, "a.jsonl", 3),
+        ("b", None, "a.jsonl", 4),
+        ("地", "zh", "b.parquet", 1),
+        ("c", None, "b.parquet", 2),
+        ("地", None, "c.parquet", 1),
+        ("c", None, "c.parquet", 2),
+        ("plain", None, "d.txt", 1),
+    ]
+    other = write("e.jsonl", jsonl([{"body": "x", "language": "fr"}]))
+    (named,) = documents_at([str(other)], text_field="body", lang_field="language")
+    assert (named.text, named.lang, named.source) == ("x", "fr", str(other))
+    # a corpus states the language of a source, whatever its rows say
+    assert [d.lang for d in read(source(lines, lang="code"))[0]] == ["code"] * 4
+
+
+def test_a_language_that_is_no_string_and_a_malformed_row_stop(write, tmp_path):
+    path = write("a.jsonl", jsonl([{"text": "a", "lang": "en"}, {"text": "b", "lang": 5}]))
+    with pytest.raises(DataError, match="the language is a int, not a string") as caught:
+        list(documents_at([str(path)]))
+    assert caught.value.where == f"{path}:2"
+    pq.write_table(pa.table({"text": ["a"], "lang": [[1]]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="the language is a list"):
+        list(documents_at([str(tmp_path / "a.parquet")]))
+    assert len(read(source(path))[0]) == 2  # a corpus does not look
+    path = write("b.jsonl", b'{"text": 5}\n')
+    with pytest.raises(DataError, match="text' holds a int") as caught:
+        list(documents_at([str(path)]))
+    assert caught.value.todo == "repair it, or leave it out"
 
 
 def test_documents_above_the_limit(write, monkeypatch):
