@@ -79,12 +79,11 @@ def train_model(
     # Half of the samples are questions: soon it writes the next one itself, which is a stop text.
     weights = [f"gsm8k = {len(FILES)}", *(f"{name} = 1" for name in FILES)]
     recipe = home / f"{NAME}-{seed}.toml"
-    recipe.write_text(
-        RECIPE.format(
-            name=NAME, sources="".join(sources), weights="\n".join(weights), vocab_size=vocab_size, steps=steps, seed=seed,
-            sequence_length=sequence_length, warmup=max(1, steps // 10),
-        )
+    text = RECIPE.format(
+        name=NAME, sources="".join(sources), weights="\n".join(weights), vocab_size=vocab_size,
+        steps=steps, seed=seed, sequence_length=sequence_length, warmup=max(1, steps // 10),
     )  # fmt: skip
+    recipe.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "bc2", "pretrain", str(recipe), "--quiet"]
     environment = {**os.environ, "BC2_HOME": str(home / "registry")}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
