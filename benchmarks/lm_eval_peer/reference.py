@@ -13,12 +13,9 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from bc2.tokenizer.tokenizer import Tokenizer
+from lm_eval_peer.answers import Answers, answers_of
 from lm_eval_peer.hf_model import TimedHFLM
 from lm_eval_peer.rows import Source, rows_from
-
-#: Samples of each task: ``doc_id``; ``requests``, what lm-eval asked the model; of multiple
-#: choice ``lls``, ``greedy`` and ``prediction`` (the number of the likeliest), else ``text``.
-Answers = dict[str, list[dict[str, Any]]]
 
 #: The seed of lm-eval's command line, with which shots are drawn.
 FEWSHOT_SEED = 1234
@@ -76,11 +73,12 @@ def load_tasks(asked: Iterable[AskedTask], manager: TaskManager, source: Source)
     return tasks
 
 
-def answers(lm: TimedHFLM, tasks: dict[str, Any], limit: int | None) -> Answers:
-    """Run loaded tasks, the first `limit` samples of each."""
+def run_tasks(lm: TimedHFLM, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]:
+    """Samples, as lm-eval logs them, of loaded tasks; the first `limit` of each."""
     tasks_and_groups = {"tasks": tasks, "groups": {}, "group_map": {}}
     found = evaluate(lm, tasks_and_groups, limit=limit, bootstrap_iters=0)
-    return {name: list(map(_answer, _once(rows))) for name, rows in found["samples"].items()}
+    samples: dict[str, Any] = found["samples"]
+    return samples
 
 
 def reference(
@@ -95,7 +93,7 @@ def reference(
 ) -> Answers:
     """The answers of transformers' Llama `model`, driven by lm-eval."""
     tasks = load_tasks(asked, manager, source)
-    return answers(TimedHFLM(model, tokenizer, batch_size), tasks, limit)
+    return answers_of(run_tasks(TimedHFLM(model, tokenizer, batch_size), tasks, limit))
 
 
 def timed_reference(
@@ -113,7 +111,7 @@ def timed_reference(
     tasks = load_tasks(asked, manager, source)
     lm = TimedHFLM(model, tokenizer, batch_size)
     loaded = time.perf_counter()
-    found = answers(lm, tasks, limit)
+    found = answers_of(run_tasks(lm, tasks, limit))
     seconds = {
         "index_s": indexed - began,
         "load_s": loaded - indexed,
@@ -121,19 +119,3 @@ def timed_reference(
         "model_s": lm.model_s,
     }
     return seconds, found
-
-
-def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each sample once, in order: lm-eval lists it again for each filter of its task."""
-    first = rows[0]["filter"] if rows else None
-    return sorted((r for r in rows if r["filter"] == first), key=lambda row: row["doc_id"])
-
-
-def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    responses = [given[0] for given in row["resps"]]
-    common = {"doc_id": row["doc_id"], "requests": row["arguments"]}
-    if isinstance(responses[0], str):
-        return {**common, "text": responses[0]}
-    lls = [float(number) for number, _ in responses]
-    greedy = [bool(is_greedy) for _, is_greedy in responses]
-    return {**common, "lls": lls, "greedy": greedy, "prediction": lls.index(max(lls))}

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval_peer.reference import HUMANEVAL, AskedTask, answers, index_of, load_tasks
+from lm_eval_peer.answers import Answers, answers_of
+from lm_eval_peer.reference import HUMANEVAL, AskedTask, index_of, load_tasks, run_tasks
 from lm_eval_peer.rows import Splits
 
 from bc2.generate.engine import InferenceEngine
@@ -167,9 +168,15 @@ def lm(model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def expected(lm: Any) -> dict[str, list[dict[str, Any]]]:
+def expected(lm: Any) -> Answers:
+    """The peer's answers, with the ``requests`` that its tasks made."""
     manager = index_of("mmlu/default", "cmmlu", "gsm8k")
-    return answers(lm, load_tasks(ASKED, manager, made_rows), None)
+    samples = run_tasks(lm, load_tasks(ASKED, manager, made_rows), None)
+    asked = {(t, row["doc_id"]): row["arguments"] for t, rows in samples.items() for row in rows}
+    return {
+        task: [answer | {"requests": asked[task, answer["doc_id"]]} for answer in found]
+        for task, found in answers_of(samples).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -248,4 +255,4 @@ def test_the_peer_refuses_answers_as_long_as_the_window(lm: Any) -> None:
     task = AskedTask(humaneval_of(SHAPE.context_length))
     tasks = load_tasks([task], index_of("gsm8k"), made_rows)
     with pytest.raises(AssertionError, match="must be less than model's maximum"):
-        answers(lm, tasks, 1)
+        run_tasks(lm, tasks, 1)
