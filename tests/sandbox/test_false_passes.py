@@ -43,7 +43,11 @@ ATTACKS = {
     "interrupt": "def f(x): raise KeyboardInterrupt",
     "generator exit": "def f(x): raise GeneratorExit",
     "kill itself": "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGKILL)",
-    "patched exit": "import os, sys\nsys.exit = os._exit = exit = lambda *a: None\ndef f(x): exit()",
+    "patched exit": """
+import os, sys
+sys.exit = os._exit = exit = lambda *a: None
+def f(x): exit()
+""",
     "patched assert": """
 import builtins
 class Quiet(BaseException):
