@@ -97,6 +97,33 @@ class Outcome:
         return self.verdict == "passed"
 
 
+class _Jobs:
+    """The programs that run, by the sockets that wait for their answers."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._sockets: set[socket.socket] = set()
+        self._ended = False
+
+    def add(self, job: socket.socket) -> None:
+        with self._lock:
+            if self._ended:
+                raise RunFailed("the sandbox is closed")
+            self._sockets.add(job)
+
+    def discard(self, job: socket.socket) -> None:
+        with self._lock:
+            self._sockets.discard(job)
+
+    def end(self) -> None:
+        """Have them ended, and let no other begin: a supervisor that is hung up on ends all."""
+        with self._lock:
+            self._ended = True
+            for job in self._sockets:
+                with suppress(OSError):
+                    job.shutdown(socket.SHUT_RDWR)
+
+
 class Sandbox:
     """Runs programs; made by `Sandbox.open`, closed after use.
 
@@ -108,7 +135,7 @@ class Sandbox:
         """As `open`, but without trying the sandbox out."""
         self.mode: Mode = mode
         self._lock = Lock()
-        self._jobs: set[socket.socket] = set()
+        self._jobs = _Jobs()
         self._temporary = tempfile.TemporaryDirectory(prefix="bc2-sandbox-")
         if os.geteuid() == 0:  # its folders belong to other users
             os.chmod(self._temporary.name, 0o711)
@@ -192,7 +219,7 @@ class Sandbox:
         """
         return self._run(Program(candidate, tests, redefines), limits or Limits(), self._jobs)
 
-    def _run(self, program: Program, limits: Limits, jobs: set[socket.socket]) -> Outcome:
+    def _run(self, program: Program, limits: Limits, jobs: _Jobs) -> Outcome:
         job, theirs = socket.socketpair()
         with job:
             jobs.add(job)
@@ -231,7 +258,7 @@ class Sandbox:
         iterator early ends those that run.
         """
         waiting: deque[Future[Outcome]] = deque()
-        jobs: set[socket.socket] = set()
+        jobs = _Jobs()
         limits = limits or Limits()
         with ThreadPoolExecutor(workers) as threads:
             try:
@@ -244,11 +271,11 @@ class Sandbox:
             finally:
                 for future in waiting:
                     future.cancel()
-                _hang_up(jobs)
+                jobs.end()
 
     def close(self) -> None:
         """End all programs and the process that starts them."""
-        _hang_up(self._jobs)
+        self._jobs.end()
         self._control.close()
         self._process.wait()
         self._temporary.cleanup()
@@ -258,10 +285,3 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _hang_up(jobs: set[socket.socket]) -> None:
-    """Have the programs that run ended."""
-    for job in tuple(jobs):
-        with suppress(OSError):
-            job.shutdown(socket.SHUT_RDWR)

@@ -159,7 +159,7 @@ def decode(value: Any, other: Callable[[list[Any]], Any]) -> Any:
         return value
     try:
         return _decode_list(value, other)
-    except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise BrokenWire(f"not a value: {type(error).__name__}") from error
 
 
