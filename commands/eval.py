@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +14,42 @@ import typer
 from bc2.console import Output, warn
 from bc2.errors import UsageError
 from bc2.options import Fresh, Json, NProc, Quiet, parse_bytes, verb
+from bc2.ranks import world_size
 from bc2.registry import Artifact, Registry
 
 if TYPE_CHECKING:
+    from bc2.evaluate.evaluation import Evaluation
     from bc2.evaluate.model_holder import ModelHolder
     from bc2.evaluate.summary import Summary
     from bc2.harness.suites import Suite
 
 app = verb()
+
+#: The benchmark that is one's own text.
+_TEXT = "text"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the options say, beside what is printed."""
+
+    ref: str | None
+    names: list[str]
+    data: Path | None
+    shots: int | None
+    limit: int | None
+    seed: int
+    samples: int
+    temperature: float
+    allow_code: bool
+    require: tuple[str, ...]
+    stride: int | None
+    nproc: int
+    device: str
+    precision: str
+    cache_memory: str | None
+    out: Path | None
+    fresh: bool
 
 
 @app.command(no_args_is_help=True)
@@ -86,48 +115,16 @@ def evaluate(
 
         answer_as_rank(Registry.open(), rank_of)
         return
-    if not bench:
-        raise UsageError("no benchmark is named", todo="give one: --bench cmmlu")
-
-    from bc2.evaluate.evaluation import EvalRequest, Evaluation
-    from bc2.evaluate.requirements import check_required, parse_requirements
-    from bc2.evaluate.score_files import check_out, write_out
-    from bc2.evaluate.scores import read_summaries
-    from bc2.evaluate.suite_prompts import SuiteRows
-    from bc2.generate.chosen_model import chosen_model
-    from bc2.harness.suites import SUITES
-    from bc2.pipeline.session import Session
-
-    suites = _suites(bench, allow_code=allow_code)
-    names = [suite.name for suite in suites]
-    required = parse_requirements(require or (), evaluated=names, known=list(SUITES))
-    check_out(out)
-    registry = Registry.open()
-    checkpoint = chosen_model(registry, ref)
-    with ExitStack() as held:
-        sandbox = None
-        if any(suite.runs_code for suite in suites):
-            from bc2.sandbox.run import Sandbox
-
-            sandbox = held.enter_context(Sandbox.open())
-        rows = [SuiteRows.open(suite, data) for suite in suites]
-        holder = _holder(checkpoint, device, precision, cache_memory)
-        held.callback(holder.close)
-        session = Session(registry, fresh=fresh)
-        request = EvalRequest(shots, limit, seed, samples, temperature, holder.precision)
-        launch = partial(_launch, registry, nproc) if nproc > 1 else None
-        evaluation = Evaluation(session, holder, request, data, launch, sandbox)
-        found = list(evaluation.evaluate(rows))
-    summaries = [summary for artifact in found for summary in read_summaries(artifact)]
-    if found and out is not None:
-        write_out(out, found, summaries)
-    if found:
-        _show(checkpoint, found, session.built, summaries, output)
-    for error in evaluation.failed[1:]:
-        warn(str(error))
-    if evaluation.failed:
-        raise evaluation.failed[0]
-    check_required(summaries, required)
+    names = list(dict.fromkeys(filter(None, map(str.strip, (bench or "").split(",")))))
+    asked = _Asked(
+        ref, names, data, shots, limit, seed, samples, temperature, allow_code,
+        tuple(require or ()), stride, nproc, device, precision, cache_memory, out, fresh,
+    )  # fmt: skip
+    _check(asked)
+    if names == [_TEXT]:
+        _evaluate_text(asked, output)
+    else:
+        _evaluate_suites(asked, output)
 
 
 def _list(output: Output) -> None:
@@ -137,34 +134,125 @@ def _list(output: Output) -> None:
     output.emit(suites_json(), table=suites_table(), quiet=list(SUITES))
 
 
-def _suites(bench: str, *, allow_code: bool) -> list[Suite]:
+def _check(asked: _Asked) -> None:
+    """Raises: UsageError for options that contradict each other."""
+    if not asked.names:
+        raise UsageError("no benchmark is named", todo="give one: --bench cmmlu")
+    if world_size() > 1:
+        raise UsageError(
+            f"this is one of {world_size()} ranks, and bc2 eval starts its own",
+            todo="start it once, with --nproc",
+        )
+    if asked.names != [_TEXT]:
+        if _TEXT in asked.names:
+            raise UsageError("text is evaluated alone: its --data is a file", todo="--bench text")
+        if asked.stride is not None:
+            raise UsageError("--stride is about --bench text", todo="leave it out")
+        return
+    others = {
+        "--shots": asked.shots is not None, "--samples": asked.samples > 1,
+        "--temperature": asked.temperature > 0, "--allow-code": asked.allow_code,
+        "--require": bool(asked.require),
+    }  # fmt: skip
+    for option, given in others.items():
+        if given:
+            raise UsageError(f"{option} is not about --bench text", todo="leave it out")
+
+
+def _evaluate_suites(asked: _Asked, output: Output) -> None:
+    from bc2.evaluate.requirements import check_required, parse_requirements
+    from bc2.evaluate.score_files import check_out, write_out
+    from bc2.evaluate.scores import read_summaries
+    from bc2.evaluate.suite_prompts import SuiteRows
+    from bc2.harness.suites import SUITES
+
+    suites = _suites(asked)
+    names = [suite.name for suite in suites]
+    required = parse_requirements(asked.require, evaluated=names, known=list(SUITES))
+    check_out(asked.out)
+    with _opened(asked, runs_code=any(suite.runs_code for suite in suites)) as evaluation:
+        rows = [SuiteRows.open(suite, asked.data) for suite in suites]
+        found = list(evaluation.evaluate(rows))
+    summaries = [summary for artifact in found for summary in read_summaries(artifact)]
+    if found:
+        if asked.out is not None:
+            write_out(asked.out, found, summaries)
+        _show(evaluation, found, summaries, output)
+    for error in evaluation.failed[1:]:
+        warn(str(error))
+    if evaluation.failed:
+        raise evaluation.failed[0]
+    check_required(summaries, required)
+
+
+def _evaluate_text(asked: _Asked, output: Output) -> None:
+    from bc2.evaluate.score_files import check_out, write_text_out
+    from bc2.evaluate.tables import text_table
+    from bc2.evaluate.text_run import TextFiles, read_text_scores
+
+    check_out(asked.out, kinds=(".json",))
+    with _opened(asked) as evaluation:
+        artifact = evaluation.measure_text(TextFiles.open(asked.data), asked.stride)
+    result = read_text_scores(artifact)
+    if asked.out is not None:
+        write_text_out(asked.out, result)
+    from rich.console import Group
+
+    stride = f"windows of {result['window']:,} tokens, stride {result['stride']:,}"
+    drawn = Group(text_table(result), "", stride, "", f"{artifact.title} {artifact.ref}")
+    shown = {**_described(artifact, made=artifact in evaluation.session.built), **result}
+    output.emit(shown, table=drawn, quiet=[artifact.ref])
+
+
+def _suites(asked: _Asked) -> list[Suite]:
     """The suites that are named, each once."""
     from bc2.harness.suites import suite_of
 
-    names = dict.fromkeys(name.strip() for name in bench.split(","))
-    suites = list({suite.name: suite for suite in map(suite_of, filter(None, names))}.values())
+    suites = list({suite.name: suite for suite in map(suite_of, asked.names)}.values())
     runs_code = [suite.name for suite in suites if suite.runs_code]
-    if runs_code and not allow_code:
+    if runs_code and not asked.allow_code:
         raise UsageError(
             f"{runs_code[0]} runs programs that the model writes",
             where="--bench",
             todo="allow it with --allow-code: they run in a sandbox",
         )
-    if not suites:
-        raise UsageError("no benchmark is named", todo="give one: --bench cmmlu")
     return suites
 
 
-def _holder(
-    checkpoint: Artifact, device: str, precision: str, cache_memory: str | None
-) -> ModelHolder:
+@contextmanager
+def _opened(asked: _Asked, *, runs_code: bool = False) -> Iterator[Evaluation]:
+    """The model that is asked for, with what its evaluation needs."""
+    from bc2.evaluate.evaluation import EvalRequest, Evaluation
+    from bc2.generate.chosen_model import chosen_model
+    from bc2.pipeline.session import Session
+
+    registry = Registry.open()
+    holder = _holder(chosen_model(registry, asked.ref), asked)
+    with ExitStack() as held:
+        held.callback(holder.close)
+        sandbox = None
+        if runs_code:
+            from bc2.sandbox.run import Sandbox
+
+            sandbox = held.enter_context(Sandbox.open())
+        request = EvalRequest(
+            asked.shots, asked.limit, asked.seed, asked.samples, asked.temperature,
+            holder.precision,
+        )  # fmt: skip
+        launch = partial(_launch, registry, asked.nproc) if asked.nproc > 1 else None
+        session = Session(registry, fresh=asked.fresh)
+        yield Evaluation(session, holder, request, asked.data, launch, sandbox)
+
+
+def _holder(checkpoint: Artifact, asked: _Asked) -> ModelHolder:
     from bc2.evaluate.model_holder import ModelHolder
     from bc2.generate.engine_config import EngineConfig
     from bc2.train.device import pick_device, pick_inference_precision
 
-    memory = parse_bytes(cache_memory, "--cache-memory") if cache_memory is not None else None
-    picked = pick_inference_precision(precision, pick_device(device))
-    return ModelHolder.on(checkpoint, device, picked, EngineConfig(cache_bytes=memory))
+    size = asked.cache_memory
+    memory = parse_bytes(size, "--cache-memory") if size is not None else None
+    precision = pick_inference_precision(asked.precision, pick_device(asked.device))
+    return ModelHolder.on(checkpoint, asked.device, precision, EngineConfig(cache_bytes=memory))
 
 
 def _launch(registry: Registry, nproc: int, work: Path) -> None:
@@ -175,11 +263,7 @@ def _launch(registry: Registry, nproc: int, work: Path) -> None:
 
 
 def _show(
-    checkpoint: Artifact,
-    found: Sequence[Artifact],
-    made: Sequence[Artifact],
-    summaries: Sequence[Summary],
-    output: Output,
+    evaluation: Evaluation, found: Sequence[Artifact], summaries: Sequence[Summary], output: Output
 ) -> None:
     """The table of the suites; refs; with --json all that is known of each."""
     from rich.console import Group
@@ -189,17 +273,24 @@ def _show(
     by_suite: dict[str, list[Any]] = {}
     for summary in summaries:
         by_suite.setdefault(summary.suite, []).append(summary.to_json())
+    checkpoint, built = evaluation.holder.artifact, evaluation.session.built
     result = {
         "checkpoint": {"ref": checkpoint.ref, "title": checkpoint.title},
         "scores": [
             {
-                "ref": one.ref, "name": one.name, "path": str(one.path), "made": one in made,
-                "suite": one.manifest.facts["suite"],
+                **_described(one, made=one in built),
                 "summaries": by_suite[one.manifest.facts["suite"]],
             }
             for one in found
         ],
-    }  # fmt: skip
+    }
     refs = [f"{one.title} {one.ref}" for one in found]
     drawn = Group(scores_table(summaries), "", legend(summaries), "", *refs)
     output.emit(result, table=drawn, quiet=[one.ref for one in found])
+
+
+def _described(scores: Artifact, *, made: bool) -> dict[str, Any]:
+    return {
+        "ref": scores.ref, "name": scores.name, "path": str(scores.path), "made": made,
+        "suite": scores.manifest.facts["suite"],
+    }  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bc2.cache_folder import cache_folder
 from bc2.console import note
@@ -16,6 +16,8 @@ from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.rank_job import start_ranks
 from bc2.evaluate.suite_prompts import PROMPTS_VERSION, SuitePrompts, SuiteRows
 from bc2.evaluate.suite_run import SuiteRun
+from bc2.evaluate.text_likelihood import stride_of
+from bc2.evaluate.text_run import TextEvalSettings, TextFiles, TextRun
 from bc2.harness.versions import harness_version
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact
@@ -81,20 +83,40 @@ class Evaluation:
             except (RunFailed, DataError) as error:
                 self.failed.append(error)
 
+    def measure_text(self, files: TextFiles, stride: int | None) -> Artifact:
+        """The likelihood of texts.
+
+        Raises:
+            UsageError: the stride is larger than the model's window.
+        """
+        settings = TextEvalSettings(
+            stride=stride_of(stride, self.holder.window),
+            limit=self.request.limit,
+            precision=self.request.precision,
+            data=files.digest,
+        )
+        run = TextRun(files, settings, self.holder, self._start_ranks())
+        return self._obtain(settings, run)
+
     def _scores(self, rows: SuiteRows) -> Artifact:
         settings = self.request.settings(rows)
         prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._prompts_folder())
-        run = SuiteRun(
-            prompts,
-            self.holder,
-            partial(start_ranks, self.holder, self.folder, self.launch) if self.launch else None,
-            self._verdicts if rows.suite.runs_code else None,
-        )
+        verdicts = self._verdicts if rows.suite.runs_code else None
+        run = SuiteRun(prompts, self.holder, self._start_ranks(), verdicts)
+        return self._obtain(settings, run)
+
+    def _obtain(self, settings: EvalSettings | TextEvalSettings, run: Any) -> Artifact:
         checkpoint = self.holder.artifact
         name = f"{checkpoint.name}-{settings.suite}"
         self._say_changed(name, settings)
         parents = {checkpoint.kind: [checkpoint]}
         return self.session.obtain_recorded("scores", name, settings, parents, options=run)
+
+    def _start_ranks(self) -> Callable[..., None] | None:
+        if self.launch is None:
+            return None
+        kept_in = self._prompts_folder()
+        return partial(start_ranks, self.holder, self.folder, kept_in, self.launch)
 
     def _prompts_folder(self) -> Path:
         """Of the machine, so that all homes share them; of this home for who has no cache."""
@@ -106,7 +128,7 @@ class Evaluation:
         assert self.sandbox is not None, "programs need a sandbox"
         return partial(code_verdicts, self.sandbox, work / "verdicts")
 
-    def _say_changed(self, name: str, settings: EvalSettings) -> None:
+    def _say_changed(self, name: str, settings: EvalSettings | TextEvalSettings) -> None:
         """Say so if the same was evaluated on other rows."""
         digest = self.holder.artifact.digest
         for known in self.session.registry.list("scores", name=name):

@@ -14,6 +14,7 @@ from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.suite_prompts import SuitePrompts, SuiteRows
 from bc2.evaluate.suite_run import SuiteRun
+from bc2.evaluate.text_run import TextEvalSettings, TextFiles, TextRun
 from bc2.files import replace_durably
 from bc2.generate.engine_config import EngineConfig
 from bc2.harness.suites import suite_of
@@ -25,7 +26,7 @@ _FILE = "job.json"
 class RankJob(BaseModel, frozen=True):
     """Written into the work folder that the ranks share."""
 
-    settings: EvalSettings
+    settings: EvalSettings | TextEvalSettings
     folder: Path | None
     """Of the benchmark's files, as it was given."""
     kept_in: Path
@@ -41,16 +42,16 @@ class RankJob(BaseModel, frozen=True):
 def start_ranks(
     holder: ModelHolder,
     folder: Path | None,
+    kept_in: Path,
     launch: Callable[[Path], None],
-    prompts: SuitePrompts,
+    settings: EvalSettings | TextEvalSettings,
     work: Path,
     claims: str,
 ) -> None:
     """Write the job of ranks into their work folder, and run them to their end."""
     job = RankJob(
-        settings=prompts.settings, folder=folder, kept_in=prompts.kept_in,
-        checkpoint=holder.artifact.digest, device=holder.wanted_device, engine=holder.config,
-        claims=claims,
+        settings=settings, folder=folder, kept_in=kept_in, checkpoint=holder.artifact.digest,
+        device=holder.wanted_device, engine=holder.config, claims=claims,
     )  # fmt: skip
     replace_durably(work / _FILE, job.model_dump_json().encode())
     launch(work)
@@ -65,14 +66,24 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
     job = RankJob.model_validate(json.loads((work / _FILE).read_bytes()))
     artifact = registry.get(job.checkpoint)
     holder = ModelHolder.on(artifact, job.device, job.settings.precision, job.engine)
-    rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
-    if rows.digest != job.settings.data:
-        raise DataError(
-            f"the files of {rows.suite.title} changed while they were read",
-            todo="run it again when the files rest",
-        )
-    prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
+    journal = AnswerJournal(work, job.claims)
     try:
-        SuiteRun(prompts, holder).answer(AnswerJournal(work, job.claims))
+        if isinstance(job.settings, TextEvalSettings):
+            files = TextFiles.open(job.folder)
+            _check_rest(files.digest, job.settings)
+            TextRun(files, job.settings, holder).measure(journal)
+        else:
+            rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
+            _check_rest(rows.digest, job.settings)
+            prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
+            SuiteRun(prompts, holder).answer(journal)
     finally:
         holder.close()
+
+
+def _check_rest(digest: str, settings: EvalSettings | TextEvalSettings) -> None:
+    if digest != settings.data:
+        raise DataError(
+            f"the files of {settings.suite} changed while they were read",
+            todo="run it again when the files rest",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bc2.evaluate.tables import scores_csv, scores_markdown
 from bc2.files import replace_durably
 from bc2.registry import Artifact
 
-_KINDS = (".json", ".csv", ".md")
+KINDS = (".json", ".csv", ".md")
 
 #: Keys of lm-eval's results that hold something of each task.
 _BY_TASK = (
@@ -24,7 +24,7 @@ _BY_TASK = (
 )  # fmt: skip
 
 
-def check_out(path: Path | None) -> None:
+def check_out(path: Path | None, kinds: Sequence[str] = KINDS) -> None:
     """Find out whether a file can be written before anything is evaluated.
 
     Raises:
@@ -32,11 +32,11 @@ def check_out(path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.suffix not in _KINDS:
+    if path.suffix not in kinds:
         raise UsageError(
             f"--out ends in {path.suffix or 'nothing'}",
             where=str(path),
-            todo=f"end it in {', '.join(_KINDS)}: JSON is in lm-eval's format",
+            todo=f"end it in {', '.join(kinds)}: JSON is in lm-eval's format",
         )
     if not path.parent.is_dir():
         raise UsageError("no such directory", where=str(path.parent), todo="make it first")
@@ -53,6 +53,11 @@ def write_out(path: Path, found: Sequence[Artifact], summaries: Sequence[Summary
     else:
         text = json.dumps(lm_eval_results(found), indent=2, ensure_ascii=False)
     replace_durably(path, text.encode())
+
+
+def write_text_out(path: Path, result: Mapping[str, Any]) -> None:
+    """Write the likelihoods of texts to a file."""
+    replace_durably(path, json.dumps(result, indent=2, ensure_ascii=False).encode())
 
 
 def lm_eval_results(found: Sequence[Artifact]) -> dict[str, Any]:

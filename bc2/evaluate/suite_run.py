@@ -14,6 +14,7 @@ from bc2.console import note, progress
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal, units_of
 from bc2.evaluate.answering import Answerer
+from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.generation_settings import Generation, generation_of
 from bc2.evaluate.judging import Verdicts
 from bc2.evaluate.model_holder import ModelHolder
@@ -31,7 +32,7 @@ class SuiteRun:
 
     prompts: SuitePrompts
     holder: ModelHolder
-    start_ranks: Callable[[SuitePrompts, Path, str], None] | None = None
+    start_ranks: Callable[[EvalSettings, Path, str], None] | None = None
     """Starts ranks that answer into a work folder, given the name of their claims, and waits for
     them; None: this process answers."""
     verdicts: Callable[[Path], Verdicts] | None = None
@@ -50,7 +51,7 @@ class SuiteRun:
             note(f"going on: {done:,} of {len(units):,} parts are answered already")
         self._say_generation()
         if self.start_ranks is not None:
-            self.start_ranks(self.prompts, work, claims)
+            self.start_ranks(self.prompts.settings, work, claims)
         else:
             self.answer(journal)
         return journal

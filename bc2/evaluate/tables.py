@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bc2.console import table
@@ -18,6 +18,10 @@ _COLUMNS = (
 
 #: Columns that are read from the right: all but the first and the last.
 _NUMBERS = range(1, len(_COLUMNS) - 1)
+
+_TEXT_COLUMNS = (
+    "language", "documents", "tokens", "nats/token", "±", "bits/byte", "±", "perplexity",
+)  # fmt: skip
 
 #: What is not known, or does not apply.
 _NONE = "-"
@@ -84,6 +88,25 @@ def scores_json(summaries: Sequence[Summary]) -> str:
     return json.dumps(found, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
+def text_table(result: Mapping[str, Any]) -> Any:
+    """Likelihoods of texts for a terminal: one row a language, and all together."""
+    rows = [
+        (
+            name,
+            f"{each['documents']:,}",
+            f"{each['tokens']:,}",
+            f"{each['nats_per_token']:.4f}",
+            _figure(each["nats_per_token_stderr"], percent=False, digits=4),
+            f"{each['bits_per_byte']:.4f}",
+            _figure(each["bits_per_byte_stderr"], percent=False, digits=4),
+            _figure(each["perplexity"], percent=False, digits=2),
+        )
+        for name, each in [*result["languages"].items(), ("all", result["total"])]
+    ]
+    header, *shown = _aligned([_TEXT_COLUMNS, *rows])
+    return table(header, shown)
+
+
 def legend(summaries: Sequence[Summary]) -> str:
     """What the figures are, in one paragraph."""
     by_subject = sorted({each.suite for each in summaries if each.mean_of == "subjects"})
@@ -131,10 +154,10 @@ def _note(summary: Summary) -> str:
     return ", ".join(notes)
 
 
-def _figure(value: float | None, *, percent: bool) -> str:
+def _figure(value: float | None, *, percent: bool, digits: int = 3) -> str:
     if value is None:
         return _NONE
-    return f"{100 * value:.1f}%" if percent else f"{value:.3f}"
+    return f"{100 * value:.1f}%" if percent else f"{value:,.{digits}f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -167,6 +167,19 @@ class TextLikelihood:
         self._languages.setdefault(language or UNKNOWN, _Sums()).add(nats, tokens, size, first_nats)
         self.documents += 1
 
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON data for `merge`."""
+        languages = {name: asdict(sums) for name, sums in self._languages.items()}
+        return {"empty": self.empty, "languages": languages}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add what another one counted: its `state`."""
+        self.empty += state["empty"]
+        for name, counted in state["languages"].items():
+            sums = _Sums(**counted)
+            self._languages[name] = self._languages.get(name, _Sums()).plus(sums)
+            self.documents += sums.documents
+
     def result(self) -> dict[str, Any]:
         """JSON data: ``total``, and ``languages`` by name, each with
 
@@ -240,16 +253,38 @@ def measure_text(
         UsageError: the stride is larger than the model's window.
     """
     settings = settings or TextSettings()
-    window = engine.runner.config.context_length
-    stride = settings.stride or max(1, window // 2)
+    stride = stride_of(settings.stride, engine.runner.config.context_length)
+    read = itertools.islice(documents, settings.limit)
+    likelihood = measure_part(engine, tokenizer, read, stride, progress)
+    likelihood.result()  # raises if there is none
+    return TextScores(likelihood, engine.runner.config.context_length, stride)
+
+
+def stride_of(wanted: int | None, window: int) -> int:
+    """The stride of windows, tokens: half a window unless it is said.
+
+    Raises:
+        UsageError: it is larger than the window.
+    """
+    stride = wanted or max(1, window // 2)
     if stride > window:
         raise UsageError(
             f"a stride of {stride} tokens is larger than the model's window of {window}",
             todo=f"give a stride of {window} or less",
         )
+    return stride
+
+
+def measure_part(
+    engine: InferenceEngine,
+    tokenizer: Tokenizer,
+    documents: Iterable[Document],
+    stride: int,
+    progress: ReportProgress | None = None,
+) -> TextLikelihood:
+    """As `measure_text`, of some documents, which may have no tokens."""
     likelihood = TextLikelihood()
-    read = itertools.islice(documents, settings.limit)
-    pieces = _pieces(tokenizer, read, window, stride, likelihood)
+    pieces = _pieces(tokenizer, documents, engine.runner.config.context_length, stride, likelihood)
     measured = 0
     for _, scored in itertools.groupby(_scored(engine, pieces), lambda pair: pair[0].number):
         costs = _Costs()
@@ -262,8 +297,7 @@ def measure_text(
         likelihood.add(
             piece.document.lang, costs.nats, costs.tokens, size, first_nats=costs.first_nats
         )
-    likelihood.result()  # raises if there is none
-    return TextScores(likelihood, window, stride)
+    return likelihood
 
 
 @dataclass
