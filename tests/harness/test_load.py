@@ -447,19 +447,23 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 
 QUIET = """
-from bc2.harness import bound_tasks
 from bc2.harness.load import load_suite
 from bc2.harness.questions import questions
 from bc2.harness.suites import SUITES
+shots = [{"task_id": i, "text": "?", "code": "x", "test_list": ["1"] * 3} for i in range(9)]
+rows = {"prompt": shots, "test": shots}
+suite = load_suite(SUITES["mbpp"], {("google-research-datasets/mbpp", "full"): rows})
+assert len(list(questions(suite.tasks["bc2_mbpp"]))) == 9
 row = {"question": "?", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 1}
 rows = {"train": [row] * 5, "validation": [row]}
 suite = load_suite(SUITES["medmcqa"], {("openlifescienceai/medmcqa", None): rows})
-assert len(list(questions(suite.tasks["medmcqa"]))) == 1
+scores = suite.tasks["medmcqa"].process_results({**row, "cop": 7}, [(-1.0, False)] * 4)
+assert scores["acc"] == 0
 """
 
 
 def test_lm_eval_prints_nothing():
-    """In a process of its own, because pytest takes the log. lm-eval warns of a choice of shots."""
+    """In a process of its own, because pytest takes the log. There are a bar and a warning."""
     run = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("", "")
 
