@@ -153,7 +153,7 @@ def _from_hub(source: Source, asked: list[str] | None) -> Release:
         raise DataError(
             f"{source.title} is on no hub in a form that bc2 reads", todo=how_to_give(source)
         )
-    snapshot = hub_snapshot(source, hub, asked or source.subsets)
+    snapshot = hub_snapshot(source, hub, source.subsets if asked is None else asked)
     origin = f"hub {hub.repo} at {snapshot.name}"
     found = _read(source, snapshot, asked, name=hub.repo, origin=origin)
     if found is None:
@@ -192,7 +192,7 @@ def _read(
 
 
 def _release(source: Source, place: Place, asked: list[str] | None, origin: str) -> Release:
-    tables = source.read(place, asked or place.subsets())
+    tables = source.read(place, place.subsets() if asked is None else asked)
     differences, _ = _compared(source, tables.datasets, whole=asked is None)
     return Release(
         source=source.name,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import socket
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import huggingface_hub.constants as constants
@@ -125,3 +128,67 @@ def test_only_what_is_needed_is_fetched(
     assert (asked["repo"], asked["repo_type"]) == ("cais/mmlu", "dataset")
     assert asked["allow_patterns"] == ["anatomy/dev-*.parquet", "anatomy/test-*.parquet"]
     assert "fetching MMLU from https://huggingface.co/datasets/cais/mmlu" in capsys.readouterr().err
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's API as a download of one file needs."""
+
+    file = b""
+    asked: ClassVar[list[str]] = []
+
+    def _answer(self, body: bytes, **headers: str) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        entry = {
+            "type": "file",
+            "path": "cmmlu_v1_0_1.zip",
+            "size": len(self.file),
+            "oid": "1" * 40,
+        }
+        if "/tree/" in self.path:
+            self._answer(json.dumps([entry, {**entry, "path": "cmmlu.py"}]).encode())
+        elif "/api/" in self.path:
+            facts = {"id": "haonan-li/cmmlu", "sha": COMMIT, "siblings": [], "private": False}
+            self._answer(json.dumps(facts).encode())
+        else:
+            self._answer(self.file, ETag='"' + "1" * 40 + '"', X_Repo_Commit=COMMIT)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_an_archive_is_downloaded_once(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_releases.write_cmmlu_zip(tmp_path / "made.zip")
+    monkeypatch.setattr(FakeHub, "file", (tmp_path / "made.zip").read_bytes())
+    monkeypatch.setattr(FakeHub, "asked", [])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )  # fmt: skip
+    try:
+        release = open_release("cmmlu", None, subsets=["anatomy"])
+        assert release.origin == f"hub haonan-li/cmmlu at {COMMIT}"
+        assert list(release.datasets) == [("haonan-li/cmmlu", "anatomy")]
+        assert not any("cmmlu.py" in path for path in FakeHub.asked)  # no script is even fetched
+        asked = len(FakeHub.asked)
+        assert open_release("cmmlu", None).digest
+        assert len(FakeHub.asked) == asked
+    finally:
+        server.shutdown()

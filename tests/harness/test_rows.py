@@ -73,6 +73,8 @@ def test_csv_is_read_as_it_was_written(
     """Line breaks in fields too, whichever they are; a mark at the start is no text."""
     if rows[0][0].startswith("\ufeff") and not mark:
         return
+    if quoting == csv.QUOTE_MINIMAL:  # Python's writer leaves a lone CR without quotes
+        rows = [[cell.replace("\r", "") for cell in row] for row in rows]
     data = mark + as_csv(rows, quoting=quoting, lineterminator=end)
     assert list(csv_records(io.BytesIO(data), "x")) == rows
 

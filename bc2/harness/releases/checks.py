@@ -80,6 +80,10 @@ def text(row: Row, column: str, where: str) -> str:
     value = row[column]
     if not isinstance(value, str):
         raise DataError(f"{column} is a {type(value).__name__}, not text", where=where, todo=AGAIN)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
+        raise DataError(f"{column} is no Unicode text", where=where, todo=AGAIN) from error
     return value
 
 
@@ -102,9 +106,9 @@ def texts(row: Row, column: str, where: str) -> list[str]:
         DataError: it is something else.
     """
     value = row[column]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list):
         raise DataError(f"{column} is no list of text", where=where, todo=AGAIN)
-    return value
+    return [text({column: one}, column, where) for one in value]
 
 
 def label(value: Any, known: Sequence[Any], where: str) -> int:

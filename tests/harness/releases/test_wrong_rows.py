@@ -203,6 +203,20 @@ def test_too_few_rows_to_take_shots_from(
     assert "5 rows are too few: 5 become shots" in refused(source, tmp_path).what
 
 
+@pytest.mark.parametrize("source", [name for name, path in FILES.items() if ".json" in path])
+def test_half_a_surrogate_pair(
+    source: str, release_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = release_file(source)
+    rows = rows_of(path)
+    rows[1][COLUMNS[source][0]] = "Half \ud83d?"
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    else:
+        write_rows(path, rows)
+    assert refused(source, tmp_path).where == f"{path}:2"
+
+
 def test_labels_are_no_truth_values(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
