@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 
-_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "evaluate", "fsspec")
+_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "evaluate")
 
 
 @cache
