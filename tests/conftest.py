@@ -10,6 +10,7 @@ is about the start: time, imports, memory, hash seeds, ``PYTHONPATH``. And what 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import json
 import os
@@ -40,7 +41,8 @@ os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bc2-tests-")
 os.environ.pop("BC2_CACHE", None)
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-(_CACHE / "bc2" / "lm-eval").mkdir(parents=True, exist_ok=True)
+with contextlib.suppress(OSError):  # then there is no cache, and each process builds the index
+    (_CACHE / "bc2" / "lm-eval").mkdir(parents=True, exist_ok=True)
 Path(os.environ["XDG_CACHE_HOME"], "bc2").mkdir()
 Path(os.environ["XDG_CACHE_HOME"], "bc2", "lm-eval").symlink_to(_CACHE / "bc2" / "lm-eval")
 

@@ -19,6 +19,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from bc2.errors import Bc2Error, DataError, UsageError
 from bc2.harness.suites import OWN_PREFIX
+from bc2.streams import first_line
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Split to rows."""
@@ -221,9 +222,8 @@ def _task_errors(task: str) -> Iterator[None]:
     except Bc2Error:
         raise
     except Exception as error:  # no common class
-        lines = str(error).strip().splitlines()
         raise DataError(
-            f"cannot build lm-eval's task {task!r}: {lines[0] if lines else type(error).__name__}",
+            f"cannot build lm-eval's task {task!r}: {first_line(error)}",
             todo="check the network, or give the release's files with --data",
         ) from error
 

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bc2.errors import DataError
+from bc2.streams import first_line
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -36,9 +37,15 @@ def questions(task: Task, limit: int | None = None) -> Iterator[Question]:
     """
     for doc_id, doc in islice(enumerate(task.eval_docs), limit):
         try:
-            yield Question(doc_id, doc, _requests(task, doc_id, doc))
-        except (KeyError, TypeError, ValueError, IndexError, AssertionError, SyntaxError) as error:
-            raise _unfit(task, doc_id, error) from error
+            requests = _requests(task, doc_id, doc)
+            _check_answer(task, doc)
+        except Exception as error:  # of a template or a task's own code: no common class
+            raise DataError(
+                f"cannot make a question of this row: {first_line(error)}",
+                where=f"{task.task_name}:{doc_id}",
+                todo="repair the release, or fetch it again",
+            ) from error
+        yield Question(doc_id, doc, requests)
 
 
 def _requests(task: Task, doc_id: int, doc: dict[str, Any]) -> list[Instance]:
@@ -51,10 +58,16 @@ def _requests(task: Task, doc_id: int, doc: dict[str, Any]) -> list[Instance]:
     return made if isinstance(made, list) else [made]
 
 
-def _unfit(task: Task, doc_id: int, error: Exception) -> DataError:
-    lines = str(error).strip().splitlines()
-    return DataError(
-        f"cannot make a prompt of this row: {lines[0] if lines else type(error).__name__}",
-        where=f"{task.task_name}:{doc_id}",
-        todo="repair the release, or fetch it again",
-    )
+def _check_answer(task: Task, doc: dict[str, Any]) -> None:
+    """See that the right choice is one of the choices: lm-eval counts it wrong, and -1 the last.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    choices = task.doc_to_choice(doc)
+    right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    for one in right if isinstance(right, list) else [right]:
+        if one not in (range(len(choices)) if isinstance(one, int) else choices):
+            raise ValueError(f"the answer is {one!r}, of {len(choices)} choices")

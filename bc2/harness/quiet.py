@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 
-_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "evaluate", "fsspec")
+_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "evaluate")
 
 
 @cache
@@ -20,10 +20,7 @@ def quieten() -> None:
 
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        logger.addHandler(logging.NullHandler())
+        logger.handlers = [logging.NullHandler()]  # huggingface_hub and datasets bring their own
         logger.propagate = False
-        for handler in logger.handlers:  # huggingface_hub and datasets bring their own
-            if not isinstance(handler, logging.NullHandler):
-                logger.removeHandler(handler)
     datasets.disable_progress_bars()
     disable_progress_bars()

@@ -44,11 +44,11 @@ _LETTERS = "acc,none"
 _KNOWN = (
     Suite(
         "mmlu", "MMLU", "mmlu", "mmlu", 5, _LETTERS, 0.25, clustered=True,
-        differs="nothing known",
+        differs="the report gives no prompt",
     ),
     Suite(
         "cmmlu", "CMMLU", "cmmlu", "cmmlu", 5, _LETTERS, 0.25, clustered=True,
-        differs="nothing known",
+        differs="the report gives no prompt",
     ),
     Suite(
         "ceval", "C-Eval", "ceval", "ceval-valid", 5, _LETTERS, 0.25, clustered=True, split="val",
@@ -75,7 +75,7 @@ _KNOWN = (
     ),
     Suite(
         "medmcqa", "MedMCQA", "medmcqa", "medmcqa", 5, _LETTERS, 0.25, split="validation",
-        differs="nothing known",
+        differs="the report gives no prompt",
     ),
     Suite(
         "bbh", "BBH", "bbh", "bbh", 3, "exact_match,get-answer", clustered=True,

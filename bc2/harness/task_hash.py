@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 #: Settings that say where a task is from, or that are recorded beside the hash.
-_LEFT_OUT = {"num_fewshot", "config_source"}
+_LEFT_OUT = {"num_fewshot", "config_source", "trust_remote_code"}
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

@@ -8,6 +8,7 @@ Run it where a reader's rows change, and look at what differs.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -71,7 +72,10 @@ def main(folder: Path) -> None:
         for source, releases in RELEASES.items()
     }
     target = Path(known.__file__).with_name("known.json")
-    lines = json.dumps(found, indent=1, ensure_ascii=False).replace("{\n     ", "{")
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    # Each dataset on a line of its own.
+    lines = re.sub(r'\{\s+"\w+": \d[^{}]*\}', lambda one: " ".join(one[0].split()), text)
+    lines = lines.replace('{ "', '{"').replace('" }', '"}')
     target.write_text(lines + "\n", "utf-8")
 
 

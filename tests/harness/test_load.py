@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets as hub
+import huggingface_hub
 import lm_eval.tasks
 import pytest
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from bc2.errors import DataError, UsageError
+from bc2.harness import bound_tasks
 from bc2.harness.load import load_suite
 from bc2.harness.questions import questions
 from bc2.harness.suites import SUITES, Suite, suite_of
@@ -414,8 +419,53 @@ def test_a_row_that_is_scored_is_no_shot_of_its_own(lm_evals):
 def test_a_bad_row_is_named(change, row):
     datasets = Altered(lambda rows: change(rows["test"][row]))
     task = load_suite(SUITES["medqa"], datasets).tasks["bc2_medqa"]
-    with pytest.raises(DataError, match=rf"cannot make a prompt of this row.*bc2_medqa:{row}"):
+    with pytest.raises(DataError, match=rf"cannot make a question of this row.*bc2_medqa:{row}"):
         list(questions(task))
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_out_of_range_is_named(label):
+    """lm-eval takes it for a wrong answer, and -1 for the last choice."""
+    datasets = Altered(lambda rows: rows["validation"][1].update(cop=label))
+    task = load_suite(SUITES["medmcqa"], datasets).tasks["medmcqa"]
+    with pytest.raises(DataError, match=rf"the answer is {label}, of 4 choices \(medmcqa:1\)"):
+        list(questions(task))
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
+    constants = "huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"
+    for name in constants:
+        monkeypatch.setattr(name, False)
+    bound_tasks._hub_answers.cache_clear()
+    start = time.monotonic()
+    with pytest.raises(DataError, match="Couldn't reach 'openai/gsm8k' on the Hub"):
+        load_suite(SUITES["gsm8k"], None)
+    assert time.monotonic() - start < 5
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not hub.config.HF_HUB_OFFLINE
+    bound_tasks._hub_answers.cache_clear()
+
+
+QUIET = """
+from bc2.harness.load import load_suite
+from bc2.harness.questions import questions
+from bc2.harness.suites import SUITES
+shots = [{"task_id": i, "text": "?", "code": "x", "test_list": ["1"] * 3} for i in range(9)]
+rows = {"prompt": shots, "test": shots}
+suite = load_suite(SUITES["mbpp"], {("google-research-datasets/mbpp", "full"): rows})
+assert len(list(questions(suite.tasks["bc2_mbpp"]))) == 9
+row = {"question": "?", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 1}
+rows = {"train": [row] * 5, "validation": [row]}
+suite = load_suite(SUITES["medmcqa"], {("openlifescienceai/medmcqa", None): rows})
+scores = suite.tasks["medmcqa"].process_results({**row, "cop": 7}, [(-1.0, False)] * 4)
+assert scores["acc"] == 0
+"""
+
+
+def test_lm_eval_prints_nothing():
+    """In a process of its own, because pytest takes the log. There are a bar and a warning."""
+    run = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("", "")
 
 
 def test_tasks_that_cannot_be_evaluated_are_refused():

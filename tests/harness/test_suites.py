@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,22 @@ def test_the_reports_suites_and_shots():
     assert {name: suite.shots for name, suite in SUITES.items()} == SHOTS
     assert all(suite.name == name and suite.source == name for name, suite in SUITES.items())
     assert {name for name, suite in SUITES.items() if suite.runs_code} == {"humaneval", "mbpp"}
+
+
+def test_the_table_of_the_docs_is_of_these_suites():
+    lines = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| `")][1:]
+    names = [row[0].split("`")[1] for row in rows]
+    assert names == list(SUITES)
+    for name, row in zip(names, rows, strict=True):
+        suite = SUITES[name]
+        assert row[1].startswith(
+            "ours" if suite.task.startswith("bc2_") else f"lm-eval `{suite.task}`"
+        )
+        assert row[2].split(",")[0] == str(suite.shots)
+        assert f"`{str(suite.metric).split(',')[0]}`" in row[4]
+        assert row[5].startswith(suite.split)
+        assert row[6] == ("–" if suite.chance is None else f"{suite.chance:.0%}")
 
 
 def test_other_spellings():

@@ -45,6 +45,7 @@ FOUR_OPTIONS = (
 
 _SHOTS_FILE = "few_shot_prompts.csv"
 _LETTERS = ("A", "B", "C", "D")
+_OWN_LETTER = re.compile(r"\s*[(（]?\s*([A-D])[)）.．、 ]")
 
 
 def _read(place: Place, subsets: Sequence[str]) -> Tables:
@@ -61,16 +62,19 @@ def _tables(place: Place, subsets: Sequence[str], path: str) -> Tables:
     released = _shots(file) if file else {}
     if file:
         tables.files[file.name] = file
-    left_out, own_shots = {}, {}
+    left_out, own_shots, moved = {}, {}, {}
     for name in subsets:
         every = rows_at(tables, place, name, "test", _rows)
         rows = [row for row in every if row["label"]]
         left_out[name] = (len(every) - len(rows), len(every))
         own = released.get(name, [])[:SHOTS]
         own_shots[name] = len(own)
+        moved[name] = sum(_put_in_order(row) for row in [*own, *rows])
         shots, rows = with_shots(rows, own, f"{place.root}{name}")
         tables.datasets[path, name] = {"dev": shots, "test": rows}
     tables.notes += several_right_note(left_out)
+    if told := [f"{name} {count}" for name, count in moved.items() if count]:
+        tables.notes.append(f"options were put into the order of their letters: {', '.join(told)}")
     tables.notes += _shots_note(own_shots) if file else [first_rows_note("each file")]
     return tables
 
@@ -101,6 +105,20 @@ def _row(row: Row, where: str) -> Row:
         "label": _label(row["label"], len(options), where),
         "answer": None if row["answer"] is None else text(row, "answer", where),
     }
+
+
+def _put_in_order(row: Row) -> bool:
+    """Sort options by the letters that they begin with, which labels mean: some are A, C, B, D.
+
+    Returns:
+        Whether they stood otherwise.
+    """
+    options = row["options"]
+    letters = [match[1] for one in options if (match := _OWN_LETTER.match(one))]
+    if sorted(letters) != [*_LETTERS] or letters == [*_LETTERS]:
+        return False
+    row["options"] = [option for _, option in sorted(zip(letters, options, strict=True))]
+    return True
 
 
 def _label(value: Any, options: int, where: str) -> str:

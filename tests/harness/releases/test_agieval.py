@@ -83,6 +83,25 @@ def test_shots_of_the_release_come_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["(A)1", "(C)3", "(B)2", "(D)4"], ["(A)1", "(B)2", "(C)3", "(D)4"]),
+        (["A．1", "(C) 3", " B. 2", "D．4"], ["A．1", " B. 2", "(C) 3", "D．4"]),
+        (["(A)1", "(C)2", "(C)3", "(D)4"], ["(A)1", "(C)2", "(C)3", "(D)4"]),
+        (["Apples", "Cherries", "Bananas", "Dates"], ["Apples", "Cherries", "Bananas", "Dates"]),
+    ],
+)
+def test_a_label_means_the_letter_that_an_option_begins_with(
+    tmp_path: Path, given: list[str], read: list[str]
+) -> None:
+    release(tmp_path, [row(number, "B", given) for number in range(6)], None)
+    found = open_release("agieval", tmp_path)
+    assert found.datasets["bc2/agieval", "sat-math"]["test"][0]["options"] == read
+    said = "options were put into the order of their letters: sat-math 6"
+    assert (said in found.differences) == (given != read)
+
+
+@pytest.mark.parametrize(
     ("shot", "what"),
     [
         ("{'passage': None", "no Python literal"),
