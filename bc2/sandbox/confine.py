@@ -123,10 +123,11 @@ def lock_in(place: Place, limits: Limits, threads_of_user: int) -> None:
 def _enter_landlock(place: Place) -> None:
     keep = 0
     if place.may_change_user:
-        # Python may lie where only root looks (/root/.pyenv). Landlock is what then says
-        # which files may be read; this capability opens no others.
-        keep = 1 << kernel.CAP_DAC_READ_SEARCH
-        kernel.keep_capabilities()
+        if not all(_is_for_all(path) for path in place.readable):
+            # Python lies where only root may look (/root/.pyenv). With this capability a
+            # program reads it too; which files it reads at all is what Landlock says.
+            keep = 1 << kernel.CAP_DAC_READ_SEARCH
+            kernel.keep_capabilities()
         os.setgroups([])
         os.setresgid(place.user, place.user, place.user)
         os.setresuid(place.user, place.user, place.user)
@@ -140,6 +141,18 @@ def _enter_landlock(place: Place) -> None:
         + [(path, kernel.WRITE_ONE) for path in DEVICES]
         + [(place.folder, kernel.KEEP_FILES)]
     )
+
+
+def _is_for_all(path: str) -> bool:
+    """Whether any user may read what lies there."""
+    path = os.path.realpath(path)
+    if not os.stat(path).st_mode & 0o4:
+        return False
+    while path != "/":
+        if os.path.isdir(path) and not os.stat(path).st_mode & 0o1:
+            return False
+        path = os.path.dirname(path)
+    return True
 
 
 def _set_limits(limits: Limits, threads_of_user: int) -> None:

@@ -152,11 +152,21 @@ class Sandbox:
             command, stdin=theirs.fileno(), env=_ENVIRONMENT, cwd="/", start_new_session=True
         )
         theirs.close()
-        answer = self._control.recv(1 << 12)
-        problem = json.loads(answer).get("error") if answer else "its launcher cannot start"
+        problem = self._problem()
         if problem:
             self.close()
             raise RunFailed(f"no sandbox with {mode}: {problem}")
+
+    def _problem(self) -> str | None:
+        """What keeps the launcher from its work, once it has tried."""
+        self._control.settimeout(_PATIENCE)
+        try:
+            answer = self._control.recv(1 << 12)
+        except TimeoutError:
+            self._process.kill()
+            return f"its launcher gave no answer for {_PATIENCE:g} s"
+        problem: str | None = json.loads(answer or '{"error": "its launcher ended"}').get("error")
+        return problem
 
     @classmethod
     def open(cls, mode: Mode | None = None) -> Sandbox:

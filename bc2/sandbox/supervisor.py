@@ -106,7 +106,7 @@ def _run(
 
     def candidate() -> None:
         _standard_files(written)
-        run_candidate(_read_all(source).decode(), theirs)
+        run_candidate(_read_all(source).decode(errors="surrogatepass"), theirs)
 
     def judging() -> None:
         _standard_files(None)
@@ -144,7 +144,7 @@ def _read_all(fd: int) -> bytes:
 
 
 def _give(fd: int, text: str) -> None:
-    data = memoryview(text.encode())
+    data = memoryview(text.encode(errors="surrogatepass"))
     try:
         while data:
             data = data[os.write(fd, data) :]

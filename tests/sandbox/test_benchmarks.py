@@ -72,7 +72,6 @@ def test_no_empty_solution_of_humaneval_passes(sandbox: Sandbox, body: str) -> N
 
 
 def test_an_answer_equal_to_all_passes_nothing(sandbox: Sandbox) -> None:
-    """Except for tests which ask for no more than something true."""
     yes = """
 class Yes:
     def __eq__(self, other): return True

@@ -165,6 +165,9 @@ def f(x): return x
     "mock": "import unittest.mock\nf = unittest.mock.MagicMock(return_value=unittest.mock.ANY)",
     "nothing": "",
     "not a program": "def f(x) return",
+    "not text": "def f(x): return '\ud800'",
+    "a zero byte": "def f(x): return 2\0",
+    "deep": "(" * 100_000,
 }  # fmt: skip
 
 
