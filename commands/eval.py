@@ -279,6 +279,7 @@ def _show(
         "scores": [
             {
                 **_described(one, made=one in built),
+                "model_seconds": evaluation.model_seconds[one.digest],
                 "summaries": by_suite[one.manifest.facts["suite"]],
             }
             for one in found

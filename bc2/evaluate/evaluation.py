@@ -71,6 +71,8 @@ class Evaluation:
     """Where programs are run."""
     failed: list[RunFailed | DataError] = field(default_factory=list)
     """Suites that came to no score."""
+    model_seconds: dict[str, float | None] = field(default_factory=dict)
+    """By digest of scores that were made now: see `SuiteRun.model_seconds`."""
 
     def evaluate(self, suites: Sequence[SuiteRows]) -> Iterator[Artifact]:
         """The scores of each suite that comes to any, in order.
@@ -103,7 +105,9 @@ class Evaluation:
         prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._prompts_folder())
         verdicts = self._verdicts if rows.suite.runs_code else None
         run = SuiteRun(prompts, self.holder, self._start_ranks(), verdicts)
-        return self._obtain(settings, run)
+        scores = self._obtain(settings, run)
+        self.model_seconds[scores.digest] = run.model_seconds
+        return scores
 
     def _obtain(self, settings: EvalSettings | TextEvalSettings, run: Any) -> Artifact:
         checkpoint = self.holder.artifact

@@ -32,6 +32,7 @@ class ModelHolder:
     wanted_device: str = "auto"
     """As it was asked for: each rank takes its own."""
     _held: ExitStack = field(default_factory=ExitStack)
+    _told_seconds: float = 0.0
 
     @classmethod
     def on(
@@ -108,6 +109,13 @@ class ModelHolder:
             eos_id=tokenizer.eos_id,
             decode_bytes=tokenizer.decode_bytes,
         )
+
+    def seconds_since_last(self) -> float:
+        """Seconds in the model since this was asked before: passes, and choosing tokens."""
+        stats = self.engine.stats
+        total = stats.forward_s + stats.sample_s + stats.settle_s
+        before, self._told_seconds = self._told_seconds, total
+        return total - before
 
     def close(self) -> None:
         """Let go of the checkpoint's files."""

@@ -38,6 +38,8 @@ class SuiteRun:
     verdicts: Callable[[Path], Verdicts] | None = None
     """How programs are judged, with what was found so far kept in a work folder; needed by suites
     of programs."""
+    model_seconds: float | None = None
+    """Spent in the model by this process; None if it answered nothing."""
 
     def answer_all(self, work: Path) -> AnswerJournal:
         """Answer what is unanswered in a work folder."""
@@ -75,6 +77,7 @@ class SuiteRun:
                 answerer.score(task, file)
             generated = [task for task in tasks if task.kind == "generate"]
             answerer.generate(list(read_ahead(self.prompts, generated)), self.generations())
+        self.model_seconds = self.holder.seconds_since_last()
 
     def generations(self) -> dict[str, Generation]:
         """By task, how its prompts are continued, where they are."""
