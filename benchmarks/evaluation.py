@@ -169,8 +169,7 @@ def run_peer(checkpoint: Path, work: Work, batch_size: int) -> Run:
 def run_ours(home: Path, ref: str, work: Work) -> Run:
     """`bc2 eval` in a process of its own, which finds neither scores nor prompts of another run.
 
-    The seam to the command: its options, and of its JSON ``model_seconds`` and ``samples`` (rows
-    in lm-eval's format, by task). Raises: CalledProcessError.
+    Its samples are in the artifact's files. Raises: CalledProcessError.
     """
     with TemporaryDirectory(dir=home) as folder:
         registry = Path(folder) / "registry"
@@ -191,8 +190,19 @@ def run_ours(home: Path, ref: str, work: Work) -> Run:
             command, env=environment, stdout=subprocess.PIPE, check=True, text=True
         )
         wall_s = time.perf_counter() - began
-    answer = json.loads(done.stdout)
-    return Run(wall_s, answer["model_seconds"], answers_of(answer["samples"]), {})
+        (scores,) = json.loads(done.stdout)["scores"]
+        answers = answers_of(_samples(Path(scores["path"]) / "samples"))
+    return Run(wall_s, scores["model_seconds"], answers, {})
+
+
+def _samples(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """By task, the lines of lm-eval's file of samples."""
+    return {
+        path.stem.removeprefix("samples_").removeprefix("bc2_"): [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        for path in sorted(folder.glob("*.jsonl"))
+    }
 
 
 @app.command(hidden=True)

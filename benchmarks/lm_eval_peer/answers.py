@@ -29,6 +29,6 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(responses[0], str):
         return {"doc_id": row["doc_id"], "text": responses[0]}
     lls = [float(number) for number, _ in responses]
-    greedy = [bool(is_greedy) for _, is_greedy in responses]
+    greedy = [is_greedy in (True, "True") for _, is_greedy in responses]
     found = {"lls": lls, "greedy": greedy, "prediction": lls.index(max(lls))}
     return {"doc_id": row["doc_id"], **found}
