@@ -235,6 +235,16 @@ def test_files_are_limited(anyones: Any) -> None:
     assert not anyones.run(empty, "", limits).passed
 
 
+def test_files_that_come_and_go_do_not_disturb(sandbox: Sandbox) -> None:
+    source = """
+import os
+while True:
+    for i in range(50): open(f"{i}", "w").close()
+    for i in range(50): os.remove(f"{i}")
+"""
+    assert sandbox.run(source, "f", SHORT).verdict == "timed_out"
+
+
 def test_open_files_are_limited(sandbox: Sandbox) -> None:
     found = report(sandbox, """
 n = 0
