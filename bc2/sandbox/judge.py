@@ -278,7 +278,7 @@ def judge(tests: str, redefines: list[str], wire: socket.socket) -> dict[str, st
     except CandidateGone:
         return {"verdict": "gone", "detail": ""}
     except CandidateEnded as error:
-        return {"verdict": "failed", "detail": f"the candidate ended with {error}"[:500]}
+        return {"verdict": "failed", "detail": f"the candidate broke off: {error}"[:500]}
     except BaseException as error:
         return {"verdict": "failed", "detail": _last_line(error, tests)}
     return {"verdict": "passed", "detail": ""}

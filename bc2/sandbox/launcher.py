@@ -15,6 +15,7 @@ import socket
 import sys
 from typing import Any
 
+from bc2 import ENVIRONMENT
 from bc2.sandbox import kernel
 from bc2.sandbox.confine import BOX, INNER, Place, build_root
 from bc2.sandbox.limits import Limits
@@ -77,6 +78,8 @@ def main() -> None:
         control.sendall(json.dumps({"error": str(error.strerror)}).encode())
         return
     sys.path[:] = settings["module_folders"]
+    for name in ENVIRONMENT:  # what bc2 sets when it is imported is not for programs
+        os.environ.pop(name, None)
     for name in _PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # no collection in a child copies the pages of what is here

@@ -250,8 +250,12 @@ def _how_it_ended(told: str, who: str) -> dict[str, Any]:
 
 def _size(folder: str) -> int:
     """Bytes of all files; an entry counts a page, as an empty one takes room too."""
+    size = 0
     with os.scandir(folder) as entries:
-        return sum(4096 + entry.stat(follow_symlinks=False).st_size for entry in entries)
+        for entry in entries:
+            with suppress(FileNotFoundError):  # the program has removed it meanwhile
+                size += 4096 + entry.stat(follow_symlinks=False).st_size
+    return size
 
 
 def _end_all(watchers: list[int]) -> None:

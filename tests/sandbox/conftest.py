@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -85,8 +86,6 @@ def _copy_for_all(folder: Path) -> None:
     shutil.copytree(source / "sandbox", folder / "bc2" / "sandbox", dirs_exist_ok=True)
     (folder / "driver.py").write_text(DRIVER)
     subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
-    for parent in folder.parents[:3]:  # pytest's own are for their owner only
-        parent.chmod(parent.stat().st_mode | 0o11)
 
 
 def as_nobody() -> list[str]:
@@ -122,15 +121,15 @@ def sandbox(mode: str) -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="session", params=["me", "nobody"])
-def anyones(
-    request: pytest.FixtureRequest, mode: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def anyones(request: pytest.FixtureRequest, mode: str) -> Iterator[Any]:
     """A sandbox; its `user` is whose files and processes it might reach."""
     if request.param == "me":
         made: Any = request.getfixturevalue("sandbox")
         made.user = os.geteuid()
         yield made
         return
-    made = Elsewhere(mode, tmp_path_factory.mktemp("for_all") / "room")
-    yield made
-    made.close()
+    # Not pytest's folder, which is for its owner only.
+    with tempfile.TemporaryDirectory(prefix="bc2-for-all-") as folder:
+        made = Elsewhere(mode, Path(folder))
+        yield made
+        made.close()

@@ -15,7 +15,7 @@ import pytest
 
 from bc2.errors import RunFailed, UsageError
 from bc2.sandbox.limits import Limits
-from bc2.sandbox.run import Program, Sandbox
+from bc2.sandbox.run import _CHECK_CANDIDATE, Program, Sandbox
 from bc2.sandbox.syscalls import MACHINES
 
 
@@ -83,7 +83,7 @@ def test_nothing_stays_behind_an_ended_bc2(mode: str, ending: int, tmp_path: Pat
     script = """
 import sys
 from bc2.sandbox.limits import Limits
-from bc2.sandbox.run import Program, Sandbox
+from bc2.sandbox.run import _CHECK_CANDIDATE, Program, Sandbox
 sandbox = Sandbox.open(sys.argv[1])
 slow = [Program("while True: pass", "f")] * 3
 print("ready", flush=True)
@@ -133,6 +133,12 @@ def test_a_launcher_that_ended_is_no_verdict(mode: str) -> None:
         sandbox._process.wait()
         with pytest.raises(RunFailed, match="the sandbox failed"):
             sandbox.run("", "")
+
+
+def test_the_trial_of_a_sandbox_notices_what_is_open(sandbox: Sandbox) -> None:
+    open_to_all = os.__file__
+    tests = f"found = broken_out({open_to_all!r})\nassert found == ['read', 'list'], found"
+    assert sandbox.run(_CHECK_CANDIDATE, tests).detail == ""
 
 
 #: Denies namespaces and Landlock to this process, as a container may, then opens a sandbox.
