@@ -75,7 +75,8 @@ _KNOWN = (
     ),
     Suite(
         "medmcqa", "MedMCQA", "medmcqa", "medmcqa", 5, _LETTERS, 0.25, split="validation",
-        differs="the report gives no prompt",
+        differs="without train the first five rows are shots and are not scored; the report gives "
+        "no prompt",
     ),
     Suite(
         "bbh", "BBH", "bbh", "bbh", 3, "exact_match,get-answer", clustered=True,
