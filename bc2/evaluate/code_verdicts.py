@@ -58,7 +58,7 @@ def _programs(
     for doc_id, number in wanted:
         text = answered[doc_id].answers[number].text or ""
         made = program_of(task, task.eval_docs[doc_id], text)
-        yield Program(made.candidate, made.tests)
+        yield Program(*made)
 
 
 def _read(path: Path) -> dict[tuple[int, int], bool]:

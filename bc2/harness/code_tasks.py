@@ -6,6 +6,7 @@ the verdicts to the task's `process_results` where other tasks are given answers
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ class Program(NamedTuple):
 
     candidate: str
     tests: str
+    redefines: tuple[str, ...] = ()
+    """What the candidate is asked to define; the tests mean it, if a builtin has the same name."""
 
 
 def program_of(task: Task, doc: Doc, answer: str) -> Program:
@@ -31,20 +34,32 @@ def program_of(task: Task, doc: Doc, answer: str) -> Program:
     Raises:
         KeyError: the task runs no code.
     """
-    return Program(_CANDIDATES[task.task_name](doc, answer), task.doc_to_target(doc))
+    return _PROGRAMS[task.task_name](doc, answer, task.doc_to_target(doc))
+
+
+def _of_humaneval(doc: Doc, answer: str, tests: str) -> Program:
+    return Program(_completed(doc, answer), tests, (doc["entry_point"],))
+
+
+def _of_mbpp(doc: Doc, answer: str, tests: str) -> Program:
+    """lm-eval leaves out what one task sets up for its tests; without it no answer could pass."""
+    setup = doc["test_setup_code"]
+    return Program(answer, f"{setup}\n{tests}" if setup else tests, _defined(doc["code"]))
 
 
 def _completed(doc: Doc, answer: str) -> str:
     return str(doc["prompt"]) + answer
 
 
-def _whole(doc: Doc, answer: str) -> str:
-    return answer
+def _defined(code: str) -> tuple[str, ...]:
+    """Names of the functions and classes at the top of a program."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return tuple(node.name for node in ast.parse(code).body if isinstance(node, kinds))
 
 
-_CANDIDATES: dict[str, Callable[[Doc, str], str]] = {
-    "bc2_humaneval": _completed,
-    "bc2_mbpp": _whole,
+_PROGRAMS: dict[str, Callable[[Doc, str, str], Program]] = {
+    "bc2_humaneval": _of_humaneval,
+    "bc2_mbpp": _of_mbpp,
 }
 
 

@@ -93,7 +93,7 @@ _KNOWN = (
     ),
     Suite(
         "mbpp", "MBPP", "mbpp", "bc2_mbpp", 3, "pass_at_1,none", runs_code=True,
-        differs="lm-eval's template, not OpenCompass's; test_setup_code is not run",
+        differs="lm-eval's template, not OpenCompass's",
     ),
 )  # fmt: skip
 

@@ -87,7 +87,8 @@ def test_humaneval_asks_and_judges_as_lm_eval(lm_evals):
     for doc in task.eval_docs:
         answer = "    return x\n"
         ((candidate,),) = reference._filters[0].filters[0]().apply([[answer]], [doc])
-        assert program_of(task, doc, answer) == (candidate, reference.doc_to_target(doc))
+        tests = reference.doc_to_target(doc)
+        assert program_of(task, doc, answer) == (candidate, tests, (doc["entry_point"],))
         assert [list(one) for one in task._filters[0].filters[0]().apply([[answer]], [doc])] == [
             [candidate]
         ]
@@ -109,7 +110,9 @@ def test_mbpp_asks_and_judges_as_lm_eval(lm_evals, shots):
     assert "\r\n" in prompts(task)[0][0]
     doc = task.eval_docs[0]
     answer = "def f11(x): return x\n"
-    assert program_of(task, doc, answer) == (answer, reference.doc_to_target(doc))
+    tests = f"{doc['test_setup_code']}\n{reference.doc_to_target(doc)}"
+    names = (f"f{doc['task_id']}",)
+    assert program_of(task, doc, answer) == (answer, tests, names)
     assert task.process_results(doc, [[True, False]]) == {"pass_at_1": 0.5}
     assert list(reference.process_results(doc, [answer])) == ["pass_at_1"]
 
