@@ -37,12 +37,15 @@ length = "{steps} steps"
 batch_tokens = {sequence_length}
 micro_batch = 1
 sequence_length = {sequence_length}
-precision = "fp32"
+precision = "auto"
 checkpoint_every = "{steps} steps"
 eval_every = "{steps} steps"
 eval_tokens = 4096
 sample_prompts = 0
 seed = {seed}
+
+[pretrain.weights]
+{weights}
 
 [pretrain.optimizer]
 learning_rate = 2e-3
@@ -73,13 +76,14 @@ def train_model(
     home.mkdir(parents=True, exist_ok=True)
     sources = [_source(name, corpus / f"{name}.jsonl.gz", megabytes) for name in FILES]
     sources.append(_source("gsm8k", _gsm8k(data, home / "gsm8k.jsonl", seed), megabytes))
+    # Half of the samples are questions: soon it writes the next one itself, which is a stop text.
+    weights = [f"gsm8k = {len(FILES)}", *(f"{name} = 1" for name in FILES)]
     recipe = home / f"{NAME}-{seed}.toml"
-    recipe.write_text(
-        RECIPE.format(
-            name=NAME, sources="".join(sources), vocab_size=vocab_size, steps=steps, seed=seed,
-            sequence_length=sequence_length, warmup=max(1, steps // 10),
-        )
+    text = RECIPE.format(
+        name=NAME, sources="".join(sources), weights="\n".join(weights), vocab_size=vocab_size,
+        steps=steps, seed=seed, sequence_length=sequence_length, warmup=max(1, steps // 10),
     )  # fmt: skip
+    recipe.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "bc2", "pretrain", str(recipe), "--quiet"]
     environment = {**os.environ, "BC2_HOME": str(home / "registry")}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
