@@ -8,6 +8,7 @@ from typing import Any
 
 from bc2.errors import UsageError
 from bc2.generate.sampling_config import SamplingConfig
+from bc2.tokenizer.tokenizer import Tokenizer
 
 #: New tokens where a task says nothing: the default of lm-eval's `hf` model.
 DEFAULT_NEW_TOKENS = 256
@@ -31,12 +32,18 @@ class Generation:
 
 
 def generation_of(
-    arguments: Mapping[str, Any], window: int, *, samples: int, temperature: float, eos_id: int
+    arguments: Mapping[str, Any],
+    window: int,
+    tokenizer: Tokenizer,
+    *,
+    samples: int,
+    temperature: float,
 ) -> Generation:
     """The settings for a task.
 
     As in lm-eval's `hf` model there is always room for all new tokens: prompts have what is left
-    of the window. A task that allows more than the window holds gets half of it.
+    of the window. A task that allows more than the window holds gets half of it. As there too, the
+    name of the end-of-text token ends an answer like one of the task's stop texts.
 
     Args:
         arguments: lm-eval's ``generation_kwargs``.
@@ -60,6 +67,9 @@ def generation_of(
     new_tokens = wanted if wanted < window else max(1, window // 2)
     drawn = temperature or _temperature(arguments)
     until = arguments.get("until") or ()
+    stops = [text for text in ([until] if isinstance(until, str) else until) if text]
+    ends = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
+    stops += map(tokenizer.piece_of, ends)
     sampling = SamplingConfig(
         max_new_tokens=new_tokens,
         n=samples,
@@ -67,8 +77,8 @@ def generation_of(
         top_p=float(arguments.get("top_p", 1.0)) if drawn else 1.0,
         top_k=int(arguments.get("top_k", 0)) if drawn else 0,
         min_p=float(arguments.get("min_p", 0.0)) if drawn else 0.0,
-        stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
-        stop_ids=(eos_id,) if eos_id >= 0 else (),
+        stop=tuple(dict.fromkeys(stops)),
+        stop_ids=tuple(ends),
     )
     return Generation(sampling, window - new_tokens, wanted)
 

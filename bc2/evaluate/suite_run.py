@@ -86,9 +86,9 @@ class SuiteRun:
             task.task: generation_of(
                 task.generation,
                 self.holder.window,
+                self.holder.tokenizer,
                 samples=settings.samples,
                 temperature=settings.temperature,
-                eos_id=self.holder.tokenizer.eos_id,
             )
             for task in self.prompts.tasks
             if task.kind == "generate"
