@@ -1,4 +1,4 @@
-"""Scores and answers of bc2's engine are those of lm-eval's own `hf` model with the same weights.
+"""Scores and answers of bc2 are those of lm-eval's own `hf` model with the same weights.
 
 The window is so small that some prompts are cut and others are not.
 """
@@ -6,7 +6,9 @@ The window is so small that some prompts are cut and others are not.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +17,24 @@ from lm_eval_peer.answers import Answers, answers_of
 from lm_eval_peer.reference import HUMANEVAL, AskedTask, index_of, load_tasks, run_tasks
 from lm_eval_peer.rows import Splits
 
+from bc2.evaluate.evaluation import EvalRequest, Evaluation
+from bc2.evaluate.model_holder import ModelHolder
+from bc2.evaluate.suite_prompts import SuiteRows
+from bc2.files import sha256_json
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import Continuation, Request, ScoreRequest
 from bc2.generate.sampling_config import SamplingConfig
+from bc2.harness.release import Release
+from bc2.harness.suites import suite_of
 from bc2.model.head_loss import head_loss
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import save_model
 from bc2.model.transformer import Transformer
+from bc2.pipeline.session import Session
+from bc2.registry import Artifact, Draft, Registry
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.tokenizer.tokenizer_config import TokenizerConfig
+from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE, TokenizerConfig
 from bc2.tokenizer.train import train
 
 SHAPE = ModelConfig(
@@ -256,3 +266,53 @@ def test_the_peer_refuses_answers_as_long_as_the_window(lm: Any) -> None:
     tasks = load_tasks([task], index_of("gsm8k"), made_rows)
     with pytest.raises(AssertionError, match="must be less than model's maximum"):
         run_tasks(lm, tasks, 1)
+
+
+#: Suites of the whole way, with the datasets that their tasks read.
+SUITES = {
+    "mmlu_anatomy": (2, ("cais/mmlu", "anatomy")),
+    "cmmlu_agronomy": (5, ("haonan-li/cmmlu", "agronomy")),
+    "gsm8k": (8, ("openai/gsm8k", "main")),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Registry, Artifact]:
+    registry = Registry(tmp_path_factory.mktemp("home"))
+    draft = Draft("checkpoint", "made", "0" * 64, role="base")
+    with registry.stage(draft) as staged:
+        save_model(staged.path, SHAPE, model.state_dict())
+        (staged.path / TOKENIZER_FILE).write_bytes(tokenizer.model)
+        return registry, staged.publish()
+
+
+@pytest.mark.parametrize("name", list(SUITES))
+def test_evaluation_from_rows_to_samples(
+    name: str,
+    expected: Any,
+    checkpoint: tuple[Registry, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path))
+    shots, dataset = SUITES[name]
+    rows = {dataset: made_rows(*dataset)}
+    release = Release("made", "this test", (), sha256_json(rows[dataset]), (), rows)
+    registry, artifact = checkpoint
+    holder = ModelHolder.on(artifact, "cpu", "fp32", EngineConfig(cache_bytes=2**24))
+    evaluation = Evaluation(Session(registry), holder, EvalRequest(shots=shots))
+    (scores,) = evaluation.evaluate([SuiteRows(suite_of(name), release)])
+    holder.close()
+    assert evaluation.failed == []
+    path = scores.file(f"samples/samples_{name}.jsonl")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = answers_of({name: lines})[name]
+    for mine, peer in zip(found, expected[name], strict=True):
+        assert mine["doc_id"] == peer["doc_id"]
+        if "text" in peer:
+            assert mine["text"] == peer["text"]
+            continue
+        assert mine["lls"] == pytest.approx(peer["lls"], abs=1e-4, rel=0)
+        assert (mine["greedy"], mine["prediction"]) == (peer["greedy"], peer["prediction"])
