@@ -47,6 +47,8 @@ class TaskPrompts:
     """How many there are."""
     generation: dict[str, Any]
     """lm-eval's ``generation_kwargs``, where texts are generated."""
+    repeats: int = 1
+    """Texts that the task wants to each prompt, such as those of a vote."""
 
 
 _SCHEMA = pa.schema(

@@ -85,7 +85,7 @@ class SuiteRun:
             task.task: generation_of(
                 task.generation,
                 self.holder.window,
-                samples=settings.samples,
+                samples=max(settings.samples, task.repeats),
                 temperature=settings.temperature,
                 eos_id=self.holder.tokenizer.eos_id,
             )
