@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -76,10 +77,6 @@ class AnswerJournal:
             return False
         return True
 
-    def claimed(self) -> int:
-        """Units that the ranks of this start have taken."""
-        return len(os.listdir(self._claims))
-
     def read(self, unit: Unit) -> dict[int, Answered]:
         """The answers to a unit so far, by row. A line that was being written is none."""
         found: dict[int, Answered] = {}
@@ -102,18 +99,28 @@ class AnswerJournal:
         replace_durably(self._path(unit), b"".join(map(_line, answered)))
 
     @contextmanager
-    def appending(self, unit: Unit) -> Iterator[Any]:
-        """Append answers one by one: the block is given a function that takes an `Answered`."""
+    def appending(self, unit: Unit) -> Iterator[Callable[[Answered], None]]:
+        """Append answers one by one: the block is given a function that takes them.
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
         path = self._path(unit)
         # A line that was being written must not be continued.
         ended = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
         with path.open("ab", buffering=0) as stream:
             if not ended:
-                stream.write(b"\n")
-            yield lambda answered: stream.write(_line(answered))
+                _write_all(stream, b"\n")
+            yield lambda answered: _write_all(stream, _line(answered))
 
     def _path(self, unit: Unit) -> Path:
         return self.folder / f"{unit.name}.jsonl"
+
+
+def _write_all(stream: FileIO, data: bytes) -> None:
+    """Write all bytes, in one piece if the disk has room for them."""
+    while data:
+        data = data[stream.write(data) :]
 
 
 def _line(answered: Answered) -> bytes:
@@ -122,7 +129,9 @@ def _line(answered: Answered) -> bytes:
 
 
 def _compact(answer: Answer) -> dict[str, Any]:
-    return {key: value for key, value in asdict(answer).items() if value not in (None, False, 0)}
+    """Without what has its default: most answers are a number and whether it is greedy."""
+    nothing = asdict(Answer())
+    return {key: value for key, value in asdict(answer).items() if value != nothing[key]}
 
 
 def _parse(line: bytes) -> Answered | None:
@@ -131,9 +140,4 @@ def _parse(line: bytes) -> Answered | None:
         row = json.loads(line)
     except ValueError:
         return None
-    answers = []
-    for given in row["answers"]:
-        if "text" not in given:
-            given = {"log_prob": 0.0, "greedy": False, **given}
-        answers.append(Answer(**given))
-    return Answered(row["doc_id"], tuple(answers))
+    return Answered(row["doc_id"], tuple(Answer(**given) for given in row["answers"]))

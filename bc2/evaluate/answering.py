@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from bc2.errors import RunFailed
 from bc2.evaluate.answer_journal import Answered, AnswerJournal, Unit, units_of
@@ -49,21 +49,37 @@ class Answerer:
 
     def generate(
         self,
-        tasks: Sequence[tuple[TaskPrompts, PromptFile]],
+        tasks: Iterable[tuple[TaskPrompts, PromptFile]],
         generations: Mapping[str, Generation],
     ) -> None:
-        """Continue the prompts of tasks as one stream, so that no batch waits for its slowest."""
+        """Continue the prompts of tasks as one stream, so that no batch waits for its slowest.
+
+        Raises:
+            RunFailed: the model's logits are not numbers; the sample is named.
+        """
         asked: dict[int, _Asked] = {}
         requests = self._requests(tasks, generations, asked)
-        for made in self.engine.generate(requests, in_order=False):
-            one = asked.pop(made.index)
-            with self.journal.appending(one.unit) as append:
-                append(Answered(one.doc_id, _texts(made, one.cut)))
-            self.advance(1)
+        try:
+            for made in self.engine.generate(requests, in_order=False):
+                one = asked.pop(made.index)
+                with self.journal.appending(one.unit) as append:
+                    append(Answered(one.doc_id, _texts(made, one.cut)))
+                self.advance(1)
+        except RunFailed as error:
+            self._name_failing([one.request for one in asked.values()])
+            raise error
+
+    def _name_failing(self, requests: Sequence[Request]) -> None:
+        """Ask alone what was asked together, and name the sample that fails."""
+        for request in requests:
+            try:
+                list(self.engine.generate([request]))
+            except RunFailed as error:
+                raise RunFailed(error.what, where=request.where, todo=error.todo) from error
 
     def _requests(
         self,
-        tasks: Sequence[tuple[TaskPrompts, PromptFile]],
+        tasks: Iterable[tuple[TaskPrompts, PromptFile]],
         generations: Mapping[str, Generation],
         asked: dict[int, _Asked],
     ) -> Iterator[Request]:
@@ -82,19 +98,18 @@ class Answerer:
                 for prompt in file.read(unit.first, unit.last):
                     if prompt.doc_id in done:
                         continue
-                    request, asked[number] = self._request(unit, prompt, generations[prompts.task])
+                    one = self._request(unit, prompt, generations[prompts.task])
+                    asked[number] = one
                     number += 1
-                    yield request
+                    yield one.request
 
-    def _request(
-        self, unit: Unit, prompt: Prompt, generation: Generation
-    ) -> tuple[Request, _Asked]:
+    def _request(self, unit: Unit, prompt: Prompt, generation: Generation) -> _Asked:
         ids = list(prompt.contexts[0]) or [self.prefix_id]
         cut = max(0, len(ids) - generation.prompt_tokens)
         where = f"{unit.task}:{prompt.doc_id}"
         seed = prompt_seed(self.settings.seed, _number(where))
         sampling = generation.sampling.model_copy(update={"seed": seed})
-        return Request(ids[cut:], sampling, where), _Asked(unit, prompt.doc_id, cut)
+        return _Asked(unit, prompt.doc_id, cut, Request(ids[cut:], sampling, where))
 
     def _scored(self, unit: Unit, prompts: Sequence[Prompt]) -> list[Answered]:
         try:
@@ -118,7 +133,11 @@ class Answerer:
         scores = self.engine.score(requests, cut=True)
         answered = []
         for prompt, windows in zip(prompts, sizes, strict=True):
-            answers = tuple(_total([next(scores) for _ in range(size)]) for size in windows)
+            totals = [_total([next(scores) for _ in range(size)]) for size in windows]
+            # Of a whole text nobody asks whether it is what greedy decoding would write.
+            if not prompt.contexts[0]:
+                totals = [replace(one, greedy=None) for one in totals]
+            answers = tuple(totals)
             answered.append(Answered(prompt.doc_id, answers))
         assert next(scores, None) is None
         return answered
@@ -142,14 +161,20 @@ class _Asked:
     unit: Unit
     doc_id: int
     cut: int
+    request: Request
 
 
 def disjoint_windows(
     ids: Sequence[int], window: int, prefix_id: int
 ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """A whole text in parts of a window, each after the one token before it, as in lm-eval."""
+    """A whole text in parts of a window, as in lm-eval.
+
+    Each comes after the one token before it, and the last, which is shorter, after as many as fit.
+    """
     for start in range(0, len(ids), window):
-        yield [ids[start - 1] if start else prefix_id], ids[start : start + window]
+        part = ids[start : start + window]
+        first = start + len(part) - window - 1
+        yield ids[first:start] if start else [prefix_id], part
 
 
 def _total(scores: Sequence[Score]) -> Answer:

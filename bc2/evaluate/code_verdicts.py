@@ -55,10 +55,10 @@ def code_verdicts(
 def _programs(
     task: Any, answered: Mapping[int, Answered], wanted: Sequence[tuple[int, int]]
 ) -> Iterator[Program]:
+    rows = task.eval_docs
     for doc_id, number in wanted:
         text = answered[doc_id].answers[number].text or ""
-        made = program_of(task, task.eval_docs[doc_id], text)
-        yield Program(*made)
+        yield Program(*program_of(task, rows[doc_id], text))
 
 
 def _read(path: Path) -> dict[tuple[int, int], bool]:

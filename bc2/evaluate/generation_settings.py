@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from bc2.errors import UsageError
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -52,7 +54,7 @@ def generation_of(
         temperature: above 0 it replaces the task's.
 
     Raises:
-        UsageError: an argument is unknown here.
+        UsageError: an argument is unknown here, or its value is impossible.
     """
     unknown = sorted(set(arguments) - _KNOWN)
     if unknown:
@@ -70,16 +72,23 @@ def generation_of(
     stops = [text for text in ([until] if isinstance(until, str) else until) if text]
     ends = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
     stops += map(tokenizer.piece_of, ends)
-    sampling = SamplingConfig(
-        max_new_tokens=new_tokens,
-        n=samples,
-        temperature=drawn,
-        top_p=float(arguments.get("top_p", 1.0)) if drawn else 1.0,
-        top_k=int(arguments.get("top_k", 0)) if drawn else 0,
-        min_p=float(arguments.get("min_p", 0.0)) if drawn else 0.0,
-        stop=tuple(dict.fromkeys(stops)),
-        stop_ids=tuple(ends),
-    )
+    try:
+        sampling = SamplingConfig(
+            max_new_tokens=new_tokens,
+            n=samples,
+            temperature=drawn,
+            top_p=float(arguments.get("top_p", 1.0)) if drawn else 1.0,
+            top_k=int(arguments.get("top_k", 0)) if drawn else 0,
+            min_p=float(arguments.get("min_p", 0.0)) if drawn else 0.0,
+            stop=tuple(dict.fromkeys(stops)),
+            stop_ids=tuple(ends),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"cannot generate with {first['loc'][0]} = {first['input']}: {first['msg'].lower()}",
+            todo="ask for fewer --samples" if first["loc"] == ("n",) else None,
+        ) from error
     return Generation(sampling, window - new_tokens, wanted)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts, write_prompts
-from bc2.files import lock_directory, make_directory, replace_durably
+from bc2.files import lock_directory, make_directory, replace_durably, sync_file
 
 _FACTS = "suite.json"
 
@@ -66,9 +66,11 @@ class PromptStore:
             if found is not None:
                 return found
             name = f"{quote(prompts.task, safe='')}-{prompts.samples}.parquet"
-            aside = self.folder / f".{name}.{os.getpid()}"
+            # One name for all processes: the next one replaces what a killed one left.
+            aside = self.folder / f".{name}.tmp"
             try:
                 write_prompts(aside, build())
+                sync_file(aside)
                 os.replace(aside, self.folder / name)
             finally:
                 aside.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bc2.tokenizer.tokenizer import Tokenizer
 
 #: Raised when the same rows, shots, seed and tokenizer would give other stored prompts.
-PROMPTS_VERSION = 1
+PROMPTS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class SuitePrompts:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What is recorded of each task: its kind, samples, generation, hash and version."""
+        """What is recorded of each task: kind, samples, generation, repeats, hash and version."""
         facts = self.store.facts()
         if facts is None:
             facts = _facts_of(self.loaded)
@@ -102,6 +102,7 @@ class SuitePrompts:
                 task["kind"],
                 task["samples"] if limit is None else min(limit, task["samples"]),
                 task["generation"],
+                task["repeats"],
             )
             for name, task in self.facts["tasks"].items()
         ]
@@ -137,6 +138,7 @@ def _facts_of(loaded: LoadedSuite) -> dict[str, Any]:
                 "kind": kind_of(task),
                 "samples": len(task.eval_docs),
                 "generation": task.config.generation_kwargs or {},
+                "repeats": task.config.repeats,
                 "hash": task_hash(task),
                 "version": task.VERSION,
             }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,12 @@ class SuiteRun:
             )
             tasks = self.prompts.tasks
             scored = [task for task in tasks if task.kind != "generate"]
-            for task, file in read_ahead(self.prompts, scored):
-                answerer.score(task, file)
+            with closing(read_ahead(self.prompts, scored)) as ready:
+                for task, file in ready:
+                    answerer.score(task, file)
             generated = [task for task in tasks if task.kind == "generate"]
-            answerer.generate(list(read_ahead(self.prompts, generated)), self.generations())
+            with closing(read_ahead(self.prompts, generated)) as ready:
+                answerer.generate(ready, self.generations())
         self.model_seconds = self.holder.seconds_since_last()
 
     def generations(self) -> dict[str, Generation]:
@@ -87,7 +90,7 @@ class SuiteRun:
                 task.generation,
                 self.holder.window,
                 self.holder.tokenizer,
-                samples=settings.samples,
+                samples=max(settings.samples, task.repeats),
                 temperature=settings.temperature,
             )
             for task in self.prompts.tasks
@@ -154,8 +157,11 @@ class _TimeLeft:
 
 def read_ahead(
     prompts: SuitePrompts, tasks: Sequence[TaskPrompts]
-) -> Iterator[tuple[TaskPrompts, PromptFile]]:
-    """The prompts of tasks, built on another thread while the model answers those before."""
+) -> Generator[tuple[TaskPrompts, PromptFile]]:
+    """The prompts of tasks, built on another thread while the model answers those before.
+
+    Close it: what is not built yet never is then.
+    """
     builder = ThreadPoolExecutor(1, thread_name_prefix="prompts")
     try:
         waiting = deque(builder.submit(prompts.file, task) for task in tasks[:_AHEAD])

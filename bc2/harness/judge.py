@@ -41,7 +41,8 @@ def judge(
     """
     from lm_eval.api.instance import Instance
 
-    docs = {doc_id: task.eval_docs[doc_id] for doc_id in sorted(answers)}
+    rows = task.eval_docs  # made anew at each access, by some tasks
+    docs = {doc_id: rows[doc_id] for doc_id in sorted(answers)}
     instances = {
         doc_id: [
             Instance(task.OUTPUT_TYPE, doc, (), at, (task.task_name, doc_id, 1), list(given))
