@@ -1,4 +1,4 @@
-"""What the tests of `bc2 eval` share: benchmarks, checkpoints, and the command without a network."""
+"""What tests of `bc2 eval` share: benchmarks, checkpoints, and the command without a network."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def bc2() -> Callable[..., Done]:
             except SystemExit as ended:
                 code = ended.code
         assert "Traceback" not in err.getvalue(), err.getvalue()
-        return Done(
-            code if isinstance(code, int) else int(code is not None),
-            *map(io.StringIO.getvalue, (out, err)),
-        )
+        number = code if isinstance(code, int) else int(code is not None)
+        return Done(number, out.getvalue(), err.getvalue())
 
     return command
