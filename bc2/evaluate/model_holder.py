@@ -62,9 +62,11 @@ class ModelHolder:
             DataError: it is not the model's, or there is none.
             IntegrityError: a file is not what was published.
         """
+        from bc2.generate.load import check_files
         from bc2.tokenizer.tokenizer import Tokenizer
         from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 
+        check_files(self.artifact)
         tokenizer = Tokenizer.load(self.artifact.file(TOKENIZER_FILE))
         rows = self.shape.vocab_size
         if tokenizer.vocab_size > rows:

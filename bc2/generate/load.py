@@ -25,6 +25,22 @@ class LanguageModel:
     artifact: Artifact
 
 
+def check_files(artifact: Artifact) -> None:
+    """See that a checkpoint has what a model needs.
+
+    Raises:
+        DataError: it has no model or no tokenizer.
+    """
+    there = {*artifact.files(), *([WEIGHTS] if weight_files(artifact.files()) else [])}
+    missing = {CONFIG, WEIGHTS, TOKENIZER_FILE} - there
+    if missing:
+        raise DataError(
+            f"{artifact.title} holds no {min(missing)}",
+            where=str(artifact.path),
+            todo="name a checkpoint: bc2 registry list --kind checkpoint",
+        )
+
+
 @contextmanager
 def open_model(
     artifact: Artifact, device: torch.device, dtype: torch.dtype
@@ -41,15 +57,8 @@ def open_model(
         DataError: the artifact has no model or no tokenizer.
         IntegrityError: a file is not what was published.
     """
+    check_files(artifact)
     weights = weight_files(artifact.files())
-    there = {*artifact.files(), *([WEIGHTS] if weights else [])}
-    missing = {CONFIG, WEIGHTS, TOKENIZER_FILE} - there
-    if missing:
-        raise DataError(
-            f"{artifact.title} holds no {min(missing)}",
-            where=str(artifact.path),
-            todo="name a checkpoint: bc2 registry list --kind checkpoint",
-        )
     with artifact.hold():
         artifact.file(CONFIG)
         opened = {artifact.path / name: artifact.reading(name) for name in weights}

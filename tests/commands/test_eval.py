@@ -1,0 +1,430 @@
+"""`bc2 eval` without a network on a few made rows of every benchmark."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import made_releases
+import pytest
+
+from bc2.errors import RunFailed
+from bc2.evaluate.model_holder import ModelHolder
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.requests import Continuation, Generated, Request
+from bc2.harness.suites import SUITES
+from bc2.registry import Registry
+from bc2.sandbox.run import Sandbox
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+Bc2 = Callable[..., Any]
+
+#: Samples of the made rows that are scored, by suite.
+CHOICES = {
+    "mmlu": 114, "cmmlu": 134, "ceval": 104, "agieval": 56, "gaokao": 18, "jecqa": 8, "medqa": 5,
+    "medmcqa": 5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may be loaded."""
+
+    def refuse(self: ModelHolder) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(ModelHolder, "model", property(refuse))
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], str]], None]:
+    """Sets what is generated, given the place of a sample (``gsm8k:3``) and its answer's number."""
+
+    def answer_with(write: Callable[[str, int], str]) -> None:
+        def generate(self: Any, requests: Iterable[Request], **_: Any) -> Iterator[Generated]:
+            for index, request in enumerate(requests):
+                texts = [write(request.where, number) for number in range(request.settings.n)]
+                made = [Continuation([1], "stop_id", data=text.encode()) for text in texts]
+                yield Generated(index, request, made, 0)
+
+        monkeypatch.setattr(InferenceEngine, "generate", generate)
+
+    return answer_with
+
+
+def scores(done: Any) -> dict[str, Any]:
+    """By suite, the summary of the whole."""
+    return {one["suite"]: one["summaries"][0] for one in done.json["scores"]}
+
+
+# -- every suite ---------------------------------------------------------------------------
+
+
+def test_every_suite_of_the_list_is_tested_here(bc2: Bc2) -> None:
+    listed = [suite["name"] for suite in bc2("eval", "--list", "--json").json]
+    assert set(listed) == {*CHOICES, "gsm8k", "bbh", "humaneval", "mbpp"}
+    assert bc2("eval", "--list", "--quiet").out.split() == listed
+
+
+def test_suites_of_choices(bc2: Bc2, bench_data: Path) -> None:
+    done = bc2("eval", "tiny", "--bench", ",".join(CHOICES), "--data", bench_data, "--json")
+    found = scores(done)
+    assert {suite: one["samples"] for suite, one in found.items()} == CHOICES
+    assert list(found) == list(CHOICES)
+    for name, one in found.items():
+        assert 0 <= one["score"] <= 1
+        assert (one["shots"], one["metric"]) == (5, "acc,none")
+        assert one["chance"] == (0.2 if name == "medqa" else 0.25)
+        assert one["cut"] == one["at_limit"] == 0
+        assert f"{name}: another number of rows than" in done.err
+    assert found["cmmlu"]["clusters"] == 67
+    # A model of drawn weights does not always take the same letter.
+    assert 0 < found["mmlu"]["score"] < 1
+
+
+def test_gsm8k_by_a_model_that_answers(bc2: Bc2, bench_data: Path) -> None:
+    done = bc2("eval", "says-7", "--bench", "gsm8k", "--data", bench_data, "--json")
+    found = scores(done)["gsm8k"]
+    assert (found["samples"], found["score"], found["shots"]) == (10, 0.0, 4)
+    assert found["not_extracted"]["strict-match"] == 0
+
+
+def test_bbh_by_a_model_that_answers(bc2: Bc2, bench_data: Path) -> None:
+    done = bc2("eval", "says-a", "--bench", "bbh", "--data", bench_data, "--limit", 1, "--json")
+    found = scores(done)["bbh"]
+    right = [made_releases.made((300 + index) * 11).letter for index in range(27)].count("A")
+    assert (found["samples"], found["shots"]) == (27, 3)
+    assert found["score"] == pytest.approx(right / 27)
+
+
+@pytest.mark.parametrize("suite", ["gsm8k", "bbh"])
+def test_no_answer_found_in_any_is_no_score(
+    bc2: Bc2, bench_data: Path, answers: Any, suite: str
+) -> None:
+    answers(lambda where, number: "no idea")
+    done = bc2("eval", "other", "--bench", suite, "--data", bench_data, "--limit", 1)
+    assert done.code == 1
+    assert "found an answer in none" in done.err
+    assert "'no idea'" in done.err
+    assert done.out == ""
+    assert not Registry.open().list("scores", name=f"other-{suite}")
+
+
+def test_a_suite_without_score_does_not_keep_others_from_theirs(
+    bc2: Bc2, bench_data: Path, answers: Any
+) -> None:
+    answers(lambda where, number: "no idea")
+    benches = ("--bench", "gsm8k,medqa", "--data", bench_data)
+    done = bc2("eval", "other", *benches, "--quiet")
+    assert done.code == 1
+    assert "found an answer in none" in done.err
+    (ref,) = done.out.split()
+    assert Registry.open().resolve(ref).name == "other-medqa"
+
+
+# -- programs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sandboxed() -> None:
+    """Skips where no sandbox can be made."""
+    try:
+        Sandbox.open().close()
+    except RunFailed as error:
+        pytest.skip(str(error))
+
+
+def solution(where: str, number: int) -> str:
+    """The right program for a made row, as first answer; then a wrong one."""
+    task, _, row = where.partition(":")
+    if task == "bc2_humaneval":
+        return f"    return x + {row}\n" if number == 0 else "    return x - 1\n"
+    return f"def times_{int(row) + 11}(x):\n  return x * {int(row) + 11 + number}\n"
+
+
+def test_right_programs_pass(bc2: Bc2, bench_data: Path, answers: Any, sandboxed: None) -> None:
+    answers(solution)
+    done = bc2(
+        "eval", "other", "--bench", "humaneval,mbpp", "--data", bench_data, "--allow-code", "--json"
+    )
+    found = scores(done)
+    assert {name: (one["samples"], one["score"]) for name, one in found.items()} == {
+        "humaneval": (10, 1.0),
+        "mbpp": (10, 1.0),
+    }
+
+
+def test_pass_at_k(bc2: Bc2, bench_data: Path, answers: Any, sandboxed: None) -> None:
+    answers(solution)
+    options = ("--samples", 10, "--temperature", 0.8, "--limit", 2, "--allow-code")
+    done = bc2("eval", "other", "--bench", "humaneval", "--data", bench_data, *options, "--json")
+    found = scores(done)["humaneval"]
+    assert found["score"] == pytest.approx(0.1)
+    assert found["others"]["pass@10,create_test"] == 1.0
+
+
+@pytest.mark.parametrize("suite", ["humaneval", "mbpp", "gsm8k,mbpp"])
+def test_programs_are_refused_before_anything_is_done(bc2: Bc2, no_model: None, suite: str) -> None:
+    done = bc2("eval", "--bench", suite, "--data", "nowhere")
+    assert done.code == 2
+    assert "allow it with --allow-code" in done.err
+
+
+# -- the same again ------------------------------------------------------------------------
+
+
+def test_registered_scores_are_found_without_a_model(
+    bc2: Bc2, bench_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("eval", "tiny", "--bench", "medqa,gaokao", "--data", bench_data, "--json")
+    first = bc2(*command)
+    monkeypatch.setattr(ModelHolder, "model", property(lambda self: pytest.fail("loaded")))
+    again = bc2(*command)
+    assert again.json["scores"] == [{**one, "made": False} for one in first.json["scores"]]
+    assert again.err.count("is registered already") == 2
+
+
+def test_fresh_makes_them_again(bc2: Bc2, bench_data: Path) -> None:
+    command = ("eval", "tiny", "--bench", "medmcqa", "--data", bench_data, "--json")
+    (first,), (again,) = bc2(*command).json["scores"], bc2(*command, "--fresh").json["scores"]
+    assert again["made"]
+    assert again["summaries"] == first["summaries"]
+
+
+def test_changed_rows_are_evaluated_anew_and_said(bc2: Bc2, tmp_path: Path) -> None:
+    made_releases.write_releases(tmp_path / "data", ["medqa"])
+    command = ("eval", "tiny", "--bench", "medqa", "--limit", 4, "--data", tmp_path / "data")
+    (first,) = bc2(*command, "--json").json["scores"]
+    path = tmp_path / "data/medagents/data/medqa_5options/test.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:-1], rows[-1].replace("Mira", "Lena")]) + "\n")
+    done = bc2(*command, "--json")
+    (again,) = done.json["scores"]
+    assert again["made"]
+    assert again["ref"] != first["ref"]
+    assert f"the rows of medqa are not those of scores/tiny-medqa ({first['ref']})" in done.err
+
+
+def test_a_second_checkpoint_takes_the_stored_prompts(
+    bc2: Bc2, bench_data: Path, bench_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("--bench", "jecqa", "--data", bench_data, "--quiet")
+    assert bc2("eval", "tiny", *command).code == 0
+    kept = sorted(bench_cache.glob("prompts/*/*.parquet"))
+    assert kept
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("prompts were built again")
+
+    monkeypatch.setattr("bc2.evaluate.prompt_builder.build_prompts", refuse)
+    assert bc2("eval", "other", *command).code == 0
+    assert sorted(bench_cache.glob("prompts/*/*.parquet")) == kept
+
+
+STARTS_TO_SCORE = """
+import sys
+from bc2.evaluate.answering import Answerer
+
+def score(self, prompts, file):
+    assert "lm_eval" not in sys.modules, "lm-eval was imported before anything was scored"
+    assert len(file.read(0, prompts.samples)) == prompts.samples
+    print("ready")
+    sys.exit(0)
+
+Answerer.score = score
+from bc2.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_checkpoint_scores_before_lm_eval_is_imported(bc2: Bc2, bench_data: Path) -> None:
+    command = ("--bench", "medmcqa", "--data", bench_data)
+    assert bc2("eval", "tiny", *command, "--quiet").code == 0
+    words = [*map(str, ("eval", "other", *command))]
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", STARTS_TO_SCORE, *words], capture_output=True, text=True
+    )
+    assert run.stdout == "ready\n", run.stderr
+
+
+# -- the record ----------------------------------------------------------------------------
+
+
+def test_scores_are_artifacts_with_a_lineage(bc2: Bc2, bench_data: Path, eval_home: Path) -> None:
+    (one,) = bc2("eval", "tiny", "--bench", "medqa", "--data", bench_data, "--json").json["scores"]
+    tiny = Registry.open().resolve("checkpoint/tiny")
+    lineage = bc2("registry", "lineage", one["ref"])
+    assert lineage.code == 0
+    assert "checkpoint/tiny" in lineage.out
+    assert tiny.ref in lineage.out
+    assert bc2("registry", "verify").code == 0
+    artifact = Registry.open().resolve(one["ref"])
+    assert artifact.parents == (tiny.digest,)
+    facts, recorded = artifact.manifest.facts, artifact.manifest.recipe["scores"]
+    assert facts["samples"] == 5
+    assert list(facts["data"]["files"]) == ["medagents/data/medqa_5options/test.jsonl"]
+    assert (recorded["shots"], recorded["seed"], recorded["limit"]) == (5, 1234, None)
+    assert set(facts["tasks"]["bc2_medqa"]) == {"hash", "version"}
+    assert len(facts["tasks"]["bc2_medqa"]["hash"]) == 64
+    lines = (artifact.path / "samples" / "samples_bc2_medqa.jsonl").read_text().splitlines()
+    sample = json.loads(lines[0])
+    assert len(lines) == 5
+    assert len(sample["prompt_hash"]) == 64
+    assert len(sample["resps"]) == 5
+    assert sample["acc"] in (0.0, 1.0)
+
+
+def test_json_has_all_that_is_known(bc2: Bc2, bench_data: Path) -> None:
+    command = ("eval", "tiny", "--bench", "medqa,gaokao", "--data", bench_data)
+    found = bc2(*command, "--json").json
+    tiny = Registry.open().resolve("checkpoint/tiny")
+    assert found["checkpoint"] == {"ref": tiny.ref, "title": "checkpoint/tiny"}
+    assert [one["suite"] for one in found["scores"]] == ["medqa", "gaokao"]
+    for one in found["scores"]:
+        assert set(one) == {"ref", "name", "path", "made", "suite", "summaries"}
+        assert one["name"] == f"tiny-{one['suite']}"
+        assert Path(one["path"]).is_dir()
+        assert json.loads(Path(one["path"], "scores.json").read_text()) == one["summaries"]
+    subjects = [one["subject"] for one in found["scores"][1]["summaries"]]
+    assert subjects[0] is None
+    assert len(subjects) == 10
+    assert bc2(*command, "--quiet").out.split() == [one["ref"] for one in found["scores"]]
+    drawn = bc2(*command).out
+    for expected in ("benchmark", "±", "chance", "cut", "at limit", "not extracted"):
+        assert expected in drawn
+    for one in found["scores"]:
+        assert f"scores/{one['name']} {one['ref']}" in drawn
+
+
+def test_the_newest_model_is_taken_and_said(bc2: Bc2, bench_data: Path) -> None:
+    done = bc2("eval", "--bench", "medqa", "--data", bench_data, "--json")
+    assert done.json["checkpoint"]["title"] == "checkpoint/tiny"
+    assert "taking the newest model, checkpoint/tiny" in done.err
+
+
+def test_a_folder_from_the_environment(
+    bc2: Bc2, bench_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BC2_BENCH_DATA", str(bench_data))
+    assert bc2("eval", "tiny", "--bench", "medqa", "--quiet").code == 0
+
+
+def test_out_in_lm_evals_format(
+    bc2: Bc2, bench_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.utils import make_table
+
+    from bc2.evaluate.suite_prompts import SuiteRows
+
+    command = ("eval", "tiny", "--bench", "medqa,gaokao", "--data", bench_data, "--json")
+    done = bc2(*command, "--out", "scores.json")
+    ours = json.loads(Path("scores.json").read_text())
+    tasks = [
+        task
+        for name in ("medqa", "gaokao")
+        for task in SuiteRows.open(SUITES[name], bench_data).load(5, 1234).tasks.values()
+    ]
+    # lm-eval's model that answers at random: what is compared is what its file holds. What it
+    # finds out of the machine takes 20 s.
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    results = simple_evaluate(
+        "dummy", tasks=tasks, evaluation_tracker=tracker, bootstrap_iters=0, log_samples=True
+    )
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    (path,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(path.read_text())
+    assert set(theirs) - set(ours) == set()
+    assert set(theirs["config"]) - set(ours["config"]) == set()
+    for key in ("n-samples", "versions", "higher_is_better", "n-shot"):
+        for task in theirs[key]:
+            assert ours[key][task] == theirs[key][task], (key, task)
+    for task, values in theirs["results"].items():
+        assert set(ours["results"][task]) == set(values)
+    whole = scores(done)
+    assert ours["results"]["bc2_medqa"]["acc,none"] == whole["medqa"]["score"]
+    assert ours["groups"]["bc2_gaokao"]["acc,none"] == pytest.approx(whole["gaokao"]["score"])
+    assert "physics" in make_table(ours)
+
+
+def test_out_as_csv_and_markdown(bc2: Bc2, bench_data: Path) -> None:
+    command = ("eval", "tiny", "--bench", "medqa,gaokao", "--data", bench_data, "--json")
+    done = bc2(*command, "--out", "scores.csv")
+    with open("scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    summaries = [one for each in done.json["scores"] for one in each["summaries"]]
+    assert [(row["suite"], row["subject"]) for row in rows] == [
+        (one["suite"], one["subject"] or "") for one in summaries
+    ]
+    assert [float(row["score"]) for row in rows] == [one["score"] for one in summaries]
+    assert bc2(*command, "--out", "scores.md").code == 0
+    lines = Path("scores.md").read_text().splitlines()
+    assert lines[0].startswith("| benchmark")
+    assert len([line for line in lines if line.startswith("|")]) == 2 + len(summaries)
+
+
+@pytest.mark.parametrize(
+    ("required", "code", "said"),
+    [
+        ("medqa=0", 0, ""),
+        ("medqa=0%", 0, ""),
+        ("medqa=1", 1, "medqa: acc,none is"),
+        ("medqa:acc=100%", 1, "1 is required"),
+        ("medqa", 2, "names no suite or score"),
+        ("medqa=30", 2, "write 30% if that is meant"),
+        ("medqa=high", 2, "'high' is no number"),
+        ("medqa:=0.5", 2, "names no suite or score"),
+        ("medqa=nan", 2, "a score is from 0 to 1"),
+        ("mmlu=0.3", 2, "mmlu is not evaluated"),
+        ("medqua=0.3", 2, "take medqa"),
+    ],
+)
+def test_required_scores(bc2: Bc2, bench_data: Path, required: str, code: int, said: str) -> None:
+    done = bc2(
+        "eval", "tiny", "--bench", "medqa", "--data", bench_data, "--require", required, "--quiet"
+    )
+    assert done.code == code, done.err
+    assert said in done.err
+    # Scores that are too low are registered and given all the same.
+    assert len(done.out.split()) == (code != 2)
+
+
+def test_a_required_metric_that_is_none(bc2: Bc2, bench_data: Path) -> None:
+    command = ("eval", "tiny", "--bench", "medqa", "--data", bench_data)
+    done = bc2(*command, "--require", "medqa:f1=0.5")
+    assert done.code == 2
+    assert "no metric f1" in done.err
+    assert "take one of acc,none" in done.err
+
+
+@pytest.mark.parametrize(
+    ("task", "samples"), [("cmmlu_anatomy", 2), ("mmlu_stem", 38), ("gsm8k_cot", 10)]
+)
+def test_a_task_of_lm_eval_on_the_rows_of_a_suite(
+    bc2: Bc2, bench_data: Path, answers: Any, task: str, samples: int
+) -> None:
+    answers(lambda where, number: "The answer is 7.")
+    done = bc2("eval", "other", "--bench", task, "--data", bench_data, "--json")
+    found = scores(done)[task]
+    assert found["samples"] == samples
+    assert found["shots"] is None
+
+
+def test_shots_limit_and_seed_are_settings(bc2: Bc2, bench_data: Path) -> None:
+    command = ("eval", "tiny", "--bench", "medqa", "--data", bench_data, "--json")
+    known = bc2(*command).json["scores"][0]["ref"]
+    for options in (("--shots", 0), ("--limit", 2), ("--seed", 5)):
+        (one,) = bc2(*command, *options).json["scores"]
+        assert one["ref"] != known
+    (one,) = bc2(*command, "--shots", 5).json["scores"]
+    assert one["ref"] == known
