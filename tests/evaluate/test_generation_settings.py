@@ -41,21 +41,35 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-def made(arguments: dict[str, Any], window: int = WINDOW, **others: Any) -> Any:
-    given = {"samples": 1, "temperature": 0.0, "eos_id": EOS, **others}
-    return generation_of(arguments, window, **given)
+class Pieces:
+    """What is asked of a tokenizer here."""
+
+    def __init__(self, eos_id: int):
+        self.eos_id = eos_id
+
+    def piece_of(self, token_id: int) -> str:
+        assert token_id == EOS
+        return "</s>"
+
+
+def made(
+    arguments: dict[str, Any], window: int = WINDOW, *, eos_id: int = EOS, **others: Any
+) -> Any:
+    tokenizer: Any = Pieces(eos_id)
+    given = {"samples": 1, "temperature": 0.0, **others}
+    return generation_of(arguments, window, tokenizer, **given)
 
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
 def test_arguments_are_those_that_lm_eval_makes_of_them(sampling: dict[str, Any]) -> None:
-    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
     for limit, until in itertools.product(LIMITS, UNTIL):
         arguments = {**limit, **until, **sampling}
         theirs = normalize_gen_kwargs(arguments, DEFAULT_NEW_TOKENS)
         found = made(arguments)
         assert found.sampling.max_new_tokens == found.wanted_tokens == theirs["max_gen_toks"]
-        assert list(found.sampling.stop) == theirs["until"]
+        assert list(found.sampling.stop) == handle_stop_sequences(theirs["until"], "</s>")
         temperature = float(theirs.get("temperature", 0.0)) if theirs["do_sample"] else 0.0
         assert found.sampling.temperature == temperature
         drawn = temperature > 0
@@ -98,12 +112,14 @@ def test_a_temperature_that_is_asked_for_replaces_the_tasks() -> None:
 
 
 def test_stop_texts_that_are_empty_are_left_out() -> None:
-    assert made({"until": ["", "\n"]}).sampling.stop == ("\n",)
-    assert made({"until": None}).sampling.stop == ()
+    assert made({"until": ["", "\n"]}).sampling.stop == ("\n", "</s>")
+    assert made({"until": None}).sampling.stop == ("</s>",)
+    assert made({"until": ["</s>", "\n"]}).sampling.stop == ("</s>", "\n")
 
 
 def test_a_tokenizer_without_an_end() -> None:
-    assert made({}, eos_id=-1).sampling.stop_ids == ()
+    found = made({}, eos_id=-1).sampling
+    assert (found.stop_ids, found.stop) == ((), ())
 
 
 @pytest.mark.parametrize(
