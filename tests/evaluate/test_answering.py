@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,7 +178,8 @@ def question(number: int) -> Prompt:
 
 def generation(temperature: float = 0.0, samples: int = 1, tokens: int = 9) -> Generation:
     given = {"until": ["\x07"], "max_gen_toks": tokens}
-    return generation_of(given, WINDOW, samples=samples, temperature=temperature, eos_id=EOS)
+    tokenizer: Any = SimpleNamespace(eos_id=EOS, piece_of=lambda token: "</s>")
+    return generation_of(given, WINDOW, tokenizer, samples=samples, temperature=temperature)
 
 
 @pytest.mark.parametrize(("temperature", "samples"), [(0.0, 1), (1.0, 3)])

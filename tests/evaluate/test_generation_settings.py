@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,21 +42,10 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-class Pieces:
-    """What is asked of a tokenizer here."""
-
-    def __init__(self, eos_id: int):
-        self.eos_id = eos_id
-
-    def piece_of(self, token_id: int) -> str:
-        assert token_id == EOS
-        return "</s>"
-
-
 def made(
     arguments: dict[str, Any], window: int = WINDOW, *, eos_id: int = EOS, **others: Any
 ) -> Any:
-    tokenizer: Any = Pieces(eos_id)
+    tokenizer: Any = SimpleNamespace(eos_id=eos_id, piece_of=lambda token: {EOS: "</s>"}[token])
     given = {"samples": 1, "temperature": 0.0, **others}
     return generation_of(arguments, window, tokenizer, **given)
 
