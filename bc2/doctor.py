@@ -54,6 +54,8 @@ class Diagnosis:
     extras: dict[str, str] = field(default_factory=dict)
     devices: list[dict[str, Any]] = field(default_factory=list)
     registry: dict[str, Any] = field(default_factory=dict)
+    sandbox: str = ""
+    """How programs that a model wrote are locked in here; or why they are not run."""
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class Diagnosis:
             yield f"[{extra}]", state
         for key, value in self.registry.items():
             yield f"registry {key}", str(value)
+        yield "sandbox", self.sandbox
 
 
 def diagnose() -> Diagnosis:
@@ -79,6 +82,7 @@ def diagnose() -> Diagnosis:
     _extras(found)
     _devices(found)
     _registry(found)
+    found.sandbox = _sandbox()
     return found
 
 
@@ -160,6 +164,16 @@ def _registry(found: Diagnosis) -> None:
         found.problems.append(f"no right to write in {existing}: set BC2_HOME to another place")
     elif home.exists():
         _open_registry(found, home)
+
+
+def _sandbox() -> str:
+    from bc2.sandbox.run import Sandbox
+
+    try:
+        with Sandbox.open() as sandbox:
+            return sandbox.mode
+    except Bc2Error as error:
+        return f"none: {error}"
 
 
 def _open_registry(found: Diagnosis, home: Path) -> None:

@@ -55,14 +55,16 @@ class _Asked:
 @app.command(no_args_is_help=True)
 def evaluate(
     ref: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="A checkpoint; else the newest.")
+        str | None, typer.Argument(metavar="REF", help="A checkpoint; else the newest.")
     ] = None,
     bench: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Benchmarks; see --list.")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Their files; else BC2_BENCH_DATA, then the hub."),
+        typer.Option(
+            metavar="DIR", help="Their files; else BC2_BENCH_DATA, then the hub. Of text: a FILE."
+        ),
     ] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="Examples in a prompt; else the paper's.")

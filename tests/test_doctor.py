@@ -13,6 +13,7 @@ import pytest
 
 from bc2 import doctor
 from bc2.cli import main
+from bc2.errors import RunFailed
 from bc2.registry import Registry
 
 Diagnose = Callable[[], doctor.Diagnosis]
@@ -79,3 +80,15 @@ def test_artifacts_are_counted_and_a_broken_index_is_a_problem(
     assert caught.value.code == 1
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert "the registry does not open" in problem
+
+
+def test_a_machine_where_programs_are_not_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RunFailed("no sandbox here", todo="allow user namespaces")
+
+    assert doctor.diagnose().sandbox in ("namespaces", "landlock")
+    monkeypatch.setattr("bc2.sandbox.run.Sandbox.open", refuse)
+    found = doctor.diagnose()
+    assert found.sandbox == "none: no sandbox here; allow user namespaces"
+    assert ("sandbox", found.sandbox) in found.rows()
+    assert not any("sandbox" in problem for problem in found.problems)
