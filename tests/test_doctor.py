@@ -86,7 +86,7 @@ def test_a_machine_where_programs_are_not_run(home: Path, monkeypatch: pytest.Mo
     def refuse(*_: Any) -> None:
         raise RunFailed("no sandbox here", todo="allow user namespaces")
 
-    assert doctor.diagnose().sandbox in ("namespaces", "landlock")
+    assert doctor.diagnose().sandbox
     monkeypatch.setattr("bc2.sandbox.run.Sandbox.open", refuse)
     found = doctor.diagnose()
     assert found.sandbox == "none: no sandbox here; allow user namespaces"
