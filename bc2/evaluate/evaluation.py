@@ -40,15 +40,16 @@ class EvalRequest:
 
     def settings(self, rows: SuiteRows) -> EvalSettings:
         """The settings of one suite."""
+        shots = self.shots if self.shots is not None else rows.suite.shots
         return EvalSettings(
             suite=rows.suite.name,
-            shots=self.shots if self.shots is not None else rows.suite.shots,
+            shots=shots,
             limit=self.limit,
             seed=self.seed,
             samples=self.samples,
             temperature=self.temperature,
             precision=self.precision,
-            data=rows.digest,
+            data=rows.digest(shots),
             harness=harness_version(),
             prompts_version=PROMPTS_VERSION,
         )
@@ -83,7 +84,9 @@ class Evaluation:
 
     def _scores(self, rows: SuiteRows) -> Artifact:
         settings = self.request.settings(rows)
-        prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._prompts_folder())
+        # Of the machine, so that all homes share them.
+        kept_in = cache_folder() / "prompts"
+        prompts = SuitePrompts(rows, settings, self.holder.tokenizer, kept_in)
         run = SuiteRun(
             prompts,
             self.holder,
@@ -96,10 +99,6 @@ class Evaluation:
         parents = {checkpoint.kind: [checkpoint]}
         return self.session.obtain_recorded("scores", name, settings, parents, options=run)
 
-    def _prompts_folder(self) -> Path:
-        """Of the machine, so that all homes share them; of this home for who has no cache."""
-        return (cache_folder() or self.session.registry.home / "cache") / "prompts"
-
     def _verdicts(self, work: Path) -> Verdicts:
         from bc2.evaluate.code_verdicts import code_verdicts
 
@@ -107,14 +106,17 @@ class Evaluation:
         return partial(code_verdicts, self.sandbox, work / "verdicts")
 
     def _say_changed(self, name: str, settings: EvalSettings) -> None:
-        """Say so if the same was evaluated on other rows."""
+        """Say so if the same was evaluated on other rows, and not yet on these."""
+        wanted = settings.model_dump(mode="json")
         digest = self.holder.artifact.digest
+        alike = {}
         for known in self.session.registry.list("scores", name=name):
             recorded = known.manifest.recipe.get("scores", {})
-            same = {**recorded, "data": settings.data} == settings.model_dump(mode="json")
-            if known.parents == (digest,) and same and recorded["data"] != settings.data:
-                note(
-                    f"the rows of {settings.suite} are not those of {known.title} "
-                    f"({known.ref}): evaluating anew"
-                )
-                return
+            if known.parents == (digest,) and {**recorded, "data": settings.data} == wanted:
+                alike[recorded["data"]] = known
+        if alike and settings.data not in alike:
+            other = next(iter(alike.values()))
+            note(
+                f"the rows of {settings.suite} are not those of {other.title} "
+                f"({other.ref}): evaluating anew"
+            )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal
@@ -60,13 +59,14 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
     """Answer, as one of several ranks, what is unanswered in a work folder.
 
     Raises:
-        DataError: the benchmark's files have changed since the ranks were started.
+        DataError: the job is damaged, or the benchmark's files have changed since the ranks were
+            started.
     """
-    job = RankJob.model_validate(json.loads((work / _FILE).read_bytes()))
+    job = _read_job(work / _FILE)
     artifact = registry.get(job.checkpoint)
     holder = ModelHolder.on(artifact, job.device, job.settings.precision, job.engine)
     rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
-    if rows.digest != job.settings.data:
+    if rows.digest(job.settings.shots) != job.settings.data:
         raise DataError(
             f"the files of {rows.suite.title} changed while they were read",
             todo="run it again when the files rest",
@@ -76,3 +76,14 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
         SuiteRun(prompts, holder).answer(AnswerJournal(work, job.claims))
     finally:
         holder.close()
+
+
+def _read_job(path: Path) -> RankJob:
+    try:
+        return RankJob.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"not the job of an evaluation: {error.errors()[0]['msg'].lower()}",
+            where=str(path),
+            todo="run the evaluation again, which writes it",
+        ) from error
