@@ -65,9 +65,7 @@ _SCHEMA = pa.schema(
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write the prompts of a task, a row group for each `GROUP` samples."""
-    with pq.ParquetWriter(
-        path, _SCHEMA, compression="zstd", write_page_checksum=True
-    ) as writer:
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         for group in _grouped(prompts):
             writer.write_table(pa.Table.from_pylist(group, _SCHEMA), row_group_size=GROUP)
 

@@ -50,7 +50,7 @@ def test_a_file_cut_short_is_damaged(tmp_path: Path, cut: float) -> None:
     write_prompts(path, map(prompt, range(300)))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * cut)])
-    with pytest.raises(DataError, match="stored prompts are damaged.*delete the file") as info:
+    with pytest.raises(DataError, match=r"stored prompts are damaged.*delete the file") as info:
         PromptFile(path)
     assert info.value.where == str(path)
 

@@ -17,9 +17,7 @@ def no_tasks(*_: Any) -> LoadedSuite:
     raise AssertionError("lm-eval's tasks were loaded")
 
 
-def test_stored_prompts_need_no_task(
-    make_prompts: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_prompts_need_no_task(make_prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_prompts("jecqa")
     expected = [first.file(task).read(0, task.samples) for task in first.tasks]
     monkeypatch.setattr(SuiteRows, "load", no_tasks)

@@ -175,9 +175,7 @@ def test_rows_are_not_made_again_for_each_sample(monkeypatch: pytest.MonkeyPatch
     task = load("cmmlu_agronomy")
     asked = []
     rows = task.eval_docs
-    monkeypatch.setattr(
-        type(task), "eval_docs", property(lambda self: asked.append(1) or rows)
-    )
+    monkeypatch.setattr(type(task), "eval_docs", property(lambda self: asked.append(1) or rows))
     answers = {at: [[(-1.0, False)]] * 4 for at in range(COUNT)}
     assert len(list(judge(task, answers))) == COUNT
     assert len(asked) == 1
