@@ -16,8 +16,8 @@ from bc2.generate.engine import InferenceEngine
 from bc2.generate.requests import Generated, Request, Score, ScoreRequest
 from bc2.generate.sampling.seeds import prompt_seed
 
-#: Called with the number of samples that were answered.
-Advance = Callable[[int], None]
+#: Called with a number of samples, and whether they are answered now or were before.
+Advance = Callable[[int, bool], None]
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Answerer:
         prefix_id: the token before a text that has no context.
         window: tokens of the model's context.
         journal: where the answers go.
-        advance: told of samples as they are answered.
+        advance: told of samples as they are answered, and of those that are found answered.
     """
 
     engine: InferenceEngine
@@ -36,16 +36,16 @@ class Answerer:
     journal: AnswerJournal
     window: int
     prefix_id: int
-    advance: Advance = field(default=lambda samples: None)
+    advance: Advance = field(default=lambda samples, now: None)
 
     def score(self, prompts: TaskPrompts, file: PromptFile) -> None:
         """Score every unit of a task that nobody has answered or taken."""
         for unit in units_of(prompts):
             if self.journal.is_done(unit):
-                self.advance(unit.last - unit.first)
+                self.advance(unit.last - unit.first, False)
             elif self.journal.claim(unit):
                 self.journal.write(unit, self._scored(unit, file.read(unit.first, unit.last)))
-                self.advance(unit.last - unit.first)
+                self.advance(unit.last - unit.first, True)
 
     def generate(
         self,
@@ -64,7 +64,7 @@ class Answerer:
                 one = asked.pop(made.index)
                 with self.journal.appending(one.unit) as append:
                     append(Answered(one.doc_id, _texts(made, one.cut)))
-                self.advance(1)
+                self.advance(1, True)
         except RunFailed as error:
             self._name_failing([one.request for one in asked.values()])
             raise error
@@ -92,7 +92,7 @@ class Answerer:
         for prompts, file in tasks:
             for unit in units_of(prompts):
                 done = self.journal.read(unit)
-                self.advance(len(done))
+                self.advance(len(done), False)
                 if len(done) == unit.last - unit.first or not self.journal.claim(unit):
                     continue
                 for prompt in file.read(unit.first, unit.last):

@@ -42,15 +42,16 @@ class EvalRequest:
 
     def settings(self, rows: SuiteRows) -> EvalSettings:
         """The settings of one suite."""
+        shots = self.shots if self.shots is not None else rows.suite.shots
         return EvalSettings(
             suite=rows.suite.name,
-            shots=self.shots if self.shots is not None else rows.suite.shots,
+            shots=shots,
             limit=self.limit,
             seed=self.seed,
             samples=self.samples,
             temperature=self.temperature,
             precision=self.precision,
-            data=rows.digest,
+            data=rows.digest(shots),
             harness=harness_version(),
             prompts_version=PROMPTS_VERSION,
         )
@@ -102,7 +103,7 @@ class Evaluation:
 
     def _scores(self, rows: SuiteRows) -> Artifact:
         settings = self.request.settings(rows)
-        prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._prompts_folder())
+        prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._kept_in)
         verdicts = self._verdicts if rows.suite.runs_code else None
         run = SuiteRun(prompts, self.holder, self._start_ranks(), verdicts)
         scores = self._obtain(settings, run)
@@ -119,12 +120,12 @@ class Evaluation:
     def _start_ranks(self) -> Callable[..., None] | None:
         if self.launch is None:
             return None
-        kept_in = self._prompts_folder()
-        return partial(start_ranks, self.holder, self.folder, kept_in, self.launch)
+        return partial(start_ranks, self.holder, self.folder, self._kept_in, self.launch)
 
-    def _prompts_folder(self) -> Path:
-        """Of the machine, so that all homes share them; of this home for who has no cache."""
-        return (cache_folder() or self.session.registry.home / "cache") / "prompts"
+    @property
+    def _kept_in(self) -> Path:
+        """Where prompts are kept: of the machine, so that all homes share them."""
+        return cache_folder() / "prompts"
 
     def _verdicts(self, work: Path) -> Verdicts:
         from bc2.evaluate.code_verdicts import code_verdicts
@@ -133,14 +134,17 @@ class Evaluation:
         return partial(code_verdicts, self.sandbox, work / "verdicts")
 
     def _say_changed(self, name: str, settings: EvalSettings | TextEvalSettings) -> None:
-        """Say so if the same was evaluated on other rows."""
+        """Say so if the same was evaluated on other rows, and not yet on these."""
+        wanted = settings.model_dump(mode="json")
         digest = self.holder.artifact.digest
+        alike = {}
         for known in self.session.registry.list("scores", name=name):
             recorded = known.manifest.recipe.get("scores", {})
-            same = {**recorded, "data": settings.data} == settings.model_dump(mode="json")
-            if known.parents == (digest,) and same and recorded["data"] != settings.data:
-                note(
-                    f"the rows of {settings.suite} are not those of {known.title} "
-                    f"({known.ref}): evaluating anew"
-                )
-                return
+            if known.parents == (digest,) and {**recorded, "data": settings.data} == wanted:
+                alike[recorded["data"]] = known
+        if alike and settings.data not in alike:
+            other = next(iter(alike.values()))
+            note(
+                f"the rows of {settings.suite} are not those of {other.title} "
+                f"({other.ref}): evaluating anew"
+            )

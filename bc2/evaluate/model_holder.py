@@ -59,8 +59,9 @@ class ModelHolder:
         """The checkpoint's tokenizer, which needs no model in memory.
 
         Raises:
-            DataError: it is not the model's, or there is none.
+            DataError: it is not the model's.
             IntegrityError: a file is not what was published.
+            RefError: the checkpoint has none.
         """
         from bc2.generate.load import check_files
         from bc2.tokenizer.tokenizer import Tokenizer

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal
@@ -61,9 +60,10 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
     """Answer, as one of several ranks, what is unanswered in a work folder.
 
     Raises:
-        DataError: the benchmark's files have changed since the ranks were started.
+        DataError: the job is damaged, or the benchmark's files have changed since the ranks were
+            started.
     """
-    job = RankJob.model_validate(json.loads((work / _FILE).read_bytes()))
+    job = _read_job(work / _FILE)
     artifact = registry.get(job.checkpoint)
     holder = ModelHolder.on(artifact, job.device, job.settings.precision, job.engine)
     journal = AnswerJournal(work, job.claims)
@@ -74,7 +74,7 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
             TextRun(files, job.settings, holder).measure(journal)
         else:
             rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
-            _check_rest(rows.digest, job.settings)
+            _check_rest(rows.digest(job.settings.shots), job.settings)
             prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
             SuiteRun(prompts, holder).answer(journal)
     finally:
@@ -87,3 +87,14 @@ def _check_rest(digest: str, settings: EvalSettings | TextEvalSettings) -> None:
             f"the files of {settings.suite} changed while they were read",
             todo="run it again when the files rest",
         )
+
+
+def _read_job(path: Path) -> RankJob:
+    try:
+        return RankJob.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"not the job of an evaluation: {error.errors()[0]['msg'].lower()}",
+            where=str(path),
+            todo="run the evaluation again, which writes it",
+        ) from error

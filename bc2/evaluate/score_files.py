@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ def check_out(path: Path | None, kinds: Sequence[str] = KINDS) -> None:
     """Find out whether a file can be written before anything is evaluated.
 
     Raises:
-        UsageError: it has another ending, or its folder is not there.
+        UsageError: it has another ending, or its folder is not there or cannot be written.
     """
     if path is None:
         return
@@ -40,6 +41,10 @@ def check_out(path: Path | None, kinds: Sequence[str] = KINDS) -> None:
         )
     if not path.parent.is_dir():
         raise UsageError("no such directory", where=str(path.parent), todo="make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(
+            "no permission to write", where=str(path.parent), todo="name another directory"
+        )
     if path.is_dir():
         raise UsageError("--out is a directory", where=str(path), todo="name a file")
 

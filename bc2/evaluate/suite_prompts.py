@@ -42,14 +42,13 @@ class SuiteRows:
             note(f"{suite.name}: {difference}")
         return cls(suite, release)
 
-    @cached_property
-    def digest(self) -> str:
-        """Of the rows; where lm-eval reads its own data, of what it was given."""
+    def digest(self, shots: int | None) -> str:
+        """Of the rows; where lm-eval reads its own data, of what it was given for so many shots."""
         if self.release is not None:
             return self.release.digest
         from bc2.harness.hub_rows import rows_digest
 
-        return rows_digest(self.load(None, 0))
+        return rows_digest(self.load(shots, 0))
 
     def load(self, shots: int | None, seed: int) -> LoadedSuite:
         """lm-eval's tasks with these rows."""

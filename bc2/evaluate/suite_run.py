@@ -64,13 +64,19 @@ class SuiteRun:
         total = sum(task.samples for task in self.prompts.tasks) / world_size()
         with progress(self.prompts.settings.suite, total, "samples") as bar:
             clock = _TimeLeft(total)
+
+            def advance(samples: int, now: bool) -> None:
+                # What was answered before every rank finds.
+                share = samples if now else samples / world_size()
+                bar(share, clock.after(share, now=now))
+
             answerer = Answerer(
                 self.holder.engine,
                 self.prompts.settings,
                 journal,
                 self.holder.window,
                 prefix_id(self.holder.tokenizer),
-                lambda samples: bar(samples, clock.after(samples)),
+                advance,
             )
             tasks = self.prompts.tasks
             scored = [task for task in tasks if task.kind != "generate"]
@@ -143,11 +149,18 @@ class _TimeLeft:
     def __init__(self, total: float):
         self._began = time.monotonic()
         self._total = total
-        self._done = 0
+        self._done = 0.0
 
-    def after(self, samples: int) -> str:
-        """The time left after so many more samples; "" where it is not known yet."""
-        self._done += samples
+    def after(self, samples: float, *, now: bool) -> str:
+        """The time left after so many more samples; "" where it is not known yet.
+
+        Args:
+            now: whether they took time; else they were answered before.
+        """
+        if now:
+            self._done += samples
+        else:
+            self._total -= samples
         spent = time.monotonic() - self._began
         if spent < 1 or not 0 < self._done < self._total:
             return ""

@@ -9,6 +9,7 @@ import made_releases
 import pytest
 import torch
 
+from bc2.cache_folder import cache_folder
 from bc2.evaluate.evaluation import EvalRequest
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.suite_prompts import SuitePrompts, SuiteRows
@@ -92,3 +93,14 @@ class MakePrompts:
 @pytest.fixture
 def make_prompts(releases: Path, made_tokenizer: Tokenizer, tmp_path: Path) -> MakePrompts:
     return MakePrompts(releases, made_tokenizer, tmp_path / "prompts")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test alone, but for the index of lm-eval's tasks, which takes 10 s to make."""
+    index = cache_folder() / "lm-eval"
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "lm-eval").symlink_to(index)
+    monkeypatch.setenv("BC2_CACHE", str(folder))
+    return folder

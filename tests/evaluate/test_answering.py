@@ -93,11 +93,12 @@ def scored(engine: InferenceEngine, prompts: Sequence[Prompt]) -> Iterator[Any]:
 def test_scores_are_the_engines(tmp_path: Path) -> None:
     prompts = [choice(number, size=number % 14) for number in range(GROUP + 3)]
     stored = Stored(tmp_path, "score", prompts)
-    told: list[int] = []
+    told: list[tuple[int, bool]] = []
     answerer = stored.answerer(make_engine())
-    answerer.advance = told.append
+    answerer.advance = lambda *samples: told.append(samples)
     answerer.score(stored.task, stored.file)
-    assert told == [GROUP, 3]
+    answerer.score(stored.task, stored.file)
+    assert told == [(GROUP, True), (3, True), (GROUP, False), (3, False)]
     found = stored.answers()
     parts = [prompts[:GROUP], prompts[GROUP:]]
     scores = [score for part in parts for score in scored(make_engine(), part)]
@@ -207,8 +208,8 @@ def test_a_text_depends_on_its_sample_alone(
     answerer = stored.answerer(engine)
     left = iter(range(12))
 
-    def interrupt(samples: int) -> None:
-        if samples and next(left, None) is None:
+    def interrupt(samples: int, now: bool) -> None:
+        if now and next(left, None) is None:
             raise KeyboardInterrupt
 
     answerer.advance = interrupt
@@ -274,12 +275,21 @@ def test_few_requests_are_held_at_a_time(tmp_path: Path) -> None:
     """Prompts are read as there is room for them."""
     stored = Stored(tmp_path, "generate", [question(number % 9) for number in range(300)])
     answerer = stored.answerer(make_engine(max_running=4))
-    read: list[int] = []
-    done: list[int] = []
-    whole = stored.file.read
-    stored.file.read = lambda first, last: read.append(last) or whole(first, last)  # type: ignore[method-assign,func-returns-value]
-    ahead = []
-    answerer.advance = lambda n: (done.append(n), ahead.append(read[-1:] and read[-1] - sum(done)))
-    answerer.generate([(stored.task, stored.file)], {"made": generation()})
-    assert sum(done) == 300
-    assert max(filter(None, ahead)) < 48
+    read = done = most = 0
+
+    class Counting:
+        def read(self, first: int, last: int) -> list[Prompt]:
+            nonlocal read
+            read = last
+            return stored.file.read(first, last)
+
+    def advance(samples: int, now: bool) -> None:
+        nonlocal done, most
+        done += samples
+        most = max(most, read - done)
+
+    answerer.advance = advance
+    counting: Any = Counting()
+    answerer.generate([(stored.task, counting)], {"made": generation()})
+    assert done == 300
+    assert most < 48

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bc2.errors import UsageError
-from bc2.train.device import datasheet_flops, pick_device
+from bc2.train.device import datasheet_flops, pick_device, pick_inference_precision
 from bc2.train.precision import Precision
 
 CPU = torch.device("cpu")
@@ -35,3 +35,32 @@ def test_a_known_gpu_has_one(
 def test_a_device_that_is_not_here(wanted: str) -> None:
     with pytest.raises(UsageError):
         pick_device(wanted)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")]
+)
+def test_answers_are_exact_on_a_cpu_unless_asked_otherwise(
+    wanted: str, expected: Precision, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
+    assert pick_inference_precision(wanted, CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "native", "expected"),
+    [("auto", True, "bf16"), ("auto", False, "fp32"), ("fp32", True, "fp32")],
+)
+def test_answers_on_a_gpu_have_the_type_that_it_is_fast_in(
+    wanted: str, native: bool, expected: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert pick_inference_precision(wanted, torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("wanted", ["fp16", "", "BF16"])
+def test_a_precision_that_there_is_not(wanted: str) -> None:
+    with pytest.raises(UsageError, match=r"no such precision.*auto, fp32 or bf16"):
+        pick_inference_precision(wanted, CPU)

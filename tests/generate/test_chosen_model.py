@@ -1,0 +1,56 @@
+"""Which checkpoint a command works with."""
+
+from __future__ import annotations
+
+import pytest
+
+from bc2.errors import RefError
+from bc2.generate.chosen_model import chosen_model
+from bc2.registry import Artifact, Draft, Position, Registry, Role
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry.open(tmp_path / "home")
+
+
+def publish(registry: Registry, name: str, role: Role | None = None) -> Artifact:
+    kind = "checkpoint" if role else "corpus"
+    position = Position(1, 1) if role else None
+    with registry.stage(Draft(kind, name, "0" * 64, position=position, role=role)) as staged:
+        (staged.path / "data").write_text(name)
+        return staged.publish()
+
+
+def test_the_newest_one_that_predicts_is_taken_and_said(registry, capsys):
+    publish(registry, "older", "base")
+    newest = publish(registry, "newest", "chat")
+    publish(registry, "grader", "reward")
+    publish(registry, "corpus")
+    assert chosen_model(registry, None) == newest
+    said = capsys.readouterr().err
+    assert f"taking the newest model, {newest.title} ({newest.ref})" in " ".join(said.split())
+
+
+def test_a_named_one_is_taken_in_silence(registry, capsys):
+    older = publish(registry, "older", "merged")
+    publish(registry, "newest", "base")
+    assert chosen_model(registry, "older") == chosen_model(registry, older.ref) == older
+    assert capsys.readouterr().err == ""
+
+
+def test_what_predicts_no_token_is_refused(registry):
+    publish(registry, "grader", "reward")
+    publish(registry, "text")
+    for ref in ("grader", "text", "nosuch"):
+        with pytest.raises(RefError, match=ref):
+            chosen_model(registry, ref)
+    with pytest.raises(RefError):
+        chosen_model(registry, None)
+
+
+def test_an_empty_registry_says_how_to_get_a_model(registry):
+    with pytest.raises(RefError) as info:
+        chosen_model(registry, None)
+    assert "bc2 pretrain recipes/tiny.toml" in str(info.value)
+    assert "bc2 registry import" in str(info.value)
