@@ -261,7 +261,8 @@ def _launch(registry: Registry, nproc: int, work: Path) -> None:
     from bc2.launch.elastic import launch
     from bc2.launch.rank_options import Ranks
 
-    launch(Ranks(nproc), ["eval", "--rank-of", str(work)], registry.work)
+    again = "run the same command again: it goes on with what is not answered"
+    launch(Ranks(nproc), ["eval", "--rank-of", str(work)], registry.work, todo=again)
 
 
 def _show(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bc2.cache_folder import cache_folder
 from bc2.console import note
-from bc2.errors import DataError, RunFailed
+from bc2.errors import Bc2Error, DataError, RunFailed
 from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.rank_job import start_ranks
@@ -20,6 +20,7 @@ from bc2.evaluate.text_likelihood import stride_of
 from bc2.evaluate.text_run import TextEvalSettings, TextFiles, TextRun
 from bc2.harness.versions import harness_version
 from bc2.pipeline.session import Session
+from bc2.ranks import RankFailed
 from bc2.registry import Artifact
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Evaluation:
     """Starts ranks on a work folder; None: this process answers."""
     sandbox: Sandbox | None = None
     """Where programs are run."""
-    failed: list[RunFailed | DataError] = field(default_factory=list)
+    failed: list[Bc2Error] = field(default_factory=list)
     """Suites that came to no score."""
     model_seconds: dict[str, float | None] = field(default_factory=dict)
     """By digest of scores that were made now: see `SuiteRun.model_seconds`."""
@@ -83,7 +84,9 @@ class Evaluation:
         for rows in suites:
             try:
                 yield self._scores(rows)
-            except (RunFailed, DataError) as error:
+            except (RunFailed, DataError, RankFailed) as error:
+                if error.exit_code not in (RunFailed.exit_code, DataError.exit_code):
+                    raise  # by a rank, that all was stopped or cannot go on
                 self.failed.append(error)
 
     def measure_text(self, files: TextFiles, stride: int | None) -> Artifact:

@@ -47,11 +47,12 @@ class SuiteRun:
         claims = f"claims-{uuid.uuid4().hex}"
         journal = AnswerJournal(work, claims)
         units = [unit for task in self.prompts.tasks for unit in units_of(task)]
-        done = sum(map(journal.is_done, units))
-        if done == len(units):
-            return journal
+        samples = sum(unit.last - unit.first for unit in units)
+        done = sum(len(journal.read(unit)) for unit in units)
         if done:
-            note(f"going on: {done:,} of {len(units):,} parts are answered already")
+            note(f"going on: {done:,} of {samples:,} samples are answered already")
+        if done == samples:
+            return journal
         self._say_generation()
         if self.start_ranks is not None:
             self.start_ranks(self.prompts.settings, work, claims)

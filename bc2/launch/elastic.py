@@ -41,12 +41,20 @@ if TYPE_CHECKING:
 SHUTDOWN_S = 300
 
 
-def launch(ranks: Ranks, arguments: list[str], scratch: Path, *, silent: bool = False) -> None:
+def launch(
+    ranks: Ranks,
+    arguments: list[str],
+    scratch: Path,
+    *,
+    silent: bool = False,
+    todo: str | None = None,
+) -> None:
     """Run ``bc2 ARGUMENTS`` as every rank, until all are done.
 
     Args:
         scratch: where the ranks write their errors and the steps made.
         silent: drop what they print on stdout: the caller prints the result.
+        todo: what to do where ranks end without a word; None: what goes on with a run.
 
     Raises:
         Bc2Error: what the first rank that failed failed with, with its exit code.
@@ -72,9 +80,9 @@ def launch(ranks: Ranks, arguments: list[str], scratch: Path, *, silent: bool = 
     try:
         api.elastic_launch(_config(ranks, folder, silent), command[0])(*command[1:])
     except ChildFailedError as error:
-        raise_cause(error, restarts)
+        raise_cause(error, restarts, todo)
     except SignalException as error:
-        raise stop_error(folder, signal.Signals(error.sigval)) from None
+        raise stop_error(folder, signal.Signals(error.sigval), todo) from None
     except (OSError, RuntimeError, RendezvousError) as error:
         raise_apart(ranks, error)
     finally:

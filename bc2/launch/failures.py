@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 
-def stop_error(folder: Path, signum: signal.Signals) -> Bc2Error:
-    """The error of ranks that a signal stopped."""
+def stop_error(folder: Path, signum: signal.Signals, todo: str | None = None) -> Bc2Error:
+    """The error of ranks that a signal stopped.
+
+    Args:
+        todo: what to do if none of them said it; None: what goes on with a run.
+    """
     newest = sorted(folder.rglob("error.json"), key=lambda path: -path.stat().st_mtime)
     words = [error_of(json.loads(path.read_bytes())).get("message") for path in newest]
     said = [word for word in words if word]
@@ -27,21 +31,27 @@ def stop_error(folder: Path, signum: signal.Signals) -> Bc2Error:
     if saved or own:
         return RankFailed((saved or own)[0], 128 + signum)
     again = "run the same command again: it goes on from the last checkpoint, if there is one"
-    return Interrupted("stopped", signum=signum, todo=again)
+    return Interrupted("stopped", signum=signum, todo=todo or again)
 
 
-def raise_cause(error: ChildFailedError, restarts: Restarts) -> NoReturn:
-    """Raise the error of the first rank that failed: the others only followed."""
+def raise_cause(error: ChildFailedError, restarts: Restarts, todo: str | None = None) -> NoReturn:
+    """Raise the error of the first rank that failed: the others only followed.
+
+    Args:
+        todo: what to do if it said nothing; None: what goes on with a run.
+    """
     rank, failure = first_failure(error.failures)
     said, refused = _message(failure), restarts.refused
     if said:
         said += f"\n  not started again: {refused}" if refused else ""
         raise RankFailed(said, failure.exitcode) from None
-    todo = "run the same again: it goes on from the last checkpoint"
+    again = "run the same again: it goes on from the last checkpoint"
+    if not restarts.most:
+        again += "; --max-restarts does so by itself"
     raise RunFailed(
         f"{headline(rank, failure)}, and all were stopped"
         + (f"; not started again: {refused}" if refused else ""),
-        todo=todo if restarts.most else f"{todo}; --max-restarts does so by itself",
+        todo=todo or again,
     ) from None
 
 

@@ -205,6 +205,8 @@ class Session:
             # Another process may have made it while this one waited.
             found = self._find(making, fresh)
             if found is None:
+                if fresh:  # what is half done is not gone on with either
+                    _empty(folder)
                 found = making.make(self.registry, folder / "work")
                 self.built.append(found)
                 self.known[making.key.hex] = found
@@ -273,7 +275,7 @@ class _Making:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what attempts that died had finished; the folder itself is the lock."""
+    """Remove what attempts before this one had finished; the folder itself is the lock."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
