@@ -66,17 +66,16 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
     job = _read_job(work / _FILE)
     artifact = registry.get(job.checkpoint)
     holder = ModelHolder.on(artifact, job.device, job.settings.precision, job.engine)
-    journal = AnswerJournal(work, job.claims)
     try:
         if isinstance(job.settings, TextEvalSettings):
             files = TextFiles.open(job.folder)
             _check_rest(files.digest, job.settings)
-            TextRun(files, job.settings, holder).measure(journal)
+            TextRun(files, job.settings, holder).measure(AnswerJournal(work, job.claims))
         else:
             rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
             _check_rest(rows.digest(job.settings.shots), job.settings)
             prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
-            SuiteRun(prompts, holder).answer(journal)
+            SuiteRun(prompts, holder).answer(AnswerJournal(work, job.claims))
     finally:
         holder.close()
 

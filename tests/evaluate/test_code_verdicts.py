@@ -39,12 +39,12 @@ class Task:
     asked = 0
 
     @property
-    def eval_docs(self) -> list[str]:
+    def eval_docs(self) -> list[dict[str, str]]:
         self.asked += 1
-        return [f"test {row}" for row in range(6)]
+        return [{"tests": f"test {row}", "test_setup_code": "", "code": ""} for row in range(6)]
 
-    def doc_to_target(self, doc: str) -> str:
-        return doc
+    def doc_to_target(self, doc: dict[str, str]) -> str:
+        return doc["tests"]
 
 
 ANSWERS = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bc2.errors import DataError, IntegrityError, RefError, UsageError
+from bc2.errors import DataError, IntegrityError, UsageError
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import ScoreRequest
@@ -90,7 +90,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_not_the_models(
 
 def test_a_checkpoint_without_a_tokenizer(registry: Registry, made_model: Transformer) -> None:
     holder = ModelHolder.on(publish(registry, made_model.config, None), "cpu", "fp32", CONFIG)
-    with pytest.raises(RefError, match=TOKENIZER_FILE):
+    with pytest.raises(DataError, match=TOKENIZER_FILE):
         _ = holder.tokenizer
 
 

@@ -41,7 +41,7 @@ def test_several_ranks_give_the_answers_of_one(
         answer_as_rank(registry, folder)  # finds nothing left
 
     def start(*told: Any) -> None:
-        start_ranks(holder, releases, launch, *told)
+        start_ranks(holder, releases, prompts.kept_in, launch, *told)
 
     SuiteRun(prompts, holder, start).answer_all(work)
     assert answers(prompts, work) == answers(prompts, tmp_path / "one") != {}
@@ -52,7 +52,9 @@ def test_a_job_says_all_that_a_rank_must_know(
 ) -> None:
     prompts = make_prompts("jecqa", limit=1, seed=9)
     started: list[Path] = []
-    start_ranks(holder, releases, started.append, prompts, tmp_path, "claims-1")
+    start_ranks(
+        holder, releases, prompts.kept_in, started.append, prompts.settings, tmp_path, "claims-1"
+    )
     assert started == [tmp_path]
     job = RankJob.model_validate_json((tmp_path / "job.json").read_bytes())
     assert job == RankJob(
@@ -66,9 +68,9 @@ def test_files_that_change_meanwhile(
 ) -> None:
     prompts = make_prompts("jecqa")
     changed = prompts.settings.model_copy(update={"data": "0" * 64})
-    other = SuitePrompts(prompts.rows, changed, prompts.tokenizer, prompts.kept_in)
-    start_ranks(holder, releases, lambda work: None, other, tmp_path, "claims")
-    with pytest.raises(DataError, match="the files of JEC-QA changed while they were read"):
+    kept_in = prompts.kept_in
+    start_ranks(holder, releases, kept_in, lambda work: None, changed, tmp_path, "claims")
+    with pytest.raises(DataError, match="the files of jecqa changed while they were read"):
         answer_as_rank(registry, tmp_path)
     assert not (tmp_path / "answers").exists()
 

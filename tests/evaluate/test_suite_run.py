@@ -13,9 +13,9 @@ import pytest
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import Answered, units_of
 from bc2.evaluate.answering import Answerer
+from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.prompts import TaskPrompts
-from bc2.evaluate.suite_prompts import SuitePrompts
 from bc2.evaluate.suite_run import SuiteRun, _TimeLeft, read_ahead
 
 TASKS = [TaskPrompts(f"t{number}", "score", 1, {}) for number in range(9)]
@@ -149,19 +149,19 @@ def test_going_on_is_said_with_its_part(
     first = next(units_of(run.prompts.tasks[0]))
     (journal.folder / f"{first.name}.jsonl").unlink()
     run.answer_all(tmp_path)
-    assert "going on: 1 of 2 parts are answered already" in capsys.readouterr().err
+    assert "going on: 4 of 8 samples are answered already" in capsys.readouterr().err
     assert journal.is_done(first)
 
 
 def test_ranks_are_started_only_for_what_is_left(
     make_prompts: Any, holder: ModelHolder, tmp_path: Path
 ) -> None:
-    started: list[tuple[SuitePrompts, Path, str]] = []
+    started: list[tuple[EvalSettings, Path, str]] = []
     prompts = make_prompts("jecqa")
     run = SuiteRun(prompts, holder, lambda *told: started.append(told))
     run.answer_all(tmp_path)
     run.answer_all(tmp_path)
-    assert [told[:2] for told in started] == [(prompts, tmp_path)] * 2
+    assert [told[:2] for told in started] == [(prompts.settings, tmp_path)] * 2
     claims = [told[2] for told in started]
     assert claims[0] != claims[1], "a dead rank's units would never be answered"
     assert all((tmp_path / name).is_dir() for name in claims)
