@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bc2.cache_folder import cache_folder
 from bc2.console import note
-from bc2.errors import DataError, RunFailed
+from bc2.errors import DataError, RunFailed, UsageError
 from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.rank_job import start_ranks
@@ -68,7 +68,7 @@ class Evaluation:
     """Starts ranks on a work folder; None: this process answers."""
     sandbox: Sandbox | None = None
     """Where programs are run."""
-    failed: list[RunFailed | DataError] = field(default_factory=list)
+    failed: list[RunFailed | DataError | UsageError] = field(default_factory=list)
     """Suites that came to no score."""
 
     def evaluate(self, suites: Sequence[SuiteRows]) -> Iterator[Artifact]:
@@ -79,7 +79,7 @@ class Evaluation:
         for rows in suites:
             try:
                 yield self._scores(rows)
-            except (RunFailed, DataError) as error:
+            except (RunFailed, DataError, UsageError) as error:
                 self.failed.append(error)
 
     def _scores(self, rows: SuiteRows) -> Artifact:

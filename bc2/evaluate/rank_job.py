@@ -16,6 +16,7 @@ from bc2.evaluate.suite_run import SuiteRun
 from bc2.files import replace_durably
 from bc2.generate.engine_config import EngineConfig
 from bc2.harness.suites import suite_of
+from bc2.ranks import world_size
 from bc2.registry import Registry
 
 _FILE = "job.json"
@@ -72,10 +73,21 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
             todo="run it again when the files rest",
         )
     prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
+    holder.config = _fair(holder.config, prompts)
     try:
         SuiteRun(prompts, holder).answer(AnswerJournal(work, job.claims))
     finally:
         holder.close()
+
+
+def _fair(engine: EngineConfig, prompts: SuitePrompts) -> EngineConfig:
+    """An engine that holds no more texts than a rank's share, so that all ranks have some.
+
+    It takes as many again as it runs, which wait.
+    """
+    texts = sum(task.samples for task in prompts.tasks if task.kind == "generate")
+    share = max(1, -(-texts // (2 * world_size())))
+    return engine.model_copy(update={"max_running": min(engine.max_running, share)})
 
 
 def _read_job(path: Path) -> RankJob:
