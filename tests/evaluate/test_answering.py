@@ -215,7 +215,16 @@ def test_a_text_depends_on_its_sample_alone(
         answerer.generate(asked, {"made": how, "other": how})
     some = stored.answers()
     assert 0 < len(some) < len(prompts)
-    stored.answerer(make_engine(max_running=3), "d").generate(asked, {"made": how, "other": how})
+    told = {True: 0, False: 0}
+
+    def count(samples: int, now: bool) -> None:
+        told[now] += samples
+
+    again = stored.answerer(make_engine(max_running=3), "d")
+    again.advance = count
+    again.generate(asked, {"made": how, "other": how})
+    before = 5 + 41 - told[True]
+    assert (told[False], before) == (13, 13), "what was answered is asked again"
     found = stored.answers()
     assert sorted(found) == list(range(41))
     assert some.items() <= found.items()
