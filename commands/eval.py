@@ -133,7 +133,7 @@ def _list(output: Output) -> None:
     from bc2.evaluate.listing import suites_json, suites_table
     from bc2.harness.suites import SUITES
 
-    output.emit(suites_json(), table=suites_table(), quiet=list(SUITES))
+    output.emit(suites_json(), table=suites_table(), quiet=[*SUITES, _TEXT])
 
 
 def _check(asked: _Asked) -> None:

@@ -70,12 +70,22 @@ class Answerer:
             raise error
 
     def _name_failing(self, requests: Sequence[Request]) -> None:
-        """Ask alone what was asked together, and name the sample that fails."""
-        for request in requests:
-            try:
-                list(self.engine.generate([request]))
-            except RunFailed as error:
-                raise RunFailed(error.what, where=request.where, todo=error.todo) from error
+        """Ask again for halves of what was asked together, and name the sample that fails."""
+        while len(requests) > 1:
+            half = len(requests) // 2
+            fails = self._failure(requests[:half]) is not None
+            requests = requests[:half] if fails else requests[half:]
+        error = self._failure(requests)
+        if error is not None:
+            raise RunFailed(error.what, where=requests[0].where, todo=error.todo) from error
+
+    def _failure(self, requests: Sequence[Request]) -> RunFailed | None:
+        try:
+            for _ in self.engine.generate(requests):
+                pass
+        except RunFailed as error:
+            return error
+        return None
 
     def _requests(
         self,

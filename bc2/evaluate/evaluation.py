@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bc2.cache_folder import cache_folder
 from bc2.console import note
-from bc2.errors import Bc2Error, DataError, RunFailed
+from bc2.errors import Bc2Error, DataError, RunFailed, UsageError
 from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.rank_job import start_ranks
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from bc2.evaluate.judging import Verdicts
     from bc2.sandbox.run import Sandbox
     from bc2.train.precision import Precision
+
+
+#: Exit codes of errors that are about one suite.
+_OF_ONE_SUITE = (RunFailed.exit_code, DataError.exit_code, UsageError.exit_code)
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class Evaluation:
         for rows in suites:
             try:
                 yield self._scores(rows)
-            except (RunFailed, DataError, RankFailed) as error:
-                if error.exit_code not in (RunFailed.exit_code, DataError.exit_code):
+            except (RunFailed, DataError, UsageError, RankFailed) as error:
+                if error.exit_code not in _OF_ONE_SUITE:
                     raise  # by a rank, that all was stopped or cannot go on
                 self.failed.append(error)
 

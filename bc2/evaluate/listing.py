@@ -8,10 +8,12 @@ from typing import Any
 from bc2.console import table
 from bc2.harness.suites import SUITES
 
+_TEXT = "Text of your own"
+
 
 def suites_json() -> list[dict[str, Any]]:
     """Every suite with all that is known of it."""
-    return [asdict(suite) for suite in SUITES.values()]
+    return [*(asdict(suite) for suite in SUITES.values()), {"name": "text", "title": _TEXT}]
 
 
 def suites_table() -> Any:
@@ -27,5 +29,5 @@ def suites_table() -> Any:
         )
         for suite in SUITES.values()
     ]
-    rows.append(("text", "Text of your own", "-", "bits_per_byte", "-", "--data FILE"))
+    rows.append(("text", _TEXT, "-", "bits_per_byte", "-", "--data FILE"))
     return table(("benchmark", "", "shots", "metric", "chance", "needs"), rows)

@@ -6,6 +6,7 @@ for each task its prompts, written aside and renamed: what has its name is compl
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from bc2.errors import RunFailed
 from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts, write_prompts
 from bc2.files import lock_directory, make_directory, replace_durably, sync_file
 
 _FACTS = "suite.json"
+
+#: What a system says of a place that is not this user's to write.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class PromptStore:
@@ -26,6 +31,9 @@ class PromptStore:
 
     Args:
         folder: of its key; it is made when something is written.
+
+    Raises:
+        RunFailed: this user may not read or write there; raised by its methods.
     """
 
     def __init__(self, folder: Path):
@@ -34,15 +42,17 @@ class PromptStore:
     def facts(self) -> dict[str, Any] | None:
         """What was recorded of the suite; None if nothing was."""
         try:
-            facts: dict[str, Any] = json.loads((self.folder / _FACTS).read_bytes())
+            with self._allowed():
+                facts: dict[str, Any] = json.loads((self.folder / _FACTS).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         return facts
 
     def record(self, facts: dict[str, Any]) -> None:
         """Record what is known of the suite."""
-        make_directory(self.folder)
-        replace_durably(self.folder / _FACTS, json.dumps(facts).encode())
+        with self._allowed():
+            make_directory(self.folder)
+            replace_durably(self.folder / _FACTS, json.dumps(facts).encode())
 
     def find(self, prompts: TaskPrompts) -> PromptFile | None:
         """The stored prompts of a task, if all that are needed are there."""
@@ -79,6 +89,20 @@ class PromptStore:
     @contextmanager
     def _building(self, task: str) -> Iterator[None]:
         folder = self.folder / "locks" / quote(task, safe="")
-        make_directory(folder)
+        with self._allowed():
+            make_directory(folder)
         with lock_directory(folder, wait=True):
             yield
+
+    @contextmanager
+    def _allowed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            raise RunFailed(
+                f"prompts cannot be kept: {str(error.strerror).lower()}",
+                where=str(error.filename or self.folder),
+                todo="set BC2_CACHE to a directory that you may write to",
+            ) from error

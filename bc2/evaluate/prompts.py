@@ -94,7 +94,7 @@ class PromptFile:
     """The stored prompts of a task.
 
     Raises:
-        DataError: the file is damaged; also of each method.
+        DataError: the file is damaged; raised by its methods too.
     """
 
     def __init__(self, path: Path):

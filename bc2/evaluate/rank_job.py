@@ -17,6 +17,7 @@ from bc2.evaluate.text_run import TextEvalSettings, TextFiles, TextRun
 from bc2.files import replace_durably
 from bc2.generate.engine_config import EngineConfig
 from bc2.harness.suites import suite_of
+from bc2.ranks import world_size
 from bc2.registry import Registry
 
 _FILE = "job.json"
@@ -75,6 +76,7 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
             rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
             _check_rest(rows.digest(job.settings.shots), job.settings)
             prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
+            holder.config = _fair(holder.config, prompts)
             SuiteRun(prompts, holder).answer(AnswerJournal(work, job.claims))
     finally:
         holder.close()
@@ -86,6 +88,16 @@ def _check_rest(digest: str, settings: EvalSettings | TextEvalSettings) -> None:
             f"the files of {settings.suite} changed while they were read",
             todo="run it again when the files rest",
         )
+
+
+def _fair(engine: EngineConfig, prompts: SuitePrompts) -> EngineConfig:
+    """An engine that holds no more texts than a rank's share, so that all ranks have some.
+
+    It takes as many again as it runs, which wait.
+    """
+    texts = sum(task.samples for task in prompts.tasks if task.kind == "generate")
+    share = max(1, -(-texts // (2 * world_size())))
+    return engine.model_copy(update={"max_running": min(engine.max_running, share)})
 
 
 def _read_job(path: Path) -> RankJob:

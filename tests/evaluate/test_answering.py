@@ -217,7 +217,16 @@ def test_a_text_depends_on_its_sample_alone(
         answerer.generate(asked, {"made": how, "other": how})
     some = stored.answers()
     assert 0 < len(some) < len(prompts)
-    stored.answerer(make_engine(max_running=3), "d").generate(asked, {"made": how, "other": how})
+    told = {True: 0, False: 0}
+
+    def count(samples: int, now: bool) -> None:
+        told[now] += samples
+
+    again = stored.answerer(make_engine(max_running=3), "d")
+    again.advance = count
+    again.generate(asked, {"made": how, "other": how})
+    before = 5 + 41 - told[True]
+    assert (told[False], before) == (13, 13), "what was answered is asked again"
     found = stored.answers()
     assert sorted(found) == list(range(41))
     assert some.items() <= found.items()
@@ -262,18 +271,28 @@ def test_a_prompt_without_tokens_follows_the_end_of_a_text(tmp_path: Path) -> No
 
 
 def test_a_failing_text_is_named(tmp_path: Path) -> None:
+    """Of many that are answered at once, as few as can be are asked again."""
     prompts = [question(number) for number in range(30)]
     prompts[21] = Prompt(21, "d" * 64, 1, [[5, BAD, 5]], [(0, ())])
     stored = Stored(tmp_path, "generate", prompts)
-    answerer = stored.answerer(make_engine(poisoned=True))
+    engine = make_engine(poisoned=True)
+    calls = []
+    generate = engine.generate
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return generate(*args, **kwargs)
+
+    engine.generate = counted  # type: ignore[method-assign]
     with pytest.raises(RunFailed, match="not numbers") as info:
-        answerer.generate([(stored.task, stored.file)], {"made": generation()})
+        stored.answerer(engine).generate([(stored.task, stored.file)], {"made": generation()})
     assert info.value.where == "made:21"
+    assert len(calls) <= 7
 
 
 def test_few_requests_are_held_at_a_time(tmp_path: Path) -> None:
     """Prompts are read as there is room for them."""
-    stored = Stored(tmp_path, "generate", [question(number % 9) for number in range(300)])
+    stored = Stored(tmp_path, "generate", [question(number % 9) for number in range(120)])
     answerer = stored.answerer(make_engine(max_running=4))
     read = done = most = 0
 
@@ -291,5 +310,5 @@ def test_few_requests_are_held_at_a_time(tmp_path: Path) -> None:
     answerer.advance = advance
     counting: Any = Counting()
     answerer.generate([(stored.task, counting)], {"made": generation()})
-    assert done == 300
+    assert done == 120
     assert most < 48

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bc2.errors import RunFailed
+from bc2.errors import RunFailed, UsageError
 from bc2.evaluate.evaluation import EvalRequest, Evaluation
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.suite_prompts import SuiteRows
@@ -42,6 +42,16 @@ def test_a_suite_without_a_score_keeps_no_other_from_being_evaluated(
     assert "found an answer in none of 10 samples" in error.what
     assert len(registry.list("scores")) == 2
     assert len(evaluation.session.built) == 2
+
+
+def test_a_suite_that_cannot_be_asked_so_keeps_no_other_either(
+    registry: Registry, holder: ModelHolder, releases: Path
+) -> None:
+    found, evaluation = evaluated(registry, holder, releases, "humaneval", "medqa", shots=3)
+    assert [one.manifest.facts["suite"] for one in found] == ["medqa"]
+    (error,) = evaluation.failed
+    assert isinstance(error, UsageError)
+    assert "is a task without shots, 3 were asked for" in error.what
 
 
 def test_prompts_are_kept_for_all_homes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,11 @@ import pytest
 from bc2.errors import RunFailed
 from bc2.evaluate.answer_journal import Answered, AnswerJournal, units_of
 from bc2.evaluate.judging import judged_samples
+from bc2.evaluate.lm_eval_files import sample_rows
+from bc2.evaluate.prompts import TaskPrompts
 from bc2.evaluate.samples import Answer
+from bc2.harness.load import load_suite
+from bc2.harness.suites import Suite
 
 
 def fill(journal: AnswerJournal, task: Any, answer: Any) -> None:
@@ -100,3 +105,22 @@ def test_programs_are_judged_by_their_verdicts(make_prompts: Any, tmp_path: Path
     assert [one["pass@1"] for one in found] == [1.0, 0.0, 0.5]
     assert [one["pass@10"] for one in found] == [1.0, 0.0, 1.0]
     assert "pass@100" not in found[0]
+
+
+def test_whole_texts(tmp_path: Path) -> None:
+    page = {"page": " = A page = \n It is short ."}
+    suite = Suite("wikitext", "wikitext", None, "wikitext", None, None)
+    rows = {("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"): {"test": [page]}}
+    task = TaskPrompts("wikitext", "rolling", 1, {})
+    journal = AnswerJournal(tmp_path, "claims")
+    fill(journal, task, lambda doc: (Answer(log_prob=-80.0),))
+    prompts: Any = SimpleNamespace(
+        loaded=load_suite(suite, rows), settings=SimpleNamespace(suite="wikitext"),
+        file=lambda task: SimpleNamespace(heads=lambda: iter([(0, "d" * 64, 0)])),
+    )  # fmt: skip
+    (one,) = judged_samples(prompts, task, journal, None)
+    assert one.filtered == {"none": [-80.0]}
+    total, size = one.metrics["none"]["bits_per_byte"]
+    assert (total, size) == (-80.0, len(page["page"].encode()))
+    (row,) = sample_rows(one, None)
+    assert row["resps"] == [["-80.0"]]

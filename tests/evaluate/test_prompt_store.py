@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bc2.errors import RunFailed
 from bc2.evaluate.prompt_store import PromptStore
 from bc2.evaluate.prompts import Prompt, TaskPrompts
 
@@ -136,3 +138,24 @@ def test_damaged_facts_are_none(tmp_path: Path, damaged: bytes) -> None:
     assert store.facts() == {"tasks": {"数学": 1}}
     (store.folder / "suite.json").write_bytes(damaged)
     assert store.facts() is None
+
+
+def test_a_cache_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = PromptStore(tmp_path / "file" / "key")
+    for use in (store.facts, lambda: store.record({}), lambda: store.obtain(task(1), never)):
+        with pytest.raises(RunFailed, match=r"cannot be kept: not a directory.*set BC2_CACHE") as e:
+            use()
+        assert str(tmp_path / "file") in str(e.value.where)
+
+
+def test_a_full_disk_is_no_question_of_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = PromptStore(tmp_path / "key")
+    monkeypatch.setattr("bc2.evaluate.prompt_store.replace_durably", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.record({})

@@ -47,6 +47,25 @@ def test_several_ranks_give_the_answers_of_one(
     assert answers(prompts, work) == answers(prompts, tmp_path / "one") != {}
 
 
+def test_a_rank_leaves_texts_for_the_others(
+    make_prompts: Any, holder: ModelHolder, registry: Registry, releases: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The first one begins before the others, and takes what it needs before its first step."""
+    prompts = make_prompts("bbh", limit=2)
+    start_ranks(holder, releases, lambda work: None, prompts, tmp_path, "claims")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bc2.evaluate.answer_journal._write_all", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        answer_as_rank(registry, tmp_path)
+    assert sum(task.samples for task in prompts.tasks) == 2 * 27
+    assert len(list((tmp_path / "claims").iterdir())) == 27 // 3
+
+
 def test_a_job_says_all_that_a_rank_must_know(
     make_prompts: Any, holder: ModelHolder, releases: Path, tmp_path: Path
 ) -> None:
