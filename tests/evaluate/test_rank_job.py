@@ -53,7 +53,8 @@ def test_a_rank_leaves_texts_for_the_others(
 ) -> None:  # fmt: skip
     """The first one begins before the others, and takes what it needs before its first step."""
     prompts = make_prompts("bbh", limit=2)
-    start_ranks(holder, releases, lambda work: None, prompts, tmp_path, "claims")
+    kept_in = prompts.kept_in
+    start_ranks(holder, releases, kept_in, lambda work: None, prompts.settings, tmp_path, "claims")
     monkeypatch.setenv("WORLD_SIZE", "3")
 
     def stopped(*_: Any) -> None:

@@ -44,3 +44,13 @@ def test_what_python_leaves_behind_is_no_change(tasks: Path) -> None:
     (tasks / "__pycache__").mkdir(exist_ok=True)
     (tasks / "__pycache__" / "utils.pyc").write_bytes(b"compiled")
     assert fresh() == before
+
+
+def test_the_programs_of_code_tasks_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fresh()
+    changed = tmp_path / "code_tasks.py"
+    changed.write_bytes(versions.CODE_TASKS.read_bytes() + b"\n")
+    monkeypatch.setattr(versions, "CODE_TASKS", changed)
+    assert fresh() != before
