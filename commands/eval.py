@@ -124,7 +124,7 @@ def evaluate(
     if found:
         _show(checkpoint, found, session.built, summaries, output)
     for error in evaluation.failed[1:]:
-        warn(str(error))
+        warn(str(error).removeprefix("error: "))
     if evaluation.failed:
         raise evaluation.failed[0]
     check_required(summaries, required)

@@ -101,7 +101,10 @@ class Evaluation:
 
     def _prompts_folder(self) -> Path:
         """Of the machine, so that all homes share them; of this home for who has no cache."""
-        return (cache_folder() or self.session.registry.home / "cache") / "prompts"
+        try:
+            return cache_folder() / "prompts"
+        except RuntimeError:
+            return self.session.registry.home / "cache" / "prompts"
 
     def _verdicts(self, work: Path) -> Verdicts:
         from bc2.evaluate.code_verdicts import code_verdicts

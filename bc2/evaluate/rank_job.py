@@ -65,7 +65,7 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
     job = RankJob.model_validate(json.loads((work / _FILE).read_bytes()))
     artifact = registry.get(job.checkpoint)
     holder = ModelHolder.on(artifact, job.device, job.settings.precision, job.engine)
-    rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
+    rows = SuiteRows.open(suite_of(job.settings.suite), job.folder, say=False)
     if rows.digest != job.settings.data:
         raise DataError(
             f"the files of {rows.suite.title} changed while they were read",

@@ -8,6 +8,7 @@ contents are always read from its file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -123,8 +124,9 @@ def _default_index() -> dict[str, Any]:
     root = Path(lm_eval.tasks.__file__).parent
     files = _fingerprint(root)
     place = hashlib.sha256(canonical_json([_LAYOUT, lm_eval.__version__, str(root)]).encode())
-    folder = cache_folder()
-    path = folder / "lm-eval" / f"tasks-{place.hexdigest()[:16]}.json" if folder else None
+    path: Path | None = None
+    with contextlib.suppress(RuntimeError):  # a user without a home directory
+        path = cache_folder() / "lm-eval" / f"tasks-{place.hexdigest()[:16]}.json"
     index = _read(path, files, root) if path else None
     if index is None:
         from lm_eval.tasks._index import TaskIndex

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +31,13 @@ Bc2 = Callable[..., Any]
 CHOICES = {
     "mmlu": 114, "cmmlu": 134, "ceval": 104, "agieval": 56, "gaokao": 18, "jecqa": 8, "medqa": 5,
     "medmcqa": 5,
+}  # fmt: skip
+
+#: The real releases, where they are.
+REAL = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")).absolute() / "bench"
+
+REAL_SUBJECTS = {
+    "mmlu": 57, "cmmlu": 67, "ceval": 52, "agieval": 14, "gaokao": 9, "jecqa": 2, "bbh": 27,
 }  # fmt: skip
 
 
@@ -428,3 +437,52 @@ def test_shots_limit_and_seed_are_settings(bc2: Bc2, bench_data: Path) -> None:
         assert one["ref"] != known
     (one,) = bc2(*command, "--shots", 5).json["scores"]
     assert one["ref"] == known
+
+
+def test_a_user_without_a_home_directory(
+    bc2: Bc2, bench_data: Path, eval_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("BC2_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    done = bc2("eval", "tiny", "--bench", "medqa", "--limit", 3, "--data", bench_data, "--quiet")
+    assert done.code == 0, done.err
+    assert list((eval_home / "cache" / "prompts").glob("*/*.parquet"))
+
+
+def test_progress_with_the_time_left(
+    bc2: Bc2, bench_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from bc2 import console
+    from bc2.evaluate.answering import Answerer
+
+    true = Answerer._scored
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.2)
+        return true(*given)
+
+    monkeypatch.setattr(Answerer, "_scored", slowly)
+    monkeypatch.setattr(console._lines, "__defaults__", (0.0,))
+    done = bc2("eval", "tiny", "--bench", "gaokao", "--data", bench_data, "--seed", 3)
+    assert done.code == 0
+    lines = re.findall(r"^gaokao: (\d+)/18 samples ?(0:00:0\d left)?$", done.err, re.MULTILINE)
+    assert [int(number) for number, _ in lines] == list(range(2, 19, 2))
+    # Nothing is said in the first second.
+    assert any(left for _, left in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/bench")
+@pytest.mark.parametrize("suite", [*SUITES])
+def test_every_suite_on_its_real_files(bc2: Bc2, answers: Any, suite: str) -> None:
+    answers(lambda where, number: "So the answer is (A).\n#### 7")
+    command = ("eval", "other", "--bench", suite, "--data", REAL, "--limit", 1, "--allow-code")
+    found = scores(bc2(*command, "--json"))[suite]
+    assert found["samples"] == REAL_SUBJECTS.get(suite, 1)
+    assert 0 <= found["score"] <= 1

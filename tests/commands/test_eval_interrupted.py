@@ -14,6 +14,7 @@ from typing import Any
 
 import made_checkpoints
 import pytest
+import torch
 import warmed
 
 from bc2.registry import Artifact, Registry
@@ -230,6 +231,23 @@ def test_a_rank_that_fails_is_one_message(home: Path, bench_data: Path) -> None:
     assert run.err.count("error: ") == 1
     assert "model.safetensors" in run.err
     assert "Traceback" not in run.err
+
+
+@pytest.mark.slow
+def test_a_suite_that_fails_in_ranks_does_not_keep_others_from_being_tried(
+    home: Path, bench_data: Path
+) -> None:
+    broken = made_checkpoints.drawn()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    made_checkpoints.register(home, "broken", broken)
+    command = ("broken", "--bench", "gsm8k,medqa", "--data", bench_data, "--nproc", 2)
+    run = Started(home, *command)
+    assert run.wait() == 1
+    assert run.err.count("error: ") == run.err.count("warning: ") == 1
+    assert "gsm8k:0" in run.err
+    assert "bc2_medqa:0" in run.err
+    assert run.err.count("another number of rows than MedQA") == 1
 
 
 def test_a_rank_that_is_killed(home: Path, bench_data: Path) -> None:
