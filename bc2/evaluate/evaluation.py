@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,7 +95,8 @@ class Evaluation:
             self._verdicts if rows.suite.runs_code else None,
         )
         checkpoint = self.holder.artifact
-        name = f"{checkpoint.name}-{settings.suite}"
+        # A few tasks of lm-eval have parentheses in their names.
+        name = f"{checkpoint.name}-{re.sub(r'[^A-Za-z0-9._-]', '-', settings.suite)}"
         self._say_changed(name, settings)
         parents = {checkpoint.kind: [checkpoint]}
         return self.session.obtain_recorded("scores", name, settings, parents, options=run)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from bc2.errors import DataError
 
 #: "score": log-likelihoods of continuations; "generate": a text; "rolling": a whole text's
 #: log-likelihood.
@@ -63,7 +66,7 @@ _SCHEMA = pa.schema(
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write the prompts of a task, a row group for each `GROUP` samples."""
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         for group in _grouped(prompts):
             writer.write_table(pa.Table.from_pylist(group, _SCHEMA), row_group_size=GROUP)
 
@@ -89,10 +92,16 @@ def _grouped(prompts: Iterable[Prompt]) -> Iterator[list[dict[str, Any]]]:
 
 
 class PromptFile:
-    """The stored prompts of a task."""
+    """The stored prompts of a task.
+
+    Raises:
+        DataError: the file is damaged; so do `read` and `heads`.
+    """
 
     def __init__(self, path: Path):
-        self._file = pq.ParquetFile(path, memory_map=True)
+        self._path = path
+        with self._whole():
+            self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -101,16 +110,29 @@ class PromptFile:
         """The samples from `first` to before `last`, which lie in one row group."""
         group = first // GROUP
         assert last <= (group + 1) * GROUP, "a unit of work crosses row groups"
-        table = self._file.read_row_group(group)
+        with self._whole():
+            table = self._file.read_row_group(group)
         start = first - group * GROUP
         return [_prompt(row) for row in table.slice(start, last - first).to_pylist()]
 
     def heads(self) -> Iterator[tuple[int, str, int]]:
         """Row, digest of the prompt and tokens of the question, of each sample."""
         names = ["doc_id", "digest", "question_tokens"]
-        for batch in self._file.iter_batches(columns=names):
-            for row in batch.to_pylist():
-                yield row["doc_id"], row["digest"], row["question_tokens"]
+        with self._whole():
+            for batch in self._file.iter_batches(columns=names):
+                for row in batch.to_pylist():
+                    yield row["doc_id"], row["digest"], row["question_tokens"]
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(
+                f"stored prompts are damaged: {error}",
+                where=str(self._path),
+                todo="remove this file: they are built again",
+            ) from error
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:

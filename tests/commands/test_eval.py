@@ -417,16 +417,27 @@ def test_a_required_metric_that_is_none(bc2: Bc2, bench_data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "samples"), [("cmmlu_anatomy", 2), ("mmlu_stem", 38), ("gsm8k_cot", 10)]
+    ("task", "samples", "shots"),
+    [("cmmlu_anatomy", 2, 0), ("mmlu_stem", 38, 0), ("gsm8k_cot", 10, 8), ("gsm8k", 10, 4)],
 )
 def test_a_task_of_lm_eval_on_the_rows_of_a_suite(
-    bc2: Bc2, bench_data: Path, answers: Any, task: str, samples: int
+    bc2: Bc2, bench_data: Path, answers: Any, task: str, samples: int, shots: int
 ) -> None:
-    answers(lambda where, number: "The answer is 7.")
+    answers(lambda where, number: "The answer is 7.\n#### 7")
     done = bc2("eval", "other", "--bench", task, "--data", bench_data, "--json")
     found = scores(done)[task]
-    assert found["samples"] == samples
-    assert found["shots"] is None
+    assert (found["samples"], found["shots"]) == (samples, shots)
+
+
+@pytest.mark.parametrize("name", ["mmlu_generative", "blimp_nl", "openllm", "bbh_zeroshot"])
+def test_groups_of_lm_eval_are_evaluated_or_refused(
+    bc2: Bc2, bench_data: Path, answers: Any, name: str
+) -> None:
+    """Groups in groups, and such whose rows are on the hub alone."""
+    answers(lambda where, number: "(A)")
+    done = bc2("eval", "other", "--bench", name, "--data", bench_data, "--limit", 1)
+    assert done.code in (0, 1, 3)
+    assert "defect" not in done.err
 
 
 def test_shots_limit_and_seed_are_settings(bc2: Bc2, bench_data: Path) -> None:
