@@ -236,6 +236,29 @@ def test_a_second_checkpoint_takes_the_stored_prompts(
     assert sorted(bench_cache.glob("prompts/*/*.parquet")) == kept
 
 
+def test_damaged_prompts_are_built_again_or_named(
+    bc2: Bc2, bench_data: Path, tmp_path: Path, bench_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "lm-eval").symlink_to(bench_cache / "lm-eval")
+    command = ("eval", "tiny", "--bench", "medqa", "--data", bench_data, "--quiet", "--fresh")
+    first = bc2(*command)
+    assert first.code == 0
+    (path,) = (tmp_path / "cache").glob("prompts/*/*.parquet")
+    right = path.read_bytes()
+    for damage in (b"", right[: len(right) // 2], b"PAR1"):
+        path.write_bytes(damage)
+        assert bc2(*command).out == first.out
+        assert path.read_bytes() == right
+    path.write_bytes(right[:300] + bytes([right[300] ^ 255]) + right[301:])
+    done = bc2(*command)
+    assert done.code == 3
+    assert "stored prompts are damaged" in done.err
+    assert str(path) in done.err
+    assert "remove this file" in done.err
+
+
 STARTS_TO_SCORE = """
 import sys
 from bc2.evaluate.answering import Answerer
