@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$BC2_CACHE``, else ``$XDG_CACHE_HOME/bc2``, else ``~/.cache/bc2``. It may not exist yet."""
+    """``$BC2_CACHE``, else ``$XDG_CACHE_HOME/bc2``, else ``~/.cache/bc2``. It may not exist yet.
+
+    Raises:
+        RuntimeError: neither is set, and the user has no home directory.
+    """
     own = os.environ.get("BC2_CACHE")
     if own:
         return Path(own).expanduser()

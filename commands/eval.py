@@ -181,7 +181,7 @@ def _evaluate_suites(asked: _Asked, output: Output) -> None:
             write_out(asked.out, found, summaries)
         _show(evaluation, found, summaries, output)
     for error in evaluation.failed[1:]:
-        warn(str(error))
+        warn(str(error).removeprefix("error: "))
     if evaluation.failed:
         raise evaluation.failed[0]
     check_required(summaries, required)

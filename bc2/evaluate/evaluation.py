@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -119,7 +120,8 @@ class Evaluation:
 
     def _obtain(self, settings: EvalSettings | TextEvalSettings, run: Any) -> Artifact:
         checkpoint = self.holder.artifact
-        name = f"{checkpoint.name}-{settings.suite}"
+        # A few tasks of lm-eval have parentheses in their names.
+        name = f"{checkpoint.name}-{re.sub(r'[^A-Za-z0-9._-]', '-', settings.suite)}"
         self._say_changed(name, settings)
         parents = {checkpoint.kind: [checkpoint]}
         return self.session.obtain_recorded("scores", name, settings, parents, options=run)

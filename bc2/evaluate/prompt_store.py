@@ -11,12 +11,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bc2.errors import RunFailed
+from bc2.errors import DataError, RunFailed
 from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts, write_prompts
 from bc2.files import lock_directory, make_directory, replace_durably, sync_file
 
@@ -55,12 +55,13 @@ class PromptStore:
             replace_durably(self.folder / _FACTS, json.dumps(facts).encode())
 
     def find(self, prompts: TaskPrompts) -> PromptFile | None:
-        """The stored prompts of a task, if all that are needed are there."""
+        """The stored prompts of a task, if all that are needed are there; no damaged file."""
         pattern = re.compile(re.escape(quote(prompts.task, safe="")) + r"-([0-9]+)\.parquet")
         for name in sorted(os.listdir(self.folder) if self.folder.is_dir() else ()):
             match = pattern.fullmatch(name)
             if match and int(match[1]) >= prompts.samples:
-                return PromptFile(self.folder / name)
+                with suppress(DataError):
+                    return PromptFile(self.folder / name)
         return None
 
     def obtain(self, prompts: TaskPrompts, build: Callable[[], Iterator[Prompt]]) -> PromptFile:

@@ -73,7 +73,7 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
             _check_rest(files.digest, job.settings)
             TextRun(files, job.settings, holder).measure(AnswerJournal(work, job.claims))
         else:
-            rows = SuiteRows.open(suite_of(job.settings.suite), job.folder)
+            rows = SuiteRows.open(suite_of(job.settings.suite), job.folder, say=False)
             _check_rest(rows.digest(job.settings.shots), job.settings)
             prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
             holder.config = _fair(holder.config, prompts)

@@ -7,7 +7,7 @@ format; ``scores.csv`` and ``scores.md`` are tables; ``samples/`` has every samp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def suite_facts(run: SuiteRun, loaded: LoadedSuite) -> SuiteFacts:
     return SuiteFacts(
         suite=suite.name,
         headline=headline,
-        shots=run.prompts.settings.shots,
+        shots=_shots(run.prompts.settings.shots, tasks),
         chance=suite.chance,
         clustered=suite.clustered or suite.metric is None,
         weighted=_weighted(loaded),
@@ -97,6 +97,12 @@ def suite_facts(run: SuiteRun, loaded: LoadedSuite) -> SuiteFacts:
         fallbacks={k: v for task in tasks for k, v in extraction_fallbacks(task).items()},
         subjects={name: task.config.task_alias or name for name, task in loaded.tasks.items()},
     )
+
+
+def _shots(asked: int | None, tasks: Sequence[Any]) -> int | None:
+    """Examples in a prompt: as was asked, or the tasks' own; None if these differ."""
+    own = {task.config.num_fewshot or 0 for task in tasks}
+    return asked if asked is not None else own.pop() if len(own) == 1 else None
 
 
 def _first_metric(task: Any) -> str:

@@ -124,23 +124,29 @@ class SuiteRun:
         Raises:
             DataError: it holds none: then nothing was measured.
         """
-        sizes = [
-            tokens
-            for task in self.prompts.tasks
-            for doc_id, _, tokens in self.prompts.file(task).heads()
-            if doc_id < task.samples
-        ]
-        long = sum(tokens >= self.holder.window for tokens in sizes)
+        suite, window = self.prompts.settings.suite, self.holder.window
+        generations = self.generations()
+        sizes: list[int] = []
+        long = 0
+        for task in self.prompts.tasks:
+            made = generations.get(task.task)
+            # The last token is predicted and not read; answers that are generated have their room.
+            room = window - 1 if made is None else made.prompt_tokens
+            heads = self.prompts.file(task).heads()
+            own = [tokens for doc_id, _, tokens in heads if doc_id < task.samples]
+            long += sum(tokens > room for tokens in own)
+            sizes += own
+        answers = " beside the answer" if generations else ""
         if long and long == len(sizes):
             raise DataError(
-                f"the model's window of {self.holder.window:,} tokens holds no question of "
-                f"{self.prompts.settings.suite}: the shortest has {min(sizes):,}",
+                f"the model's window of {window:,} tokens holds no question of {suite}{answers}: "
+                f"the shortest has {min(sizes):,}",
                 todo="take a model with a longer context",
             )
         if long:
             note(
-                f"{self.prompts.settings.suite}: {long:,} of {len(sizes):,} questions are longer "
-                f"than the window of {self.holder.window:,} tokens, and were cut themselves"
+                f"{suite}: {long:,} of {len(sizes):,} questions are more than the window of "
+                f"{window:,} tokens holds{answers}, and were cut themselves"
             )
 
 

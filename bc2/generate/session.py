@@ -319,7 +319,10 @@ class Session:
         if len(ready) > len(hidden):
             index = torch.tensor(rows, device=hidden.device)
             hidden, logits = hidden[index], logits[index]
-        draws = [Draw(live.request.settings, live.key, live.new, live.seen) for live in ready]
+        draws = [
+            Draw(live.request.settings, live.key, live.new, live.seen, live.request.where)
+            for live in ready
+        ]
         with timed(self.stats, "sample_s"):
             chosen = choose(logits, draws, self._near_ties.tolerance(hidden, draws))
             self.runner.same_everywhere([chosen.ids, chosen.uncertain])

@@ -8,6 +8,7 @@ contents are always read from its file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -75,15 +76,24 @@ def data_of(name: str) -> str | None:
     index = task_manager(str(OWN_TASKS)).task_index
     while True:
         entry = index.get(name)
-        if entry is None:
+        if entry is None:  # a task that is written inside of a group
             return None
         settings = load_yaml(entry.yaml_path, resolve_func=False) if entry.yaml_path else {}
         members = settings.get("task") if "group" in settings else sorted(entry.tags)
         if entry.kind.name in ("TASK", "PY_TASK") or not members:
             path = settings.get("dataset_path")
             return str(path) if path else None
-        first = members[0] if isinstance(members, list) else members
-        name = first if isinstance(first, str) else first.get("task") or first.get("group")
+        name = _first_of(members)
+
+
+def _first_of(members: Any) -> str:
+    """The first task, group or tag that is named; groups may be written inside of groups."""
+    while not isinstance(members, str):
+        if isinstance(members, list):
+            members = members[0]
+        else:
+            members = members.get("task") or members.get("group") or ""
+    return members
 
 
 @lru_cache(maxsize=4)
@@ -123,8 +133,9 @@ def _default_index() -> dict[str, Any]:
     root = Path(lm_eval.tasks.__file__).parent
     files = _fingerprint(root)
     place = hashlib.sha256(canonical_json([_LAYOUT, lm_eval.__version__, str(root)]).encode())
-    folder = cache_folder()
-    path = folder / "lm-eval" / f"tasks-{place.hexdigest()[:16]}.json" if folder else None
+    path: Path | None = None
+    with contextlib.suppress(RuntimeError):  # a user without a home directory
+        path = cache_folder() / "lm-eval" / f"tasks-{place.hexdigest()[:16]}.json"
     index = _read(path, files, root) if path else None
     if index is None:
         from lm_eval.tasks._index import TaskIndex

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +31,13 @@ Bc2 = Callable[..., Any]
 CHOICES = {
     "mmlu": 114, "cmmlu": 134, "ceval": 104, "agieval": 56, "gaokao": 18, "jecqa": 8, "medqa": 5,
     "medmcqa": 5,
+}  # fmt: skip
+
+#: The real releases, where they are.
+REAL = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")).absolute() / "bench"
+
+REAL_SUBJECTS = {
+    "mmlu": 57, "cmmlu": 67, "ceval": 52, "agieval": 14, "gaokao": 9, "jecqa": 2, "bbh": 27,
 }  # fmt: skip
 
 
@@ -227,6 +236,29 @@ def test_a_second_checkpoint_takes_the_stored_prompts(
     assert sorted(bench_cache.glob("prompts/*/*.parquet")) == kept
 
 
+def test_damaged_prompts_are_built_again_or_named(
+    bc2: Bc2, bench_data: Path, tmp_path: Path, bench_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "lm-eval").symlink_to(bench_cache / "lm-eval")
+    command = ("eval", "tiny", "--bench", "medqa", "--data", bench_data, "--quiet", "--fresh")
+    first = bc2(*command)
+    assert first.code == 0
+    (path,) = (tmp_path / "cache").glob("prompts/*/*.parquet")
+    right = path.read_bytes()
+    for damage in (b"", right[: len(right) // 2], b"PAR1"):
+        path.write_bytes(damage)
+        assert bc2(*command).out == first.out
+        assert path.read_bytes() == right
+    path.write_bytes(right[:300] + bytes([right[300] ^ 255]) + right[301:])
+    done = bc2(*command)
+    assert done.code == 3
+    assert "stored prompts are damaged" in done.err
+    assert str(path) in done.err
+    assert "remove this file" in done.err
+
+
 STARTS_TO_SCORE = """
 import sys
 from bc2.evaluate.answering import Answerer
@@ -408,16 +440,27 @@ def test_a_required_metric_that_is_none(bc2: Bc2, bench_data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "samples"), [("cmmlu_anatomy", 2), ("mmlu_stem", 38), ("gsm8k_cot", 10)]
+    ("task", "samples", "shots"),
+    [("cmmlu_anatomy", 2, 0), ("mmlu_stem", 38, 0), ("gsm8k_cot", 10, 8), ("gsm8k", 10, 4)],
 )
 def test_a_task_of_lm_eval_on_the_rows_of_a_suite(
-    bc2: Bc2, bench_data: Path, answers: Any, task: str, samples: int
+    bc2: Bc2, bench_data: Path, answers: Any, task: str, samples: int, shots: int
 ) -> None:
-    answers(lambda where, number: "The answer is 7.")
+    answers(lambda where, number: "The answer is 7.\n#### 7")
     done = bc2("eval", "other", "--bench", task, "--data", bench_data, "--json")
     found = scores(done)[task]
-    assert found["samples"] == samples
-    assert found["shots"] is None
+    assert (found["samples"], found["shots"]) == (samples, shots)
+
+
+@pytest.mark.parametrize("name", ["mmlu_generative", "blimp_nl", "openllm", "bbh_zeroshot"])
+def test_groups_of_lm_eval_are_evaluated_or_refused(
+    bc2: Bc2, bench_data: Path, answers: Any, name: str
+) -> None:
+    """Groups in groups, and such whose rows are on the hub alone."""
+    answers(lambda where, number: "(A)")
+    done = bc2("eval", "other", "--bench", name, "--data", bench_data, "--limit", 1)
+    assert done.code in (0, 1, 3)
+    assert "defect" not in done.err
 
 
 def test_shots_limit_and_seed_are_settings(bc2: Bc2, bench_data: Path) -> None:
@@ -428,3 +471,52 @@ def test_shots_limit_and_seed_are_settings(bc2: Bc2, bench_data: Path) -> None:
         assert one["ref"] != known
     (one,) = bc2(*command, "--shots", 5).json["scores"]
     assert one["ref"] == known
+
+
+def test_a_user_without_a_home_directory(
+    bc2: Bc2, bench_data: Path, eval_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("BC2_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    done = bc2("eval", "tiny", "--bench", "medqa", "--limit", 3, "--data", bench_data, "--quiet")
+    assert done.code == 0, done.err
+    assert list((eval_home / "cache" / "prompts").glob("*/*.parquet"))
+
+
+def test_progress_with_the_time_left(
+    bc2: Bc2, bench_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from bc2 import console
+    from bc2.evaluate.answering import Answerer
+
+    true = Answerer._scored
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.2)
+        return true(*given)
+
+    monkeypatch.setattr(Answerer, "_scored", slowly)
+    monkeypatch.setattr(console._lines, "__defaults__", (0.0,))
+    done = bc2("eval", "tiny", "--bench", "gaokao", "--data", bench_data, "--seed", 3)
+    assert done.code == 0
+    lines = re.findall(r"^gaokao: (\d+)/18 samples ?(0:00:0\d left)?$", done.err, re.MULTILINE)
+    assert [int(number) for number, _ in lines] == list(range(2, 19, 2))
+    # Nothing is said in the first second.
+    assert any(left for _, left in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/bench")
+@pytest.mark.parametrize("suite", [*SUITES])
+def test_every_suite_on_its_real_files(bc2: Bc2, answers: Any, suite: str) -> None:
+    answers(lambda where, number: "So the answer is (A).\n#### 7")
+    command = ("eval", "other", "--bench", suite, "--data", REAL, "--limit", 1, "--allow-code")
+    found = scores(bc2(*command, "--json"))[suite]
+    assert found["samples"] == REAL_SUBJECTS.get(suite, 1)
+    assert 0 <= found["score"] <= 1

@@ -14,9 +14,12 @@ from typing import Any
 
 import made_checkpoints
 import pytest
+import torch
 import warmed
 
+from bc2.errors import RunFailed
 from bc2.registry import Artifact, Registry
+from bc2.sandbox.run import Sandbox
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -29,17 +32,18 @@ SCORED, CONTINUED = "mmlu", "bbh_fewshot"
 class Started:
     """``bc2 eval`` as a process with its own session."""
 
-    def __init__(self, home: Path, *args: object):
+    def __init__(self, home: Path, *args: object, err: str = "err", program: str = ""):
         self.home = home
-        self._err = home.parent / f"{home.name}.err"
+        self._err = home.parent / f"{home.name}.{err}"
         # Commands are forked from a process that was started without it; there is no connection
         # to make all the same, since all files are given.
         environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
-        with self._err.open("wb") as err:
+        how = ("-c", program) if program else ("-m", "bc2")
+        with self._err.open("wb") as stream:
             self.process = warmed.Popen(
-                [sys.executable, "-P", "-m", "bc2", "eval", *map(str, args)],
+                [sys.executable, "-P", *how, "eval", *map(str, args)],
                 env={**environment, "BC2_HOME": str(home)},
-                stdout=err, stderr=err, start_new_session=True, children=True,
+                stdout=stream, stderr=stream, start_new_session=True, children=True,
             )  # fmt: skip
 
     @property
@@ -232,6 +236,23 @@ def test_a_rank_that_fails_is_one_message(home: Path, bench_data: Path) -> None:
     assert "Traceback" not in run.err
 
 
+@pytest.mark.slow
+def test_a_suite_that_fails_in_ranks_does_not_keep_others_from_being_tried(
+    home: Path, bench_data: Path
+) -> None:
+    broken = made_checkpoints.drawn()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    made_checkpoints.register(home, "broken", broken)
+    command = ("broken", "--bench", "gsm8k,medqa", "--data", bench_data, "--nproc", 2)
+    run = Started(home, *command)
+    assert run.wait() == 1
+    assert run.err.count("error: ") == run.err.count("warning: ") == 1
+    assert "gsm8k:0" in run.err
+    assert "bc2_medqa:0" in run.err
+    assert run.err.count("another number of rows than MedQA") == 1
+
+
 def test_a_rank_that_is_killed(home: Path, bench_data: Path) -> None:
     run = Started(home, "tiny", "--bench", SCORED, "--data", bench_data, "--nproc", 2)
     run.wait_until(3)
@@ -241,6 +262,61 @@ def test_a_rank_that_is_killed(home: Path, bench_data: Path) -> None:
     assert "was killed by SIGKILL" in run.err
     assert "--max-restarts" not in run.err
     nothing_half_made(home)
+
+
+@pytest.mark.slow
+def test_processes_that_evaluate_the_same_at_once(
+    home: Path, bench_data: Path, uninterrupted: Any
+) -> None:
+    command = ("tiny", "--bench", SCORED, "--data", bench_data)
+    runs = [Started(home, *command, err=f"{number}") for number in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert sum("is registered already" in run.err for run in runs) == 2
+    (found,) = the_scores(home)
+    assert files_of(found) == files_of(uninterrupted(SCORED))
+
+
+RIGHT_PROGRAMS = """
+import sys
+from bc2.generate.engine import InferenceEngine
+from bc2.generate.requests import Continuation, Generated
+
+def generate(self, requests, **_):
+    for index, request in enumerate(requests):
+        number = request.where.partition(":")[2]
+        text = f"    import time\\n    time.sleep(0.2)\\n    return x + {number}\\n"
+        yield Generated(index, request, [Continuation([1], "stop_id", data=text.encode())], 0)
+
+InferenceEngine.generate = generate
+from bc2.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_programs_that_were_run_are_not_run_again(home: Path, bench_data: Path) -> None:
+    try:
+        Sandbox.open().close()
+    except RunFailed as error:
+        pytest.skip(str(error))
+    command = ("tiny", "--bench", "humaneval", "--allow-code", "--data", bench_data)
+
+    def verdicts() -> bytes:
+        return b"".join(path.read_bytes() for path in home.glob("work/*/work/verdicts/*"))
+
+    run = Started(home, *command, program=RIGHT_PROGRAMS)
+    while verdicts().count(b"\n") < 3:
+        assert run.process.poll() is None, run.err
+        time.sleep(0.01)
+    run.kill()
+    assert 3 <= verdicts().count(b"\n") < 10
+    nothing_half_made(home)
+    # Had it to be answered or run again, the model would fail all of them.
+    again = Started(home, *command, "--json")
+    assert again.wait() == 0, again.err
+    assert "going on: 10 of 10 samples" in again.err
+    (found,) = the_scores(home)
+    assert found.manifest.facts["score"] == 1.0
 
 
 def test_fresh_drops_what_is_half_done(home: Path, bench_data: Path, uninterrupted: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import made_checkpoints
 import made_releases
 import pytest
+import torch
 
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.registry import Registry
@@ -182,6 +183,24 @@ def test_a_window_that_holds_no_question(bc2: Bc2, bench_data: Path) -> None:
     assert not Registry.open().list("scores", name="short-medqa")
 
 
+def test_a_window_that_holds_no_question_beside_its_answer(bc2: Bc2, bench_data: Path) -> None:
+    done = bc2("eval", "short", "--bench", "gsm8k", "--data", bench_data)
+    refused(done, 3, "of 32 tokens holds no question of gsm8k beside the answer")
+    assert "gsm8k would generate 256 tokens; the window of 32 leaves 16" in done.err
+
+
+@pytest.mark.parametrize(("suite", "sample"), [("medqa", "bc2_medqa:0"), ("gsm8k", "gsm8k:0")])
+def test_a_sample_that_fails_is_named(
+    bc2: Bc2, bench_data: Path, eval_home: Path, suite: str, sample: str
+) -> None:
+    broken = made_checkpoints.drawn()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    made_checkpoints.register(eval_home, f"broken-{suite}", broken)
+    done = bc2("eval", f"broken-{suite}", "--bench", suite, "--data", bench_data)
+    refused(done, 1, "the model's logits are not numbers", f"where: {sample}")
+
+
 # -- data ----------------------------------------------------------------------------------
 
 
@@ -255,15 +274,14 @@ def test_an_empty_subset(bc2: Bc2, release: Callable[[str], Path], no_model: Non
     path = folder / "mmlu/data/test/anatomy_test.csv"
     path.write_text(path.read_text().splitlines()[0] + "\n")
     done = bc2("eval", "tiny", "--bench", "mmlu", "--data", folder)
-    assert done.code == 3
-    assert "anatomy" in done.err
+    refused(done, 3, "anatomy", "no rows")
 
 
 def test_an_empty_file(bc2: Bc2, release: Callable[[str], Path], no_model: None) -> None:
     folder = release("medqa")
     (folder / "medagents/data/medqa_5options/test.jsonl").write_bytes(b"")
     done = bc2("eval", "tiny", "--bench", "medqa", "--data", folder)
-    assert done.code == 3
+    refused(done, 3, "medqa")
 
 
 def test_fewer_shots_than_asked(bc2: Bc2, bench_data: Path) -> None:

@@ -123,7 +123,11 @@ def test_a_cache_that_cannot_be_written_is_done_without(root, monkeypatch):
     (root.parent / "file").write_text("")
     monkeypatch.setenv("BC2_CACHE", str(root.parent / "file" / "cache"))
     assert facts(fresh()) == right
-    monkeypatch.setattr(task_index, "cache_folder", lambda: None)  # nor a place for it
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(task_index, "cache_folder", homeless)  # nor a place for it
     assert facts(fresh()) == right
 
 

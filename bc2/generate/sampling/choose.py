@@ -79,8 +79,13 @@ def choose(logits: Tensor, draws: Sequence[Draw], tolerance: Tolerance = exactly
     raw = _Raw(x, draws)
     x = _penalized(x, draws)
     groups = Groups(x)
-    if not bool(groups.top.isfinite().all()):
-        raise RunFailed("the model's logits are not numbers", todo="take an earlier checkpoint")
+    numbers = groups.top.isfinite()
+    if not bool(numbers.all()):
+        raise RunFailed(
+            "the model's logits are not numbers",
+            where=draws[numbers.tolist().index(False)].where,
+            todo="take an earlier checkpoint",
+        )
     ids = torch.empty(len(x), dtype=torch.int64, device=x.device)
     drawn = torch.zeros_like(groups.top)
     uncertain = torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -40,6 +40,8 @@ class Draw:
     """The number of the new token."""
     seen: Sequence[int] = ()
     """Distinct tokens of the sequence; needed for the repetition penalty."""
+    where: str | None = None
+    """Names the sequence in errors."""
 
 
 def blocks(x: Tensor) -> list[slice]:
