@@ -98,9 +98,7 @@ class LazyGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             # Before typer makes an exit code 1 of it.
-            signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-            again = "run the same command again; finished stages are not repeated"
-            raise Interrupted("interrupted", signum=signum, todo=again) from None
+            raise _interrupted(stop) from None
         except ReaderGone:
             drop(sys.stdout)
             raise typer.Exit(0) from None
@@ -142,11 +140,19 @@ def explain(error: BaseException) -> Bc2Error | None:
     """Say an exception in terms of `bc2.errors`, or None for a defect of ours."""
     if isinstance(error, Bc2Error):
         return error
+    if isinstance(error, KeyboardInterrupt):  # outside of a command
+        return _interrupted(error)
     if isinstance(error, OSError):
         return from_os_error(error, "working")
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         return ResourceError("out of memory", todo="lower micro_batch, or the size of the model")
     return None
+
+
+def _interrupted(stop: KeyboardInterrupt) -> Interrupted:
+    signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+    again = "run the same command again; finished stages are not repeated"
+    return Interrupted("interrupted", signum=signum, todo=again)
 
 
 def _out_of_torch_memory(error: BaseException) -> bool:

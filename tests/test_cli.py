@@ -193,3 +193,11 @@ def test_a_rank_ends_before_native_libraries_are_torn_down(
     end = ["thread", "exit function", *(["torn down"] if state == "alone" else [])]
     assert run.stdout.splitlines()[-len(end) :] == end
     assert ("to do" in run.stderr) == bool(code)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (cli.Terminated(), 143)])
+def test_a_signal_outside_of_a_command_is_no_defect(stop: KeyboardInterrupt, code: int) -> None:
+    known = cli.explain(stop)
+    assert known is not None
+    assert known.exit_code == code
+    assert "run the same command again" in cli.render(known)

@@ -133,8 +133,14 @@ class Evaluation:
 
     @property
     def _kept_in(self) -> Path:
-        """Where prompts are kept: of the machine, so that all homes share them."""
-        return cache_folder() / "prompts"
+        """Where prompts are kept: of the machine, so that all homes share them.
+
+        Of this home for a user without a home directory.
+        """
+        try:
+            return cache_folder() / "prompts"
+        except RuntimeError:
+            return self.session.registry.home / "cache" / "prompts"
 
     def _verdicts(self, work: Path) -> Verdicts:
         from bc2.evaluate.code_verdicts import code_verdicts

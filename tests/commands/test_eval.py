@@ -77,7 +77,7 @@ def scores(done: Any) -> dict[str, Any]:
 
 def test_every_suite_of_the_list_is_tested_here(bc2: Bc2) -> None:
     listed = [suite["name"] for suite in bc2("eval", "--list", "--json").json]
-    assert set(listed) == {*CHOICES, "gsm8k", "bbh", "humaneval", "mbpp"}
+    assert set(listed) == {*CHOICES, "gsm8k", "bbh", "humaneval", "mbpp", "text"}
     assert bc2("eval", "--list", "--quiet").out.split() == listed
 
 
@@ -256,7 +256,7 @@ def test_damaged_prompts_are_built_again_or_named(
     assert done.code == 3
     assert "stored prompts are damaged" in done.err
     assert str(path) in done.err
-    assert "remove this file" in done.err
+    assert "delete the file" in done.err
 
 
 STARTS_TO_SCORE = """
@@ -320,7 +320,7 @@ def test_json_has_all_that_is_known(bc2: Bc2, bench_data: Path) -> None:
     assert found["checkpoint"] == {"ref": tiny.ref, "title": "checkpoint/tiny"}
     assert [one["suite"] for one in found["scores"]] == ["medqa", "gaokao"]
     for one in found["scores"]:
-        assert set(one) == {"ref", "name", "path", "made", "suite", "summaries"}
+        assert set(one) == {"ref", "name", "path", "made", "suite", "model_seconds", "summaries"}
         assert one["name"] == f"tiny-{one['suite']}"
         assert Path(one["path"]).is_dir()
         assert json.loads(Path(one["path"], "scores.json").read_text()) == one["summaries"]

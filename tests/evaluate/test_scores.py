@@ -125,7 +125,7 @@ def test_what_is_known_of_suites(make_prompts: Any, holder: ModelHolder) -> None
     assert gsm8k.fallbacks == {"strict-match": "[invalid]", "flexible-extract": "[invalid]"}
     assert gsm8k.headline == "exact_match,strict-match"
     alone = facts_of(make_prompts, holder, "gsm8k_cot")
-    assert (alone.headline, alone.shots) == ("exact_match,strict-match", None)
+    assert (alone.headline, alone.shots) == ("exact_match,strict-match", 8)
 
 
 def test_a_task_without_a_metric(make_prompts: Any, holder: ModelHolder) -> None:

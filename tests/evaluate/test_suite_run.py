@@ -214,7 +214,7 @@ def test_a_window_that_holds_no_question_measures_nothing() -> None:
 def test_questions_that_are_cut_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     check([19, 20, 1_000], 20)
     said = " ".join(capsys.readouterr().err.split())
-    assert "made: 2 of 3 questions are longer than the window of 20 tokens" in said
+    assert "made: 2 of 3 questions are more than the window of 20 tokens holds" in said
     check([19, 3], 20)
     check([19, 3, 40], 20, samples=2)
     assert capsys.readouterr().err == ""
