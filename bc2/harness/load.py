@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bc2.errors import DataError, UsageError, nearest
 from bc2.harness.suites import Suite
-from bc2.harness.task_index import OWN_TASKS, manager_of
+from bc2.harness.task_index import suite_manager
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -54,7 +54,7 @@ def load_suite(
             shots.
         DataError: rows or shots are missing, or the hub's rows cannot be had.
     """
-    manager = copy(manager_of(suite.task, str(OWN_TASKS), where="--bench"))
+    manager = copy(suite_manager(suite.task, suite.folder))
     from bc2.harness.bound_tasks import BoundFactory
 
     manager._factory = BoundFactory(datasets, only)

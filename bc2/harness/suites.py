@@ -34,6 +34,8 @@ class Suite:
     """Of the release: what is scored."""
     differs: str = "nothing known"
     """What is not as in the report, in a few words."""
+    folder: str | None = None
+    """Of lm-eval's tasks, where its task is; None: in one of ours, or anywhere."""
 
 
 #: What the names of bc2's own tasks begin with, so that they replace none of lm-eval's.
@@ -45,15 +47,18 @@ _KNOWN = (
     Suite(
         "mmlu", "MMLU", "mmlu", "mmlu", 5, _LETTERS, 0.25, clustered=True,
         differs="the report gives no prompt",
+        folder="mmlu/default",
     ),
     Suite(
         "cmmlu", "CMMLU", "cmmlu", "cmmlu", 5, _LETTERS, 0.25, clustered=True,
         differs="the report gives no prompt",
+        folder="cmmlu",
     ),
     Suite(
         "ceval", "C-Eval", "ceval", "ceval-valid", 5, _LETTERS, 0.25, clustered=True, split="val",
         differs="val, not test, whose answers are not public; the first five rows of a subject's "
         "val are its shots and not scored where the release has no dev",
+        folder="ceval",
     ),
     Suite(
         "agieval", "AGIEval", "agieval", "bc2_agieval", 5, _LETTERS, 0.25, clustered=True,
@@ -77,14 +82,17 @@ _KNOWN = (
         "medmcqa", "MedMCQA", "medmcqa", "medmcqa", 5, _LETTERS, 0.25, split="validation",
         differs="without train the first five rows are shots and are not scored; the report gives "
         "no prompt",
+        folder="medmcqa",
     ),
     Suite(
         "bbh", "BBH", "bbh", "bbh", 3, "exact_match,get-answer", clustered=True,
         differs="chain-of-thought shots; the text after “the answer is” must match exactly",
+        folder="bbh/cot_fewshot",
     ),
     Suite(
         "gsm8k", "GSM8K", "gsm8k", "gsm8k", 4, "exact_match,strict-match",
         differs="four shots drawn from train for each question; the number after #### counts",
+        folder="gsm8k",
     ),
     Suite(
         "humaneval", "HumanEval", "humaneval", "bc2_humaneval", 0, "pass@1,create_test",

@@ -64,6 +64,28 @@ def manager_of(
     )
 
 
+def suite_manager(task: str, folder: str | None) -> TaskManager:
+    """A TaskManager for a suite's task, of one folder of lm-eval's if the task is there.
+
+    It takes no index of all tasks, which the first command on a machine would wait for.
+    """
+    if folder is not None:
+        manager = _folder_manager(folder)
+        if task in manager.all_tasks:
+            return manager
+    return manager_of(task, str(OWN_TASKS), where="--bench")
+
+
+@lru_cache
+def _folder_manager(folder: str) -> TaskManager:
+    quieten()
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    path = Path(lm_eval.tasks.__file__).parent / folder
+    return TaskManager(include_path=str(path), include_defaults=False)
+
+
 def has_task(name: str) -> bool:
     """Whether bc2 or lm-eval has a task, group or tag of this name."""
     return name in task_manager(str(OWN_TASKS)).all_tasks

@@ -55,8 +55,8 @@ ROWS = {split: [{"q": f"{split} {i}?", "a": str(i)} for i in range(3)] for split
 def hashed(tmp_path, monkeypatch):
     """The hash of the task in a folder of this name, made of these texts."""
     monkeypatch.setattr(
-        load, "manager_of",
-        lambda name, folder, where: task_index.manager_of(name, str(tmp_path / "now"), where=where),
+        load, "suite_manager",
+        lambda name, folder: task_index.manager_of(name, str(tmp_path / "now"), where="here"),
     )  # fmt: skip
 
     def make(folder="one", yaml=YAML, helper=HELPER, rows=ROWS, **asked):

@@ -14,7 +14,15 @@ from lm_eval.tasks._index import TaskIndex
 
 from bc2.errors import RecipeError, UsageError
 from bc2.harness import task_index
-from bc2.harness.task_index import OWN_TASKS, data_of, has_task, manager_of, task_manager
+from bc2.harness.suites import SUITES
+from bc2.harness.task_index import (
+    OWN_TASKS,
+    data_of,
+    has_task,
+    manager_of,
+    suite_manager,
+    task_manager,
+)
 
 
 @pytest.fixture
@@ -196,3 +204,18 @@ def test_nothing_is_printed(root, capfd):
     fresh()
     assert capfd.readouterr() == ("", "")
     assert task_index.cache_folder() == Path(os.environ["BC2_CACHE"])
+
+
+def test_the_suites_tasks_are_found_without_an_index(monkeypatch):
+    def refuse():
+        raise AssertionError("all of lm-eval's files are read")
+
+    monkeypatch.setattr("bc2.harness.task_index._default_index", refuse)
+    for suite in SUITES.values():
+        assert suite.task in suite_manager(suite.task, suite.folder).all_tasks
+
+
+def test_a_task_that_lm_eval_has_moved_is_found_in_its_index(monkeypatch):
+    found = object()
+    monkeypatch.setattr("bc2.harness.task_index.manager_of", lambda *_, **__: found)
+    assert suite_manager("gsm8k", "cmmlu") is found
