@@ -133,7 +133,7 @@ def nothing_half_made(home: Path) -> None:
 @pytest.mark.parametrize(
     ("suite", "moments", "nproc"),
     [
-        (SCORED, (3, 41), 1),
+        (SCORED, (41,), 1),
         (CONTINUED, (17,), 1),
         (SCORED, (11,), 2),
         pytest.param(SCORED, (1, 30, 60, 90), 1, marks=pytest.mark.slow),
@@ -209,6 +209,7 @@ def log_probs(sample: dict[str, Any]) -> list[float]:
     return [float(log_prob) for ((log_prob, _),) in sample["resps"]]
 
 
+@pytest.mark.slow
 def test_ranks_go_on_where_one_process_was(
     home: Path, bench_data: Path, uninterrupted: Any
 ) -> None:
