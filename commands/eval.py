@@ -145,6 +145,11 @@ def _check(asked: _Asked) -> None:
             f"this is one of {world_size()} ranks, and bc2 eval starts its own",
             todo="start it once, with --nproc",
         )
+    if asked.samples > 1 and not asked.temperature:
+        raise UsageError(
+            f"--samples {asked.samples} at temperature 0 are equal answers",
+            todo="give --temperature, such as 0.8",
+        )
     if asked.names != [_TEXT]:
         if _TEXT in asked.names:
             raise UsageError("text is evaluated alone: its --data is a file", todo="--bench text")
