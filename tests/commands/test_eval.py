@@ -193,7 +193,8 @@ def test_registered_scores_are_found_without_a_model(
     first = bc2(*command)
     monkeypatch.setattr(ModelHolder, "model", property(lambda self: pytest.fail("loaded")))
     again = bc2(*command)
-    assert again.json["scores"] == [{**one, "made": False} for one in first.json["scores"]]
+    found = {"made": False, "model_seconds": None}
+    assert again.json["scores"] == [{**one, **found} for one in first.json["scores"]]
     assert again.err.count("is registered already") == 2
 
 

@@ -200,6 +200,23 @@ def test_ranks_give_the_same_scores(home: Path, bench_data: Path, uninterrupted:
             assert log_probs(mine) == pytest.approx(log_probs(other), abs=1e-5)
 
 
+def test_ranks_measure_texts_as_one_process_does(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"text {n} " * (n % 9)}) + "\n" for n in range(200))
+    )
+    command = ("tiny", "--bench", "text", "--data", path, "--fresh")
+    for more in [(), ("--nproc", 2)]:
+        run = Started(home, *command, *more)
+        assert run.wait() == 0, run.err
+    found = Registry(home).list("scores")
+    assert len({one.key for one in found}) == 1
+    first, *others = [json.loads(one.file("text.json").read_bytes()) for one in found]
+    assert first["total"]["documents"] == 200 - 200 // 9 - 1
+    for other in others:
+        assert other["total"] == pytest.approx(first["total"], rel=1e-6)
+
+
 def samples(scores: Artifact, name: str) -> list[dict[str, Any]]:
     lines = (scores.path / "samples" / name).read_text().splitlines()
     return [json.loads(line) for line in lines]
