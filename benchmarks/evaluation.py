@@ -44,8 +44,8 @@ Threads = Annotated[int, typer.Option(help="Of each process.")]
 
 CORES = os.cpu_count() or 1
 
-#: bc2's command, which goes on where no answer can be extracted: then a model has no score, but here
-#: its answers and the time count.
+#: bc2's command, going on where no answer can be extracted: then a model has no score, but here its
+#: answers and the time count.
 _WITHOUT_SCORE = """
 import sys
 import bc2.evaluate.summary
