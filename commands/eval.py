@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,10 @@ def _check(asked: _Asked) -> None:
         raise UsageError(
             f"this is one of {world_size()} ranks, and bc2 eval starts its own",
             todo="start it once, with --nproc",
+        )
+    if math.isinf(asked.temperature):
+        raise UsageError(
+            f"--temperature {asked.temperature} is no temperature", todo="give one such as 0.8"
         )
     if asked.samples > 1 and not asked.temperature:
         raise UsageError(

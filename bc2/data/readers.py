@@ -63,7 +63,7 @@ def documents_at(
 
     Raises:
         DataError: nothing is there, a damaged file, a malformed row, or a language that is no
-            string.
+            string of Unicode text.
     """
     for path in paths:
         source = SourceConfig(name="texts", path=path, text_field=text_field)
@@ -165,6 +165,10 @@ def _check_language(lang: Any, where: str) -> None:
             where=where,
             todo='name it as a string, such as "en", or leave it out',
         )
+    try:
+        (lang or "").encode()
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
+        raise DataError("the language is no Unicode text", where=where, todo="repair it") from error
 
 
 def _parquet_rows(

@@ -135,9 +135,9 @@ def _compact(answer: Answer) -> dict[str, Any]:
 
 
 def _parse(line: bytes) -> Answered | None:
-    """One line; None if it was cut short by a crash."""
+    """One line; None if it is damaged: a crash may cut it short."""
     try:
         row = json.loads(line)
-    except ValueError:
+        return Answered(row["doc_id"], tuple(Answer(**given) for given in row["answers"]))
+    except (ValueError, TypeError, KeyError):
         return None
-    return Answered(row["doc_id"], tuple(Answer(**given) for given in row["answers"]))

@@ -122,7 +122,7 @@ class Evaluation:
         checkpoint = self.holder.artifact
         # A few tasks of lm-eval have parentheses in their names.
         name = f"{checkpoint.name}-{re.sub(r'[^A-Za-z0-9._-]', '-', settings.suite)}"
-        self._say_changed(name, settings)
+        self._say_changed(name, settings, run.files.path if isinstance(run, TextRun) else None)
         parents = {checkpoint.kind: [checkpoint]}
         return self.session.obtain_recorded("scores", name, settings, parents, options=run)
 
@@ -148,13 +148,21 @@ class Evaluation:
         assert self.sandbox is not None, "programs need a sandbox"
         return partial(code_verdicts, self.sandbox, work / "verdicts")
 
-    def _say_changed(self, name: str, settings: EvalSettings | TextEvalSettings) -> None:
-        """Say so if the same was evaluated on other rows, and not yet on these."""
+    def _say_changed(
+        self, name: str, settings: EvalSettings | TextEvalSettings, path: str | None
+    ) -> None:
+        """Say so if the same was evaluated on other rows, and not yet on these.
+
+        Args:
+            path: of one's own texts, of which another path is another text; None: a benchmark.
+        """
         wanted = settings.model_dump(mode="json")
         digest = self.holder.artifact.digest
         alike = {}
         for known in self.session.registry.list("scores", name=name):
             recorded = known.manifest.recipe.get("scores", {})
+            if path is not None and known.manifest.facts["data"]["origin"] != path:
+                continue
             if known.parents == (digest,) and {**recorded, "data": settings.data} == wanted:
                 alike[recorded["data"]] = known
         if alike and settings.data not in alike:

@@ -31,6 +31,10 @@ from bc2.registry.environment import code, environment
 Arguments = Callable[[Sample], Sequence[Sequence[Any]]]
 
 
+#: Of a function in a task's settings, as it is written: another one in each process.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """What ran, for the head of the results file. None is written as null."""
@@ -90,7 +94,8 @@ def results_json(
         "chat_template_sha": None,
         "total_evaluation_time_seconds": None if record.seconds is None else str(record.seconds),
     }
-    return json.dumps(results, indent=2, default=_plain, ensure_ascii=False)
+    written = json.dumps(results, indent=2, default=_plain, ensure_ascii=False)
+    return _ADDRESS.sub("", written)
 
 
 def _config(record: RunRecord) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bc2.errors import DataError, RunFailed
+from bc2.errors import DataError, ResourceError, RunFailed
 from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts, write_prompts
 from bc2.files import lock_directory, make_directory, replace_durably, sync_file
 
@@ -24,6 +24,9 @@ _FACTS = "suite.json"
 
 #: What a system says of a place that is not this user's to write.
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+#: And of a disk without room.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PromptStore:
@@ -34,6 +37,7 @@ class PromptStore:
 
     Raises:
         RunFailed: this user may not read or write there; raised by its methods.
+        ResourceError: there is no room; raised by its methods.
     """
 
     def __init__(self, folder: Path):
@@ -80,9 +84,10 @@ class PromptStore:
             # One name for all processes: the next one replaces what a killed one left.
             aside = self.folder / f".{name}.tmp"
             try:
-                write_prompts(aside, build())
-                sync_file(aside)
-                os.replace(aside, self.folder / name)
+                with self._allowed():
+                    write_prompts(aside, build())
+                    sync_file(aside)
+                    os.replace(aside, self.folder / name)
             finally:
                 aside.unlink(missing_ok=True)
             return PromptFile(self.folder / name)
@@ -100,6 +105,12 @@ class PromptStore:
         try:
             yield
         except OSError as error:
+            if error.errno in _FULL:
+                raise ResourceError(
+                    "disk full while keeping prompts",
+                    where=str(self.folder),
+                    todo="free some space there, or set BC2_CACHE to a directory on another disk",
+                ) from error
             if error.errno not in _REFUSED:
                 raise
             raise RunFailed(

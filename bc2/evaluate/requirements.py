@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from bc2.errors import RunFailed, UsageError, nearest
 from bc2.evaluate.summary import Summary, metric_of
+from bc2.harness.suites import suite_name
 
 #: Rounding of a mean over subjects, which must not decide.
 _ROUNDING = 1e-12
@@ -45,10 +46,10 @@ def parse_requirement(text: str) -> Requirement:
 def _share(written: str, text: str) -> float:
     try:
         value = Decimal(written.removesuffix("%").strip())
-    except InvalidOperation:
+        if written.endswith("%"):
+            value /= 100
+    except ArithmeticError:  # of the division too: sNaN%, 9e999999999999999999%
         raise UsageError(f"--require {text}: {written!r} is no number", todo=_FORM) from None
-    if written.endswith("%"):
-        value /= 100
     if not (value.is_finite() and 0 <= value <= 1):
         meant = value.is_finite() and 1 < value <= 100 and not written.endswith("%")
         raise UsageError(
@@ -70,7 +71,9 @@ def parse_requirements(
     Raises:
         UsageError: see `parse_requirement`; or a suite is unknown or is not evaluated.
     """
-    requirements = [parse_requirement(text) for text in texts]
+    requirements = [
+        replace(each, suite=suite_name(each.suite)) for each in map(parse_requirement, texts)
+    ]
     for each in requirements:
         if each.suite in evaluated:
             continue

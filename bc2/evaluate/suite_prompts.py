@@ -15,6 +15,7 @@ from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts
 from bc2.files import sha256_json
 from bc2.harness.release import Release, open_release
 from bc2.harness.suites import Suite
+from bc2.harness.versions import task_files_digest
 
 if TYPE_CHECKING:
     from bc2.harness.load import LoadedSuite
@@ -83,7 +84,8 @@ class SuitePrompts:
         kept = self.settings.model_dump(
             include={"suite", "shots", "seed", "data", "harness", "prompts_version"}
         )
-        key = sha256_json({**kept, "tokenizer": self.tokenizer.digest})
+        tasks = task_files_digest(self.rows.suite)
+        key = sha256_json({**kept, "tokenizer": self.tokenizer.digest, "task_files": tasks})
         return PromptStore(self.kept_in / key)
 
     @cached_property

@@ -110,6 +110,12 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in _KNOWN}
 _ALSO = {"jec-qa": "jecqa", "c-eval": "ceval"}
 
 
+def suite_name(name: str) -> str:
+    """The suite's own name, of another one that ``--bench`` takes for it; any other name as is."""
+    own = _ALSO.get(name, name.removeprefix(OWN_PREFIX))
+    return own if own in SUITES else name
+
+
 def suite_of(name: str) -> Suite:
     """The suite of a name; any other task, group or tag of lm-eval with its own shots.
 
@@ -118,14 +124,15 @@ def suite_of(name: str) -> Suite:
     Raises:
         UsageError: neither bc2 nor lm-eval knows the name.
     """
-    suite = SUITES.get(_ALSO.get(name, name.removeprefix(OWN_PREFIX)))
+    suite = SUITES.get(suite_name(name))
     if suite is not None:
         return suite
     from bc2.harness.task_index import data_of, has_task, task_manager
 
     if has_task(name):
         return Suite(name, name, _SOURCES.get(data_of(name) or ""), name, None, None)
-    guess = nearest(name, [*SUITES, *_ALSO]) or nearest(name, task_manager().all_tasks)
+    # The authors write MMLU, GSM8K and C-Eval.
+    guess = nearest(name.lower(), [*SUITES, *_ALSO]) or nearest(name, task_manager().all_tasks)
     raise UsageError(
         f"no benchmark {name!r}",
         where="--bench",

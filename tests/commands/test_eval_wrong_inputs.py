@@ -58,6 +58,7 @@ def refused(done: Any, code: int, *said: str) -> None:
         ("--bench medqa --device tpu", 2, "tpu"),
         ("--bench medqa --precision fp8", 2, "fp8"),
         ("--bench medqa --cache-memory much", 2, "--cache-memory cannot read 'much'"),
+        ("--bench gsm8k --temperature inf", 2, "--temperature inf is no temperature"),
         ("nosuch --bench medqa", 4, "nosuch"),
     ],
 )

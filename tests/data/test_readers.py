@@ -189,6 +189,9 @@ def test_a_language_that_is_no_string_and_a_malformed_row_stop(write, tmp_path):
     pq.write_table(pa.table({"text": ["a"], "lang": [[1]]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="the language is a list"):
         list(documents_at([str(tmp_path / "a.parquet")]))
+    torn = write("c.jsonl", b'{"text": "a", "lang": "\\ud800"}\n')
+    with pytest.raises(DataError, match="the language is no Unicode text"):
+        list(documents_at([str(torn)]))
     assert len(read(source(path))[0]) == 2  # a corpus does not look
     path = write("b.jsonl", b'{"text": 5}\n')
     with pytest.raises(DataError, match="text' holds a int") as caught:

@@ -96,7 +96,13 @@ def test_a_crash_at_any_byte_loses_no_answer_but_the_last(tmp_path: Path) -> Non
         assert list(map(journal.read(UNIT).get, (16, 17, 18, 19))) == [*first, said(19)]
 
 
-@pytest.mark.parametrize("torn", [b"\0" * 40, b"\xff\xfe{", b'{"doc_id": 18, "ans', b"{}{}"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"\0" * 40, b"\xff\xfe{", b'{"doc_id": 18, "ans', b"{}{}", b"{}", b"18", b"[]",
+        b'{"doc_id": 18, "answers": null}', b'{"doc_id": 18, "answers": [{"unknown": 1}]}',
+    ],
+)  # fmt: skip
 def test_a_torn_line_is_no_answer(tmp_path: Path, torn: bytes) -> None:
     journal = AnswerJournal(tmp_path, "claims")
     append(journal, said(16))

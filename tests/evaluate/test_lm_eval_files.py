@@ -255,6 +255,16 @@ RECORD = RunRecord(
 )  # fmt: skip
 
 
+def test_results_do_not_depend_on_where_functions_lie_in_memory() -> None:
+    def doc_to_text(doc: Any) -> str:
+        return str(doc)
+
+    configs = {"made": {"doc_to_text": str(doc_to_text), "doc_to_choice": doc_to_text}}
+    found = json.loads(results_json({"configs": configs}, RECORD, {}))["configs"]["made"]
+    name = f"<function {doc_to_text.__qualname__}>"
+    assert found == {"doc_to_text": name, "doc_to_choice": name}
+
+
 def test_results_file_has_lm_evals_form(evaluated: Evaluated, totals: dict[str, Any]) -> None:
     found = json.loads(results_json(totals, RECORD, evaluated.written["task_hashes"]))
     theirs = evaluated.written

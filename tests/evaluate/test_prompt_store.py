@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bc2.errors import RunFailed
+from bc2.errors import ResourceError, RunFailed
 from bc2.evaluate.prompt_store import PromptStore
 from bc2.evaluate.prompts import Prompt, TaskPrompts
 
@@ -149,13 +149,16 @@ def test_a_cache_that_is_not_ours_is_named(tmp_path: Path) -> None:
         assert str(tmp_path / "file") in str(e.value.where)
 
 
-def test_a_full_disk_is_no_question_of_permission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk of the cache may be another one than the home's."""
+
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     store = PromptStore(tmp_path / "key")
     monkeypatch.setattr("bc2.evaluate.prompt_store.replace_durably", full)
-    with pytest.raises(OSError, match="No space left"):
-        store.record({})
+    monkeypatch.setattr("bc2.evaluate.prompt_store.write_prompts", full)
+    for use in (lambda: store.record({}), lambda: store.obtain(task(1), lambda: prompts(1))):
+        with pytest.raises(ResourceError, match=r"disk full.*set BC2_CACHE") as caught:
+            use()
+        assert caught.value.where == str(tmp_path / "key")

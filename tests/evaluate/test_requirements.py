@@ -61,6 +61,8 @@ def test_forms(text: str, expected: Requirement) -> None:
         ("cmmlu=-0.1", "a score is from 0 to 1"),
         ("cmmlu=nan", "a score is from 0 to 1"),
         ("cmmlu=inf", "a score is from 0 to 1"),
+        ("cmmlu=sNaN%", "'sNaN%' is no number"),
+        ("cmmlu=9e999999999999999999%", "is no number"),
     ],
 )
 def test_other_forms_are_refused(text: str, message: str) -> None:
@@ -81,6 +83,12 @@ def test_suites_must_be_evaluated() -> None:
         parse_requirements(["gsm9k=0.3"], evaluated=evaluated, known=known)
     with pytest.raises(UsageError, match="there is no suite zzz; see bc2 eval --list"):
         parse_requirements(["zzz=0.3"], evaluated=evaluated, known=known)
+
+
+def test_other_names_of_a_suite() -> None:
+    texts = ["jec-qa=0.3", "bc2_jecqa:acc=0.2"]
+    found = parse_requirements(texts, evaluated=["jecqa"], known=["jecqa"])
+    assert found == [Requirement("jecqa", None, 0.3), Requirement("jecqa", "acc", 0.2)]
 
 
 @pytest.mark.parametrize(

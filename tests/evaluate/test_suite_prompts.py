@@ -47,6 +47,14 @@ def test_where_they_are_depends_on_what_they_depend_on(
     assert len({*same, *others}) == 4
 
 
+def test_prompts_of_an_edited_task_are_built_again(
+    make_prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make_prompts("gsm8k").store.folder
+    monkeypatch.setattr("bc2.evaluate.suite_prompts.task_files_digest", lambda suite: "edited")
+    assert make_prompts("gsm8k").store.folder != before
+
+
 @pytest.fixture
 def other_tokenizer(made_tokenizer: Tokenizer) -> Any:
     return SimpleNamespace(digest="0" * 64, eos_id=2, bos_id=1, encode=made_tokenizer.encode)

@@ -59,7 +59,16 @@ def test_any_task_group_or_tag_of_lm_eval():
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("cmlu", "cmmlu"), ("gsm8", "gsm8k"), ("hellaswg", "hellaswag"), ("Humaneval", "humaneval")],
+    [
+        ("cmlu", "cmmlu"),
+        ("gsm8", "gsm8k"),
+        ("hellaswg", "hellaswag"),
+        ("Humaneval", "humaneval"),
+        ("MMLU", "mmlu"),
+        ("GSM8K", "gsm8k"),
+        ("C-Eval", "c-eval"),
+        ("JEC-QA", "jec-qa"),
+    ],
 )
 def test_an_unknown_name_has_a_nearest(wrong, right):
     with pytest.raises(UsageError, match=f"no benchmark '{wrong}'.*did you mean '{right}'"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bc2.harness import versions
+from bc2.harness.suites import SUITES, Suite
 
 
 @pytest.fixture
@@ -54,3 +58,29 @@ def test_the_programs_of_code_tasks_are_seen(
     changed.write_bytes(versions.CODE_TASKS.read_bytes() + b"\n")
     monkeypatch.setattr(versions, "CODE_TASKS", changed)
     assert fresh() != before
+
+
+@pytest.fixture
+def lm_eval_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Another lm-eval, with tasks of two folders."""
+    for name in ("gsm8k/gsm8k.yaml", "gsm8k/utils.py", "quiz/quiz.yaml"):
+        path = tmp_path / "lm_eval" / "tasks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("task: one\n")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "lm_eval")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    versions._digest_below.cache_clear()
+    yield tmp_path / "lm_eval" / "tasks"
+    versions._digest_below.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["gsm8k/gsm8k.yaml", "gsm8k/utils.py", "quiz/quiz.yaml"])
+def test_an_edited_task_of_lm_eval_is_seen(lm_eval_tasks: Path, name: str) -> None:
+    """Of its own folder where a suite's task is in one, else of any."""
+    suites = SUITES["gsm8k"], Suite("quiz", "Quiz", None, "quiz", None, None), SUITES["medqa"]
+    before = [versions.task_files_digest(suite) for suite in suites]
+    (lm_eval_tasks / name).write_text("task: another\n")
+    versions._digest_below.cache_clear()
+    after = [versions.task_files_digest(suite) for suite in suites]
+    changed = [one != other for one, other in zip(before, after, strict=True)]
+    assert changed == [name.startswith("gsm8k"), True, False]
