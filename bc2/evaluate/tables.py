@@ -92,7 +92,8 @@ def text_table(result: Mapping[str, Any]) -> Any:
     """Likelihoods of texts for a terminal: one row a language, and all together."""
     rows = [
         (
-            name,
+            # A language is whatever a file says: no line break or control character is drawn.
+            name if name.isprintable() else repr(name),
             f"{each['documents']:,}",
             f"{each['tokens']:,}",
             f"{each['nats_per_token']:.4f}",

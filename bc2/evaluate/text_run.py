@@ -106,7 +106,9 @@ class TextRun:
             self.measure(journal)
         total = TextLikelihood()
         for path in sorted(journal.folder.glob("*.json")):
-            total.merge(json.loads(path.read_bytes()))
+            state = _state(path)
+            assert state is not None, "a part was measured and cannot be read"
+            total.merge(state)
         return total
 
     def measure(self, journal: AnswerJournal) -> None:
@@ -125,7 +127,7 @@ class TextRun:
                     return
                 unit = Unit(TEXT, first, first + len(part))
                 path = journal.folder / f"{unit.name}.json"
-                if not path.exists() and journal.claim(unit):
+                if _state(path) is None and journal.claim(unit):
                     measured = measure_part(
                         self.holder.engine, self.holder.tokenizer, part, self.settings.stride
                     )
@@ -147,6 +149,15 @@ class TextRun:
             "samples": total["documents"],
             "data": {"origin": self.files.path, "files": dict(self.files.digests)},
         }
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    """What a unit was measured as; None if it was not, or its file is damaged."""
+    try:
+        state: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return state
 
 
 def read_text_scores(artifact: Artifact) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from rich.console import Console
 from bc2.console import Output
 from bc2.evaluate.statistics import ScoreInterval
 from bc2.evaluate.summary import Summary
-from bc2.evaluate.tables import legend, scores_csv, scores_json, scores_markdown, scores_table
+from bc2.evaluate.tables import (
+    legend,
+    scores_csv,
+    scores_json,
+    scores_markdown,
+    scores_table,
+    text_table,
+)
 
 CMMLU = Summary(
     suite="cmmlu", subject=None, metric="acc,none", score=0.2534, stderr=0.0041,
@@ -114,3 +121,13 @@ def test_legend_says_what_is_averaged_and_clustered() -> None:
 def test_json_holds_all() -> None:
     found = [Summary.from_json(each) for each in json.loads(scores_json(ALL))]
     assert found == ALL
+
+
+def test_a_language_is_drawn_without_control_characters() -> None:
+    each = {
+        "documents": 1, "tokens": 2, "nats_per_token": 1.0, "nats_per_token_stderr": None,
+        "bits_per_byte": 1.0, "bits_per_byte_stderr": None, "perplexity": 2.7,
+    }  # fmt: skip
+    drawn = text_table({"languages": {"zh": each, "e\nn\x1b[2J": each}, "total": each})
+    cells = list(drawn.columns[0].cells)
+    assert [str(cell).strip() for cell in cells] == ["zh", r"'e\nn\x1b[2J'", "all"]
