@@ -221,6 +221,11 @@ def _suites(asked: _Asked) -> list[Suite]:
     from bc2.harness.suites import suite_of
 
     suites = list({suite.name: suite for suite in map(suite_of, asked.names)}.values())
+    if asked.temperature and all(suite.of_choices for suite in suites):
+        raise UsageError(
+            f"--temperature draws nothing in {suites[0].name}: its choices are scored",
+            todo="leave it out",
+        )
     runs_code = [suite.name for suite in suites if suite.runs_code]
     if runs_code and not asked.allow_code:
         raise UsageError(

@@ -54,8 +54,9 @@ class EvalRequest:
             shots=shots,
             limit=self.limit,
             seed=self.seed,
-            samples=self.samples,
-            temperature=self.temperature,
+            # Nothing is drawn where choices are scored: the same scores have the same key.
+            samples=1 if rows.suite.of_choices else self.samples,
+            temperature=0.0 if rows.suite.of_choices else self.temperature,
             precision=self.precision,
             data=rows.digest(shots),
             harness=harness_version(),

@@ -37,6 +37,11 @@ class Suite:
     folder: str | None = None
     """Of lm-eval's tasks, where its task is; None: in one of ours, or anywhere."""
 
+    @property
+    def of_choices(self) -> bool:
+        """Whether choices are scored; False where texts are continued, or it is not known."""
+        return self.chance is not None
+
 
 #: What the names of bc2's own tasks begin with, so that they replace none of lm-eval's.
 OWN_PREFIX = "bc2_"

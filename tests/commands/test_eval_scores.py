@@ -230,6 +230,7 @@ def test_texts_that_are_written_out(bc2: Bc2, texts: Path, tmp_path: Path) -> No
         (["--bench", "text", "--shots", "4"], 2, "--shots is not about --bench text"),
         (["--bench", "text", "--require", "text=1"], 2, "--require is not about --bench text"),
         (["--bench", "gsm8k", "--samples", "4"], 2, "are equal answers"),
+        (["--bench", "mmlu,medqa", "--temperature", "1"], 2, "--temperature draws nothing in mmlu"),
     ],
 )
 def test_options_that_do_not_go_together(bc2: Bc2, more: list[str], code: int, said: str) -> None:

@@ -101,11 +101,19 @@ def test_changed_rows_are_evaluated_anew_and_said_once(
 
 
 def test_settings_of_a_request(releases: Path) -> None:
-    (rows,) = rows_of(releases, "medqa")
+    (rows,) = rows_of(releases, "gsm8k")
     own = EvalRequest().settings(rows)
-    assert (own.shots, own.limit, own.seed, own.precision) == (5, None, 1234, "fp32")
+    assert (own.shots, own.limit, own.seed, own.precision) == (4, None, 1234, "fp32")
     asked = EvalRequest(shots=0, limit=3, seed=1, samples=2, temperature=0.5, precision="bf16")
     assert asked.settings(rows).model_dump(include={"shots", "limit", "precision", "samples"}) == {
         "shots": 0, "limit": 3, "precision": "bf16", "samples": 2,
     }  # fmt: skip
-    assert own.data == rows.digest(5)
+    assert own.data == rows.digest(4)
+
+
+def test_what_draws_nothing_is_not_keyed_by_how_it_draws(releases: Path) -> None:
+    choices, texts = rows_of(releases, "medqa", "gsm8k")
+    plain, drawn = EvalRequest(), EvalRequest(samples=4, temperature=0.7)
+    assert drawn.settings(choices) == plain.settings(choices)
+    settings = drawn.settings(texts)
+    assert (settings.samples, settings.temperature) == (4, 0.7)
