@@ -207,7 +207,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def replace_durably(path: Path, data: bytes) -> None:
     """Replace a file's contents atomically: a reader sees the old or the new bytes."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = _aside(path)
     try:
         write_durably(aside, data)
         os.replace(aside, path)
@@ -215,6 +215,18 @@ def replace_durably(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """See that `replace_durably` could write a file now. Raises: OSError if it could not."""
+    aside = _aside(path)
+    aside.touch(exist_ok=False)
+    aside.unlink()
+
+
+def _aside(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def rename_durably(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bc2.errors import UsageError
+from bc2.files import check_replaceable
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the refs on stdout.")]
@@ -67,6 +69,32 @@ def parse_bytes(text: str, option: str) -> int:
     if not size:
         raise UsageError(f"{option}: a size of at least one byte is needed, not {text!r}")
     return size
+
+
+def output_file(path: Path, option: str) -> Path:
+    """The absolute path of a file that a command writes at its end, found to be writable now.
+
+    Raises:
+        UsageError: a directory or a device has the name, it cannot be a file's, or its directory
+            is not there or cannot be written.
+    """
+    path = path.expanduser().absolute()
+    if os.path.isdir(path):  # it does not raise, whatever the name
+        raise UsageError(f"{option} is a directory", where=str(path), todo="name a file")
+    if os.path.exists(path) and not path.is_file():
+        raise UsageError(f"{option} is not a file to write to", where=str(path), todo="name a file")
+    if not os.path.isdir(path.parent):
+        raise UsageError(
+            f"no such directory for {option}", where=str(path.parent), todo="make it first"
+        )
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(
+            f"{option} cannot be written: {reason}", where=str(path), todo="name another file"
+        ) from None
+    return path
 
 
 def verb() -> typer.Typer:

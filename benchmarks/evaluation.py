@@ -92,6 +92,7 @@ def train(
     corpus: Annotated[Path, typer.Option(help="Folder of JSONL files of text.")],
     data: Data,
     steps: Annotated[int, typer.Option(help="Of 2,048 tokens by default.")] = 300,
+    questions: Annotated[float, typer.Option(help="Share of samples in GSM8K's form.")] = 0.5,
     sequence_length: int = 2048,
     vocab_size: int = 16_384,
     megabytes: Annotated[int, typer.Option(help="Of each source of text.")] = 10,
@@ -100,7 +101,7 @@ def train(
     """Train a model with its tokenizer; prints its ref."""
     print(
         train_model(
-            home, corpus, data, steps=steps, sequence_length=sequence_length,
+            home, corpus, data, steps=steps, questions=questions, sequence_length=sequence_length,
             vocab_size=vocab_size, megabytes=megabytes, seed=seed,
         )
     )  # fmt: skip

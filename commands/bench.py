@@ -12,7 +12,8 @@ from typer.core import TyperCommand
 
 from bc2.console import Output, note, progress
 from bc2.errors import UsageError
-from bc2.options import Json, Set, verb
+from bc2.files import replace_durably
+from bc2.options import Json, Set, output_file, verb
 from bc2.recipe import Recipe, load
 from bc2.registry import find_home
 
@@ -119,7 +120,8 @@ def bench(
         documents, checkpoint,
     )  # fmt: skip
     _check(asked)
-    _check_target(markdown)
+    if markdown is not None:
+        markdown = output_file(markdown, "--markdown")
     result = _measure(load(recipe, set_ or []), asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)
@@ -150,12 +152,6 @@ def _check(asked: BenchOptions) -> None:
             "the peer does not keep packed documents apart",
             todo="leave out --documents or --against",
         )
-
-
-def _check_target(markdown: Path | None) -> None:
-    """An unwritable target is known before minutes of measuring, not after."""
-    if markdown is not None and not markdown.absolute().parent.is_dir():
-        raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
 
 
 def _measure(recipe: Recipe, asked: BenchOptions) -> BenchResult:
@@ -206,7 +202,7 @@ def _keep(result: BenchResult, *, save: bool, markdown: Path | None) -> None:
     if save:
         note(f"kept as {keep_result(result, _folder())}")
     if markdown is not None:
-        markdown.write_text(result_markdown(result), encoding="utf-8")
+        replace_durably(markdown, result_markdown(result).encode())
         note(f"written to {markdown}")
 
 

@@ -12,7 +12,8 @@ import typer
 
 from bc2.console import Output, note, progress
 from bc2.errors import UsageError
-from bc2.options import Json, Set, verb
+from bc2.files import replace_durably
+from bc2.options import Json, Set, output_file, verb
 from bc2.recipe import load
 from bc2.registry import Registry, find_home
 
@@ -99,7 +100,8 @@ def generate(
         return _list(output)
     if compare is not None:
         return _compare(output, *compare)
-    _check_target(markdown)
+    if markdown is not None:
+        markdown = output_file(markdown, "--markdown")
     asked = GenerationOptions(
         only, against, sizes, precision, device, rounds, requests, seed, prompts, tokenizer, mmlu,
         subjects, questions, n, max_running, cache_mb,
@@ -108,12 +110,6 @@ def generate(
         result = _measure(name, facts, plan, asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)
-
-
-def _check_target(markdown: Path | None) -> None:
-    """An unwritable target is known before minutes of measuring, not after."""
-    if markdown is not None and not markdown.absolute().parent.is_dir():
-        raise UsageError(f"no such directory: {markdown.absolute().parent}", todo="make it first")
 
 
 def _folder() -> Path:
@@ -191,7 +187,7 @@ def _keep(result: GenerationResult, *, save: bool, markdown: Path | None) -> Non
     if save:
         note(f"kept as {keep_result(result, _folder())}")
     if markdown is not None:
-        markdown.write_text(generation_markdown(result), encoding="utf-8")
+        replace_durably(markdown, generation_markdown(result).encode())
         note(f"written to {markdown}")
 
 

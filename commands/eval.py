@@ -172,7 +172,7 @@ def _check(asked: _Asked) -> None:
 
 
 def _evaluate_suites(asked: _Asked, output: Output) -> None:
-    from bc2.evaluate.requirements import check_required, parse_requirements
+    from bc2.evaluate.requirements import check_metrics, check_required, parse_requirements
     from bc2.evaluate.score_files import check_out, write_out
     from bc2.evaluate.scores import read_summaries
     from bc2.evaluate.suite_prompts import SuiteRows
@@ -181,14 +181,15 @@ def _evaluate_suites(asked: _Asked, output: Output) -> None:
     suites = _suites(asked)
     names = [suite.name for suite in suites]
     required = parse_requirements(asked.require, evaluated=names, known=list(SUITES))
-    check_out(asked.out)
+    out = check_out(asked.out)
     with _opened(asked, runs_code=any(suite.runs_code for suite in suites)) as evaluation:
         rows = [SuiteRows.open(suite, asked.data) for suite in suites]
+        check_metrics(required, rows, evaluation.request)
         found = list(evaluation.evaluate(rows))
     summaries = [summary for artifact in found for summary in read_summaries(artifact)]
     if found:
-        if asked.out is not None:
-            write_out(asked.out, found, summaries)
+        if out is not None:
+            write_out(out, found, summaries)
         _show(evaluation, found, summaries, output)
     for error in evaluation.failed[1:]:
         warn(str(error).removeprefix("error: "))
@@ -202,12 +203,12 @@ def _evaluate_text(asked: _Asked, output: Output) -> None:
     from bc2.evaluate.tables import text_table
     from bc2.evaluate.text_run import TextFiles, read_text_scores
 
-    check_out(asked.out, kinds=(".json",))
+    out = check_out(asked.out, kinds=(".json",))
     with _opened(asked) as evaluation:
         artifact = evaluation.measure_text(TextFiles.open(asked.data), asked.stride)
     result = read_text_scores(artifact)
-    if asked.out is not None:
-        write_text_out(asked.out, result)
+    if out is not None:
+        write_text_out(out, result)
     from rich.console import Group
 
     stride = f"windows of {result['window']:,} tokens, stride {result['stride']:,}"

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from bc2.console import Output, table
-from bc2.errors import UsageError
-from bc2.options import Json, verb
+from bc2.options import Json, output_file, verb
 from bc2.registry import Registry
 
 app = verb()
@@ -39,7 +38,7 @@ def report(
     from bc2.train.runs import find_run
 
     if out is not None:
-        out = _checked(out)
+        out = output_file(out, "--out")
     registry = Registry.open()
     found = find_run(registry, run)
     written = write_report(found, registry, out)
@@ -51,14 +50,3 @@ def report(
     }
     drawn = table(("", ""), [(name, str(path)) for name, path in paths.items()])
     Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)])
-
-
-def _checked(out: Path) -> Path:
-    """Raises: UsageError if no file can be there."""
-    out = out.expanduser().absolute()
-    if out.is_dir():
-        todo = f"name a file in it: {out / 'report.html'}"
-        raise UsageError("--out is a directory", where=str(out), todo=todo)
-    if not out.parent.is_dir():
-        raise UsageError("no such directory for --out", where=str(out.parent), todo="make it first")
-    return out

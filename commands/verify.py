@@ -9,7 +9,7 @@ import typer
 
 from bc2.console import Output, note
 from bc2.errors import RunFailed, UsageError
-from bc2.options import Json, NProc, Quiet, RecipeArg, Set, verb
+from bc2.options import Json, NProc, Quiet, RecipeArg, Set, output_file, verb
 from bc2.ranks import world_size
 from bc2.recipe import load
 from bc2.registry import Registry
@@ -60,6 +60,8 @@ def resume(
     from bc2.verify.other_layouts import check_fits, other_layouts
     from bc2.verify.resume import ResumeRequest, finished_checkpoint, verify_resume
 
+    if out is not None:
+        out = output_file(out, "--out")
     registry, loaded = Registry.open(), load(recipe, set_ or [])
     settings = TrainingSettings.of(loaded)
     settings.check_ranks(nproc)

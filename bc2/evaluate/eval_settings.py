@@ -37,7 +37,7 @@ class EvalSettings(Settings):
     """Digest of the rows, or where lm-eval takes them from."""
 
     harness: str
-    """Which prompts and metrics: lm-eval's version and the digest of our own tasks."""
+    """Which prompts and metrics: lm-eval's version, and digests of its and our tasks' files."""
 
     prompts_version: int
     """Of the way in which prompts are built."""

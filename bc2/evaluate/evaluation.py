@@ -59,7 +59,7 @@ class EvalRequest:
             temperature=0.0 if rows.suite.of_choices else self.temperature,
             precision=self.precision,
             data=rows.digest(shots),
-            harness=harness_version(),
+            harness=harness_version(rows.suite),
             prompts_version=PROMPTS_VERSION,
         )
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from bc2.errors import RunFailed, UsageError, nearest
-from bc2.evaluate.summary import Summary, metric_of
+from bc2.evaluate.summary import Summary, filter_of, metric_of
 from bc2.harness.suites import suite_name
+
+if TYPE_CHECKING:
+    from bc2.evaluate.evaluation import EvalRequest
+    from bc2.evaluate.suite_prompts import SuiteRows
 
 #: Rounding of a mean over subjects, which must not decide.
 _ROUNDING = 1e-12
@@ -90,6 +95,37 @@ def parse_requirements(
     return requirements
 
 
+def check_metrics(
+    requirements: Iterable[Requirement], suites: Iterable[SuiteRows], request: EvalRequest
+) -> None:
+    """See, before anything is evaluated, that there will be the metrics that are required.
+
+    Raises:
+        UsageError: a suite has not the metric, or has it after several filters.
+    """
+    named = [each for each in requirements if each.metric is not None]
+    for rows in suites:
+        wanted = [each for each in named if each.suite == rows.suite.name]
+        if wanted:
+            keys = _keys_of(rows, request)
+            for each in wanted:
+                _key_of(each, keys)
+
+
+def _keys_of(rows: SuiteRows, request: EvalRequest) -> list[str]:
+    """lm-eval's keys of the metrics that a suite will have."""
+    from bc2.evaluate.code_verdicts import KS
+    from bc2.harness.aggregate import metric_keys
+
+    tasks = list(rows.load(request.shots, request.seed).tasks.values())
+    keys = list(dict.fromkeys(key for task in tasks for key in metric_keys(task)))
+    if not rows.suite.runs_code:
+        return keys
+    answers = max(request.samples, *(task.config.repeats for task in tasks))
+    filters = dict.fromkeys(map(filter_of, keys))
+    return keys + [f"pass@{k},{name}" for k in KS if 1 < k <= answers for name in filters]
+
+
 def check_required(summaries: Sequence[Summary], requirements: Iterable[Requirement]) -> None:
     """Compare the scores of whole suites with what is required.
 
@@ -115,10 +151,17 @@ def _value_of(required: Requirement, summary: Summary) -> tuple[str, float | Non
     values = {summary.metric: summary.score, **summary.others}
     if required.metric is None:
         return summary.metric, summary.score
-    keys = [key for key in values if required.metric in (key, metric_of(key))]
-    if len(keys) != 1:
-        many = f"{required.metric} has several filters" if keys else f"no metric {required.metric}"
+    key = _key_of(required, values)
+    return key, values[key]
+
+
+def _key_of(required: Requirement, keys: Iterable[str]) -> str:
+    """The one of lm-eval's keys that is meant. Raises: UsageError if there is none, or several."""
+    keys = list(keys)
+    meant = [key for key in keys if required.metric in (key, metric_of(key))]
+    if len(meant) != 1:
+        many = f"{required.metric} has several filters" if meant else f"no metric {required.metric}"
         raise UsageError(
-            f"--require {required}: {many}", todo=f"take one of {', '.join(sorted(keys or values))}"
+            f"--require {required}: {many}", todo=f"take one of {', '.join(sorted(meant or keys))}"
         )
-    return keys[0], values[keys[0]]
+    return meant[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from bc2.evaluate.scores import RESULTS
 from bc2.evaluate.summary import Summary
 from bc2.evaluate.tables import scores_csv, scores_markdown
 from bc2.files import replace_durably
+from bc2.options import output_file
 from bc2.registry import Artifact
 
 KINDS = (".json", ".csv", ".md")
@@ -25,28 +25,21 @@ _BY_TASK = (
 )  # fmt: skip
 
 
-def check_out(path: Path | None, kinds: Sequence[str] = KINDS) -> None:
+def check_out(path: Path | None, kinds: Sequence[str] = KINDS) -> Path | None:
     """Find out whether a file can be written before anything is evaluated.
 
     Raises:
-        UsageError: it has another ending, or its folder is not there or cannot be written.
+        UsageError: it has another ending, or cannot be written: see `output_file`.
     """
     if path is None:
-        return
+        return None
     if path.suffix not in kinds:
         raise UsageError(
             f"--out ends in {path.suffix or 'nothing'}",
             where=str(path),
             todo=f"end it in {', '.join(kinds)}: JSON is in lm-eval's format",
         )
-    if not path.parent.is_dir():
-        raise UsageError("no such directory", where=str(path.parent), todo="make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(
-            "no permission to write", where=str(path.parent), todo="name another directory"
-        )
-    if path.is_dir():
-        raise UsageError("--out is a directory", where=str(path), todo="name a file")
+    return output_file(path, "--out")
 
 
 def write_out(path: Path, found: Sequence[Artifact], summaries: Sequence[Summary]) -> None:

@@ -17,12 +17,14 @@ from bc2.evaluate.judging import judged_samples
 from bc2.evaluate.lm_eval_files import RunRecord, raw_metrics, results_json, write_samples
 from bc2.evaluate.samples import Sample
 from bc2.evaluate.suite_run import SuiteRun
-from bc2.evaluate.summary import SuiteFacts, Summary, summarize
+from bc2.evaluate.summary import SuiteFacts, Summary, metric_of, summarize
 from bc2.evaluate.tables import scores_csv, scores_json, scores_markdown
 from bc2.harness.aggregate import (
     BOOTSTRAP_ITERS,
     aggregate,
+    chance_of,
     extraction_fallbacks,
+    metric_keys,
     other_aggregations,
 )
 from bc2.harness.load import LoadedSuite
@@ -89,7 +91,7 @@ def suite_facts(run: SuiteRun, loaded: LoadedSuite) -> SuiteFacts:
         suite=suite.name,
         headline=headline,
         shots=_shots(run.prompts.settings.shots, tasks),
-        chance=suite.chance,
+        chance=suite.chance if suite.metric is not None else _chances(run, loaded, headline),
         clustered=suite.clustered or suite.metric is None,
         weighted=_weighted(loaded),
         percent=headline.partition(",")[0] in _SHARES,
@@ -105,12 +107,17 @@ def _shots(asked: int | None, tasks: Sequence[Any]) -> int | None:
     return asked if asked is not None else own.pop() if len(own) == 1 else None
 
 
+def _chances(run: SuiteRun, loaded: LoadedSuite, headline: str) -> dict[str, float | None]:
+    """By task, what a blind guess at its questions would score."""
+    metric, limit = metric_of(headline), run.prompts.settings.limit
+    return {name: chance_of(task, metric, limit) for name, task in loaded.tasks.items()}
+
+
 def _first_metric(task: Any) -> str:
     """The headline of a task that is no suite of ours: its first metric after its first filter."""
-    metrics = list(task.aggregation())
-    if not metrics:
+    if not task.aggregation():
         raise DataError(f"{task.task_name} has no metric", todo="name another task")
-    return f"{metrics[0]},{task._filters[0].name}"
+    return metric_keys(task)[0]
 
 
 def _weighted(loaded: LoadedSuite) -> bool:

@@ -15,7 +15,6 @@ from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts
 from bc2.files import sha256_json
 from bc2.harness.release import Release, open_release
 from bc2.harness.suites import Suite
-from bc2.harness.versions import task_files_digest
 
 if TYPE_CHECKING:
     from bc2.harness.load import LoadedSuite
@@ -84,9 +83,7 @@ class SuitePrompts:
         kept = self.settings.model_dump(
             include={"suite", "shots", "seed", "data", "harness", "prompts_version"}
         )
-        tasks = task_files_digest(self.rows.suite)
-        key = sha256_json({**kept, "tokenizer": self.tokenizer.digest, "task_files": tasks})
-        return PromptStore(self.kept_in / key)
+        return PromptStore(self.kept_in / sha256_json({**kept, "tokenizer": self.tokenizer.digest}))
 
     @cached_property
     def facts(self) -> dict[str, Any]:

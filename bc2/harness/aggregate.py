@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 #: Values of all samples by (metric, filter), as `lm_eval.evaluator.evaluate` gathers them.
@@ -65,6 +66,23 @@ def other_aggregations(task: Any) -> dict[str, Callable[[list[Any]], float]]:
     from lm_eval.api.metrics import mean
 
     return {name: made for name, made in task.aggregation().items() if made is not mean}
+
+
+def metric_keys(task: Any) -> list[str]:
+    """lm-eval's keys of a task's metrics, ``METRIC,FILTER``."""
+    return [f"{metric},{made.name}" for metric in task.aggregation() for made in task._filters]
+
+
+def chance_of(task: Any, metric: str, limit: int | None) -> float | None:
+    """Accuracy of a blind guess at the first `limit` questions; None where there is none.
+
+    Args:
+        metric: without its filter.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or metric not in ("acc", "acc_norm", "acc_bytes"):
+        return None
+    shares = [1 / len(task.doc_to_choice(doc)) for doc in islice(task.eval_docs, limit)]
+    return sum(shares) / len(shares)
 
 
 def extraction_fallbacks(task: Any) -> dict[str, str]:

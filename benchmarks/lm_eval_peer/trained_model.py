@@ -69,15 +69,21 @@ QUESTIONS = 8
 
 
 def train_model(
-    home: Path, corpus: Path, data: Path, *, steps: int, sequence_length: int, vocab_size: int,
-    megabytes: int, seed: int,
+    home: Path, corpus: Path, data: Path, *, steps: int, questions: float, sequence_length: int,
+    vocab_size: int, megabytes: int, seed: int,
 ) -> str:  # fmt: skip
-    """Train one on real text and on questions in GSM8K's form; the ref in the registry `home`."""
+    """Train one on real text and on questions in GSM8K's form; the ref in the registry `home`.
+
+    Of its samples the share `questions` are questions: a model that has seen enough of them writes
+    the next one itself after an answer, which is a stop text.
+    """
     home.mkdir(parents=True, exist_ok=True)
     sources = [_source(name, corpus / f"{name}.jsonl.gz", megabytes) for name in FILES]
     sources.append(_source("gsm8k", _gsm8k(data, home / "gsm8k.jsonl", seed), megabytes))
-    # Half of the samples are questions: soon it writes the next one itself, which is a stop text.
-    weights = [f"gsm8k = {len(FILES)}", *(f"{name} = 1" for name in FILES)]
+    weights = [
+        f"gsm8k = {questions}",
+        *(f"{name} = {(1 - questions) / len(FILES)}" for name in FILES),
+    ]
     recipe = home / f"{NAME}-{seed}.toml"
     text = RECIPE.format(
         name=NAME, sources="".join(sources), weights="\n".join(weights), vocab_size=vocab_size,

@@ -110,7 +110,7 @@ def test_a_page_is_replaced_whole(log_run: LogRun, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
-        (["made", "--out", "."], 2, "name a file in it"),
+        (["made", "--out", "."], 2, "--out is a directory"),
         (["made", "--out", "nowhere/page.html"], 2, "no such directory for --out"),
         (["mad"], 4, "did you mean 'made'?"),
         (["checkpoint/made"], 4, "no artifact answers to 'checkpoint/made'"),

@@ -44,6 +44,7 @@ def contents(home: Path) -> dict[str, str]:
 def test_one_rank_against_kills_and_two(small: Path) -> None:
     """Table and certificate; the home is as it was before, but for the certificate."""
     before = contents(small / "home")
+    (small / "here").mkdir()
     options = ["--steps", "8", "--kills", "2", "--ranks", "2", "--json", "--out", "here/it.json"]
     run = verify(small, *options)
     assert run.returncode == 0, run.stderr

@@ -128,6 +128,14 @@ def test_what_is_known_of_suites(make_prompts: Any, holder: ModelHolder) -> None
     assert (alone.headline, alone.shots) == ("exact_match,strict-match", 8)
 
 
+def test_guessing_at_a_task_by_its_name(make_prompts: Any, holder: ModelHolder) -> None:
+    assert facts_of(make_prompts, holder, "mmlu_anatomy").chance == {"mmlu_anatomy": 0.25}
+    stem = facts_of(make_prompts, holder, "mmlu_stem").chance
+    assert len(stem) > 10
+    assert set(stem.values()) == {0.25}
+    assert facts_of(make_prompts, holder, "gsm8k_cot").chance == {"gsm8k_cot": None}
+
+
 def test_a_task_without_a_metric(make_prompts: Any, holder: ModelHolder) -> None:
     prompts = make_prompts("gsm8k_cot")
     (task,) = prompts.loaded.tasks.values()

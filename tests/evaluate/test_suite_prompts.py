@@ -51,7 +51,7 @@ def test_prompts_of_an_edited_task_are_built_again(
     make_prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = make_prompts("gsm8k").store.folder
-    monkeypatch.setattr("bc2.evaluate.suite_prompts.task_files_digest", lambda suite: "edited")
+    monkeypatch.setattr("bc2.evaluate.evaluation.harness_version", lambda suite: "edited")
     assert make_prompts("gsm8k").store.folder != before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -22,13 +23,27 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tasks"
 
 
-def fresh() -> str:
-    return versions.harness_version.__wrapped__()
+OWN = SUITES["medqa"]
 
 
-def test_it_names_lm_eval_and_our_tasks(tasks: Path) -> None:
-    assert fresh() == versions.harness_version()
-    assert fresh().startswith(f"lm-eval {version('lm-eval')}, tasks ")
+def fresh(suite: Suite = OWN) -> str:
+    versions._own_digest.cache_clear()
+    versions._digest_below.cache_clear()
+    return versions.harness_version(suite)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    yield
+    versions._own_digest.cache_clear()
+    versions._digest_below.cache_clear()
+
+
+def test_it_names_lm_eval_and_its_and_our_tasks(tasks: Path) -> None:
+    named = rf"lm-eval {re.escape(version('lm-eval'))}, tasks [0-9a-f]{{16}}"
+    assert re.fullmatch(named, fresh())
+    assert re.fullmatch(rf"{named}, its files [0-9a-f]{{16}}", fresh(SUITES["gsm8k"]))
+    assert fresh() == fresh()
 
 
 def test_any_change_of_a_task_is_seen(tasks: Path) -> None:
@@ -61,7 +76,7 @@ def test_the_programs_of_code_tasks_are_seen(
 
 
 @pytest.fixture
-def lm_eval_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def lm_eval_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another lm-eval, with tasks of two folders."""
     for name in ("gsm8k/gsm8k.yaml", "gsm8k/utils.py", "quiz/quiz.yaml"):
         path = tmp_path / "lm_eval" / "tasks" / name
@@ -69,18 +84,15 @@ def lm_eval_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         path.write_text("task: one\n")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "lm_eval")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    versions._digest_below.cache_clear()
-    yield tmp_path / "lm_eval" / "tasks"
-    versions._digest_below.cache_clear()
+    return tmp_path / "lm_eval" / "tasks"
 
 
 @pytest.mark.parametrize("name", ["gsm8k/gsm8k.yaml", "gsm8k/utils.py", "quiz/quiz.yaml"])
 def test_an_edited_task_of_lm_eval_is_seen(lm_eval_tasks: Path, name: str) -> None:
     """Of its own folder where a suite's task is in one, else of any."""
-    suites = SUITES["gsm8k"], Suite("quiz", "Quiz", None, "quiz", None, None), SUITES["medqa"]
-    before = [versions.task_files_digest(suite) for suite in suites]
+    suites = SUITES["gsm8k"], Suite("quiz", "Quiz", None, "quiz", None, None), OWN
+    before = [fresh(suite) for suite in suites]
     (lm_eval_tasks / name).write_text("task: another\n")
-    versions._digest_below.cache_clear()
-    after = [versions.task_files_digest(suite) for suite in suites]
+    after = [fresh(suite) for suite in suites]
     changed = [one != other for one, other in zip(before, after, strict=True)]
     assert changed == [name.startswith("gsm8k"), True, False]
