@@ -103,6 +103,7 @@ def test_two_ranks_and_a_finished_model(small: Path) -> None:
         (["--layout", "2:tensor"], "cannot read 'tensor'"),
         (["--layout", "3:tensor=3"], "parallel.tensor = 3 does not divide model.num_heads = 2"),
         (["--layout", "2:zero=2,zero_group=2"], "zero_group needs zero = 3"),
+        (["--out", "none/it.json"], "no such directory for --out"),
         (["--steps", "4", "--ranks", "1,2,2,2,2"], "--steps 4 is too few"),
         (["--set", "parallel.tensor=2", "--nproc", "3"], "3 ranks cannot be parted"),
     ],
