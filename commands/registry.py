@@ -269,6 +269,7 @@ def tag(
         brief(artifact),
         table=f"{artifact.title} {artifact.ref}: {' '.join(artifact.tags) or 'no tags'}",
         quiet=[artifact.ref],
+        kept=True,
     )
 
 
@@ -348,7 +349,7 @@ def import_(
     else:
         artifact = import_artifact(registry, path)
     Output.of(json=json, quiet=quiet).emit(
-        brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref]
+        brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref], kept=True
     )
 
 
