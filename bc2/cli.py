@@ -167,7 +167,7 @@ def _interrupted(stop: KeyboardInterrupt) -> Interrupted:
 
 def _unencodable(error: UnicodeEncodeError) -> Bc2Error | None:
     """Of a name with bytes that are no UTF-8, or one that the locale has no bytes for."""
-    text = ascii(error.object[:1000])
+    text = ascii(error.object[max(0, error.start - 100) : error.end + 100])
     if error.reason == "surrogates not allowed":
         return UsageError(
             "a name or text is not UTF-8", where=text, todo="rename the file, or mend the text"

@@ -329,6 +329,9 @@ def _parse_override(override: str) -> tuple[KeyPath, Any]:
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
         raise RecipeError(f"cannot read --set {override!r}", todo="write section.key=value")
+    if any("\ud800" <= letter <= "\udfff" for letter in override):
+        todo = "give what it names another name: a recipe is UTF-8"
+        raise RecipeError("an override is not UTF-8", where=f"--set {override}", todo=todo)
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -94,13 +94,16 @@ def read_passing(path: Path) -> bytes:
     """The content of what can be read only once: a pipe, a device, a descriptor.
 
     Raises:
-        RecipeError: it cannot be read, or is longer than `MAX_BYTES`.
+        RecipeError: it cannot be read, is empty, or is longer than `MAX_BYTES`.
     """
     try:
         data = _read_once(path, path.stat().st_ino)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RecipeError(f"cannot read it: {reason}", where=str(path)) from None
+    if not data:
+        todo = "see whether what writes it has failed"
+        raise RecipeError("nothing came from it", where=str(path), todo=todo)
     if len(data) > MAX_BYTES:
         raise RecipeError(f"longer than {MAX_BYTES >> 20} MiB: no recipe", where=str(path))
     return data

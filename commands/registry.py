@@ -306,6 +306,7 @@ def gc(
         },
         table=drawn if rows else "nothing to remove",
         quiet=[item.artifact.ref for item in (done.removed if yes else doomed) if item.artifact],
+        kept=yes,
     )
 
 
@@ -372,6 +373,7 @@ def rebuild(json: Json = False, quiet: Quiet = False) -> None:
         },
         table=f"{len(found.artifacts)} artifacts, {len(found.adopted)} of them new in the index",
         quiet=[artifact.ref for artifact in found.artifacts],
+        kept=True,
     )
     if found.broken:
         raise IntegrityError(
