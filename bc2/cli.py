@@ -232,6 +232,7 @@ def _leave(code: Any) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 

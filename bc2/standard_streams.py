@@ -118,19 +118,20 @@ def _text_stream(old: Any, fd: int, name: str) -> io.TextIOWrapper:
     if old is not None:
         old.flush()
     raw = _Courteous(fd, f"<{name}>", once=name == "stdout")
+    unbuffered = old is not None and old.write_through  # python -u
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[type-var]
         encoding=old.encoding if old is not None else "utf-8",
         errors=READABLE,
         line_buffering=old.line_buffering if old is not None else True,
-        write_through=old.write_through if old is not None else False,
+        write_through=unbuffered,
     )
 
 
 def lost_output() -> OSError | None:
     """Why something that was written to stdout did not get there; None: nothing is lost."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if not isinstance(raw, _Courteous):
+    raw = _raw_stdout()
+    if raw is None:
         return None
     sys.stdout.flush()
     return raw.failure
@@ -138,9 +139,15 @@ def lost_output() -> OSError | None:
 
 def forgive_lost_output() -> None:
     """Write on, and count nothing that was lost so far."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if isinstance(raw, _Courteous):
+    raw = _raw_stdout()
+    if raw is not None:
         raw.failure = None
+
+
+def _raw_stdout() -> _Courteous | None:
+    buffer = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    return raw if isinstance(raw, _Courteous) else None
 
 
 def reader_gone(failure: OSError) -> bool:

@@ -76,7 +76,7 @@ def read_toml(path: Path) -> TomlFile:
     Raises:
         RecipeError: it cannot be read, is not UTF-8, or not TOML, with line and column.
     """
-    text = _decode(path, path.read_bytes() if is_lasting(path) else read_passing(path))
+    text = _decode(path, read_source(path))
     try:
         return TomlFile(path, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -88,6 +88,16 @@ def read_toml(path: Path) -> TomlFile:
 def is_lasting(path: Path) -> bool:
     """Whether a path names a file that another process, and a later one, can read too."""
     return path.is_file() and _DESCRIPTOR.fullmatch(str(path)) is None
+
+
+def read_source(path: Path) -> bytes:
+    """The content of a file that a person gave; of a pipe, what came when it was first read.
+
+    Raises:
+        RecipeError: a pipe that cannot be read, see `read_passing`.
+    """
+    passing = path.exists() and not path.is_dir() and not is_lasting(path)
+    return read_passing(path) if passing else path.read_bytes()
 
 
 def read_passing(path: Path) -> bytes:

@@ -34,14 +34,16 @@ Ended = subprocess.CompletedProcess[bytes]
 def shell(script: str, cwd: Path, **environment: str) -> Ended:
     return subprocess.run(
         ["bash", "-c", script.replace("bc2 ", f"{COMMAND} ")], capture_output=True, cwd=cwd,
-        check=False, timeout=500, env={**os.environ, **environment},
+        check=False, timeout=500, env={**os.environ, "PYTHONUNBUFFERED": "", **environment},
     )  # fmt: skip
 
 
-def script(program: str, redirected: str = "") -> Ended:
+def script(program: str, redirected: str = "", **environment: str) -> Ended:
     """Run a Python program after `install`."""
     whole = f"from bc2.standard_streams import install; install()\n{program}"
-    return shell(f"{shlex.join([sys.executable, '-P', '-c', whole])} {redirected}", Path())
+    return shell(
+        f"{shlex.join([sys.executable, '-P', '-c', whole])} {redirected}", Path(), **environment
+    )
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "2>&- <&-", "2>/dev/full", "2</dev/null"])
@@ -144,6 +146,7 @@ sys.stdout.buffer.write(b"bytes"); sys.stderr.flush(); sys.stdout.flush()
 def test_no_library_is_ended_by_what_it_prints(to: str) -> None:
     # 120 is Python's own code where it could not flush at its exit.
     assert script(LIBRARIES, to).returncode == 0
+    assert script(LIBRARIES, to, PYTHONUNBUFFERED="1").returncode == 0
     assert script(f"{LIBRARIES}\nraise ZeroDivisionError", to).returncode == 1
 
 
