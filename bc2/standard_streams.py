@@ -120,7 +120,7 @@ def _text_stream(old: Any, fd: int, name: str) -> io.TextIOWrapper:
     raw = _Courteous(fd, f"<{name}>", once=name == "stdout")
     unbuffered = old is not None and old.write_through  # python -u
     return io.TextIOWrapper(
-        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[type-var]
+        raw if unbuffered else io.BufferedWriter(raw),
         encoding=old.encoding if old is not None else "utf-8",
         errors=READABLE,
         line_buffering=old.line_buffering if old is not None else True,

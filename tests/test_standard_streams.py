@@ -103,9 +103,20 @@ def test_a_run_trains_to_its_end_though_nobody_can_read_of_it(redirected: str, s
 def test_a_run_trains_to_its_end_on_a_full_disk_of_logs(small: Path) -> None:
     with open("/dev/full", "wb") as full:
         run = warmed.run([*BC2, "pretrain", "small.toml"], stdout=full, stderr=full)
-    assert run.returncode == 0
-    (made,) = Registry.open(small / "home").list(kind="checkpoint", name="small", limit=1)
-    assert made.position.step == 24
+        assert run.returncode == 0
+        (made,) = Registry.open(small / "home").list(kind="checkpoint", name="small", limit=1)
+        assert made.position.step == 24
+        # Answers that nobody gets are not asked for; those in a file are there.
+        (small / "prompts.txt").write_text("the\n" * 50)
+        words = [*BC2, "generate", "--file", "prompts.txt", "--max-new-tokens", "4"]
+        lost = warmed.run([*words, "--jsonl"], stdout=full, stderr=subprocess.PIPE)
+        texts = warmed.run([*words, "--quiet"], stdout=full, stderr=subprocess.PIPE)
+        out = warmed.run([*words, "--out", "o.jsonl"], stdout=full, stderr=subprocess.PIPE)
+    assert (lost.returncode, texts.returncode, out.returncode) == (1, 1, 0)
+    for run in (lost, texts):
+        assert b"answers written: at least 0\nerror: the result could not be written" in run.stderr
+    assert b"the work is done, but" in out.stderr
+    assert len((small / "o.jsonl").read_text().splitlines()) == 50
 
 
 def test_a_run_outlives_its_terminal(small: Path) -> None:
