@@ -19,9 +19,18 @@ import typer
 from typer.core import TyperGroup
 
 from bc2 import __version__
-from bc2.console import ReaderGone, drop
-from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
+from bc2.console import ReaderGone, check_output
+from bc2.errors import (
+    Bc2Error,
+    Interrupted,
+    ResourceError,
+    RunFailed,
+    UsageError,
+    from_os_error,
+    nearest,
+)
 from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error, world_size
+from bc2.standard_streams import install, start_again_in_utf8
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -100,7 +109,6 @@ class LazyGroup(TyperGroup):
             # Before typer makes an exit code 1 of it.
             raise _interrupted(stop) from None
         except ReaderGone:
-            drop(sys.stdout)
             raise typer.Exit(0) from None
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
@@ -144,6 +152,8 @@ def explain(error: BaseException) -> Bc2Error | None:
         return _interrupted(error)
     if isinstance(error, OSError):
         return from_os_error(error, "working")
+    if isinstance(error, UnicodeEncodeError):
+        return _unencodable(error)
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         return ResourceError("out of memory", todo="lower micro_batch, or the size of the model")
     return None
@@ -153,6 +163,19 @@ def _interrupted(stop: KeyboardInterrupt) -> Interrupted:
     signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
     again = "run the same command again; finished stages are not repeated"
     return Interrupted("interrupted", signum=signum, todo=again)
+
+
+def _unencodable(error: UnicodeEncodeError) -> Bc2Error | None:
+    """Of a name with bytes that are no UTF-8, or one that the locale has no bytes for."""
+    text = ascii(error.object[max(0, error.start - 100) : error.end + 100])
+    if error.reason == "surrogates not allowed":
+        return UsageError(
+            "a name or text is not UTF-8", where=text, todo="rename the file, or mend the text"
+        )
+    if error.encoding == sys.getfilesystemencoding():
+        what = f"this locale ({error.encoding}) cannot name the file"
+        return RunFailed(what, where=text, todo="set LC_ALL=C.UTF-8, or PYTHONUTF8=1")
+    return None
 
 
 def _out_of_torch_memory(error: BaseException) -> bool:
@@ -177,17 +200,16 @@ def render(error: Bc2Error) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
-    _open_closed_streams()
+    install()
+    if argv is None:
+        start_again_in_utf8()
     signal.signal(signal.SIGTERM, _terminate)
     end_with_launcher()
     try:
         app(args=args, prog_name="bc2")
     except BaseException as error:
         code = _fail(error, debug="--debug" in args)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop(sys.stdout)
+    code = code or _judge_output()
     if world_size() > 1 and _has_joined():
         _leave(code)
     sys.exit(code)
@@ -210,15 +232,20 @@ def _leave(code: Any) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _open_closed_streams() -> None:
-    """Python has no stream where a process was started with it closed (``>&-``): nobody reads."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+def _judge_output() -> Any:
+    """The exit code of a command that has ended well, but for what it printed."""
+    try:
+        check_output()
+    except ReaderGone:
+        return 0
+    except Bc2Error as lost:
+        return _fail(lost, debug=False)
+    return 0
 
 
 def _fail(error: BaseException, *, debug: bool) -> Any:

@@ -1,22 +1,24 @@
 """What a person or a pipeline sees.
 
 stdout carries the result alone: a short table, one JSON object (`--json`), or
-only the refs (`--quiet`). Progress, notes and warnings go to stderr. rich is
-imported only when something is drawn with it.
+only the refs (`--quiet`). Progress, notes and warnings go to stderr. Neither stream raises where
+it cannot be written, see `bc2.standard_streams`. rich is imported only when something is drawn
+with it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol
 
+from bc2.errors import RunFailed
 from bc2.ranks import first
+from bc2.standard_streams import forgive_lost_output, lost_output, reader_gone
 
 Format = Literal["table", "json", "quiet"]
 
@@ -25,9 +27,31 @@ class ReaderGone(Exception):
     """Whoever reads stdout has gone away (`| head`)."""
 
 
-def drop(stream: TextIO) -> None:
-    """Point a stream at nothing, so that what is still buffered raises no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+class OutputLost(RunFailed):
+    """The result, which is all that a command is for, could not be written (exit 1)."""
+
+    def __init__(self, failure: OSError):
+        super().__init__(
+            f"the result could not be written: {_reason(failure)}",
+            where="stdout",
+            todo="run the same again with stdout where there is room for it",
+        )
+
+
+def _reason(failure: OSError) -> str:
+    return (failure.strerror or str(failure)).lower()
+
+
+def check_output() -> None:
+    """Find out whether what was printed on stdout so far has got there.
+
+    Raises:
+        ReaderGone: whoever read it has gone away.
+        OutputLost: it could not be written.
+    """
+    failure = lost_output()
+    if failure is not None:
+        raise ReaderGone if reader_gone(failure) else OutputLost(failure)
 
 
 def note(message: str) -> None:
@@ -35,13 +59,10 @@ def note(message: str) -> None:
 
     Of a run's ranks the first one speaks.
     """
-    if not first():
-        return
-    try:
-        print(message, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        # Nobody reads along any more; the work is not about that.
-        drop(sys.stderr)
+    # Without `standard_streams.install`, as in a worker, a stream may be None or raise.
+    if first() and sys.stderr is not None:
+        with suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -59,28 +80,35 @@ class Output:
     def of(cls, *, json: bool, quiet: bool = False) -> Output:
         return cls("json" if json else "quiet" if quiet else "table")
 
-    def emit(self, value: Any, *, table: Any = None, quiet: Sequence[str] = ()) -> None:
+    def emit(
+        self, value: Any, *, table: Any = None, quiet: Sequence[str] = (), kept: bool = False
+    ) -> None:
         """Print one result.
+
+        What cannot be written is an error in the end, if nothing else is (`check_output`).
 
         Args:
             value: the result as JSON data (``--json``).
             table: a rich renderable or a string for people; the JSON if None.
             quiet: lines for ``--quiet``, refs as a rule.
+            kept: whether the work is done and kept, printed or not: an artifact, a file. Then a
+                warning says that its result could not be written.
         """
         if not first():
             return
-        try:
-            self._print(value, table, quiet)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise ReaderGone from None
+        self._print(value, table, quiet)
+        failure = lost_output()
+        if kept and failure is not None:
+            forgive_lost_output()
+            if not reader_gone(failure):
+                warn(f"the work is done, but its result could not be written: {_reason(failure)}")
 
     def _print(self, value: Any, table: Any, quiet: Sequence[str]) -> None:
         if self.format == "quiet":
             for line in quiet:
                 print(line)
         elif self.format == "json" or table is None:
-            print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+            print(_json(value, indent=2))
         elif isinstance(table, str):
             print(table)
         else:
@@ -88,11 +116,23 @@ class Output:
 
 
 def emit_line(value: Any) -> None:
-    """Print a result, one of many, as a line of JSON that a reader has at once."""
+    """Print a result, one of many, as a line of JSON that a reader has at once.
+
+    Raises:
+        ReaderGone, OutputLost: see `check_output`.
+    """
+    print(_json(value), flush=True)
+    check_output()
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON that stdout can encode: what it lacks is escaped, so that nothing is lost."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     try:
-        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
-    except BrokenPipeError:
-        raise ReaderGone from None
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent, default=str)
+    return text
 
 
 #: Columns of what is no terminal: no digest or path is folded for it.

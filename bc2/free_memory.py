@@ -35,7 +35,7 @@ def _cgroup_room(root: Path, membership: Path) -> Iterator[int]:
     """Bytes that the limits of this process's groups, and of those above them, leave free."""
     if not membership.exists():
         return
-    for line in membership.read_text().splitlines():
+    for line in membership.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             names = ("memory.max", "memory.current", "inactive_file")
@@ -49,9 +49,12 @@ def _rooms(root: Path, path: str, limit: str, usage: str, cache: str) -> Iterato
     group = PurePosixPath(path.lstrip("/"))
     for folder in dict.fromkeys([root / group, *(root / above for above in group.parents)]):
         try:
-            most = (folder / limit).read_text().strip()
-            used = int((folder / usage).read_text())
-            kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            most = (folder / limit).read_text(encoding="utf-8").strip()
+            used = int((folder / usage).read_text(encoding="utf-8"))
+            kept = dict(
+                line.split()
+                for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            )
         except FileNotFoundError:  # the root has no limit; a container may not see the groups above
             continue
         if most != "max":

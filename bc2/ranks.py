@@ -129,7 +129,7 @@ def report_error(text: str, *, lasting: bool = False) -> bool:
         "lasting": lasting,
     }
     aside = Path(f"{path}.{os.getpid()}")
-    aside.write_text(json.dumps({"message": message}))
+    aside.write_text(json.dumps({"message": message}), encoding="utf-8")
     os.replace(aside, path)
     return True
 

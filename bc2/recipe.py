@@ -142,6 +142,11 @@ class Recipe:
         return self.layers[0].path
 
     @property
+    def folder(self) -> Path:
+        """Where the recipes that it names are looked for first."""
+        return self.layers[0].folder
+
+    @property
     def section_names(self) -> tuple[str, ...]:
         return tuple(name for name in SECTIONS if name in self.data)
 
@@ -239,8 +244,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by path, or by the name of one that bc2 ships.
 
     Args:
-        source: a path, or a shipped name such as ``tiny``, ``ladder/11m`` or
-            ``recipes/tiny.toml``.
+        source: a path, which may be of a pipe; ``-`` for stdin; or a shipped name such as
+            ``tiny``, ``ladder/11m`` or ``recipes/tiny.toml``.
         overrides: ``section.key=value`` strings; a value is TOML, or else a plain string.
 
     Raises:
@@ -257,7 +262,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _assign(merged, path, value, override)
         spelled[path] = override
     # A base lends its sections, not its name: two runs are not one artifact's versions.
-    own = layers[0].data.get("name", layers[0].path.stem)
+    own = layers[0].data.get("name", layers[0].stem)
     name = merged["name"] if ("name",) in spelled else own
     recipe = Recipe(str(name), str(merged.get("description", "")), merged, layers, spelled)
     _check_top(recipe)
@@ -275,8 +280,8 @@ def _shipped_root() -> Path:
 
 
 def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
+    path = Path("/dev/stdin" if source == "-" else source)
+    if path.exists() and not path.is_dir():
         return path
     inside = str(source).removeprefix("recipes/").removesuffix(".toml")
     if inside in shipped():
@@ -303,7 +308,7 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[TomlFile]:
         raise RecipeError(
             'base must be a path such as "tiny.toml"', where=f"{path}:{layer.line_of(('base',))}"
         )
-    beside = path.parent / base
+    beside = layer.folder / base
     yield from _layers(beside if beside.is_file() else _find(base), (*seen, path.resolve()))
 
 
@@ -324,6 +329,9 @@ def _parse_override(override: str) -> tuple[KeyPath, Any]:
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
         raise RecipeError(f"cannot read --set {override!r}", todo="write section.key=value")
+    if any("\ud800" <= letter <= "\udfff" for letter in override):
+        todo = "give what it names another name: a recipe is UTF-8"
+        raise RecipeError("an override is not UTF-8", where=f"--set {override}", todo=todo)
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

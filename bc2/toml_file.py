@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bc2.errors import RecipeError
+
+#: No recipe is as long, bytes; a device may be endless.
+MAX_BYTES = 16 << 20
+
+#: Names of descriptors that this process was started with.
+_DESCRIPTOR = re.compile(r"/dev/std(?P<std>in|out|err)|/(dev|proc/self)/fd/(?P<number>[0-9]{1,6})")
+
+#: What a file in another encoding begins with; UTF-32 before UTF-16, which begins it.
+_OTHER_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 #: Where a value stands: ("corpus", "sources", 2, "path").
 KeyPath = tuple[str | int, ...]
@@ -22,6 +37,18 @@ class TomlFile:
     text: str
     data: Mapping[str, Any]
 
+    @property
+    def folder(self) -> Path:
+        """Its folder; of what can be read only once, the working directory."""
+        return self.path.parent if is_lasting(self.path) else Path()
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffix; of a descriptor, what it is."""
+        if _DESCRIPTOR.fullmatch(str(self.path)) is None:
+            return self.path.stem
+        return "stdin" if self.path.stem in ("stdin", "0") else "pipe"
+
     def line_of(self, key: KeyPath) -> int | None:
         """The line (from 1) where `key` is written, or None if this file has not got it.
 
@@ -30,7 +57,7 @@ class TomlFile:
         """
         if not _has(self.data, key):
             return None
-        lines = self.text.splitlines()
+        lines = self.text.split("\n")  # a string may hold other separators
         start = 1
         for count in range(1, len(lines) + 1):
             try:
@@ -44,20 +71,83 @@ class TomlFile:
 
 
 def read_toml(path: Path) -> TomlFile:
-    """Read and parse a file.
+    """Read and parse a file, pipe or descriptor; a byte order mark is no part of it.
 
     Raises:
-        RecipeError: not UTF-8, or not TOML, with line and column.
+        RecipeError: it cannot be read, is not UTF-8, or not TOML, with line and column.
     """
+    text = _decode(path, read_source(path))
     try:
-        text = path.read_text(encoding="utf-8")
         return TomlFile(path, text, tomllib.loads(text))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"not UTF-8: byte {error.start}", where=str(path)) from None
     except tomllib.TOMLDecodeError as error:
         what, _, place = str(error).partition(" (at ")
         where = _place(path, place.rstrip(")"), text)
         raise RecipeError(f"broken TOML: {what}", where=where) from None
+
+
+def is_lasting(path: Path) -> bool:
+    """Whether a path names a file that another process, and a later one, can read too."""
+    return path.is_file() and _DESCRIPTOR.fullmatch(str(path)) is None
+
+
+def read_source(path: Path) -> bytes:
+    """The content of a file that a person gave; of a pipe, what came when it was first read.
+
+    Raises:
+        RecipeError: a pipe that cannot be read, see `read_passing`.
+    """
+    passing = path.exists() and not path.is_dir() and not is_lasting(path)
+    return read_passing(path) if passing else path.read_bytes()
+
+
+def read_passing(path: Path) -> bytes:
+    """The content of what can be read only once: a pipe, a device, a descriptor.
+
+    Raises:
+        RecipeError: it cannot be read, is empty, or is longer than `MAX_BYTES`.
+    """
+    try:
+        data = _read_once(path, path.stat().st_ino)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RecipeError(f"cannot read it: {reason}", where=str(path)) from None
+    if not data:
+        todo = "see whether what writes it has failed"
+        raise RecipeError("nothing came from it", where=str(path), todo=todo)
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"longer than {MAX_BYTES >> 20} MiB: no recipe", where=str(path))
+    return data
+
+
+@cache
+def _read_once(path: Path, _: int) -> bytes:
+    """Read it for the first time, or say again what was read."""
+    match = _DESCRIPTOR.fullmatch(str(path))
+    if match is None:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    # Not by its name: a socket has none, and a pipe of another user may not be opened again.
+    number = match["number"] or ("in", "out", "err").index(match["std"])
+    with open(int(number), "rb", closefd=False) as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _decode(path: Path, data: bytes) -> str:
+    """Raises: RecipeError: not UTF-8."""
+    todo = "save it as UTF-8"
+    for name, marks in _OTHER_MARKS.items():
+        if data.startswith(marks):
+            raise RecipeError(f"{name}, not UTF-8", where=str(path), todo=todo)
+    if b"\0" in data[:2]:  # every other byte, for text of the first 128 characters
+        raise RecipeError("UTF-16 or binary, not UTF-8", where=str(path), todo=todo)
+    mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        text = data[mark:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.start + mark
+        line = data.count(b"\n", 0, byte) + 1
+        raise RecipeError(f"not UTF-8: byte {byte}", where=f"{path}:{line}", todo=todo) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _place(path: Path, place: str, text: str) -> str:

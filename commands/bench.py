@@ -209,7 +209,8 @@ def _keep(result: BenchResult, *, save: bool, markdown: Path | None) -> None:
 def _show(output: Output, result: BenchResult) -> None:
     from bc2.bench.render import render_tables, setup_lines, tables
 
-    output.emit(result.as_json(), table=render_tables(tables(result), list(setup_lines(result))))
+    drawn = render_tables(tables(result), list(setup_lines(result)))
+    output.emit(result.as_json(), table=drawn, kept=True)
 
 
 def _list(output: Output) -> None:

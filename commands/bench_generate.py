@@ -196,7 +196,7 @@ def _show(output: Output, result: GenerationResult) -> None:
     from bc2.bench.render import render_tables
 
     made = render_tables(generation_tables(result), list(generation_setup(result)))
-    output.emit(result.as_json(), table=made)
+    output.emit(result.as_json(), table=made, kept=True)
 
 
 def _list(output: Output) -> None:

@@ -216,4 +216,4 @@ def train_quality(
     worse = texts_at(bad, text_field) if bad else corrupted(texts_at(good, text_field), seed)
     facts = train_scorer(taken, worse, out, seed=seed)
     rows = [(name, str(value)) for name, value in facts.items()]
-    Output.of(json=json).emit(facts, table=table(("", ""), rows))
+    Output.of(json=json).emit(facts, table=table(("", ""), rows), kept=True)

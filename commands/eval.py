@@ -214,7 +214,7 @@ def _evaluate_text(asked: _Asked, output: Output) -> None:
     stride = f"windows of {result['window']:,} tokens, stride {result['stride']:,}"
     drawn = Group(text_table(result), "", stride, "", f"{artifact.title} {artifact.ref}")
     shown = {**_described(artifact, made=artifact in evaluation.session.built), **result}
-    output.emit(shown, table=drawn, quiet=[artifact.ref])
+    output.emit(shown, table=drawn, quiet=[artifact.ref], kept=True)
 
 
 def _suites(asked: _Asked) -> list[Suite]:
@@ -306,7 +306,7 @@ def _show(
     }
     refs = [f"{one.title} {one.ref}" for one in found]
     drawn = Group(scores_table(summaries), "", legend(summaries), "", *refs)
-    output.emit(result, table=drawn, quiet=[one.ref for one in found])
+    output.emit(result, table=drawn, quiet=[one.ref for one in found], kept=True)
 
 
 def _described(scores: Artifact, *, made: bool) -> dict[str, Any]:

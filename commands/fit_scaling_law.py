@@ -158,4 +158,4 @@ def _show(
         "digest": artifact.digest, "path": str(artifact.path), "made": made,
         **law, **answers.as_json(), "pictures": [str(path) for path in pictures],
     }  # fmt: skip
-    output.emit(result, table=Group(*parts), quiet=[artifact.ref])
+    output.emit(result, table=Group(*parts), quiet=[artifact.ref], kept=True)

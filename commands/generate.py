@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bc2.console import Output, ReaderGone
+from bc2.console import Output, check_output
 from bc2.errors import UsageError
 from bc2.options import Json, Quiet, parse_bytes, verb
 from bc2.registry import Registry
@@ -187,7 +187,5 @@ def _stream(
 
 
 def _show(text: str) -> None:
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        raise ReaderGone from None
+    print(text, end="", flush=True)
+    check_output()

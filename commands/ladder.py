@@ -11,6 +11,7 @@ import typer
 
 from bc2.console import Output, show_on_stderr
 from bc2.errors import Interrupted, UsageError
+from bc2.lasting_recipe import lasting_source
 from bc2.launch.rank_options import Ranks
 from bc2.launch.training_verb import (
     Deterministic,
@@ -71,6 +72,8 @@ def ladder(
     members = read.chosen(only or (), extrapolate=extrapolate)
     for member in members:
         member.settings.check_ranks(nproc)
+    if not dry_run:
+        recipe = lasting_source(read.recipe, recipe, Registry.open().work / "recipes")
     again = _again(recipe, set_, only, extrapolate, seeds, deterministic, nproc)
     asked = _Asked(recipe, read, members, nproc, again)
     _run(asked, Output.of(json=json, quiet=quiet), mfu, dry_run=dry_run)
@@ -121,6 +124,7 @@ def _run(asked: _Asked, output: Output, mfu: float | None, *, dry_run: bool) -> 
         ladder_view.as_json(progress),
         table=ladder_view.result(progress),
         quiet=[entry.artifact.ref for entry in progress.entries if entry.artifact],
+        kept=True,
     )
     check_all_finished(progress)
 

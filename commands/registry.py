@@ -269,6 +269,7 @@ def tag(
         brief(artifact),
         table=f"{artifact.title} {artifact.ref}: {' '.join(artifact.tags) or 'no tags'}",
         quiet=[artifact.ref],
+        kept=True,
     )
 
 
@@ -305,6 +306,7 @@ def gc(
         },
         table=drawn if rows else "nothing to remove",
         quiet=[item.artifact.ref for item in (done.removed if yes else doomed) if item.artifact],
+        kept=yes,
     )
 
 
@@ -348,7 +350,7 @@ def import_(
     else:
         artifact = import_artifact(registry, path)
     Output.of(json=json, quiet=quiet).emit(
-        brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref]
+        brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref], kept=True
     )
 
 
@@ -371,6 +373,7 @@ def rebuild(json: Json = False, quiet: Quiet = False) -> None:
         },
         table=f"{len(found.artifacts)} artifacts, {len(found.adopted)} of them new in the index",
         quiet=[artifact.ref for artifact in found.artifacts],
+        kept=True,
     )
     if found.broken:
         raise IntegrityError(

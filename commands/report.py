@@ -49,4 +49,4 @@ def report(
         **{name: str(path) for name, path in paths.items()},
     }
     drawn = table(("", ""), [(name, str(path)) for name, path in paths.items()])
-    Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)])
+    Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)], kept=True)

@@ -80,7 +80,7 @@ def resume(
     artifact = register_certificate(found, registry, checkpoint) if checkpoint else None
     refs = [artifact.ref] if artifact else []
     answer = {**found.as_json(), "file": str(path), "ref": refs[0] if refs else None}
-    Output.of(json=json, quiet=quiet).emit(answer, table=found.as_table(), quiet=refs)
+    Output.of(json=json, quiet=quiet).emit(answer, table=found.as_table(), quiet=refs, kept=True)
     if not found.holds:
         raise RunFailed(
             found.first_difference() or "",

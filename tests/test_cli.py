@@ -174,7 +174,8 @@ class Native:
 
 held = Native()
 atexit.register(print, "exit function")
-threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+main = threading.main_thread()  # a thread that goes on after it
+threading.Thread(target=lambda: (main.join(), time.sleep(0.3), print("thread"))).start()
 cli.main(sys.argv[1:])
 """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
+import threading
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +196,36 @@ def test_base_is_merged_key_by_key_and_errors_name_the_layer(tmp_path: Path) -> 
     assert recipe.get(ModelConfig).hidden_size == 64
     write(tmp_path, GOOD.replace("hidden_size = 64", "hidden_size = 0"), "base.toml")
     assert fails(top).where == f"{tmp_path / 'base.toml'}:5"
+
+
+def test_a_recipe_from_a_pipe_has_its_base_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, GOOD, "below.toml")
+    ours, theirs = os.pipe()
+    os.write(theirs, b'base = "below.toml"\n[model]\nhidden_sise = 5\n')
+    os.close(theirs)
+    recipe = load(f"/dev/fd/{ours}")
+    assert recipe.name == "pipe"
+    assert recipe.get(PretrainConfig).micro_batch == 2
+    with pytest.raises(RecipeError) as error:
+        recipe.get(ModelConfig)
+    assert error.value.where == f"/dev/fd/{ours}:3"
+    os.close(ours)
+
+
+def test_a_recipe_from_a_named_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.toml")
+    writer = threading.Thread(target=(tmp_path / "fifo.toml").write_text, args=("[model]\n",))
+    writer.start()
+    assert load(tmp_path / "fifo.toml").name == "fifo"
+    writer.join()
+
+
+def test_an_override_that_is_no_text() -> None:
+    with pytest.raises(RecipeError, match="an override is not UTF-8"):
+        load("tiny", ["corpus.sources.0.path=caf\udce9"])
 
 
 def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, docume
         "tokenizer": "",
         "splits": {"train": {SOURCE: {**counts, "shards": [shard]}}, "heldout": {}},
     }
-    (folder / INDEX).write_text(json.dumps(facts))
+    (folder / INDEX).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> TokenStream:

@@ -67,7 +67,7 @@ def source_files(source: SourceConfig) -> list[SourceFile]:
         )
     if source.environment is None:
         for file in chosen:
-            _check_suffix(file)
+            _check_name(file)
     return chosen
 
 
@@ -78,7 +78,13 @@ def _chosen(name: str, source: SourceConfig) -> bool:
     return (not source.include or matches(source.include)) and not matches(source.exclude)
 
 
-def _check_suffix(file: SourceFile) -> None:
+def _check_name(file: SourceFile) -> None:
+    try:
+        file.name.encode()
+    except UnicodeEncodeError:  # it is part of the corpus's key, which is JSON
+        raise DataError(
+            "the name of a file is not UTF-8", where=str(file.path), todo="rename it"
+        ) from None
     if file_layout(file.name) is None:
         raise DataError(
             f"cannot read a file of this kind: {file.name}",

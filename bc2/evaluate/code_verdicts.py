@@ -40,7 +40,10 @@ def code_verdicts(
         if (doc_id, number) not in known
     ]
     outcomes = sandbox.run_all(_programs(task, answered, wanted), threads_of_each(1), Limits())
-    with path.open("a") as lines, progress(f"{task.task_name}: running", len(wanted)) as bar:
+    with (
+        path.open("a", encoding="utf-8") as lines,
+        progress(f"{task.task_name}: running", len(wanted)) as bar,
+    ):
         for (doc_id, number), outcome in zip(wanted, outcomes, strict=True):
             known[doc_id, number] = outcome.passed
             lines.write(json.dumps([doc_id, number, outcome.passed]) + "\n")
@@ -63,7 +66,7 @@ def _programs(
 
 def _read(path: Path) -> dict[tuple[int, int], bool]:
     known: dict[tuple[int, int], bool] = {}
-    lines = path.read_text().split("\n") if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     for line in lines[:-1]:  # what follows the last line break is incomplete
         try:
             doc_id, number, passed = json.loads(line)

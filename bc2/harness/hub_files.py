@@ -72,7 +72,7 @@ def _kept(hub: Hub, patterns: Sequence[str]) -> Path | None:
     folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
     repo = folder / f"datasets--{hub.repo.replace('/', '--')}"
     try:
-        commit = (repo / "refs" / hub.revision).read_text().strip()
+        commit = (repo / "refs" / hub.revision).read_text(encoding="utf-8").strip()
     except OSError:
         return None
     snapshot = repo / "snapshots" / commit

@@ -59,7 +59,7 @@ class Restarts:
 
     def _look(self) -> None:
         """Read how many steps the start made that just ended."""
-        text = self.steps.read_text() if self.steps.exists() else ""
+        text = self.steps.read_text(encoding="utf-8") if self.steps.exists() else ""
         step = int(text or 0)
         if step > self._furthest:
             self._furthest, self._fruitless = step, 0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bc2.console import Output
+from bc2.lasting_recipe import lasting_source
 from bc2.launch.rank_options import Ranks
 from bc2.options import (
     Fresh,
@@ -201,6 +202,8 @@ class _Training:
         world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
         settings.check_ranks(world)
         pick_device(settings.pretrain.device)
+        source = lasting_source(recipe, request.recipe, registry.work / "recipes")
+        request = replace(request, recipe=source)
         session = Session(
             registry,
             # A rank that is started again goes on.

@@ -293,7 +293,7 @@ def _sources(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Reci
         return
     for name in [named] if isinstance(named, str) else named:
         if name.endswith(".toml"):
-            beside = recipe.path.parent / name
+            beside = recipe.folder / name
             yield recipes.load(beside if beside.is_file() else name)
         else:
             yield name

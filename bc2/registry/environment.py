@@ -60,7 +60,15 @@ def _commit(root: Path) -> str | None:
     # Nor a lock on the repository, which someone may be committing to.
     command = ["git", "--no-optional-locks", "-C", str(root), *describe]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

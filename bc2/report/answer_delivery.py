@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bc2.console import Output, emit_line, note
+from bc2.console import Output, check_output, emit_line, note
 from bc2.errors import Bc2Error, Interrupted
 from bc2.report.continuations import answer_row, shown_answer, text_of
 from bc2.report.result_file import ResultFile
@@ -86,13 +86,15 @@ def _to_file(
             results.write(answer_row(answer, loaded.tokenizer))
     path = str(results.path)
     about = {"model": loaded.artifact.ref, "out": path, "answers": results.written}
-    output.emit(about, table=f"answers written to {path}: {results.written:,}", quiet=[path])
+    said = f"answers written to {path}: {results.written:,}"
+    output.emit(about, table=said, quiet=[path], kept=True)
 
 
 def _to_texts(answers: Iterable[Generated], loaded: LanguageModel, output: Output) -> None:
     for answer in answers:
         if output.format == "quiet":
             output.emit(None, quiet=[text_of(made) for made in answer.continuations])
-            continue
-        for part in shown_answer(answer, loaded.tokenizer):
-            output.emit(None, table=part)
+        else:
+            for part in shown_answer(answer, loaded.tokenizer):
+                output.emit(None, table=part)
+        check_output()

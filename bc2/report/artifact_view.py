@@ -24,7 +24,7 @@ def show_artifact(artifact: Artifact, output: Output, *, made: bool) -> None:
         "made": made,
         "facts": dict(artifact.manifest.facts),
     }
-    output.emit(result, table=_table(artifact), quiet=[artifact.ref])
+    output.emit(result, table=_table(artifact), quiet=[artifact.ref], kept=True)
 
 
 def _table(artifact: Artifact) -> Any:

@@ -205,7 +205,7 @@ class Sandbox:
     def _try_out(self) -> None:
         """See that a program runs, and that what must be denied is."""
         outside = Path(self._temporary.name) / "outside"
-        outside.write_text("for no program")
+        outside.write_text("for no program", encoding="utf-8")
         outside.chmod(0o666)
         tests = f"found = broken_out({str(outside)!r})\nassert found == [], found"
         outcome = self.run(_CHECK_CANDIDATE, tests)

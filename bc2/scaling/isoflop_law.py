@@ -35,8 +35,8 @@ def write(settings: LawSettings, folder: Path) -> Mapping[str, Any]:
     params = growth(optima.flops, optima.params, settings.level)
     tokens = growth(optima.flops, optima.tokens, settings.level)
     result = _as_json(settings, optima, parametric, params, tokens)
-    (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False))
-    (folder / "optima.csv").write_text(_csv(result["optima"]))
+    (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
+    (folder / "optima.csv").write_text(_csv(result["optima"]), encoding="utf-8")
     points = None if settings.optima else points_of(settings)
     draw_optima(optima, params, points, result["conventions_text"], folder / "law")
     return {

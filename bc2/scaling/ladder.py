@@ -294,7 +294,7 @@ class _Member:
 
 def _other(base: Recipe, name: str) -> Recipe:
     """The recipe that a member names: beside the ladder's, or shipped."""
-    beside = base.path.parent / name
+    beside = base.folder / name
     return recipes.load(beside if beside.is_file() else name)
 
 

@@ -71,7 +71,7 @@ class Law:
         Raises:
             IntegrityError: its files are not what was published.
         """
-        saved = json.loads(artifact.file(LAW).read_text())
+        saved = json.loads(artifact.file(LAW).read_text(encoding="utf-8"))
         settings = LawSettings.model_validate_json(json.dumps(saved["settings"]), strict=True)
         if settings.form == "isoflop":
             raise UsageError(
@@ -183,8 +183,8 @@ class Law:
         """Write law, points and replicates; what is written as JSON."""
         compared = compare_forms(self.points, self.level, self.settings.huber)
         result = self.as_json(compared, influential(self.spread))
-        (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False))
-        (folder / POINTS).write_text(_csv(self))
+        (folder / LAW).write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
+        (folder / POINTS).write_text(_csv(self), encoding="utf-8")
         if isinstance(self.spread, Bootstrap):
             np.save(folder / REPLICATES, self.spread.thetas)
         return result

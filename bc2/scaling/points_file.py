@@ -7,6 +7,7 @@ flops alone has tokens = FLOPs / 6N. The unit of the loss stands in its column's
 from __future__ import annotations
 
 import csv
+import io
 import operator
 import re
 from collections import Counter
@@ -27,6 +28,7 @@ from bc2.scaling.points import (
     Points,
     flops_convention,
 )
+from bc2.toml_file import read_source
 
 #: Column -> unit of the loss in it; None: to be given.
 LOSS_COLUMNS: dict[str, LossUnit | None] = {"loss_nats": "nats", "loss_bits": "bits", "loss": None}
@@ -240,10 +242,10 @@ def _loss(table: Table, given: LossUnit | None) -> tuple[str, LossUnit]:
 
 def _rows_of(path: Path) -> tuple[dict[str, int], list[Row], list[int]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            header = [cell.strip() for cell in next(reader, [])]
-            cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+        text = read_source(path).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        header = [cell.strip() for cell in next(reader, [])]
+        cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except FileNotFoundError:
         raise DataError("there is no such file", where=str(path)) from None
     except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:

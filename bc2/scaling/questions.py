@@ -158,5 +158,5 @@ def _target(source: str, overrides: Sequence[str]) -> Recipe:
 
 def read_law(artifact: Artifact) -> dict[str, Any]:
     """What ``law.json`` of a registered law says."""
-    found: dict[str, Any] = json.loads(artifact.file(LAW).read_text())
+    found: dict[str, Any] = json.loads(artifact.file(LAW).read_text(encoding="utf-8"))
     return found

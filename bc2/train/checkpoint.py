@@ -130,7 +130,7 @@ class Snapshot:
         if len(weights) > 1:
             (folder / "model.safetensors.index.json").write_bytes(index_of(weights))
         save_config(folder, config)
-        (folder / TRAINER).write_text(json.dumps(asdict(self.state)))
+        (folder / TRAINER).write_text(json.dumps(asdict(self.state)), encoding="utf-8")
         (folder / METRICS).write_bytes(self.metrics)
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
 
@@ -161,7 +161,7 @@ def _optimizer_files(names: Iterable[str]) -> list[str]:
 
 def _trainer_state(path: Path) -> TrainerState:
     try:
-        return TrainerState(**json.loads(path.read_text()))
+        return TrainerState(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise IntegrityError(f"not a trainer state: {error}", where=TRAINER) from None
 

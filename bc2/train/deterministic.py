@@ -69,7 +69,7 @@ def physical_cores() -> int:
 def _core(number: int) -> str:
     """A name that the hardware threads of one core share."""
     try:
-        return Path(_TOPOLOGY.format(number)).read_text().strip()
+        return Path(_TOPOLOGY.format(number)).read_text(encoding="utf-8").strip()
     except OSError:
         # A container or virtual machine may not say: count it as a core of its own.
         return str(number)

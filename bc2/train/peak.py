@@ -28,7 +28,7 @@ def forget_peak() -> int:
     """
     # Resets VmHWM (proc(5)).
     with contextlib.suppress(OSError):
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="utf-8")
     return _resident("VmRSS")
 
 
@@ -61,7 +61,7 @@ def allocated_peak(act: Callable[[], object], held: Iterable[Tensor]) -> int:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         watched.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = [
         (event["ts"], event["args"]["Bytes"])
         for event in events
@@ -74,7 +74,11 @@ def allocated_peak(act: Callable[[], object], held: Iterable[Tensor]) -> int:
 
 def _resident(field: str) -> int:
     if _STATUS.exists():
-        found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        found = re.search(
+            rf"^{field}:\s+(\d+) kB$",
+            _STATUS.read_text(encoding="utf-8", errors="replace"),
+            re.MULTILINE,
+        )
         assert found is not None
         return int(found[1]) << 10
     # Not Linux: the peak is all that the system tells.

@@ -38,7 +38,7 @@ def _run(task: RunTask[TrainingSettings]) -> Made:
 
 def _check_vocabulary(settings: TrainingSettings, tokens: Artifact) -> None:
     """The embedding has a row for every id in the token shards."""
-    pieces = json.loads(tokens.file("tokens.json").read_text())["vocab_size"]
+    pieces = json.loads(tokens.file("tokens.json").read_text(encoding="utf-8"))["vocab_size"]
     if settings.model.vocab_size < pieces:
         raise RecipeError(
             f"model.vocab_size = {settings.model.vocab_size} is smaller than the {pieces} "

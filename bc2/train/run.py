@@ -121,7 +121,7 @@ class Run:
         By digest and not by time: a clock may be set back.
         """
         marker = self.folder(registry) / FRESH
-        return set(marker.read_text().split()) if marker.exists() else None
+        return set(marker.read_text(encoding="utf-8").split()) if marker.exists() else None
 
     def _unfinished(self, registry: Registry) -> list[Artifact]:
         return registry.list("checkpoint", key=self.key, finished=False)

@@ -41,7 +41,7 @@ class WorkerProcess:
     def __init__(self, module: str, first: str, environment: Mapping[str, str] | None = None):
         self._first = first
         # A file, not a pipe: a pipe that nobody reads would stop the worker when it is full.
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
@@ -51,6 +51,7 @@ class WorkerProcess:
             env=environment,
             # Ctrl-C is for the parent, which ends its workers.
             start_new_session=True,
+            encoding="utf-8",
         )
 
     def __enter__(self) -> Self:

@@ -57,7 +57,7 @@ class TrainingProcess:
             RunFailed: a signal killed it.
         """
         code = self.process.wait()
-        text = self._log.read_text(errors="replace")
+        text = self._log.read_text(errors="replace", encoding="utf-8")
         _, error, told = text.rpartition("error: ")
         if code > 0:
             raise RankFailed((error + told).strip() or f"a tried run ended with {code}", code)

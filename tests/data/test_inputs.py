@@ -93,6 +93,13 @@ def test_nothing_to_read(write, tmp_path, path, says):
         source_files(source(tmp_path / "in" / path))
 
 
+def test_a_name_that_is_no_text(write, tmp_path):
+    write("caf\udce9.txt", b"x")
+    with pytest.raises(DataError, match="the name of a file is not UTF-8") as error:
+        source_files(source(tmp_path / "in"))
+    assert error.value.where == str(tmp_path / "in" / "caf\udce9.txt")
+
+
 def config(*sources: SourceConfig) -> CorpusConfig:
     return CorpusConfig(sources=sources)
 

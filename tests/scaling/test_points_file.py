@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_a_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\nb,", "\n\nb,").encode())
     assert len(read_points(path)) == 3
     assert Table.read(path).lines == (2, 4, 5)
+
+
+def test_a_table_from_a_pipe_is_there_whenever_it_is_asked_for() -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, GOOD.encode())
+    os.close(theirs)
+    path = Path(f"/dev/fd/{ours}")
+    assert Table.read(path).lines == Table.read(path).lines == (2, 3, 4)
+    os.close(ours)
 
 
 @pytest.mark.parametrize(
