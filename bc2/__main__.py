@@ -1,5 +1,20 @@
-"""`python -P -m bc2`."""
+"""`bc2` and `python -P -m bc2`: signals are followed before anything long is imported."""
 
-from bc2.cli import main
+import _signal  # `signal` without what it imports
+import os
 
-main()
+
+def main() -> None:
+    for signum in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        if _signal.getsignal(signum) != _signal.SIG_IGN:
+            _signal.signal(signum, lambda signum, _: os._exit(128 + signum))
+    from bc2 import signals
+
+    signals.arm()
+    from bc2.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
