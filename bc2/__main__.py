@@ -1,10 +1,10 @@
 """`bc2` and `python -P -m bc2`: signals are followed before anything long is imported."""
 
-import _signal  # `signal` without what it imports
+import _signal  # type: ignore[import-not-found]  # `signal` without what that imports
 import os
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     for signum in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         if _signal.getsignal(signum) != _signal.SIG_IGN:
             _signal.signal(signum, lambda signum, _: os._exit(128 + signum))
@@ -13,7 +13,7 @@ def main() -> None:
     signals.arm()
     from bc2.cli import main as run
 
-    run()
+    run(argv)
 
 
 if __name__ == "__main__":

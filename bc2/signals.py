@@ -86,13 +86,6 @@ class _State:
         self.first, self.at, self.late = signum, time.monotonic(), self.phase == "ending"
         return True
 
-    def again(self, signum: int) -> bool:
-        """Whether a signal that is not the first asks to end at once.
-
-        One hang-up is reported by the terminal, by the shell and by the shell's end.
-        """
-        return signum != signal.SIGHUP and time.monotonic() - self.at > _SAME_S
-
 
 _state = _State()
 
@@ -199,6 +192,8 @@ def shielded() -> Iterator[None]:
             yield
     finally:
         _state.shields -= 1
+        if _state.armed and _state.first is not None:
+            signal.raise_signal(_WAKE)
 
 
 @contextmanager
@@ -225,6 +220,14 @@ def _disarm() -> None:
             signal.signal(signum, signal.SIG_DFL)
 
 
+def _again(signum: int, first_at: float) -> bool:
+    """Whether a signal that is not the first asks to end at once.
+
+    One hang-up is reported by the terminal, by the shell and by the shell's end.
+    """
+    return signum != signal.SIGHUP and time.monotonic() - first_at > _SAME_S
+
+
 # -- in the main thread --------------------------------------------------------------------
 
 
@@ -233,7 +236,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     first = signum != _WAKE and _state.note(signum)
     if _state.first is None:
         return
-    if not (first or signum == _WAKE or _state.armed) and _state.again(signum):
+    if not (first or signum == _WAKE or _state.armed) and _again(signum, _state.at):
         _end_at_once(signum)  # nobody watches
     if _state.taker is not None:
         if first:
@@ -281,7 +284,7 @@ def _must_not_raise(frame: FrameType | None) -> bool:
 
 def _watch(pipe: int) -> NoReturn:
     """See every signal, and see to it that it is followed."""
-    seen = False
+    first_at: float | None = None
     while True:
         wait = None if _state.first is None else _POLL_S
         if select.select([pipe], [], [], wait)[0]:
@@ -289,9 +292,10 @@ def _watch(pipe: int) -> NoReturn:
                 if signum not in SIGNALS:
                     continue
                 _state.note(signum)
-                if seen and _state.again(signum):
+                # By this thread's clock: it may be late for both.
+                first_at = first_at or time.monotonic()
+                if _again(signum, first_at):
                     _end_at_once(signum)
-                seen = True
         if _state.first is not None:
             _press(_state.first)
 
