@@ -64,6 +64,8 @@ class _State:
     """Of this process."""
 
     armed = False
+    silent = False
+    """Whether a launcher speaks for this process, which is a rank."""
     phase: Literal["starting", "running", "ending"] = "starting"
     ignored: frozenset[int] = frozenset()
     first: int | None = None
@@ -104,7 +106,7 @@ def arm() -> None:
     os.set_blocking(write, False)
     install()
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    _state.armed = True
+    _state.armed, _state.silent = True, LAUNCHED in os.environ
     sys.unraisablehook = _unraisable
     os.register_at_fork(after_in_child=_disarm)
     with _blocked():
@@ -322,7 +324,7 @@ def _press(signum: int) -> None:
 def _end_at_once(signum: int) -> NoReturn:
     """End this process and all that it started. Imports nothing: the main thread may be in one."""
     _kill_descendants()
-    if LAUNCHED not in os.environ:
+    if not _state.silent:
         _say(
             "error: interrupted\n"
             "  to do: run the same command again; finished stages are not repeated\n"
