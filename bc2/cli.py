@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import importlib
 import os
-import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bc2 import __version__
+from bc2 import __version__, signals
 from bc2.console import ReaderGone, check_output
 from bc2.errors import (
     Bc2Error,
@@ -70,14 +69,6 @@ VERBS: dict[str, Verb] = {
 }
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, cleaned up after as Ctrl-C is."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
 class LazyGroup(TyperGroup):
     """A group whose commands are the table `VERBS`."""
 
@@ -104,7 +95,8 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with signals.interruptible():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             # Before typer makes an exit code 1 of it.
             raise _interrupted(stop) from None
@@ -159,10 +151,18 @@ def explain(error: BaseException) -> Bc2Error | None:
     return None
 
 
+def _after_signal(error: BaseException) -> BaseException:
+    """The signal behind an error: libraries make other errors of what it raised in them."""
+    signum = signals.raised()
+    code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
+    if signum is None or code in (None, 0, 128 + signum):
+        return error
+    return _interrupted(signals.SignalReceived(signum))
+
+
 def _interrupted(stop: KeyboardInterrupt) -> Interrupted:
-    signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
     again = "run the same command again; finished stages are not repeated"
-    return Interrupted("interrupted", signum=signum, todo=again)
+    return Interrupted("interrupted", signum=signals.signal_of(stop), todo=again)
 
 
 def _unencodable(error: UnicodeEncodeError) -> Bc2Error | None:
@@ -203,14 +203,13 @@ def main(argv: list[str] | None = None) -> None:
     install()
     if argv is None:
         start_again_in_utf8()
-    signal.signal(signal.SIGTERM, _terminate)
     end_with_launcher()
     try:
         app(args=args, prog_name="bc2")
     except BaseException as error:
-        code = _fail(error, debug="--debug" in args)
+        code = _fail(_after_signal(error), debug="--debug" in args)
     code = code or _judge_output()
-    if world_size() > 1 and _has_joined():
+    if signals.received() or (world_size() > 1 and _has_joined()):
         _leave(code)
     sys.exit(code)
 
@@ -222,10 +221,10 @@ def _has_joined() -> bool:
 
 
 def _leave(code: Any) -> NoReturn:
-    """End a rank as `sys.exit` does, but for the teardown of native libraries.
+    """End as `sys.exit` does, but for the teardown of native libraries.
 
     Threads of torch's process groups may still run then, and now and again that aborts a rank
-    which had ended well, or had said why not.
+    which had ended well, or had said why not. And a teardown that hangs is deaf to signals.
     """
     if isinstance(code, str):
         print(code, file=sys.stderr)

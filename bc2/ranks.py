@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 from bc2.errors import Bc2Error
+from bc2.signals import LAUNCHED
 
-#: Set for ranks that `bc2.launch` started: the launcher prints their errors.
-LAUNCHED = "BC2_LAUNCHED"
+#: The launcher's process.
+LAUNCHER = "BC2_LAUNCHER"
 
 #: Names the file to which one rank of each machine writes the number of steps made.
 STEPS = "BC2_STEPS_FILE"
@@ -78,8 +79,10 @@ def _read(what: str, default: int) -> int:
 
 def end_with_launcher() -> None:
     """Kill this rank when its launcher is gone, however that ended."""
-    if LAUNCHED in os.environ:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Not by `os.getppid`: the launcher may be gone already.
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is not None:
+        threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
 
 
 def _end_with(launcher: int) -> None:

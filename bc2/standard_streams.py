@@ -82,10 +82,9 @@ class _Courteous(io.RawIOBase):
 def install() -> None:
     """Open what was closed, and replace `sys.stdout` and `sys.stderr`.
 
-    A stream that somebody has put into the place of Python's own stays. Call it before any file
-    is opened: one that got the number of a closed stream would be written to by all who print.
+    A stream that somebody has put into the place of Python's own stays.
     """
-    _hold_descriptors()
+    hold_descriptors()
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for fd, name in ((1, "stdout"), (2, "stderr")):
@@ -96,8 +95,12 @@ def install() -> None:
             setattr(sys, f"__{name}__", courteous)
 
 
-def _hold_descriptors() -> None:
-    """Open 0, 1 and 2 where they are closed, for this process and those that it starts."""
+def hold_descriptors() -> None:
+    """Open 0, 1 and 2 where they are closed, for this process and those that it starts.
+
+    Call it before any file or pipe is opened: one that got the number of a closed stream would be
+    written to by all who print.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)

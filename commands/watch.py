@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from bc2.console import Output, table
 from bc2.errors import Interrupted
 from bc2.options import Json, verb
 from bc2.registry import Registry
+from bc2.signals import signal_of
 
 app = verb()
 
@@ -47,13 +47,9 @@ def watch(
         try:
             watching.watch(status, interval_s=interval)
         except KeyboardInterrupt as stop:
-            raise _left(stop, found.path.name) from None
+            raise Interrupted(
+                "left the watching; the run goes on",
+                signum=signal_of(stop),
+                todo=f"again: bc2 watch {found.path.name}",
+            ) from None
     Output.of(json=json).emit(status.as_json(), table=table(("", ""), watching.status_rows(status)))
-
-
-def _left(stop: KeyboardInterrupt, name: str) -> BaseException:
-    if type(stop) is not KeyboardInterrupt:
-        return stop
-    return Interrupted(
-        "left the watching; the run goes on", signum=signal.SIGINT, todo=f"again: bc2 watch {name}"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from bc2 import cli
 from bc2.errors import DataError, Interrupted, ResourceError
+from bc2.signals import SignalReceived
 
 BC2 = [sys.executable, "-P", "-m", "bc2"]
 
@@ -196,7 +198,9 @@ def test_a_rank_ends_before_native_libraries_are_torn_down(
     assert ("to do" in run.stderr) == bool(code)
 
 
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (cli.Terminated(), 143)])
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (SignalReceived(signal.SIGTERM), 143)]
+)
 def test_a_signal_outside_of_a_command_is_no_defect(stop: KeyboardInterrupt, code: int) -> None:
     known = cli.explain(stop)
     assert known is not None

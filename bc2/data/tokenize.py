@@ -36,9 +36,10 @@ from bc2.data.corpus import (
 )
 from bc2.data.documents import Document
 from bc2.data.shards import INDEX, token_dtype
-from bc2.data.workers import cores, no_ctrl_c, worker_pool
+from bc2.data.workers import cores, worker_pool
 from bc2.errors import DataError, RunFailed, from_os_error
 from bc2.files import make_directory, replace_durably, sha256_file, sync_directory, write_durably
+from bc2.signals import shielded
 from bc2.tokenizer.tokenizer import Tokenizer
 
 #: UTF-8 bytes of text whose tokenizing takes several times what a process takes to start.
@@ -203,7 +204,7 @@ def _results(
     waiting: dict[Future[Shard], int] = {}
     while len(done) < len(parts):
         for number in islice(order, ahead - len(waiting)):
-            with no_ctrl_c():  # the pool may start a process here
+            with shielded():  # the pool may start a process here
                 waiting[pool.submit(_in_worker, corpus, parts[number], number, work)] = number
         for future in wait(waiting, _POLL_S, FIRST_COMPLETED).done:
             done[waiting.pop(future)] = future.result()

@@ -1,23 +1,30 @@
-"""Worker processes for work that goes part by part; they end with their parent."""
+"""Worker processes for work that goes part by part.
+
+They end with their parent, which alone follows signals: none reaches a worker.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from bc2.errors import ResourceError
+from bc2.signals import shielded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+#: How long a worker may take to leave its part in order, seconds.
+_GIVE_UP_S = 1.0
 
 
 @contextmanager
@@ -30,35 +37,42 @@ def worker_pool(
         count: how many, at least one.
         doing: what they do, for the message when one of them dies.
         todo: what a person can do then.
-        begin: called in each with `given` and then an event that is set when the parent gives up.
+        begin: called in each with `given` and then an event that is set when the parent gives up;
+            what goes on for `_GIVE_UP_S` after that is cut off.
 
     Raises:
         ResourceError: a process died.
     """
-    # spawn: the parent may hold threads and locks that a fork would copy.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(count, context, _begin, (begin, given, stop))
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        what = f"a {doing} process died, as happens when memory runs out"
-        raise ResourceError(what, todo=todo) from error
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    context = _Context()
+    # Its end of file says to give up; unlike an event it is no lock that a killed one may hold.
+    given_up, giving_up = context.Pipe(duplex=False)
+    with given_up, giving_up:
+        # What multiprocessing starts for itself is to outlive a hang-up, too.
+        with shielded():
+            pool = ProcessPoolExecutor(count, context, _begin, (begin, given, given_up))
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            what = f"a {doing} process died, as happens when memory runs out"
+            raise ResourceError(what, todo=todo) from error
+        except BaseException:
+            giving_up.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def no_ctrl_c() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C: it is for the parent, which tells them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class _Worker(SpawnProcess):
+    """Ends by SIGKILL alone: a broken pool sends SIGTERM, and waits."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Context(SpawnContext):
+    """spawn: the parent may hold threads and locks that a fork would copy."""
+
+    Process = _Worker
 
 
 def in_order(
@@ -69,7 +83,7 @@ def in_order(
     for item in items:
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
-        with no_ctrl_c():  # the pool may start a process here
+        with shielded():  # the pool may start a process here
             waiting.append(pool.submit(function, item))
     while waiting:
         yield waiting.popleft().result()
@@ -80,15 +94,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _begin(begin: Callable[..., None] | None, given: tuple[Any, ...], stop: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _begin(begin: Callable[..., None] | None, given: tuple[Any, ...], given_up: Connection) -> None:
+    stop = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(given_up, stop), daemon=True).start()
     if begin is not None:
         begin(*given, stop)
 
 
-def _end_with_parent() -> None:
-    """A pool's workers outlive a killed parent, waiting for work: these do not."""
+def _end_with_parent(given_up: Connection, stop: threading.Event) -> None:
+    """End when the parent is gone, or soon after it gave up: no part is waited for."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
+    wait([given_up, parent.sentinel])
+    stop.set()
+    wait([parent.sentinel], _GIVE_UP_S)
     os._exit(1)

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bc2 import signals
 from bc2.console import note
 from bc2.files import make_directory
 from bc2.launch.failures import (
@@ -32,7 +33,8 @@ from bc2.launch.failures import (
 from bc2.launch.rank_options import Ranks
 from bc2.launch.rendezvous_port import check_port, known_host
 from bc2.launch.restarts import Restarts
-from bc2.ranks import LAUNCHED, STEPS, threads_of_each
+from bc2.ranks import LAUNCHER, STEPS, threads_of_each
+from bc2.signals import LAUNCHED
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -78,7 +80,9 @@ def launch(
     made: Any = functools.partial(_judging_agent(), restarts)
     api.LocalElasticAgent = made  # type: ignore[attr-defined]
     try:
-        api.elastic_launch(_config(ranks, folder, silent), command[0])(*command[1:])
+        # The agent sends the signal on to the ranks and waits for them.
+        with signals.raising(lambda signum: SignalException("", signal.Signals(signum))):
+            api.elastic_launch(_config(ranks, folder, silent), command[0])(*command[1:])
     except ChildFailedError as error:
         raise_cause(error, restarts, todo)
     except SignalException as error:
@@ -90,13 +94,23 @@ def launch(
 
 
 def _judging_agent() -> type:
-    """torch's agent, with a decision of our own on whether to restart failed ranks."""
+    """torch's agent, with a decision of our own on whether to restart failed ranks.
+
+    Ranks begin with signals blocked, until they follow them: one that comes before waits.
+    """
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     class JudgingAgent(LocalElasticAgent):
         def __init__(self, restarts: Restarts, *given: Any, **named: Any):
             super().__init__(*given, **named)
             self._restarts = restarts
+
+        def _start_workers(self, worker_group: Any) -> Any:
+            with signals.shielded():
+                started = super()._start_workers(worker_group)
+                if signals.armed():
+                    signals.install()  # torch sets handlers of its own, whatever was ignored
+            return started
 
         def _monitor_workers(self, worker_group: Any) -> Any:
             found = super()._monitor_workers(worker_group)
@@ -119,6 +133,7 @@ def _judging_agent() -> type:
 
 def _prepare_environment(ranks: Ranks, restarts: Restarts) -> None:
     os.environ[LAUNCHED] = shlex.join(ranks.options)
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ[STEPS] = str(restarts.steps)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     # With a store that is shared over restarts a rank may find the address of a dead one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from bc2.console import Output, check_output, emit_line, note
 from bc2.errors import Bc2Error, Interrupted
 from bc2.report.continuations import answer_row, shown_answer, text_of
 from bc2.report.result_file import ResultFile
+from bc2.signals import signal_of
 
 if TYPE_CHECKING:
     from bc2.generate.load import LanguageModel
@@ -46,10 +46,7 @@ def deliver(
             _to_texts(counted, loaded, output)
     except KeyboardInterrupt as stop:
         told = _told(counted, results)
-        if type(stop) is not KeyboardInterrupt:  # a signal that the command line tells of
-            note(told)
-            raise
-        raise Interrupted(f"interrupted; {told}", signum=signal.SIGINT) from None
+        raise Interrupted(f"interrupted; {told}", signum=signal_of(stop)) from None
     except (Bc2Error, OSError):
         if counted.taken:
             note(_told(counted, results))

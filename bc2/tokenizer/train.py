@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bc2.errors import Bc2Error, DataError, RecipeError, ResourceError, RunFailed
+from bc2.signals import shielded
 from bc2.tokenizer import layout, sentencepiece_worker
 from bc2.tokenizer.sample import MAX_ITEM_BYTES, Sample
 from bc2.tokenizer.sentencepiece_worker import ERROR_MARK, LENGTH
@@ -159,12 +160,13 @@ def _contents(stream: BinaryIO) -> bytes:
 def _trainer(arguments: dict[str, Any]) -> Iterator[_Trainer]:
     worker = str(Path(sentencepiece_worker.__file__))
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", worker],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=errors,
-        )
+        with shielded():  # this process alone follows signals
+            process = subprocess.Popen(
+                [sys.executable, "-P", worker],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=errors,
+            )
         try:
             trainer = _Trainer(process, output, errors)
             with suppress(BrokenPipeError):  # its log says why; see `train`

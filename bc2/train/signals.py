@@ -1,16 +1,16 @@
-"""Ctrl-C and SIGTERM: abandon the step under way, save, and exit with the right code."""
+"""Ctrl-C, SIGTERM, SIGHUP: abandon the step under way, save, and exit with the right code."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import NoReturn
 
 from bc2.console import note
+from bc2.signals import taken
 
 
 class Stopped(Exception):
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 @dataclass
 class Stop:
-    """Whether to stop: set by the first signal; a second signal ends the process at once."""
+    """Whether to stop: set by the first signal; a second one ends the process (`bc2.signals`)."""
 
     signum: int | None = None
     at: float = 0.0
@@ -46,22 +46,18 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a flag for as long as the block runs."""
+    """Turn the first signal into a flag for as long as the block runs.
+
+    Raises:
+        SignalReceived: one came, and yet the block came to its end.
+    """
     stop = Stop()
 
-    def handle(signum: int, _frame: FrameType | None) -> None:
-        if stop:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
+    def handle(signum: int) -> None:
         stop.signum, stop.at = signum, time.monotonic()
-        note(f"{signal.Signals(signum).name}: saving the last completed step; again to stop now")
+        with suppress(RuntimeError):  # the signal came while another line was being written
+            name = signal.Signals(signum).name
+            note(f"{name}: saving the last completed step; again to stop now")
 
-    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
-    try:
+    with taken(handle):
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)

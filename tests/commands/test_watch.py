@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import warmed
 
-from bc2.cli import Terminated, main
+from bc2.cli import main
 from bc2.registry import Registry
 from bc2.report import watch as watching
+from bc2.signals import SignalReceived
 from bc2.train.runs import RunFolder, find_run, is_running, mark_running
 
 LogRun = Callable[..., Path]
@@ -151,12 +152,12 @@ def test_wrong_inputs(log_run: LogRun) -> None:
 @pytest.mark.parametrize(
     ("stop", "code", "said"),
     [
-        (KeyboardInterrupt, 130, "left the watching; the run goes on"),
-        (Terminated, 143, "interrupted"),
+        (KeyboardInterrupt(), 130, "left the watching; the run goes on"),
+        (SignalReceived(signal.SIGTERM), 143, "left the watching; the run goes on"),
     ],
 )
 def test_what_ended_the_watching_is_told(
-    log_run: LogRun, monkeypatch, capsys, stop: type[KeyboardInterrupt], code: int, said: str
+    log_run: LogRun, monkeypatch, capsys, stop: KeyboardInterrupt, code: int, said: str
 ) -> None:
     def stopped(*_: object, **__: object) -> None:
         raise stop

@@ -67,7 +67,7 @@ IMPATIENT = """\
 import sys
 import bc2.launch.restarts
 bc2.launch.restarts.PAUSE_S = 0.0
-from bc2.cli import main
+from bc2.__main__ import main
 main(sys.argv[1:])
 """
 

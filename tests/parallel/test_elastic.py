@@ -242,6 +242,87 @@ def test_a_run_that_everything_happens_to(
     all_spoiled(worse)
 
 
+def test_a_hang_up_is_ignored_where_it_was(
+    undisturbed: Artifact, prepared_home: Path, tmp_path: Path
+) -> None:
+    """Under nohup neither the launcher nor a rank sees it, at any step and while they start."""
+    folder = copy_of(prepared_home, tmp_path / "hung-up")
+    rng = random.Random()
+    steps = sorted(rng.sample(range(1, STEPS - 4), 3))
+    with running(folder, ["nohup", *BC2, *RUN, *LENGTH, *TWO]) as process:
+        wait_until(process, lambda: len(ranks_of(process)) == 2)
+        os.kill(process.pid, signal.SIGHUP)
+        for step in steps:
+            wait_for_step(process, folder, step)
+            for pid in (process.pid, *(rank.pid for rank in ranks_of(process).values())):
+                os.kill(pid, signal.SIGHUP)
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, (steps, err)
+    assert finished(folder).digest == undisturbed.digest
+    assert [row["event"] for row in timing(folder, "start", "resume", "stop")] == ["start"]
+
+
+def test_a_hang_up_saves(prepared_home: Path, tmp_path: Path) -> None:
+    """As SIGTERM does, and the same command goes on from there."""
+    folder = copy_of(prepared_home, tmp_path / "hung-up")
+    command = [*BC2, *RUN, "--set", "pretrain.length=2000 steps", *TWO]
+    for signum in (signal.SIGHUP, signal.SIGTERM):
+        with running(folder, command) as process:
+            began = len(list((folder / "home" / "runs").glob("*/timing.jsonl")))
+            wait_for_step(process, folder, 3, steps_made(folder) if began else 0)
+            process.send_signal(signum)
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 128 + signum, err
+        stop = timing(folder, "stop")[-1]
+        assert (stop["signal"], unfinished(folder)[-1].position.step) == (signum, stop["step"])
+    first, second = (row["step"] for row in timing(folder, "stop"))
+    assert timing(folder, "resume")[-1]["step"] == first < second
+
+
+def test_a_second_signal_ends_launcher_and_ranks_at_once(
+    prepared_home: Path, tmp_path: Path
+) -> None:
+    """The ranks are stuck, so that the first one is not enough."""
+    folder = copy_of(prepared_home, tmp_path / "stuck")
+    with running(folder, [*BC2, *RUN, *LENGTH, *TWO]) as process:
+        wait_for_step(process, folder, 5)
+        ranks = ranks_of(process)
+        for rank in ranks.values():
+            rank.suspend()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 1
+    assert process.returncode == 143, err
+    assert err.count("error: ") == 1
+    wait = time.monotonic() + 5
+    while any(map(alive, ranks.values())):
+        assert time.monotonic() < wait
+
+
+def test_a_signal_while_ranks_import_ends_all(prepared_home: Path, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    folder = copy_of(prepared_home, tmp_path / "starting")
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        command = [*BC2, *RUN, *LENGTH, *TWO]
+        process = subprocess.Popen(
+            command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "BC2_HOME": str(folder / "home")},
+        )  # fmt: skip
+        wait_until(process, lambda one=process: len(ranks_of(one)) == 2)
+        ranks = ranks_of(process)
+        time.sleep(rng.uniform(0, 2))
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=SOON_S)
+        assert process.returncode == 128 + signum, err
+        assert err.count("error: ") == 1
+        assert "Traceback" not in err
+        assert not any(map(alive, ranks.values()))
+
+
 def all_spoiled(folder: Path) -> None:
     """With nothing to go on from it says so, and trains nothing in its place."""
     for artifact in unfinished(folder)[:-1]:

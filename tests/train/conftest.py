@@ -128,7 +128,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 DRIVER = """\
 import json, os, signal, sys, threading, time
 import torch
-from bc2.cli import main
+from bc2.__main__ import main
 from bc2.data.loader import Loader
 from bc2.data.shards import TokenShards
 from bc2.train.objective import NextToken

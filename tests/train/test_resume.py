@@ -498,7 +498,7 @@ def test_two_processes_cannot_go_on_with_one_run(
 DRIVER = """\
 import json, os, sys
 import torch
-from bc2.cli import main
+from bc2.__main__ import main
 from bc2.data.loader import Loader
 from bc2.train.objective import Loss, NextToken
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bc2 import signals
 from bc2.data.prep.engine import Item, PrepEngine, Result
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.errors import ResourceError, RunFailed, UsageError
@@ -115,6 +116,8 @@ def _join_cluster(ray: Any, address: str) -> None:
             include_dashboard=False,
             runtime_env=native,
         )
+        if signals.armed():
+            signals.install()  # Ray's own handler would end with 15
     except (OSError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else None
         todo = "check RAY_ADDRESS and that the cluster runs, or unset it to start one here"
