@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from bc2 import __version__
 from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
+from bc2.launcher_variables import set_aside
 from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error, world_size
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def render(error: Bc2Error) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
+    set_aside()
     _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     end_with_launcher()
@@ -188,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop(sys.stdout)
-    if world_size() > 1 and _has_joined():
+    if world_size() > 1 or _has_joined():
         _leave(code)
     sys.exit(code)
 

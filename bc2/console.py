@@ -30,12 +30,12 @@ def drop(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def note(message: str) -> None:
+def note(message: str, *, every_rank: bool = False) -> None:
     """One line on stderr for a person: what is happening, or what was chosen.
 
-    Of a run's ranks the first one speaks.
+    Of a run's ranks the first one speaks, unless it is about `every_rank`.
     """
-    if not first():
+    if not (every_rank or first()):
         return
     try:
         print(message, file=sys.stderr, flush=True)
