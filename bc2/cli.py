@@ -22,7 +22,7 @@ from bc2 import __version__
 from bc2.console import ReaderGone, drop
 from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
 from bc2.launcher_variables import set_aside
-from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error, world_size
+from bc2.ranks import JOINING, RankFailed, end_with_launcher, first, rank, report_error, world_size
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -190,13 +190,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop(sys.stdout)
-    if world_size() > 1 or _has_joined():
+    if world_size() > 1 and _has_joined():
         _leave(code)
     sys.exit(code)
 
 
 def _has_joined() -> bool:
-    """Whether this rank has a process group of torch's."""
+    """Whether this rank has a process group of torch's, or still waits for one in C++."""
+    if any(thread.name == JOINING for thread in threading.enumerate()):
+        return True
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 

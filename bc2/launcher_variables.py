@@ -69,11 +69,7 @@ def take_part() -> None:
     Raises:
         UsageError: they contradict each other, or are no numbers.
     """
-    place = read_place(_aside)
-    if place.world > 1:
-        # torch would log each attempt to reach a rank, with the stack of its C++.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if place.said_by:
+    if read_place(_aside).said_by:
         back = {name: text for name, text in _aside.items() if text and name not in _MPI}
         os.environ.update(back)
 

@@ -22,6 +22,9 @@ LAUNCHED = "BC2_LAUNCHED"
 #: Names the file to which one rank of each machine writes the number of steps made.
 STEPS = "BC2_STEPS_FILE"
 
+#: The name of a thread that waits for other ranks.
+JOINING = "joining"
+
 #: In the message of a rank that fails only because another one is gone.
 LOST = "lost the other ranks"
 

@@ -202,6 +202,8 @@ class _Training:
 
         if world_size() > 1:
             rendezvous_address(os.environ)  # refused before anything is read
+            # torch, not imported yet, would log each attempt to reach a rank with its C++ stack.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         recipe = request.load()
         settings = TrainingSettings.of(recipe)
         ranks, registry = request.ranks, Registry.open()

@@ -20,7 +20,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from bc2.console import note
 from bc2.errors import RunFailed
 from bc2.launcher_variables import rendezvous_address
-from bc2.ranks import LAUNCHED, LOST, RENDEZVOUS_TIMEOUT_S, place
+from bc2.ranks import JOINING, LAUNCHED, LOST, RENDEZVOUS_TIMEOUT_S, place
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def run_aside(work: Callable[[], T], waiting: Callable[[], None] = lambda: None)
             raised.append(error)
 
     # A daemon: nothing waits for it when the process ends.
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=JOINING, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_LOOK_S)
