@@ -28,7 +28,8 @@ from bc2.errors import (
     from_os_error,
     nearest,
 )
-from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error, world_size
+from bc2.launcher_variables import set_aside
+from bc2.ranks import JOINING, RankFailed, end_with_launcher, first, rank, report_error, world_size
 from bc2.standard_streams import install, start_again_in_utf8
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     install()
     if argv is None:
         start_again_in_utf8()
+    set_aside()
     end_with_launcher()
     try:
         app(args=args, prog_name="bc2")
@@ -215,7 +217,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _has_joined() -> bool:
-    """Whether this rank has a process group of torch's."""
+    """Whether this rank has a process group of torch's, or still waits for one in C++."""
+    if any(thread.name == JOINING for thread in threading.enumerate()):
+        return True
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 

@@ -54,13 +54,13 @@ def check_output() -> None:
         raise ReaderGone if reader_gone(failure) else OutputLost(failure)
 
 
-def note(message: str) -> None:
+def note(message: str, *, every_rank: bool = False) -> None:
     """One line on stderr for a person: what is happening, or what was chosen.
 
-    Of a run's ranks the first one speaks.
+    Of a run's ranks the first one speaks, unless it is about `every_rank`.
     """
     # Without `standard_streams.install`, as in a worker, a stream may be None or raise.
-    if first() and sys.stderr is not None:
+    if (every_rank or first()) and sys.stderr is not None:
         with suppress(OSError):
             print(message, file=sys.stderr, flush=True)
 

@@ -47,6 +47,12 @@ NodeRank = Annotated[int | None, typer.Option("--node-rank", min=0, help="Which 
 Rendezvous = Annotated[
     str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Of the first machine.")
 ]
+RendezvousTimeout = Annotated[
+    int,
+    typer.Option(
+        "--rendezvous-timeout", min=1, metavar="SECONDS", help="How long to wait for all ranks."
+    ),
+]
 MaxRestarts = Annotated[
     int, typer.Option("--max-restarts", min=0, help="Start failed ranks again so often.")
 ]

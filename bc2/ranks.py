@@ -9,9 +9,12 @@ import shlex
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bc2.errors import Bc2Error
+from bc2.launcher_variables import Place, read_place
 from bc2.signals import LAUNCHED
 
 #: The launcher's process.
@@ -20,34 +23,37 @@ LAUNCHER = "BC2_LAUNCHER"
 #: Names the file to which one rank of each machine writes the number of steps made.
 STEPS = "BC2_STEPS_FILE"
 
+#: The name of a thread that waits for other ranks.
+JOINING = "joining"
+
 #: In the message of a rank that fails only because another one is gone.
 LOST = "lost the other ranks"
 
-#: torch's agent sets these: the file for a rank's error, and how often the ranks were restarted.
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+#: How long ranks and machines wait for each other to come, by default, seconds.
+RENDEZVOUS_TIMEOUT_S = 600
 
-#: What torchrun, the deepspeed launcher and `bc2 --nproc` set; then what srun sets.
-_NAMES = {
-    "world": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
-    "rank": ("RANK", "SLURM_PROCID"),
-    "local": ("LOCAL_RANK", "SLURM_LOCALID"),
-}
+#: torch's agent sets it: the file for a rank's error.
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def world_size() -> int:
     """Ranks of the run that this process was started in; 1 if it was started by hand."""
-    return _read("world", 1)
+    return place().world
 
 
 def rank() -> int:
     """This process's rank, from 0."""
-    return _read("rank", 0)
+    return place().rank
 
 
 def local_rank() -> int:
     """Its number among the ranks of its machine: which GPU it takes."""
-    return _read("local", 0)
+    return place().local
+
+
+def place() -> Place:
+    """Which rank this process is. Raises: UsageError if the environment is wrong."""
+    return read_place(os.environ)
 
 
 def threads_of_each(ranks: int) -> int:
@@ -60,21 +66,30 @@ def first() -> bool:
     return world_size() == 1 or rank() == 0
 
 
-def follow_srun() -> None:
-    """Set the variables that torch reads from those that srun sets.
+def follow_srun() -> Place:
+    """Set the variables that libraries read from those that srun sets; which rank this is."""
+    here = place()
+    if here.world > 1:
+        numbers = {"WORLD_SIZE": here.world, "RANK": here.rank, "LOCAL_RANK": here.local}
+        os.environ.update({name: str(number) for name, number in numbers.items()})
+    return here
 
-    The batch script must set MASTER_ADDR and MASTER_PORT.
+
+@contextmanager
+def name_launcher(world: int) -> Iterator[None]:
+    """Have errors that depend on the number of ranks say which variables made it so.
+
+    Args:
+        world: the number they depend on. It may be another than that of this process.
     """
-    if world_size() > 1:
-        for theirs, srun in _NAMES.values():
-            os.environ.setdefault(theirs, os.environ.get(srun, "0"))
-
-
-def _read(what: str, default: int) -> int:
-    for name in _NAMES[what]:
-        if name in os.environ:
-            return int(os.environ[name])
-    return default
+    try:
+        yield
+    except Bc2Error as error:
+        here = place()
+        if here.world == world > 1 and LAUNCHED not in os.environ:
+            why = f"this is one of {world} ranks because of {here.said_by}; {here.alone}"
+            error.todo = f"{error.todo}; {why}" if error.todo else why
+        raise
 
 
 def end_with_launcher() -> None:
@@ -93,7 +108,7 @@ def _end_with(launcher: int) -> None:
 
 def restarted() -> bool:
     """Whether the launcher has started this run's ranks before."""
-    return int(os.environ.get(_RESTARTS, "0")) > 0
+    return place().restarts > 0
 
 
 def launched_with() -> list[str]:

@@ -14,8 +14,8 @@ import typer
 
 from bc2.console import Output, warn
 from bc2.errors import UsageError
+from bc2.launcher_variables import refuse_ranks, take_part
 from bc2.options import Fresh, Json, NProc, Quiet, parse_bytes, verb
-from bc2.ranks import world_size
 from bc2.registry import Artifact, Registry
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def evaluate(
         _list(output)
         return
     if rank_of is not None:
+        take_part()
         from bc2.evaluate.rank_job import answer_as_rank
 
         answer_as_rank(Registry.open(), rank_of)
@@ -141,11 +142,7 @@ def _check(asked: _Asked) -> None:
     """Raises: UsageError for options that contradict each other."""
     if not asked.names:
         raise UsageError("no benchmark is named", todo="give one: --bench cmmlu")
-    if world_size() > 1:
-        raise UsageError(
-            f"this is one of {world_size()} ranks, and bc2 eval starts its own",
-            todo="start it once, with --nproc",
-        )
+    refuse_ranks("bc2 eval")
     if math.isinf(asked.temperature):
         raise UsageError(
             f"--temperature {asked.temperature} is no temperature", todo="give one such as 0.8"

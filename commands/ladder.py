@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bc2.console import Output, show_on_stderr
-from bc2.errors import Interrupted, UsageError
+from bc2.errors import Interrupted
 from bc2.lasting_recipe import lasting_source
 from bc2.launch.rank_options import Ranks
 from bc2.launch.training_verb import (
@@ -19,8 +19,9 @@ from bc2.launch.training_verb import (
     check_resources,
     train_quietly,
 )
+from bc2.launcher_variables import refuse_ranks
 from bc2.options import Json, NProc, Quiet, RecipeArg, Set, verb
-from bc2.ranks import RankFailed, world_size
+from bc2.ranks import RankFailed
 from bc2.registry import Registry
 
 if TYPE_CHECKING:
@@ -61,9 +62,8 @@ def ladder(
     the table says first. What is registered is found, what was interrupted goes on, what fails
     is marked and the others are trained. Finished members get the ladder's name as a tag.
     """
-    if world_size() > 1:
-        todo = "start it by hand, with --nproc"
-        raise UsageError("bc2 ladder is not started as one of several ranks", todo=todo)
+    if not dry_run:
+        refuse_ranks("bc2 ladder")
     from bc2.scaling.ladder import read_ladder
 
     extra = ["pretrain.deterministic=true"] if deterministic else []

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from bc2.console import Output, note
-from bc2.errors import RunFailed, UsageError
+from bc2.errors import RunFailed
+from bc2.launcher_variables import refuse_ranks
 from bc2.options import Json, NProc, Quiet, RecipeArg, Set, output_file, verb
-from bc2.ranks import world_size
 from bc2.recipe import load
 from bc2.registry import Registry
 
@@ -50,8 +50,7 @@ def resume(
     The certificate is kept below the home, or in --out, and with the recipe's finished
     checkpoint if there is one.
     """
-    if world_size() > 1:
-        raise UsageError("this is one of several ranks", todo="start it by hand, with --nproc")
+    refuse_ranks("bc2 verify")
     from bc2.pipeline.session import Session
     from bc2.registry.lineage import parent_of_kind
     from bc2.train.rank_layout import recipe_layout

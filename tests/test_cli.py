@@ -174,6 +174,7 @@ class Native:
     def __del__(self):
         print("torn down")
 
+cli.set_aside = lambda: None  # a rank, whatever the verb
 held = Native()
 atexit.register(print, "exit function")
 main = threading.main_thread()  # a thread that goes on after it
@@ -194,7 +195,9 @@ def test_a_rank_ends_before_native_libraries_are_torn_down(
     )  # fmt: skip
     assert run.returncode == code, run.stderr
     end = ["thread", "exit function", *(["torn down"] if state == "alone" else [])]
-    assert run.stdout.splitlines()[-len(end) :] == end
+    # Where the machine is busy, the thread may end before the command's own lines.
+    marks = {"thread", "exit function", "torn down"}
+    assert [line for line in run.stdout.splitlines() if line in marks] == end
     assert ("to do" in run.stderr) == bool(code)
 
 

@@ -67,6 +67,7 @@ def launch(
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher import api
 
+    _say_waiting(ranks)
     check_port(ranks)
     # torch would log every failure as well; `bc2.launch.failures` says it once.
     logging.disable(logging.CRITICAL)
@@ -91,6 +92,16 @@ def launch(
         raise_apart(ranks, error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _say_waiting(ranks: Ranks) -> None:
+    least, most = ranks.machines
+    if most > 1:
+        many = f"{least}" if least == most else f"{least} to {most}"
+        note(
+            f"waiting for the launchers of {many} machines at {ranks.rendezvous}, "
+            f"up to {ranks.rendezvous_timeout} s"
+        )
 
 
 def _judging_agent() -> type:
@@ -146,7 +157,7 @@ def _config(ranks: Ranks, folder: Path, silent: bool) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     least, most = ranks.machines
-    settings: dict[str, Any] = {"timeout": 600}
+    settings: dict[str, Any] = {"join_timeout": ranks.rendezvous_timeout}
     if known_host(ranks) is not None:
         settings["is_host"] = known_host(ranks)
     return LaunchConfig(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bc2.errors import UsageError
-from bc2.ranks import world_size
+from bc2.ranks import RENDEZVOUS_TIMEOUT_S, place
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Ranks:
         node_rank: which of them this is; None: as they come.
         rendezvous: HOST:PORT of the first machine; None with one machine.
         max_restarts: how often all ranks are started again after one failed.
+        rendezvous_timeout: how long to wait for all ranks, or all machines, to come, seconds.
     """
 
     nproc: int = 1
@@ -26,6 +27,7 @@ class Ranks:
     node_rank: int | None = None
     rendezvous: str | None = None
     max_restarts: int = 0
+    rendezvous_timeout: int = RENDEZVOUS_TIMEOUT_S
 
     def __post_init__(self) -> None:
         least, most = self.machines
@@ -37,10 +39,12 @@ class Ranks:
                 todo="give every machine HOST:PORT of the first one",
             )
         self._check_place(most)
-        if self.wanted and world_size() > 1:
+        here = place()
+        if self.wanted and here.world > 1:
             raise UsageError(
-                f"this is one of {world_size()} ranks already: it starts no others",
-                todo="leave out --nproc and --nnodes under torchrun, deepspeed or srun",
+                f"this is one of {here.world} ranks already ({here.said_by}): it starts no others",
+                todo="leave out --nproc and --nnodes under torchrun, deepspeed or srun; "
+                + here.alone,
             )
 
     def _check_place(self, most: int) -> None:
@@ -78,5 +82,6 @@ class Ranks:
             ("--node-rank", self.node_rank, None),
             ("--rendezvous", self.rendezvous, None),
             ("--max-restarts", self.max_restarts, 0),
+            ("--rendezvous-timeout", self.rendezvous_timeout, RENDEZVOUS_TIMEOUT_S),
         ]
         return [word for name, is_, default in said if is_ != default for word in (name, str(is_))]

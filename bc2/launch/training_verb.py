@@ -7,6 +7,7 @@ Both the command that a rank is started with and the one that resumes a run are 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,7 @@ import typer
 from bc2.console import Output
 from bc2.lasting_recipe import lasting_source
 from bc2.launch.rank_options import Ranks
+from bc2.launcher_variables import rendezvous_address, take_part
 from bc2.options import (
     Fresh,
     Json,
@@ -27,9 +29,10 @@ from bc2.options import (
     Quiet,
     RecipeArg,
     Rendezvous,
+    RendezvousTimeout,
     Set,
 )
-from bc2.ranks import first, launched_with, restarted, world_size
+from bc2.ranks import RENDEZVOUS_TIMEOUT_S, first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
 
@@ -113,9 +116,11 @@ def training_options(
             node_rank: NodeRank = None,
             rendezvous: Rendezvous = None,
             max_restarts: MaxRestarts = 0,
+            rendezvous_timeout: RendezvousTimeout = RENDEZVOUS_TIMEOUT_S,
             json: Json = False,
             quiet: Quiet = False,
         ) -> None:
+            take_part()
             command(
                 TrainingRequest(
                     verb,
@@ -123,7 +128,7 @@ def training_options(
                     tuple(set_ or ()),
                     fresh,
                     deterministic,
-                    Ranks(nproc, nnodes, node_rank, rendezvous, max_restarts),
+                    Ranks(nproc, nnodes, node_rank, rendezvous, max_restarts, rendezvous_timeout),
                     json,
                     quiet,
                     debug=context.find_root().params.get("debug", False),
@@ -191,11 +196,15 @@ class _Training:
 
     @classmethod
     def of(cls, request: TrainingRequest) -> _Training:
-        """Raises: RecipeError, UsageError."""
+        """Raises: RecipeError; UsageError, also where the environment names no rendezvous."""
         from bc2.pipeline.session import Session
         from bc2.train.device import pick_device
         from bc2.train.training_settings import TrainingSettings
 
+        if world_size() > 1:
+            rendezvous_address(os.environ)  # refused before anything is read
+            # torch, not imported yet, would log each attempt to reach a rank with its C++ stack.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         recipe = request.load()
         settings = TrainingSettings.of(recipe)
         ranks, registry = request.ranks, Registry.open()
@@ -235,7 +244,8 @@ class _Training:
         if world_size() > 1:
             from bc2.train.rendezvous import check_ranks_agree
 
-            check_ranks_agree(settings, registry.work)
+            wait_s = self.request.ranks.rendezvous_timeout
+            check_ranks_agree(settings, registry.work, wait_s=wait_s)
         command = self.request.resume_command
         model = self.session.obtain("checkpoint", self.recipe, settings=settings, command=command)
         from bc2.report.curves import draw_run, redraw

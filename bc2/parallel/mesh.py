@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bc2.errors import RecipeError
+from bc2.errors import RecipeError, RunFailed
 from bc2.parallel.parallel_config import ORDER, Axis, ParallelConfig
-from bc2.ranks import follow_srun, world_size
+from bc2.parallel.rank_store import join_store, run_aside
+from bc2.ranks import RENDEZVOUS_TIMEOUT_S, follow_srun, world_size
 
 T = TypeVar("T")
 
@@ -120,15 +122,43 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
     return _groups(config, world)
 
 
-def all_ranks(device: torch.device, timeout_s: float = 1800.0) -> Group:
-    """Every rank of the run, whatever the layout. The first call waits for all ranks to call it."""
+def all_ranks(
+    device: torch.device, timeout_s: float = 1800.0, *, wait_s: float = RENDEZVOUS_TIMEOUT_S
+) -> Group:
+    """Every rank of the run, whatever the layout. The first call waits for all ranks to call it.
+
+    Args:
+        timeout_s: how long a collective may wait for a rank.
+        wait_s: how long the first call waits for all ranks to come.
+
+    Raises:
+        UsageError: the environment does not say where they meet.
+        RunFailed: they did not come, or cannot communicate.
+    """
     world = world_size()
     if world == 1:
         return Group()
     if not dist.is_initialized():
-        follow_srun()
-        dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))
+        _open_group(_backend(device), timedelta(seconds=timeout_s), wait_s)
     return Group(tuple(range(world)), dist.get_rank(), dist.group.WORLD)
+
+
+def _open_group(backend: str, timeout: timedelta, wait_s: float) -> None:
+    here = follow_srun()
+    store = join_store(wait_s)
+    store.set_timeout(timeout)
+    opening = partial(
+        dist.init_process_group, backend, timeout=timeout, rank=here.rank, world_size=here.world,
+        store=dist.PrefixStore("default_pg", store),  # type: ignore[attr-defined]
+    )  # fmt: skip
+    try:
+        # NCCL connects at the first collective; gloo does here, and may lose a rank meanwhile.
+        run_aside(opening) if backend == "gloo" else opening()
+    except RuntimeError as error:
+        raise RunFailed(
+            f"rank {here.rank} cannot communicate with the others: {str(error).splitlines()[0]}",
+            todo="see what the rank that failed first said, and start all again",
+        ) from error
 
 
 def _backend(device: torch.device) -> str:

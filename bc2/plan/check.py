@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from bc2.errors import ResourceError, UsageError
@@ -11,6 +9,7 @@ from bc2.free_memory import device_available
 from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
 from bc2.plan.devices import Device
 from bc2.plan.training_plan import nothing_fits, recipe_candidate, workload_of
+from bc2.ranks import name_launcher, place
 from bc2.train.device import pick_device
 from bc2.train.training_settings import TrainingSettings
 
@@ -38,7 +37,7 @@ def check_memory_fits(
         ResourceError: it cannot fit; the error names a layout that would.
     """
     device = pick_device(settings.pretrain.device)
-    local = nproc or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    local = nproc or place().local_world or world
     room = _room(device, local) if available is None else available
     # The speeds only rank layouts: those of an ordinary device will do.
     here = Device(str(device), device.type, room, 312e12, 300e9, 25e9, local)
@@ -47,7 +46,8 @@ def check_memory_fits(
     except UsageError:
         return  # the run itself refuses what does not divide
     if own.memory.total > room * CLEAR:
-        raise _refusal(own, room)
+        with name_launcher(world):
+            raise _refusal(own, room)
 
 
 def _room(device: torch.device, local: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bc2.errors import UsageError
-from bc2.ranks import local_rank, world_size
+from bc2.ranks import local_rank, rank, world_size
 from bc2.train.precision import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,6 +54,13 @@ def rank_device(wanted: str) -> torch.device:
     """
     device = pick_device(wanted)
     if device == torch.device("cuda") and world_size() > 1:
+        found = torch.cuda.device_count()
+        if local_rank() >= found:
+            raise UsageError(
+                f"rank {rank()} is number {local_rank()} on its machine, counted from 0, and sees "
+                f"{found} CUDA devices",
+                todo=f"start {found} ranks on a machine, and let each see all of its devices",
+            )
         return torch.device("cuda", local_rank())
     return device
 

@@ -16,24 +16,27 @@ from bc2.errors import RunFailed
 from bc2.files import lock_directory, make_directory, sha256_file, sha256_json
 from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.mesh import Group, Mesh, all_ranks, check_same_on_all_ranks, make_mesh
-from bc2.ranks import LOST
+from bc2.ranks import LOST, RENDEZVOUS_TIMEOUT_S
 from bc2.registry import Registry
 from bc2.train.device import rank_device
 from bc2.train.run import Run
 from bc2.train.training_settings import TrainingSettings, settings_by_name
 
 
-def check_ranks_agree(settings: TrainingSettings, work: Path) -> None:
+def check_ranks_agree(
+    settings: TrainingSettings, work: Path, *, wait_s: float = RENDEZVOUS_TIMEOUT_S
+) -> None:
     """Before any work: all ranks have the same recipe and code, and see the same files.
 
     Args:
         work: a folder of the home, which all ranks must share.
+        wait_s: how long to wait for all ranks to come.
 
     Raises:
         RecipeError: the ranks do not fit the layout, or their recipes or code differ.
-        RunFailed: they do not share the folder, or one is lost.
+        RunFailed: they do not share the folder, or one is lost or did not come.
     """
-    ranks = all_ranks(rank_device(settings.pretrain.device))
+    ranks = all_ranks(rank_device(settings.pretrain.device), wait_s=wait_s)
     with explain_lost_rank(ranks):
         check_same_on_all_ranks(ranks, "[parallel]", settings.parallel.model_dump(mode="json"))
         check_same_on_all_ranks(ranks, "recipe", {"name": settings.name, **settings.by_name()})

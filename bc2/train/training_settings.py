@@ -12,6 +12,7 @@ from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
 from bc2.pipeline.table import check_sections
+from bc2.ranks import name_launcher
 from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
@@ -64,8 +65,9 @@ class TrainingSettings:
         Raises:
             RecipeError: they do not; it names what would.
         """
-        check_layout(self.parallel, self.model, world, self.recipe.where(("parallel",)))
-        check_batches(self.pretrain, self.parallel, world)
+        with name_launcher(world):
+            check_layout(self.parallel, self.model, world, self.recipe.where(("parallel",)))
+            check_batches(self.pretrain, self.parallel, world)
 
     def with_pretrain(self, **changed: Any) -> TrainingSettings:
         """The same with some settings of [pretrain] replaced."""

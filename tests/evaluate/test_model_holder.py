@@ -67,10 +67,14 @@ def test_one_engine_over_the_published_weights(holder: ModelHolder, made_model: 
 def test_each_rank_takes_another_gpu(checkpoint: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "3")
     holder = ModelHolder.on(checkpoint, "cuda", "bf16", CONFIG)
     assert (str(holder.device), holder.wanted_device) == ("cuda:3", "cuda")
     assert str(ModelHolder.on(checkpoint, "cuda:1", "bf16", CONFIG).device) == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="rank 3 is number 3 on its machine"):
+        ModelHolder.on(checkpoint, "cuda", "bf16", CONFIG)
     with pytest.raises(UsageError, match="no such device: tpu"):
         ModelHolder.on(checkpoint, "tpu", "bf16", CONFIG)
 

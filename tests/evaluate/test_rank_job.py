@@ -56,6 +56,7 @@ def test_a_rank_leaves_texts_for_the_others(
     kept_in = prompts.kept_in
     start_ranks(holder, releases, kept_in, lambda work: None, prompts.settings, tmp_path, "claims")
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
 
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt

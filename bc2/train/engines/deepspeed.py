@@ -233,7 +233,7 @@ def _hold(
 def _import(device: torch.device) -> Any:
     # Or DeepSpeed would take a GPU that the recipe does not use.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ.setdefault("LOCAL_RANK", str(local_rank()))
+    os.environ["LOCAL_RANK"] = str(local_rank())
     import deepspeed
 
     # Only inference needs this kernel. Building it takes a compiler and half a minute, and a
