@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -98,9 +99,15 @@ def explain(error: OSError, what: str, folder: Path) -> Bc2Error:
     reason = (error.strerror or str(error)).lower()
     return RunFailed(
         f"{what} cannot be removed: {reason}",
-        where=str(error.filename or folder),
+        where=where_of(error, folder),
         todo=_TODO.get(error.errno or 0),
     )
+
+
+def where_of(error: OSError, folder: Path) -> str:
+    """The path that an error names, or `folder`: rmtree names files by their last part alone."""
+    named = str(error.filename or "")
+    return named if os.path.isabs(named) else str(folder)
 
 
 def _check_can_be_emptied(folder: Path) -> None:
@@ -126,7 +133,8 @@ def _mount_points() -> Iterator[str]:
         return
     for line in lines:
         # Spaces and the like are octal escapes.
-        yield os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1"))
+        octal = re.compile(rb"\\([0-7]{3})")
+        yield os.fsdecode(octal.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4]))
 
 
 def _can_move(folder: Path, root: Path) -> bool:

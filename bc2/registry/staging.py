@@ -208,7 +208,7 @@ def _said(path: Path, act: Callable[[Path], None]) -> bool:
     try:
         return _if_dead(path, act)
     except OSError as error:
-        warn(f"left {path}: {(error.strerror or str(error)).lower()} ({error.filename})")
+        warn(f"left {path}: {(error.strerror or str(error)).lower()}")
         return False
 
 

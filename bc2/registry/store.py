@@ -18,7 +18,7 @@ from bc2.registry import places, queries, refs, staging
 from bc2.registry.artifact import Artifact
 from bc2.registry.catalog import Artifacts, Catalog
 from bc2.registry.draft import Draft, Kind, Role, check_name
-from bc2.registry.removal import Removal, StillNeeded, explain, prepare
+from bc2.registry.removal import Removal, StillNeeded, explain, prepare, where_of
 
 if TYPE_CHECKING:
     from bc2.registry.manifest import FileEntry
@@ -197,7 +197,7 @@ class Registry(Catalog):
             raise RunFailed(
                 f"{artifact.title} is removed, but not all of its files could be deleted: "
                 f"{(error.strerror or str(error)).lower()}",
-                where=str(error.filename or removal.folder),
+                where=where_of(error, removal.trash or removal.folder),
                 todo="remove them by hand",
             ) from error
 
