@@ -321,7 +321,7 @@ def gc(
             "kept": [{**_gone(item), "because": why} for item, why in done.kept],
             "would_remove": [] if yes else [_gone(item) for item in doomed],
         },
-        table=drawn if rows else "nothing to remove",
+        table=drawn if rows else "nothing was removed" if done.kept else "nothing to remove",
         quiet=[item.artifact.ref for item in (done.removed if yes else doomed) if item.artifact],
     )
     if done.failed:

@@ -84,9 +84,13 @@ def test_what_cannot_be_imported(registry, publish, tmp_path: Path) -> None:
 
 def test_errors_name_the_path_that_was_given(registry, other, publish) -> None:
     source = publish(home=other).path
+    changed = b"corpus tiny 0 none"
     changes = {
         "a file has 1 bytes": (source / "data.bin", lambda path: path.write_bytes(b"x")),
-        "does not match": (source / "data.bin", lambda path: path.write_bytes(b"corpus tiny 0 none")),
+        "does not match": (
+            source / "data.bin",
+            lambda path: path.write_bytes(changed),
+        ),
         "is missing": (source / "sub" / "more", lambda path: path.unlink()),
         "not in the manifest": (source / "extra", lambda path: path.write_bytes(b"")),
         "a manifest is not": (source / "manifest.json", lambda path: path.write_bytes(b"{}")),

@@ -150,7 +150,8 @@ same = os.stat(kind).st_dev == os.stat(top).st_dev
 registry.check_publishing("checkpoint", "a")
 artifact = publish("a")
 registry.verify(artifact)
-say([same, str(registry.staging_of("checkpoint", "a").relative_to(registry.home)), remove(artifact)])
+aside = registry.staging_of("checkpoint", "a")
+say([same, str(aside.relative_to(registry.home)), remove(artifact)])
 """)
     did = {"removed": ["checkpoint/a@1"], "failed": [], "listed": []}
     assert found == [True, "artifacts/checkpoint/.staging", did]
@@ -165,7 +166,7 @@ def test_a_link_to_nothing_is_said_before_anything_is_made(registry, tmp_path, p
         lambda: registry.check_publishing("checkpoint", "a"),
         lambda: registry.stage(Draft("checkpoint", "a", "3" * 64)).__enter__(),
     ):
-        with pytest.raises(RunFailed, match="points at .*unmounted, and nothing is there") as caught:
+        with pytest.raises(RunFailed, match="unmounted, and nothing is there") as caught:
             act()
         assert caught.value.where == str(link)
     assert not (tmp_path / "unmounted").exists()
@@ -209,7 +210,7 @@ def test_a_trial_that_was_killed_is_swept(registry, publish, monkeypatch) -> Non
 
 def test_an_error_names_what_stays(registry) -> None:
     draft = Draft("corpus", "mine", "3" * 64)
-    with pytest.raises(DataError) as caught, registry.stage(draft) as staged:
+    with pytest.raises(DataError) as caught, registry.stage(draft) as staged:  # noqa: PT012
         (staged.path / "sub").mkdir()
         (staged.path / "sub" / "link").symlink_to("x")
         staged.publish()
