@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bc2.errors import RunFailed
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -188,13 +190,37 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """mkdir -p whose new names are on disk when it returns."""
+    """mkdir -p whose new names are on disk when it returns.
+
+    Raises:
+        RunFailed: a link on the way points at nothing.
+    """
     missing = [path]
     while not missing[-1].parent.exists():
         missing.append(missing[-1].parent)
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            check_links(folder)
+            raise
         sync_directory(folder.parent)
+
+
+def dangling_link(path: Path) -> Path | None:
+    """The link on the way to `path` (or `path` itself) that points at nothing, if there is one."""
+    return next((at for at in (path, *path.parents) if at.is_symlink() and not at.exists()), None)
+
+
+def check_links(path: Path) -> None:
+    """Raises: RunFailed if a link on the way to `path` points at nothing."""
+    link = dangling_link(path)
+    if link is not None:
+        raise RunFailed(
+            f"a link points at {os.readlink(link)}, and nothing is there",
+            where=str(link),
+            todo="mount that disk, make that directory, or remove the link",
+        )
 
 
 def write_durably(path: Path, data: bytes) -> None:

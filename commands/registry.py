@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bc2.console import Output, note, table, warn
-from bc2.errors import Bc2Error, DataError, IntegrityError, UsageError
+from bc2.errors import Bc2Error, DataError, IntegrityError, RunFailed, UsageError
 from bc2.options import Json, Quiet, verb
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def list_(
     total = len(found) if len(found) != limit else registry.count(asked, name, roles=roles)
     if total > len(found):
         note(f"{total - len(found):,} older ones are not shown: --limit 0 lists all {total:,}")
+    _say_forgotten(registry.forgotten())
     Output.of(json=json, quiet=quiet).emit(
         {
             "home": str(registry.home),
@@ -93,6 +94,17 @@ def list_(
         table=_listed(registry, found) if found else _nothing(registry, kind, name, role),
         quiet=[artifact.ref for artifact in found],
     )
+
+
+def _say_forgotten(forgotten: list[Artifact]) -> None:
+    """That there are artifacts which the index does not know, in one line."""
+    if forgotten:
+        some = ", ".join(artifact.title for artifact in forgotten[:3])
+        more = ", …" if len(forgotten) > 3 else ""
+        warn(
+            f"{len(forgotten):,} in place and not in the index ({some}{more}): "
+            "`bc2 registry rebuild` adopts them"
+        )
 
 
 def _nothing(registry: Registry, kind: str | None, name: str | None, role: str | None) -> str:
@@ -286,13 +298,19 @@ def gc(
 ) -> None:
     """Show what nobody needs, and remove it with --yes."""
     from bc2.registry import Registry
-    from bc2.registry.gc import Done, carry_out, plan
+    from bc2.registry.gc import Done, carry_out, choose, left_alone, plan
 
     registry = Registry.open()
-    doomed = plan(registry, [registry.resolve(ref) for ref in refs or []], keep_last)
+    chosen = [choose(registry, ref) for ref in refs or []]
+    folders = [one for one in chosen if isinstance(one, Path)]
+    artifacts = [one for one in chosen if not isinstance(one, Path)]
+    doomed = plan(registry, artifacts, keep_last, folders)
     done = carry_out(doomed) if yes else Done([], [])
     for item, why in done.kept:
         warn(f"kept {item.path}: {why}")
+    for folder, why in left_alone(registry):
+        if folder not in folders:
+            warn(f"left {folder}: not in the index; {why}")
     rows = [
         [item.artifact.title if item.artifact else item.path.name, item.why, item.size]
         for item in (done.removed if yes else doomed)
@@ -304,10 +322,17 @@ def gc(
             "kept": [{**_gone(item), "because": why} for item, why in done.kept],
             "would_remove": [] if yes else [_gone(item) for item in doomed],
         },
-        table=drawn if rows else "nothing to remove",
+        table=drawn if rows else "nothing was removed" if done.kept else "nothing to remove",
         quiet=[item.artifact.ref for item in (done.removed if yes else doomed) if item.artifact],
         kept=yes,
     )
+    if done.failed:
+        first = done.failed[0]
+        raise RunFailed(
+            f"{len(done.failed)} of {len(doomed)} could not be removed: {first.what}",
+            where=first.where,
+            todo=first.todo,
+        )
 
 
 def _gone(item: Doomed) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class _Training:
             registry,
             # A rank that is started again goes on.
             fresh=request.fresh and not restarted(),
-            before_work=partial(check_resources, [settings], world, ranks.nproc),
+            before_work=partial(check_resources, registry, [settings], world, ranks.nproc),
         )
         return cls(request, recipe, settings, session)
 
@@ -258,16 +258,20 @@ class _Training:
         return model, made
 
 
-def check_resources(runs: Sequence[TrainingSettings], world: int, nproc: int) -> None:
+def check_resources(
+    registry: Registry, runs: Sequence[TrainingSettings], world: int, nproc: int
+) -> None:
     """Refuse what cannot be trained here, before anything is made.
 
     Args:
+        registry: where the checkpoints are to go.
         world: ranks of each run.
         nproc: ranks of this machine.
 
     Raises:
         ResourceError: a model cannot fit in memory.
         UsageError: a tracker is not installed.
+        RunFailed: no checkpoint could be published.
     """
     from bc2.plan.check import check_memory_fits
     from bc2.train.metrics import check_trackers
@@ -275,3 +279,5 @@ def check_resources(runs: Sequence[TrainingSettings], world: int, nproc: int) ->
     for settings in runs:
         check_trackers(settings.pretrain.track)
         check_memory_fits(settings, world, nproc if world > world_size() else None)
+    for name in sorted({settings.name for settings in runs}):
+        registry.check_publishing("checkpoint", name)

@@ -246,6 +246,7 @@ class _Making:
 
     def make(self, registry: Registry, work: Path) -> Artifact:
         """Make and register it. Raises: DataError if what it reads changed meanwhile."""
+        registry.check_publishing(self.stage.kind, self.name)
         note(f"making {self.stage.kind}/{self.name}")
         draft = Draft(
             kind=self.stage.kind,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bc2.errors import IntegrityError, RefError, nearest
-from bc2.files import lock_directory
+from bc2.files import dangling_link, lock_directory
 from bc2.registry.draft import SHORT, Kind, Position, Role, role_of
 
 # Manifests are read where they are needed: pydantic takes longer to import than a listing.
@@ -75,6 +75,8 @@ class Artifact:
         """
         from bc2.registry.manifest import read
 
+        if not self.path.exists():
+            raise self._gone()
         manifest = read(self.path)
         if manifest.digest != self.digest:
             raise IntegrityError(
@@ -145,7 +147,18 @@ class Artifact:
             try:
                 stack.enter_context(lock_directory(self.path, shared=True, wait=True))
             except FileNotFoundError:
-                raise IntegrityError(
-                    f"the files of {self.title} are gone", where=str(self.path)
-                ) from None
+                raise self._gone() from None
             yield self
+
+    def _gone(self) -> IntegrityError:
+        link = dangling_link(self.path)
+        what = f"the files of {self.title} are gone"
+        if link is not None:
+            what = f"the files of {self.title} are behind a link that points at nothing"
+        return IntegrityError(
+            what,
+            where=str(link or self.path),
+            todo="mount that disk, or mend the link"
+            if link
+            else "import a copy of it, or let `bc2 registry rebuild` take it out of the index",
+        )

@@ -23,6 +23,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 #: How much of a digest names a directory and is printed as a ref: 16 hex digits, 64 bits.
 SHORT = 16
 
+#: The manifest's file. Here, since reading one takes imports that a listing does without.
+MANIFEST = "manifest.json"
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEX = re.compile(r"[0-9a-f]+")
 #: A directory name may hold 255 bytes, and temporary names beside it are a little longer.

@@ -2,23 +2,31 @@
 
 The plan may be stale when it is carried out, so each removal asks again, under
 the lock of the directory and in one transaction of the index.
+
+Only what a process that died can have left is removed without being named. A
+manifest comes into place whole: whatever has one is an artifact, which an index
+restored from an older copy may not know.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from bc2.errors import Bc2Error, IntegrityError, RunFailed, UsageError, from_os_error
+from bc2.errors import Bc2Error, RefError, RunFailed, UsageError, from_os_error
 from bc2.files import lock_directory
 from bc2.registry import manifest as mf
-from bc2.registry import staging
+from bc2.registry import removal, staging
 from bc2.registry.artifact import Artifact
-from bc2.registry.rebuild import in_place, tag_files
+from bc2.registry.places import in_place, unknown
+from bc2.registry.rebuild import tag_files
+from bc2.registry.removal import StillNeeded
 from bc2.registry.store import Registry
 
 
@@ -34,6 +42,8 @@ class Doomed:
     """None for what is not registered."""
     remove: Callable[[], bool]
     """Removes it, unless it came to be needed; says whether it did."""
+    named: bool = False
+    """Whether a person named it."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,44 @@ class Done:
     removed: list[Doomed]
     kept: list[tuple[Doomed, str]]
     """With the reason why each was kept after all."""
+    failed: list[Bc2Error] = field(default_factory=list)
+    """The reasons for those of `kept` that could not be removed, or were named."""
+
+
+def choose(registry: Registry, text: str) -> Artifact | Path:
+    """What a person names to have it removed: an artifact, or a directory that is not registered.
+
+    A path is taken by its name alone: what is there may be damaged.
+
+    Raises:
+        RefError: nothing answers to it.
+    """
+    given = Path(text).expanduser().absolute()
+    for folder in in_place(registry.home):
+        if folder.name == given.name and folder.resolve() == given.resolve():
+            known = registry.with_prefix(folder.name)
+            return known[0] if known else folder
+    return registry.resolve(text)
+
+
+def left_alone(registry: Registry) -> list[tuple[Path, str]]:
+    """The directories in place that are not registered, and stay: each with why and what to do."""
+    whole = {artifact.path for artifact in registry.forgotten()}
+    found: list[tuple[Path, str]] = []
+    for folder in unknown(registry.index, registry.home):
+        remove = shlex.join(["bc2", "registry", "gc", str(folder), "--yes"])
+        if folder in whole:
+            found.append((folder, "`bc2 registry rebuild` adopts it"))
+        elif _has_manifest(folder) and _is_free(folder):
+            found.append((folder, f"damaged, and `{remove}` removes it"))
+    return found
 
 
 def plan(
-    registry: Registry, named: Sequence[Artifact] = (), keep_last: int | None = None
+    registry: Registry,
+    named: Sequence[Artifact] = (),
+    keep_last: int | None = None,
+    folders: Sequence[Path] = (),
 ) -> list[Doomed]:
     """What there is to remove.
 
@@ -54,6 +98,7 @@ def plan(
         registry: where.
         named: artifacts to remove; children of each other are taken first.
         keep_last: of each unfinished run's checkpoints, keep the last so many.
+        folders: directories in place to remove that are not registered.
 
     Raises:
         RunFailed: a named one is needed or tagged, or the index is not this home's.
@@ -62,7 +107,7 @@ def plan(
     if keep_last is not None and keep_last < 1:
         raise UsageError("--keep-last must be at least 1: the newest is never removed")
     try:
-        doomed = _abandoned(registry) + _orphans(registry) + _torn_tags(registry)
+        doomed = _abandoned(registry) + _orphans(registry, folders) + _torn_tags(registry)
         chosen = _in_order(registry, named)
         if keep_last is not None:
             old = _old_checkpoints(registry, keep_last)
@@ -73,20 +118,23 @@ def plan(
 
 
 def carry_out(doomed: Sequence[Doomed]) -> Done:
-    """Remove what was planned, except what has come into use since."""
+    """Remove what was planned, except what has come into use since or cannot be removed."""
     done = Done([], [])
     for item in doomed:
         try:
-            removed = item.remove()
-        except Bc2Error as error:
-            done.kept.append((item, str(error)))
-            continue
-        except OSError as error:
-            raise from_os_error(error, "removing what nobody needs") from error
-        if removed:
-            done.removed.append(item)
-        else:
-            done.kept.append((item, "in use, or registered since"))
+            if item.remove():
+                done.removed.append(item)
+                continue
+            error: Bc2Error = StillNeeded("in use, or registered since")
+        except Bc2Error as refused:
+            error = refused
+        except OSError as refused:
+            error = removal.explain(refused, item.path.name, item.path)
+        done.kept.append((item, str(error)))
+        # What came into use meanwhile is no failure, unless it was to be removed by name; and
+        # what is not registered (any more), another process removed.
+        if not isinstance(error, RefError) and (item.named or not isinstance(error, StillNeeded)):
+            done.failed.append(error)
     return done
 
 
@@ -95,8 +143,9 @@ def _artifact(registry: Registry, artifact: Artifact, named: Sequence[Artifact])
         registry.remove(artifact)
         return True
 
-    why = "named" if artifact in named else "an older checkpoint of a run"
-    return Doomed(artifact.path, why, _size(artifact.path), artifact, remove)
+    asked = artifact in named
+    why = "named" if asked else "an older checkpoint of a run"
+    return Doomed(artifact.path, why, _size(artifact.path), artifact, remove, asked)
 
 
 def _abandoned(registry: Registry) -> list[Doomed]:
@@ -108,38 +157,50 @@ def _abandoned(registry: Registry) -> list[Doomed]:
             None,
             partial(staging.sweep_one, path),
         )
-        for path in staging.abandoned(registry.staging)
+        for path in staging.abandoned(registry.home)
     ]
 
 
-def _orphans(registry: Registry) -> list[Doomed]:
-    """Directories in place that the index does not know and nothing needs.
+def _orphans(registry: Registry, named: Sequence[Path]) -> list[Doomed]:
+    """Directories in place that the index does not know: those named, and half-made ones.
 
     Raises:
         RunFailed: the index knows nothing at all: it is the index that is wrong.
     """
     registered = registry.list()
-    known = {artifact.path for artifact in registered}
-    needed = _needed(registry, registered)
-    found = [path for path in in_place(registry.home) if path not in known]
-    doomed = [
-        Doomed(
-            path,
-            "not in the index: left by a process that died",
-            _size(path),
-            None,
-            partial(_remove_orphan, registry, path),
-        )
-        for path in found
-        if path.name not in needed and _is_free(path)
-    ]
-    if doomed and not registered:
+    strange = unknown(registry.index, registry.home)
+    if not registered and (whole := [path for path in strange if _has_manifest(path)]):
         raise RunFailed(
-            f"the index knows none of the {len(doomed)} artifacts of this home",
+            f"the index knows none of the {len(whole)} artifacts of this home",
             where=str(registry.home),
             todo="run `bc2 registry rebuild` first",
         )
-    return doomed
+    needed = _needed(registry, registered)
+    half_made = [
+        path
+        for path in strange
+        if path.name not in needed and not _has_manifest(path) and _is_free(path)
+    ]
+    return [
+        Doomed(
+            path,
+            "named" if path in named else "without a manifest: left by a process that died",
+            _size(path),
+            None,
+            partial(_remove_orphan, registry, path),
+            path in named,
+        )
+        for path in dict.fromkeys((*named, *half_made))
+    ]
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether anything was ever written into its manifest; a damaged one counts."""
+    try:
+        # A file that was not synced when the power failed may be empty, or hold zeros.
+        return bool((folder / mf.FILENAME).read_bytes().strip(b"\0"))
+    except FileNotFoundError:
+        return False
 
 
 def _needed(registry: Registry, registered: Sequence[Artifact]) -> set[str]:
@@ -151,7 +212,7 @@ def _needed(registry: Registry, registered: Sequence[Artifact]) -> set[str]:
     while waiting:
         ref = waiting.pop()[:16]
         if ref in homes and ref not in needed:
-            with suppress(IntegrityError):  # a broken one is needed, but leads no further
+            with suppress(Bc2Error):  # a broken one is needed, but leads no further
                 waiting += mf.read(homes[ref]).parents
         needed.add(ref)
     return needed
@@ -173,7 +234,7 @@ def _remove_orphan(registry: Registry, path: Path) -> bool:
             registered = registry.with_prefix(path.name)
             if registered or path.name in _needed(registry, registry.list()):
                 return False
-            staging.throw_away(path, registry.staging)
+            removal.throw_away(path)
             return True
     except FileNotFoundError:
         return False
@@ -243,4 +304,10 @@ def _old_checkpoints(registry: Registry, keep_last: int) -> list[Artifact]:
 
 
 def _size(path: Path) -> int:
-    return sum(found.lstat().st_size for found in path.rglob("*") if found.is_file())
+    """Bytes of the files below a directory, as far as it can be looked into."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total

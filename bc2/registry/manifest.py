@@ -8,6 +8,7 @@ exactly as `render` spells it, so that no flipped byte goes unseen.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -17,10 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from bc2.errors import IntegrityError, RunFailed, UsageError, from_os_error
 from bc2.files import canonical_json, sha256_json
-from bc2.registry.draft import Draft, Kind, Position, Role, check_name
+from bc2.registry.draft import MANIFEST, Draft, Kind, Position, Role, check_name
 from bc2.registry.environment import code, environment
 
-FILENAME = "manifest.json"
+FILENAME = MANIFEST
 #: The newest format. 1 knows neither roles nor certificates: what has none of them is written
 #: so, and a bc2 that knows format 1 alone can read it.
 FORMAT = 2
@@ -151,7 +152,7 @@ def read(folder: Path) -> Manifest:
         raise IntegrityError(
             "an artifact has no manifest",
             where=str(path),
-            todo="import a good copy of it, or remove it with `bc2 registry gc`",
+            todo=_advice(folder),
         ) from None
     except OSError as error:
         raise from_os_error(error, "reading a manifest") from error
@@ -190,5 +191,10 @@ def _broken(path: Path) -> IntegrityError:
     return IntegrityError(
         "a manifest is not as it was written",
         where=str(path),
-        todo="import a good copy of the artifact, or remove it with `bc2 registry gc`",
+        todo=_advice(path.parent),
     )
+
+
+def _advice(folder: Path) -> str:
+    remove = shlex.join(["bc2", "registry", "gc", str(folder), "--yes"])
+    return f"import a good copy of the artifact, or remove it with `{remove}`"

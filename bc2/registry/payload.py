@@ -18,7 +18,9 @@ from bc2.registry.manifest import FILENAME, FileEntry, Manifest
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-_RESTORE = "import a good copy of the artifact, or remove it and run its stage again"
+_RESTORE = (
+    "import a good copy of the artifact, or make it again: its command with --fresh replaces it"
+)
 
 
 def paths(root: Path) -> list[str]:
@@ -188,11 +190,16 @@ def check(root: Path, manifest: Manifest) -> None:
     """Raises: IntegrityError unless `root` holds the files of `manifest`, intact, and no others."""
     for entry in manifest.files:
         check_file(root, entry)
+    check_no_others(root, manifest)
+
+
+def check_no_others(root: Path, manifest: Manifest) -> None:
+    """Raises: IntegrityError if `root` holds a file that is not one of `manifest`."""
     known = {entry.path for entry in manifest.files}
     for path in paths(root):
         if path not in known:
             raise IntegrityError(
                 "a file is not in the manifest",
                 where=str(root / path),
-                todo="remove it: an artifact does not change after it is published",
+                todo="remove that file: an artifact does not change after it is published",
             )

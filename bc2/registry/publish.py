@@ -21,7 +21,7 @@ from bc2 import files
 from bc2.errors import DataError, IntegrityError, RunFailed
 from bc2.registry import index as ix
 from bc2.registry import manifest as mf
-from bc2.registry import payload, queries, staging
+from bc2.registry import payload, queries, removal, staging
 from bc2.registry.artifact import Artifact
 from bc2.registry.draft import Draft, check_json, place_of
 
@@ -72,7 +72,7 @@ def place(
     artifact = Artifact.of(manifest, target)
     files.make_directory(target.parent)
     while not _rename(aside, target):
-        if _accept(home, index, artifact, orphans):
+        if _accept(index, artifact, orphans):
             staging.discard(aside)
             return
     files.sync_directory(aside.parent)
@@ -81,7 +81,7 @@ def place(
         _register(index, artifact, orphans)
     except BaseException:
         if not registered(index, artifact.digest):
-            staging.throw_away(target, home / "staging")
+            removal.throw_away(target)
         raise
 
 
@@ -132,7 +132,7 @@ def _rename(aside: Path, target: Path) -> bool:
     return True
 
 
-def _accept(home: Path, index: ix.Index, artifact: Artifact, orphans: bool) -> bool:
+def _accept(index: ix.Index, artifact: Artifact, orphans: bool) -> bool:
     """Whether what is in place already will do; if not, the rename is to be tried again.
 
     In place may be a copy that is being published or removed now (wait), one that a
@@ -146,7 +146,7 @@ def _accept(home: Path, index: ix.Index, artifact: Artifact, orphans: bool) -> b
                 _register(index, found, orphans)
                 return True
         if held:
-            _make_way(home, artifact)
+            _make_way(artifact)
         else:
             time.sleep(_PAUSE_S)
     return False
@@ -164,7 +164,7 @@ def _intact(artifact: Artifact) -> Artifact | None:
     raise RunFailed(f"two artifacts share the ref {artifact.ref}", where=str(artifact.path))
 
 
-def _make_way(home: Path, artifact: Artifact) -> None:
+def _make_way(artifact: Artifact) -> None:
     with files.lock_directory(artifact.path) as held:
         if not held:
             raise RunFailed(
@@ -172,4 +172,4 @@ def _make_way(home: Path, artifact: Artifact) -> None:
                 where=str(artifact.path),
                 todo="stop what uses it and run the same again",
             )
-        staging.throw_away(artifact.path, home / "staging")
+        removal.throw_away(artifact.path)

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bc2.registry.artifact import Artifact
-from bc2.registry.draft import Kind, Position, Role, place_of, role_of
+from bc2.registry.draft import SHORT, Kind, Position, Role, place_of, role_of
 from bc2.registry.index import artifacts, parents, tags
 
 #: Newest first, and the same order whatever the index has been through.
@@ -103,6 +103,13 @@ def _artifact(
 def count(connection: sa.Connection, *where: Where) -> int:
     """How many artifacts there are for which all of `where` holds."""
     return connection.scalar(sa.select(sa.func.count()).select_from(artifacts).where(*where)) or 0
+
+
+def places(connection: sa.Connection) -> set[str]:
+    """``KIND/NAME/DIGEST16`` of every artifact."""
+    columns = artifacts.c
+    rows = connection.execute(sa.select(columns.kind, columns.name, columns.digest))
+    return {f"{kind}/{name}/{digest[:SHORT]}" for kind, name, digest in rows}
 
 
 def kinds_of(connection: sa.Connection, name: str) -> list[Kind]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from bc2.registry import index as ix
 from bc2.registry import manifest as mf
 from bc2.registry import payload, queries
 from bc2.registry.artifact import Artifact
-from bc2.registry.draft import KINDS, SHORT, place_of
+from bc2.registry.draft import place_of
+from bc2.registry.places import in_place
 
 
 @dataclass
@@ -29,19 +31,6 @@ class Found:
     """Directories whose manifest or file sizes are wrong; the index keeps what it had."""
     dropped: list[Artifact] = field(default_factory=list)
     """Rows of the index without any directory: forgotten."""
-
-
-def in_place(home: Path) -> Iterator[Path]:
-    """Every directory below ``home/artifacts`` that has the form of an artifact's."""
-    for kind in KINDS:
-        for folder in sorted((home / "artifacts" / kind).glob("*/*")):
-            if is_artifact_name(folder.name) and folder.is_dir():
-                yield folder
-
-
-def is_artifact_name(name: str) -> bool:
-    """Whether a directory is named as an artifact's is: 16 hex digits."""
-    return len(name) == SHORT and not set(name) - set("0123456789abcdef")
 
 
 def reconcile(index: ix.Index, home: Path) -> Found:
@@ -84,6 +73,22 @@ def _take(connection: Connection, folder: Path, known: Artifact | None, found: F
     found.artifacts.append(artifact)
     if known is None:
         found.adopted.append(artifact)
+
+
+def whole(index: ix.Index, folders: Iterable[Path]) -> list[Artifact]:
+    """The whole artifacts among directories in place that the index does not know.
+
+    What another process is publishing or removing is not among them.
+    """
+    found = [artifact for artifact in map(_whole, folders) if artifact is not None]
+    with index.reading() as connection:  # one may have been published since `folders` was made
+        return [artifact for artifact in found if not queries.has(connection, artifact.digest)]
+
+
+def _whole(folder: Path) -> Artifact | None:
+    with suppress(OSError, Bc2Error), lock_directory(folder, shared=True) as held:
+        return inspect(folder) if held else None
+    return None
 
 
 def inspect(folder: Path) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,10 +14,11 @@ from bc2 import files
 from bc2.console import warn
 from bc2.errors import IntegrityError, RefError, RunFailed, from_os_error
 from bc2.registry import index as ix
-from bc2.registry import queries, refs, staging
+from bc2.registry import places, queries, refs, staging
 from bc2.registry.artifact import Artifact
-from bc2.registry.catalog import Catalog
+from bc2.registry.catalog import Artifacts, Catalog
 from bc2.registry.draft import Draft, Kind, Role, check_name
+from bc2.registry.removal import Removal, StillNeeded, explain, prepare, where_of
 
 if TYPE_CHECKING:
     from bc2.registry.manifest import FileEntry
@@ -41,18 +43,42 @@ class Registry(Catalog):
         require(self.index, draft.parents)
         with ExitStack() as lock:
             try:
-                path = staging.create(self.staging, lock)
+                path = staging.create(self.staging_of(draft.kind, draft.name), lock)
             except OSError as error:
                 raise from_os_error(error, "writing to the registry") from error
             staged = staging.Staged(path, draft, self._publish, lock)
+            title = f"{draft.kind}/{draft.name}"
             try:
-                yield staged
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise from_os_error(error, f"writing {draft.kind}/{draft.name}") from error
-                raise
+                with staging.blaming(path, title):
+                    try:
+                        yield staged
+                    except OSError as error:
+                        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                            raise from_os_error(error, f"writing {title}") from error
+                        raise
             finally:
                 staged.close()
+
+    def staging_of(self, kind: Kind, name: str) -> Path:
+        """Where to write aside what becomes an artifact: on the disk that it is going to.
+
+        Raises:
+            RunFailed: a link on the way points at nothing.
+        """
+        return staging.root_of(self.home, kind, name)
+
+    def check_publishing(self, kind: Kind, name: str) -> None:
+        """Try all that a publish does, before the work that it would be the end of.
+
+        Raises:
+            Bc2Error: something that publishing needs cannot be done; says what and where.
+        """
+        try:
+            staging.try_publish(self.home, kind, name)
+        except OSError as error:
+            raise from_os_error(error, f"trying to publish a {kind}") from error
+        with self.index.writing():
+            pass
 
     def _publish(
         self, aside: Path, draft: Draft, facts: Mapping[str, Any], known: Iterable[FileEntry]
@@ -130,23 +156,50 @@ class Registry(Catalog):
         check(artifact.path, artifact.manifest)
 
     def remove(self, artifact: Artifact) -> None:
-        """Forget an artifact and delete its files.
+        """Forget an artifact and delete its files: all of it, or nothing is changed.
 
         Raises:
-            RunFailed: it is tagged, in use, or something registered is made from it.
+            StillNeeded: it is tagged, in use, or something registered is made from it.
+            RunFailed: its files cannot be taken away.
             RefError: it is not registered.
         """
         artifact = self.get(artifact.digest)
+        with ExitStack() as lock:
+            try:
+                removal = self._removal(artifact, lock)
+            except OSError as error:
+                raise explain(error, artifact.title, artifact.path) from error
+            # Before the files are moved: what a crash leaves in the index is all there.
+            self._forget(artifact)
+            if removal is not None:
+                self._take_away(artifact, removal)
+
+    def _removal(self, artifact: Artifact, lock: ExitStack) -> Removal | None:
+        """How its files can be taken away, with their lock in `lock`; None: they are gone."""
+        if not os.path.lexists(artifact.path):
+            files.check_links(artifact.path)
+            return None
+        if artifact.path.exists() and not lock.enter_context(files.lock_directory(artifact.path)):
+            raise StillNeeded(f"{artifact.title} is in use", where=str(artifact.path))
+        return prepare(artifact.path)
+
+    def _take_away(self, artifact: Artifact, removal: Removal) -> None:
         try:
-            with ExitStack() as lock:
-                there = artifact.path.exists()
-                if there and not lock.enter_context(files.lock_directory(artifact.path)):
-                    raise RunFailed(f"{artifact.title} is in use", where=str(artifact.path))
-                self._forget(artifact)
-                if there:
-                    staging.throw_away(artifact.path, self.staging)
+            removal.take_away()
         except OSError as error:
-            raise from_os_error(error, f"removing {artifact.title}") from error
+            if removal.untouched():
+                with self.index.writing() as connection:
+                    queries.insert(connection, artifact)
+            raise explain(error, artifact.title, artifact.path) from error
+        try:
+            removal.delete()
+        except OSError as error:
+            raise RunFailed(
+                f"{artifact.title} is removed, but not all of its files could be deleted: "
+                f"{(error.strerror or str(error)).lower()}",
+                where=where_of(error, removal.trash or removal.folder),
+                todo="remove them by hand",
+            ) from error
 
     def _forget(self, artifact: Artifact) -> None:
         with self.index.writing() as connection:
@@ -154,11 +207,13 @@ class Registry(Catalog):
             if found and found[0].tags:
                 held = ", ".join(found[0].tags)
                 todo = f"bc2 registry tag --delete {artifact.ref} {found[0].tags[0]}"
-                raise RunFailed(f"{artifact.title} is tagged {held}", todo=todo)
+                raise StillNeeded(f"{artifact.title} is tagged {held}", todo=todo)
             below = queries.select(connection, self.home, queries.children(artifact.digest))
             if below:
                 named = ", ".join(child.title for child in below[:3])
-                raise RunFailed(f"{artifact.title} is needed by {named}", todo="remove those first")
+                raise StillNeeded(
+                    f"{artifact.title} is needed by {named}", todo="remove those first"
+                )
             queries.delete(connection, artifact.digest)
 
     def rebuild(self) -> Found:
@@ -170,6 +225,7 @@ class Registry(Catalog):
 
         if self.is_blank():
             return Found()
+        places.check_places(self.home)
         try:
             return rebuild(self.index, self.home)
         except IntegrityError:
@@ -179,6 +235,15 @@ class Registry(Catalog):
             return rebuild(self.index, self.home)
         except OSError as error:
             raise from_os_error(error, "rebuilding the index") from error
+
+    def forgotten(self) -> Artifacts:
+        """The whole artifacts in place that the index does not know: `rebuild` adopts them."""
+        strange = [] if self.is_blank() else places.unknown(self.index, self.home)
+        if not strange:
+            return []
+        from bc2.registry.rebuild import whole
+
+        return whole(self.index, strange)
 
     def _set_index_aside(self) -> None:
         aside = self.index_file.with_name(f"index.broken-{secrets.token_hex(4)}")
@@ -190,6 +255,6 @@ class Registry(Catalog):
     def sweep(self) -> Paths:
         """Remove staging directories whose owner is dead; return them."""
         try:
-            return staging.sweep(self.staging)
+            return staging.sweep(self.home)
         except OSError as error:
             raise from_os_error(error, "removing abandoned staging directories") from error

@@ -319,8 +319,10 @@ class Saver:
             if a.position and not a.tags
         ]
         mine.sort(key=reading_order)
-        needed = {a.digest for a in (self.latest, self.anchor) if a is not None}
-        keep = self.keep - (1 if self.latest is not None and self.latest.finished else 0)
+        finished = self.latest is not None and self.latest.finished
+        # A finished run does not roll back any more.
+        needed = {a.digest for a in (self.latest, None if finished else self.anchor) if a}
+        keep = self.keep - finished
         for artifact in mine[: max(0, len(mine) - keep)]:
             if artifact.digest in needed:
                 continue

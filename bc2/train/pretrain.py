@@ -93,6 +93,7 @@ def _begin(run: Run, registry: Registry, fresh: bool) -> str | None:
     known = run.finished(registry)
     if known is None:
         registry.sweep()
+        registry.check_publishing("checkpoint", run.name)
     return known.digest if known else None
 
 

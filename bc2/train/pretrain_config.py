@@ -93,7 +93,8 @@ class PretrainConfig(Section):
     """How often a resumable checkpoint is published."""
     keep_checkpoints: int = Field(2, ge=0, json_schema_extra=UNKEYED)
     """How many of a run's checkpoints stay registered; 0: all.
-    Tagged ones always stay."""
+    Tagged ones always stay, and after a save off schedule the last one on schedule, until
+    the next: a run whose loss explodes goes back to that one."""
     eval_every: str = Field("500 steps", json_schema_extra=UNKEYED)
     """How often the held-out loss is measured; it is always measured at the end."""
     eval_tokens: int = Field(1_000_000, ge=0, json_schema_extra=UNKEYED)

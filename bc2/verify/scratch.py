@@ -88,7 +88,7 @@ def scratch(registry: Registry, inputs: Sequence[Artifact]) -> Iterator[Scratch]
     with ExitStack() as held:
         for artifact in inputs:
             held.enter_context(artifact.hold())
-        path = staging.create(registry.staging, held)
+        path = staging.create(registry.staging_of("checkpoint", "verify"), held)
         try:
             yield Scratch(path, inputs)
         finally:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -206,6 +208,76 @@ def test_gc_shows_and_then_removes(registry, house) -> None:
     assert run("gc", "tiny", "run", "going", "--yes").exception is None
     assert registry.list() == []
     assert "nothing to remove" in run("gc").stdout
+
+
+def test_gc_ends_in_an_error_where_something_named_stays(registry, house) -> None:
+    other = publish(registry, "corpus", "other")
+    with house[1].hold():
+        done = run("gc", "run", "other", "--yes", "--json")
+    assert isinstance(done.exception, RunFailed)
+    assert done.exception.where == str(house[1].path)
+    said = json.loads(done.stdout)
+    assert [one["ref"] for one in said["removed"]] == [other.ref]
+    assert [one["ref"] for one in said["kept"]] == [house[1].ref]
+    assert len(registry.list()) == 2
+
+
+def test_what_the_index_forgot_is_said_and_adopted(registry, house) -> None:
+    with registry.index.writing() as connection:
+        queries.delete(connection, house[1].digest)
+    done = run("list", "--json")
+    assert json.loads(done.stdout)["total"] == 1
+    said = "warning: 1 in place and not in the index (checkpoint/run@10): "
+    assert done.stderr == f"{said}`bc2 registry rebuild` adopts them\n"
+    cleaned = run("gc", "--yes")
+    assert cleaned.exception is None
+    assert cleaned.stdout == "nothing to remove\n"
+    assert "not in the index; `bc2 registry rebuild` adopts it" in cleaned.stderr
+    assert run("rebuild").exception is None
+    assert run("list").stderr == ""
+    registry.verify(house[1])
+
+
+def advised(error: BaseException | None) -> list[str]:
+    """The command of `bc2 registry` in what an error says to do."""
+    assert isinstance(error, IntegrityError)
+    command = re.search(r"`bc2 registry ([^`]+)`", error.todo or "")
+    assert command is not None, error.todo
+    return shlex.split(command[1])
+
+
+@pytest.mark.parametrize("registered", [True, False], ids=["registered", "forgotten"])
+@pytest.mark.parametrize("damage", ["folder", "no manifest", "manifest"])
+def test_the_advice_of_verify_and_rebuild_works_to_the_letter(
+    registry, house, registered: bool, damage: str
+) -> None:
+    base = house[1]
+    if damage == "folder":
+        shutil.rmtree(base.path)
+    elif damage == "manifest":
+        (base.path / "manifest.json").write_bytes(b"{}")
+    else:
+        (base.path / "manifest.json").unlink()
+    if not registered:
+        with registry.index.writing() as connection:
+            queries.delete(connection, base.digest)
+    asked = run("verify" if registered else "rebuild")
+    if not registered and damage == "folder":
+        assert asked.exception is None
+        return
+    done = run(*advised(asked.exception)) if registered else run(*rebuilt_advice(asked))
+    assert done.exception is None, done.output
+    assert not base.path.exists()
+    assert run("verify").exception is None
+    assert run("rebuild").exception is None
+    assert [artifact.digest for artifact in registry.list()] == [house[0].digest]
+
+
+def rebuilt_advice(done) -> list[str]:
+    """The command in the warnings of `rebuild`, which says what each thing needs."""
+    command = re.search(r"`bc2 registry (gc [^`]+)`", done.stderr)
+    assert command is not None, done.stderr
+    return shlex.split(command[1])
 
 
 def test_import(registry, house, tmp_path: Path, monkeypatch) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,3 +63,26 @@ def publish(registry: Registry) -> Publish:
             return staged.publish()
 
     return make
+
+
+@pytest.fixture
+def in_namespace(tmp_path: Path) -> Callable[[str], Any]:
+    """Runs a script as root with mounts of its own; what it said. See ``namespace.py``."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount, or become another user")
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    # Another user must come to the home, which pytest keeps to itself.
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+
+    def run(script: str) -> Any:
+        helpers = Path(__file__).with_name("namespace.py")
+        done = subprocess.run(
+            ["unshare", "-m", sys.executable, str(helpers), str(tmp_path), script],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

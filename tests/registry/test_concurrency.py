@@ -14,7 +14,7 @@ import pytest
 
 from bc2.registry import Registry
 from bc2.registry.gc import carry_out, plan
-from bc2.registry.rebuild import in_place
+from bc2.registry.places import in_place
 
 WORKER = Path(__file__).with_name("worker.py")
 

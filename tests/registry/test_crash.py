@@ -28,7 +28,7 @@ from bc2.errors import Bc2Error
 from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry import publish as publishing
 from bc2.registry.manifest import FileEntry
-from bc2.registry.rebuild import in_place
+from bc2.registry.places import in_place
 
 KEY = "5" * 64
 NAME_EVENTS = {

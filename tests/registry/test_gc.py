@@ -5,7 +5,7 @@ import pytest
 from bc2.errors import RunFailed, UsageError
 from bc2.files import lock_directory
 from bc2.registry import Draft, queries
-from bc2.registry.gc import carry_out, plan
+from bc2.registry.gc import carry_out, choose, left_alone, plan
 
 
 def forget(registry, artifact) -> None:
@@ -80,37 +80,89 @@ def test_a_child_published_after_the_plan_saves_its_parent(registry, publish) ->
     registry.verify(text)
 
 
-def test_orphans_go_unless_they_are_in_flight_or_needed(registry, publish) -> None:
+def test_what_is_half_made_goes_unless_it_is_in_flight_or_needed(registry, publish) -> None:
     kept = publish("corpus", "kept")
     orphan, flying = publish("corpus", "orphan"), publish("corpus", "flying")
-    grandparent = publish("corpus", "grandparent")
-    parent = publish("tokenizer", "parent", parents=(grandparent,))
+    zeros = publish("corpus", "zeros")
+    parent = publish("tokenizer", "parent")
     publish("tokens", "child", parents=(parent,))
     tagged = publish("corpus", "tagged")
     registry.tag(tagged, "best")
-    for artifact in (orphan, flying, grandparent, parent, tagged):
+    for artifact in (orphan, flying, parent, tagged):
         forget(registry, artifact)
+        (artifact.path / "manifest.json").unlink()
+    forget(registry, zeros)
+    (zeros.path / "manifest.json").write_bytes(bytes(100))
     with lock_directory(flying.path):
         doomed = plan(registry)
-        assert [item.path for item in doomed] == [orphan.path]
-        assert len(carry_out(doomed).removed) == 1
+        assert [item.path for item in doomed] == [orphan.path, zeros.path]
+        assert len(carry_out(doomed).removed) == 2
     assert not orphan.path.exists()
-    for artifact in (kept, flying, grandparent, parent, tagged):
-        registry.verify(artifact)
-    registry.rebuild()
-    assert len(registry.list()) == 6
+    registry.verify(kept)
+    assert all(artifact.path.is_dir() for artifact in (flying, parent, tagged))
+
+
+def test_what_the_index_forgot_stays(registry, publish) -> None:
+    """As with an index that was restored from an older copy."""
+    publish("corpus", "kept")
+    lost = [publish("checkpoint", "run", step=step) for step in (1, 2, 3)]
+    for artifact in lost:
+        forget(registry, artifact)
+    (lost[1].path / "data.bin").write_bytes(b"shorter")
+    (lost[2].path / "manifest.json").write_bytes(b"{}")
+    assert [artifact.digest for artifact in registry.forgotten()] == [lost[0].digest]
+    assert plan(registry) == []
+    stay = dict(left_alone(registry))
+    assert stay.keys() == {artifact.path for artifact in lost}
+    assert "rebuild" in stay[lost[0].path]
+    assert all(f"gc {artifact.path} --yes" in stay[artifact.path] for artifact in lost[1:])
+    assert [artifact.digest for artifact in registry.rebuild().adopted] == [lost[0].digest]
+    assert registry.forgotten() == []
+    registry.verify(registry.get(lost[0].digest))
+
+
+def test_a_directory_that_is_not_registered_goes_when_it_is_named(registry, publish) -> None:
+    kept, lost = publish("corpus", "kept"), publish("corpus", "lost")
+    forget(registry, lost)
+    (lost.path / "data.bin").write_bytes(b"shorter")
+    assert choose(registry, str(kept.path)) == kept
+    folder = choose(registry, str(lost.path))
+    assert folder == lost.path
+    done = carry_out(plan(registry, folders=[folder]))
+    assert [item.path for item in done.removed] == [lost.path]
+    assert not lost.path.exists()
+
+
+def test_a_registered_one_with_a_broken_manifest_goes_when_its_path_is_named(
+    registry, publish
+) -> None:
+    broken = publish()
+    (broken.path / "manifest.json").write_bytes(b"{}")
+    chosen = choose(registry, str(broken.path))
+    assert chosen == broken
+    assert len(carry_out(plan(registry, [broken])).removed) == 1
+    assert not broken.path.exists()
 
 
 def test_an_orphan_adopted_after_the_plan_stays(registry, publish) -> None:
     publish("corpus", "kept")
     orphan = publish("corpus", "orphan")
     forget(registry, orphan)
-    doomed = plan(registry)
+    doomed = plan(registry, folders=[orphan.path])
     assert publish("corpus", "orphan") == orphan
     done = carry_out(doomed)
     assert done.removed == []
-    assert len(done.kept) == 1
+    assert len(done.kept) == len(done.failed) == 1
     registry.verify(orphan)
+
+
+def test_one_in_use_is_said_and_the_others_go(registry, publish) -> None:
+    used, free = publish("corpus", "used"), publish("corpus", "free")
+    with used.hold():
+        done = carry_out(plan(registry, [used, free]))
+    assert [item.artifact for item in done.removed] == [free]
+    assert [error.where for error in done.failed] == [str(used.path)]
+    assert registry.list() == [used]
 
 
 def test_an_index_that_knows_nothing_is_not_believed(registry, publish) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from bc2.errors import Interrupted, RunFailed
 from bc2.parallel.mesh import Group
-from bc2.registry import Registry, payload
+from bc2.registry import Artifact, Registry, payload
 from bc2.train import checkpoint as checkpoints
 
 
@@ -78,3 +83,70 @@ def test_a_save_alone_reads_nothing_back(train, monkeypatch) -> None:
     assert not [name for name in read if name.endswith(".safetensors")]
     monkeypatch.undo()
     Registry.open().verify(artifact)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_as_many_stay_as_are_kept_and_never_none(train, monkeypatch, keep: int) -> None:
+    seen: list[list[str]] = []
+    remove = Registry.remove
+
+    def noted(registry: Registry, artifact: Artifact) -> None:
+        remove(registry, artifact)
+        left = registry.list("checkpoint")
+        for one in left:
+            registry.verify(one)
+        seen.append([one.title for one in left])
+
+    monkeypatch.setattr(Registry, "remove", noted)
+    finished = train(f"pretrain.keep_checkpoints={keep}", "pretrain.checkpoint_every=2 steps")
+    left = Registry.open().list("checkpoint")
+    assert len(left) == keep
+    assert finished in left
+    assert len(seen) == 6 - keep
+    assert all(len(titles) == keep for titles in seen)
+
+
+def test_what_a_rollback_goes_back_to_stays_until_the_next(train, at_sample, tmp_path) -> None:
+    """Saved off schedule by a signal: two stay, and one when the run is finished."""
+    keep = "pretrain.keep_checkpoints=1"
+    at_sample({6 * 8 + 2: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    with pytest.raises(Interrupted):
+        train(keep)
+    registry = Registry.open()
+    steps = {one.position.step for one in registry.list("checkpoint") if one.position}
+    assert 4 in steps
+    assert len(steps) == 2
+    finished = train(keep)
+    assert registry.list("checkpoint") == [finished]
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no other file system at /dev/shm")
+    with TemporaryDirectory(prefix="bc2-test-", dir=shared) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    "place", ["staging", "artifacts/checkpoint", "work", "runs", "artifacts/checkpoint/small"]
+)
+def test_a_part_of_the_home_on_another_disk(train, straight, other_disk, place: str) -> None:
+    link = Registry.open().home / place
+    if link.is_dir():
+        shutil.copytree(link, other_disk, dirs_exist_ok=True)
+        shutil.rmtree(link)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(other_disk)
+    assert train().digest == straight().digest
+
+
+def test_what_cannot_be_published_is_said_before_the_first_step(train, tmp_path) -> None:
+    home = Registry.open().home
+    link = home / "artifacts" / "checkpoint"
+    link.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(RunFailed, match="nothing is there") as caught:
+        train()
+    assert caught.value.where == str(link)
+    assert not list(home.glob("runs/*/metrics.jsonl"))
