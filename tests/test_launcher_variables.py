@@ -14,7 +14,8 @@ from bc2 import launcher_variables
 from bc2.cli import main
 from bc2.errors import RecipeError, UsageError
 from bc2.launcher_variables import Place, read_place, rendezvous_address
-from bc2.ranks import LAUNCHED, name_launcher
+from bc2.ranks import name_launcher
+from bc2.signals import LAUNCHED
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}
 KUBEFLOW = {"WORLD_SIZE": "2", "RANK": "1"}
