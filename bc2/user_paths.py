@@ -17,6 +17,8 @@ def expand_user(path: str | Path, what: str) -> Path:
     Raises:
         UsageError: there is no such user, or it has no home directory.
     """
+    if not str(path).startswith("~"):  # ``./~x`` has lost its dot as a Path
+        return Path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -36,6 +38,6 @@ def expand_if_known(path: str | Path) -> Path:
     For what need not be a path: a ref, a recipe's name.
     """
     try:
-        return Path(path).expanduser()
+        return Path(path).expanduser() if str(path).startswith("~") else Path(path)
     except RuntimeError:
         return Path(path)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
