@@ -14,7 +14,7 @@ from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.options import Json, Set, verb
 from bc2.recipe import Recipe, load
-from bc2.registry import find_home
+from bc2.registry import Registry, find_home
 
 if TYPE_CHECKING:
     from typer._click import Context
@@ -120,6 +120,7 @@ def bench(
     )  # fmt: skip
     _check(asked)
     _check_target(markdown)
+    Registry.open().check_writable()
     result = _measure(load(recipe, set_ or []), asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)

@@ -100,6 +100,8 @@ def generate(
     if compare is not None:
         return _compare(output, *compare)
     _check_target(markdown)
+    if save:
+        Registry.open().check_writable()
     asked = GenerationOptions(
         only, against, sizes, precision, device, rounds, requests, seed, prompts, tokenizer, mmlu,
         subjects, questions, n, max_running, cache_mb,

@@ -262,6 +262,7 @@ def tag(
     from bc2.registry import Registry
 
     registry = Registry.open()
+    registry.check_writable()
     artifact = registry.resolve(ref, _kind(kind))
     (registry.untag if delete else registry.tag)(artifact, name)
     artifact = registry.get(artifact.digest)
@@ -288,6 +289,8 @@ def gc(
     from bc2.registry.gc import Done, carry_out, plan
 
     registry = Registry.open()
+    if yes:
+        registry.check_writable()
     doomed = plan(registry, [registry.resolve(ref) for ref in refs or []], keep_last)
     done = carry_out(doomed) if yes else Done([], [])
     for item, why in done.kept:
@@ -334,6 +337,7 @@ def import_(
     from bc2.registry.importing import import_artifact, import_directory
 
     registry = Registry.open()
+    registry.check_writable()
     wanted = _kind(kind)
     if wanted and name:
         artifact = import_directory(registry, path, wanted, name, _role(role))
@@ -357,7 +361,9 @@ def rebuild(json: Json = False, quiet: Quiet = False) -> None:
     """Make the index anew from the manifests and tags on disk."""
     from bc2.registry import Registry
 
-    found = Registry.open().rebuild()
+    registry = Registry.open()
+    registry.check_writable()
+    found = registry.rebuild()
     for artifact in found.dropped:
         warn(f"{artifact.title} {artifact.ref} has no files any more: forgotten")
     for error in found.broken:

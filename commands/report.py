@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from bc2.console import Output, table
-from bc2.errors import UsageError
+from bc2.errors import RunFailed, UsageError
+from bc2.files import why_not_writable
 from bc2.options import Json, verb
 from bc2.registry import Registry
 
@@ -42,6 +43,8 @@ def report(
         out = _checked(out)
     registry = Registry.open()
     found = find_run(registry, run)
+    if out is None:
+        _check_folder(found.path)
     written = write_report(found, registry, out)
     paths = {"page": written.page, **{path.suffix[1:]: path for path in written.curves}}
     value = {
@@ -53,9 +56,20 @@ def report(
     Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)])
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises: RunFailed if nothing can be written into a run's folder."""
+    reason = why_not_writable(folder)
+    if reason:
+        raise RunFailed(
+            f"the page cannot be written into the run's folder: {reason}",
+            where=str(folder),
+            todo="name another place: --out FILE.html",
+        )
+
+
 def _checked(out: Path) -> Path:
     """Raises: UsageError if no file can be there."""
-    out = out.expanduser().absolute()
+    out = out.absolute()
     if out.is_dir():
         todo = f"name a file in it: {out / 'report.html'}"
         raise UsageError("--out is a directory", where=str(out), todo=todo)

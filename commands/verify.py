@@ -61,6 +61,7 @@ def resume(
     from bc2.verify.resume import ResumeRequest, finished_checkpoint, verify_resume
 
     registry, loaded = Registry.open(), load(recipe, set_ or [])
+    registry.check_writable()
     settings = TrainingSettings.of(loaded)
     settings.check_ranks(nproc)
     base = recipe_layout(settings, nproc)
