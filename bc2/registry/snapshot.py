@@ -46,13 +46,16 @@ class Snapshots:
         database: SQLite's file, which may be missing.
         place: what cannot be written to, for messages.
         reconcile: fills an empty index from the manifests; returns how many it found.
+
+    Raises:
+        RunFailed: there is no temporary folder.
     """
 
     def __init__(self, database: Path, place: Path, reconcile: Callable[[ix.Index], int]):
         self._database = database
         self._place = place
         self._reconcile = reconcile
-        self._folder = tempfile.TemporaryDirectory(prefix="bc2-index-", ignore_cleanup_errors=True)
+        self._folder = _temporary_folder()
         self._seen: object = None
         self._index: ix.Index | None = None
 
@@ -114,6 +117,17 @@ class Snapshots:
         return _content(self._database), _content(
             self._database.with_name(self._database.name + _WAL)
         )
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="bc2-index-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise RunFailed(
+            f"the index of a home that cannot be written is read from a copy, and there is no "
+            f"place for one: {error.strerror}",
+            todo="set TMPDIR to a directory you may write to",
+        ) from error
 
 
 def _content(path: Path) -> bytes | None:

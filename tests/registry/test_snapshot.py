@@ -240,3 +240,17 @@ def test_an_index_that_never_rests_is_said(registry, publish, locked, monkeypatc
     monkeypatch.setattr(snapshot, "_content", lambda _: str(next(states)).encode())
     with pytest.raises(RunFailed, match="written to all the time"):
         Registry.open(registry.home).list()
+
+
+def test_without_a_place_for_the_copy(registry, publish, locked, monkeypatch) -> None:
+    locked[0] = False
+    publish()
+    locked[0] = True
+
+    def nowhere(**_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(snapshot.tempfile, "TemporaryDirectory", nowhere)
+    with pytest.raises(RunFailed, match="No usable temporary directory") as caught:
+        Registry.open(registry.home).list()
+    assert "TMPDIR" in str(caught.value)
