@@ -21,6 +21,22 @@ ENVIRONMENT = {
 #: Set to 1 to have nothing set: for a benchmark's peer as it is without bc2.
 KEEP_ENVIRONMENT = "BC2_KEEP_ENVIRONMENT"
 
+
+def _has_name() -> bool:
+    """Whether `getpass.getuser` finds a name; libraries that make caches ask it unguarded."""
+    if any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return True
+    try:
+        import pwd
+
+        return bool(pwd.getpwuid(os.getuid()).pw_name)
+    except (ImportError, KeyError):
+        return False
+
+
 if os.environ.get(KEEP_ENVIRONMENT) != "1":
     for _name, _value in ENVIRONMENT.items():
         os.environ.setdefault(_name, _value)
+    # A container may run under a number that has no name.
+    if not _has_name():
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from bc2 import __version__
 from bc2.errors import Bc2Error
+from bc2.files import why_not_writable
 
 #: Distribution -> module, in the order shown.
 REQUIRED = {
@@ -160,9 +161,11 @@ def _registry(found: Diagnosis) -> None:
     found.registry["free"] = f"{free / 2**30:.1f} GiB"
     if free < LOW_DISK:
         found.problems.append(f"only {free / 2**30:.1f} GiB free at {existing}")
-    if not os.access(existing, os.W_OK):
-        found.problems.append(f"no right to write in {existing}: set BC2_HOME to another place")
-    elif home.exists():
+    if reason := why_not_writable(existing):
+        found.problems.append(
+            f"no right to write in {existing} ({reason}): set BC2_HOME to another place"
+        )
+    if home.exists():
         _open_registry(found, home)
 
 

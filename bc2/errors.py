@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 
 class Bc2Error(Exception):
@@ -87,6 +89,29 @@ class ResourceError(Bc2Error):
     lasting = True
 
 
+class CallFailed(OSError):
+    """A system call that the file system of a path refuses, with what that means.
+
+    Args:
+        error: what the call raised.
+        call: its name, such as ``flock``.
+        path: what it was called for.
+        meaning: what is not safe without it.
+        todo: what to do about it.
+    """
+
+    def __init__(self, error: OSError, call: str, path: object, *, meaning: str, todo: str):
+        super().__init__(error.errno, error.strerror, str(path))
+        self.call = call
+        self.meaning = meaning
+        self.todo = todo
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What OSError pickles itself by is not what this class is made of.
+        made = partial(CallFailed, meaning=self.meaning, todo=self.todo)
+        return made, (OSError(self.errno, self.strerror), self.call, self.filename)
+
+
 class Interrupted(Bc2Error):
     """Stopped by a signal, with nothing lost (exit 128 + signal)."""
 
@@ -104,6 +129,9 @@ def nearest(wrong: str, right: Iterable[str]) -> str | None:
 def from_os_error(error: OSError, doing: str) -> Bc2Error:
     """Say an operating-system error in our terms: full disks are 6, missing input 3."""
     path = str(error.filename) if error.filename else None
+    if isinstance(error, CallFailed):
+        reason = f"{error.call} fails: {str(error.strerror).lower()}"
+        return RunFailed(f"{reason}; {error.meaning}", where=path, todo=error.todo)
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
@@ -116,5 +144,11 @@ def from_os_error(error: OSError, doing: str) -> Bc2Error:
             f"permission denied while {doing}",
             where=path,
             todo="check the owner and mode, or set BC2_HOME to a directory you may write to",
+        )
+    if error.errno == errno.EROFS:
+        return RunFailed(
+            f"read-only file system while {doing}",
+            where=path,
+            todo="set BC2_HOME, or the path that you named, to a directory you may write to",
         )
     return RunFailed(f"{reason} while {doing}", where=path)

@@ -18,7 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bc2.errors import RunFailed
+from bc2.console import warn
+from bc2.errors import CallFailed, RunFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +163,7 @@ def writing_in_place(path: Path) -> Iterator[InPlace]:
                 raise
             direct = None
         yield InPlace(fd, direct)
-        os.fsync(fd)
+        sync_open(fd, path)
 
 
 def _opened(path: Path, flags: int, held: ExitStack) -> int:
@@ -175,18 +176,62 @@ def sync_file(path: Path) -> None:
     """fsync a file that something else wrote."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        sync_open(fd, path)
     finally:
         os.close(fd)
+
+
+def sync_open(fd: int, path: Path) -> None:
+    """fsync the open file of `path`. Raises: CallFailed, or OSError if the disk is full."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # A full disk and a quota say enough; `from_os_error` has an exit code for them.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise CallFailed(
+            error, "fsync", path,
+            meaning="what was written may not be on the disk, and counts as not written",
+            todo="look at the disk; or set BC2_HOME to a directory on another file system",
+        ) from error  # fmt: skip
+
+
+#: What a file system says that cannot sync directories, as CIFS and some of FUSE.
+_NO_DIRECTORY_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 
 def sync_directory(path: Path) -> None:
-    """fsync a directory, so that the names in it are on disk."""
+    """fsync a directory, so that the names in it are on disk.
+
+    Where the file system cannot, this is said once, and all else goes on.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        sync_open(fd, path)
+    except CallFailed as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
+        warn_once(
+            "directories",
+            f"the file system of {path} cannot sync directories (fsync: "
+            f"{str(error.strerror).lower()}): after a power cut, files that were published last "
+            "may be missing; run `bc2 registry verify` then",
+        )
     finally:
         os.close(fd)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(what: str, message: str) -> None:
+    """Warn of something that every call would find again, once in a process."""
+    if what not in _warned:
+        _warned.add(what)
+        warn(message)
 
 
 def make_directory(path: Path) -> None:
@@ -228,7 +273,7 @@ def write_durably(path: Path, data: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(data)
         stream.flush()
-        os.fsync(stream.fileno())
+        sync_open(stream.fileno(), path)
 
 
 def replace_durably(path: Path, data: bytes) -> None:
@@ -283,6 +328,7 @@ def lock_directory(path: Path, *, shared: bool = False, wait: bool = False) -> I
 
     Raises:
         FileNotFoundError: there is no such directory (any more).
+        CallFailed: the file system has no flock.
     """
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fd = _flock(path, how if wait else how | fcntl.LOCK_NB)
@@ -303,7 +349,60 @@ def _flock(path: Path, how: int) -> int | None:
         except BlockingIOError:
             os.close(fd)
             return None
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError) and error.errno in NO_LOCKS:
+                raise no_lock(error, "flock", path) from error
             raise
         os.close(fd)
+
+
+#: What a file system says that has no locks: Lustre without ``-o flock``, NFS without a lock
+#: daemon, some of FUSE.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+
+
+def no_lock(error: OSError, call: str, path: Path) -> CallFailed:
+    """What to raise where `call` finds that the file system of `path` has no locks."""
+    return CallFailed(
+        error, call, path,
+        meaning="without locks two processes may write the same, and gc may remove what is in use",
+        todo="mount the file system with locks (Lustre: -o flock; NFS: with its lock daemon), or "
+        "set BC2_HOME and BC2_CACHE to directories on another one",
+    )  # fmt: skip
+
+
+@contextmanager
+def keep_directory(path: Path) -> Iterator[None]:
+    """Hold a shared lock on a directory that is read, so that nobody removes it meanwhile.
+
+    Where the file system has no locks this is said once, and reading goes on: whoever removes
+    the directory needs the lock, and a reader that meets a missing file says so.
+
+    Raises:
+        FileNotFoundError: there is no such directory (any more).
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_directory(path, shared=True, wait=True))
+        except CallFailed as error:
+            warn_once(
+                "locks",
+                f"the file system of {path} has no locks ({error.call}: "
+                f"{str(error.strerror).lower()}): what is read is not kept from being removed",
+            )
+        yield
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why a file or directory may not be written to; None if it may.
+
+    Of one that does not exist: whether it may be made in the nearest directory that does.
+    """
+    while not path.exists():
+        path = path.parent
+    mode = os.W_OK | os.X_OK if path.is_dir() else os.W_OK
+    if os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
+        return None
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    return "read-only file system" if read_only else "permission denied"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bc2.errors import UsageError
 from bc2.files import check_replaceable
+from bc2.user_paths import expand_user
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the refs on stdout.")]
@@ -84,7 +87,7 @@ def output_file(path: Path, option: str) -> Path:
         UsageError: a directory or a device has the name, it cannot be a file's, or its directory
             is not there or cannot be written.
     """
-    path = path.expanduser().absolute()
+    path = expand_user(path, option).absolute()
     if os.path.isdir(path):  # it does not raise, whatever the name
         raise UsageError(f"{option} is a directory", where=str(path), todo="name a file")
     if os.path.exists(path) and not path.is_file():
@@ -103,9 +106,36 @@ def output_file(path: Path, option: str) -> Path:
     return path
 
 
+class _Verb(typer.Typer):
+    """Gives its commands paths without ``~``: a shell leaves it in ``--out=~/x`` and in quotes."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        decorate = super().command(*args, **kwargs)
+
+        def register(function: Any) -> Any:
+            decorate(_expanding(function))
+            return function
+
+        return register
+
+
+def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        return function(**{name: _expanded(name, value) for name, value in values.items()})
+
+    return command
+
+
+def _expanded(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(name, one) for one in value]
+    return expand_user(value, name.replace("_", "-")) if isinstance(value, Path) else value
+
+
 def verb() -> typer.Typer:
     """The Typer app of a verb's module: plain help, no completion, our own errors."""
-    return typer.Typer(
+    return _Verb(
         rich_markup_mode=None,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from bc2.errors import RecipeError, nearest
 from bc2.toml_file import KeyPath, TomlFile, read_toml
+from bc2.user_paths import expand_if_known
 
 #: Section name -> "module:class". The one place a new section is announced.
 SECTIONS: dict[str, str] = {
@@ -280,7 +281,7 @@ def _shipped_root() -> Path:
 
 
 def _find(source: str | Path) -> Path:
-    path = Path("/dev/stdin" if source == "-" else source)
+    path = expand_if_known("/dev/stdin" if source == "-" else source)
     if path.exists() and not path.is_dir():
         return path
     inside = str(source).removeprefix("recipes/").removesuffix(".toml")

@@ -15,7 +15,7 @@ from bc2.errors import UsageError
 from bc2.files import replace_durably
 from bc2.options import Json, Set, output_file, verb
 from bc2.recipe import Recipe, load
-from bc2.registry import find_home
+from bc2.registry import Registry, find_home
 
 if TYPE_CHECKING:
     from typer._click import Context
@@ -122,6 +122,7 @@ def bench(
     _check(asked)
     if markdown is not None:
         markdown = output_file(markdown, "--markdown")
+    Registry.open().check_writable()
     result = _measure(load(recipe, set_ or []), asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)

@@ -102,6 +102,8 @@ def generate(
         return _compare(output, *compare)
     if markdown is not None:
         markdown = output_file(markdown, "--markdown")
+    if save:
+        Registry.open().check_writable()
     asked = GenerationOptions(
         only, against, sizes, precision, device, rounds, requests, seed, prompts, tokenizer, mmlu,
         subjects, questions, n, max_running, cache_mb,

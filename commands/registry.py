@@ -274,6 +274,7 @@ def tag(
     from bc2.registry import Registry
 
     registry = Registry.open()
+    registry.check_writable()
     artifact = registry.resolve(ref, _kind(kind))
     (registry.untag if delete else registry.tag)(artifact, name)
     artifact = registry.get(artifact.digest)
@@ -301,6 +302,8 @@ def gc(
     from bc2.registry.gc import Done, carry_out, choose, left_alone, plan
 
     registry = Registry.open()
+    if yes:
+        registry.check_writable()
     chosen = [choose(registry, ref) for ref in refs or []]
     folders = [one for one in chosen if isinstance(one, Path)]
     artifacts = [one for one in chosen if not isinstance(one, Path)]
@@ -361,6 +364,7 @@ def import_(
     from bc2.registry.importing import import_artifact, import_directory
 
     registry = Registry.open()
+    registry.check_writable()
     wanted = _kind(kind)
     if wanted and name:
         artifact = import_directory(registry, path, wanted, name, _role(role))
@@ -384,7 +388,9 @@ def rebuild(json: Json = False, quiet: Quiet = False) -> None:
     """Make the index anew from the manifests and tags on disk."""
     from bc2.registry import Registry
 
-    found = Registry.open().rebuild()
+    registry = Registry.open()
+    registry.check_writable()
+    found = registry.rebuild()
     for artifact in found.dropped:
         warn(f"{artifact.title} {artifact.ref} has no files any more: forgotten")
     for error in found.broken:

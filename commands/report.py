@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from bc2.console import Output, table
+from bc2.errors import RunFailed
+from bc2.files import why_not_writable
 from bc2.options import Json, output_file, verb
 from bc2.registry import Registry
 
@@ -41,6 +43,8 @@ def report(
         out = output_file(out, "--out")
     registry = Registry.open()
     found = find_run(registry, run)
+    if out is None:
+        _check_folder(found.path)
     written = write_report(found, registry, out)
     paths = {"page": written.page, **{path.suffix[1:]: path for path in written.curves}}
     value = {
@@ -50,3 +54,14 @@ def report(
     }
     drawn = table(("", ""), [(name, str(path)) for name, path in paths.items()])
     Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)], kept=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises: RunFailed if nothing can be written into a run's folder."""
+    reason = why_not_writable(folder)
+    if reason:
+        raise RunFailed(
+            f"the page cannot be written into the run's folder: {reason}",
+            where=str(folder),
+            todo="name another place: --out FILE.html",
+        )

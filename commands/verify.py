@@ -62,6 +62,7 @@ def resume(
     if out is not None:
         out = output_file(out, "--out")
     registry, loaded = Registry.open(), load(recipe, set_ or [])
+    registry.check_writable()
     settings = TrainingSettings.of(loaded)
     settings.check_ranks(nproc)
     base = recipe_layout(settings, nproc)

@@ -62,9 +62,10 @@ def test_a_disk_that_is_nearly_full(home: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_home_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    monkeypatch.setattr(doctor, "why_not_writable", lambda _: "permission denied")
     (problem,) = doctor.diagnose().problems
-    assert problem == f"no right to write in {home.parent}: set BC2_HOME to another place"
+    told = f"no right to write in {home.parent} (permission denied): set BC2_HOME to another place"
+    assert problem == told
 
 
 def test_artifacts_are_counted_and_a_broken_index_is_a_problem(

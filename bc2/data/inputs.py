@@ -16,7 +16,7 @@ from bc2.data import environment
 from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.documents import SourceFile
 from bc2.errors import DataError
-from bc2.files import make_directory, replace_durably, sha256_file
+from bc2.files import make_directory, replace_durably, sha256_file, why_not_writable
 from bc2.streams import first_line, reading
 
 FileLayout = Literal["text", "lines", "parquet"]
@@ -277,8 +277,8 @@ class DigestCache:
         return stat.st_size, sha256
 
     def save(self) -> None:
-        """Write what is new, if a file was given."""
-        if self._path is not None and self._changed:
+        """Write what is new, if a file was given. Where it cannot be, it is hashed again."""
+        if self._path is not None and self._changed and not why_not_writable(self._path.parent):
             make_directory(self._path.parent)
             replace_durably(self._path, json.dumps(self._known).encode())
 

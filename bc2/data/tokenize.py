@@ -38,7 +38,14 @@ from bc2.data.documents import Document
 from bc2.data.shards import INDEX, token_dtype
 from bc2.data.workers import cores, worker_pool
 from bc2.errors import DataError, RunFailed, from_os_error
-from bc2.files import make_directory, replace_durably, sha256_file, sync_directory, write_durably
+from bc2.files import (
+    make_directory,
+    replace_durably,
+    sha256_file,
+    sync_directory,
+    sync_open,
+    write_durably,
+)
 from bc2.signals import shielded
 from bc2.tokenizer.tokenizer import Tokenizer
 
@@ -291,7 +298,7 @@ def make_shard(
         with aside.open("wb") as stream:
             tokens, documents, size = _encode(corpus / part.file, tokenizer, stream, stop, told)
             stream.flush()
-            os.fsync(stream.fileno())
+            sync_open(stream.fileno(), aside)
         _check(part, documents, size)
         shard = Shard(tokenizer.digest, digest, sha256_file(aside), tokens, documents, size)
         os.replace(aside, final)

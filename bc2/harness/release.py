@@ -27,6 +27,7 @@ from bc2.harness.releases import (
 )
 from bc2.harness.releases.known import known_releases, release_digest
 from bc2.harness.releases.source import Place, Source, Splits, Tables
+from bc2.user_paths import expand_user
 
 #: The folder of benchmarks where ``--data`` is not given.
 VARIABLE = "BC2_BENCH_DATA"
@@ -99,9 +100,10 @@ def open_release(
     """
     known = _source(source)
     asked = _asked(known, subsets)
-    given = folder or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    named = os.environ.get(VARIABLE)
+    given = folder or (expand_user(named, VARIABLE) if named else None)
     if given is not None:
-        found = _read(known, given.expanduser(), asked)
+        found = _read(known, given, asked)
         if found is None:
             named = "--data" if folder else VARIABLE
             raise DataError(

@@ -226,6 +226,7 @@ class _Training:
         from bc2.launch.elastic import launch
 
         self.session.obtain_inputs("checkpoint", self.recipe, settings=self.settings)
+        self.session.registry.check_writable()
         work = self.session.registry.work
         launch(self.request.ranks, self.request.rank_arguments, work, silent=silent)
 

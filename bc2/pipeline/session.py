@@ -186,6 +186,7 @@ class Session:
         return self._found_or_made(making, fresh)
 
     def _begin_work(self) -> None:
+        self.registry.check_writable()
         check, self.before_work = self.before_work, lambda: None
         check()
 

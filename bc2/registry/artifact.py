@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bc2.errors import IntegrityError, RefError, nearest
-from bc2.files import dangling_link, lock_directory
+from bc2.files import dangling_link, keep_directory
 from bc2.registry.draft import SHORT, Kind, Position, Role, role_of
 
 # Manifests are read where they are needed: pydantic takes longer to import than a listing.
@@ -145,7 +145,7 @@ class Artifact:
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(lock_directory(self.path, shared=True, wait=True))
+                stack.enter_context(keep_directory(self.path))
             except FileNotFoundError:
                 raise self._gone() from None
             yield self

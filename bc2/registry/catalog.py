@@ -11,9 +11,10 @@ from bc2 import files
 from bc2.console import note
 from bc2.errors import RefError, UsageError, from_os_error
 from bc2.registry import index as ix
-from bc2.registry import queries
+from bc2.registry import queries, snapshot
 from bc2.registry.artifact import Artifact
 from bc2.registry.draft import Kind, Role, check_kind, spell_roles
+from bc2.user_paths import expand_user
 
 #: Which command makes an artifact of each kind, for messages.
 _MAKERS: dict[Kind, str] = {
@@ -49,6 +50,7 @@ class Catalog:
         self.staging = home / "staging"
         self._url = url
         self._index: ix.Index | None = None
+        self._snapshots: snapshot.Snapshots | None = None
 
     @classmethod
     def open(cls, home: Path | None = None) -> Self:
@@ -58,9 +60,9 @@ class Catalog:
         empty registry. The index is ``$BC2_REGISTRY_URL``, or SQLite inside the home.
 
         Raises:
-            UsageError: the home is a file.
+            UsageError: the home is a file, or begins with a ``~`` that means nothing.
         """
-        home = (home or find_home()).expanduser().absolute()
+        home = (home or find_home()).absolute()
         try:
             if home.is_file():
                 todo = "set BC2_HOME to a directory"
@@ -76,9 +78,14 @@ class Catalog:
 
     @property
     def index(self) -> ix.Index:
-        """The index, made first if it is missing (from the manifests, if there are any)."""
+        """The index, made first if it is missing (from the manifests, if there are any).
+
+        Of a home that cannot be written: a copy of it, to read only.
+        """
         try:
-            if self._index is None:
+            if self._snapshots is not None:
+                self._index = self._open_copy()
+            elif self._index is None:
                 self._index = ix.Index.at_url(self._url) if self._url else self._open_file()
             elif not self._url and not self.index_file.exists():
                 self._index = self._open_file()
@@ -86,7 +93,34 @@ class Catalog:
             raise from_os_error(error, "opening the registry") from error
         return self._index
 
+    def check_writable(self) -> None:
+        """Find out before any work whether something can be published here.
+
+        Raises:
+            RunFailed: the home, or one of its folders, cannot be written.
+        """
+        for folder in (self.home, self.home / "artifacts", self.staging, self.work, self.runs):
+            reason = files.why_not_writable(folder)
+            if reason:
+                raise ix.cannot_write(reason, folder if folder.exists() else self.home)
+
+    def _open_copy(self) -> ix.Index:
+        reason = snapshot.why_not_ours(self.index_file)
+        if reason is None:  # it may be written by now
+            self._snapshots = None
+            return self._open_file()
+        if self._snapshots is None:
+            self._snapshots = snapshot.Snapshots(self.index_file, self.home, self._reconcile)
+        return self._snapshots.index(reason)
+
+    def _reconcile(self, index: ix.Index) -> int:
+        from bc2.registry.rebuild import reconcile
+
+        return len(reconcile(index, self.home).artifacts)
+
     def _open_file(self) -> ix.Index:
+        if self.home.exists() and snapshot.why_not_ours(self.index_file):
+            return self._open_copy()
         if not self.index_file.exists():
             files.make_directory(self.home)
             with files.lock_directory(self.home, wait=True):
@@ -98,8 +132,6 @@ class Catalog:
 
     def _make_index(self) -> None:
         """Make the index aside and complete, so that nobody meets half of it."""
-        from bc2.registry.rebuild import reconcile
-
         new = self.index_file.with_suffix(".new")
         for name in (new, self.index_file):
             # A WAL left by a deleted index would be replayed into the new one.
@@ -107,9 +139,9 @@ class Catalog:
                 name.with_name(name.name + suffix).unlink(missing_ok=True)
         index = ix.Index.at_file(new, create=True)
         index.create()
-        found = reconcile(index, self.home)
-        if found.artifacts:
-            note(f"the index was missing: rebuilt from {len(found.artifacts)} manifests")
+        found = self._reconcile(index)
+        if found:
+            note(f"the index was missing: rebuilt from {found} manifests")
         files.sync_file(new)
         files.rename_durably(new, self.index_file)
         files.sync_directory(self.home.parent)
@@ -234,10 +266,14 @@ class Catalog:
 
 
 def find_home() -> Path:
-    """Where the registry is: ``$BC2_HOME``, else the nearest ``.bc2``, else a new one here."""
+    """Where the registry is: ``$BC2_HOME``, else the nearest ``.bc2``, else a new one here.
+
+    Raises:
+        UsageError: ``$BC2_HOME`` begins with a ``~`` that means nothing.
+    """
     named = os.environ.get("BC2_HOME")
     if named:
-        return Path(named)
+        return expand_user(named, "BC2_HOME")
     here = Path.cwd()
     near = (folder / ".bc2" for folder in (here, *here.parents))
     return next((home for home in near if home.is_dir()), here / ".bc2")

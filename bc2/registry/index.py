@@ -76,6 +76,7 @@ class Index:
     def __init__(self, engine: sa.Engine, place: str):
         self._engine = engine
         self.place = place
+        self._refusal: Bc2Error | None = None
 
     @classmethod
     def at_file(cls, path: Path, *, create: bool = False) -> Index:
@@ -140,6 +141,10 @@ class Index:
             if connection.scalar(sa.select(schema.c.version)) is None:
                 connection.execute(schema.insert().values(version=SCHEMA))
 
+    def refuse_writing(self, reason: str, home: Path) -> None:
+        """From now on `writing` fails: this is a copy, of an index that cannot be written."""
+        self._refusal = cannot_write(reason, home)
+
     def upgrade(self) -> None:
         """Make an index of an earlier bc2 usable; nothing in it is lost, and others may look on.
 
@@ -168,7 +173,13 @@ class Index:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A connection in the one transaction that writes now; the others wait for it."""
+        """A connection in the one transaction that writes now; the others wait for it.
+
+        Raises:
+            RunFailed: the index cannot be written.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         with self._translated(), self._engine.connect() as connection:
             connection = connection.execution_options(bc2_writing=True)
             with connection.begin():
@@ -181,6 +192,16 @@ class Index:
         except (exc.DBAPIError, sqlite3.Error) as error:
             # A raw connection, as `create` uses, raises the driver's own errors.
             raise _explain(getattr(error, "orig", error), self.place) from error
+
+
+def cannot_write(reason: str, home: Path) -> RunFailed:
+    """What to raise where something is to be written to a home that cannot be."""
+    return RunFailed(
+        f"the registry cannot be written: {reason}",
+        where=str(home),
+        todo="set BC2_HOME to a directory you may write to; `bc2 registry import PATH` takes "
+        "artifacts of this one there",
+    )
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -2,7 +2,8 @@
 
 A path to one; else ``KIND/NAME`` or ``NAME``, alone (the newest) or with ``@1000``
 (step), ``@220B`` (tokens; K, M, B, T) or ``:TAG``; else 8 or more digits of its
-digest. The first of these that means anything wins.
+digest. The first of these that means anything wins. What only one artifact of the name
+can mean is that one, whatever other kinds have the name too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bc2.registry import queries
 from bc2.registry.artifact import Artifact
 from bc2.registry.catalog import Catalog
 from bc2.registry.draft import KINDS, NAME, Kind, Role, spell_roles
+from bc2.user_paths import expand_if_known
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -81,8 +83,9 @@ def resolve(
     Raises:
         RefError: nothing answers to it, several do, or it is of another kind or role.
     """
-    if (Path(text).expanduser() / "manifest.json").is_file():
-        return _usable(at_path(catalog, Path(text).expanduser()), text, kind, roles)
+    folder = expand_if_known(text)
+    if (folder / "manifest.json").is_file():
+        return _usable(at_path(catalog, folder), text, kind, roles)
     ref = parse(text)
     if ref is None:
         raise RefError(
@@ -91,11 +94,8 @@ def resolve(
         )
     named = [found for found in _kinds(catalog, ref.name) if ref.kind in (None, found)]
     wanted = [found for found in named if kind in (None, found)]
-    if len(wanted) > 1:
-        spelled = text.removeprefix(f"{ref.kind}/")
-        raise _ambiguous(text, (f"{found}/{spelled}" for found in wanted))
     if wanted:
-        return _pick(_answers(catalog, ref, text, wanted[0], roles), text, roles)
+        return _pick(_answers(catalog, ref, text, wanted, roles), ref, text, roles)
     if ref.bare and _DIGEST.fullmatch(text) and (found := catalog.with_prefix(text.lower())):
         return _usable(_only(found, text), text, kind, roles)
     if named:
@@ -138,14 +138,16 @@ def _usable(
 ) -> Artifact:
     if kind is not None and artifact.kind != kind:
         raise _other_kind(text, artifact.kind, kind)
-    return _pick([artifact], text, roles)
+    return _pick([artifact], Ref(text), text, roles)
 
 
 def _other_kind(text: str, found: Kind, kind: Kind | None) -> RefError:
     return RefError(f"{text!r} is a {found}, and a {kind} is needed")
 
 
-def _pick(answers: Sequence[Artifact], text: str, roles: Collection[Role] | None) -> Artifact:
+def _pick(
+    answers: Sequence[Artifact], ref: Ref, text: str, roles: Collection[Role] | None
+) -> Artifact:
     """The first of what answers to a ref, of those in a role that the caller can use."""
     usable = [found for found in answers if roles is None or found.role in roles]
     if not usable:
@@ -155,15 +157,22 @@ def _pick(answers: Sequence[Artifact], text: str, roles: Collection[Role] | None
             where=answers[0].title,
             todo=f"see `bc2 registry list --kind {answers[0].kind}`",
         )
+    if len({found.kind for found in usable}) > 1:
+        spelled = text.removeprefix(f"{ref.kind}/")
+        raise _ambiguous(text, (f"{found.kind}/{spelled}" for found in usable))
     if len({found.key for found in usable}) > 1:
         raise _ambiguous(text, (found.ref for found in usable))
     return usable[0]
 
 
 def _answers(
-    catalog: Catalog, ref: Ref, text: str, kind: Kind, roles: Collection[Role] | None
+    catalog: Catalog,
+    ref: Ref,
+    text: str,
+    kinds: Sequence[Kind],
+    roles: Collection[Role] | None,
 ) -> list[Artifact]:
-    """What answers to a ref among the artifacts of one kind and its name, the best first.
+    """What answers to a ref among the artifacts of its name in some kinds, the best first.
 
     Those in a role that is needed; if there are none, the others, to say what there is.
 
@@ -171,34 +180,40 @@ def _answers(
         RefError: nothing does.
     """
     if ref.tag is not None:
-        return [_tagged(catalog, ref, text, kind)]
-    found = _matching(catalog, ref, kind, roles) or _matching(catalog, ref, kind, None)
+        return _tagged(catalog, ref, text, kinds)
+    found = _matching(catalog, ref, kinds, roles) or _matching(catalog, ref, kinds, None)
     if not found:
-        raise _none_at(catalog, ref, text, kind)
+        raise _none_at(catalog, ref, text, kinds)
     return found
 
 
 def _matching(
-    catalog: Catalog, ref: Ref, kind: Kind, roles: Collection[Role] | None
+    catalog: Catalog, ref: Ref, kinds: Sequence[Kind], roles: Collection[Role] | None
 ) -> list[Artifact]:
-    named = queries.matching(kind, ref.name, roles=roles)
+    if ref.step is None and ref.count is None:
+        return [
+            newest
+            for kind in kinds
+            for newest in catalog.select(*queries.matching(kind, ref.name, roles=roles), limit=1)
+        ]
+    named = [*queries.matching(None, ref.name, roles=roles), ix.artifacts.c.kind.in_(kinds)]
     if ref.step is not None:
         step = min(ref.step, _LARGEST)
         return catalog.select(*named, ix.artifacts.c.step == step)
-    if ref.count is not None:
-        low, high = (min(limit, _LARGEST) for limit in _rounded(ref))
-        near = ix.artifacts.c.tokens.between(low, high)
-        return _at_tokens(ref, catalog.select(*named, near))
-    return catalog.select(*named, limit=1)
+    low, high = (min(limit, _LARGEST) for limit in _rounded(ref))
+    near = ix.artifacts.c.tokens.between(low, high)
+    return _at_tokens(ref, catalog.select(*named, near))
 
 
-def _tagged(catalog: Catalog, ref: Ref, text: str, kind: Kind) -> Artifact:
-    with catalog.index.reading() as connection:
-        tags = queries.tags_of(connection, kind, ref.name)
+def _tagged(catalog: Catalog, ref: Ref, text: str, kinds: Sequence[Kind]) -> list[Artifact]:
+    """The artifact with the tag, of each kind that has one."""
     assert ref.tag is not None
-    if ref.tag not in tags:
-        raise _no_tag(ref, text, sorted(tags))
-    return catalog.get(tags[ref.tag])
+    with catalog.index.reading() as connection:
+        tags = {kind: queries.tags_of(connection, kind, ref.name) for kind in kinds}
+    digests = [known[ref.tag] for known in tags.values() if ref.tag in known]
+    if not digests:
+        raise _no_tag(ref, text, sorted({tag for known in tags.values() for tag in known}))
+    return [catalog.get(digest) for digest in digests]
 
 
 def _rounded(ref: Ref) -> tuple[int, int]:
@@ -227,9 +242,10 @@ def _at_tokens(ref: Ref, placed: Iterable[Artifact]) -> list[Artifact]:
     return exact or sorted(near, key=lambda found: abs(tokens(found) - wanted))
 
 
-def _none_at(catalog: Catalog, ref: Ref, text: str, kind: Kind) -> RefError:
+def _none_at(catalog: Catalog, ref: Ref, text: str, kinds: Sequence[Kind]) -> RefError:
     with catalog.index.reading() as connection:
-        positions = queries.positions_of(connection, kind, ref.name)
+        found = [queries.positions_of(connection, kind, ref.name) for kind in kinds]
+    positions = [position for of_kind in found for position in of_kind]
     if ref.step is not None:
         what, wanted, values = "steps", ref.step, {at.step for at in positions}
     else:

@@ -40,6 +40,7 @@ class Registry(Catalog):
         """
         from bc2.registry.publish import require
 
+        self.check_writable()
         require(self.index, draft.parents)
         with ExitStack() as lock:
             try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bc2.files import why_not_writable
 from bc2.report.history import CurveAxis, History
 from bc2.report.picture_files import save_figure
 from bc2.train.log_rows import METRICS
@@ -339,6 +340,8 @@ def redraw(run: RunFolder) -> None:
     """Draw the curves of a run, unless they are newer than its metrics."""
     metrics, plot = run.path / METRICS, run.path / SVG
     if not metrics.exists():
+        return
+    if why_not_writable(run.path):  # what is there is as old as the folder
         return
     if not plot.exists() or plot.stat().st_mtime < metrics.stat().st_mtime:
         draw_run(run)

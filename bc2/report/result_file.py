@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import IO, Any
 
 from bc2.errors import UsageError
-from bc2.files import rename_durably
+from bc2.files import rename_durably, sync_open
 
 
 class ResultFile:
@@ -52,7 +51,7 @@ class ResultFile:
         try:
             if kind is None:
                 self._stream.flush()
-                os.fsync(self._stream.fileno())
+                sync_open(self._stream.fileno(), self.partial)
         finally:
             self._stream.close()
         if kind is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bc2.console import note
 from bc2.errors import UsageError
-from bc2.files import make_directory
+from bc2.files import make_directory, why_not_writable
 from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
 from bc2.registry.draft import SHORT
@@ -139,6 +139,9 @@ def ask(registry: Registry, artifact: Artifact, questions: Questions) -> Answers
                    allocation.loss)
         )  # fmt: skip
     folder = registry.home / "laws" / f"{artifact.name}-{artifact.digest[:SHORT]}"
+    if reason := why_not_writable(folder):
+        note(f"no pictures are drawn: {folder} cannot be written ({reason})")
+        return Answers(prediction, plan, allocation, ())
     make_directory(folder)
     path = folder / as_name("-".join(target.name for target in targets))
     return Answers(prediction, plan, allocation, tuple(draw_law(law, path, targets)))

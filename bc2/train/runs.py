@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from bc2.console import note
 from bc2.errors import DataError, RefError, nearest
-from bc2.files import make_directory, replace_durably
+from bc2.files import NO_LOCKS, make_directory, no_lock, replace_durably, warn_once
 from bc2.registry import Registry, refs
 from bc2.train.log_rows import METRICS, TIMING, LogRow, parse_row, read_rows
+from bc2.user_paths import expand_if_known
 
 RUN = "run.json"
 RECIPE = "recipe.json"
@@ -42,21 +43,42 @@ def mark_running(folder: Path) -> Iterator[None]:
 
     An open-file-description lock and not flock, because others can query it without
     taking it: a probe by flock would hold for a moment what a starting run needs.
+
+    Raises:
+        CallFailed: the file system has no locks.
     """
     make_directory(folder)
     with (folder / MARK).open("wb") as stream:
-        fcntl.fcntl(stream, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        try:
+            fcntl.fcntl(stream, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise no_lock(error, "fcntl", folder / MARK) from error
+            raise
         yield
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process trains in this run folder now."""
+    """Whether a process trains in this run folder now.
+
+    Where the file system has no locks this is not known: it is said once, and taken for no.
+    """
     try:
         stream = (folder / MARK).open("rb")
     except FileNotFoundError:
         return False
     with stream:
-        answer = fcntl.fcntl(stream, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+        try:
+            answer = fcntl.fcntl(stream, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warn_once(
+                "marks",
+                f"the file system of {folder} has no locks (fcntl: "
+                f"{str(error.strerror).lower()}): whether a run is being trained is not known",
+            )
+            return False
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
@@ -261,8 +283,8 @@ def find_run(registry: Registry, ref: str | None = None) -> RunFolder:
     Raises:
         RefError: no run answers to it, or several do.
     """
-    if ref is not None and _is_run(Path(ref).expanduser()):
-        return RunFolder(Path(ref).expanduser().absolute())
+    if ref is not None and _is_run(expand_if_known(ref)):
+        return RunFolder(expand_if_known(ref).absolute())
     runs = list_runs(registry)
     if not runs and (ref is None or refs.parse(ref) is None):
         raise _no_run(registry, ref, runs)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.errors import IntegrityError, RefError
-from bc2.registry import KINDS, Artifact, Position
+from bc2.registry import KINDS, Artifact, Position, Registry, queries
+from bc2.registry import index as ix
 from bc2.registry.refs import UNITS, Ref, _at_tokens, _rounded, parse
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
@@ -51,8 +55,6 @@ def test_what_is_no_ref(text: str) -> None:
 
 
 def at(tokens: int) -> Artifact:
-    from pathlib import Path
-
     where = Position(1, tokens)
     return Artifact("0" * 64, "checkpoint", "a", "k", "base", where, (), True, "", (), Path())
 
@@ -247,3 +249,129 @@ def test_no_checkpoint_that_rounds_to_it_is_left_out_of_the_query(tokens, digits
         assert ref is not None
         low, high = _rounded(ref)
         assert low <= tokens <= high or not _at_tokens(ref, [at(tokens)])
+
+
+def test_what_only_one_artifact_can_mean_is_that_one(registry, publish) -> None:
+    corpus = publish("corpus", "tiny")
+    publish("tokenizer", "tiny", parents=(corpus,))
+    publish("tokens", "tiny", parents=(corpus,))
+    early = publish("checkpoint", "tiny", step=300, tokens=219_700_000_000, finished=False)
+    end = publish("checkpoint", "tiny", step=600, tokens=440_000_000_000)
+    registry.tag(end, "best")
+    registry.tag(corpus, "clean")
+    assert registry.resolve("tiny:best").digest == end.digest
+    assert registry.resolve("tiny:clean").digest == corpus.digest
+    assert registry.resolve("tiny@300") == early
+    assert registry.resolve("tiny@220B") == early
+    assert registry.resolve("tiny", roles=("base",)).digest == end.digest
+    with pytest.raises(RefError, match="corpus/tiny"):
+        registry.resolve("tiny")
+    with pytest.raises(RefError, match="did you mean tiny:best"):
+        registry.resolve("tiny:bset")
+    with pytest.raises(RefError, match="the nearest steps: 300, 600"):
+        registry.resolve("tiny@301")
+    registry.tag(corpus, "best")
+    with pytest.raises(RefError, match="ambiguous") as caught:
+        registry.resolve("tiny:best")
+    assert "corpus/tiny:best" in str(caught.value)
+    assert "checkpoint/tiny:best" in str(caught.value)
+    assert registry.resolve("corpus/tiny:best").digest == corpus.digest
+
+
+_made = st.builds(
+    lambda kind, name, key, role, step, tokens, tag: (kind, name, key, role, step, tokens, tag),
+    st.sampled_from(["corpus", "tokens", "checkpoint"]),
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(["k", "l"]),
+    st.sampled_from(["base", "chat"]),
+    st.integers(1, 3),
+    st.sampled_from([1_000, 1_400, 1_600, 2_000]),
+    st.sampled_from([None, "t", "u"]),
+)
+_suffixes = ["", "@1", "@2", "@1K", "@1.4K", "@2K", ":t", ":u"]
+
+
+_needs = [(None, None), ("checkpoint", None), ("checkpoint", ("chat",))]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry whose index each example of a property fills anew."""
+    registry = Registry.open(tmp_path_factory.mktemp("shelf"))
+    _ = registry.index
+    return registry
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(_made, max_size=8),
+    name=st.sampled_from(["a", "b"]),
+    own=st.sampled_from([None, "corpus", "checkpoint"]),
+    needed=st.sampled_from(_needs),
+)
+def test_refs_mean_what_their_definition_says(shelf, rows, name, own, needed) -> None:
+    """Refs to a random registry, beside a definition by enumeration."""
+    made = _register(shelf, rows)
+    kind, roles = needed
+    for suffix in _suffixes:
+        text = f"{own}/{name}{suffix}" if own else f"{name}{suffix}"
+        wanted = _meant(made, name, suffix, {own, kind} - {None}, roles)
+        assert _resolved(shelf, text, kind, roles) == wanted, text
+
+
+def _register(registry: Registry, rows) -> list[Artifact]:
+    made: list[Artifact] = []
+    with registry.index.writing() as connection:
+        for table in (ix.artifacts, ix.tags):
+            connection.execute(table.delete())
+        for number, (kind, name, key, role, step, tokens, tag) in enumerate(rows):
+            is_run = kind == "checkpoint"
+            artifact = Artifact(
+                f"{number:064x}", kind, name, kind + key, role if is_run else None,
+                Position(step, tokens) if is_run else None, (), True,
+                f"2026-01-01T00:00:00.{number:06d}Z", (), Path(),
+            )  # fmt: skip
+            queries.insert(connection, artifact)
+            made = [_without(one, tag) if (one.kind, one.name) == (kind, name) else one
+                    for one in made]  # fmt: skip
+            if tag:
+                queries.set_tag(connection, kind, name, tag, artifact.digest)
+            made.append(replace(artifact, tags=(tag,) if tag else ()))
+    return made
+
+
+def _without(artifact: Artifact, tag: str | None) -> Artifact:
+    return replace(artifact, tags=tuple(one for one in artifact.tags if one != tag))
+
+
+def _meant(made: Sequence[Artifact], name: str, suffix: str, kinds: set[str], roles) -> str | None:
+    """The digest of the one artifact that a ref means; None: none, or several."""
+    if len(kinds) > 1:
+        return None
+    named = [one for one in made if one.name == name and kinds <= {one.kind}]
+    usable = [one for one in named if roles is None or one.role in roles]
+    if suffix.startswith(":"):
+        meant = [one for one in usable if suffix[1:] in one.tags]
+    elif suffix.endswith("K"):
+        count = Decimal(suffix[1:-1])
+        placed = [(one, Decimal(one.position.tokens) / 1000) for one in usable if one.position]
+        exact = [one for one, tokens in placed if tokens == count]
+        rounded = [pair for pair in placed if pair[1].quantize(count, ROUND_HALF_UP) == count]
+        meant = exact or [one for one, _ in rounded]
+        nearest = {one.digest: abs(tokens - count) for one, tokens in placed}
+        meant.sort(key=lambda one: (nearest[one.digest], [-ord(c) for c in one.created]))
+    elif suffix:
+        meant = [one for one in usable if one.position and one.position.step == int(suffix[1:])]
+        meant.sort(key=lambda one: one.created, reverse=True)
+    else:
+        meant = sorted(usable, key=lambda one: one.created, reverse=True)
+        return meant[0].digest if len({one.kind for one in meant}) == 1 else None
+    same = len({(one.kind, one.key) for one in meant}) == 1
+    return meant[0].digest if same else None
+
+
+def _resolved(registry: Registry, text: str, need, roles) -> str | None:
+    try:
+        return registry.resolve(text, need, roles).digest
+    except RefError:
+        return None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bc2.files import make_directory
+from bc2.files import make_directory, sync_open
 
 #: Rows that are Python objects at a time.
 _ROWS = 1024
@@ -39,4 +38,4 @@ def join_annotations(work: Path, stage: str, out: Path) -> None:
                     lines = (json.dumps(row, ensure_ascii=False) for row in batch.to_pylist())
                     stream.write("".join(f"{line}\n" for line in lines).encode())
         stream.flush()
-        os.fsync(stream.fileno())
+        sync_open(stream.fileno(), out)

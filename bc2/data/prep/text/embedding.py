@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from bc2.data.prep.text import minhash
 from bc2.errors import DataError, UsageError
 from bc2.files import sha256_file
 from bc2.streams import first_line
+from bc2.user_paths import expand_if_known
 
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
@@ -57,7 +57,7 @@ def check_model(name: str | None, where: str) -> None:
             f"{where} needs sentence-transformers, which is not installed",
             todo="pip install sentence-transformers, or remove the key to use words, not a model",
         )
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    if name.startswith((".", "/", "~")) and not expand_if_known(name).is_dir():
         raise DataError("there is no such model", where=name, todo=f"check {where}")
 
 
@@ -65,7 +65,7 @@ def model_digests(name: str | None) -> dict[str, str]:
     """Hex SHA-256 of each file of a model's folder, by relative path; {} for a model on the hub."""
     if name is None:
         return {}
-    root = Path(name).expanduser()
+    root = expand_if_known(name)
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
 
@@ -130,7 +130,7 @@ def _model(name: str) -> Any:
     check_model(name, "an embedding's model")
     from sentence_transformers import SentenceTransformer
 
-    path = Path(name).expanduser()
+    path = expand_if_known(name)
     try:
         return SentenceTransformer(str(path) if path.is_dir() else name, device="cpu")
     except Exception as error:  # the library, the hub and their HTTP library: no common class
