@@ -10,8 +10,8 @@ import typer
 from bc2.console import Output, note
 from bc2.errors import RunFailed, UsageError
 from bc2.options import Json, NProc, Quiet, RecipeArg, Set, verb
+from bc2.pipeline.reach import load_for
 from bc2.ranks import world_size
-from bc2.recipe import load
 from bc2.registry import Registry
 
 app = verb()
@@ -60,7 +60,7 @@ def resume(
     from bc2.verify.other_layouts import check_fits, other_layouts
     from bc2.verify.resume import ResumeRequest, finished_checkpoint, verify_resume
 
-    registry, loaded = Registry.open(), load(recipe, set_ or [])
+    registry, loaded = Registry.open(), load_for("checkpoint", recipe, set_ or [])
     settings = TrainingSettings.of(loaded)
     settings.check_ranks(nproc)
     base = recipe_layout(settings, nproc)

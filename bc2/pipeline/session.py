@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bc2 import recipe as recipes
 from bc2.console import note
 from bc2.errors import DataError
 from bc2.files import lock_directory, make_directory
+from bc2.pipeline.reach import recorded_recipe
 from bc2.pipeline.stage import Input, Inputs, RunTask, Stage, Task
 from bc2.pipeline.table import stage_of
 from bc2.recipe import Recipe, Settings
@@ -162,7 +164,7 @@ class Session:
         command: Sequence[str],
     ) -> Artifact:  # fmt: skip
         inputs = self._inputs(stage, settings, recipe)
-        recorded = recipe.resolved()
+        recorded = recorded_recipe(recipe, stage.kind, settings)
         if stage.run is not None:
             made = stage.run(
                 RunTask(
@@ -294,6 +296,6 @@ def _sources(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Reci
     for name in [named] if isinstance(named, str) else named:
         if name.endswith(".toml"):
             beside = recipe.path.parent / name
-            yield recipes.load(beside if beside.is_file() else name)
+            yield recipes.load(beside if isfile(beside) else name)
         else:
             yield name

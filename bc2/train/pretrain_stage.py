@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 
 from bc2.errors import RecipeError
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.pipeline.stage import Input, Made, RunTask, Stage
 from bc2.ranks import world_size
-from bc2.recipe import Recipe
 from bc2.registry import Artifact
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.training_settings import VERSION, TrainingSettings, check_training
 
 
-def _resolve(recipe: Recipe) -> TrainingSettings:
-    settings = TrainingSettings.of(recipe)
+def _fit(settings: TrainingSettings) -> None:
     settings.check_ranks(world_size())
-    return settings
 
 
 def _run(task: RunTask[TrainingSettings]) -> Made:
@@ -52,8 +51,10 @@ STAGE = Stage(
     kind="checkpoint",
     version=VERSION,
     section=PretrainConfig,
+    also=(ModelConfig, ParallelConfig),
     inputs=(Input("tokens", lambda settings: settings.pretrain.tokens),),
     run=_run,
-    resolve=_resolve,
+    resolve=TrainingSettings.of,
+    fit=_fit,
     check=check_training,
 )

@@ -95,7 +95,9 @@ def check_training(recipe: Recipe) -> None:
     has_model, has_training = recipe.has(ModelConfig), recipe.has(PretrainConfig)
     if has_training:
         _check_warmup(recipe)
-    if has_model and recipe.has(TokenizerConfig):
+    # Of another recipe's tokens this one's tokenizer says nothing.
+    own = not has_training or recipe.get(PretrainConfig).tokens is None
+    if has_model and own and recipe.has(TokenizerConfig):
         _check_vocabulary(recipe)
     if has_model and has_training:
         check_context(recipe)
