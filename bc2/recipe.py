@@ -84,6 +84,10 @@ UNKEYED: dict[str, Any] = {"keyed": "never"}
 KEYED_UNLESS_DEFAULT: dict[str, Any] = {"keyed": "unless default"}
 
 
+#: Of what is computed with in fp32: the smallest normal number and the largest.
+FP32_SMALLEST, FP32_LARGEST = 1.2e-38, 3.4e38
+
+
 def keying(info: FieldInfo) -> str:
     """When a field of `Settings` enters a stage's key: always, unless default, or never."""
     extra = info.json_schema_extra
@@ -123,6 +127,9 @@ class Section(Settings):
 
 
 S = TypeVar("S", bound=Section)
+
+#: Of a number that arrays and files hold, without its sign.
+_SIGNED_BITS = 63
 
 #: Which of several problems of a section is said first.
 _RANK = {"extra_forbidden": 0, "missing": 2}
@@ -191,9 +198,26 @@ class Recipe:
 
     def _validate(self, cls: type[S]) -> S:
         try:
-            return cls.model_validate_json(_as_json(self.data[cls.section]), strict=True)
+            built = cls.model_validate_json(_as_json(self.data[cls.section]), strict=True)
         except ValidationError as error:
             raise self._explain(cls, error) from None
+        self._check_integers(built, (cls.section,))
+        return built
+
+    def _check_integers(self, built: BaseModel, key: KeyPath) -> None:
+        """Check that integers fit into 64 bits with their sign, unless a field has another bound.
+
+        Raises:
+            RecipeError: one does not.
+        """
+        for name, info in type(built).model_fields.items():
+            bounded = any(hasattr(bound, "lt") or hasattr(bound, "le") for bound in info.metadata)
+            for place, value in _leaves(getattr(built, name), (*key, name)):
+                if isinstance(value, BaseModel):
+                    self._check_integers(value, place)
+                elif isinstance(value, int) and value.bit_length() > _SIGNED_BITS and not bounded:
+                    what = f"{dotted(place)}: {value} is more than a number of 64 bits can be"
+                    raise RecipeError(what, where=self.where(place))
 
     def _explain(self, cls: type[Section], error: ValidationError) -> RecipeError:
         # A misspelt key first: what it misses is then explained.
@@ -357,6 +381,18 @@ def _check_top(recipe: Recipe) -> None:
             raise RecipeError(f"[{key}] must be a table", where=recipe.where((key,)))
         if key in TOP_KEYS and not isinstance(value, str):
             raise RecipeError(f"{key} must be a string", where=recipe.where((key,)))
+
+
+def _leaves(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """What stands in a field, and in the lists and tables of it; other settings as they are."""
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _leaves(below, (*key, name))
+    elif isinstance(value, list | tuple):
+        for number, below in enumerate(value):
+            yield from _leaves(below, (*key, number))
+    else:
+        yield key, value
 
 
 def _fields_at(cls: type[BaseModel], location: Iterable[str | int]) -> Iterator[str]:

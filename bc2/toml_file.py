@@ -34,8 +34,11 @@ def check_values(value: Any, key: KeyPath, where: Callable[[KeyPath], str]) -> N
             or one that is not finite, or too many tables inside each other.
     """
     if len(key) > MOST_DEPTH:
-        what = f"{_printable(dotted(key[:2]))} has more than {MOST_DEPTH} tables and lists inside each other"
-        raise RecipeError(what, where=where(key[:2]))
+        place = _printable(dotted(key[:2]))
+        raise RecipeError(
+            f"{place} has more than {MOST_DEPTH} tables and lists inside each other",
+            where=where(key[:2]),
+        )
     if isinstance(value, Mapping):
         for name, below in value.items():
             check_values(name, key, where)

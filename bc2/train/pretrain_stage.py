@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 
+from bc2.data.source_names import check_source_weights
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.pipeline.stage import Input, Made, RunTask, Stage
 from bc2.ranks import world_size
+from bc2.recipe import Recipe
 from bc2.registry import Artifact
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.training_settings import VERSION, TrainingSettings, check_training
+
+
+def _check(recipe: Recipe) -> None:
+    check_training(recipe)
+    if recipe.has(PretrainConfig) and recipe.has(ModelConfig):
+        weights = recipe.get(PretrainConfig).weights
+        key = ("pretrain", "weights")
+        check_source_weights(weights, recipe, "checkpoint", key, strata=True)
 
 
 def _fit(settings: TrainingSettings) -> None:
@@ -56,5 +66,5 @@ STAGE = Stage(
     run=_run,
     resolve=TrainingSettings.of,
     fit=_fit,
-    check=check_training,
+    check=_check,
 )

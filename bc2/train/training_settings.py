@@ -107,7 +107,13 @@ def _check_warmup(recipe: Recipe) -> None:
     """The warm-up ends within the run, as far as that is known without the data."""
     config = recipe.get(PretrainConfig)
     total, warmup = Duration.parse(config.length), Duration.parse(config.schedule.warmup)
-    if total.unit == warmup.unit and warmup.amount >= total.amount:
+    known = "epochs" not in (total.unit, warmup.unit)
+    steps = [one.steps(batch_tokens=config.batch_tokens, epoch_tokens=0) for one in (warmup, total)]
+    if (
+        steps[0] >= steps[1]
+        if known
+        else total.unit == warmup.unit and warmup.amount >= total.amount
+    ):
         raise RecipeError(
             f"the warm-up of {config.schedule.warmup} does not end within the run of "
             f"{config.length}",

@@ -166,7 +166,7 @@ class DenseSettings(EmbeddingSettings):
     min_words: int = Field(20, ge=1)
     """Documents with fewer words are not compared. A CJK character is a word."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Seeds the projection of words and the hyperplanes of the sign bits."""
 
 
@@ -233,7 +233,7 @@ class SafetySettings(Settings):
         for name, pattern in patterns.items():
             try:
                 empty = re.compile(pattern).search("") is not None
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"pattern {name!r} is no regular expression: {error}") from None
             if empty:
                 raise ValueError(f"pattern {name!r} matches any text")
@@ -357,7 +357,7 @@ class ClustersSettings(EmbeddingSettings):
     dimensions: int = Field(64, ge=1)
     """Dimensions of the latent semantic analysis; k-means clusters the sample in this space."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seeds the sample, the decomposition and the first cluster centres."""
 
 
@@ -405,7 +405,8 @@ class WeightsSettings(Settings):
         for key, table in factors.items():
             if any(factor < 0 for factor in table.values()):
                 raise ValueError(f"{key}: a factor cannot be negative")
-        if not all(number.isdecimal() for number in self.clusters):
+        # No str.isdecimal(): it knows the digits of all scripts.
+        if not all(re.fullmatch("[0-9]{1,4}", number) for number in self.clusters):
             raise ValueError("clusters: the keys must be numbers of clusters, from 0")
         self._check_bands()
         self._check_shares()
