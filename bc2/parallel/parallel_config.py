@@ -101,11 +101,11 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where
             todo=f"start a multiple of {unit} ranks, or set parallel.tensor and .sequence to "
             f"divisors of {world}",
         )
-    _even(parallel.tensor, "tensor", model.num_heads, "model.num_heads", where)
-    _even(parallel.tensor, "tensor", model.intermediate_size, "model.intermediate_size", where)
-    _even(parallel.tensor, "tensor", model.vocab_size, "model.vocab_size", where)
+    all_three = math.gcd(model.num_heads, model.intermediate_size, model.vocab_size)
+    for key in ("num_heads", "intermediate_size", "vocab_size"):
+        _even(parallel.tensor, "tensor", getattr(model, key), f"model.{key}", where, all_three)
     heads = model.num_heads // parallel.tensor
-    _even(parallel.sequence, "sequence", heads, "heads of a tensor rank", where)
+    _even(parallel.sequence, "sequence", heads, "heads of a tensor rank", where, heads)
     if parallel.zero_group and (world // parallel.tensor) % parallel.zero_group:
         raise RecipeError(
             f"parallel.zero_group = {parallel.zero_group} does not divide the "
@@ -115,12 +115,13 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where
         )
 
 
-def _even(ranks: int, key: str, size: int, name: str, where: str) -> None:
+def _even(ranks: int, key: str, size: int, name: str, where: str, offered: int) -> None:
+    """Args: offered: of which a divisor would do, whatever else is divided."""
     if size % ranks:
         raise RecipeError(
             f"parallel.{key} = {ranks} does not divide {name} = {size}",
             where=where,
-            todo=offer(f"parallel.{key}", size),
+            todo=offer(f"parallel.{key}", offered),
         )
 
 

@@ -7,6 +7,7 @@ digest. The first of these that means anything wins.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -81,8 +82,10 @@ def resolve(
     Raises:
         RefError: nothing answers to it, several do, or it is of another kind or role.
     """
-    if (Path(text).expanduser() / "manifest.json").is_file():
-        return _usable(at_path(catalog, Path(text).expanduser()), text, kind, roles)
+    # Not of pathlib: it raises for a path that is too long, and for a home that is not there.
+    path = os.path.expanduser(text)
+    if os.path.isfile(os.path.join(path, "manifest.json")):
+        return _usable(at_path(catalog, Path(path)), text, kind, roles)
     ref = parse(text)
     if ref is None:
         raise RefError(

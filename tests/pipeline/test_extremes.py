@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from bc2 import recipe
 from bc2.data import sample
 from bc2.data.corpus_config import CorpusConfig, TokensConfig
 from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.prep.stage_table import build_stages
-from bc2.errors import Bc2Error, RecipeError, ResourceError, UsageError
+from bc2.errors import Bc2Error, RecipeError
 from bc2.model.transformer import Decoder
 from bc2.pipeline.table import check_recipe
 from bc2.plan.check import check_memory_fits
@@ -110,8 +110,8 @@ length = "40 steps"
 INTEGERS = [-(2**63), -1, 0, 1, 2, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**26]
 FLOATS = [-0.0, 0.5, 1.0, 5e-324, 1e308, -1e308, math.inf, -math.inf, math.nan]
 STRINGS = [
-    "", "x" * 300, "语" * 300, "a\0b", "a\nb", "a\udcffb", "..", "/", "~", "~nosuchuser", "x.toml",
-    f"{'9' * 26} steps", f"{2**63 - 1} tokens", f"{2**63 - 1} epochs", "1 steps", "0.001 epochs",
+    "", "x" * 300, "语" * 300, "a\0b", "a\nb", "a\udcffb", "..", "//nosuch", "~", "~nosuchuser",
+    "x.toml", f"{'9' * 26} steps", f"{2**63 - 1} tokens", f"{2**63 - 1} epochs", "1 steps", "0.001 epochs",
     "٣ steps", "cuda:99999999999999999999", "(" * 300, "a{99999999999999999999}",
 ]  # fmt: skip
 LISTS: list[list[Any]] = [[], [0.0, 0.0], [1.0, 1.0], ["x", "x"], [["x"]], [{}], [5e-324, 1e308]]
@@ -179,17 +179,11 @@ def start_tokens(loaded: Recipe) -> None:
 def start_training(loaded: Recipe) -> None:
     settings = TrainingSettings.of(loaded)
     for world in (1, 8):
-        try:
-            settings.check_ranks(world)
-        except RecipeError as error:
-            assert error.todo
+        _, refused = attempt(partial(settings.check_ranks, world))
+        assert refused is None or refused.todo
     device = find_device("h100", count=8, memory=None, flops=None, price=None)
-    try:
-        make_plan(loaded, device, 8).as_json()
-    except UsageError as error:
-        assert error.todo
-    except ResourceError:
-        pass
+    _, refused = attempt(lambda: make_plan(loaded, device, 8).as_json())
+    assert refused is None or refused.todo
     training = settings.pretrain
     pick_device(training.device)
     check_memory_fits(settings, 1, 1, available=10**13)
@@ -245,17 +239,33 @@ def test_each_section_has_an_example_that_starts(folder: Path, section: str) -> 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_extremes_are_refused_by_name_or_start(folder: Path, field: str) -> None:
-    section = field.partition(".")[0]
+    section, key = field.partition(".")[0], field.rpartition(".")[2]
     for value in EXTREMES:
         override = f"{field}={toml(value)}"
-        try:
-            loaded = recipe.load(f"{section}.toml", [override])
-            check_recipe(loaded)
-        except RecipeError as error:
-            str(error).encode()
-            assert field.rpartition(".")[2] in str(error), (override, str(error))
+        loaded, refused = attempt(lambda: checked(section, override))  # noqa: B023
+        if loaded is None:
+            assert isinstance(refused, RecipeError), (override, refused)
+            assert key in str(refused), (override, refused)
             continue
-        try:
-            START[section](loaded)
-        except Bc2Error as error:
-            assert error.exit_code in (2, 3, 4, 6), (override, error)
+        _, refused = attempt(lambda: START[section](loaded))  # noqa: B023
+        # Of bad usage, input that is not there, a ref, a machine too small: never a defect.
+        assert refused is None or refused.exit_code in (2, 3, 4, 6), (override, refused)
+
+
+def checked(section: str, override: str) -> Recipe:
+    """What `bc2 recipe check` accepts."""
+    loaded = recipe.load(f"{section}.toml", [override])
+    check_recipe(loaded)
+    return loaded
+
+
+Result = TypeVar("Result")
+
+
+def attempt(work: Callable[[], Result]) -> tuple[Result | None, Bc2Error | None]:
+    """What it returns, or the error that a person is told; any other exception is a defect."""
+    try:
+        return work(), None
+    except Bc2Error as error:
+        str(error).encode()
+        return None, error

@@ -332,7 +332,7 @@ class DecontaminateSettings(Settings):
         names = [benchmark.name for benchmark in self.benchmarks] + list(self.tasks)
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two benchmarks are named {twice[0]!r}")
+            raise ValueError(f"two benchmarks or tasks are named {twice[0]!r}")
         if self.min_words > self.ngram or self.min_cjk > self.cjk_ngram:
             raise ValueError("min_words and min_cjk may not exceed ngram and cjk_ngram")
         return self

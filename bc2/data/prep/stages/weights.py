@@ -103,12 +103,13 @@ class WeightsStage(PrepStage):
                 column that no stage makes.
         """
         known = [source.name for source in config.sources]
-        for name in [*self.settings.sources, *self.settings.source_shares]:
+        named = {"sources": self.settings.sources, "source_shares": self.settings.source_shares}
+        for key, name in ((key, name) for key, table in named.items() for name in table):
             if name not in known:
                 guess = nearest(name, known)
                 raise RecipeError(
                     f"a weight for a source that the recipe does not have: {name!r}",
-                    where="corpus.weights",
+                    where=f"corpus.weights.{key}",
                     todo=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}",
                 )
         languages = self._languages(config)
@@ -117,7 +118,7 @@ class WeightsStage(PrepStage):
                 guess = nearest(name.casefold(), languages)
                 raise RecipeError(
                     f"a share for a language that no source states: {name!r}",
-                    where="corpus.weights",
+                    where="corpus.weights.language_shares",
                     todo=f"did you mean {guess!r}?" if guess else "state it as lang of a source",
                 )
         if self.settings.quality and config.quality is None:
