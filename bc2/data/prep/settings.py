@@ -15,6 +15,12 @@ from bc2.recipe import UNKEYED, Settings
 PersonalKind = Literal["email", "phone", "id_card", "ssn", "ip", "bank_card", "key"]
 
 
+#: Text, doubled braces, and the kind with a format of fewer than a thousand characters.
+_MASK = re.compile(
+    r"(?:[^{}]|\{\{|\}\}|\{(?:KIND|kind)(?:![rsa])?(?::[^{}0-9]*[0-9]{0,3}[^{}0-9]*)?\})*"
+)
+
+
 class NormaliseSettings(Settings):
     """[corpus.normalise]: line ends, control characters, white space.
 
@@ -242,10 +248,13 @@ class SafetySettings(Settings):
     @field_validator("mask")
     @classmethod
     def _mask_formats(cls, mask: str) -> str:
+        message = "mask may hold {KIND} or {kind} and no other braces"
+        if not _MASK.fullmatch(mask):
+            raise ValueError(message)
         try:
             mask.format(KIND="EMAIL", kind="email")
-        except (KeyError, ValueError, IndexError, AttributeError):
-            raise ValueError("mask may hold {KIND} or {kind} and no other braces") from None
+        except ValueError:
+            raise ValueError(message) from None
         return mask
 
     @field_validator("word_lists")
