@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,16 @@ TABLES: list[dict[str, Any]] = [
 ]  # fmt: skip
 EXTREMES: list[Any] = [*INTEGERS, *FLOATS, *STRINGS, *LISTS, *TABLES, True, False]
 
+#: What is tried by default, by the words of a field's type; all of it is tried of every field by
+#: `make test-slow`.
+OF_TYPE: dict[str, list[Any]] = {
+    "int": [-1, 0, 2**31, 2**63 - 1, 2**63, 2**64, 10**26],
+    "float": [-0.0, 5e-324, 1e308, math.inf, math.nan],
+    "str": STRINGS,
+    "tuple": LISTS,
+    "dict": TABLES,
+}
+
 
 def toml(value: Any) -> str:
     if isinstance(value, list):
@@ -142,14 +153,17 @@ def models_in(annotation: Any) -> Iterator[tuple[type[BaseModel], bool]]:
         yield from ((model, inside or listed) for model, inside in models_in(argument))
 
 
-def fields(cls: type[BaseModel], at: str) -> Iterator[str]:
+def fields(cls: type[BaseModel], at: str) -> Iterator[tuple[str, list[Any]]]:
+    """Every field by its dotted name, and the extremes of its type."""
     for name, info in cls.model_fields.items():
-        yield f"{at}.{name}"
+        words = re.findall(r"[a-z]+", str(info.annotation))
+        extremes = [value for kind in OF_TYPE if kind in words for value in OF_TYPE[kind]]
+        yield f"{at}.{name}", [*extremes, "", 1, True]
         for model, listed in models_in(info.annotation):
             yield from fields(model, f"{at}.{name}.0" if listed else f"{at}.{name}")
 
 
-FIELDS = [field for name in SECTIONS for field in fields(section_class(name), name)]
+FIELDS = dict(field for name in SECTIONS for field in fields(section_class(name), name))
 
 
 def start_corpus(loaded: Recipe) -> None:
@@ -240,8 +254,18 @@ def test_each_section_has_an_example_that_starts(folder: Path, section: str) -> 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_extremes_are_refused_by_name_or_start(folder: Path, field: str) -> None:
+    check_extremes(field, FIELDS[field])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", FIELDS)
+def test_extremes_of_other_types_too(folder: Path, field: str) -> None:
+    check_extremes(field, EXTREMES)
+
+
+def check_extremes(field: str, extremes: list[Any]) -> None:
     section, key = field.partition(".")[0], field.rpartition(".")[2]
-    for value in EXTREMES:
+    for value in extremes:
         override = f"{field}={toml(value)}"
         loaded, refused = attempt(lambda: checked(section, override))  # noqa: B023
         if loaded is None:
