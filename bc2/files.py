@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     Bytes = npt.NDArray[np.uint8]
 
+#: A name in a directory may hold 255 bytes, and temporary names beside it are a little longer.
+LONGEST_NAME = 200
+
 CHUNK = 1 << 20
 
 #: Direct I/O writes multiples of this, bytes: no disk has larger sectors, no page is shared.

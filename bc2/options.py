@@ -23,6 +23,16 @@ Set = Annotated[
 ]
 
 
+def refuse_overrides(overrides: list[str] | None, option: str) -> None:
+    """With an option that reads no recipe an override reaches nothing.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if overrides:
+        raise UsageError(f"--set reaches nothing with {option}", todo="leave one of them out")
+
+
 def _recipe_names(incomplete: str) -> list[str]:
     """For the shell: recipes that bc2 ships, and TOML files and folders that begin so."""
     from bc2.recipe import shipped

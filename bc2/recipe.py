@@ -9,11 +9,11 @@ and where each key was written; it knows nothing of models or data.
 from __future__ import annotations
 
 import importlib
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from bc2.errors import RecipeError, nearest
-from bc2.toml_file import KeyPath, TomlFile, read_toml
+from bc2.override import assign, parse_override, spelled_place
+from bc2.toml_file import KeyPath, TomlFile, check_values, dotted, read_toml
 from bc2.user_paths import expand_if_known
 
 #: Section name -> "module:class". The one place a new section is announced.
@@ -84,6 +85,10 @@ UNKEYED: dict[str, Any] = {"keyed": "never"}
 KEYED_UNLESS_DEFAULT: dict[str, Any] = {"keyed": "unless default"}
 
 
+#: Of what is computed with in fp32: the smallest normal number and the largest.
+FP32_SMALLEST, FP32_LARGEST = 1.2e-38, 3.4e38
+
+
 def keying(info: FieldInfo) -> str:
     """When a field of `Settings` enters a stage's key: always, unless default, or never."""
     extra = info.json_schema_extra
@@ -123,6 +128,9 @@ class Section(Settings):
 
 
 S = TypeVar("S", bound=Section)
+
+#: Of a number that arrays and files hold, without its sign.
+_SIGNED_BITS = 63
 
 #: Which of several problems of a section is said first.
 _RANK = {"extra_forbidden": 0, "missing": 2}
@@ -181,16 +189,41 @@ class Recipe:
         for name in self.section_names:
             yield self.get(section_class(name))
 
-    def resolved(self) -> dict[str, Any]:
-        """The whole recipe with every default filled in, as JSON data."""
-        sections = {s.section: s.model_dump(mode="json") for s in self.sections()}
+    def resolved(self, only: Collection[str] | None = None) -> dict[str, Any]:
+        """The whole recipe with every default filled in, as JSON data.
+
+        Args:
+            only: the sections to take; None: all.
+        """
+        sections = {
+            section.section: section.model_dump(mode="json")
+            for section in self.sections()
+            if only is None or section.section in only
+        }
         return {"name": self.name, "description": self.description, **sections}
 
     def _validate(self, cls: type[S]) -> S:
         try:
-            return cls.model_validate_json(_as_json(self.data[cls.section]), strict=True)
+            built = cls.model_validate_json(_as_json(self.data[cls.section]), strict=True)
         except ValidationError as error:
             raise self._explain(cls, error) from None
+        self._check_integers(built, (cls.section,))
+        return built
+
+    def _check_integers(self, built: BaseModel, key: KeyPath) -> None:
+        """Check that integers fit into 64 bits with their sign, unless a field has another bound.
+
+        Raises:
+            RecipeError: one does not.
+        """
+        for name, info in type(built).model_fields.items():
+            bounded = any(hasattr(bound, "lt") or hasattr(bound, "le") for bound in info.metadata)
+            for place, value in _leaves(getattr(built, name), (*key, name)):
+                if isinstance(value, BaseModel):
+                    self._check_integers(value, place)
+                elif isinstance(value, int) and value.bit_length() > _SIGNED_BITS and not bounded:
+                    what = f"{dotted(place)}: {value} is more than a number of 64 bits can be"
+                    raise RecipeError(what, where=self.where(place))
 
     def _explain(self, cls: type[Section], error: ValidationError) -> RecipeError:
         # A misspelt key first: what it misses is then explained.
@@ -204,32 +237,35 @@ class Recipe:
     def _problem(self, cls: type[Section], entry: dict[str, Any]) -> tuple[str, str, str | None]:
         location = tuple(entry["loc"])
         key: KeyPath = (cls.section, *location)
-        dotted = _dotted(key)
+        name = dotted(key)
         if entry["type"] == "extra_forbidden":
             known = list(_fields_at(cls, location[:-1]))
             guess = nearest(str(location[-1]), known)
             todo = f"did you mean {guess!r}?" if guess else f"known keys: {', '.join(known)}"
-            return f"unknown key {dotted}", self.where(key), todo
+            return f"unknown key {name}", self.where(key), todo
         if entry["type"] == "missing":
             todo = f"add {location[-1]} = ..."
-            return f"missing key {dotted}", self.where(key[:-1]), todo
+            return f"missing key {name}", self.where(key[:-1]), todo
         message = entry["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         shown = repr(entry["input"])
         got = f", not {shown}" if location and len(shown) < 80 else ""
-        return f"{dotted}: {message}{got}", self.where(key), None
+        return f"{name}: {message}{got}", self.where(key), None
 
     def where(self, key: KeyPath) -> str:
         """Where `key` was set: ``--set``, or ``file:line`` in the layer that wins."""
         for path, spelled in self.overrides.items():
             # an item's number is a string on the command line
             if tuple(map(str, key[: len(path)])) == path:
-                return f"--set {spelled}"
+                return spelled_place(spelled)
         for length in range(len(key), 0, -1):
             for layer in self.layers:
                 line = layer.line_of(key[:length])
                 if line is not None:
                     return f"{layer.path}:{line}"
+            for path, spelled in self.overrides.items():
+                if path[:length] == tuple(map(str, key[:length])):
+                    return spelled_place(spelled)
         return str(self.path)
 
 
@@ -259,8 +295,12 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         merged = _merge(merged, layer.data)
     spelled: dict[KeyPath, str] = {}
     for override in overrides:
-        path, value = _parse_override(override)
-        _assign(merged, path, value, override)
+        path, value = parse_override(override)
+        if path[0] == "base":
+            raise _late_base(override)
+        for part in (*path, value):
+            check_values(part, path, lambda _: spelled_place(override))  # noqa: B023
+        assign(merged, path, value, override)
         spelled[path] = override
     # A base lends its sections, not its name: two runs are not one artifact's versions.
     own = layers[0].data.get("name", layers[0].stem)
@@ -268,6 +308,14 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = Recipe(str(name), str(merged.get("description", "")), merged, layers, spelled)
     _check_top(recipe)
     return recipe
+
+
+def _late_base(override: str) -> RecipeError:
+    return RecipeError(
+        "base cannot be set here: overrides come after the recipe's base is read",
+        where=spelled_place(override),
+        todo="choose another recipe, or write one of its own with base = ...",
+    )
 
 
 def shipped() -> list[str]:
@@ -282,12 +330,12 @@ def _shipped_root() -> Path:
 
 def _find(source: str | Path) -> Path:
     path = expand_if_known("/dev/stdin" if source == "-" else source)
-    if path.exists() and not path.is_dir():
+    if exists(path) and not isdir(path):  # they never raise
         return path
     inside = str(source).removeprefix("recipes/").removesuffix(".toml")
     if inside in shipped():
         return _shipped_root() / f"{inside}.toml"
-    if path.is_dir():
+    if isdir(path):
         raise RecipeError(f"{path} is a directory, not a recipe", todo="name a .toml file")
     guess = nearest(inside, shipped())
     raise RecipeError(
@@ -310,7 +358,7 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[TomlFile]:
             'base must be a path such as "tiny.toml"', where=f"{path}:{layer.line_of(('base',))}"
         )
     beside = layer.folder / base
-    yield from _layers(beside if beside.is_file() else _find(base), (*seen, path.resolve()))
+    yield from _layers(beside if isfile(beside) else _find(base), (*seen, path.resolve()))
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,51 +371,6 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _parse_override(override: str) -> tuple[KeyPath, Any]:
-    dotted, equals, value = override.partition("=")
-    path = tuple(dotted.strip().split("."))
-    if not equals or not all(path):
-        raise RecipeError(f"cannot read --set {override!r}", todo="write section.key=value")
-    if any("\ud800" <= letter <= "\udfff" for letter in override):
-        todo = "give what it names another name: a recipe is UTF-8"
-        raise RecipeError("an override is not UTF-8", where=f"--set {override}", todo=todo)
-    try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return path, value.strip()
-
-
-def _assign(data: dict[str, Any], path: KeyPath, value: Any, spelled: str) -> None:
-    table: Any = data
-    for depth, part in enumerate(path[:-1]):
-        if isinstance(table, list):
-            table = _item(table, part, spelled)
-            continue
-        below = table.get(part)
-        if isinstance(below, Mapping):
-            below = dict(below)
-        elif isinstance(below, list):
-            below = list(below)
-        elif below is not None:
-            inside = _dotted(path[: depth + 1])
-            raise RecipeError(f"{inside} is a value, not a table", where=f"--set {spelled}")
-        else:
-            below = {}
-        table[part] = below
-        table = below
-    if isinstance(table, list):
-        raise RecipeError("name a key of the item, not the item", where=f"--set {spelled}")
-    table[path[-1]] = value
-
-
-def _item(table: list[Any], part: str | int, spelled: str) -> Any:
-    index = int(part) if str(part).isdigit() else -1
-    if not 0 <= index < len(table) or not isinstance(table[index], Mapping):
-        raise RecipeError(f"no item {part!r} in a list of {len(table)}", where=f"--set {spelled}")
-    table[index] = dict(table[index])
-    return table[index]
 
 
 def _check_top(recipe: Recipe) -> None:
@@ -384,6 +387,18 @@ def _check_top(recipe: Recipe) -> None:
             raise RecipeError(f"[{key}] must be a table", where=recipe.where((key,)))
         if key in TOP_KEYS and not isinstance(value, str):
             raise RecipeError(f"{key} must be a string", where=recipe.where((key,)))
+
+
+def _leaves(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """What stands in a field, and in the lists and tables of it; other settings as they are."""
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _leaves(below, (*key, name))
+    elif isinstance(value, list | tuple):
+        for number, below in enumerate(value):
+            yield from _leaves(below, (*key, number))
+    else:
+        yield key, value
 
 
 def _fields_at(cls: type[BaseModel], location: Iterable[str | int]) -> Iterator[str]:
@@ -403,10 +418,6 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)
-
-
-def _dotted(key: KeyPath) -> str:
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in key).lstrip(".")
 
 
 def _as_json(value: Any) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,68 @@ _OTHER_MARKS = {
 
 #: Where a value stands: ("corpus", "sources", 2, "path").
 KeyPath = tuple[str | int, ...]
+
+#: Tables and lists inside each other, at most: more is no recipe, and what reads it recurses.
+MOST_DEPTH = 32
+
+#: No number of a recipe needs more bits than a seed.
+_INTEGER_BITS = 64
+
+
+def dotted(key: KeyPath) -> str:
+    """A place as a person writes it: ``corpus.sources[2].path``."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in key).lstrip(".")
+
+
+def check_values(value: Any, key: KeyPath, where: Callable[[KeyPath], str]) -> None:
+    """Check what no setting of any type can be, here and in all tables and lists below.
+
+    Raises:
+        RecipeError: text with NUL or with bytes that are no UTF-8, a number of more than 64 bits
+            or one that is not finite, or too many tables inside each other.
+    """
+    if len(key) > MOST_DEPTH:
+        place = _printable(dotted(key[:2]))
+        raise RecipeError(
+            f"{place} has more than {MOST_DEPTH} tables and lists inside each other",
+            where=where(key[:2]),
+        )
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            check_values(name, key, where)
+            check_values(below, (*key, name), where)
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            check_values(below, (*key, number), where)
+    else:
+        wrong = _wrong(value)
+        if wrong:
+            raise RecipeError(f"{_printable(dotted(key))}: {wrong}", where=where(key))
+
+
+def _wrong(value: Any) -> str | None:
+    """Why a value that is no table and no list is no setting."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "text with a NUL character"
+        return None if _is_unicode(value) else "text that is not UTF-8"
+    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+        return f"a number of more than {_INTEGER_BITS} bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, not {value}"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 @dataclass(frozen=True)
@@ -78,11 +141,18 @@ def read_toml(path: Path) -> TomlFile:
     """
     text = _decode(path, read_source(path))
     try:
-        return TomlFile(path, text, tomllib.loads(text))
+        read = TomlFile(path, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         what, _, place = str(error).partition(" (at ")
         where = _place(path, place.rstrip(")"), text)
         raise RecipeError(f"broken TOML: {what}", where=where) from None
+    except ValueError:  # of Python's limit to the digits of a number
+        raise RecipeError("broken TOML: a number of thousands of digits", where=str(path)) from None
+    except RecursionError:
+        what = "broken TOML: too many tables and lists inside each other"
+        raise RecipeError(what, where=str(path)) from None
+    check_values(read.data, (), lambda key: f"{path}:{read.line_of(key) or 1}")
+    return read
 
 
 def is_lasting(path: Path) -> bool:

@@ -13,8 +13,10 @@ from typer.core import TyperCommand
 from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.files import replace_durably
-from bc2.options import Json, Set, output_file, verb
-from bc2.recipe import Recipe, load
+from bc2.options import Json, Set, output_file, refuse_overrides, verb
+from bc2.pipeline.reach import load_for
+from bc2.pipeline.table import stage_of
+from bc2.recipe import Recipe
 from bc2.registry import Registry, find_home
 
 if TYPE_CHECKING:
@@ -112,8 +114,10 @@ def bench(
     """
     output = Output.of(json=json)
     if list_:
+        refuse_overrides(set_, "--list")
         return _list(output)
     if compare is not None:
+        refuse_overrides(set_, "--compare")
         return _compare(output, *compare)
     asked = BenchOptions(
         steps, rounds, against, peers, ours, tuple(layout or ()), checkpointing, peer_environment,
@@ -123,7 +127,8 @@ def bench(
     if markdown is not None:
         markdown = output_file(markdown, "--markdown")
     Registry.open().check_writable()
-    result = _measure(load(recipe, set_ or []), asked)
+    read = load_for("checkpoint", recipe, set_ or [], reads=stage_of("checkpoint").sections)
+    result = _measure(read, asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)
 

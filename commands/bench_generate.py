@@ -13,8 +13,8 @@ import typer
 from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.files import replace_durably
-from bc2.options import Json, Set, output_file, verb
-from bc2.recipe import load
+from bc2.options import Json, Set, output_file, refuse_overrides, verb
+from bc2.pipeline.reach import load_for
 from bc2.registry import Registry, find_home
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ def generate(
 
     output = Output.of(json=json)
     if list_:
+        refuse_overrides(set_, "--list")
         return _list(output)
     if compare is not None:
+        refuse_overrides(set_, "--compare")
         return _compare(output, *compare)
     if markdown is not None:
         markdown = output_file(markdown, "--markdown")
@@ -127,7 +129,7 @@ def _planned(
     from bc2.model.model_config import ModelConfig
 
     if ref is None:
-        read = load(recipe, overrides)
+        read = load_for("checkpoint", recipe, overrides, reads=("model",))
         yield read.name, {}, make_generation_plan(read.get(ModelConfig), asked)
         return
     if recipe != _SHAPE or overrides:

@@ -10,7 +10,8 @@ import typer
 from bc2.console import Output, note, progress, table
 from bc2.errors import DataError, UsageError
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
-from bc2.recipe import Recipe, load
+from bc2.pipeline.reach import load_for
+from bc2.recipe import Recipe
 from bc2.registry import Artifact, Kind, Registry
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def prep(
     """
     from bc2.data.prep.prepare import PrepOptions
 
-    output, read = Output.of(json=json, quiet=quiet), load(recipe, set_ or [])
+    output, read = Output.of(json=json, quiet=quiet), load_for("corpus", recipe, set_ or [])
     options = PrepOptions(engine, workers, keep_dropped=_empty(keep_dropped))
     if dry_run:
         _dry_run(read, options, output)
@@ -97,7 +98,8 @@ def tokenize(
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Cut a recipe's corpus into token shards."""
-    _make("tokens", load(recipe, set_ or []), Output.of(json=json, quiet=quiet), fresh=fresh)
+    read = load_for("tokens", recipe, set_ or [])
+    _make("tokens", read, Output.of(json=json, quiet=quiet), fresh=fresh)
 
 
 @app.command(no_args_is_help=False)

@@ -8,8 +8,9 @@ import typer
 
 from bc2.console import Output
 from bc2.errors import UsageError
-from bc2.options import Json, Quiet, Set, verb
-from bc2.recipe import load
+from bc2.options import Json, Quiet, Set, refuse_overrides, verb
+from bc2.pipeline.reach import load_for
+from bc2.pipeline.table import stage_of
 from bc2.registry import Registry
 
 app = verb()
@@ -48,6 +49,7 @@ def plan(
     """
     output = Output.of(json=json, quiet=quiet)
     if history:
+        refuse_overrides(set_, "--history")
         return _history(output)
     if recipe is None:
         raise UsageError("no recipe was given", todo="bc2 plan RECIPE --gpus 8 --device h100")
@@ -56,7 +58,8 @@ def plan(
     from bc2.plan.training_plan import make_plan
 
     found = find_device(device, count=gpus, memory=memory, flops=flops, price=price)
-    made = make_plan(load(recipe, set_ or []), found, gpus, mfu)
+    read = load_for("checkpoint", recipe, set_ or [], reads=stage_of("checkpoint").sections)
+    made = make_plan(read, found, gpus, mfu)
     output.emit(made.as_json(), table=render_plan(made), quiet=[each.name for each in made.layouts])
 
 

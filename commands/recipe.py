@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 from typing import Any
 
-from bc2.console import Output, table
+from bc2.console import Output, note, table
 from bc2.options import Json, Quiet, RecipeArg, Set, verb
 from bc2.recipe import Recipe, load, shipped
 
@@ -40,10 +40,14 @@ def show(recipe: RecipeArg, set_: Set = None, json: Json = False) -> None:
 @app.command()
 def check(recipe: RecipeArg, set_: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Check a recipe: keys, types, values, and sections against each other."""
+    from bc2.pipeline.reach import unread_sections
     from bc2.pipeline.table import check_recipe
 
     loaded = load(recipe, set_ or [])
     check_recipe(loaded)
+    for kind, (sections, found) in unread_sections(loaded).items():
+        names = ", ".join(f"[{name}]" for name in sections)
+        note(f"the {kind} of this recipe takes {found.spelled}, and does not read {names}")
     result = {"recipe": loaded.name, "path": str(loaded.path), "ok": True}
     Output.of(json=json, quiet=quiet).emit(
         result, table=f"{loaded.path}: ok ({', '.join(loaded.section_names)})"

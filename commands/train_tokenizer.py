@@ -9,7 +9,7 @@ import typer
 
 from bc2.console import Output, table
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
-from bc2.recipe import load
+from bc2.pipeline.reach import load_for
 from bc2.registry import Registry
 
 app = verb()
@@ -40,7 +40,7 @@ def train_tokenizer(
 
     session = Session(Registry.open(), fresh=fresh)
     output = Output.of(json=json, quiet=quiet)
-    tokenizer = session.obtain("tokenizer", load(recipe, set_ or []))
+    tokenizer = session.obtain("tokenizer", load_for("tokenizer", recipe, set_ or []))
     if report or against:
         from bc2.report.compression import compression_report
 

@@ -11,7 +11,7 @@ from bc2.console import Output, note
 from bc2.errors import RunFailed
 from bc2.launcher_variables import refuse_ranks
 from bc2.options import Json, NProc, Quiet, RecipeArg, Set, output_file, verb
-from bc2.recipe import load
+from bc2.pipeline.reach import load_for
 from bc2.registry import Registry
 
 app = verb()
@@ -61,7 +61,7 @@ def resume(
 
     if out is not None:
         out = output_file(out, "--out")
-    registry, loaded = Registry.open(), load(recipe, set_ or [])
+    registry, loaded = Registry.open(), load_for("checkpoint", recipe, set_ or [])
     registry.check_writable()
     settings = TrainingSettings.of(loaded)
     settings.check_ranks(nproc)

@@ -19,6 +19,7 @@ from bc2.data.prep.settings import (
     SafetySettings,
     WeightsSettings,
 )
+from bc2.files import LONGEST_NAME
 from bc2.recipe import UNKEYED, Section, Settings
 
 #: Text that comes with Python, its packages or the `quickstart` extra: see `bc2.data.environment`.
@@ -30,7 +31,7 @@ EnvironmentName = Literal[
 class SourceConfig(Settings):
     """One named origin of text: files, a Hugging Face dataset, or the environment's own text."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     """Name of the source: a directory in the corpus, a key of mixture weights."""
 
     path: str | None = Field(None, min_length=1, json_schema_extra=UNKEYED)
@@ -112,7 +113,7 @@ class CorpusConfig(Section):
     min_characters: int = Field(1, ge=1)
     """Documents with fewer Unicode characters are dropped (`too_short`)."""
 
-    part_bytes: int = Field(64 * 2**20, ge=2**10)
+    part_bytes: int = Field(64 * 2**20, ge=2**10, le=2**50)
     """UTF-8 bytes of text in a part of the corpus, the unit of parallel work."""
 
     normalise: NormaliseSettings | None = None
@@ -167,5 +168,5 @@ class TokensConfig(Section):
     tokenizer: str | None = Field(None, json_schema_extra=UNKEYED)
     """Ref or recipe of the tokenizer; this recipe's own [tokenizer] if none. Keyed likewise."""
 
-    workers: int | None = Field(None, gt=0, json_schema_extra=UNKEYED)
+    workers: int | None = Field(None, gt=0, le=4096, json_schema_extra=UNKEYED)
     """Processes that tokenize; one a core if none."""

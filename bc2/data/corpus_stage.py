@@ -10,6 +10,7 @@ from typing import Any
 from bc2.data import versions
 from bc2.data.corpus_config import CorpusConfig
 from bc2.pipeline.stage import Stage, Task
+from bc2.recipe import Recipe
 
 
 def _identity(config: CorpusConfig, home: Path) -> Mapping[str, Any]:
@@ -26,6 +27,13 @@ def _identity(config: CorpusConfig, home: Path) -> Mapping[str, Any]:
     }
 
 
+def _check(recipe: Recipe) -> None:
+    from bc2.data.prep.stage_table import check_settings
+
+    if recipe.has(CorpusConfig):
+        check_settings(recipe.get(CorpusConfig))
+
+
 def _make(task: Task[CorpusConfig]) -> Mapping[str, Any]:
     """Facts of the corpus, and under ``timings`` how long each filter took."""
     from bc2.console import progress
@@ -38,5 +46,10 @@ def _make(task: Task[CorpusConfig]) -> Mapping[str, Any]:
 
 
 STAGE = Stage(
-    kind="corpus", version=versions.CORPUS, section=CorpusConfig, make=_make, identity=_identity
+    kind="corpus",
+    version=versions.CORPUS,
+    section=CorpusConfig,
+    make=_make,
+    identity=_identity,
+    check=_check,
 )

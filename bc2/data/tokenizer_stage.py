@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bc2.data.source_names import check_source_weights
 from bc2.pipeline.stage import Input, Stage, Task
+from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE, TokenizerConfig
 
 
@@ -26,10 +28,17 @@ def _make(task: Task[TokenizerConfig]) -> Mapping[str, Any]:
     return trained.facts
 
 
+def _check(recipe: Recipe) -> None:
+    if recipe.has(TokenizerConfig):
+        weights = recipe.get(TokenizerConfig).weights
+        check_source_weights(weights, recipe, "tokenizer", ("tokenizer", "weights"))
+
+
 STAGE = Stage(
     kind="tokenizer",
     version=1,
     section=TokenizerConfig,
     inputs=(Input("corpus", lambda config: config.corpus),),
     make=_make,
+    check=_check,
 )

@@ -32,6 +32,7 @@ from bc2.options import (
     RendezvousTimeout,
     Set,
 )
+from bc2.pipeline.reach import load_for
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
@@ -72,7 +73,13 @@ class TrainingRequest:
     def load(self) -> Recipe:
         """The recipe with every override. Raises: RecipeError."""
         also = [f"{self.verb}.deterministic=true"] if self.deterministic else []
-        return load(self.recipe, [*self.overrides, *also])
+        overrides = [*self.overrides, *also]
+        # Another verb has checked what its overrides reach: each member of a ladder has its own.
+        return (
+            load(self.recipe, overrides)
+            if self.instead
+            else load_for("checkpoint", self.recipe, overrides)
+        )
 
     @property
     def _words(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bc2.recipe import Section
+from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, Section
 
 
 class ModelConfig(Section):
@@ -14,37 +14,37 @@ class ModelConfig(Section):
 
     section: ClassVar[str] = "model"
 
-    vocab_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, lt=2**31)
     """Rows of the embedding and of the head (125,696 in Baichuan 2)."""
 
-    hidden_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=2**24)
     """Width D of the residual stream."""
 
-    intermediate_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0, le=2**24)
     """Width F of the feed-forward layer (8/3 D rounded up to a multiple of 128 in the paper)."""
 
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=10_000)
     """Decoder layers."""
 
-    num_heads: int = Field(gt=0)
+    num_heads: int = Field(gt=0, le=2**24)
     """Attention heads H; each has hidden_size / num_heads channels."""
 
     position: Literal["rope", "alibi"] = "rope"
     """How attention encodes positions: rotary embedding (7B) or linear biases (13B)."""
 
-    rope_base: float = Field(default=10000.0, gt=0)
+    rope_base: float = Field(default=10000.0, gt=0, ge=1, le=FP32_LARGEST)
     """Base of the rotary wavelengths; has no effect with ALiBi."""
 
-    context_length: int = Field(default=4096, gt=0)
+    context_length: int = Field(default=4096, gt=0, lt=2**31)
     """The longest sequence that the model reads, in tokens."""
 
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
     """Added to the mean square in RMSNorm."""
 
     norm_head: bool = True
     """NormHead: the head's rows are scaled to unit length in every forward pass (section 2.5)."""
 
-    initializer_range: float = Field(default=0.02, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
     """Standard deviation of the initial weights of linear layers and the embedding."""
 
     @model_validator(mode="after")

@@ -17,19 +17,23 @@ Axis = Literal["tensor", "sequence", "data"]
 ORDER: tuple[Axis, ...] = ("tensor", "sequence", "data")
 
 
+#: More ranks than any machine room has.
+MOST_RANKS = 2**20
+
+
 class ParallelConfig(Section):
     """Settings of every stage that trains. The number of ranks is said where a run is started."""
 
     section: ClassVar[str] = "parallel"
 
-    tensor: int = Field(1, ge=1, json_schema_extra=UNKEYED)
+    tensor: int = Field(1, ge=1, le=MOST_RANKS, json_schema_extra=UNKEYED)
     """Ranks that share the heads, the feed-forward channels and the vocabulary of one model."""
-    sequence: int = Field(1, ge=1, json_schema_extra=UNKEYED)
+    sequence: int = Field(1, ge=1, le=MOST_RANKS, json_schema_extra=UNKEYED)
     """Ranks that share the tokens of a micro-batch (DeepSpeed-Ulysses, arXiv 2309.14509)."""
     zero: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=UNKEYED)
     """What data-parallel ranks share (ZeRO, arXiv 1910.02054): 0 nothing; 1 optimizer states;
     2 gradients too; 3 weights too. Above 0 DeepSpeed trains, where several ranks can share."""
-    zero_group: int | None = Field(None, ge=2, json_schema_extra=UNKEYED)
+    zero_group: int | None = Field(None, ge=2, le=MOST_RANKS, json_schema_extra=UNKEYED)
     """With zero = 3: every group of so many ranks holds all weights between them, so that they
     are gathered inside a machine (hpZ of ZeRO++, arXiv 2306.10209), while optimizer states are
     shared by all ranks: the hierarchical partition of Baichuan 2 §2.7. None: no such copy."""
@@ -97,11 +101,11 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where
             todo=f"start a multiple of {unit} ranks, or set parallel.tensor and .sequence to "
             f"divisors of {world}",
         )
-    _even(parallel.tensor, "tensor", model.num_heads, "model.num_heads", where)
-    _even(parallel.tensor, "tensor", model.intermediate_size, "model.intermediate_size", where)
-    _even(parallel.tensor, "tensor", model.vocab_size, "model.vocab_size", where)
+    all_three = math.gcd(model.num_heads, model.intermediate_size, model.vocab_size)
+    for key in ("num_heads", "intermediate_size", "vocab_size"):
+        _even(parallel.tensor, "tensor", getattr(model, key), f"model.{key}", where, all_three)
     heads = model.num_heads // parallel.tensor
-    _even(parallel.sequence, "sequence", heads, "heads of a tensor rank", where)
+    _even(parallel.sequence, "sequence", heads, "heads of a tensor rank", where, heads)
     if parallel.zero_group and (world // parallel.tensor) % parallel.zero_group:
         raise RecipeError(
             f"parallel.zero_group = {parallel.zero_group} does not divide the "
@@ -111,19 +115,27 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where
         )
 
 
-def _even(ranks: int, key: str, size: int, name: str, where: str) -> None:
+def _even(ranks: int, key: str, size: int, name: str, where: str, offered: int) -> None:
+    """Args: offered: of which a divisor would do, whatever else is divided."""
     if size % ranks:
         raise RecipeError(
             f"parallel.{key} = {ranks} does not divide {name} = {size}",
             where=where,
-            todo=offer(f"parallel.{key}", size),
+            todo=offer(f"parallel.{key}", offered),
         )
 
 
 def offer(key: str, size: int, *, least: int = 1) -> str:
     """The values of a key that divide a size, for an error message."""
-    fit = [n for n in range(least, size + 1) if size % n == 0 and (n <= 64 or n == size)]
+    fit = [n for n in range(least, min(size, 64) + 1) if size % n == 0]
+    fit += [size] if size > 64 and size >= least else []
     return f"{key} may be {', '.join(map(str, fit[:8]))}" if fit else f"leave {key} out"
+
+
+def divisors(size: int) -> list[int]:
+    """Every divisor of a size, in their order; in time of its square root."""
+    low = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    return [*low, *(size // n for n in reversed(low) if n * n != size)]
 
 
 def even_tensor(model: ModelConfig, most: int) -> list[int]:

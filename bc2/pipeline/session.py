@@ -7,16 +7,17 @@ this recipe itself makes, or the newest artifact of the kind, which is then said
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bc2 import recipe as recipes
 from bc2.console import note
 from bc2.errors import DataError
 from bc2.files import lock_directory, make_directory
+from bc2.pipeline.reach import recorded_recipe
+from bc2.pipeline.sources import sources_of
 from bc2.pipeline.stage import Input, Inputs, RunTask, Stage, Task
 from bc2.pipeline.table import stage_of
 from bc2.recipe import Recipe, Settings
@@ -79,7 +80,7 @@ class Session:
         settings = stage.settings_of(recipe)
         found: dict[Kind, tuple[Artifact, ...]] = {}
         for needed in stage.inputs:
-            sources = list(_sources(needed, settings, recipe))
+            sources = list(sources_of(needed, settings, recipe))
             inputs = [self._registered(needed.kind, source) for source in sources]
             found[needed.kind] = tuple(one for one in inputs if one is not None)
             if len(found[needed.kind]) < len(sources):
@@ -127,8 +128,10 @@ class Session:
             RefError: it is not.
             RecipeError: a recipe of an upstream stage is wrong.
         """
+        if stage.check is not None:
+            stage.check(recipe)
         for needed in stage.inputs:
-            for source in _sources(needed, settings, recipe):
+            for source in sources_of(needed, settings, recipe):
                 if isinstance(source, Recipe):
                     upstream = stage_of(needed.kind)
                     self._look_up(upstream, upstream.settings_of(source), source)
@@ -141,7 +144,7 @@ class Session:
         return Inputs(
             {
                 needed.kind: tuple(
-                    self._input(needed, source) for source in _sources(needed, settings, recipe)
+                    self._input(needed, source) for source in sources_of(needed, settings, recipe)
                 )
                 for needed in stage.inputs
             }
@@ -162,7 +165,7 @@ class Session:
         command: Sequence[str],
     ) -> Artifact:  # fmt: skip
         inputs = self._inputs(stage, settings, recipe)
-        recorded = recipe.resolved()
+        recorded = recorded_recipe(recipe, stage.kind, settings)
         if stage.run is not None:
             made = stage.run(
                 RunTask(
@@ -284,18 +287,3 @@ def _empty(folder: Path) -> None:
 
 def _say_found(artifact: Artifact) -> None:
     note(f"{artifact.title} is registered already ({artifact.ref})")
-
-
-def _sources(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Recipe | str | None]:
-    """Where each artifact of an input comes from: a recipe, a ref, or None for the newest."""
-    named = needed.named(settings)
-    if named is None:
-        stage = stage_of(needed.kind)
-        yield recipe if stage.made_by(recipe, stage_of) else None
-        return
-    for name in [named] if isinstance(named, str) else named:
-        if name.endswith(".toml"):
-            beside = recipe.folder / name
-            yield recipes.load(beside if beside.is_file() else name)
-        else:
-            yield name

@@ -105,6 +105,8 @@ class Stage(Generic[S]):
     """Raised when the same settings and inputs would make something else."""
     section: type[Section] | None = None
     """The recipe's table; None: the settings are given and recorded in place of a recipe."""
+    also: tuple[type[Section], ...] = ()
+    """Further tables that it reads, such as the model's shape."""
     inputs: tuple[Input[S], ...] = ()
     make: Callable[[Task[S]], Mapping[str, Any]] | None = None
     """Writes the payload into `Task.out` and returns the facts to record."""
@@ -112,7 +114,9 @@ class Stage(Generic[S]):
     """Instead of `make`: registers its artifacts itself, and goes on from unfinished ones."""
     resolve: Callable[[Recipe], S] | None = None
     """Settings from a recipe, if they are more than its section. Everything that can be known to
-    be wrong before any work is found here."""
+    be wrong before any work, on any machine, is found here."""
+    fit: Callable[[S], None] | None = None
+    """Raises `RecipeError` for settings that do not fit the ranks of this process."""
     check: Callable[[Recipe], None] | None = None
     """Raises `RecipeError` for sections that contradict each other, on any machine."""
     identity: Callable[[S, Path], Mapping[str, Any]] | None = None
@@ -133,8 +137,14 @@ class Stage(Generic[S]):
         upstream = (stage_of(needed.kind) for needed in self.inputs)
         return self.implied and any(stage.made_by(recipe, stage_of) for stage in upstream)
 
-    def settings_of(self, recipe: Recipe) -> S:
-        """What `recipe` says of this stage.
+    @property
+    def sections(self) -> frozenset[str]:
+        """The names of the tables that it reads."""
+        own = () if self.section is None else (self.section,)
+        return frozenset(section.section for section in (*own, *self.also))
+
+    def read(self, recipe: Recipe) -> S:
+        """What `recipe` says of this stage, on any machine.
 
         Raises:
             RecipeError: the section is missing or wrong.
@@ -145,6 +155,17 @@ class Stage(Generic[S]):
         if self.implied and not recipe.has(self.section):
             return self.section()  # type: ignore[return-value]
         return recipe.get(self.section)  # type: ignore[return-value]
+
+    def settings_of(self, recipe: Recipe) -> S:
+        """What `recipe` says of this stage, which this process can do.
+
+        Raises:
+            RecipeError: the section is missing or wrong, or does not fit the ranks.
+        """
+        settings = self.read(recipe)
+        if self.fit is not None:
+            self.fit(settings)
+        return settings
 
     def identity_of(self, settings: S, home: Path) -> Mapping[str, Any]:
         """JSON data that, with the inputs, decides the result."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bc2.errors import RecipeError, ResourceError, UsageError
-from bc2.parallel.parallel_config import check_layout
+from bc2.parallel.parallel_config import check_layout, divisors
 from bc2.plan.candidate_layouts import (
     CandidateLayout,
     Workload,
@@ -96,8 +96,8 @@ class Plan:
         return [
             {"data": data, "micro_batch": micro, "accumulation": sequences // (data * micro)}
             for data in sorted(sizes, reverse=True)
-            for micro in range(1, sequences // data + 1)
-            if sequences % (data * micro) == 0
+            if sequences % data == 0
+            for micro in divisors(sequences // data)
         ]
 
     def as_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bc2.errors import UsageError, nearest
-from bc2.files import canonical_json, sha256_json
+from bc2.files import LONGEST_NAME, canonical_json, sha256_json
 
 Kind = Literal[
     "corpus", "tokenizer", "tokens", "checkpoint", "law", "scores", "certificate", "export"
@@ -28,8 +28,6 @@ MANIFEST = "manifest.json"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEX = re.compile(r"[0-9a-f]+")
-#: A directory name may hold 255 bytes, and temporary names beside it are a little longer.
-_LONGEST_NAME = 200
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -38,7 +36,12 @@ def check_name(name: str, what: str = "name") -> str:
     Raises:
         UsageError: it may not. A name of 16 or more hex digits would hide a digest.
     """
-    if not NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+    if len(name) > LONGEST_NAME:
+        raise UsageError(
+            f"the {what} {name[:20]}… has {len(name):,} characters",
+            todo=f"use at most {LONGEST_NAME}",
+        )
+    if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the {what} of an artifact",
             todo="use letters, digits, '.', '_' and '-', beginning with a letter or digit",

@@ -8,6 +8,7 @@ can mean is that one, whatever other kinds have the name too.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def resolve(
         RefError: nothing answers to it, several do, or it is of another kind or role.
     """
     folder = expand_if_known(text)
-    if (folder / "manifest.json").is_file():
+    # Not of pathlib: it raises for a path that is too long.
+    if os.path.isfile(folder / "manifest.json"):
         return _usable(at_path(catalog, folder), text, kind, roles)
     ref = parse(text)
     if ref is None:

@@ -16,8 +16,11 @@ from typing import Any
 from bc2 import recipe as recipes
 from bc2.errors import RecipeError, UsageError, nearest
 from bc2.model.model_config import ModelConfig
+from bc2.override import spelled_place
+from bc2.pipeline.reach import check_overrides
 from bc2.recipe import Recipe
-from bc2.scaling.ladder_config import LadderConfig, MemberConfig
+from bc2.scaling.ladder_config import LadderConfig, MemberConfig, ShapeConfig
+from bc2.toml_file import dotted
 from bc2.train.duration import Duration
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.training_settings import TrainingSettings
@@ -158,14 +161,16 @@ def read_ladder(source: str, overrides: Sequence[str] = (), *, seeds: int = 1) -
     """
     base = recipes.load(source, overrides)
     config = base.get(LadderConfig)
+    check_overrides(base, "checkpoint", also=(LadderConfig.section,))
     for path, spelled in base.overrides.items():
         key = ".".join(map(str, path))
         if key in _SET_BY_MEMBER:
             raise RecipeError(
                 f"{key} is each member's own",
-                where=f"--set {spelled}",
+                where=spelled_place(spelled),
                 todo="set ladder.members.0.length and so on, or ladder.warmup_share",
             )
+    _check_shapes_left(base, config)
     made = [_Member(source, overrides, base, config, one, at) for one, at in _listed(config)]
     labels = _labels(made)
     found = [one.build(label) for one, label in zip(made, labels, strict=True)]
@@ -174,6 +179,20 @@ def read_ladder(source: str, overrides: Sequence[str] = (), *, seeds: int = 1) -
     again = [_with_seed(source, members[0], number) for number in range(1, seeds)]
     last = next((one for one in found if one.extrapolation), None)
     return Ladder(base, (members[0], *again, *members[1:]), last)
+
+
+def _check_shapes_left(base: Recipe, config: LadderConfig) -> None:
+    """Check that no override is of a part of [model] that every member replaces."""
+    members = [one for one, _ in _listed(config)]
+    for path, spelled in base.overrides.items():
+        if path[0] != "model" or len(path) < 2:
+            continue
+        if all(one.recipe or path[1] in ShapeConfig.model_fields for one in members):
+            raise RecipeError(
+                f"{dotted(path)} reaches nothing: each member has its own",
+                where=spelled_place(spelled),
+                todo="set ladder.members.0.model.KEY and so on, or name other recipes there",
+            )
 
 
 Place = tuple[str | int, ...]

@@ -66,9 +66,9 @@ class LadderConfig(Section):
     reference_params: int = Field(gt=0, json_schema_extra=UNKEYED)
     """Parameters without embedding and head, N, at which the recipe's own learning rate and
     batch hold."""
-    learning_rate_exponent: float = Field(-1 / 3, json_schema_extra=UNKEYED)
+    learning_rate_exponent: float = Field(-1 / 3, ge=-10, le=10, json_schema_extra=UNKEYED)
     """The learning rate of a member is the recipe's times (N / reference_params) to this."""
-    batch_exponent: float = Field(2 / 3, json_schema_extra=UNKEYED)
+    batch_exponent: float = Field(2 / 3, ge=-10, le=10, json_schema_extra=UNKEYED)
     """The batch of a member is the recipe's times (N / reference_params) to this."""
     warmup_share: float = Field(0.1, ge=0, lt=1, json_schema_extra=UNKEYED)
     """Share of a member's steps that warm up: a fixed number of them would not fit small runs."""

@@ -13,6 +13,7 @@ from typing import Any
 from bc2.console import note
 from bc2.errors import UsageError
 from bc2.files import make_directory, why_not_writable
+from bc2.pipeline.reach import check_overrides
 from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry
 from bc2.registry.draft import SHORT
@@ -151,6 +152,7 @@ def _target(source: str, overrides: Sequence[str]) -> Recipe:
     """What is predicted: the recipe's run; of a ladder its extrapolation."""
     recipe = load(source, overrides)
     if not recipe.has(LadderConfig):
+        check_overrides(recipe, "checkpoint")
         return recipe
     last = read_ladder(source, overrides).extrapolation
     if last is None:

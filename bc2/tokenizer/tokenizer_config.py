@@ -11,6 +11,10 @@ from bc2.recipe import UNKEYED, Section
 #: The SentencePiece model inside an artifact.
 TOKENIZER_FILE = "tokenizer.model"
 
+#: Bounds of settings, which advice must keep too.
+LEAST_PIECES, MOST_PIECES = 512, 1_048_576
+LEAST_COVERAGE = 0.98
+
 
 class TokenizerConfig(Section):
     """``[tokenizer]``: how the SentencePiece BPE model is trained (Baichuan 2 §2.3)."""
@@ -21,10 +25,10 @@ class TokenizerConfig(Section):
     """Where the training text comes from: a corpus ref, or a recipe that builds one.
     None: this recipe's own corpus."""
 
-    vocab_size: int = Field(125_696, ge=512, le=1_048_576)
+    vocab_size: int = Field(125_696, ge=LEAST_PIECES, le=MOST_PIECES)
     """Pieces in all: control pieces, 256 bytes and what BPE learns."""
 
-    character_coverage: float = Field(0.9999, ge=0.98, le=1.0)
+    character_coverage: float = Field(0.9999, ge=LEAST_COVERAGE, le=1.0)
     """Share of the sample's characters that get a piece; the rest fall back to bytes."""
 
     max_piece_length: int = Field(32, ge=1, le=128)

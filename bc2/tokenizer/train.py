@@ -24,7 +24,12 @@ from bc2.signals import shielded
 from bc2.tokenizer import layout, sentencepiece_worker
 from bc2.tokenizer.sample import MAX_ITEM_BYTES, Sample
 from bc2.tokenizer.sentencepiece_worker import ERROR_MARK, LENGTH
-from bc2.tokenizer.tokenizer_config import TokenizerConfig
+from bc2.tokenizer.tokenizer_config import (
+    LEAST_COVERAGE,
+    LEAST_PIECES,
+    MOST_PIECES,
+    TokenizerConfig,
+)
 
 #: ``progress(advance, detail)``: bytes read into the trainer, then details of the merging.
 ReportProgress = Callable[[float, str], None]
@@ -244,12 +249,15 @@ def _failure(log: str, code: int, config: TokenizerConfig) -> Bc2Error:
 
 def _vocabulary_too_small(needed: int, config: TokenizerConfig) -> RecipeError:
     characters = needed - layout.FIXED_PIECES
+    lower = config.character_coverage > LEAST_COVERAGE
+    ways = [f"set vocab_size to {needed:,} or more"] if needed <= MOST_PIECES else []
+    ways += [f"lower character_coverage (to {LEAST_COVERAGE} at least)"] if lower else []
     return RecipeError(
         f"a vocabulary of {config.vocab_size:,} pieces is too small: this text needs"
         f" {needed:,} ({layout.FIXED_PIECES} control and byte pieces and {characters:,}"
         f" characters at coverage {config.character_coverage})",
         where="tokenizer.vocab_size",
-        todo=f"set vocab_size to {needed:,} or more, or lower character_coverage",
+        todo=", or ".join(ways) or "train on text of fewer languages",
     )
 
 
@@ -258,7 +266,9 @@ def _vocabulary_too_large(most: int, config: TokenizerConfig) -> RecipeError:
         f"a vocabulary of {config.vocab_size:,} pieces is too large: this text fills"
         f" at most {most:,}",
         where="tokenizer.vocab_size",
-        todo=f"set vocab_size to {most:,} or less, or train on more text",
+        todo=f"set vocab_size to {most:,} or less, or train on more text"
+        if most >= LEAST_PIECES
+        else f"train on more text: no vocabulary has fewer than {LEAST_PIECES} pieces",
     )
 
 

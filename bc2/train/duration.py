@@ -10,6 +10,12 @@ from typing import Literal, cast
 
 LengthUnit = Literal["steps", "tokens", "epochs"]
 
+#: The most steps or tokens: what a number of 64 bits with a sign holds.
+MOST = 2**63 - 1
+
+#: The most epochs: tokens are counted in 64 bits, and data has some.
+MOST_EPOCHS = 10**9
+
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _FORM = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([KMBT]?)\s+(step|token|epoch)s?")
 
@@ -26,7 +32,8 @@ class Duration:
         """Read "N[K|M|B|T] steps|tokens|epochs".
 
         Raises:
-            ValueError: any other form, zero, or a fraction of a step or token.
+            ValueError: any other form, zero, a fraction of a step or token, or more than can be
+                counted.
         """
         match = _FORM.fullmatch(text.strip())
         if match is None:
@@ -35,6 +42,8 @@ class Duration:
         unit = cast(LengthUnit, match[3] + "s")
         if amount <= 0:
             raise ValueError("a length must be more than zero")
+        if amount > (MOST_EPOCHS if unit == "epochs" else MOST):
+            raise ValueError("a length of more than can be counted with 64 bits")
         if unit != "epochs" and amount != amount.to_integral_value():
             raise ValueError(f"there is no fraction of a {match[3]}")
         return cls(amount, unit)

@@ -20,7 +20,7 @@ from bc2.errors import ResourceError
 from bc2.files import replace_durably
 from bc2.free_memory import device_available
 from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig
+from bc2.parallel.parallel_config import ParallelConfig, divisors
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.micro_batch_trial import TrialSpec
@@ -123,20 +123,20 @@ def choose_micro_batch(
         ResourceError: not even one sequence fits.
     """
     sequences = training.batch_sequences
-    divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
+    fit = divisors(sequences)
     device = torch.device(training.device)
     free = device_available(device) if available is None else available
     note(f'micro_batch = "auto": trying what fits in {_gb(free)} of free memory')
     spec = TrialSpec(model=model, training=training, margin=MARGIN)
     with WorkerProcess("bc2.train.micro_batch_trial", spec.model_dump_json()) as trial:
         try:
-            needs = (_tried if device.type == "cuda" else _expected)(spec, trial, divisors, free)
+            needs = (_tried if device.type == "cuda" else _expected)(spec, trial, fit, free)
         except WorkerFailed as error:
             raise _too_small(spec, free, str(error)) from None
         allowed = _allowed(free)
         if earlier is not None and needs(earlier) <= allowed:
             return Choice(earlier, needs(earlier), free, again=True)
-        found = _largest(divisors, lambda n: needs(n) <= allowed)
+        found = _largest(fit, lambda n: needs(n) <= allowed)
         if found is None:
             raise _too_small(spec, free, f"one sequence takes {_gb(needs(1))}")
         return Choice(found, needs(found), free, again=False)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from bc2.model.model_config import ModelConfig
-from bc2.recipe import Settings
+from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, Settings
 
 #: AdamW's first and second moment, as torch and checkpoints name them.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,15 +30,15 @@ DEEPSPEED_SETTINGS: dict[str, Any] = {
 class AdamWConfig(Settings):
     """AdamW as Baichuan 2 §2.5 sets it; norms are never decayed."""
 
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
     """The highest learning rate, reached when the warm-up ends."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
     """Added to the root of the second moment (the paper does not state it)."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, le=FP32_LARGEST)
     """Decoupled weight decay of every matrix."""
-    clip_norm: float = Field(0.5, gt=0)
+    clip_norm: float = Field(0.5, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
     """The gradient is scaled so that its global L2 norm is at most this."""
 
     @field_validator("betas")

@@ -8,10 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig, offer
-from bc2.recipe import UNKEYED, Recipe, Section, Settings
-from bc2.train.duration import Duration
+from bc2.parallel.parallel_config import ParallelConfig, divisors, offer
+from bc2.recipe import FP32_LARGEST, UNKEYED, Recipe, Section, Settings
+from bc2.train.duration import MOST, Duration
 from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
+
+#: A device, as torch spells it.
+DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 
 class ScheduleConfig(Settings):
@@ -52,19 +55,19 @@ class PretrainConfig(Section):
     Keyed by their digest."""
     length: str
     """How long to train: "350 steps", "2.6T tokens" or "2 epochs"."""
-    batch_tokens: int = Field(gt=0)
+    batch_tokens: int = Field(gt=0, le=2**40)
     """Tokens that one optimizer step sees, over all ranks."""
     micro_batch: int | Literal["auto"] = Field(json_schema_extra=UNKEYED)
     """Sequences that a device sees at once; gradient accumulation follows. "auto": the largest
     divisor of the batch that fits in the device's memory."""
-    sequence_length: int = Field(4096, ge=2)
+    sequence_length: int = Field(4096, ge=2, lt=2**31)
     """Tokens of one sequence."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: bf16 forward and backward over fp32 master weights. auto: bf16 where the device
     has instructions for it, else fp32."""
-    device: str = Field("auto", json_schema_extra=UNKEYED)
+    device: str = Field("auto", pattern=DEVICE, json_schema_extra=UNKEYED)
     """auto, cpu, cuda or cuda:N."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Seeds the weights and the order of samples."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of samples of each source, up to a common factor. Where the corpus has strata, a
@@ -72,7 +75,7 @@ class PretrainConfig(Section):
     corpus has it, and if it has no weights, in proportion to tokens."""
     max_epochs: float | None = Field(None, gt=0, json_schema_extra=UNKEYED)
     """A run that would read some text more often than this does not start."""
-    z_loss: float = Field(2e-4, ge=0)
+    z_loss: float = Field(2e-4, ge=0, le=FP32_LARGEST)
     """Weight of the squared largest logit (Baichuan 2, equation 1)."""
     optimizer: OptimizerConfig = AdamWConfig()
     """[pretrain.optimizer]"""
@@ -87,7 +90,7 @@ class PretrainConfig(Section):
     k segments of k layers. "auto": as many as have the fewest activations in memory at once."""
     deterministic: bool = Field(False, json_schema_extra=UNKEYED)
     """Only kernels that give the same bits each time (see docs/training.md); on a GPU slower."""
-    data_timeout_s: float = Field(300.0, gt=0, json_schema_extra=UNKEYED)
+    data_timeout_s: float = Field(300.0, gt=0, le=1e9, json_schema_extra=UNKEYED)
     """A run that waited this many seconds for a batch saves its state and fails."""
     checkpoint_every: str = Field("1000 steps", json_schema_extra=UNKEYED)
     """How often a resumable checkpoint is published."""
@@ -99,9 +102,9 @@ class PretrainConfig(Section):
     """How often the held-out loss is measured; it is always measured at the end."""
     eval_tokens: int = Field(1_000_000, ge=0, json_schema_extra=UNKEYED)
     """At most this many held-out tokens are read for it; 0: never measure."""
-    sample_prompts: int = Field(3, ge=0, json_schema_extra=UNKEYED)
+    sample_prompts: int = Field(3, ge=0, le=10_000, json_schema_extra=UNKEYED)
     """Held-out documents whose beginnings are continued after each evaluation; 0: none."""
-    sample_tokens: int = Field(48, ge=1, json_schema_extra=UNKEYED)
+    sample_tokens: int = Field(48, ge=1, le=65_536, json_schema_extra=UNKEYED)
     """At most this many tokens are added to each of them."""
     log_every: int = Field(1, ge=1, json_schema_extra=UNKEYED)
     """Steps between rows of metrics.jsonl."""
@@ -119,6 +122,8 @@ class PretrainConfig(Section):
     def _not_negative(cls, weights: dict[str, float]) -> dict[str, float]:
         if any(weight < 0 for weight in weights.values()):
             raise ValueError("a mixture weight cannot be negative")
+        if weights and not any(weights.values()):
+            raise ValueError("every source has weight 0; give one a weight above 0")
         return weights
 
     @field_validator("micro_batch", mode="plain")
@@ -148,6 +153,20 @@ class PretrainConfig(Section):
                 f"batch_tokens = {self.batch_tokens} is not a multiple of micro_batch x "
                 f"sequence_length = {sequences} x {self.sequence_length} = {unit}; "
                 f"{' or '.join(offers)} would be"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _countable(self) -> PretrainConfig:
+        """Positions in the data are numbers of 64 bits; epochs are known with the data only."""
+        length = Duration.parse(self.length)
+        if length.unit == "epochs":
+            return self
+        steps = length.steps(batch_tokens=self.batch_tokens, epoch_tokens=0)
+        if steps * self.batch_tokens > MOST:
+            raise ValueError(
+                f"length = {self.length!r} is {steps:,} steps of batch_tokens = "
+                f"{self.batch_tokens:,}: more tokens than can be counted ({MOST:,})"
             )
         return self
 
@@ -199,11 +218,7 @@ def check_batches(config: PretrainConfig, parallel: ParallelConfig, world: int) 
             todo="set a number of sequences",
         )
     if config.batch_sequences % (config.micro_sequences * data):
-        fit = [
-            n
-            for n in range(1, config.batch_sequences + 1)
-            if config.batch_sequences % (n * data) == 0
-        ]
+        fit = [] if config.batch_sequences % data else divisors(config.batch_sequences // data)
         offered = f"pretrain.micro_batch may be {', '.join(map(str, fit[:8]))}"
         raise RecipeError(
             f"a step of {config.batch_sequences} sequences is no whole number of micro-batches of "

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+from bc2.data.source_names import check_source_weights
 from bc2.errors import RecipeError
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.pipeline.stage import Input, Made, RunTask, Stage
 from bc2.ranks import world_size
 from bc2.recipe import Recipe
@@ -13,10 +16,16 @@ from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.training_settings import VERSION, TrainingSettings, check_training
 
 
-def _resolve(recipe: Recipe) -> TrainingSettings:
-    settings = TrainingSettings.of(recipe)
+def _check(recipe: Recipe) -> None:
+    check_training(recipe)
+    if recipe.has(PretrainConfig) and recipe.has(ModelConfig):
+        weights = recipe.get(PretrainConfig).weights
+        key = ("pretrain", "weights")
+        check_source_weights(weights, recipe, "checkpoint", key, strata=True)
+
+
+def _fit(settings: TrainingSettings) -> None:
     settings.check_ranks(world_size())
-    return settings
 
 
 def _run(task: RunTask[TrainingSettings]) -> Made:
@@ -52,8 +61,10 @@ STAGE = Stage(
     kind="checkpoint",
     version=VERSION,
     section=PretrainConfig,
+    also=(ModelConfig, ParallelConfig),
     inputs=(Input("tokens", lambda settings: settings.pretrain.tokens),),
     run=_run,
-    resolve=_resolve,
-    check=check_training,
+    resolve=TrainingSettings.of,
+    fit=_fit,
+    check=_check,
 )

@@ -12,7 +12,7 @@ from bc2.data.shards import TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
-from bc2.train.duration import Duration
+from bc2.train.duration import MOST, Duration
 from bc2.train.metrics import check_trackers
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule, learning_rate
@@ -118,6 +118,12 @@ def _steps(config: PretrainConfig, length: str, mixture: Mixture) -> int:
 
 def _schedule(config: PretrainConfig, mixture: Mixture) -> Schedule:
     total = _steps(config, config.length, mixture)
+    if total * config.batch_tokens > MOST:
+        raise RecipeError(
+            f"{config.length} of this data are more tokens than can be counted ({MOST:,})",
+            where="pretrain.length",
+            todo="shorten the run",
+        )
     warmup = _steps(config, config.schedule.warmup, mixture)
     if warmup >= total:
         raise RecipeError(

@@ -97,7 +97,9 @@ def check_training(recipe: Recipe) -> None:
     has_model, has_training = recipe.has(ModelConfig), recipe.has(PretrainConfig)
     if has_training:
         _check_warmup(recipe)
-    if has_model and recipe.has(TokenizerConfig):
+    # Of another recipe's tokens this one's tokenizer says nothing.
+    own = not has_training or recipe.get(PretrainConfig).tokens is None
+    if has_model and own and recipe.has(TokenizerConfig):
         _check_vocabulary(recipe)
     if has_model and has_training:
         check_context(recipe)
@@ -107,7 +109,13 @@ def _check_warmup(recipe: Recipe) -> None:
     """The warm-up ends within the run, as far as that is known without the data."""
     config = recipe.get(PretrainConfig)
     total, warmup = Duration.parse(config.length), Duration.parse(config.schedule.warmup)
-    if total.unit == warmup.unit and warmup.amount >= total.amount:
+    known = "epochs" not in (total.unit, warmup.unit)
+    steps = [one.steps(batch_tokens=config.batch_tokens, epoch_tokens=0) for one in (warmup, total)]
+    if (
+        steps[0] >= steps[1]
+        if known
+        else total.unit == warmup.unit and warmup.amount >= total.amount
+    ):
         raise RecipeError(
             f"the warm-up of {config.schedule.warmup} does not end within the run of "
             f"{config.length}",

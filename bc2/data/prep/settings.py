@@ -15,6 +15,12 @@ from bc2.recipe import UNKEYED, Settings
 PersonalKind = Literal["email", "phone", "id_card", "ssn", "ip", "bank_card", "key"]
 
 
+#: Text, doubled braces, and the kind with a format of fewer than a thousand characters.
+_MASK = re.compile(
+    r"(?:[^{}]|\{\{|\}\}|\{(?:KIND|kind)(?:![rsa])?(?::[^{}0-9]*[0-9]{0,3}[^{}0-9]*)?\})*"
+)
+
+
 class NormaliseSettings(Settings):
     """[corpus.normalise]: line ends, control characters, white space.
 
@@ -166,7 +172,7 @@ class DenseSettings(EmbeddingSettings):
     min_words: int = Field(20, ge=1)
     """Documents with fewer words are not compared. A CJK character is a word."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Seeds the projection of words and the hyperplanes of the sign bits."""
 
 
@@ -233,7 +239,7 @@ class SafetySettings(Settings):
         for name, pattern in patterns.items():
             try:
                 empty = re.compile(pattern).search("") is not None
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"pattern {name!r} is no regular expression: {error}") from None
             if empty:
                 raise ValueError(f"pattern {name!r} matches any text")
@@ -242,10 +248,13 @@ class SafetySettings(Settings):
     @field_validator("mask")
     @classmethod
     def _mask_formats(cls, mask: str) -> str:
+        message = "mask may hold {KIND} or {kind} and no other braces"
+        if not _MASK.fullmatch(mask):
+            raise ValueError(message)
         try:
             mask.format(KIND="EMAIL", kind="email")
-        except (KeyError, ValueError, IndexError, AttributeError):
-            raise ValueError("mask may hold {KIND} or {kind} and no other braces") from None
+        except ValueError:
+            raise ValueError(message) from None
         return mask
 
     @field_validator("word_lists")
@@ -332,7 +341,7 @@ class DecontaminateSettings(Settings):
         names = [benchmark.name for benchmark in self.benchmarks] + list(self.tasks)
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two benchmarks are named {twice[0]!r}")
+            raise ValueError(f"two benchmarks or tasks are named {twice[0]!r}")
         if self.min_words > self.ngram or self.min_cjk > self.cjk_ngram:
             raise ValueError("min_words and min_cjk may not exceed ngram and cjk_ngram")
         return self
@@ -357,7 +366,7 @@ class ClustersSettings(EmbeddingSettings):
     dimensions: int = Field(64, ge=1)
     """Dimensions of the latent semantic analysis; k-means clusters the sample in this space."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seeds the sample, the decomposition and the first cluster centres."""
 
 
@@ -405,7 +414,8 @@ class WeightsSettings(Settings):
         for key, table in factors.items():
             if any(factor < 0 for factor in table.values()):
                 raise ValueError(f"{key}: a factor cannot be negative")
-        if not all(number.isdecimal() for number in self.clusters):
+        # No str.isdecimal(): it knows the digits of all scripts.
+        if not all(re.fullmatch("[0-9]{1,4}", number) for number in self.clusters):
             raise ValueError("clusters: the keys must be numbers of clusters, from 0")
         self._check_bands()
         self._check_shares()

@@ -38,13 +38,27 @@ def build_stages(config: CorpusConfig) -> list[PrepStage]:
     Raises:
         RecipeError, DataError: settings do not fit each other, or a file is missing.
     """
-    names = [name for name in PREP_STAGES if name == ALWAYS or getattr(config, name) is not None]
-    stages = [stage_class(name).of(config) for name in names]
+    stages = _stages(config)
     for stage in stages:
         stage.check()
     for stage in stages:
         stage.check_fit(config)
     return stages
+
+
+def check_settings(config: CorpusConfig) -> None:
+    """Check what needs no file: on any machine.
+
+    Raises:
+        RecipeError: settings do not fit each other.
+    """
+    for stage in _stages(config):
+        stage.check_fit(config)
+
+
+def _stages(config: CorpusConfig) -> list[PrepStage]:
+    names = [name for name in PREP_STAGES if name == ALWAYS or getattr(config, name) is not None]
+    return [stage_class(name).of(config) for name in names]
 
 
 def stage_class(name: str) -> type[PrepStage]:

@@ -230,8 +230,8 @@ def bit_bands_for(threshold: float, recall: float, bits: int) -> tuple[int, int]
     best = bit_recall_at(threshold, bits, 1)
     raise RecipeError(
         f"{bits} bits cannot find {recall:.1%} of the pairs at cosine {threshold}",
-        where="corpus.dense",
-        todo=f"give more bits, or a recall of at most {best:.3f}",
+        where="corpus.dense.threshold",
+        todo=minhash.recall_advice("bits", best),
     )
 
 

@@ -55,6 +55,10 @@ _KEYS = pa.schema(
     ]
 )
 
+#: The most characters of a source's name and language: a directory's name has 255 at most, and
+#: topic and quality are named behind them.
+_LONGEST_STRATUM = 240
+
 #: A language that can be part of a stratum's name, which is the name of a directory.
 _TAG = re.compile(r"[a-z0-9_-]+")
 
@@ -99,18 +103,45 @@ class WeightsStage(PrepStage):
                 column that no stage makes.
         """
         known = [source.name for source in config.sources]
-        for name in [*self.settings.sources, *self.settings.source_shares]:
+        named = {"sources": self.settings.sources, "source_shares": self.settings.source_shares}
+        for key, name in ((key, name) for key, table in named.items() for name in table):
             if name not in known:
                 guess = nearest(name, known)
                 raise RecipeError(
                     f"a weight for a source that the recipe does not have: {name!r}",
-                    where="corpus.weights",
+                    where=f"corpus.weights.{key}",
                     todo=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}",
+                )
+        languages = self._languages(config)
+        for name, share in self.settings.language_shares.items():
+            if share and name.casefold() not in languages:
+                guess = nearest(name.casefold(), languages)
+                raise RecipeError(
+                    f"a share for a language that no source states: {name!r}",
+                    where="corpus.weights.language_shares",
+                    todo=f"did you mean {guess!r}?" if guess else "state it as lang of a source",
                 )
         if self.settings.quality and config.quality is None:
             raise _needs("quality")
         if self.settings.by_cluster and config.clusters is None:
             raise _needs("clusters")
+
+    def _languages(self, config: CorpusConfig) -> set[str]:
+        """The languages that are parts of strata's names, which must be names of directories."""
+        if not self.settings.by_language:
+            return set()
+        try:
+            languages = {_language(source.lang) for source in config.sources}
+        except DataError as error:
+            raise RecipeError(error.what, where=error.where, todo=error.todo) from None
+        longest = max(len(f"{s.name}.{s.lang or _UNKNOWN}") for s in config.sources)
+        if longest > _LONGEST_STRATUM:
+            raise RecipeError(
+                f"name and language of a source have {longest:,} characters, and name directories",
+                where="corpus.sources",
+                todo=f"use at most {_LONGEST_STRATUM} for both, or weight by other properties",
+            )
+        return languages
 
     def keys(self, table: pa.Table) -> pa.Table:
         """Documents and bytes of each stratum in the part; without `pos`, which is not needed."""

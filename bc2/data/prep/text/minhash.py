@@ -15,6 +15,8 @@ Shapes:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -42,6 +44,18 @@ def recall_at(similarity: float, bands: int, rows: int) -> float:
     return float(1 - (1 - similarity**rows) ** bands)
 
 
+def recall_advice(what: str, best: float) -> str:
+    """What to do if signatures cannot reach a recall: words that can be followed.
+
+    Args:
+        what: signatures are made of.
+        best: the recall that they can reach.
+    """
+    reached = math.floor(best * 1000) / 1000
+    lower = f", or a recall of at most {reached:.3f}" if reached else ""
+    return f"give a higher threshold, more {what}{lower}"
+
+
 def bands_for(threshold: float, recall: float, hashes: int) -> tuple[int, int]:
     """The number of bands, and of rows (hashes) of a band: the most rows that reach the recall.
 
@@ -62,8 +76,8 @@ def bands_for(threshold: float, recall: float, hashes: int) -> tuple[int, int]:
     best = recall_at(threshold, hashes, 1)
     raise RecipeError(
         f"{hashes} hashes cannot find {recall:.1%} of the pairs at Jaccard {threshold}",
-        where="corpus.near",
-        todo=f"give more hashes, or a recall of at most {best:.3f}",
+        where="corpus.near.threshold",
+        todo=recall_advice("hashes", best),
     )
 
 

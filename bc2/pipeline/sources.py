@@ -1,0 +1,50 @@
+"""Where the inputs of a stage come from: other recipes, this one, refs, or the newest artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os.path import isfile
+from typing import Any
+
+from bc2 import recipe as recipes
+from bc2.pipeline.stage import Input
+from bc2.pipeline.table import stage_of
+from bc2.recipe import Recipe
+from bc2.registry import Kind
+
+
+def sources_of(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Recipe | str | None]:
+    """Where each artifact of an input comes from: a recipe, a ref, or None for the newest."""
+    named = needed.named(settings)
+    if named is None:
+        stage = stage_of(needed.kind)
+        yield recipe if stage.made_by(recipe, stage_of) else None
+        return
+    for name in [named] if isinstance(named, str) else named:
+        if name.endswith(".toml"):
+            beside = recipe.folder / name
+            yield recipes.load(beside if isfile(beside) else name)
+        else:
+            yield name
+
+
+def recipe_making(target: Kind, recipe: Recipe, kind: Kind) -> Recipe | None:
+    """The recipe that makes the `target` from which `recipe` makes its artifact of `kind`.
+
+    Returns:
+        None if it is there already, or will be: a ref, or the newest of its kind.
+
+    Raises:
+        RecipeError: a recipe on the way is missing or wrong.
+    """
+    stage = stage_of(kind)
+    settings = stage.read(recipe)
+    for needed in stage.inputs:
+        for source in sources_of(needed, settings, recipe):
+            if isinstance(source, Recipe):
+                found = (
+                    source if needed.kind == target else recipe_making(target, source, needed.kind)
+                )
+                if found is not None:
+                    return found
+    return None
