@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bc2 import __version__
+from bc2 import __version__, open_files
 from bc2.console import ReaderGone, drop
-from bc2.errors import Bc2Error, Interrupted, ResourceError, from_os_error, nearest
+from bc2.errors import (
+    Bc2Error,
+    Interrupted,
+    ResourceError,
+    TooManyOpenFiles,
+    from_os_error,
+    nearest,
+    too_many_open_files,
+)
 from bc2.ranks import RankFailed, end_with_launcher, first, rank, report_error, world_size
 
 if TYPE_CHECKING:
@@ -138,6 +146,8 @@ def _top(
 
 def explain(error: BaseException) -> Bc2Error | None:
     """Say an exception in terms of `bc2.errors`, or None for a defect of ours."""
+    if (limited := _too_many_open_files(error)) is not None:
+        return limited
     if isinstance(error, Bc2Error):
         return error
     if isinstance(error, KeyboardInterrupt):  # outside of a command
@@ -153,6 +163,20 @@ def _interrupted(stop: KeyboardInterrupt) -> Interrupted:
     signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
     again = "run the same command again; finished stages are not repeated"
     return Interrupted("interrupted", signum=signum, todo=again)
+
+
+def _too_many_open_files(error: BaseException) -> TooManyOpenFiles | None:
+    """What is told where it is behind an error that no more file could be opened.
+
+    Whatever could not be opened then is neither gone nor damaged, as its reader may say.
+    """
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, TooManyOpenFiles | RankFailed):
+        if open_files.none_left(behind):
+            where = error.where if isinstance(error, Bc2Error) else None
+            return too_many_open_files(behind, "working", where=where)
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 def _out_of_torch_memory(error: BaseException) -> bool:
@@ -178,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the design."""
     args = sys.argv[1:] if argv is None else argv
     _open_closed_streams()
+    open_files.raise_limit()
     signal.signal(signal.SIGTERM, _terminate)
     end_with_launcher()
     try:
