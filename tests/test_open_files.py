@@ -160,5 +160,5 @@ def test_a_run_of_many_sources_is_the_same_under_a_small_limit(many: Path) -> No
     registry = Registry.open(many / "limited")
     (shards,) = registry.list("tokens")
     assert len(list(shards.path.glob("train/*/shard-00000.bin"))) == SOURCES
-    words = ("generate", "many", "abc de", "--max-new-tokens", "4", "--quiet")
+    words = ("generate", "small", "abc de", "--max-new-tokens", "4", "--quiet")
     assert output(launch(many, "limited", *words, files=32))
