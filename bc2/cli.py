@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bc2 import __version__, signals
+from bc2 import __version__, open_files, signals
 from bc2.console import ReaderGone, check_output
 from bc2.errors import (
     Bc2Error,
     Interrupted,
     ResourceError,
     RunFailed,
+    TooManyOpenFiles,
     UsageError,
     from_os_error,
     nearest,
+    too_many_open_files,
 )
 from bc2.launcher_variables import set_aside
 from bc2.ranks import JOINING, RankFailed, end_with_launcher, first, rank, report_error, world_size
@@ -139,6 +141,8 @@ def _top(
 
 def explain(error: BaseException) -> Bc2Error | None:
     """Say an exception in terms of `bc2.errors`, or None for a defect of ours."""
+    if (limited := _too_many_open_files(error)) is not None:
+        return limited
     if isinstance(error, Bc2Error):
         return error
     if isinstance(error, KeyboardInterrupt):  # outside of a command
@@ -179,6 +183,20 @@ def _unencodable(error: UnicodeEncodeError) -> Bc2Error | None:
     return None
 
 
+def _too_many_open_files(error: BaseException) -> TooManyOpenFiles | None:
+    """What is told where it is behind an error that no more file could be opened.
+
+    Whatever could not be opened then is neither gone nor damaged, as its reader may say.
+    """
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, TooManyOpenFiles | RankFailed):
+        if open_files.none_left(behind):
+            where = error.where if isinstance(error, Bc2Error) else None
+            return too_many_open_files(behind, "working", where=where)
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
 def _out_of_torch_memory(error: BaseException) -> bool:
     # By name, so that a failing command does not import torch to find out.
     return type(error).__name__ == "OutOfMemoryError" or (
@@ -205,6 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv is None:
         start_again_in_utf8()
     set_aside()
+    open_files.raise_limit()
     end_with_launcher()
     try:
         app(args=args, prog_name="bc2")

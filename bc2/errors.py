@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from bc2 import open_files
+
 
 class Bc2Error(Exception):
     """A failure a person can act on.
@@ -42,6 +44,10 @@ class Bc2Error(Exception):
 
 class RunFailed(Bc2Error):
     """The work was understood and could not be done (exit 1)."""
+
+
+class TooManyOpenFiles(RunFailed):
+    """No more file can be opened, by this process or on this machine (exit 1)."""
 
 
 class BadTraining(RunFailed):
@@ -126,6 +132,14 @@ def nearest(wrong: str, right: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def too_many_open_files(
+    error: BaseException, doing: str, *, where: str | None = None
+) -> TooManyOpenFiles:
+    """Say an exception of `open_files.none_left` with the limit that was met."""
+    limit, todo = open_files.advice(error)
+    return TooManyOpenFiles(f"too many open files while {doing}: {limit}", where=where, todo=todo)
+
+
 def from_os_error(error: OSError, doing: str) -> Bc2Error:
     """Say an operating-system error in our terms: full disks are 6, missing input 3."""
     path = str(error.filename) if error.filename else None
@@ -137,6 +151,8 @@ def from_os_error(error: OSError, doing: str) -> Bc2Error:
         return ResourceError(
             f"disk full while {doing}", where=path, todo="free some space and run the same again"
         )
+    if open_files.none_left(error):
+        return too_many_open_files(error, doing, where=path)
     if isinstance(error, FileNotFoundError):
         return DataError(f"no such file while {doing}", where=path, todo="check the path")
     if isinstance(error, PermissionError):

@@ -15,6 +15,7 @@ import json
 import os
 import threading
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bc2 import open_files
 from bc2.data.corpus import SPLITS
-from bc2.errors import DataError, IntegrityError, nearest
+from bc2.errors import (
+    Bc2Error,
+    DataError,
+    IntegrityError,
+    TooManyOpenFiles,
+    from_os_error,
+    nearest,
+)
 
 INDEX = "tokens.json"
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
-#: Shards kept open at once: each holds a file descriptor.
+#: Shards kept open at once, where as many files may be open: see `open_files.share`.
 _OPEN = 256
 
 _RESTORE = "bring the file back (`bc2 registry verify` finds what else is damaged)"
@@ -86,6 +95,7 @@ class TokenShards:
             for source, entry in facts["splits"][split].items()
         }
         self._files: OrderedDict[str, _File] = OrderedDict()
+        self._most_open = open_files.share(_OPEN)
         self._lock = threading.Lock()
 
     @classmethod
@@ -176,12 +186,24 @@ class TokenShards:
         with self._lock:
             file = self._files.get(name)
             if file is None:
-                file = self._files[name] = _File(self.root / name)
-                if len(self._files) > _OPEN:
+                if len(self._files) >= self._most_open:
                     self._files.popitem(last=False)
+                file = self._files[name] = self._open(name)
             else:
                 self._files.move_to_end(name)
             return file
+
+    def _open(self, name: str) -> _File:
+        """Open a shard; if there is no file left for it, after closing those that are kept.
+
+        Raises:
+            DataError: the shard is gone or cannot be opened.
+            TooManyOpenFiles: there is no file to be had even so.
+        """
+        with suppress(TooManyOpenFiles):
+            return _File(self.root / name)
+        self._files.clear()
+        return _File(self.root / name)
 
     def _check_sizes(self) -> None:
         for stream in self._streams.values():
@@ -230,7 +252,9 @@ class _File:
                 )
             done += count
 
-    def _unreadable(self, error: OSError) -> DataError:
+    def _unreadable(self, error: OSError) -> Bc2Error:
+        if open_files.none_left(error):
+            return from_os_error(error, "reading token shards")
         reason = (error.strerror or str(error)).lower()
         return DataError(f"cannot read the shard: {reason}", where=str(self.path), todo=_RESTORE)
 

@@ -282,7 +282,7 @@ def check_resources(
         RunFailed: no checkpoint could be published.
     """
     from bc2.plan.check import check_memory_fits
-    from bc2.train.metrics import check_trackers
+    from bc2.train.trackers import check_trackers
 
     for settings in runs:
         check_trackers(settings.pretrain.track)

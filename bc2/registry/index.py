@@ -18,7 +18,15 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from bc2.errors import Bc2Error, IntegrityError, ResourceError, RunFailed, UsageError
+from bc2 import open_files
+from bc2.errors import (
+    Bc2Error,
+    IntegrityError,
+    ResourceError,
+    RunFailed,
+    UsageError,
+    too_many_open_files,
+)
 
 #: Raised when the tables change: an index of another schema is rebuilt, not migrated. A column
 #: that may be empty is added to an index that lacks it (`Index.upgrade`) and raises nothing.
@@ -239,6 +247,8 @@ def _explain(error: BaseException, place: str) -> Bc2Error:
     if "must be owner" in reason:
         todo = "let the owner of the tables run `bc2 registry list` once: it adds a column"
         return RunFailed(f"the index is of an earlier bc2: {reason}", where=place, todo=todo)
+    if "unable to open" in reason and (limited := open_files.lack()) is not None:
+        return too_many_open_files(limited, "opening the index", where=place)
     if "unable to open" in reason or "readonly" in reason or "denied" in reason:
         todo = "check owner and mode, or set BC2_HOME to a directory you may write to"
         return RunFailed(f"permission denied: {reason}", where=place, todo=todo)

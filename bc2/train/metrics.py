@@ -7,17 +7,17 @@ go to ``timing.jsonl``, which keeps every attempt.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bc2.errors import Bc2Error, UsageError, from_os_error
+from bc2.errors import Bc2Error, from_os_error
 from bc2.files import replace_durably
-from bc2.train.log_rows import METRICS, TIMING, read_rows
+from bc2.train.log_rows import METRICS, TIMING
+from bc2.train.trackers import Trackers
 
 #: Bytes read at once from the end of a file.
 _BLOCK = 1 << 16
@@ -77,15 +77,16 @@ class MetricsLog:
     for people.
     """
 
-    def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()):
+    def __init__(self, folder: Path, trackers: Trackers | None = None):
         self.metrics = folder / METRICS
         self.timing = folder / TIMING
-        self.trackers = trackers
+        self.trackers = trackers or Trackers()
         self._began = time.monotonic()
         _heal(self.timing)
 
     def reset(self, content: bytes) -> None:
-        """Restore ``metrics.jsonl`` to its content at a checkpoint."""
+        """Restore ``metrics.jsonl`` to its content at a checkpoint, and the trackers with it."""
+        self.trackers.rewind(content)
         try:
             replace_durably(self.metrics, content)
         except OSError as error:
@@ -107,9 +108,8 @@ class MetricsLog:
             ResourceError: the disk is full; the file ends with the row before.
         """
         _append(self.metrics, b"".join(map(_line, rows)))
-        for tracker in self.trackers:
-            for row in rows:
-                tracker.log(row)
+        for row in rows:
+            self.trackers.log(row)
 
     def time(self, event: str, **values: Any) -> None:
         """One row about the run itself, with the time since the attempt began."""
@@ -117,12 +117,10 @@ class MetricsLog:
         row = {"event": event, "time": time.time(), "elapsed": elapsed, **values}
         _append(self.timing, _line(row))
         if event == "step":
-            for tracker in self.trackers:
-                tracker.log(values)
+            self.trackers.log(row)
 
     def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
+        self.trackers.close()
 
 
 def _append(path: Path, lines: bytes) -> None:
@@ -166,80 +164,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
-
-
-class Tracker(Protocol):
-    """Another place that metrics go to."""
-
-    def log(self, values: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    """Scalars for `tensorboard --logdir`, below the run folder."""
-
-    def __init__(self, folder: Path):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        for name, value in _scalars(values):
-            self.writer.add_scalar(name, value, int(values["step"]))
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandB:
-    """Weights & Biases; offline where WANDB_MODE says so."""
-
-    def __init__(self, folder: Path, name: str, recipe: Mapping[str, Any]):
-        import wandb
-
-        # Started anew, a run is another one there: W&B takes no step twice.
-        attempt = sum(row["event"] == "start" for row in read_rows(folder / TIMING))
-        self.run = wandb.init(
-            project="bc2",
-            name=name,
-            dir=str(folder),
-            config=dict(recipe),
-            id=f"{folder.name}-{attempt}",
-            resume="allow",
-        )
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        self.run.log(dict(_scalars(values)), step=int(values["step"]))
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises: UsageError if a tracker is asked for and not installed."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise _missing(name)
-
-
-def _missing(name: str) -> UsageError:
-    return UsageError(
-        f"the {name} tracker is asked for and not installed", todo="pip install 'bc2[track]'"
-    )
-
-
-def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if name != "step" and isinstance(value, int | float):
-            yield name, float(value)
-
-
-def open_trackers(
-    names: Sequence[str], folder: Path, *, run: str, recipe: Mapping[str, Any]
-) -> list[Tracker]:
-    """The trackers a recipe asks for."""
-    return [
-        TensorBoard(folder) if name == "tensorboard" else WandB(folder, run, recipe)
-        for name in names
-    ]

@@ -29,7 +29,7 @@ from bc2.train.guard import Guard
 from bc2.train.heldout import Heldout
 from bc2.train.loop import Loop
 from bc2.train.memory.measured import Footprint
-from bc2.train.metrics import Log, MetricsLog, NoLog, open_trackers
+from bc2.train.metrics import Log, MetricsLog, NoLog
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.objective import NextToken, Objective
 from bc2.train.peak_flops import STEP, KeptPeaks, Peak, keep_peak, peak_flops
@@ -42,6 +42,7 @@ from bc2.train.runs import RunFacts, mark_running
 from bc2.train.schedule import Speed
 from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.stream import TokenStream
+from bc2.train.trackers import make_trackers
 
 
 def _step(artifact: Artifact) -> int:
@@ -171,7 +172,8 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
     if not mesh.first:
         return NoLog()
     config = run.config
-    log = MetricsLog(folder)
+    trackers = make_trackers(config.track, folder, run=run.name, recipe=run.recipe)
+    log = MetricsLog(folder, trackers)
     log.time(
         "resume" if start else "start",
         step=start.state.step if start else 0,
@@ -181,7 +183,6 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
         checkpointing=config.segment_layers,
         ranks=mesh.world.size,
     )
-    log.trackers = open_trackers(config.track, folder, run=run.name, recipe=run.recipe)
     return log
 
 

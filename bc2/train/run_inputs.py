@@ -13,9 +13,9 @@ from bc2.errors import RecipeError
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.duration import MOST, Duration
-from bc2.train.metrics import check_trackers
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule, learning_rate
+from bc2.train.trackers import check_trackers
 
 
 @dataclass(frozen=True)

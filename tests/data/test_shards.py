@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from bc2.data import shards as module
 from bc2.data.shards import TokenShards, token_dtype
-from bc2.errors import DataError, IntegrityError
+from bc2.errors import DataError, IntegrityError, TooManyOpenFiles
 
 
 def make(root: Path, shards: dict[str, list[list[int]]], vocab_size: int = 1000) -> Path:
@@ -181,3 +182,20 @@ def test_what_is_no_shards(tmp_path, index):
         (tmp_path / "tokens.json").write_text(index)
     with pytest.raises(DataError, match="no token shards"):
         TokenShards.open(tmp_path)
+
+
+def test_shards_that_are_kept_open_make_room_where_no_file_is_left(tmp_path: Path) -> None:
+    shards = TokenShards.open(make(tmp_path, {"a": [[5, 2]], "b": [[6, 2]]}))
+    shards.window("train", "a", 0, 2)
+    others = TokenShards.open(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        assert shards.window("train", "b", 0, 2).tolist() == [6, 2]
+        assert shards.window("train", "a", 0, 2).tolist() == [5, 2]
+        with pytest.raises(TooManyOpenFiles, match=f"may have {free} open"):
+            others.window("train", "a", 0, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from bc2 import cli, recipe
-from bc2.errors import Bc2Error, UsageError
+from bc2.errors import Bc2Error
 from bc2.pipeline.session import Session
 from bc2.registry import Registry
 from bc2.train import pretrain as pretraining
 from bc2.train.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
-from bc2.train.metrics import MetricsLog, check_trackers
+from bc2.train.metrics import MetricsLog
 from bc2.train.peak_flops import STEP, KeptPeaks, Peak, peak_key
 
 
@@ -88,13 +88,6 @@ def test_timing_is_apart_from_results(tmp_path: Path) -> None:
     log.time("start", step=0)
     assert not (tmp_path / METRICS).exists()
     assert json.loads((tmp_path / "timing.jsonl").read_text())["event"] == "start"
-
-
-def test_a_missing_tracker_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError) as caught:
-        check_trackers(["wandb"])
-    assert "bc2[track]" in str(caught.value)
 
 
 def test_a_run_writes_metrics_timing_tensorboard_and_curves(small: Path) -> None:
