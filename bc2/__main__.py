@@ -8,7 +8,7 @@ def main(argv: list[str] | None = None) -> None:
     for signum in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         if _signal.getsignal(signum) != _signal.SIG_IGN:
             _signal.signal(signum, lambda signum, _: os._exit(128 + signum))
-    from bc2 import signals, standard_streams
+    from bc2.process import signals, standard_streams
 
     standard_streams.hold_descriptors()
     signals.arm()

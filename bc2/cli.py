@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bc2 import __version__, open_files, signals
+from bc2 import __version__
 from bc2.console import ReaderGone, check_output
 from bc2.errors import (
     Bc2Error,
@@ -30,9 +30,10 @@ from bc2.errors import (
     nearest,
     too_many_open_files,
 )
-from bc2.launcher_variables import set_aside
+from bc2.process import open_files, signals
+from bc2.process.launcher_variables import set_aside
+from bc2.process.standard_streams import install, start_again_in_utf8
 from bc2.ranks import JOINING, RankFailed, end_with_launcher, first, rank, report_error, world_size
-from bc2.standard_streams import install, start_again_in_utf8
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter

@@ -2,8 +2,8 @@
 
 stdout carries the result alone: a short table, one JSON object (`--json`), or
 only the refs (`--quiet`). Progress, notes and warnings go to stderr. Neither stream raises where
-it cannot be written, see `bc2.standard_streams`. rich is imported only when something is drawn
-with it.
+it cannot be written, see `bc2.process.standard_streams`. rich is imported only when something is
+drawn with it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from bc2.errors import RunFailed
+from bc2.process.standard_streams import forgive_lost_output, lost_output, reader_gone
 from bc2.ranks import first
-from bc2.standard_streams import forgive_lost_output, lost_output, reader_gone
 
 Format = Literal["table", "json", "quiet"]
 

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from bc2 import open_files
+from bc2.process import open_files
 
 
 class Bc2Error(Exception):

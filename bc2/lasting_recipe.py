@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bc2.errors import RecipeError
 from bc2.files import make_directory, replace_durably
+from bc2.process.signals import LAUNCHED
 from bc2.ranks import world_size
 from bc2.recipe import Recipe
-from bc2.signals import LAUNCHED
 from bc2.toml_file import is_lasting, read_passing
 
 

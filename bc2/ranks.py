@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bc2.errors import Bc2Error
-from bc2.launcher_variables import Place, read_place
-from bc2.signals import LAUNCHED
+from bc2.process.launcher_variables import Place, read_place
+from bc2.process.signals import LAUNCHED
 
 #: The launcher's process.
 LAUNCHER = "BC2_LAUNCHER"

@@ -14,8 +14,8 @@ import typer
 
 from bc2.console import Output, warn
 from bc2.errors import UsageError
-from bc2.launcher_variables import refuse_ranks, take_part
 from bc2.options import Fresh, Json, NProc, Quiet, parse_bytes, verb
+from bc2.process.launcher_variables import refuse_ranks, take_part
 from bc2.registry import Artifact, Registry
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from bc2.launch.training_verb import (
     check_resources,
     train_quietly,
 )
-from bc2.launcher_variables import refuse_ranks
 from bc2.options import Json, NProc, Quiet, RecipeArg, Set, verb
+from bc2.process.launcher_variables import refuse_ranks
 from bc2.ranks import RankFailed
 from bc2.registry import Registry
 

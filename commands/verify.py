@@ -9,9 +9,9 @@ import typer
 
 from bc2.console import Output, note
 from bc2.errors import RunFailed
-from bc2.launcher_variables import refuse_ranks
 from bc2.options import Json, NProc, Quiet, RecipeArg, Set, output_file, verb
 from bc2.pipeline.reach import load_for
+from bc2.process.launcher_variables import refuse_ranks
 from bc2.registry import Registry
 
 app = verb()

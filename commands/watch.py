@@ -9,8 +9,8 @@ import typer
 from bc2.console import Output, table
 from bc2.errors import Interrupted
 from bc2.options import Json, verb
+from bc2.process.signals import signal_of
 from bc2.registry import Registry
-from bc2.signals import signal_of
 
 app = verb()
 

@@ -14,7 +14,7 @@ import pytest
 
 from bc2 import cli
 from bc2.errors import DataError, Interrupted, ResourceError
-from bc2.signals import SignalReceived
+from bc2.process.signals import SignalReceived
 
 BC2 = [sys.executable, "-P", "-m", "bc2"]
 

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bc2 import open_files
 from bc2.data.corpus import SPLITS
 from bc2.errors import (
     Bc2Error,
@@ -33,6 +32,7 @@ from bc2.errors import (
     from_os_error,
     nearest,
 )
+from bc2.process import open_files
 
 INDEX = "tokens.json"
 

@@ -46,7 +46,7 @@ from bc2.files import (
     sync_open,
     write_durably,
 )
-from bc2.signals import shielded
+from bc2.process.signals import shielded
 from bc2.tokenizer.tokenizer import Tokenizer
 
 #: UTF-8 bytes of text whose tokenizing takes several times what a process takes to start.

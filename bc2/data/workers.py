@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from bc2.errors import ResourceError
-from bc2.signals import shielded
+from bc2.process.signals import shielded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bc2 import signals
 from bc2.console import note
 from bc2.files import make_directory
 from bc2.launch.failures import (
@@ -33,8 +32,9 @@ from bc2.launch.failures import (
 from bc2.launch.rank_options import Ranks
 from bc2.launch.rendezvous_port import check_port, known_host
 from bc2.launch.restarts import Restarts
+from bc2.process import signals
+from bc2.process.signals import LAUNCHED
 from bc2.ranks import LAUNCHER, STEPS, threads_of_each
-from bc2.signals import LAUNCHED
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

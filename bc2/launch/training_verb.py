@@ -18,7 +18,6 @@ import typer
 from bc2.console import Output
 from bc2.lasting_recipe import lasting_source
 from bc2.launch.rank_options import Ranks
-from bc2.launcher_variables import rendezvous_address, take_part
 from bc2.options import (
     Fresh,
     Json,
@@ -33,6 +32,7 @@ from bc2.options import (
     Set,
 )
 from bc2.pipeline.reach import load_for
+from bc2.process.launcher_variables import rendezvous_address, take_part
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
 from bc2.registry import Artifact, Registry

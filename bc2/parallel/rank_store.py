@@ -19,9 +19,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from bc2.console import note
 from bc2.errors import RunFailed
-from bc2.launcher_variables import rendezvous_address
+from bc2.process.launcher_variables import rendezvous_address
+from bc2.process.signals import LAUNCHED
 from bc2.ranks import JOINING, LOST, RENDEZVOUS_TIMEOUT_S, place
-from bc2.signals import LAUNCHED
 
 T = TypeVar("T")
 

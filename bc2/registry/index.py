@@ -18,7 +18,6 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from bc2 import open_files
 from bc2.errors import (
     Bc2Error,
     IntegrityError,
@@ -27,6 +26,7 @@ from bc2.errors import (
     UsageError,
     too_many_open_files,
 )
+from bc2.process import open_files
 
 #: Raised when the tables change: an index of another schema is rebuilt, not migrated. A column
 #: that may be empty is added to an index that lacks it (`Index.upgrade`) and raises nothing.

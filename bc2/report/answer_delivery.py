@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from bc2.console import Output, check_output, emit_line, note
 from bc2.errors import Bc2Error, Interrupted
+from bc2.process.signals import signal_of
 from bc2.report.continuations import answer_row, shown_answer, text_of
 from bc2.report.result_file import ResultFile
-from bc2.signals import signal_of
 
 if TYPE_CHECKING:
     from bc2.generate.load import LanguageModel

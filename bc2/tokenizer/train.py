@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bc2.errors import Bc2Error, DataError, RecipeError, ResourceError, RunFailed
-from bc2.signals import shielded
+from bc2.process.signals import shielded
 from bc2.tokenizer import layout, sentencepiece_worker
 from bc2.tokenizer.sample import MAX_ITEM_BYTES, Sample
 from bc2.tokenizer.sentencepiece_worker import ERROR_MARK, LENGTH

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from bc2.console import note
-from bc2.signals import taken
+from bc2.process.signals import taken
 
 
 class Stopped(Exception):
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 @dataclass
 class Stop:
-    """Whether to stop: set by the first signal; a second one ends the process (`bc2.signals`)."""
+    """Whether to stop: set by the first signal; a second ends the process: `bc2.process.signals`."""
 
     signum: int | None = None
     at: float = 0.0

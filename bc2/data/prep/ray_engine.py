@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bc2 import signals
 from bc2.data.prep.engine import Item, PrepEngine, Result
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.errors import ResourceError, RunFailed, UsageError
+from bc2.process import signals
 from bc2.streams import first_line
 
 if TYPE_CHECKING:

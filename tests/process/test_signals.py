@@ -24,7 +24,7 @@ SOON_S = 15.0
 #: A command whose body is `{body}`; what it says comes with the signal that it ends by.
 COMMAND = """
 import ctypes, hashlib, os, signal, subprocess, sys, threading, time
-from bc2 import signals
+from bc2.process import signals
 signals.arm()
 def say(*words): print(*words, flush=True)
 try:
@@ -215,7 +215,7 @@ def test_a_fork_is_no_part_of_the_command(tmp_path: Path) -> None:
 #: fails by itself.
 MISTAKEN = """
 import sys, time
-from bc2 import signals
+from bc2.process import signals
 signals.arm()
 from bc2 import cli
 from bc2.commands import doctor

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import warmed
 
-from bc2 import launcher_variables
 from bc2.cli import main
 from bc2.errors import RecipeError, UsageError
-from bc2.launcher_variables import Place, read_place, rendezvous_address
+from bc2.process import launcher_variables
+from bc2.process.launcher_variables import Place, read_place, rendezvous_address
+from bc2.process.signals import LAUNCHED
 from bc2.ranks import name_launcher
-from bc2.signals import LAUNCHED
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}
 KUBEFLOW = {"WORLD_SIZE": "2", "RANK": "1"}

@@ -19,8 +19,9 @@ from string import ascii_lowercase
 import pytest
 import warmed
 
-from bc2 import cli, open_files
+from bc2 import cli
 from bc2.errors import DataError, TooManyOpenFiles, from_os_error
+from bc2.process import open_files
 from bc2.registry import Registry
 from bc2.train.log_rows import METRICS, read_rows
 

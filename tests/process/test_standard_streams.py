@@ -19,8 +19,8 @@ import pytest
 import warmed
 
 from bc2.console import Output
+from bc2.process.standard_streams import READABLE, lost_output
 from bc2.registry import Registry
-from bc2.standard_streams import READABLE, lost_output
 
 BC2 = [sys.executable, "-P", "-m", "bc2"]
 COMMAND = shlex.join(BC2)
@@ -40,7 +40,7 @@ def shell(script: str, cwd: Path, **environment: str) -> Ended:
 
 def script(program: str, redirected: str = "", **environment: str) -> Ended:
     """Run a Python program after `install`."""
-    whole = f"from bc2.standard_streams import install; install()\n{program}"
+    whole = f"from bc2.process.standard_streams import install; install()\n{program}"
     return shell(
         f"{shlex.join([sys.executable, '-P', '-c', whole])} {redirected}", Path(), **environment
     )
@@ -184,7 +184,7 @@ def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     program = (
-        "from bc2.standard_streams import install; install(); import sys\n"
+        "from bc2.process.standard_streams import install; install(); import sys\n"
         "print('x' * 400_000); print('y' * 100_000, file=sys.stderr)"
     )
     with subprocess.Popen(
