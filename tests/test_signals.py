@@ -65,11 +65,21 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
 
 CLEANS_UP = """
 try:
+    say("inside")
     time.sleep(60)
 finally:
     time.sleep(0.3)
     say("cleaned up")
 """
+
+
+def cleaning_up(folder: Path) -> subprocess.Popen[str]:
+    """A command that has something to clean up."""
+    process = started(CLEANS_UP, folder)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "inside\n"
+    return process
+
 
 #: Each swallows the first exception, or would.
 SWALLOWED = {
@@ -111,7 +121,7 @@ while time.monotonic() < end:
 
 @pytest.mark.parametrize("signum", [INT, TERM, HUP])
 def test_a_command_cleans_up_once(signum: int, tmp_path: Path) -> None:
-    process = started(CLEANS_UP, tmp_path)
+    process = cleaning_up(tmp_path)
     process.send_signal(signum)
     assert ended(process) == (128 + signum, ["cleaned up", "interrupted"], "")
 
@@ -184,7 +194,7 @@ def test_a_second_signal_ends_everything(first: int, second: int, tmp_path: Path
 def test_one_event_told_twice_is_one(twice: tuple[int, float], tmp_path: Path) -> None:
     """`timeout` sends to a process and to its group; a hang-up comes from several sides."""
     signum, gap = twice
-    process = started(CLEANS_UP, tmp_path)
+    process = cleaning_up(tmp_path)
     process.send_signal(signum)
     time.sleep(gap)
     process.send_signal(signum)
