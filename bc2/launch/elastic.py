@@ -145,6 +145,7 @@ def _judging_agent() -> type:
 def _prepare_environment(ranks: Ranks, restarts: Restarts) -> None:
     os.environ[LAUNCHED] = shlex.join(ranks.options)
     os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[signals.IGNORED] = signals.ignored()
     os.environ[STEPS] = str(restarts.steps)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     # With a store that is shared over restarts a rank may find the address of a dead one.

@@ -34,6 +34,10 @@ from typing import Any, Literal, NoReturn
 #: Set for ranks that `bc2.launch` started: the launcher speaks for them.
 LAUNCHED = "BC2_LAUNCHED"
 
+#: The numbers of the signals that its launcher ignores: a rank does, too. It cannot inherit that,
+#: since torch sets handlers before it starts ranks.
+IGNORED = "BC2_IGNORED_SIGNALS"
+
 #: They end a command. SIGQUIT is the system's: it ends a process at once.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -101,7 +105,10 @@ def arm() -> None:
     """Follow signals from now on. In the main thread, once; no signal is blocked afterwards."""
     # SIGTERM is always obeyed: it is how ranks are stopped when one of them fails.
     started = (signal.SIGINT, signal.SIGHUP)
-    _state.ignored = frozenset(one for one in started if signal.getsignal(one) is signal.SIG_IGN)
+    told = os.environ.get(IGNORED, "").split()
+    _state.ignored = frozenset(
+        one for one in started if signal.getsignal(one) is signal.SIG_IGN or str(one.value) in told
+    )
     read, write = os.pipe()
     os.set_blocking(write, False)
     install()
@@ -125,6 +132,11 @@ def install() -> None:
 def armed() -> bool:
     """Whether `arm` was called: the process is a command's own, not a test's or a notebook's."""
     return _state.armed
+
+
+def ignored() -> str:
+    """What ranks find in `IGNORED`."""
+    return " ".join(str(int(signum)) for signum in _state.ignored)
 
 
 def received() -> int | None:
