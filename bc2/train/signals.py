@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 @dataclass
 class Stop:
-    """Whether to stop: set by the first signal; a second ends the process (see `process.signals`)."""
+    """Whether to stop: set by the first signal; a second ends all (`bc2.process.signals`)."""
 
     signum: int | None = None
     at: float = 0.0
