@@ -83,6 +83,8 @@ class _State:
     raised: BaseException | None = None
     error: Callable[[int], BaseException] = SignalReceived
     taker: Callable[[int], None] | None = None
+    told = False
+    """Whether `taker` was given the first signal: the thread that watches may note it first."""
     shields = 0
 
     def note(self, signum: int) -> bool:
@@ -182,10 +184,10 @@ def taken(handle: Callable[[int], None]) -> Iterator[None]:
     for signum, handler in before.items():
         if signum == signal.SIGTERM or handler is not signal.SIG_IGN:
             signal.signal(signum, _handle)
-    _state.taker = handle
+    _state.told, _state.taker = False, handle
     try:
         if _state.first is not None:
-            handle(_state.first)
+            _tell(_state.first)
         yield
         if _state.first is not None:
             raise SignalReceived(_state.first)
@@ -253,12 +255,18 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if not (first or signum == _WAKE or _state.armed) and _again(signum, _state.at):
         _end_at_once(signum)  # nobody watches
     if _state.taker is not None:
-        if first:
-            _state.taker(signum)
+        _tell(_state.first)
     elif _state.phase == "starting" and _state.armed:
         _end_at_once(_state.first)
     elif _state.phase == "running":
         _interrupt(_state.first, frame)
+
+
+def _tell(signum: int) -> None:
+    """Give the first signal to who has taken signals over, once."""
+    if _state.taker is not None and not _state.told:
+        _state.told = True
+        _state.taker(signum)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -67,6 +67,9 @@ FILES = ("en_docs", "zh_modern_translation", "zh_tech_wiki_docs", "code")
 #: Questions of a document made of GSM8K's training rows.
 QUESTIONS = 8
 
+#: Of their answers, those that repeat the question.
+REPEATED = 0.75
+
 
 def train_model(
     home: Path, corpus: Path, data: Path, *, steps: int, questions: float, sequence_length: int,
@@ -74,8 +77,9 @@ def train_model(
 ) -> str:  # fmt: skip
     """Train one on real text and on questions in GSM8K's form; the ref in the registry `home`.
 
-    Of its samples the share `questions` are questions: a model that has seen enough of them writes
-    the next one itself after an answer, which is a stop text.
+    Of its samples the share `questions` are questions. Most of their answers repeat the question: a
+    small model learns that soon, while of real answers it makes endless numbers. So its answers end
+    as a good model's do, each at a length of its own, with the next question, which is a stop text.
     """
     home.mkdir(parents=True, exist_ok=True)
     sources = [_source(name, corpus / f"{name}.jsonl.gz", megabytes) for name in FILES]
@@ -105,8 +109,13 @@ def _gsm8k(data: Path, path: Path, seed: int) -> Path:
     """Documents of several questions and answers, as few-shot prompts have them."""
     with (data / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    random.Random(seed).shuffle(rows)
-    asked = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
+    rng = random.Random(seed)
+    rng.shuffle(rows)
+    answers = [row["question" if rng.random() < REPEATED else "answer"] for row in rows]
+    asked = [
+        f"Question: {row['question']}\nAnswer: {answer}"
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(asked), QUESTIONS):
             text = "\n\n".join(asked[start : start + QUESTIONS])

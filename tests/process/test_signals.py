@@ -212,6 +212,27 @@ def test_what_was_ignored_stays_ignored(signum: int, tmp_path: Path) -> None:
     assert ended(process) == (143, ["interrupted"], "")
 
 
+#: Half a second in C without the lock of Python, as in an operator of torch: the thread that
+#: watches sees a signal before the main thread can.
+TAKEN = """
+got = []
+with signals.taken(lambda signum: got.append(signum)):
+    data = bytes(1 << 28)
+    say("began")
+    hashlib.sha256(data)
+    say("goes on", *map(int, got))
+"""
+
+
+@pytest.mark.parametrize("signum", [INT, TERM, HUP])
+def test_who_takes_signals_is_told_once(signum: int, tmp_path: Path) -> None:
+    process = started(TAKEN, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    process.send_signal(signum)
+    assert ended(process) == (128 + signum, [f"goes on {int(signum)}", "interrupted"], "")
+
+
 def test_a_fork_is_no_part_of_the_command(tmp_path: Path) -> None:
     body = "pid = os.fork()\nif not pid: say(os.getpid()); time.sleep(600)\n"
     body += "say(os.waitpid(pid, 0)[1])"
