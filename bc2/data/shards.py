@@ -186,7 +186,7 @@ class TokenShards:
         with self._lock:
             file = self._files.get(name)
             if file is None:
-                if len(self._files) >= self._most_open:
+                if self._files and len(self._files) >= self._most_open:
                     self._files.popitem(last=False)
                 file = self._files[name] = self._open(name)
             else:

@@ -67,8 +67,12 @@ FILES = ("en_docs", "zh_modern_translation", "zh_tech_wiki_docs", "code")
 #: Questions of a document made of GSM8K's training rows.
 QUESTIONS = 8
 
-#: Of their answers, those that repeat the question.
-REPEATED = 0.75
+#: What a question asks with, and the length of the answer to it, characters: as those of GSM8K
+#: differ. The first that is in a question counts.
+LENGTHS = {
+    "how much more": 620, "how many more": 480, "left": 150, "$": 240, "how much": 400, "total": 90,
+    "how many": 320, "": 200,
+}  # fmt: skip
 
 
 def train_model(
@@ -77,9 +81,10 @@ def train_model(
 ) -> str:  # fmt: skip
     """Train one on real text and on questions in GSM8K's form; the ref in the registry `home`.
 
-    Of its samples the share `questions` are questions. Most of their answers repeat the question: a
-    small model learns that soon, while of real answers it makes endless numbers. So its answers end
-    as a good model's do, each at a length of its own, with the next question, which is a stop text.
+    Of its samples the share `questions` are questions. What it learns from real answers in so
+    short a time is endless numbers. Therefore each question has one of a few real answers, after
+    the words that it asks with: the model's answers end as a good model's do, at differing lengths,
+    with the next question, which is a stop text. What they say is worth nothing.
     """
     home.mkdir(parents=True, exist_ok=True)
     sources = [_source(name, corpus / f"{name}.jsonl.gz", megabytes) for name in FILES]
@@ -109,15 +114,22 @@ def _gsm8k(data: Path, path: Path, seed: int) -> Path:
     """Documents of several questions and answers, as few-shot prompts have them."""
     with (data / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    rng = random.Random(seed)
-    rng.shuffle(rows)
-    answers = [row["question" if rng.random() < REPEATED else "answer"] for row in rows]
+    random.Random(seed).shuffle(rows)
+    answers = {
+        words: min((row["answer"] for row in rows), key=lambda text: abs(len(text) - length))
+        for words, length in LENGTHS.items()
+    }
     asked = [
-        f"Question: {row['question']}\nAnswer: {answer}"
-        for row, answer in zip(rows, answers, strict=True)
+        f"Question: {row['question']}\nAnswer: {answers[_asked_with(row['question'])]}"
+        for row in rows
     ]
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(asked), QUESTIONS):
             text = "\n\n".join(asked[start : start + QUESTIONS])
             file.write(json.dumps({"text": text}) + "\n")
     return path
+
+
+def _asked_with(question: str) -> str:
+    """The first of `LENGTHS` that is in a question."""
+    return next(words for words in LENGTHS if words in question.lower())

@@ -65,7 +65,7 @@ def test_flops_follow_palm():
         ({"num_heads": 4}, "is odd"),
         ({"num_layers": 0}, "greater than 0"),
         ({"position": "learned"}, "'rope' or 'alibi'"),
-        ({"norm_eps": 0.0}, "greater than 0"),
+        ({"norm_eps": 0.0}, "greater than or equal to 0.0000"),
     ],
 )
 def test_refuses_impossible_shapes(change, message):

@@ -230,7 +230,7 @@ def test_a_home_without_rights_gives_one_clear_error(publish, open_place, tmp_pa
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
-    assert done.stdout.startswith("RunFailed 1 permission denied")
+    assert done.stdout.startswith("RunFailed 1 the registry cannot be written: permission denied")
     assert "BC2_HOME" in done.stdout
     assert len(done.stdout.splitlines()) == 1
     assert sorted(registry.home.rglob("*")) == before

@@ -83,7 +83,8 @@ def _copy_for_all(folder: Path) -> None:
     (folder / "bc2").mkdir(parents=True, exist_ok=True)
     for name in ("__init__.py", "errors.py"):
         shutil.copy(source / name, folder / "bc2")
-    shutil.copytree(source / "sandbox", folder / "bc2" / "sandbox", dirs_exist_ok=True)
+    for name in ("process", "sandbox"):
+        shutil.copytree(source / name, folder / "bc2" / name, dirs_exist_ok=True)
     (folder / "driver.py").write_text(DRIVER)
     subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
 

@@ -531,7 +531,7 @@ def test_one_process_and_two_with_small_parts(records, tmp_path):
 def test_impossible_settings():
     with pytest.raises(RecipeError, match="2 bits cannot find 99") as caught:
         DenseStage(DenseSettings(threshold=0.1, recall=0.99, bits=2))
-    assert caught.value.where == "corpus.dense"
+    assert caught.value.where == "corpus.dense.threshold"
     assert "a recall of at most 0.7" in str(caught.value.todo)
 
 
