@@ -144,18 +144,25 @@ def run(folder: Path, command: str, variables: dict[str, str]) -> subprocess.Com
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_without_ranks_are_as_by_hand(small: Path, command: str) -> None:
+#: Each command with one of them; and with all.
+IN_TURN = [(command, [list(LEFT)[at % len(LEFT)]]) for at, command in enumerate(COMMANDS)]
+ALL = [pytest.param(command, list(LEFT), marks=pytest.mark.slow) for command in COMMANDS]
+
+
+@pytest.mark.parametrize(("command", "lefts"), [*IN_TURN, *ALL])
+def test_commands_without_ranks_are_as_by_hand(small: Path, command: str, lefts: list[str]) -> None:
     by_hand = run(small, command, {})
     assert by_hand.stdout + by_hand.stderr
-    for left in LEFT.values():
-        done = run(small, command, left)
+    for left in lefts:
+        done = run(small, command, LEFT[left])
         assert (done.returncode, done.stdout, done.stderr) == (
             by_hand.returncode, by_hand.stdout, by_hand.stderr,
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("left", ["kubeflow", "torch and mpi"])
+@pytest.mark.parametrize(
+    "left", ["torch and mpi", pytest.param("kubeflow", marks=pytest.mark.slow)]
+)
 def test_the_first_stages_are_made_as_by_hand(small: Path, left: str) -> None:
     """With the processes that make them."""
     done = run(small, "data prep small.toml --fresh --json", LEFT[left])
