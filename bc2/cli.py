@@ -223,17 +223,17 @@ def main(argv: list[str] | None = None) -> None:
     install()
     if argv is None:
         start_again_in_utf8()
-    set_aside()
-    open_files.raise_limit()
-    end_with_launcher()
-    try:
-        app(args=args, prog_name="bc2")
-    except BaseException as error:
-        code = _fail(_after_signal(error), debug="--debug" in args)
-    code = code or _judge_output()
-    if signals.received() or (world_size() > 1 and _has_joined()):
-        _leave(code)
-    sys.exit(code)
+    with set_aside():
+        open_files.raise_limit()
+        end_with_launcher()
+        try:
+            app(args=args, prog_name="bc2")
+        except BaseException as error:
+            code = _fail(_after_signal(error), debug="--debug" in args)
+        code = code or _judge_output()
+        if signals.received() or (world_size() > 1 and _has_joined()):
+            _leave(code)
+        sys.exit(code)
 
 
 def _has_joined() -> bool:

@@ -11,7 +11,8 @@ An empty variable counts as one that is not set.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bc2.errors import UsageError
@@ -55,12 +56,21 @@ class Place:
     """How to run without them."""
 
 
-def set_aside() -> None:
-    """Take the launcher's variables out of the environment: this process is no rank as yet."""
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Take the launcher's variables out of the environment: this process is no rank as yet.
+
+    After the block they are back, for a program that calls several commands.
+    """
     _aside.clear()
     for name in (*_TOLD, *_MPI):
         if name in os.environ:
             _aside[name] = os.environ.pop(name)
+    try:
+        yield
+    finally:
+        for name, text in _aside.items():
+            os.environ.setdefault(name, text)
 
 
 def take_part() -> None:

@@ -303,24 +303,31 @@ def test_a_second_signal_ends_launcher_and_ranks_at_once(
         assert time.monotonic() < wait
 
 
-def test_a_signal_while_ranks_import_ends_all(prepared_home: Path, tmp_path: Path) -> None:
-    rng = random.Random(3)
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
+def test_a_signal_while_ranks_import_ends_all(
+    prepared_home: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
     folder = copy_of(prepared_home, tmp_path / "starting")
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        command = [*BC2, *RUN, *LENGTH, *TWO]
-        process = subprocess.Popen(
-            command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "BC2_HOME": str(folder / "home")},
-        )  # fmt: skip
-        wait_until(process, lambda one=process: len(ranks_of(one)) == 2)
-        ranks = ranks_of(process)
-        time.sleep(rng.uniform(0, 2))
-        process.send_signal(signum)
-        _, err = process.communicate(timeout=SOON_S)
-        assert process.returncode == 128 + signum, err
-        assert err.count("error: ") == 1
-        assert "Traceback" not in err
-        assert not any(map(alive, ranks.values()))
+    process = subprocess.Popen(
+        [*BC2, *RUN, *LENGTH, *TWO], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "BC2_HOME": str(folder / "home")},
+    )  # fmt: skip
+    wait_until(process, lambda: len(ranks_of(process)) == 2)
+    ranks = ranks_of(process)
+    time.sleep(random.Random(signum).uniform(0, 2))
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=SOON_S)
+    assert process.returncode == 128 + signum, err
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+    assert not any(map(alive, ranks.values()))
 
 
 def all_spoiled(folder: Path) -> None:

@@ -330,10 +330,13 @@ TRAIN = ["pretrain", "small.toml", "--fresh", "--set", "pretrain.length=100000 s
 TRAINS_S = 6.0
 
 
-def test_a_signal_at_every_moment_of_a_start(small: Path) -> None:
+@pytest.mark.parametrize(
+    ("shows", "trains"), [(16, 3), pytest.param(80, 20, marks=pytest.mark.slow)]
+)
+def test_a_signal_at_every_moment_of_a_start(small: Path, shows: int, trains: int) -> None:
     """A hundred moments: of a command that is soon there, and of one that imports torch."""
-    signalled_at(spread(80, 0.8 * seconds_of(SHOW, small)), SHOW, small)
-    signalled_at(spread(20, TRAINS_S), TRAIN, small)
+    signalled_at(spread(shows, 0.8 * seconds_of(SHOW, small)), SHOW, small)
+    signalled_at(spread(trains, TRAINS_S), TRAIN, small)
     assert not [path for path in (small / "home" / "staging").glob("*") if owner_lives(path)]
 
 

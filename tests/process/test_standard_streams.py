@@ -31,6 +31,11 @@ POSIX = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 Ended = subprocess.CompletedProcess[bytes]
 
 
+def slow(*values: object) -> list[object]:
+    """Further values of a parameter, for the whole matrix: one of each kind is tried by default."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def shell(script: str, cwd: Path, **environment: str) -> Ended:
     return subprocess.run(
         ["bash", "-c", script.replace("bc2 ", f"{COMMAND} ")], capture_output=True, cwd=cwd,
@@ -46,8 +51,12 @@ def script(program: str, redirected: str = "", **environment: str) -> Ended:
     )
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "2>&- <&-", "2>/dev/full", "2</dev/null"])
-@pytest.mark.parametrize("words", ["recipe check nosuch", "--debug recipe check nosuch", "nosuch"])
+@pytest.mark.parametrize(
+    "closed", ["2>&-", ">&- 2>&-", "2>/dev/full", *slow("2>&- <&-", "2</dev/null")]
+)
+@pytest.mark.parametrize(
+    "words", ["recipe check nosuch", *slow("--debug recipe check nosuch", "nosuch")]
+)
 def test_an_error_that_cannot_be_said_lands_nowhere_else(
     words: str, closed: str, tmp_path: Path
 ) -> None:
@@ -57,8 +66,8 @@ def test_an_error_that_cannot_be_said_lands_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    "words", ["recipe list", "recipe list --json", "registry list --json", "--version", "--help",
-              "recipe --help", "doctor"],
+    "words", ["recipe list", "registry list --json", "--help",
+              *slow("recipe list --json", "--version", "recipe --help", "doctor")],
 )  # fmt: skip
 def test_a_result_that_is_lost_is_an_error(words: str, tmp_path: Path) -> None:
     run = shell(f"bc2 {words} >/dev/full", tmp_path)
@@ -76,7 +85,7 @@ def test_a_lost_result_hides_no_other_failure(tmp_path: Path) -> None:
     assert b"could not be written" not in run.stderr
 
 
-@pytest.mark.parametrize("words", ["--help", "recipe list --help", "recipe list --json"])
+@pytest.mark.parametrize("words", ["--help", "recipe list --json", *slow("recipe list --help")])
 def test_a_reader_that_goes_away_ends_nothing(words: str, tmp_path: Path) -> None:
     run = shell(f"set -o pipefail; bc2 {words} | exec true", tmp_path)
     assert (run.returncode, run.stderr) == (0, b"")
@@ -89,7 +98,7 @@ def test_an_artifact_is_made_though_its_ref_cannot_be_said(small: Path) -> None:
     assert shell("bc2 data tokenize small.toml >/dev/full 2>/dev/full", small).returncode == 0
 
 
-@pytest.mark.parametrize("redirected", [">&- 2>&- <&-", "--nproc 2 >/dev/full 2>&-"])
+@pytest.mark.parametrize("redirected", ["--nproc 2 >/dev/full 2>&-", *slow(">&- 2>&- <&-")])
 def test_a_run_trains_to_its_end_though_nobody_can_read_of_it(redirected: str, small: Path) -> None:
     run = shell(f"bc2 pretrain small.toml {redirected}", small)
     assert (run.returncode, run.stdout) == (0, b"")
@@ -153,7 +162,7 @@ sys.stdout.buffer.write(b"bytes"); sys.stderr.flush(); sys.stdout.flush()
 """
 
 
-@pytest.mark.parametrize("to", [">/dev/full 2>/dev/full", ">&- 2>&-", ">/dev/full 2>&1 <&-"])
+@pytest.mark.parametrize("to", [">&- 2>&-", *slow(">/dev/full 2>/dev/full", ">/dev/full 2>&1 <&-")])
 def test_no_library_is_ended_by_what_it_prints(to: str) -> None:
     # 120 is Python's own code where it could not flush at its exit.
     assert script(LIBRARIES, to).returncode == 0
@@ -221,7 +230,7 @@ def chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-16", "ascii:strict"])
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", *slow("latin-1", "utf-16", "ascii:strict")])
 def test_any_encoding_of_the_streams_prints_all_of_it(encoding: str, chinese: Path) -> None:
     codec = encoding.partition(":")[0]
     environment = {"PYTHONIOENCODING": encoding}
@@ -238,7 +247,9 @@ def test_any_encoding_of_the_streams_prints_all_of_it(encoding: str, chinese: Pa
     assert shell("bc2 recipe --help; bc2 语料", chinese, **environment).returncode == 2
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, POSIX], ids=["io", "C"])
+@pytest.mark.parametrize(
+    "environment", [POSIX, *slow({"PYTHONIOENCODING": "ascii"})], ids=["C", "io"]
+)
 def test_paths_and_files_do_not_depend_on_the_locale(
     environment: dict[str, str], chinese: Path
 ) -> None:
@@ -255,7 +266,7 @@ def test_paths_and_files_do_not_depend_on_the_locale(
     assert json.loads(again.stdout)["digest"] == answer["digest"]
 
 
-@pytest.mark.parametrize("environment", [{}, POSIX], ids=["utf-8", "C"])
+@pytest.mark.parametrize("environment", [POSIX, *slow({})], ids=["C", "utf-8"])
 def test_a_name_that_is_no_text_is_said(environment: dict[str, str], tmp_path: Path) -> None:
     strange = os.fsencode(tmp_path) + b"/caf\xe9.toml"
     wrong = shell("bc2 recipe check $'caf\\xe9.toml'", tmp_path, **environment)
