@@ -224,7 +224,7 @@ def test_a_recipe_from_a_named_pipe(tmp_path: Path) -> None:
 
 
 def test_an_override_that_is_no_text() -> None:
-    with pytest.raises(RecipeError, match="an override is not UTF-8"):
+    with pytest.raises(RecipeError, match=r"corpus.sources.0.path: text that is not UTF-8"):
         load("tiny", ["corpus.sources.0.path=caf\udce9"])
 
 

@@ -66,7 +66,7 @@ class Session:
     def obtain_inputs(self, kind: Kind, recipe: Recipe, *, settings: Any = None) -> Inputs:
         """The inputs of the stage of `kind`, found or made, and not what it makes of them."""
         stage = stage_of(kind)
-        settings = stage.settings_of(recipe) if settings is None else settings
+        settings = stage.read(recipe) if settings is None else settings
         self._look_up(stage, settings, recipe)
         return self._inputs(stage, settings, recipe)
 
@@ -77,7 +77,7 @@ class Session:
             RefError: an input that the recipe names is not there.
         """
         stage = stage_of(kind)
-        settings = stage.settings_of(recipe)
+        settings = stage.read(recipe)
         found: dict[Kind, tuple[Artifact, ...]] = {}
         for needed in stage.inputs:
             sources = list(sources_of(needed, settings, recipe))

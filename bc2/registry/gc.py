@@ -75,6 +75,8 @@ def choose(registry: Registry, text: str) -> Artifact | Path:
 
 def left_alone(registry: Registry) -> list[tuple[Path, str]]:
     """The directories in place that are not registered, and stay: each with why and what to do."""
+    if registry.is_blank():  # looking makes no index
+        return []
     whole = {artifact.path for artifact in registry.forgotten()}
     found: list[tuple[Path, str]] = []
     for folder in unknown(registry.index, registry.home):
@@ -167,6 +169,8 @@ def _orphans(registry: Registry, named: Sequence[Path]) -> list[Doomed]:
     Raises:
         RunFailed: the index knows nothing at all: it is the index that is wrong.
     """
+    if registry.is_blank():
+        return []
     registered = registry.list()
     strange = unknown(registry.index, registry.home)
     if not registered and (whole := [path for path in strange if _has_manifest(path)]):

@@ -232,6 +232,15 @@ def test_it_is_not_one_of_several_ranks(command: Ladder, monkeypatch: pytest.Mon
     assert "--nproc" in done.err
 
 
+def test_ranks_that_share_a_model_are_counted_where_they_are_started(command: Ladder) -> None:
+    """The data are made by this one process, which no layout over two ranks fits."""
+    assert command("data", "tokenize", "small.toml", "--quiet").code == 0
+    shared = ("micro.toml", "--set", "parallel.tensor=2", "--only", MIDDLE)
+    done = command("ladder", *shared, "--nproc", "2", "--dry-run")
+    assert done.code == 0, done.err
+    assert command("ladder", *shared, "--dry-run").code == 2
+
+
 @pytest.mark.slow
 def test_two_ranks_measure_the_same_heldout_tokens(command: Ladder, ladder_home: Path) -> None:
     assert command("ladder", "micro.toml", "--quiet", "--only", MIDDLE).code == 0

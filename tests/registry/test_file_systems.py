@@ -105,7 +105,9 @@ def test_nothing_is_written_to_a_new_home_without_locks(shim, tmp_path, source) 
     assert not (tmp_path / "home" / "artifacts").exists()
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, pytest.param(errno.EOPNOTSUPP, marks=pytest.mark.slow)]
+)
 def test_directories_that_cannot_be_synced_are_said_once(shim, registry, source, number) -> None:
     done = run(shim, registry.home, *_import(source), FSYNC_DIRECTORY=number)
     assert done.returncode == 0, done.stderr
@@ -129,7 +131,9 @@ def test_a_disk_that_fails_to_sync_ends_the_work(shim, registry, publish, source
     assert list(registry.staging.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSYS, pytest.param(errno.ENOLCK, marks=pytest.mark.slow)]
+)
 def test_nothing_is_written_without_locks(shim, registry, publish, source, number) -> None:
     known = publish()
     done = run(shim, registry.home, *_import(source), FLOCK=number)

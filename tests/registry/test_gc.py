@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bc2.errors import RunFailed, UsageError
 from bc2.files import lock_directory
-from bc2.registry import Draft, queries
+from bc2.registry import Draft, Registry, queries
 from bc2.registry.gc import carry_out, choose, left_alone, plan
 
 
@@ -190,3 +192,10 @@ def test_a_row_without_files_can_be_removed(registry, publish) -> None:
     shutil.rmtree(artifact.path)
     assert len(carry_out(plan(registry, [artifact])).removed) == 1
     assert registry.list() == []
+
+
+def test_looking_at_a_home_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    empty = Registry.open(tmp_path / "home" / "below")
+    assert plan(empty) == []
+    assert left_alone(empty) == []
+    assert not (tmp_path / "home").exists()
