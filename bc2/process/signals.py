@@ -307,9 +307,10 @@ def _must_not_raise(frame: FrameType | None) -> bool:
 def _watch(pipe: int) -> NoReturn:
     """See every signal, and see to it that it is followed."""
     first_at: float | None = None
+    waiting = select.poll()  # select takes no descriptor above 1,023
+    waiting.register(pipe, select.POLLIN)
     while True:
-        wait = None if _state.first is None else _POLL_S
-        if select.select([pipe], [], [], wait)[0]:
+        if waiting.poll(None if _state.first is None else 1000 * _POLL_S):
             for signum in os.read(pipe, 1 << 12):
                 if signum not in SIGNALS:
                     continue
