@@ -7,6 +7,7 @@ from os.path import isfile
 from typing import Any
 
 from bc2 import recipe as recipes
+from bc2.errors import RecipeError
 from bc2.pipeline.stage import Input
 from bc2.pipeline.table import stage_of
 from bc2.recipe import Recipe
@@ -22,10 +23,25 @@ def sources_of(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Re
         return
     for name in [named] if isinstance(named, str) else named:
         if name.endswith(".toml"):
-            beside = recipe.folder / name
-            yield recipes.load(beside if isfile(beside) else name)
+            yield _other_recipe(recipe, needed.kind, name)
         else:
             yield name
+
+
+def _other_recipe(recipe: Recipe, key: str, name: str) -> Recipe:
+    """The recipe that another one names by `key` of a section.
+
+    Raises:
+        RecipeError: it is missing or wrong. What lies in no place is said to lie where it is named.
+    """
+    beside = recipe.folder / name
+    try:
+        return recipes.load(beside if isfile(beside) else name)
+    except RecipeError as error:
+        sections = [one for one in recipe.section_names if recipe.data[one].get(key) == name]
+        if error.where is None and sections:
+            error.where = recipe.where((sections[0], key))
+        raise
 
 
 def recipe_making(target: Kind, recipe: Recipe, kind: Kind) -> Recipe | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bc2 import files
 from bc2.console import warn
-from bc2.errors import Bc2Error, ResourceError
+from bc2.errors import Bc2Error, CallFailed, ResourceError
 from bc2.registry.artifact import Artifact
 from bc2.registry.draft import Draft, Kind
 
@@ -140,12 +140,13 @@ def create(root: Path, lock: ExitStack) -> Path:
 def blaming(aside: Path, instead: str) -> Iterator[None]:
     """Have errors name `instead` for `aside`, which is gone by the time they are read.
 
-    A full disk is named by the directory of `aside`, which stays.
+    A disk that is full or fails is named by the directory of `aside`, which stays.
     """
     try:
         yield
     except Bc2Error as error:
-        lasting = str(aside.parent) if isinstance(error, ResourceError) else instead
+        of_disk = isinstance(error, ResourceError) or isinstance(error.__cause__, CallFailed)
+        lasting = str(aside.parent) if of_disk else instead
         if error.where:
             error.where = error.where.replace(str(aside), lasting)
         raise

@@ -164,8 +164,9 @@ child = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[
 kin = subprocess.Popen([sys.executable, "-c", child, deaf], start_new_session=True,
                        stdout=subprocess.PIPE)
 kin.stdout.readline()
-say("started")
-try: time.sleep(600)
+try:
+    say("started")
+    time.sleep(600)
 finally:
     say("cleaning up")
     threading.Lock().acquire() and hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
