@@ -14,7 +14,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -402,10 +402,21 @@ def why_not_writable(path: Path) -> str | None:
 
     Of one that does not exist: whether it may be made in the nearest directory that does.
     """
-    while not path.exists():
-        path = path.parent
-    mode = os.W_OK | os.X_OK if path.is_dir() else os.W_OK
-    if os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
-        return None
-    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
-    return "read-only file system" if read_only else "permission denied"
+    # It is not opened: closing it would drop the locks that SQLite has on it in this process.
+    while True:
+        found = path
+        while not found.exists():
+            found = found.parent
+        mode = os.W_OK | os.X_OK if found.is_dir() else os.W_OK
+        refused = not _may(found, mode)
+        # What SQLite has beside its file comes and goes: then all is looked at again.
+        with suppress(FileNotFoundError):
+            read_only = os.statvfs(found).f_flag & os.ST_RDONLY
+            if not refused or _may(found, mode):
+                return None
+            if found.exists():
+                return "read-only file system" if read_only else "permission denied"
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,3 +188,39 @@ def test_it_is_synced_only_when_all_was_written(tmp_path: Path, monkeypatch) -> 
         out.run(0, [noise(4)])
     assert len(synced) == 1
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+# -- what may be written -------------------------------------------------------------------
+
+
+def test_what_comes_and_goes_can_be_written(tmp_path: Path) -> None:
+    """As the files beside SQLite's do, while other processes open and close the index."""
+    path, ended = tmp_path / "index.sqlite-wal", threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            path.touch()
+            path.unlink()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        assert {files.why_not_writable(path) for _ in range(20_000)} == {None}
+    finally:
+        ended.set()
+        other.join()
+
+
+def test_what_is_gone_when_it_is_looked_at_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, plain = tmp_path / "index.sqlite-wal", os.access
+    path.touch()
+
+    def access(name: Path, *given: Any, **named: Any) -> bool:
+        path.unlink(missing_ok=True)
+        return plain(name, *given, **named)
+
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(os, "supports_effective_ids", {access})
+    assert files.why_not_writable(path) is None
