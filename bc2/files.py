@@ -403,6 +403,7 @@ def why_not_writable(path: Path) -> str | None:
     Of one that does not exist: whether it may be made in the nearest directory that does.
     """
     # It is not opened: closing it would drop the locks that SQLite has on it in this process.
+    refusals = 0
     while True:
         found = path
         while not found.exists():
@@ -414,7 +415,8 @@ def why_not_writable(path: Path) -> str | None:
             read_only = os.statvfs(found).f_flag & os.ST_RDONLY
             if not refused or _may(found, mode):
                 return None
-            if found.exists():
+            refusals += found.exists()
+            if refusals == 5:
                 return "read-only file system" if read_only else "permission denied"
 
 
