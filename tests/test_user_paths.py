@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def test_the_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cache_folder()
 
 
-@pytest.mark.parametrize("verb", ["watch", "report", "generate", "registry show", "eval"])
+@pytest.mark.parametrize(
+    "verb", ["watch", "report", "generate", "registry show", "registry gc", "eval"]
+)
 @pytest.mark.parametrize("ref", [f"~{NOBODY}/x", "~/x"])
 def test_a_ref_that_is_no_path_is_no_ref(
     verb: str, ref: str, home: Path, capsys: pytest.CaptureFixture[str]
@@ -121,6 +124,18 @@ def test_recipes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for missing in (f"~{NOBODY}/mine.toml", "~/nothing.toml"):
         assert run("recipe", "show", missing) == 2
         assert f"no such recipe: {missing}" in capsys.readouterr().err
+
+
+def test_no_other_path_is_expanded_by_pathlib() -> None:
+    """pathlib's `expanduser` raises a RuntimeError where there is no such user; os.path's does not."""
+    root = Path(__file__).parents[1]
+    users = [
+        path.relative_to(root).as_posix()
+        for folder in ("bc2", "commands")
+        for path in (root / folder).rglob("*.py")
+        if re.search(r"(?<!os\.path)\.expanduser\(", path.read_text(encoding="utf-8"))
+    ]
+    assert users == ["bc2/user_paths.py"]
 
 
 def test_options_that_are_paths(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

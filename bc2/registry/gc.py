@@ -28,6 +28,7 @@ from bc2.registry.places import in_place, unknown
 from bc2.registry.rebuild import tag_files
 from bc2.registry.removal import StillNeeded
 from bc2.registry.store import Registry
+from bc2.user_paths import expand_if_known
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def choose(registry: Registry, text: str) -> Artifact | Path:
     Raises:
         RefError: nothing answers to it.
     """
-    given = Path(text).expanduser().absolute()
+    given = expand_if_known(text).absolute()
     for folder in in_place(registry.home):
         if folder.name == given.name and folder.resolve() == given.resolve():
             known = registry.with_prefix(folder.name)
