@@ -127,7 +127,7 @@ def test_recipes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_other_path_is_expanded_by_pathlib() -> None:
-    """pathlib's `expanduser` raises a RuntimeError where there is no such user; os.path's does not."""
+    """pathlib's raises a RuntimeError where there is no such user; os.path's does not."""
     root = Path(__file__).parents[1]
     users = [
         path.relative_to(root).as_posix()
