@@ -21,7 +21,7 @@ from bc2.bench.spec import (
 from bc2.console import note
 from bc2.model.model_config import ModelConfig
 from bc2.recipe import Recipe
-from bc2.train.device import datasheet_flops, pick_device, pick_precision
+from bc2.train.device import datasheet_flops, pick_compile, pick_device, pick_precision
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
 from bc2.train.pretrain_config import PretrainConfig
@@ -65,7 +65,10 @@ def _resolved(settings: TrainingSettings) -> TrainingSettings:
     model, training = settings.model, settings.pretrain
     device = pick_device(training.device)
     precision = pick_precision(training.precision, device)
-    training = training.model_copy(update={"device": str(device), "precision": precision})
+    compiles = pick_compile(training.compile, device)
+    training = training.model_copy(
+        update={"device": str(device), "precision": precision, "compile": compiles}
+    )
     training = settle_checkpointing(model, training)
     if training.micro_batch == "auto":
         choice = choose_micro_batch(model, training)

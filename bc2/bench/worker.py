@@ -48,7 +48,7 @@ class Worker:
 
     def warmup(self) -> Answer:
         """Make steps until their times settle, within limits; compilation happens here."""
-        least, most, limit = WARMUP[self.spec.training.compile]
+        least, most, limit = WARMUP[self.spec.training.compile is True]
         seconds: list[float] = []
         began = time.perf_counter()
         again = True

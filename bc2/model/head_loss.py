@@ -12,8 +12,11 @@ needed is a [C, V] buffer and an fp32 gradient of the weight.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -21,13 +24,18 @@ from torch.autograd.function import once_differentiable
 from bc2.errors import DataError
 from bc2.model.head_sizes import chunk_size
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
-from bc2.model.softmax import VocabularyShard, own_columns, row_blocks, row_max, softmax_sums
+from bc2.model.softmax import VocabularyShard
+from bc2.model.token_losses import compiled_token_losses_, token_losses_
+from bc2.model.transfer import to_device
 
 #: The label of a token that is left out of the loss.
 IGNORE = -100
 
 #: The number of labelled tokens is rounded up to a multiple of this.
 ROUND_TOKENS = 128
+
+#: A compiled loss leaves tokens without a label where they are if fewer than this share are.
+FEW_UNLABELLED = 1 / 16
 
 
 class HeadLoss(NamedTuple):
@@ -76,26 +84,36 @@ def head_loss(
             rank: the ranks exchange three numbers for each token. Every rank gets the sums over
             the whole vocabulary, the gradient of its own rows, and the whole gradient of
             `hidden`.
-        compiled: compile the passes over the weight with torch.compile; meant for a CPU.
+        compiled: use torch.compile for the passes over the weight and, on a GPU, the logits.
 
     Raises:
         DataError: a label is outside the vocabulary.
         ValueError: shapes or dtypes do not fit together.
     """
     check_shapes(hidden, weight, labels)
-    check_labels(labels, shard.size if shard else len(weight))
-    count = int(torch.count_nonzero(labels != IGNORE))
-    if count < len(labels):
-        kept = _labelled_first(labels, count)
-        hidden, labels = hidden.index_select(0, kept), labels.index_select(0, kept)
-    if chunk_tokens is None:
-        size, device = hidden.element_size(), hidden.device.type
-        chunk_tokens = chunk_size(len(hidden), len(weight), size, device)
-    with_grad = torch.is_grad_enabled()
-    loss_sum, ce_sum, z_sum, z2_sum = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, count, z_weight, norm_head, chunk_tokens, with_grad, shard, compiled
-    )
+    on_host = labels.cpu().numpy()
+    check_labels(on_host, shard.size if shard else len(weight))
+    count = int(np.count_nonzero(on_host != IGNORE))
+    in_one_pass = shard is None and _compiles_softmax(hidden.device, compiled)
+    least = len(labels) * (1 - FEW_UNLABELLED) if in_one_pass else len(labels)
+    kept = None
+    if count < least:
+        order = _labelled_first(on_host, count)
+        labels = torch.from_numpy(on_host[order])
+        kept = to_device(torch.from_numpy(order), hidden.device)
+    options = _Options(
+        count, z_weight, norm_head, chunk_tokens, shard, compiled, in_one_pass,
+        with_grad=torch.is_grad_enabled(),
+    )  # fmt: skip
+    labels = to_device(labels, hidden.device)
+    found = _HeadLoss.apply(hidden, weight, labels, kept, options)  # type: ignore[no-untyped-call]
+    loss_sum, ce_sum, z_sum, z2_sum = found
     return HeadLoss(loss_sum, ce_sum, z_sum, z2_sum, count)
+
+
+def _compiles_softmax(device: torch.device, compiled: bool) -> bool:
+    # On a CPU the blocks stay in its cache, and compiled code is slower (docs/benchmarks.md).
+    return compiled and device.type != "cpu"
 
 
 def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
@@ -117,14 +135,13 @@ def check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}")
 
 
-def check_labels(labels: Tensor, vocab_size: int) -> None:
+def check_labels(labels: npt.NDArray[np.int64], vocab_size: int) -> None:
     """Check labels [T].
 
     Raises:
         DataError: one is outside the vocabulary, and not -100.
     """
-    outside = (labels >= vocab_size) | ((labels < 0) & (labels != IGNORE))
-    wrong = outside.nonzero()
+    wrong = np.flatnonzero((labels >= vocab_size) | ((labels < 0) & (labels != IGNORE)))
     if len(wrong):
         raise DataError(
             f"label {int(labels[wrong[0]])} is outside the vocabulary of {vocab_size}",
@@ -133,13 +150,13 @@ def check_labels(labels: Tensor, vocab_size: int) -> None:
         )
 
 
-def _labelled_first(labels: Tensor, count: int) -> Tensor:
+def _labelled_first(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     """Indices of the labelled tokens, followed by other tokens up to a round number.
 
     The number of labelled tokens differs from batch to batch. Allocators and kernels keep
     something for every size that they see, so without the rounding memory would grow.
     """
-    order = (labels == IGNORE).to(torch.int8).argsort(stable=True)
+    order = np.argsort(labels == IGNORE, kind="stable")
     return order[: filled_up(count, len(labels))]
 
 
@@ -151,8 +168,28 @@ def filled_up(count: int, most: int) -> int:
 _NO_GRADIENT = "the head's loss can run backward once, and only with gradients enabled"
 
 
+@dataclass(frozen=True)
+class _Options:
+    """The options of `head_loss`, for both passes."""
+
+    count: int
+    """Tokens that have a label."""
+    z_weight: float
+    norm_head: bool
+    chunk_tokens: int | None
+    shard: VocabularyShard | None
+    compiled: bool
+    in_one_pass: bool
+    """Use `compiled_token_losses_`: tokens without a label may be anywhere."""
+    with_grad: bool
+
+
 class _HeadLoss(torch.autograd.Function):
-    """See `head_loss`. The first `count` tokens have a label, and it is in the vocabulary."""
+    """See `head_loss`, which has checked the labels.
+
+    `kept` has the indices of the tokens that take part, those with a label first; None: all
+    tokens do. `labels` are those of the tokens that take part.
+    """
 
     @staticmethod
     def forward(
@@ -160,43 +197,30 @@ class _HeadLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        count: int,
-        z_weight: float,
-        norm_head: bool,
-        chunk_tokens: int,
-        with_grad: bool,
-        shard: VocabularyShard | None,
-        compiled: bool,
+        kept: Tensor | None,
+        options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wants_hidden = with_grad and ctx.needs_input_grad[0]
-        wants_weight = with_grad and ctx.needs_input_grad[1]
-        wide = at_least_fp32(hidden.dtype)
-        head, lengths = head_rows(weight, hidden.dtype, norm_head, compiled=compiled)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = WeightGradient(head, compiled=compiled) if wants_weight else None
-        ce, z = (torch.zeros(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
-        longest = min(chunk_tokens, len(labels))
-        buffer = torch.empty(longest, len(weight), dtype=hidden.dtype, device=hidden.device)
-        for chunk in spans(len(labels), chunk_tokens):
+        ctx.shape, ctx.kept, ctx.weight, ctx.shard = hidden.shape, kept, weight, options.shard
+        x = hidden if kept is None else hidden.index_select(0, kept)
+        wants_hidden, wants_weight = (options.with_grad and ctx.needs_input_grad[i] for i in (0, 1))
+        head, ctx.lengths = head_rows(weight, x.dtype, options.norm_head, compiled=options.compiled)
+        ctx.grad_hidden = torch.empty_like(x) if wants_hidden else None
+        ctx.grad_weight = WeightGradient(head, compiled=options.compiled) if wants_weight else None
+        wide = at_least_fp32(x.dtype)
+        ce, z = (torch.zeros(len(labels), dtype=wide, device=x.device) for _ in range(2))
+        size = options.chunk_tokens or chunk_size(len(x), len(weight), x.device.type)
+        buffer = torch.empty(min(size, len(x)), len(weight), dtype=x.dtype, device=x.device)
+        for chunk in spans(len(x), size):
             logits = buffer[: chunk.stop - chunk.start]
-            torch.mm(hidden[chunk], head.t(), out=logits)
-            known = slice(chunk.start, max(chunk.start, min(chunk.stop, count)))
-            here = known.stop - known.start
-            losses = (logits[:here], labels[known], ce[known], z[known], z_weight)
-            if shard is None:
-                _losses_(*losses)
-            else:
-                _sharded_losses_(*losses, shard)
-            logits[here:] = 0.0
-            if grad_hidden is not None:
-                torch.mm(logits, head, out=grad_hidden[chunk])
-            if grad_weight is not None:
-                grad_weight.add(logits, hidden[chunk])
-        ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
-        ctx.weight, ctx.lengths, ctx.shard = weight, lengths, shard
+            torch.mm(x[chunk], head.t(), out=logits)
+            _chunk_losses_(logits, labels, ce, z, chunk, options)
+            if ctx.grad_hidden is not None:
+                torch.mm(logits, head, out=ctx.grad_hidden[chunk])
+            if ctx.grad_weight is not None:
+                ctx.grad_weight.add(logits, x[chunk])
         ce_sum, z_sum, z2_sum = ce.double().sum(), z.double().sum(), z.double().square().sum()
         ctx.mark_non_differentiable(ce_sum, z_sum, z2_sum)
-        return (ce_sum + z_weight * z2_sum).to(wide), ce_sum, z_sum, z2_sum
+        return (ce_sum + options.z_weight * z2_sum).to(wide), ce_sum, z_sum, z2_sum
 
     @staticmethod
     @once_differentiable
@@ -204,54 +228,33 @@ class _HeadLoss(torch.autograd.Function):
         # The gradients are scaled in place, so this can run once only.
         grad_hidden, ctx.grad_hidden = ctx.grad_hidden, None
         grad_weight, ctx.grad_weight = ctx.grad_weight, None
-        if ctx.needs_input_grad[0]:
-            if grad_hidden is None:
-                raise RuntimeError(_NO_GRADIENT)
-            grad_hidden.mul_(scale.to(grad_hidden.dtype))
+        if (ctx.needs_input_grad[0] and grad_hidden is None) or (
+            ctx.needs_input_grad[1] and grad_weight is None
+        ):
+            raise RuntimeError(_NO_GRADIENT)
+        if grad_hidden is not None:
+            # In fp32: the factor is the same for every token, and so would be its rounding error.
+            grad_hidden = (grad_hidden.to(scale.dtype) * scale).to(grad_hidden.dtype)
+            if ctx.kept is not None:
+                grad_hidden = grad_hidden.new_zeros(ctx.shape).index_copy_(0, ctx.kept, grad_hidden)
             if ctx.shard is not None:
                 ctx.shard.all_reduce(grad_hidden)
         total = None
-        if ctx.needs_input_grad[1]:
-            if grad_weight is None:
-                raise RuntimeError(_NO_GRADIENT)
+        if grad_weight is not None:
             total = grad_weight.of(ctx.weight, ctx.lengths, scale)
-        return grad_hidden, total, None, None, None, None, None, None, None, None
+        return grad_hidden, total, None, None, None
 
 
-def _losses_(logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float) -> None:
-    """Turn logits [C, V] into their gradient in place, and fill `ce` and `z` [C]."""
-    blocks = row_blocks(logits, ce.dtype)
-    shape = (blocks[0].stop if blocks else 0, logits.shape[1])
-    same = logits.dtype == ce.dtype
-    wide, p = (torch.empty(shape, dtype=ce.dtype, device=logits.device) for _ in range(2))
-    for block in blocks:
-        count = block.stop - block.start
-        x = logits[block] if same else wide[:count].copy_(logits[block])
-        probability = p[:count]
-        top_logit, top = row_max(x)
-        label = labels[block, None]
-        label_logit = x.gather(1, label)
-        torch.softmax(x, dim=-1, out=probability)
-        # log Σ exp = z - log p(z): softmax has computed the sum, and this recovers it.
-        torch.sub(top_logit - probability.gather(1, top).log(), label_logit, out=ce[block, None])
-        z[block, None] = top_logit
-        probability.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
-        probability.scatter_add_(1, top, 2 * z_weight * top_logit)
-        logits[block] = probability
-
-
-def _sharded_losses_(
-    logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, z_weight: float, shard: VocabularyShard
+def _chunk_losses_(
+    logits: Tensor, labels: Tensor, ce: Tensor, z: Tensor, chunk: slice, options: _Options
 ) -> None:
-    """`_losses_` where each rank has some of the columns of the logits."""
-    sums = softmax_sums(logits, labels, ce.dtype, shard)
-    z.copy_(sums.top_logit)
-    torch.sub(z + sums.sum_exp.log(), sums.label_logit, out=ce)
-    columns = logits.shape[1]
-    label, has_label = own_columns(labels, columns, shard)
-    top, has_top = own_columns(sums.top_id, columns, shard)
-    for block in row_blocks(logits, ce.dtype):
-        p = logits[block].to(ce.dtype).sub_(z[block, None]).exp_().div_(sums.sum_exp[block, None])
-        p.scatter_add_(1, label[block], -has_label[block].to(p.dtype))
-        p.scatter_add_(1, top[block], has_top[block] * (2 * z_weight * z[block, None]))
-        logits[block] = p
+    """Turn the logits of a chunk of the tokens into their gradient, and fill in `ce` and `z`."""
+    if options.in_one_pass:
+        compiled_token_losses_(logits, labels[chunk], ce[chunk], z[chunk], options.z_weight)
+        return
+    known = slice(chunk.start, max(chunk.start, min(chunk.stop, options.count)))
+    count = known.stop - known.start
+    token_losses_(
+        logits[:count], labels[known], ce[known], z[known], options.z_weight, options.shard
+    )
+    logits[count:] = 0.0

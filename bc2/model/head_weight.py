@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bc2.model.head_sizes import WEIGHT_ROWS
+from bc2.model.head_sizes import weight_rows
 
 #: A row that is shorter than this is divided by this instead of by its length.
 SHORTEST = 1e-12
@@ -45,7 +45,7 @@ def head_rows(
         return rows, lengths
     unit = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     lengths = torch.empty(len(weight), 1, dtype=wide, device=weight.device)
-    for span in spans(len(weight), WEIGHT_ROWS):
+    for span in spans(len(weight), weight_rows(weight.device.type)):
         unit[span], lengths[span] = _unit(weight[span], dtype, wide)
     return unit, lengths
 
@@ -63,22 +63,41 @@ class WeightGradient:
 
     def add(self, logits: Tensor, hidden: Tensor) -> None:  # [C, V], [C, D]
         """Add a chunk, given by the gradient of its logits and its hidden states."""
-        first = self.total is None
-        if self.total is None:
-            make = torch.zeros if self.compiled else torch.empty
-            wide = at_least_fp32(logits.dtype)
-            self.total = make(self.shape, dtype=wide, device=hidden.device)
-        across = hidden.t().contiguous() if self.compiled else hidden
-        for span in spans(self.shape[0], WEIGHT_ROWS):
-            # By blocks of rows, so that a product is still in the cache when it is added.
-            if self.compiled:
-                # On a CPU the transposed product is faster, and compiled code adds a transposed
-                # matrix as fast as a plain one.
-                _compiled(_add_across)(self.total[span], torch.mm(across, logits[:, span]))
-            elif first:
-                self.total[span] = torch.mm(logits[:, span].t(), hidden)
+        wide, first = at_least_fp32(logits.dtype), self.total is None
+        if logits.dtype == wide:
+            # Of the same dtype, so the product itself can add.
+            if self.total is None:
+                self.total = torch.mm(logits.t(), hidden)
             else:
-                self.total[span] += torch.mm(logits[:, span].t(), hidden)
+                self.total.addmm_(logits.t(), hidden)
+        elif logits.device.type != "cpu":
+            self._add_unrounded(logits, hidden, wide)
+        else:
+            if self.total is None:
+                make = torch.zeros if self.compiled else torch.empty
+                self.total = make(self.shape, dtype=wide, device=hidden.device)
+            self._add_on_cpu(self.total, logits, hidden, first)
+
+    def _add_unrounded(self, logits: Tensor, hidden: Tensor, wide: torch.dtype) -> None:
+        """Add a product that a GPU gives in fp32 itself, by blocks: the sum needs a copy of it."""
+        if self.total is None:
+            self.total = torch.mm(logits.t(), hidden, out_dtype=wide)
+            return
+        for span in spans(self.shape[0], weight_rows(logits.device.type)):
+            self.total[span] += torch.mm(logits[:, span].t(), hidden, out_dtype=wide)
+
+    def _add_on_cpu(self, total: Tensor, logits: Tensor, hidden: Tensor, first: bool) -> None:
+        """Add a product by blocks of rows, each of which is still in the cache when it is added."""
+        across = hidden.t().contiguous() if self.compiled else hidden
+        for span in spans(self.shape[0], weight_rows("cpu")):
+            if self.compiled:
+                # The transposed product is faster, and compiled code adds a transposed matrix as
+                # fast as a plain one.
+                _compiled(_add_across)(total[span], torch.mm(across, logits[:, span]))
+            elif first:
+                total[span] = torch.mm(logits[:, span].t(), hidden)
+            else:
+                total[span] += torch.mm(logits[:, span].t(), hidden)
 
     def of(self, weight: Tensor, lengths: Tensor | None, scale: Tensor) -> Tensor:
         """The gradient of the raw weight [V, D] times `scale`; it uses up the sum.
@@ -98,7 +117,7 @@ class WeightGradient:
             _compiled(_through_normalization)(total, weight, lengths, scale)
             return total.to(weight.dtype)
         result = total if weight.dtype == total.dtype else torch.empty_like(weight)
-        for span in spans(len(weight), WEIGHT_ROWS):
+        for span in spans(len(weight), weight_rows(weight.device.type)):
             grad = total[span]
             if lengths is None:
                 grad.mul_(scale)

@@ -29,6 +29,7 @@ from bc2.model.head_sizes import chunk_size
 from bc2.model.head_weight import WeightGradient, at_least_fp32, head_rows, spans
 from bc2.model.softmax import (
     VocabularyShard,
+    add_at_,
     own_columns,
     row_blocks,
     scaled,
@@ -96,7 +97,7 @@ def token_log_probs(
             results for the whole vocabulary, the gradient of its own rows, and the whole
             gradient of `hidden`. Upstream gradients must be the same on every rank.
         chunk_tokens: C; if None, as many as memory allows (`chunk_size`).
-        compiled: compile the passes over the weight with torch.compile; meant for a CPU.
+        compiled: compile the passes over the weight with torch.compile.
 
     Raises:
         DataError: a label is outside the vocabulary.
@@ -105,7 +106,7 @@ def token_log_probs(
     """
     check_shapes(hidden, weight, labels)
     vocab_size = shard.size if shard else len(weight)
-    check_labels(labels, vocab_size)
+    check_labels(labels.cpu().numpy(), vocab_size)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if not 0 <= top_k <= vocab_size:
@@ -206,7 +207,7 @@ def _chunks(
     index = torch.cat((index, filler))
     size = options.chunk_tokens
     if size is None:
-        size = chunk_size(len(index), len(head), hidden.element_size(), hidden.device.type)
+        size = chunk_size(len(index), len(head), hidden.device.type)
     longest = min(size, len(index))
     buffer = torch.empty(longest, len(head), dtype=hidden.dtype, device=hidden.device)
     for chunk in spans(len(index), size):
@@ -356,7 +357,7 @@ def _logit_gradients_(logits: Tensor, labels: Tensor, factors: _Factors, options
         else:
             grad = x.sub_(factors.z[block, None]).mul_(factors.slope[block, None])
             grad.add_(constant[block]).mul_(q)
-        grad.scatter_add_(1, label[block], of_label[block])
+        add_at_(grad, label[block], of_label[block])
         # `grad` is the buffer itself if nothing had to be converted.
         if grad.data_ptr() != logits[block].data_ptr():
             logits[block] = grad

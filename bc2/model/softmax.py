@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bc2.model.head_sizes import BLOCK_BYTES
+from bc2.model.head_sizes import block_rows
 from bc2.model.head_weight import spans
 
 #: Columns of a group in the search for a row's maximum.
@@ -133,9 +133,9 @@ def own_columns(ids: Tensor, columns: int, shard: VocabularyShard | None) -> tup
 
 
 def row_blocks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
-    """Slices of the rows of logits [C, V], whose values in `dtype` fit in the processor's cache."""
+    """Slices of the rows of logits [C, V] that softmax handles at a time, in `dtype`."""
     count, columns = logits.shape
-    return list(spans(count, max(1, BLOCK_BYTES // (columns * dtype.itemsize))))
+    return list(spans(count, block_rows(columns, dtype.itemsize, logits.device.type)))
 
 
 def scratch(logits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -153,6 +153,14 @@ def scaled(logits: Tensor, out: Tensor, temperature: float) -> Tensor:
     if logits.dtype == out.dtype and temperature == 1.0:
         return logits
     return out.copy_(logits).div_(temperature) if temperature != 1.0 else out.copy_(logits)
+
+
+def add_at_(x: Tensor, column: Tensor, value: Tensor) -> None:
+    """Add to one number of each row, in place: x [R, V], columns and values [R, 1].
+
+    Unlike `scatter_add_`, which on a GPU is slow where it must give the same bits each time.
+    """
+    x.scatter_(1, column, x.gather(1, column).add_(value))
 
 
 def row_max(x: Tensor) -> tuple[Tensor, Tensor]:

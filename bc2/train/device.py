@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from pathlib import Path
@@ -74,6 +75,13 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     # Emulated bf16 on a CPU is several times slower than fp32.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
+
+
+def pick_compile(wanted: bool | str, device: torch.device) -> bool:
+    """Whether the model is compiled; "auto" is on a GPU, where torch's compiler has Triton."""
+    if isinstance(wanted, bool):
+        return wanted
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def pick_inference_precision(wanted: str, device: torch.device) -> Precision:

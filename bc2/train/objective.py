@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
+from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
 from bc2.train.clock import Clock
 
@@ -44,9 +45,9 @@ class NextToken:
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
         clock = clock or Clock()
         device = model.lm_head.weight.device
-        tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True).flatten()
-        labels = torch.from_numpy(batch.labels).to(device, non_blocking=True).flatten()
-        boundaries = torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True)
+        tokens = to_device(torch.from_numpy(batch.tokens), device).flatten()
+        boundaries = to_device(torch.from_numpy(batch.cu_seqlens), device)
+        labels = torch.from_numpy(batch.labels).flatten()  # the head checks them on the host
         with clock.part("forward"):
             hidden = model(tokens, boundaries, batch.max_seqlen)
         with clock.part("head"):

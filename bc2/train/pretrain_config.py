@@ -83,8 +83,8 @@ class PretrainConfig(Section):
     """[pretrain.schedule]"""
     guard: GuardConfig = GuardConfig()
     """[pretrain.guard]"""
-    compile: bool = False
-    """Run the model through torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Run the model through torch.compile. auto: on a GPU, where its compiler is installed."""
     activation_checkpointing: int | Literal["auto"] = Field(0, json_schema_extra=UNKEYED)
     """Recompute activations by segments of this many layers: 0 keeps all, 1 every layer,
     k segments of k layers. "auto": as many as have the fewest activations in memory at once."""
@@ -125,6 +125,13 @@ class PretrainConfig(Section):
         if weights and not any(weights.values()):
             raise ValueError("every source has weight 0; give one a weight above 0")
         return weights
+
+    @field_validator("compile", mode="plain")
+    @classmethod
+    def _bool_or_auto(cls, value: Any) -> Any:
+        if value == "auto" or type(value) is bool:
+            return value
+        raise ValueError('must be true, false or "auto"')
 
     @field_validator("micro_batch", mode="plain")
     @classmethod
@@ -171,8 +178,12 @@ class PretrainConfig(Section):
         return self
 
     def keyed(self) -> dict[str, Any]:
-        """A rollback goes to the last scheduled checkpoint, so there the schedule matters."""
-        keyed = super().keyed()
+        """See `Settings.keyed`.
+
+        A rollback goes to the last scheduled checkpoint, so there the schedule matters. A run
+        has no "auto" for compile; a recipe that has it has the key of false, the default before.
+        """
+        keyed = {**super().keyed(), "compile": self.compile is True}
         if self.guard.action == "rollback":
             keyed["checkpoint_every"] = self.checkpoint_every
         return keyed

@@ -15,7 +15,7 @@ from bc2.pipeline.stage import Inputs
 from bc2.registry import Artifact, Registry, stage_key
 from bc2.registry.lineage import parent_of_kind
 from bc2.train.checkpoint import reading_order
-from bc2.train.device import pick_precision, rank_device
+from bc2.train.device import pick_compile, pick_precision, rank_device
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
@@ -50,7 +50,10 @@ class Run:
         config, parallel = settings.pretrain, settings.parallel
         device = rank_device(config.device)
         precision = pick_precision(config.precision, device)
-        config = config.model_copy(update={"precision": precision, "device": str(device)})
+        compiles = pick_compile(config.compile, device)
+        config = config.model_copy(
+            update={"precision": precision, "device": str(device), "compile": compiles}
+        )
         config = settle_checkpointing(settings.model, config, parallel.tensor)
         return cls(
             settings.name, config, settings.model, tokens, tokenizer, recorded,

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
 from bc2.errors import DataError
-from bc2.model import head_weight, softmax
+from bc2.model import head_loss as head_loss_module
+from bc2.model import head_sizes, head_weight
 from bc2.model.head_loss import IGNORE, head_loss
-from bc2.model.head_sizes import CHUNK_BYTES, chunk_size
+from bc2.model.head_sizes import CHUNK_LOGITS, chunk_size
+from bc2.model.token_losses import compiled_token_losses_, token_losses_
 
 
 def naive(hidden, weight, labels, z_weight, norm_head=True):
@@ -216,8 +218,8 @@ def test_blocks_of_rows_do_not_change_the_results(monkeypatch):
     hidden, weight, labels = inputs(50, 16, 700)
     whole = head_loss(hidden, weight, labels, z_weight=0.1)
     expected = torch.autograd.grad(whole.loss_sum, (hidden, weight))
-    monkeypatch.setattr(softmax, "BLOCK_BYTES", 700 * 8 * 3)
-    monkeypatch.setattr(head_weight, "WEIGHT_ROWS", 64)
+    monkeypatch.setitem(head_sizes.BLOCK_BYTES, "cpu", 700 * 8 * 3)
+    monkeypatch.setitem(head_sizes.WEIGHT_ROWS, "cpu", 64)
     blocks = head_loss(hidden, weight, labels, z_weight=0.1)
     found = torch.autograd.grad(blocks.loss_sum, (hidden, weight))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
@@ -362,10 +364,10 @@ def test_nan_in_is_nan_out():
 
 @given(tokens=st.integers(0, 20_000), vocab=st.sampled_from([64, 16_384, 125_696]))
 def test_chunks_are_even_and_fit(tokens, vocab):
-    size = chunk_size(tokens, vocab, 2, "cpu")
+    size = chunk_size(tokens, vocab, "cpu")
     assert size % 64 == 0
     assert size > 0
-    assert size * vocab * 2 <= CHUNK_BYTES["cpu"]
+    assert size * vocab <= CHUNK_LOGITS["cpu"]
     if tokens > size:
         # the last chunk is not much shorter than the others
         count = -(-tokens // size)
@@ -392,3 +394,71 @@ def test_the_logits_never_exist():
     logits = 512 * 4096 * 4
     assert max(sizes) <= logits // 16
     assert max(sizes) >= 16 * 4096 * 4
+
+
+@pytest.mark.parametrize("masked", [0.0, 0.02, 0.5, 1.0])
+def test_one_compiled_pass_over_the_logits_agrees_with_the_plain_loss(monkeypatch, masked):
+    monkeypatch.setattr(head_loss_module, "_compiles_softmax", lambda device, compiled: compiled)
+    hidden, weight, labels = inputs(300, 6, 700, masked=0.0)
+    labels[torch.randperm(300)[: int(masked * 300)]] = IGNORE
+    options = {"z_weight": 0.1, "chunk_tokens": 128}
+    plain = head_loss(hidden, weight, labels, **options)
+    expected = torch.autograd.grad(plain.loss_sum, (hidden, weight))
+    out = head_loss(hidden, weight, labels, compiled=True, **options)
+    found = torch.autograd.grad(out.loss_sum, (hidden, weight))
+    torch.testing.assert_close(out[:5], plain[:5], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_of_equal_largest_logits_one_compiled_pass_moves_the_first_alone():
+    logits = torch.zeros(1, 600, dtype=torch.float64)
+    logits[0, [3, 400]] = 2.0
+    ours, plain = logits.clone(), logits.clone()
+    labels = torch.tensor([3])
+    for compute, x in ((compiled_token_losses_, ours), (token_losses_, plain)):
+        ce, z = (torch.zeros(1, dtype=torch.float64) for _ in range(2))
+        compute(x, labels, ce, z, 0.5)
+        assert z.item() == 2.0
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+    assert ours[0, 3] - ours[0, 400] == pytest.approx(0.5 * 2 * 2.0 - 1.0)
+
+
+def test_a_nan_logit_is_a_nan_loss_in_one_compiled_pass():
+    logits = torch.zeros(2, 600)
+    logits[0, 5] = torch.nan
+    ce, z = torch.zeros(2), torch.zeros(2)
+    compiled_token_losses_(logits, torch.tensor([1, 2]), ce, z, 2e-4)
+    assert ce.isnan().tolist() == z.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("masked", [0, 1, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_labels_on_the_host_nothing_waits_for_a_device(monkeypatch, dtype, masked):
+    # A meta tensor has no values: code that needs one on the host cannot run on it.
+    labels = torch.arange(256) % 50
+    labels[:masked] = IGNORE
+    real, launched = torch.mm, []
+    monkeypatch.setattr(
+        torch, "mm", lambda a, b, **kw: launched.append(kw.get("out_dtype")) or real(a, b, **kw)
+    )
+    monkeypatch.setitem(head_sizes.WEIGHT_ROWS, "meta", 32_768)
+    hidden = torch.empty(256, 16, dtype=dtype, device="meta", requires_grad=True)
+    weight = torch.empty(50_000, 16, device="meta", requires_grad=True)
+    out = head_loss(hidden, weight, labels, z_weight=2e-4, chunk_tokens=128)
+    out.loss_sum.backward()
+    assert out.labelled == 256 - masked
+    assert hidden.grad.shape == hidden.shape
+    if dtype == torch.bfloat16:
+        # The first chunk's product comes in fp32, and the second one's in two blocks of rows.
+        assert launched.count(torch.float32) == 3
+
+
+def test_the_factor_of_the_hidden_gradient_is_not_rounded_to_bf16():
+    hidden, weight, labels = inputs(300, 32, 1500, torch.bfloat16, masked=0.0)
+    grads = []
+    for tokens in (1, 300):  # in bf16 1/300 is 0.2% too small
+        out = head_loss(hidden, weight, labels, z_weight=2e-4)
+        grads.append(torch.autograd.grad(out.loss_sum / tokens, hidden)[0].double())
+    # Each number is rounded up or down; a rounded factor would shift all alike.
+    ratio = (grads[1] * 300).abs().sum() / grads[0].abs().sum()
+    assert ratio.item() == pytest.approx(1.0, abs=2e-4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bc2.errors import DataError
-from bc2.model import head_weight, softmax
+from bc2.model import head_sizes, head_weight
 from bc2.model import log_probs as module
 from bc2.model.head_loss import IGNORE, head_loss
 from bc2.model.log_probs import largest, token_log_probs
@@ -246,8 +246,8 @@ def test_blocks_of_rows_do_not_change_the_results(monkeypatch):
     options = {"norm_head": True, "entropy": True, "top_k": 4}
     whole = token_log_probs(hidden, weight, labels, **options)
     expected = torch.autograd.grad((whole.log_probs * whole.entropy).sum(), (hidden, weight))
-    monkeypatch.setattr(softmax, "BLOCK_BYTES", 700 * 8 * 3)
-    monkeypatch.setattr(head_weight, "WEIGHT_ROWS", 64)
+    monkeypatch.setitem(head_sizes.BLOCK_BYTES, "cpu", 700 * 8 * 3)
+    monkeypatch.setitem(head_sizes.WEIGHT_ROWS, "cpu", 64)
     blocks = token_log_probs(hidden, weight, labels, **options)
     found = torch.autograd.grad((blocks.log_probs * blocks.entropy).sum(), (hidden, weight))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from bc2.errors import UsageError
-from bc2.train.device import datasheet_flops, pick_device, pick_inference_precision
+from bc2.train import device as module
+from bc2.train.device import (
+    datasheet_flops,
+    pick_compile,
+    pick_device,
+    pick_inference_precision,
+)
 from bc2.train.precision import Precision
+from bc2.train.pretrain_config import PretrainConfig
 
 CPU = torch.device("cpu")
 
@@ -64,3 +71,33 @@ def test_answers_on_a_gpu_have_the_type_that_it_is_fast_in(
 def test_a_precision_that_there_is_not(wanted: str) -> None:
     with pytest.raises(UsageError, match=r"no such precision.*auto, fp32 or bf16"):
         pick_inference_precision(wanted, CPU)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "triton", "compiles"),
+    [
+        ("auto", "cpu", True, False),
+        ("auto", "cuda:0", True, True),
+        ("auto", "cuda:0", False, False),
+        (True, "cpu", False, True),
+        (False, "cuda:0", True, False),
+    ],
+)
+def test_compiling_is_the_default_on_a_gpu_with_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: bool | str,
+    device: str,
+    triton: bool,
+    compiles: bool,
+) -> None:
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name: object() if triton else None
+    )
+    assert pick_compile(wanted, torch.device(device)) is compiles
+
+
+def test_compile_auto_has_the_key_of_false() -> None:
+    config = PretrainConfig(length="1 step", batch_tokens=8, micro_batch=1, sequence_length=8)
+    assert config.compile == "auto"
+    keys = [config.model_copy(update={"compile": value}).keyed() for value in ("auto", False, True)]
+    assert keys[0] == keys[1] != keys[2]

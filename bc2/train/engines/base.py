@@ -127,7 +127,7 @@ class Engine(ABC):
     def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:
         """The objective's sums over a batch, which the ranks of `mesh.sequence` share."""
         # With another clock: this is no part of a step.
-        return self._summed(_sums(self.loss(objective, batch, Clock())), data=False)
+        return self._summed(sums_of(self.loss(objective, batch, Clock())), data=False)
 
     def _own(self, batch: Batch) -> Batch:
         """The batch with this rank's labels only; tokens and boundaries are needed whole."""
@@ -136,29 +136,29 @@ class Engine(ABC):
         labels = batch.labels.reshape(-1)
         return replace(batch, labels=labels[own_tokens(len(labels), self.mesh.sequence)])
 
-    def _summed(self, sums: Mapping[str, float], *, data: bool) -> dict[str, float]:
-        """Sums over all ranks that have different tokens.
+    def _summed(self, sums: Mapping[str, Tensor], *, data: bool) -> dict[str, float]:
+        """Sums over all ranks that have different tokens; waits for the device.
 
         Args:
             data: over data-parallel ranks too, not only over those that share a micro-batch.
         """
+        if not sums:
+            return {}
         group = self.mesh.replicas if data else self.mesh.sequence
-        if group.size == 1:
-            return dict(sums)
-        device = next(self.model.parameters()).device
-        values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-        return dict(zip(sums, group.all_reduce(values).tolist(), strict=True))
+        values = group.all_reduce(torch.stack(list(sums.values())))
+        return dict(zip(sums, values.tolist(), strict=True))
 
 
-def add_sums(sums: dict[str, float], loss: Loss) -> None:
-    """Add a micro-batch's sums to those before it."""
-    for name, value in _sums(loss).items():
-        sums[name] = sums.get(name, 0.0) + value
-
-
-def _sums(loss: Loss) -> dict[str, float]:
+def sums_of(loss: Loss) -> dict[str, Tensor]:
+    """A micro-batch's sums: fp64 scalars, which stay on the device."""
     every = {"loss": loss.total, **loss.sums}
-    return {name: float(value.detach().double()) for name, value in every.items()}
+    return {name: value.detach().double() for name, value in every.items()}
+
+
+def add_sums(sums: dict[str, Tensor], loss: Loss) -> None:
+    """Add a micro-batch's sums to those before it, without waiting for the device."""
+    for name, value in sums_of(loss).items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def root(square: float) -> float:

@@ -76,6 +76,7 @@ class DeepSpeedEngine(Engine):
             if compile:
                 for layer in model.model.layers:
                     layer.compile()
+                model.lm_head.compiled = device.type != "cpu"
             self.parameters = dict(model.named_parameters())
             for name, parameter in self.parameters.items():
                 # DeepSpeed takes a norm of its own, which fails where no parameter has this mark.
@@ -97,7 +98,7 @@ class DeepSpeedEngine(Engine):
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
         self.discard()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for batch, last in _mark_last(batches):
             # ZeRO reduces gradients as they come, and finishes after the last micro-batch.
             self._engine.set_gradient_accumulation_boundary(last)
@@ -107,8 +108,8 @@ class DeepSpeedEngine(Engine):
                 mean = loss.total * (self.mesh.replicas.size / tokens)
                 self._engine.backward(mean, scale_wrt_gas=False)
             add_sums(sums, loss)
-        sums = self._summed(sums, data=True)
-        return {name: value / tokens for name, value in sums.items()}
+        whole = self._summed(sums, data=True)
+        return {name: value / tokens for name, value in whole.items()}
 
     def gradient_norm(self) -> float:
         with self.clock.part("optimizer"):

@@ -72,6 +72,8 @@ class LocalEngine(Engine):
                 layer.compile()
             if model.lm_head.weight.device.type == "cpu":
                 _choose_cpu_kernels(model)
+            else:
+                model.lm_head.compiled = True
         named = dict(zip(self.parts, self.master, strict=True))
         shapes = {name: part.shape for name, part in self.parts.items()}
         self.optimizer = make_optimizer(named, shapes, config)
@@ -80,7 +82,7 @@ class LocalEngine(Engine):
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
         self.discard()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for batch in batches:
             loss = self.loss(objective, batch, self.clock)
             with self.clock.part("backward"):
@@ -91,8 +93,8 @@ class LocalEngine(Engine):
             for master in self.master:
                 if master.grad is not None:
                     self.mesh.replicas.all_reduce(master.grad)
-            sums = self._summed(sums, data=True)
-        return {name: value / tokens for name, value in sums.items()}
+            whole = self._summed(sums, data=True)
+        return {name: value / tokens for name, value in whole.items()}
 
     def _collect(self) -> None:
         """Add the micro-batch's bf16 gradients to the master's in fp32."""

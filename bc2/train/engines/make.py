@@ -12,7 +12,7 @@ from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import HeldTensors
 from bc2.train.clock import Clock
-from bc2.train.device import pick_precision
+from bc2.train.device import pick_compile, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.pretrain_config import PretrainConfig
@@ -37,7 +37,7 @@ def make_engine(
     torch.manual_seed(config.seed)
     shared: dict[str, Any] = {
         "precision": pick_precision(config.precision, device),
-        "compile": config.compile,
+        "compile": pick_compile(config.compile, device),
         "checkpointing": config.segment_layers,
         "clock": clock,
         "mesh": mesh,

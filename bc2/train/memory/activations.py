@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bc2.model.head_sizes import BLOCK_BYTES, WEIGHT_ROWS, chunk_size
+from bc2.model.head_sizes import block_rows, chunk_size, weight_rows
 from bc2.model.model_config import ModelConfig
 from bc2.train.memory.shape import TrainingShape
 
@@ -107,9 +107,12 @@ def hidden_gradient(shape: TrainingShape) -> int:
 def _head_buffers(shape: TrainingShape) -> int:
     model, size, tokens = shape.model, shape.number_bytes, shape.tokens
     vocabulary = model.vocab_size // shape.layout.tensor
-    chunk = chunk_size(tokens, vocabulary, size, shape.device)
-    blocks = 2 * min(BLOCK_BYTES, tokens * vocabulary * 4)
-    product = min(vocabulary, WEIGHT_ROWS) * model.hidden_size
+    chunk = chunk_size(tokens, vocabulary, shape.device)
+    rows = min(tokens, chunk, block_rows(vocabulary, 4, shape.device))
+    blocks = (1 if size == 4 else 2) * 4 * rows * vocabulary
+    # A product of 16-bit numbers is added to the gradient in fp32, which a GPU gives it in.
+    number = {4: 0, 2: 2 if shape.device == "cpu" else 4}[size]
+    product = number * min(vocabulary, weight_rows(shape.device)) * model.hidden_size
     # Without NormHead a weight is used as it is, unless its type must change.
     unit = shape.matrix if model.norm_head or (size == 2 and not shape.layout.zero) else 0
-    return min(tokens, chunk) * vocabulary * size + size * (unit + product) + blocks
+    return min(tokens, chunk) * vocabulary * size + size * unit + product + blocks
