@@ -10,7 +10,7 @@ tokens in a cache is that of `bc2.generate.cache.paged_attention`.
 
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
-    bmm     sdpa with a compiled backward pass, for bf16 on a CPU without ALiBi.
+    bmm     sdpa with a compiled backward pass, on a CPU without ALiBi.
     varlen  torch.nn.attention.varlen (CUDA, 16 bits, no ALiBi).
     flash   the flash-attn package (CUDA, 16 bits, ALiBi inside the kernel).
 
@@ -224,7 +224,7 @@ def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tenso
 
 def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
     """`_sdpa_batch`, with the faster backward pass of `attend_by_bmm` where it applies."""
-    if slopes is None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+    if slopes is None and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
         return attend_by_bmm(q, k, v)
     return _sdpa_batch(q, k, v, slopes)
 

@@ -1,9 +1,9 @@
-"""Backward passes in bf16 on a CPU, written as the matrix products that are fast there.
+"""Backward passes on a CPU, written as the matrix products that are fast there.
 
-torch's flash-attention kernel for CPUs has a fast forward pass, but its backward pass takes the
-largest part of a training step. The plain formulas over whole score matrices, compiled, take
-about half of that time in bf16. Their memory grows with the square of a document's length;
-`MOST_SCORES` limits it.
+torch's flash-attention kernel for CPUs has a fast forward pass, but a slow backward pass: in bf16
+the largest part of a training step. The plain formulas, compiled, take about half of that time
+in bf16, over whole score matrices, and two thirds in fp32, over blocks of queries, which leave
+out most of the keys that come later. `MOST_SCORES` limits the scores held at once.
 
 Shapes:
     T  tokens      I, O  inputs and outputs of a linear layer
@@ -13,6 +13,7 @@ Shapes:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache
@@ -27,9 +28,15 @@ from torch.autograd.function import once_differentiable
 #: head are held even if they are more.
 MOST_SCORES = 16 << 20
 
+#: Queries of a block, in fp32.
+QUERIES = 128
+
 
 def attend_by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √K) v with a causal mask: bf16 [B, S, H, K] on a CPU -> [B, S, H, K]."""
+    """softmax(q kᵀ / √K) v with a causal mask, on a CPU: [B, S, H, K] -> [B, S, H, K].
+
+    In bf16 or fp32.
+    """
     out: Tensor = _Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)))  # type: ignore[no-untyped-call]
     return out.transpose(1, 2)
 
@@ -88,6 +95,10 @@ class _Attention(torch.autograd.Function):
         tensors = (grad, *saved)
         shape = grad.shape
         heads, length = shape[:2].numel(), shape[2]
+        if grad.dtype != torch.bfloat16:
+            flat = [x.reshape(heads, length, -1) for x in tensors]
+            found = _gradients_by_blocks(*flat, log_sum.reshape(heads, length, 1))
+            return tuple(x.view(shape) for x in found)
         # `_gradients` subtracts it from scores that are not yet divided by √K.
         log_sum = _bf16_columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
         size = max(1, MOST_SCORES // length**2)
@@ -145,6 +156,52 @@ def _gradients(
     ds = (p * (dp - row_sum) * scale).to(q.dtype)
     dv = torch.bmm(p.to(q.dtype).transpose(1, 2), grad)
     return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv
+
+
+def _gradients_by_blocks(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `_gradients`, in fp32 or wider.
+
+    Args:
+        grad, q, k, v, out: [N, S, K].
+        log_sum: log Σ exp of the scores / √K: [N, S, 1].
+    """
+    heads, length, _ = q.shape
+    row_sum = (grad * out).sum(-1, keepdim=True)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    size = max(1, MOST_SCORES // (QUERIES * length))
+    for first, begin in itertools.product(range(0, heads, size), range(0, length, QUERIES)):
+        end = min(begin + QUERIES, length)
+        some = slice(first, first + size)
+        rows, seen = (some, slice(begin, end)), (some, slice(0, end))
+        scores = torch.bmm(q[rows], k[seen].transpose(1, 2))
+        ds = torch.bmm(grad[rows], v[seen].transpose(1, 2))
+        _compiled_scores()(scores, ds, log_sum[rows], row_sum[rows], q.shape[-1] ** -0.5)
+        dq[rows] = torch.bmm(ds, k[seen])
+        dk[seen].baddbmm_(ds.transpose(1, 2), q[rows])
+        dv[seen].baddbmm_(scores.transpose(1, 2), grad[rows])
+    return dq, dk, dv
+
+
+@cache
+def _compiled_scores() -> Callable[..., None]:
+    return torch.compile(_score_gradients_, dynamic=True)
+
+
+def _score_gradients_(
+    scores: Tensor, dp: Tensor, log_sum: Tensor, row_sum: Tensor, scale: float
+) -> None:
+    """Turn scores q kᵀ into probabilities P, and their gradient dP into that of the scores.
+
+    In place, for the last queries of some keys: scores and dp [N, R, S], sums [N, R, 1].
+    """
+    queries, keys = scores.shape[1:]
+    place = torch.arange(keys, dtype=torch.int32)
+    seen = place[keys - queries :, None] >= place
+    p = torch.where(seen, ((scores * scale - log_sum) * math.log2(math.e)).exp2(), 0.0)
+    scores.copy_(p)
+    dp.copy_(p * (dp - row_sum) * scale)
 
 
 def _bmm_minus(x: Tensor, y: Tensor, columns: Tensor) -> Tensor:

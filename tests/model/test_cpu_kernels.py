@@ -57,6 +57,20 @@ def test_gradients_are_about_as_close_to_float64_as_the_kernels(shape, spread):
     torch.testing.assert_close(attend_by_bmm(q, k, v), kernel(q, k, v), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 128, 3, 32), (1, 1, 1, 8), (1, 200, 2, 16), (1, 700, 2, 64)])
+@pytest.mark.parametrize("heads_at_once", [1, 100])
+def test_in_fp32_gradients_are_as_close_to_float64_as_the_kernels(
+    monkeypatch, shape, heads_at_once
+):
+    monkeypatch.setattr(cpu_kernels, "MOST_SCORES", heads_at_once * 128 * shape[1])
+    q, k, v, grad = (x.float() for x in draw(shape, 2.0))
+    right = gradients(exact, *(x.double() for x in (q, k, v, grad)))
+    ours = gradients(attend_by_bmm, q, k, v, grad)
+    for mine, truth in zip(ours, right, strict=True):
+        assert (mine.double() - truth).norm() <= 1e-6 * truth.norm() + 1e-12
+    torch.testing.assert_close(attend_by_bmm(q, k, v), kernel(q, k, v), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 96), (96, 32), (48, 48)])
 def test_a_linear_layer_by_products_has_the_layers_gradients(inputs, outputs):
     generator = torch.Generator().manual_seed(0)
@@ -82,14 +96,16 @@ def test_heads_in_chunks_are_the_heads_at_once(monkeypatch):
         assert torch.equal(chunked, once)
 
 
-def test_bits_do_not_depend_on_the_shapes_that_came_before():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bits_do_not_depend_on_the_shapes_that_came_before(dtype):
     # A run that was resumed from a checkpoint sees other shapes first than an undisturbed run.
     shapes = [(2, 64, 2, 32), (1, 192, 3, 32), (4, 128, 2, 32), (1, 64, 1, 32)]
     found = []
     for order in (shapes, shapes[::-1]):
         cpu_kernels._compiled.cache_clear()
+        cpu_kernels._compiled_scores.cache_clear()
         torch._dynamo.reset()
-        grads = {s: gradients(attend_by_bmm, *draw(s, 1.0)) for s in order}
+        grads = {s: gradients(attend_by_bmm, *(x.to(dtype) for x in draw(s, 1.0))) for s in order}
         found.append([grads[s] for s in shapes])
     for first, second in zip(*found, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -109,9 +125,8 @@ def test_packed_documents_agree_with_sdpa(lengths):
         assert error(mine, peer.double()) < 0.01
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_other_types_take_the_kernel(dtype):
-    q, k, v, grad = (x[0].to(dtype) for x in draw((1, 64, 2, 32), 1.0))
+def test_float64_takes_the_kernel():
+    q, k, v, grad = (x[0].double() for x in draw((1, 64, 2, 32), 1.0))
     cu_seqlens = torch.tensor([0, 64], dtype=torch.int32)
     for mine, peer in zip(
         gradients(lambda *x: attend(*x, cu_seqlens, 64, backend="bmm"), q, k, v, grad),
