@@ -96,9 +96,8 @@ class _Attention(torch.autograd.Function):
         shape = grad.shape
         heads, length = shape[:2].numel(), shape[2]
         if grad.dtype != torch.bfloat16:
-            flat = [x.reshape(heads, length, -1) for x in tensors]
-            found = _gradients_by_blocks(*flat, log_sum.reshape(heads, length, 1))
-            return tuple(x.view(shape) for x in found)
+            all_heads = (x.reshape(heads, length, -1) for x in (*tensors, log_sum))
+            return tuple(x.view(shape) for x in _gradients_by_blocks(*all_heads))
         # `_gradients` subtracts it from scores that are not yet divided by √K.
         log_sum = _bf16_columns(log_sum.reshape(heads, length) * shape[-1] ** 0.5)
         size = max(1, MOST_SCORES // length**2)
