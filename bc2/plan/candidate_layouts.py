@@ -277,9 +277,11 @@ def layouts_that_fit(work: Workload, *, offload: bool = False) -> list[Candidate
 
 
 def _order(layout: CandidateLayout) -> tuple[float, int, int]:
-    # Of equally fast ones the simpler first, then the one that leaves more memory.
+    # Of equally fast ones the simpler first, then the one that leaves more memory. With offload
+    # ZeRO 2 is as simple as 1, which holds gradients of all weights.
     parallel = layout.parallel
-    return (round(layout.slowdown, 4), parallel.zero + parallel.tensor, layout.total)
+    zero = max(2, parallel.zero) if parallel.offload_optimizer else parallel.zero
+    return (round(layout.slowdown, 4), zero + parallel.tensor, layout.total)
 
 
 def possible_layouts(work: Workload) -> Iterator[ParallelConfig]:

@@ -204,6 +204,12 @@ def test_what_does_not_fit_a_small_device_may_fit_a_larger_one_or_more() -> None
     assert make_plan(seven(), small, 16).layouts
 
 
+def test_offload_is_offered_with_zero_2_which_holds_less_than_1() -> None:
+    with pytest.raises(ResourceError) as caught:
+        make_plan(seven("pretrain.micro_batch=auto"), DEVICES["h200"], 1)
+    assert "offload: data=1 zero=2 offload_optimizer" in str(caught.value.todo)
+
+
 def test_offloading_names_what_the_host_holds() -> None:
     reason = laid_out(8, zero=3, offload_optimizer=True).reason()
     assert f"{(4 + 8 + 4 + 4 + 2) * PARAMS / 8 / 1e9:,.0f} GB a rank in the host's memory" in reason
