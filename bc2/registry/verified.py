@@ -202,5 +202,8 @@ def _records(part: Path) -> list[_Record]:
         content = json.loads(part.read_bytes())
         files = content["files"]
         if content["version"] == _VERSION and content["sha256"] == sha256_json(files):
-            return [tuple(record) for record in files]
+            return [
+                (str(path), int(size), int(mtime), int(ctime), int(inode))
+                for path, size, mtime, ctime, inode in files
+            ]
     return []

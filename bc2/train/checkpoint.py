@@ -103,11 +103,8 @@ class Snapshot:
             Exception: what any rank failed with, on every rank.
         """
         files = self._files()
-        with fail_together(mesh.side):
-            if mesh.first:
-                for name, file in files.items():
-                    file.create(folder / name)
-                self._write_rest(folder, config, tokenizer)
+        create = partial(self._create, folder, files, config, tokenizer)
+        work_together(mesh.side, create if mesh.first else lambda pace: None)
         with fail_together(mesh.side):
             check_sees(folder / TRAINER, mesh.side)
         written = work_together(mesh.side, partial(self._write_tensors, folder, files))
@@ -120,6 +117,17 @@ class Snapshot:
         if RANDOM not in self.optimizer:
             self.optimizer.add(RANDOM, TensorShard(tuple(self.random.shape)), 0, self.random)
         return {**self.weights.files("model"), **self.optimizer.files("optimizer")}
+
+    def _create(
+        self, folder: Path, files: Mapping[str, TensorFile], config: ModelConfig, tokenizer: Path,
+        pace: Pace,
+    ) -> None:  # fmt: skip
+        """Make the files of tensors, still empty, and write all others."""
+        for name, file in files.items():
+            # Where a file system cannot set room aside, each of its blocks is written.
+            file.create(folder / name)
+            pace.count(file.size)
+        self._write_rest(folder, config, tokenizer)
 
     def _write_tensors(
         self, folder: Path, files: Mapping[str, TensorFile], pace: Pace
