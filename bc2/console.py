@@ -235,7 +235,7 @@ def progress(title: str, total: float | None, unit: str = "") -> Iterator[Progre
         yield _lines(title, total, unit)
 
 
-#: The bars of the `board` that is up, where there is one.
+#: The bars that are up, where there are any.
 _board: list[Any] = []
 
 
@@ -272,7 +272,12 @@ def _bar(title: str, total: float | None) -> Iterator[Progress]:
         return
     bars = _bars()
     with bars:
-        yield _advance(bars, bars.add_task(title, total=total, detail=""))
+        # One that begins meanwhile is drawn below: a terminal has one drawing at a time.
+        _board.append(bars)
+        try:
+            yield _advance(bars, bars.add_task(title, total=total, detail=""))
+        finally:
+            _board.remove(bars)
 
 
 def _advance(bars: Any, task: Any) -> Progress:

@@ -54,12 +54,18 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read once in chunks of 1 MiB."""
+def sha256_file(path: Path, seen: Callable[[int], object] | None = None) -> str:
+    """Hex SHA-256 of a file's bytes, read once in chunks of 1 MiB.
+
+    Args:
+        seen: told how many bytes each chunk had; what it raises ends the reading.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
+            if seen is not None:
+                seen(len(chunk))
     return digest.hexdigest()
 
 

@@ -24,7 +24,7 @@ def plan(
     set_: Set = None,
     gpus: Annotated[int, typer.Option(help="Devices, all machines together.")] = 1,
     device: Annotated[
-        str | None, typer.Option(help="a100, a800, h100, h200 or cpu (this machine's).")
+        str | None, typer.Option(help="h100, h200, a100, b200 ... or cpu (this machine's).")
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Of a device, such as 80GB, instead of its own.")

@@ -105,6 +105,23 @@ def test_bars_run_alone_after_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "100%" in drawn.getvalue()
 
 
+def test_a_bar_runs_below_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal has one drawing at a time."""
+    drawn = terminal(monkeypatch)
+    with progress("training", 4) as outer:
+        outer(1, "loss 3.1")
+        with progress("checking", 2) as inner:
+            inner(2)
+        outer(3)
+    shown = drawn.getvalue()
+    assert shown.index("training") < shown.index("checking")
+    with progress("afterwards", 1) as again:
+        again(1)
+    last = drawn.getvalue()[len(shown) :]
+    assert "afterwards" in last
+    assert "training" not in last
+
+
 def test_no_board_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with board() as show:
         show(table(["member"], [["first"]]))

@@ -19,7 +19,7 @@ def fail_together(ranks: Group) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    sent = None if error is None else _for_other_ranks(error, ranks)
+    sent = None if error is None else as_on_other_ranks(error, ranks)
     errors = ranks.all_gather_object(sent)
     if error is not None:
         raise error
@@ -28,7 +28,7 @@ def fail_together(ranks: Group) -> Iterator[None]:
             raise other
 
 
-def _for_other_ranks(error: Exception, ranks: Group) -> Exception:
+def as_on_other_ranks(error: Exception, ranks: Group) -> Exception:
     """An error as the other ranks raise it."""
     where = f"rank {ranks.rank}"
     if isinstance(error, Bc2Error):

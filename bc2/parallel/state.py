@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -266,9 +266,15 @@ def index_of(files: Mapping[str, TensorFile]) -> bytes:
 
 
 def write_fragments(
-    folder: Path, files: Mapping[str, TensorFile], fragments: Sequence[Fragment]
+    folder: Path,
+    files: Mapping[str, TensorFile],
+    fragments: Sequence[Fragment],
+    seen: Callable[[int], object] = lambda count: None,
 ) -> dict[str, str]:
     """Write this rank's fragments into files that `TensorFile.create` made, and sync them.
+
+    Args:
+        seen: told how many bytes are being written, again and again.
 
     Returns:
         By name, the hex SHA-256 of each file that this rank wrote from end to end.
@@ -279,13 +285,15 @@ def write_fragments(
     digests = {}
     for name, file in files.items():
         mine = [fragment for fragment in fragments if fragment.name in file.places]
-        digest = _write(folder / name, file, mine) if mine else None
+        digest = _write(folder / name, file, mine, seen) if mine else None
         if digest is not None:
             digests[name] = digest
     return digests
 
 
-def _write(path: Path, file: TensorFile, fragments: Sequence[Fragment]) -> str | None:
+def _write(
+    path: Path, file: TensorFile, fragments: Sequence[Fragment], seen: Callable[[int], object]
+) -> str | None:
     """Write fragments; the file's SHA-256 if they are its whole content."""
     # Nothing is read from the mapping: it has the addresses that `runs` reckons with.
     mapped = file.arrays(path, "r")
@@ -296,9 +304,15 @@ def _write(path: Path, file: TensorFile, fragments: Sequence[Fragment]) -> str |
         # The header is there already: it is written again to pass by with the rest.
         found = [(0, [np.frombuffer(file.header, np.uint8), *found[0][1]])]
         sha256 = hashlib.sha256()
+
+    def pass_by(data: memoryview) -> None:
+        seen(len(data))
+        if sha256 is not None:
+            sha256.update(data)
+
     with writing_in_place(path) as out:
         for at, pieces in found:
-            out.run(at, pieces, sha256.update if sha256 else None)
+            out.run(at, pieces, pass_by)
     return sha256.hexdigest() if sha256 else None
 
 

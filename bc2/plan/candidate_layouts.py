@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
+from bc2.plan.communicators import communicator_bytes
 from bc2.plan.devices import Device
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
 from bc2.train.memory.shape import TrainingShape
@@ -108,8 +109,20 @@ class CandidateLayout:
         )
 
     @property
+    def communicators(self) -> int:
+        """Bytes of NCCL's communicators, which are no tensors."""
+        if self.work.device.kind != "cuda":
+            return 0
+        return communicator_bytes(self.parallel, self.work.gpus)
+
+    @property
+    def total(self) -> int:
+        """Bytes that one device holds at its peak, communicators included."""
+        return self.memory.total + self.communicators
+
+    @property
     def fits(self) -> bool:
-        return self.memory.total <= self.work.device.usable
+        return self.total <= self.work.device.usable
 
     # -- time -------------------------------------------------------------------------------
 
@@ -241,14 +254,16 @@ class CandidateLayout:
             "accumulation": self.accumulation,
             "own": self.own,
             "fits": self.fits,
-            "memory": {**self.memory.parts, "total": self.memory.total},
+            "memory": {
+                **self.memory.parts, "communicators": self.communicators, "total": self.total,
+            },
             "phase": self.memory.phase,
             "host_memory": self.memory.host,
             "sent_bytes_a_step": self.traffic,
             "recompute_share": self.recompute / self.work.compute_s,
             "relative_time": self.slowdown,
             "reason": self.reason(),
-        }
+        }  # fmt: skip
 
 
 def layouts_that_fit(work: Workload, *, offload: bool = False) -> list[CandidateLayout]:
@@ -262,9 +277,11 @@ def layouts_that_fit(work: Workload, *, offload: bool = False) -> list[Candidate
 
 
 def _order(layout: CandidateLayout) -> tuple[float, int, int]:
-    # Of equally fast ones the simpler first, then the one that leaves more memory.
+    # Of equally fast ones the simpler first, then the one that leaves more memory. With offload
+    # ZeRO 2 is as simple as 1, which holds gradients of all weights.
     parallel = layout.parallel
-    return (round(layout.slowdown, 4), parallel.zero + parallel.tensor, layout.memory.total)
+    zero = max(2, parallel.zero) if parallel.offload_optimizer else parallel.zero
+    return (round(layout.slowdown, 4), zero + parallel.tensor, layout.total)
 
 
 def possible_layouts(work: Workload) -> Iterator[ParallelConfig]:

@@ -45,7 +45,7 @@ def check_memory_fits(
         own = recipe_candidate(settings, workload_of(settings, here, world))
     except UsageError:
         return  # the run itself refuses what does not divide
-    if own.memory.total > room * CLEAR:
+    if own.total > room * CLEAR:
         with name_launcher(world):
             raise _refusal(own, room)
 
@@ -66,7 +66,7 @@ def _refusal(own: CandidateLayout, room: int) -> ResourceError:
     options.append(f"--set pretrain.micro_batch={best.micro_batch}")
     options.append(f"--set pretrain.activation_checkpointing={best.checkpointing}")
     return ResourceError(
-        f"this takes {own.memory.total / 1e9:,.2f} GB on a rank, and {room / 1e9:,.2f} GB is free",
+        f"this takes {own.total / 1e9:,.2f} GB on a rank, and {room / 1e9:,.2f} GB is free",
         where=f"{own.name} micro_batch={own.micro_batch}",
-        todo=f"{' '.join(options)} would take {best.memory.total / 1e9:,.2f} GB; see `bc2 plan`",
+        todo=f"{' '.join(options)} would take {best.total / 1e9:,.2f} GB; see `bc2 plan`",
     )

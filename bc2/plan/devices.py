@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bc2.errors import UsageError, nearest
+from bc2.train.datasheets import DATASHEETS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Device:
     near: float
     """Bytes/s to other devices of its machine."""
     far: float
-    """Bytes/s to another machine: one link of 400 (200) Gbit/s for each GPU is assumed."""
+    """Bytes/s to another machine."""
     machine: int = 8
     """Devices of a machine."""
     price: float | None = None
@@ -30,17 +31,18 @@ class Device:
 
     @property
     def usable(self) -> float:
-        """Bytes for a plan: 7% are left for fragments, 1 GB on a GPU for its context and NCCL."""
-        return self.memory * 0.93 - (1e9 if self.kind == "cuda" else 0)
+        """Bytes for a plan: 7% are left for fragments, and `CONTEXT` on a GPU."""
+        return self.memory * 0.93 - (CONTEXT if self.kind == "cuda" else 0)
 
 
-#: By the datasheets: NVIDIA A100 and A800 80GB SXM, H100 SXM, H200 SXM (half of the NVLink
-#: figure, which counts both directions).
+#: Bytes that a process has on a GPU beside tensors and communicators: CUDA's context, kernels,
+#: cuBLAS's workspace. An estimate, not measured.
+CONTEXT = 0.6e9
+
+#: See `bc2.train.datasheets`.
 DEVICES = {
-    "a100": Device("a100", "cuda", 80e9, 312e12, 300e9, 25e9),
-    "a800": Device("a800", "cuda", 80e9, 312e12, 200e9, 25e9),
-    "h100": Device("h100", "cuda", 80e9, 989e12, 450e9, 50e9),
-    "h200": Device("h200", "cuda", 141e9, 989e12, 450e9, 50e9),
+    sheet.name: Device(sheet.name, "cuda", sheet.memory, sheet.flops, sheet.near, sheet.far)
+    for sheet in DATASHEETS
 }
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

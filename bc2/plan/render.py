@@ -107,7 +107,9 @@ def _memory(layout: CandidateLayout) -> Any:
     memory = layout.memory
     parts = [(name, memory.parts[name]) for name in MEMORY_PARTS]
     rows = [(name, f"{size / 1e9:,.2f}") for name, size in parts if size]
-    rows.append(("total", f"{memory.total / 1e9:,.2f}"))
+    if layout.communicators:
+        rows.append(("communicators", f"{layout.communicators / 1e9:,.2f}"))
+    rows.append(("total", f"{layout.total / 1e9:,.2f}"))
     return table(("part", "GB"), rows)
 
 
@@ -116,7 +118,7 @@ def _layouts(layouts: Sequence[CandidateLayout]) -> Any:
     rows = [
         (
             layout.name, str(layout.micro_batch), str(layout.accumulation),
-            str(layout.checkpointing), f"{layout.memory.total / 1e9:,.1f}",
+            str(layout.checkpointing), f"{layout.total / 1e9:,.1f}",
             f"{layout.slowdown:.2f}", _why(layout),
         )
         for layout in layouts
@@ -139,7 +141,7 @@ def _more(plan: Plan) -> list[str]:
         lines.append(
             f"the recipe's own layout ({plan.own.name}, micro_batch {plan.own.micro_batch}, "
             f"checkpointing {plan.own.checkpointing}) does not fit: "
-            f"{plan.own.memory.total / 1e9:,.1f} GB"
+            f"{plan.own.total / 1e9:,.1f} GB"
         )
     return lines
 

@@ -257,7 +257,7 @@ def nothing_fits(
 def _memory_text(own: CandidateLayout) -> str:
     return (
         f"{own.name} micro_batch={own.micro_batch} activation_checkpointing={own.checkpointing} "
-        f"takes {own.memory.total / 1e9:,.1f} GB ({_largest_parts(own)})"
+        f"takes {own.total / 1e9:,.1f} GB ({_largest_parts(own)})"
     )
 
 
@@ -307,5 +307,5 @@ def _layout_text(layout: CandidateLayout) -> str:
     return (
         f"{layout.name} micro_batch={layout.micro_batch} "
         f"activation_checkpointing={layout.checkpointing} "
-        f"({layout.memory.total / 1e9:,.1f} GB each)"
+        f"({layout.total / 1e9:,.1f} GB each)"
     )

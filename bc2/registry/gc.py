@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from pathlib import Path
 from bc2.errors import Bc2Error, RefError, RunFailed, UsageError, from_os_error
 from bc2.files import lock_directory
 from bc2.registry import manifest as mf
-from bc2.registry import removal, staging
+from bc2.registry import removal, staging, verified
 from bc2.registry.artifact import Artifact
 from bc2.registry.places import in_place, unknown
 from bc2.registry.rebuild import tag_files
@@ -111,6 +112,7 @@ def plan(
         raise UsageError("--keep-last must be at least 1: the newest is never removed")
     try:
         doomed = _abandoned(registry) + _orphans(registry, folders) + _torn_tags(registry)
+        doomed += _notes_of_nothing(registry)
         chosen = _in_order(registry, named)
         if keep_last is not None:
             old = _old_checkpoints(registry, keep_last)
@@ -255,6 +257,26 @@ def _torn_tags(registry: Registry) -> list[Doomed]:
     return [
         Doomed(path, "an interrupted write of a tag", 0, None, partial(remove, path))
         for path in sorted((registry.home / "artifacts").glob("*/*/tags/.*.tmp"))
+    ]
+
+
+def _notes_of_nothing(registry: Registry) -> list[Doomed]:
+    """What is remembered of the files of artifacts that are not registered (any more)."""
+    try:
+        noted = sorted((registry.home / verified.FOLDER).iterdir())
+    except FileNotFoundError:
+        return []
+    registered = {artifact.digest for artifact in registry.list()}
+
+    def remove(path: Path) -> bool:
+        shutil.rmtree(path)
+        return True
+
+    why = "which files were verified of an artifact that is gone"
+    return [
+        Doomed(path, why, _size(path), None, partial(remove, path))
+        for path in noted
+        if path.name not in registered
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO, RawIOBase
 from pathlib import Path
@@ -112,11 +112,15 @@ def check_size(root: Path, entry: FileEntry) -> Path:
     return path
 
 
-def check_file(root: Path, entry: FileEntry) -> Path:
-    """As `check_size`, and its bytes have the SHA-256 of `entry`."""
+def check_file(root: Path, entry: FileEntry, seen: Callable[[int], object] | None = None) -> Path:
+    """As `check_size`, and its bytes have the SHA-256 of `entry`.
+
+    Args:
+        seen: told how many bytes were read, again and again; what it raises ends the reading.
+    """
     path = check_size(root, entry)
     try:
-        found = sha256_file(path)
+        found = sha256_file(path, seen)
     except OSError as error:
         raise from_os_error(error, "reading an artifact") from error
     _check_digest(path, found, entry)

@@ -153,8 +153,14 @@ class Registry(Catalog):
             IntegrityError: something is missing, changed or too much; names the file.
         """
         from bc2.registry.payload import check
+        from bc2.registry.verified import VerifiedFiles
 
-        check(artifact.path, artifact.manifest)
+        try:
+            check(artifact.path, artifact.manifest)
+        except IntegrityError:
+            # Damage that left size and times alone would go unseen at the next start of a run.
+            VerifiedFiles(self.home, artifact.digest).forget()
+            raise
 
     def remove(self, artifact: Artifact) -> None:
         """Forget an artifact and delete its files: all of it, or nothing is changed.
@@ -164,6 +170,8 @@ class Registry(Catalog):
             RunFailed: its files cannot be taken away.
             RefError: it is not registered.
         """
+        from bc2.registry.verified import VerifiedFiles
+
         artifact = self.get(artifact.digest)
         with ExitStack() as lock:
             try:
@@ -174,6 +182,7 @@ class Registry(Catalog):
             self._forget(artifact)
             if removal is not None:
                 self._take_away(artifact, removal)
+        VerifiedFiles(self.home, artifact.digest).forget()
 
     def _removal(self, artifact: Artifact, lock: ExitStack) -> Removal | None:
         """How its files can be taken away, with their lock in `lock`; None: they are gone."""

@@ -81,6 +81,6 @@ def _epoch_tokens(registry: Registry, inputs: Inputs, members: Sequence[LadderMe
     for member in members:
         config = member.settings.pretrain
         # Files are checked when a run begins.
-        opened = open_run_inputs(config, tokens, tokenizer, verify=False)
+        opened = open_run_inputs(config, tokens, tokenizer)
         epoch = sum(opened.mixture.windows.values()) * config.sequence_length
     return epoch

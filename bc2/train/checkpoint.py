@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from bc2.console import warn
 from bc2.errors import Bc2Error, IntegrityError, from_os_error
-from bc2.files import sha256_file
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import check_shapes, save_config, weight_files
 from bc2.parallel.agreement import check_sees, fail_together
+from bc2.parallel.file_check import check_files_together, digest_files_together
+from bc2.parallel.long_work import Pace, work_together
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, Stored, TensorFile, index_of, write_fragments
@@ -70,17 +72,16 @@ class Snapshot:
         """Open a checkpoint, each file checked against its digest.
 
         Args:
-            mesh: the ranks. Each checks some of the files; all of them call this.
+            mesh: the ranks. Each checks some of the files; all of them call this, while none of
+                them is saving.
 
         Raises:
             IntegrityError: a file is not what was published, or is not a training state; on
                 every rank alike.
         """
-        world = (mesh or Mesh()).world
-        with fail_together(world):
-            for name in artifact.files()[world.rank :: world.size]:
-                artifact.file(name)
-        with fail_together(world):
+        ranks = (mesh or Mesh()).side
+        check_files_together(artifact, ranks)
+        with fail_together(ranks):
             state = _trainer_state(artifact.path / TRAINER)
             names = artifact.files()
             weights, optimizer = (
@@ -102,18 +103,12 @@ class Snapshot:
             Exception: what any rank failed with, on every rank.
         """
         files = self._files()
-        with fail_together(mesh.side):
-            if mesh.first:
-                for name, file in files.items():
-                    file.create(folder / name)
-                self._write_rest(folder, config, tokenizer)
-        digests: dict[str, str] = {}
+        create = partial(self._create, folder, files, config, tokenizer)
+        work_together(mesh.side, create if mesh.first else lambda pace: None)
         with fail_together(mesh.side):
             check_sees(folder / TRAINER, mesh.side)
-            for held in (self.weights, self.optimizer):
-                assert isinstance(held, HeldTensors)
-                digests |= write_fragments(folder, files, held.fragments)
-        digests = _digests_of_all(digests, folder, files, mesh.side)
+        written = work_together(mesh.side, partial(self._write_tensors, folder, files))
+        digests = _digests_of_all(_merged(written), folder, files, mesh.side)
         return [FileEntry(path=n, size=files[n].size, sha256=digests[n]) for n in sorted(files)]
 
     def _files(self) -> dict[str, TensorFile]:
@@ -122,6 +117,27 @@ class Snapshot:
         if RANDOM not in self.optimizer:
             self.optimizer.add(RANDOM, TensorShard(tuple(self.random.shape)), 0, self.random)
         return {**self.weights.files("model"), **self.optimizer.files("optimizer")}
+
+    def _create(
+        self, folder: Path, files: Mapping[str, TensorFile], config: ModelConfig, tokenizer: Path,
+        pace: Pace,
+    ) -> None:  # fmt: skip
+        """Make the files of tensors, still empty, and write all others."""
+        for name, file in files.items():
+            # Where a file system cannot set room aside, each of its blocks is written.
+            file.create(folder / name)
+            pace.count(file.size)
+        self._write_rest(folder, config, tokenizer)
+
+    def _write_tensors(
+        self, folder: Path, files: Mapping[str, TensorFile], pace: Pace
+    ) -> dict[str, str]:
+        """Write what this rank holds; the SHA-256 of the files that it wrote alone."""
+        digests: dict[str, str] = {}
+        for held in (self.weights, self.optimizer):
+            assert isinstance(held, HeldTensors)
+            digests |= write_fragments(folder, files, held.fragments, pace.count)
+        return digests
 
     def _write_rest(self, folder: Path, config: ModelConfig, tokenizer: Path) -> None:
         assert isinstance(self.weights, HeldTensors)
@@ -136,19 +152,11 @@ class Snapshot:
 
 
 def _digests_of_all(
-    mine: Mapping[str, str], folder: Path, files: Iterable[str], ranks: Group
+    found: dict[str, str], folder: Path, files: Mapping[str, TensorFile], ranks: Group
 ) -> dict[str, str]:
-    """The SHA-256 of all files: `mine` of each rank; the ranks share the reading of the rest.
-
-    Args:
-        mine: of the files that this rank wrote alone.
-    """
-    found = _merged(ranks.all_gather_object(mine))
-    missing = sorted(set(files) - found.keys())
-    read: dict[str, str] = {}
-    with fail_together(ranks):
-        read = {name: sha256_file(folder / name) for name in missing[ranks.rank :: ranks.size]}
-    return found | _merged(ranks.all_gather_object(read))
+    """The SHA-256 of all files: the ranks share the reading of those that are not in `found`."""
+    sizes = {name: files[name].size for name in sorted(files) if name not in found}
+    return found | digest_files_together(folder, sizes, ranks) if sizes else found
 
 
 def _merged(all_ranks: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -11,20 +11,10 @@ import torch
 
 from bc2.errors import UsageError
 from bc2.ranks import local_rank, rank, world_size
+from bc2.train.datasheets import datasheet_of
 from bc2.train.precision import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-#: Dense bf16 peak of datasheets, FLOP/s, by a part of the device's name.
-DATASHEET = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-}
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -102,9 +92,8 @@ def datasheet_flops(device: torch.device, precision: Precision) -> tuple[float, 
     """Dense peak FLOP/s of a known device by its maker, and its name; None if not known."""
     if device.type != "cuda" or precision != "bf16":
         return None
-    name = torch.cuda.get_device_name(device)
-    known = ((peak, f"datasheet of {part}") for part, peak in DATASHEET.items() if part in name)
-    return next(known, None)
+    sheet = datasheet_of(torch.cuda.get_device_name(device))
+    return None if sheet is None else (sheet.flops, f"datasheet of {sheet.name.upper()}")
 
 
 def cpu_model() -> str:

@@ -17,8 +17,10 @@ from bc2.data.loader import Loader
 from bc2.errors import IntegrityError
 from bc2.files import make_directory, replace_durably
 from bc2.parallel.agreement import check_shared_folder, fail_together
+from bc2.parallel.file_check import check_files_together
 from bc2.parallel.mesh import Mesh
 from bc2.registry import Artifact, Draft, Registry
+from bc2.registry.verified import VerifiedFiles
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.checkpoint import Saver, Snapshot
 from bc2.train.deterministic import deterministic
@@ -69,7 +71,9 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
     make_directory(registry.work)
     check_shared_folder(registry.work, mesh.world)
     with fail_together(mesh.world):
-        inputs = open_run_inputs(run.config, run.tokens, run.tokenizer, verify=mesh.first)
+        inputs = open_run_inputs(run.config, run.tokens, run.tokenizer)
+    remembered = VerifiedFiles(registry.home, run.tokens.digest)
+    check_files_together(run.tokens, mesh.side, remembered)
     with lock_run(run, registry, mesh):
         known = None
         with fail_together(mesh.world):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bc2.data.mixture import Mixture, stratum_weights
-from bc2.data.shards import TokenShards
+from bc2.data.shards import INDEX, TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
@@ -28,32 +28,21 @@ class RunInputs:
     tokenizer: Path
 
 
-def open_run_inputs(
-    config: PretrainConfig, tokens: Artifact, tokenizer: Artifact, *, verify: bool = True
-) -> RunInputs:
-    """Open the data of a run and work out its schedule.
-
-    Args:
-        verify: check the digest of every file; of several ranks one does.
+def open_run_inputs(config: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> RunInputs:
+    """Open the data of a run and work out its schedule. Of the shards only the sizes are checked.
 
     Raises:
         RecipeError: settings that do not fit the data.
         IntegrityError: a file is not what was published.
         UsageError: a tracker that is not installed.
     """
-    shards = _open_tokens(tokens, verify)
+    tokens.file(INDEX)
+    shards = TokenShards.open(tokens.path)
     mixture = _mixture(shards, config)
     schedule = _schedule(config, mixture)
     _check_epochs(config, mixture, schedule.total)
     check_trackers(config.track)
     return RunInputs(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
-
-
-def _open_tokens(tokens: Artifact, verify: bool) -> TokenShards:
-    """Open token shards after checking every file against its digest."""
-    for name in tokens.files() if verify else ():
-        tokens.file(name)
-    return TokenShards.open(tokens.path)
 
 
 def _mixture(shards: TokenShards, config: PretrainConfig) -> Mixture:

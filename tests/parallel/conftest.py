@@ -7,13 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warmed
+
+from bc2.parallel.mesh import Group
 
 DRIVER = Path(__file__).with_name("driver.py")
 
@@ -82,6 +86,37 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Spread:
         lines = [line for line in said.splitlines() if line.startswith("[[")]
         assert len(lines) == len(runs)
         return [json.loads(line) for line in lines]
+
+    return run
+
+
+class ThreadRank(Group):
+    """One rank of several that are threads of this process."""
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        barrier, box = self.handle
+        box[self.rank] = value
+        barrier.wait(20)
+        found = [box[rank] for rank in self.ranks]
+        barrier.wait(20)
+        return found
+
+    def broadcast_object(self, value: Any) -> Any:
+        return self.all_gather_object(value)[0]
+
+
+OnRanks = Callable[[int, Callable[[Group], Any]], list[Any]]
+
+
+@pytest.fixture
+def on_ranks() -> OnRanks:
+    """What a function of a rank returns on each of so many, which are threads."""
+
+    def run(count: int, act: Callable[[Group], Any]) -> list[Any]:
+        handle = threading.Barrier(count), dict[int, Any]()
+        ranks = [ThreadRank(tuple(range(count)), number, handle) for number in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            return [each.result() for each in [pool.submit(act, rank) for rank in ranks]]
 
     return run
 

@@ -82,15 +82,38 @@ def test_groups_hold_weights_once_more_and_offload_moves_states() -> None:
     without, grouped = of_seven(64, zero=3), of_seven(64, zero=3, zero_group=8)
     assert grouped.total - without.total == 2 * PARAMS // 8
     moved = of_seven(8, zero=3, offload_optimizer=True)
-    # fp32 weights, moments and gradients, and a bf16 copy on their way back
-    assert moved.host == (4 + 8 + 4 + 2) * PARAMS // 8
+    # fp32 weights, moments, gradients twice, and a bf16 copy of the weights on their way back
+    assert moved.host == (4 + 8 + 4 + 4 + 2) * PARAMS // 8
     assert moved.total < of_seven(8, zero=3).total
+
+
+def test_offload_with_zero_2_leaves_fp32_gradients_of_this_ranks_part() -> None:
+    """DeepSpeed's `_build_compact_grad_partition_buffer`: until the update is made."""
+    for gpus in (1, 8):
+        moved = of_seven(gpus, zero=2, offload_optimizer=True)
+        for phase in ("turn", "end", "reduction", "norm", "update"):
+            assert moved.phases[phase]["gradients"] >= 4 * PARAMS // gpus, phase
+        assert moved.phases["update"]["gradients"] == 4 * PARAMS // gpus
+        matrix = 125_696 * 4096
+        # fp32 weights, moments and gradients, bf16 weights on their way back, and a buffer.
+        assert moved.host == (4 + 8 + 4 + 2) * PARAMS // gpus + 2 * matrix
+
+
+def test_offload_with_zero_1_keeps_fp32_gradients_of_all_weights_between_micro_batches() -> None:
+    layout = ParallelConfig(zero=1, offload_optimizer=True)
+    shape = TrainingShape(SEVEN, 1, 4096, "bf16", 1, device="cuda", parallel=layout, world=8)
+    once, again = (estimate(replace(shape, accumulated=several)) for several in (False, True))
+    assert again.phases["head"]["gradients"] - once.phases["head"]["gradients"] == 4 * PARAMS
+    # The last micro-batch sums what is reduced beside them.
+    assert again.phases["turn"]["gradients"] >= 4 * PARAMS + 4 * PARAMS // 8
 
 
 def test_offloading_on_a_cpu_moves_nothing_away() -> None:
     plain, moved = (of_seven(8, "cpu", zero=3, offload_optimizer=on) for on in (False, True))
     assert moved.host == 0
+    # Gradients are there twice.
     assert lasting(moved) == lasting(plain)
+    assert moved.phases["norm"]["gradients"] == 2 * plain.phases["norm"]["gradients"]
     assert moved.total > plain.total, "its buffers come on top"
 
 
@@ -181,9 +204,15 @@ def test_what_does_not_fit_a_small_device_may_fit_a_larger_one_or_more() -> None
     assert make_plan(seven(), small, 16).layouts
 
 
+def test_offload_is_offered_with_zero_2_which_holds_less_than_1() -> None:
+    with pytest.raises(ResourceError) as caught:
+        make_plan(seven("pretrain.micro_batch=auto"), DEVICES["h200"], 1)
+    assert "offload: data=1 zero=2 offload_optimizer" in str(caught.value.todo)
+
+
 def test_offloading_names_what_the_host_holds() -> None:
     reason = laid_out(8, zero=3, offload_optimizer=True).reason()
-    assert f"{(4 + 8 + 4 + 2) * PARAMS / 8 / 1e9:,.0f} GB a rank in the host's memory" in reason
+    assert f"{(4 + 8 + 4 + 4 + 2) * PARAMS / 8 / 1e9:,.0f} GB a rank in the host's memory" in reason
     assert "host" not in laid_out(8, zero=3).reason()
 
 
@@ -191,7 +220,7 @@ def test_they_fit_eight_with_zero(eight: Plan) -> None:
     assert eight.own is not None
     assert not eight.own.fits
     assert {layout.parallel.zero for layout in eight.layouts} >= {1, 2, 3}
-    assert all(layout.memory.total <= H100.usable for layout in eight.layouts)
+    assert all(layout.total <= H100.usable for layout in eight.layouts)
     times = [layout.slowdown for layout in eight.layouts]
     assert times == sorted(times)
 

@@ -154,7 +154,7 @@ def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str,
     last = {"activations": act.work} if act.again else {"activations": act.work + act.segment}
     return {
         "head": _sum(states.lasting, kept, {"head": head_bytes(shape), "buffers": states.gathered}),
-        "turn": _sum(states.lasting, kept, turn, inside, {"buffers": states.passing}),
+        "turn": _sum(states.lasting, kept, turn, inside, states.passing),
         "end": _sum(
             states.lasting, _without_last_gradients(shape, states, act), last, {"recomputed": again}
         ),

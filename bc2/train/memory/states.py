@@ -6,14 +6,14 @@ The figures follow `bc2.train.engines.local` and DeepSpeed's three optimizers (0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bc2.train.engines.deepspeed_settings import BUCKET
 from bc2.train.memory.shape import TrainingShape
 
 #: Elements (DeepSpeed's `zero/config.py`: stage3_max_reuse_distance,
-#: stage3_prefetch_bucket_size).
-REUSE, PREFETCH = 1_000_000_000, 50_000_000
+#: stage3_prefetch_bucket_size, sub_group_size).
+REUSE, PREFETCH, SUB_GROUP = 1_000_000_000, 50_000_000, 1_000_000_000
 
 #: Bytes by what they are for.
 BytesByPart = dict[str, int]
@@ -41,9 +41,10 @@ class States:
     """Held while the optimizer runs and the ranks exchange the new weights."""
     gathered: int = 0
     """Weights gathered from other ranks, forward and backward."""
-    passing: int = 0
-    """Buffers used during the backward pass where one bucket does not hold all gradients."""
+    passing: BytesByPart = field(default_factory=dict)
+    """Held from the first gradients of the last backward pass on, beside those of `earlier`."""
     host: int = 0
+    """Bytes in the host's memory instead."""
 
 
 def local_states(shape: TrainingShape) -> States:
@@ -74,7 +75,7 @@ def zero_states(shape: TrainingShape) -> States:
         return _zero_3(shape)
     if shape.layout.zero == 1 and shape.number_bytes == 2 and not shape.layout.offload_optimizer:
         return _zero_1_bf16(shape)
-    return _zero_1_2(shape)
+    return _zero_1_2_offloaded(shape) if shape.layout.offload_optimizer else _zero_1_2(shape)
 
 
 def _partition(shape: TrainingShape) -> int:
@@ -86,25 +87,25 @@ def _optimized(shape: TrainingShape, part: int) -> BytesByPart:
     return {"master": 4 * part, "moments": shape.state_bytes(part)}
 
 
-def _in_buckets(shape: TrainingShape, buckets: int) -> int:
+def _in_buckets(shape: TrainingShape, number_bytes: int) -> int:
     """Bytes of DeepSpeed's buckets: all of them on a GPU, on a CPU as far as they are used."""
-    whole = buckets * BUCKET
-    return shape.number_bytes * (whole if shape.device != "cpu" else min(shape.params, whole))
-
-
-def _offloaded(shape: TrainingShape, part: int, parts: BytesByPart) -> tuple[BytesByPart, int]:
-    """Lasting parts that stay on the device, and bytes that are offloaded to the host."""
-    if not shape.layout.offload_optimizer:
-        return parts, 0
-    moved: BytesByPart = {
-        name: parts.pop(name) for name in ("master", "moments", "gradients") if name in parts
-    }
-    moved.setdefault("gradients", 4 * part)
-    held = sum(moved.values()) + shape.number_bytes * part
-    buffers = parts.get("buffers", 0) + shape.number_bytes * shape.largest
+    buckets = 2 if shape.layout.overlap and shape.layout.zero < 3 else 1
     if shape.device == "cpu":
-        return {**parts, **moved, "buffers": buffers + shape.number_bytes * part}, 0
-    return {**parts, "buffers": buffers}, held
+        return number_bytes * min(shape.params, buckets * BUCKET)
+    # The engine asks for no larger ones than it has parameters.
+    return number_bytes * buckets * min(shape.params, BUCKET)
+
+
+def _passing(shape: TrainingShape, bucket: int, joined: int, kept: int) -> BytesByPart:
+    """What the first gradients of a backward pass bring: buckets, and what a full one goes to.
+
+    Args:
+        kept: bytes of the buffer that reduced gradients are summed in.
+    """
+    if shape.params > BUCKET:
+        # The first bucket is full and reduced while most activations are held.
+        return {"gradients": kept, "buffers": bucket + joined}
+    return {"buffers": 0 if shape.device == "cpu" else bucket}
 
 
 def _zero_1_bf16(shape: TrainingShape) -> States:
@@ -131,30 +132,69 @@ def _zero_1_bf16(shape: TrainingShape) -> States:
 def _zero_1_2(shape: TrainingShape) -> States:
     """`DeepSpeedZeroOptimizer`: buckets are reduced, and each rank keeps its part."""
     params, part, size = shape.params, _partition(shape), shape.number_bytes
-    bucket = _in_buckets(shape, 2 if shape.layout.overlap else 1)
-    joined = size * min(params, BUCKET)
+    bucket, joined = _in_buckets(shape, size), size * min(params, BUCKET)
     mine = 4 * part if shape.layout.zero == 2 else 0
     earlier = mine if shape.layout.zero == 2 else size * params
     own = mine if shape.accumulated or size == 2 else 0
+    # bf16 ones are summed in the flat fp32 buffer that is updated from; fp32 ones are flattened.
+    flat = 4 * part if size == 2 else 8 * part
     shared = size * params if shape.device == "cpu" else 0
-    kept: BytesByPart = {
-        "weights": size * params,
-        **_optimized(shape, part),
-    }
-    lasting, host = _offloaded(shape, part, kept)
-    if shape.layout.offload_optimizer:
-        own = earlier = 0
     return States(
-        lasting=lasting,
+        lasting={"weights": size * params, **_optimized(shape, part)},
         gradients=4 * part,
         earlier=earlier if shape.accumulated else 0,
         head=size * shape.matrix,
         arrived={"gradients": own, "buffers": bucket},
         reduced={"gradients": own, "buffers": bucket + joined},
         normed={"gradients": 4 * part},
-        updated={"gradients": 8 * part if not shared else 0, "buffers": shared},
-        passing=bucket + joined if params > BUCKET else 0,
-        host=host,
+        updated={"gradients": flat if not shared else 0, "buffers": shared},
+        passing=_passing(shape, bucket, joined, 0 if shape.accumulated else own),
+    )
+
+
+def _zero_1_2_offloaded(shape: TrainingShape) -> States:
+    """`DeepSpeedZeroOptimizer` with states on the host, where the update is made.
+
+    Reduced bf16 gradients are summed in fp32 on the device (`_build_compact_grad_partition_buffer`)
+    and go to the host after the last micro-batch; the buffer is freed after the update (`step`).
+    fp32 ones go there after each (`async_accumulate_grad_in_cpu_via_gpu`). With ZeRO 1 those
+    of all weights stay on the device until the last micro-batch, in fp32 (`grad_accum`), and pass
+    through fp32 buckets (`_gradient_reduction_buffer_dtype`).
+    """
+    params, part, size = shape.params, _partition(shape), shape.number_bytes
+    first, rounded = shape.layout.zero == 1, size == 2
+    number = 4 if first else size
+    bucket = _in_buckets(shape, number)
+    # Tensors are concatenated to be reduced, and rounded to be sent.
+    joined = (number + (size if number != size else 0)) * min(params, BUCKET)
+    kept = 4 * part if rounded else 0
+    all_kept = 4 * params if first else kept
+    # With ZeRO 1 gradients of others' parts stay where they were reduced until the next step.
+    large = 8 * shape.matrix if shape.matrix > BUCKET else 0
+    left = bucket + large if first and rounded and shape.replicas > 1 else 0
+    on_device: BytesByPart = {
+        "weights": size * params,
+        "buffers": size * shape.largest,  # temp_grad_buffer_for_gpu_offload
+    }
+    moved: BytesByPart = {**_optimized(shape, part), "gradients": 4 * part}
+    if not rounded and not first and shape.accumulated:
+        moved["gradients"] += 4 * part  # accumulated_grads_in_cpu
+    rounding = size * part  # param_buffer_of_bit16_for_cpu_offload_groups
+    held = sum(moved.values()) + rounding + size * shape.largest
+    shared = size * params if shape.device == "cpu" else 0
+    if shape.device == "cpu":
+        on_device = {**on_device, **moved, "buffers": on_device["buffers"] + rounding}
+    return States(
+        lasting=on_device,
+        gradients=4 * part,
+        earlier=all_kept if shape.accumulated else 0,
+        head=size * shape.matrix,
+        arrived={"gradients": kept, "buffers": bucket},
+        reduced={"gradients": kept, "buffers": bucket + joined},
+        normed={"gradients": kept, "buffers": left},
+        updated={"gradients": kept, "buffers": left + shared},
+        passing=_passing(shape, bucket, joined, kept if first or not shape.accumulated else 0),
+        host=0 if shape.device == "cpu" else held,
     )
 
 
@@ -166,11 +206,16 @@ def _zero_3(shape: TrainingShape) -> States:
     near = min(params, REUSE // 2 + PREFETCH + shape.matrix)
     group = shape.layout.zero_group
     again = size * -(-params // group) if group else 0
-    kept: BytesByPart = {
-        "weights": size * part + again, **_optimized(shape, part),
-        "gradients": 4 * part, "buffers": _in_buckets(shape, 1),
-    }  # fmt: skip
-    lasting, host = _offloaded(shape, part, kept)
+    offload = shape.layout.offload_optimizer
+    lasting: BytesByPart = {"weights": size * part + again, "buffers": _in_buckets(shape, size)}
+    # Offloaded gradients are there twice: grad_partitions_flat_buffer, and what is updated from.
+    states = {**_optimized(shape, part), "gradients": (8 if offload else 4) * part}
+    host = 0
+    if offload and shape.device != "cpu":
+        # Updated weights are rounded there, a group of them at a time.
+        host = sum(states.values()) + size * min(part, SUB_GROUP)
+    else:
+        lasting |= states
     # Gloo scatters a copy; NCCL's result becomes fp32.
     scattered = joined if shape.device == "cpu" else 4 * min(params, BUCKET) // shape.replicas
     return States(
@@ -182,8 +227,8 @@ def _zero_3(shape: TrainingShape) -> States:
         # The embedding and its gradient come last and are still held.
         reduced={"buffers": joined + scattered + 2 * size * shape.matrix},
         normed={},
-        updated={"gradients": 0 if shape.layout.offload_optimizer else 4 * part},
+        updated={"gradients": 0 if offload else 4 * part},
         gathered=size * near,
-        passing=joined + scattered if params > BUCKET else 0,
+        passing={"buffers": joined + scattered} if params > BUCKET else {},
         host=host,
     )
