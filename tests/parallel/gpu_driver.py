@@ -45,11 +45,11 @@ def main() -> None:
     made_current: list[torch.device] = []
     properties = SimpleNamespace(name="H200", uuid=f"gpu-{rank}")
     with (
-        mock.patch.object(module, "_backend", lambda device: "gloo"),
-        mock.patch.object(torch.cuda, "is_available", lambda: True),
-        mock.patch.object(torch.cuda, "device_count", lambda: 1),
+        mock.patch.object(module, "_backend", return_value="gloo"),
+        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(torch.cuda, "device_count", return_value=1),
         mock.patch.object(torch.cuda, "set_device", made_current.append),
-        mock.patch.object(torch.cuda, "get_device_properties", lambda device: properties),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ):
         device = rank_device("auto")
         assert device == torch.device("cuda", 0)

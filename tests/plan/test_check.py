@@ -13,7 +13,6 @@ from bc2.plan.check import check_memory_fits
 from bc2.recipe import load
 from bc2.train.training_settings import TrainingSettings
 
-
 GPU_0, GPU_1 = int(80e9), int(20e9)
 
 

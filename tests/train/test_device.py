@@ -122,7 +122,7 @@ def test_a_rank_that_sees_several_gpus_and_too_few(
 ) -> None:
     gpus(2)
     be_rank(monkeypatch, 2)
-    with pytest.raises(UsageError, match="number 2 on its machine.* sees 2 CUDA devices"):
+    with pytest.raises(UsageError, match=r"number 2 on its machine.* sees 2 CUDA devices"):
         rank_device("auto")
     # What was named is taken.
     assert str(rank_device("cuda:1")) == "cuda:1"
