@@ -149,7 +149,7 @@ def test_more_ranks_than_gpus_are_refused_before_anything_is_made(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(SystemExit) as left:
-        cli.main(["pretrain", "tiny", "--nproc", "2"])
+        cli.main(["pretrain", "tiny", "--nproc", "2", "--set", "pretrain.micro_batch=1"])
     assert left.value.code == 2
     assert "error: --nproc 2 needs as many GPUs, and 1 can be seen" in capsys.readouterr().err
     assert not (tmp_path / "home").exists()
