@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from bc2.errors import UsageError
 from bc2.parallel.rank_store import spans
 from bc2.process.launcher_variables import Place
+
+#: How long rank 0 waits before it fails, seconds.
+READ_S = 1.0
 
 
 def make_current(device: torch.device) -> None:
@@ -43,6 +47,8 @@ def check_own_gpu(store: Any, device: torch.device, here: Place) -> None:
         holders.setdefault(gpu.decode(), []).append(rank)
     shared = next((gpu for gpu, ranks in holders.items() if len(ranks) > 1), None)
     if shared is not None:
+        # The store may end with rank 0: the others have time to read the same.
+        time.sleep(READ_S if here.rank == 0 else 0.0)
         raise UsageError(
             f"{spans(holders[shared])} have the same GPU ({shared}); each needs its own",
             todo="start no more ranks on a machine than it has GPUs, with device = auto, and see "
