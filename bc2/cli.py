@@ -28,6 +28,7 @@ from bc2.errors import (
     UsageError,
     from_os_error,
     nearest,
+    out_of_memory,
     too_many_open_files,
 )
 from bc2.process import open_files, signals
@@ -152,7 +153,7 @@ def explain(error: BaseException) -> Bc2Error | None:
         return from_os_error(error, "working")
     if isinstance(error, UnicodeEncodeError):
         return _unencodable(error)
-    if isinstance(error, MemoryError) or _out_of_torch_memory(error):
+    if out_of_memory(error):
         return ResourceError("out of memory", todo="lower micro_batch, or the size of the model")
     return None
 
@@ -196,13 +197,6 @@ def _too_many_open_files(error: BaseException) -> TooManyOpenFiles | None:
             return too_many_open_files(behind, "working", where=where)
         behind = behind.__cause__ or behind.__context__
     return None
-
-
-def _out_of_torch_memory(error: BaseException) -> bool:
-    # By name, so that a failing command does not import torch to find out.
-    return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def render(error: Bc2Error) -> str:

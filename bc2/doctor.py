@@ -1,4 +1,4 @@
-"""What this machine has for bc2, and what is wrong with it."""
+"""What this machine has for bc2, what it can do with it, and what is wrong."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bc2 import __version__
+from bc2.abilities import abilities, look
 from bc2.errors import Bc2Error
 from bc2.files import why_not_writable
 
@@ -32,6 +34,9 @@ REQUIRED = {
     "matplotlib": "matplotlib",
     "zstandard": "zstandard",
 }
+
+#: Of these, what is for Linux alone: bc2 works without it elsewhere.
+LINUX_ONLY = ("deepspeed",)
 
 #: Extra -> distribution -> module.
 EXTRAS: dict[str, dict[str, str | None]] = {
@@ -57,6 +62,8 @@ class Diagnosis:
     registry: dict[str, Any] = field(default_factory=dict)
     sandbox: str = ""
     """How programs that a model wrote are locked in here; or why they are not run."""
+    abilities: list[dict[str, Any]] = field(default_factory=list)
+    """What bc2 does: its name, whether it can here (``able``), and more about it."""
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -74,16 +81,20 @@ class Diagnosis:
         for key, value in self.registry.items():
             yield f"registry {key}", str(value)
         yield "sandbox", self.sandbox
+        for ability in self.abilities:
+            yield ability["name"], f"{'yes' if ability['able'] else 'no'}: {ability['about']}"
 
 
 def diagnose() -> Diagnosis:
-    """Look at packages, devices, extras and the registry's disk. Changes nothing."""
+    """Look at packages, devices, extras, the registry's disk, abilities. Changes nothing."""
     found = Diagnosis()
     _packages(found)
     _extras(found)
     _devices(found)
     _registry(found)
-    found.sandbox = _sandbox()
+    mode, lacks = _sandbox()
+    found.sandbox = mode or f"none: {lacks}"
+    found.abilities = [each._asdict() for each in abilities(look(mode, lacks))]
     return found
 
 
@@ -107,7 +118,9 @@ def _packages(found: Diagnosis) -> None:
     for distribution, module in REQUIRED.items():
         version, broken = _version(distribution, module)
         found.packages[distribution] = version or "missing"
-        if version is None:
+        if version is None and distribution in LINUX_ONLY and sys.platform != "linux":
+            found.packages[distribution] = "not for this system"
+        elif version is None:
             found.problems.append(f"{distribution} is not installed: pip install bc2")
         elif broken:
             found.packages[distribution] = f"{version}, does not import"
@@ -169,14 +182,15 @@ def _registry(found: Diagnosis) -> None:
         _open_registry(found, home)
 
 
-def _sandbox() -> str:
+def _sandbox() -> tuple[str | None, str]:
+    """How programs are locked in, None if they cannot be; and why they cannot."""
     from bc2.sandbox.run import Sandbox
 
     try:
         with Sandbox.open() as sandbox:
-            return sandbox.mode
+            return sandbox.mode, ""
     except Bc2Error as error:
-        return f"none: {error}"
+        return None, str(error)
 
 
 def _open_registry(found: Diagnosis, home: Path) -> None:

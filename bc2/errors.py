@@ -15,6 +15,9 @@ from typing import Any
 
 from bc2.process import open_files
 
+#: How torch and CUDA's libraries say that memory ran out, in errors of no class of their own.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 class Bc2Error(Exception):
     """A failure a person can act on.
@@ -130,6 +133,14 @@ def nearest(wrong: str, right: Iterable[str]) -> str | None:
     """The known name most like `wrong`, or None if nothing is close."""
     matches = get_close_matches(wrong, list(right), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the host or on a GPU."""
+    # torch's class by its name, so that nobody imports torch to find out.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
 
 
 def too_many_open_files(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import psutil
+
+from bc2.errors import RunFailed
 
 if TYPE_CHECKING:
     import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+
+#: Prints the bytes free on each GPU whose index it is given.
+_ASK_GPUS = """\
+import sys, torch
+print(*(torch.cuda.mem_get_info(int(index))[0] for index in sys.argv[1:]))
+"""
 
 
 def host_available(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
@@ -22,13 +32,33 @@ def host_available(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> 
 
 
 def device_available(device: torch.device) -> int:
-    """Bytes free on a GPU, or on the host."""
+    """Bytes free on a GPU, or on the host. To ask a GPU takes some of it: see `gpus_available`."""
     if device.type == "cuda":
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return host_available()
+
+
+def gpus_available(indices: Sequence[int]) -> list[int]:
+    """Bytes free on each of some GPUs, for a process that does not compute on them itself.
+
+    A process of its own asks: who asks a GPU takes half a gigabyte of it and holds that until
+    it ends, and a launcher lives as long as its ranks.
+
+    Raises:
+        RunFailed: they do not answer.
+    """
+    command = [sys.executable, "-P", "-c", _ASK_GPUS, *map(str, indices)]
+    asked = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if asked.returncode:
+        lines = asked.stderr.strip().splitlines() or [f"exit {asked.returncode}"]
+        raise RunFailed(
+            f"the GPUs do not say how much memory is free: {lines[-1]}",
+            todo="see whether nvidia-smi lists them, and what `bc2 doctor` says",
+        )
+    return [int(size) for size in asked.stdout.split()]
 
 
 def _cgroup_room(root: Path, membership: Path) -> Iterator[int]:

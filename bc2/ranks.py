@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bc2.errors import Bc2Error
+from bc2.process.cores import usable_cores
 from bc2.process.launcher_variables import Place, read_place
 from bc2.process.signals import LAUNCHED
 
@@ -47,7 +48,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Its number among the ranks of its machine: which GPU it takes."""
+    """Its number among the ranks of its machine."""
     return place().local
 
 
@@ -58,7 +59,7 @@ def place() -> Place:
 
 def threads_of_each(ranks: int) -> int:
     """Threads of each rank, so that all ranks together use every core of this machine once."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+    return max(1, len(usable_cores()) // ranks)
 
 
 def first() -> bool:
@@ -73,6 +74,17 @@ def follow_srun() -> Place:
         numbers = {"WORLD_SIZE": here.world, "RANK": here.rank, "LOCAL_RANK": here.local}
         os.environ.update({name: str(number) for name, number in numbers.items()})
     return here
+
+
+def export_gpu(index: int) -> None:
+    """Say in LOCAL_RANK which GPU this rank has, for libraries that take it as a GPU's index.
+
+    `local_rank`, in this process and those it starts, goes on to be the rank's number.
+    """
+    number = local_rank()
+    if number != index:
+        os.environ["BC2_LOCAL_RANK"] = str(number)
+    os.environ["LOCAL_RANK"] = str(index)
 
 
 @contextmanager

@@ -12,7 +12,10 @@ app = verb()
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Show versions, devices, extras and disk, and what is wrong. Exit 1 if anything is."""
+    """Show versions, devices, extras, disk, what can be done here, and what is wrong.
+
+    Exit 1 if anything is wrong; that something cannot be done here is no fault.
+    """
     from bc2.doctor import diagnose
 
     found = diagnose()

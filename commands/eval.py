@@ -262,8 +262,9 @@ def _opened(asked: _Asked, *, runs_code: bool = False) -> Iterator[Evaluation]:
 def _holder(checkpoint: Artifact, asked: _Asked) -> ModelHolder:
     from bc2.evaluate.model_holder import ModelHolder
     from bc2.generate.engine_config import EngineConfig
-    from bc2.train.device import pick_device, pick_inference_precision
+    from bc2.train.device import check_gpus_for, pick_device, pick_inference_precision
 
+    check_gpus_for(asked.device, asked.nproc)
     size = asked.cache_memory
     memory = parse_bytes(size, "--cache-memory") if size is not None else None
     precision = pick_inference_precision(asked.precision, pick_device(asked.device))

@@ -117,7 +117,7 @@ def _run(asked: _Asked, output: Output, mfu: float | None, *, dry_run: bool) -> 
         return
     show_on_stderr(ladder_view.summary(progress))
     runs = [member.settings for member in asked.members]
-    fits = partial(check_resources, registry, runs, asked.nproc, asked.nproc)
+    fits = partial(check_resources, registry, runs, asked.nproc, Ranks(asked.nproc).starts)
     prepare(registry, progress, before_work=fits)
     LadderRun(registry, progress, partial(_train, asked), ladder_view.live).run()
     output.emit(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bc2 import doctor
+from bc2.abilities import Ability
 from bc2.cli import main
 from bc2.errors import RunFailed
 from bc2.registry import Registry
@@ -93,3 +94,41 @@ def test_a_machine_where_programs_are_not_run(home: Path, monkeypatch: pytest.Mo
     assert found.sandbox == "none: no sandbox here; allow user namespaces"
     assert ("sandbox", found.sandbox) in found.rows()
     assert not any("sandbox" in problem for problem in found.problems)
+
+
+def test_what_is_for_linux_alone_is_no_problem_elsewhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", {"deepspeed": "deepspeed"})
+    monkeypatch.setattr(doctor, "_version", lambda *_: (None, None))
+    assert len(doctor.diagnose().problems) == 1
+    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    found = doctor.diagnose()
+    assert found.packages == {"deepspeed": "not for this system"}
+    assert found.problems == []
+
+
+def test_abilities_are_told_and_a_lack_of_one_is_no_problem(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [Ability("fly", False, "no wings"), Ability("walk", True, "on two legs")]
+    monkeypatch.setattr(doctor, "abilities", lambda facts: told)
+    found = doctor.diagnose()
+    assert list(found.rows())[-2:] == [("fly", "no: no wings"), ("walk", "yes: on two legs")]
+    assert found.as_json()["abilities"][0] == {"name": "fly", "able": False, "about": "no wings"}
+    assert found.problems == []
+
+
+def test_devices_are_told_by_index(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the type that each of them is fast in: the second is older than the current one."""
+    kinds = {0: (9, 0), 1: (7, 5)}
+    about = SimpleNamespace(name="a GPU", total_memory=80 << 30)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: about)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: kinds[device.index])
+    monkeypatch.setattr(doctor, "REQUIRED", {})
+    assert doctor.diagnose().devices[1:] == [
+        {"name": "cuda:0", "about": "a GPU, 80 GiB, bf16"},
+        {"name": "cuda:1", "about": "a GPU, 80 GiB, fp32"},
+    ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from bc2.free_memory import host_available
+from bc2 import free_memory
+from bc2.errors import RunFailed
+from bc2.free_memory import gpus_available, host_available
 
 
 def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
@@ -37,3 +41,21 @@ def write(folder: Path, limit: str, most: str, usage: str, used: str, cache: str
 def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
     available = psutil.virtual_memory().available
     assert host_available(tmp_path, tmp_path / "none") == pytest.approx(available, rel=0.1)
+
+
+def test_gpus_are_asked_by_a_process_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here there are none: the process says so, and this one has not tried."""
+    with pytest.raises(RunFailed, match="the GPUs do not say how much memory is free: "):
+        gpus_available([0])
+
+
+def test_what_gpus_answer_is_in_the_order_of_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def answer(command: list[str], **_: Any) -> Any:
+        asked.append(command[-2:])
+        return SimpleNamespace(returncode=0, stdout="50 70\n")
+
+    monkeypatch.setattr(free_memory.subprocess, "run", answer)
+    assert gpus_available([2, 0]) == [50, 70]
+    assert asked == [["2", "0"]]

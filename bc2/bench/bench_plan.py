@@ -47,11 +47,10 @@ def make_bench_plan(
     if against:
         require_peer()
         specs += _peers(model, training, peers, tuned=peer_environment == "same")
-    alone = len(specs) == 1
     device = torch.device(training.device)
     known = datasheet_flops(device, pick_precision(training.precision, device))
     return BenchPlan(
-        tuple(spec.model_copy(update={"alone": alone}) for spec in specs),
+        tuple(specs),
         steps=steps,
         rounds=rounds,
         documents=documents,

@@ -1,6 +1,8 @@
-"""A benchmark: contenders train in turn, a block of steps each, round after round.
+"""A benchmark: contenders train, a block of steps each, round after round.
 
-So other work of the machine disturbs all of them alike; a ratio is taken within a round.
+On a CPU they take turns, so that other work of the machine disturbs all of them alike, and a
+ratio is taken within a round. A GPU has no room for all of them at once: there each makes all its
+rounds before the next one starts.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,6 +62,11 @@ class BenchPlan:
     @property
     def device(self) -> torch.device:
         return torch.device(self.training.device)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether all contenders are alive together and take turns, as on a CPU."""
+        return self.device.type == "cpu"
 
     @property
     def blocks(self) -> int:
@@ -178,13 +186,8 @@ def run_benchmark(
         shards = Path(folder) / "shards"
         write_shards(shards, plan.model.vocab_size, plan.training, plan.documents)
         named = [spec.model_copy(update={"shards": str(shards)}) for spec in plan.contenders]
-        products = held.enter_context(_matmul(named[0]))
-        running = [_warmed_up(spec, held, progress) for spec in named]
-        before, _ = _peak(products)
-        _rounds(plan, running, progress)
-        after, highest = _peak(products)
-        for each in running:
-            each.attempt(lambda each=each: each.finish(plan.steps, plan.saves))  # type: ignore[misc]
+        measure = _take_turns if plan.in_turn else _one_by_one
+        running, peak, products = measure(plan, named, held, progress)
         found = [each.result() for each in running]
         _require_ours(found)
         result = BenchResult(
@@ -192,9 +195,9 @@ def run_benchmark(
             params=plan.model.num_params(),
             batch_tokens=plan.training.batch_tokens,
             flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
-            peak=Peak(before=before, after=after, datasheet=plan.datasheet, kept=highest),
+            peak=peak,
             contenders=found,
-            ratios=list(_ratios(found)),
+            ratios=list(_ratios(found, paired=plan.in_turn)),
         )
         products.ask("keep", flops=result.peak_flops)
     return result
@@ -208,30 +211,69 @@ def _matmul(spec: Spec) -> Iterator[Workers]:
         yield products
 
 
+#: The contenders at the end, the device's peak, and the process that measured it last.
+_Measured = tuple[list[_Running], Peak, Workers]
+
+
+def _take_turns(
+    plan: BenchPlan, specs: list[Spec], held: ExitStack, progress: Progress
+) -> _Measured:
+    """All contenders alive together, one at work; `held` ends them."""
+    products = held.enter_context(_matmul(specs[0]))
+    running = []
+    for spec in specs:
+        running.append(each := _Running(held.enter_context(closing(Workers(spec)))))
+        _warm_up(each, progress)
+    before, _ = _peak(products)
+    for _ in range(plan.rounds):
+        for each in running:
+            _block(plan, each, progress)
+    after, highest = _peak(products)
+    for each in running:
+        each.attempt(partial(each.finish, plan.steps, plan.saves))
+    peak = Peak(before=before, after=after, datasheet=plan.datasheet, kept=highest)
+    return running, peak, products
+
+
+def _one_by_one(
+    plan: BenchPlan, specs: list[Spec], held: ExitStack, progress: Progress
+) -> _Measured:
+    """Each contender has the device to itself, from its start to its end."""
+    with _matmul(specs[0]) as products:
+        before, _ = _peak(products)
+    running = []
+    for spec in specs:
+        with closing(Workers(spec)) as workers:
+            running.append(each := _Running(workers))
+            _warm_up(each, progress)
+            for _ in range(plan.rounds):
+                _block(plan, each, progress)
+            each.attempt(partial(each.finish, plan.steps, plan.saves))
+    products = held.enter_context(_matmul(specs[0]))
+    after, highest = _peak(products)
+    peak = Peak(before=before, after=after, datasheet=plan.datasheet, kept=highest)
+    return running, peak, products
+
+
 def _peak(products: Workers) -> tuple[float, float]:
     """FLOP/s measured now, and the highest ever seen on this machine."""
     answers = [products.ask("peak") for _ in range(PEAK_REPEATS)]
     return max(float(a["flops"]) for a in answers), max(float(a["kept"]) for a in answers)
 
 
-def _warmed_up(spec: Spec, held: ExitStack, progress: Progress) -> _Running:
-    """Start a contender, while those before it wait, and warm it up."""
-    each = _Running(held.enter_context(closing(Workers(spec))))
+def _warm_up(each: _Running, progress: Progress) -> None:
     each.attempt(each.begin)
     steps = each.found.get("warmup_steps", 0)
-    progress(1, f"{spec.name}: {steps} steps to warm up" if steps else "")
-    return each
+    progress(1, f"{each.spec.name}: {steps} steps to warm up" if steps else "")
 
 
-def _rounds(plan: BenchPlan, running: list[_Running], progress: Progress) -> None:
-    for _ in range(plan.rounds):
-        for each in running:
-            each.attempt(lambda each=each: each.block(plan.steps))  # type: ignore[misc]
-            if not each.failed:
-                seconds = statistics.median(each.found["rounds"][-1])
-                progress(1, f"{each.spec.name}: {seconds * 1e3:.1f} ms a step")
-            else:
-                progress(1)
+def _block(plan: BenchPlan, each: _Running, progress: Progress) -> None:
+    each.attempt(partial(each.block, plan.steps))
+    if each.failed:
+        progress(1)
+        return
+    seconds = statistics.median(each.found["rounds"][-1])
+    progress(1, f"{each.spec.name}: {seconds * 1e3:.1f} ms a step")
 
 
 def _require_ours(found: list[ContenderResult]) -> None:
@@ -244,7 +286,7 @@ def _require_ours(found: list[ContenderResult]) -> None:
         )
 
 
-def _ratios(found: list[ContenderResult]) -> Iterator[Ratio]:
+def _ratios(found: list[ContenderResult], *, paired: bool) -> Iterator[Ratio]:
     """Each of bc2's contenders over every peer, and over the first of bc2's."""
     ran = [each for each in found if not each.failed]
     ours = [each for each in ran if each.kind == "bc2"]
@@ -252,20 +294,17 @@ def _ratios(found: list[ContenderResult]) -> Iterator[Ratio]:
     for one in ours:
         others = [each for each in ours[:1] if each is not one]
         for other in peers + others:
-            yield Ratio(ours=one.name, peer=other.name, rounds=_by_round(one, other))
-
-
-def _by_round(ours: ContenderResult, peer: ContenderResult) -> list[float]:
-    pairs = zip(ours.rounds, peer.rounds, strict=True)
-    return [statistics.median(theirs) / statistics.median(mine) for mine, theirs in pairs]
+            mine, theirs = (list(map(statistics.median, c.rounds)) for c in (one, other))
+            yield Ratio.between(one.name, other.name, mine, theirs, paired=paired)
 
 
 def announce(plan: BenchPlan) -> None:
     """Print on stderr what is going to be measured."""
     training = plan.training
+    how = "in turn" if plan.in_turn else "one after the other"
     note(
         f"{plan.model.num_params():,} parameters, {training.batch_sequences} x "
         f"{training.sequence_length} tokens a step in micro-batches of {training.micro_batch}, "
         f"{training.precision} on {training.device}: {plan.rounds} rounds of {plan.steps} steps "
-        f"of {', '.join(spec.name for spec in plan.contenders)} in turn"
+        f"of {', '.join(spec.name for spec in plan.contenders)} {how}"
     )

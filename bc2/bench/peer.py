@@ -88,7 +88,8 @@ class Llama:
 
 def _llama(spec: Spec, device: torch.device) -> Any:
     from transformers import LlamaForCausalLM
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
-    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    flash = device.type == "cuda" and is_flash_attn_2_available()
     kernel = "flash_attention_2" if flash and spec.weights != "fp32" else "sdpa"
     return LlamaForCausalLM(llama_config(spec.model, use_cache=False, attn_implementation=kernel))

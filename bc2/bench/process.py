@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,12 @@ from bc2 import ENVIRONMENT, KEEP_ENVIRONMENT
 from bc2.bench.spec import Spec
 from bc2.ranks import threads_of_each
 from bc2.train.worker_process import Answer, WorkerFailed, WorkerProcess
+
+#: Seconds that ranks may take to answer after one of them has failed.
+GRACE_S = 5.0
+
+#: Who is named in the error of a rank that only lost another one.
+_BROKEN = ("gloo", "NCCL")
 
 
 class Workers:
@@ -50,17 +57,28 @@ class Workers:
             rank.close()
 
     def _receive(self) -> list[Answer]:
-        answers: list[Answer] = []
+        answers: dict[int, Answer] = {}
         failures: list[WorkerFailed] = []
-        for rank in self._ranks:
-            try:
-                answers.append(rank.receive())
-            except WorkerFailed as error:
-                failures.append(error)
+        waiting = dict(enumerate(self._ranks))
+        # NCCL does not notice that a rank is gone: the others would wait for half an hour.
+        while waiting and (spoke := _speaking(waiting, GRACE_S if failures else None)):
+            for rank in spoke:
+                try:
+                    answers[rank] = waiting.pop(rank).receive()
+                except WorkerFailed as error:
+                    failures.append(error)
         if failures:
             # The others only lost a rank: the one that failed first says why.
-            raise min(failures, key=lambda error: "gloo" in str(error))
-        return answers
+            raise min(failures, key=lambda error: any(name in str(error) for name in _BROKEN))
+        return [answers[rank] for rank in sorted(answers)]
+
+
+def _speaking(waiting: dict[int, WorkerProcess], limit_s: float | None) -> list[int]:
+    """The ranks that have an answer, or have died; none after so many seconds."""
+    with selectors.DefaultSelector() as selector:
+        for rank, process in waiting.items():
+            selector.register(process, selectors.EVENT_READ, rank)
+        return [key.data for key, _ in selector.select(limit_s)]
 
 
 def _environments(spec: Spec) -> Iterator[dict[str, str]]:

@@ -120,8 +120,14 @@ def _between(low: float, high: float, scale: float, digits: int) -> str:
 def _ratios(result: BenchResult) -> Table:
     best = result.best_peer()
     rows = [_ratio(ratio, best) for ratio in result.ratios]
-    columns = ["ours", "against", "times as fast", "lowest to highest round", ""]
+    columns = ["ours", "against", "times as fast", ratio_limits(result.ratios), ""]
     return Table("Against each other", columns, rows)
+
+
+def ratio_limits(ratios: Sequence[Ratio]) -> str:
+    """What the lowest and the highest of ratios are taken over."""
+    paired = all(ratio.paired for ratio in ratios)
+    return "lowest to highest round" if paired else "lowest to highest of any two rounds"
 
 
 def _ratio(ratio: Ratio, best: str | None) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -123,11 +124,24 @@ class ContenderResult(Settings):
 
 
 class Ratio(Settings):
-    """How many times as fast one contender is as another, round by round."""
+    """How many times as fast one contender is as another."""
 
     ours: str
     peer: str
     rounds: list[float]
+    """Round by round; of contenders that ran one after the other, each round of the one against
+    each of the other."""
+    paired: bool = True
+    """Whether the two made each round at the same time of the run."""
+
+    @classmethod
+    def between(
+        cls, ours: str, peer: str, mine: list[float], theirs: list[float], *, paired: bool
+    ) -> Self:
+        """From the seconds that each of the two took for the same work, by round."""
+        pairs = zip(mine, theirs, strict=True) if paired else product(mine, theirs)
+        rounds = [their / my for my, their in pairs]
+        return cls(ours=ours, peer=peer, rounds=rounds, paired=paired)
 
     @property
     def spread(self) -> Spread:

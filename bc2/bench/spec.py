@@ -46,8 +46,6 @@ class Spec(Settings):
     """Of ours: how they share the work."""
     tuned: bool = True
     """Run in bc2's own process environment (sleeping OpenMP threads, allocator settings)."""
-    alone: bool = True
-    """No other contender is alive; else caches are handed back between blocks."""
 
 
 def default_peers(precision: Precision) -> tuple[str, ...]:

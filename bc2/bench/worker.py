@@ -15,9 +15,8 @@ import torch
 
 from bc2.bench.contenders import Contender, Ours, build_contender
 from bc2.bench.spec import Spec
-from bc2.ranks import local_rank
 from bc2.train.allocator import keep_freed_memory
-from bc2.train.device import DTYPES, pick_precision
+from bc2.train.device import DTYPES, pick_precision, take_device
 from bc2.train.peak import allocated_peak, device_peak, forget_peak, host_peak
 from bc2.train.peak_flops import MATMUL, STEP, Peak, keep_peak, measure_matmul
 from bc2.train.worker_process import Answer, serve
@@ -74,8 +73,6 @@ class Worker:
         clock.take()
         timed = [self._timed() for _ in range(steps)]
         parts = {name: spent / steps for name, spent in clock.take().items()}
-        if self.device.type == "cuda" and not self.spec.alone:
-            torch.cuda.empty_cache()
         return {"seconds": [s for s, _ in timed], "parts": parts, "loss": timed[-1][1]}
 
     def memory(self) -> Answer:
@@ -112,10 +109,11 @@ class Worker:
 
 
 def _on_own_device(spec: Spec) -> Spec:
-    """With this rank's GPU, where there are several."""
+    """With this rank's GPU, where there are several; it becomes the current one."""
     training = spec.training
-    if spec.ranks > 1 and torch.device(training.device).type == "cuda":
-        training = training.model_copy(update={"device": f"cuda:{local_rank()}"})
+    several = spec.ranks > 1 and training.device.startswith("cuda")
+    device = take_device("cuda" if several else training.device)
+    training = training.model_copy(update={"device": str(device)})
     return spec.model_copy(update={"training": training})
 
 
@@ -123,14 +121,12 @@ class Matmul:
     """Measures the device's peak, apart from the contenders' memory."""
 
     def __init__(self, spec: Spec):
-        self.device = torch.device(spec.training.device)
+        self.device = take_device(spec.training.device)
         self.precision = pick_precision(spec.training.precision, self.device)
 
     def peak(self) -> Answer:
         """What is measured now, and the highest that was ever seen on this machine."""
         flops = measure_matmul(self.device, DTYPES[self.precision], PEAK_S)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         return {"flops": flops, "kept": self._keep(Peak(flops, MATMUL))}
 
     def keep(self, flops: float) -> Answer:

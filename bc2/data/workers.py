@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from bc2.errors import ResourceError
+from bc2.process.cores import usable_cores
 from bc2.process.signals import shielded
 
 Item = TypeVar("Item")
@@ -91,7 +92,7 @@ def in_order(
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(usable_cores())
 
 
 def _begin(begin: Callable[..., None] | None, given: tuple[Any, ...], given_up: Connection) -> None:

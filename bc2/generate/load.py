@@ -11,6 +11,7 @@ import torch
 from bc2.errors import DataError
 from bc2.model.store import CONFIG, WEIGHTS, load_model, weight_files
 from bc2.model.transformer import Transformer
+from bc2.parallel.own_device import make_current
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
@@ -51,6 +52,7 @@ def open_model(
     bytes as they pass on to `device`.
 
     Args:
+        device: a GPU with its index becomes the current one.
         dtype: of the model's weights.
 
     Raises:
@@ -58,6 +60,7 @@ def open_model(
         IntegrityError: a file is not what was published.
     """
     check_files(artifact)
+    make_current(device)
     weights = weight_files(artifact.files())
     with artifact.hold():
         artifact.file(CONFIG)

@@ -74,6 +74,11 @@ class Ranks:
         return self.nproc > 1 or self.machines[1] > 1 or self.max_restarts > 0
 
     @property
+    def starts(self) -> int | None:
+        """How many this process starts here; None: none, it does the work itself."""
+        return self.nproc if self.wanted else None
+
+    @property
     def options(self) -> list[str]:
         """What a person types for it."""
         said: list[tuple[str, Any, Any]] = [

@@ -205,7 +205,7 @@ class _Training:
     def of(cls, request: TrainingRequest) -> _Training:
         """Raises: RecipeError; UsageError, also where the environment names no rendezvous."""
         from bc2.pipeline.session import Session
-        from bc2.train.device import pick_device
+        from bc2.train.device import check_gpus_for
         from bc2.train.training_settings import TrainingSettings
 
         if world_size() > 1:
@@ -217,14 +217,14 @@ class _Training:
         ranks, registry = request.ranks, Registry.open()
         world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
         settings.check_ranks(world)
-        pick_device(settings.pretrain.device)
+        check_gpus_for(settings.pretrain.device, ranks.nproc)
         source = lasting_source(recipe, request.recipe, registry.work / "recipes")
         request = replace(request, recipe=source)
         session = Session(
             registry,
             # A rank that is started again goes on.
             fresh=request.fresh and not restarted(),
-            before_work=partial(check_resources, registry, [settings], world, ranks.nproc),
+            before_work=partial(check_resources, registry, [settings], world, ranks.starts),
         )
         return cls(request, recipe, settings, session)
 
@@ -267,14 +267,14 @@ class _Training:
 
 
 def check_resources(
-    registry: Registry, runs: Sequence[TrainingSettings], world: int, nproc: int
+    registry: Registry, runs: Sequence[TrainingSettings], world: int, nproc: int | None
 ) -> None:
     """Refuse what cannot be trained here, before anything is made.
 
     Args:
         registry: where the checkpoints are to go.
         world: ranks of each run.
-        nproc: ranks of this machine.
+        nproc: ranks that this process is going to start here; None: it trains itself.
 
     Raises:
         ResourceError: a model cannot fit in memory.
@@ -286,6 +286,6 @@ def check_resources(
 
     for settings in runs:
         check_trackers(settings.pretrain.track)
-        check_memory_fits(settings, world, nproc if world > world_size() else None)
+        check_memory_fits(settings, world, nproc)
     for name in sorted({settings.name for settings in runs}):
         registry.check_publishing("checkpoint", name)

@@ -20,11 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bc2.errors import RecipeError, RunFailed
+from bc2.parallel.own_device import check_own_gpu, make_current
 from bc2.parallel.parallel_config import ORDER, Axis, ParallelConfig
 from bc2.parallel.rank_store import join_store, run_aside
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, follow_srun, world_size
 
 T = TypeVar("T")
+
+#: How long a collective may wait for a rank, by default, seconds.
+TIMEOUT_S = 1800.0
 
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
@@ -92,6 +96,8 @@ class Mesh:
     """Ranks with the same part of the model: `sequence` times `data`."""
     side: Group = field(default_factory=Group)
     """All ranks once more, over gloo, for a thread that runs beside the training."""
+    timeout: timedelta = timedelta(seconds=TIMEOUT_S)
+    """How long a collective of any group may wait for a rank."""
 
     @property
     def first(self) -> bool:
@@ -99,15 +105,18 @@ class Mesh:
         return self.world.rank == 0
 
 
-def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1800.0) -> Mesh:
+def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = TIMEOUT_S) -> Mesh:
     """Join the other ranks. Called once, by every rank.
 
     Args:
-        timeout_s: how long a collective may wait for a rank.
+        device: this rank's, of a GPU with its index; it becomes the current one.
+        timeout_s: how long a collective of any group may wait for a rank.
 
     Raises:
         RecipeError: the ranks do not fit the layout.
     """
+    make_current(device)
+    timeout = timedelta(seconds=timeout_s)
     world = world_size()
     if world == 1:
         if config.ranks_of_a_replica > 1:
@@ -115,38 +124,42 @@ def make_mesh(config: ParallelConfig, device: torch.device, timeout_s: float = 1
                 f"[parallel] asks for a multiple of {config.ranks_of_a_replica} ranks; this is one",
                 todo=f"start it with --nproc {config.ranks_of_a_replica}",
             )
-        return _one_rank_mesh(device) if config.on(1).zero else Mesh()
+        return _one_rank_mesh(device, timeout) if config.on(1).zero else Mesh(timeout=timeout)
     everyone = all_ranks(device, timeout_s)
     # Before groups are made: ranks with different layouts would wait for each other there.
     check_same_on_all_ranks(everyone, "[parallel]", config.model_dump(mode="json"))
-    return _groups(config, world)
+    return _groups(config, world, timeout)
 
 
 def all_ranks(
-    device: torch.device, timeout_s: float = 1800.0, *, wait_s: float = RENDEZVOUS_TIMEOUT_S
+    device: torch.device, timeout_s: float = TIMEOUT_S, *, wait_s: float = RENDEZVOUS_TIMEOUT_S
 ) -> Group:
     """Every rank of the run, whatever the layout. The first call waits for all ranks to call it.
 
     Args:
+        device: this rank's, of a GPU with its index; it becomes the current one.
         timeout_s: how long a collective may wait for a rank.
         wait_s: how long the first call waits for all ranks to come.
 
     Raises:
-        UsageError: the environment does not say where they meet.
+        UsageError: the environment does not say where they meet; or two have the same GPU.
         RunFailed: they did not come, or cannot communicate.
     """
+    make_current(device)
     world = world_size()
     if world == 1:
         return Group()
     if not dist.is_initialized():
-        _open_group(_backend(device), timedelta(seconds=timeout_s), wait_s)
+        _open_group(device, timedelta(seconds=timeout_s), wait_s)
     return Group(tuple(range(world)), dist.get_rank(), dist.group.WORLD)
 
 
-def _open_group(backend: str, timeout: timedelta, wait_s: float) -> None:
-    here = follow_srun()
+def _open_group(device: torch.device, timeout: timedelta, wait_s: float) -> None:
+    here, backend = follow_srun(), _backend(device)
     store = join_store(wait_s)
     store.set_timeout(timeout)
+    if backend == "nccl":
+        check_own_gpu(store, device, here)
     opening = partial(
         dist.init_process_group, backend, timeout=timeout, rank=here.rank, world_size=here.world,
         store=dist.PrefixStore("default_pg", store),  # type: ignore[attr-defined]
@@ -165,14 +178,19 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _one_rank_mesh(device: torch.device) -> Mesh:
+def _one_rank_mesh(device: torch.device, timeout: timedelta) -> Mesh:
     """A single rank with a process group, which DeepSpeed needs."""
     if not dist.is_initialized():
-        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    return Mesh(replicas=Group(handle=dist.group.WORLD))
+        dist.init_process_group(
+            _backend(device), timeout=timeout, rank=0, world_size=1,
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+        )  # fmt: skip
+    return Mesh(replicas=Group(handle=dist.group.WORLD), timeout=timeout)
 
 
-def _groups(config: ParallelConfig, world: int) -> Mesh:
+def _groups(config: ParallelConfig, world: int, timeout: timedelta) -> Mesh:
+    # Without a limit of their own, groups would have torch's: ten minutes with NCCL.
+    new_group = partial(dist.new_group, timeout=timeout)
     everyone = tuple(range(world))
     me = dist.get_rank()
     found: dict[str, Group] = {}
@@ -181,11 +199,12 @@ def _groups(config: ParallelConfig, world: int) -> Mesh:
         for ranks in groups:
             # DeepSpeed needs a group of replicas even where there is one.
             needed = len(ranks) > 1 or name == "replicas"
-            handle = dist.new_group(ranks) if needed and len(ranks) < world else dist.group.WORLD
+            handle = new_group(ranks) if needed and len(ranks) < world else dist.group.WORLD
             if me in ranks:
                 found[name] = Group(ranks, ranks.index(me), handle if needed else None)
-    side = Group(everyone, me, dist.new_group(everyone, backend="gloo"))
-    return Mesh(world=Group(everyone, me, dist.group.WORLD), side=side, **found)
+    side = Group(everyone, me, new_group(everyone, backend="gloo"))
+    world_group = Group(everyone, me, dist.group.WORLD)
+    return Mesh(world=world_group, side=side, timeout=timeout, **found)
 
 
 #: The coordinates that the ranks of a group have in common.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from bc2.errors import ResourceError, UsageError
-from bc2.free_memory import device_available
+from bc2.free_memory import device_available, gpus_available
 from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
 from bc2.plan.devices import Device
 from bc2.plan.training_plan import nothing_fits, recipe_candidate, workload_of
 from bc2.ranks import name_launcher, place
-from bc2.train.device import pick_device
+from bc2.train.device import check_gpus_for, pick_device, rank_device
 from bc2.train.training_settings import TrainingSettings
 
 #: A run is refused if its estimate is more than this times what is free: estimates err by less.
@@ -30,17 +30,22 @@ def check_memory_fits(
 
     Args:
         world: ranks of the run.
-        nproc: ranks of this machine; as the launcher says if None.
+        nproc: ranks that this process is going to start on this machine; None: it trains
+            itself, alone or as one of several.
         available: bytes free for this rank; looked up if None.
 
     Raises:
         ResourceError: it cannot fit; the error names a layout that would.
+        UsageError: there is no such device, or not one for each rank.
     """
-    device = pick_device(settings.pretrain.device)
+    wanted = settings.pretrain.device
+    if nproc is not None:
+        check_gpus_for(wanted, nproc)
+    device = rank_device(wanted) if nproc is None else pick_device(wanted)
     local = nproc or place().local_world or world
-    room = _room(device, local) if available is None else available
+    room = _room(device, local, starts=nproc is not None) if available is None else available
     # The speeds only rank layouts: those of an ordinary device will do.
-    here = Device(str(device), device.type, room, 312e12, 300e9, 25e9, local)
+    here = Device(device.type, device.type, room, 312e12, 300e9, 25e9, local)
     try:
         own = recipe_candidate(settings, workload_of(settings, here, world))
     except UsageError:
@@ -50,10 +55,17 @@ def check_memory_fits(
             raise _refusal(own, room)
 
 
-def _room(device: torch.device, local: int) -> int:
-    """Bytes free for one of the ranks of this machine."""
-    free = device_available(device)
-    return free // local if device.type == "cpu" else free
+def _room(device: torch.device, local: int, *, starts: bool) -> int:
+    """Bytes free for one of the ranks of this machine; on GPUs, where the least is.
+
+    Args:
+        starts: this process starts the ranks, and is none itself.
+    """
+    if device.type == "cpu":
+        return device_available(device) // local
+    if starts:
+        return min(gpus_available(range(local) if local > 1 else [device.index]))
+    return device_available(device)
 
 
 def _refusal(own: CandidateLayout, room: int) -> ResourceError:

@@ -6,6 +6,9 @@ of an interactive step or of a pod. So `bc2` sets them aside when it starts, and
 runs as a rank takes them back (`take_part`): no other command, library or child process sees them.
 
 An empty variable counts as one that is not set.
+
+bc2 itself sets BC2_LOCAL_RANK, where LOCAL_RANK has come to say which GPU a library shall take:
+see `bc2.ranks.export_gpu`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from bc2.errors import UsageError
 #: The first of each that is set says it.
 _WORLD = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANK = ("RANK", "SLURM_PROCID")
-_LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
+_LOCAL = ("BC2_LOCAL_RANK", "LOCAL_RANK", "SLURM_LOCALID")
 _LOCAL_WORLD = "LOCAL_WORLD_SIZE"
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from bc2.process.cores import usable_cores
+
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -62,8 +64,7 @@ def in_any_order() -> Iterator[None]:
 
 def physical_cores() -> int:
     """Cores that this process may run on; the threads of one core count once."""
-    allowed = os.sched_getaffinity(0)
-    return len({_core(number) for number in allowed})
+    return len({_core(number) for number in usable_cores()})
 
 
 def _core(number: int) -> str:

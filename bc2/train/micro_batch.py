@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from bc2.console import note, warn
-from bc2.errors import ResourceError
+from bc2.errors import ResourceError, RunFailed
 from bc2.files import replace_durably
-from bc2.free_memory import device_available
+from bc2.free_memory import device_available, gpus_available
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, divisors
 from bc2.train.memory.estimate import estimate
@@ -121,17 +121,20 @@ def choose_micro_batch(
 
     Raises:
         ResourceError: not even one sequence fits.
+        RunFailed: steps failed for another reason than memory.
     """
     sequences = training.batch_sequences
     fit = divisors(sequences)
     device = torch.device(training.device)
-    free = device_available(device) if available is None else available
+    free = _free(device) if available is None else available
     note(f'micro_batch = "auto": trying what fits in {_gb(free)} of free memory')
     spec = TrialSpec(model=model, training=training, margin=MARGIN)
     with WorkerProcess("bc2.train.micro_batch_trial", spec.model_dump_json()) as trial:
         try:
             needs = (_tried if device.type == "cuda" else _expected)(spec, trial, fit, free)
         except WorkerFailed as error:
+            if not error.out_of_memory:
+                raise _cannot_try(spec, str(error)) from None
             raise _too_small(spec, free, str(error)) from None
         allowed = _allowed(free)
         if earlier is not None and needs(earlier) <= allowed:
@@ -140,6 +143,13 @@ def choose_micro_batch(
         if found is None:
             raise _too_small(spec, free, f"one sequence takes {_gb(needs(1))}")
         return Choice(found, needs(found), free, again=False)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes free, for a process that begins now."""
+    if device.type == "cuda":
+        return gpus_available([device.index])[0]
+    return device_available(device)
 
 
 def _allowed(free: int) -> int:
@@ -196,6 +206,14 @@ def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], fr
 def _estimate(spec: TrialSpec, micro_batch: int) -> int:
     training = spec.training.model_copy(update={"micro_batch": micro_batch})
     return estimate(TrainingShape.of(spec.model, training, ParallelConfig(), 1)).total
+
+
+def _cannot_try(spec: TrialSpec, why: str) -> RunFailed:
+    return RunFailed(
+        f"no micro-batch could be tried on {spec.training.device}: {why}",
+        where="pretrain.micro_batch",
+        todo="set pretrain.micro_batch to a number, such as 1, to see the failure in training",
+    )
 
 
 def _too_small(spec: TrialSpec, free: int, why: str) -> ResourceError:

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from bc2.data.loader import Batch, pack
+from bc2.errors import out_of_memory
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import Settings
+from bc2.train.device import take_device
 from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from bc2.train.peak import forget_peak, host_peak
@@ -41,7 +43,7 @@ class Trial:
     def __init__(self, spec: TrialSpec):
         self.spec = spec
         training = spec.training
-        self.device = torch.device(training.device)
+        self.device = take_device(training.device)
         self.baseline = forget_peak()
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
@@ -67,7 +69,10 @@ class Trial:
         try:
             self._steps(micro_batch)
             fits = True
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            # A library's own memory, of cuBLAS or cuDNN, ends in other errors than torch's.
+            if not out_of_memory(error):
+                raise
             fits = False
         self.engine.discard()
         gc.collect()

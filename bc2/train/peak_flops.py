@@ -151,6 +151,9 @@ def peak_flops(device: torch.device, precision: Precision, kept: KeptPeaks | Non
         return max(Peak(*sheet), known or Peak(0.0, ""), key=lambda peak: peak.flops)
     seconds = FIRST_S if known is None else AGAIN_S
     measured = measure_matmul(device, DTYPES[precision], seconds)
+    if device.type == "cuda":
+        # The matrices take gigabytes, which are another process's where this one starts ranks.
+        torch.cuda.empty_cache()
     return kept.raise_to(key, Peak(measured, MATMUL))
 
 

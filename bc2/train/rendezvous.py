@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import bc2
 from bc2 import __version__
-from bc2.errors import RunFailed
+from bc2.errors import RunFailed, out_of_memory
 from bc2.files import lock_directory, make_directory, sha256_file, sha256_json
 from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.mesh import Group, Mesh, all_ranks, check_same_on_all_ranks, make_mesh
@@ -76,12 +76,20 @@ def explain_lost_rank(ranks: Group) -> Iterator[None]:
         yield
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if ranks.size == 1 or not lost:
+        # NCCL's first collective takes memory of its own.
+        if ranks.size == 1 or not lost or out_of_memory(error):
             raise
         raise RunFailed(
-            f"rank {ranks.rank} {LOST}: {str(error).splitlines()[0]}",
+            f"rank {ranks.rank} {LOST}: {_reason(str(error).splitlines())}",
             todo="see what the rank that failed first said, and start all again",
         ) from error
+
+
+def _reason(lines: list[str]) -> str:
+    """The first line of a message; of NCCL's, what follows its "Last error:"."""
+    if "Last error:" in lines[:-1]:
+        return f"NCCL: {lines[lines.index('Last error:') + 1]}"
+    return lines[0]
 
 
 #: How long to retry when another process has the run's lock, seconds: it may only have looked

@@ -19,6 +19,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from bc2.errors import out_of_memory
+
 Answer = dict[str, Any]
 
 #: Lines of a dead worker's stderr that are searched for a reason.
@@ -26,7 +28,15 @@ _TAIL = 50
 
 
 class WorkerFailed(Exception):
-    """A worker could not do what it was asked to; the text says why."""
+    """A worker could not do what it was asked to; the text says why.
+
+    Args:
+        out_of_memory: whether it failed because memory ran out.
+    """
+
+    def __init__(self, text: str, *, out_of_memory: bool = False):
+        super().__init__(text)
+        self.out_of_memory = out_of_memory
 
 
 class WorkerProcess:
@@ -91,6 +101,11 @@ class WorkerProcess:
         """Call a method without waiting for the answer: `receive` does."""
         self._write(json.dumps({"do": do, **arguments}))
 
+    def fileno(self) -> int:
+        """What has something to read when `receive` would not wait."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
     def close(self) -> None:
         """End the worker, and the compilers it may have started, and wait for it."""
         if self._process.poll() is None:
@@ -115,21 +130,22 @@ class WorkerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerFailed(self._why_dead())
+            raise self._death()
         answer: Answer = json.loads(line)
         if "error" in answer:
-            raise WorkerFailed(answer["error"])
+            raise WorkerFailed(answer["error"], out_of_memory=answer["out_of_memory"])
         return answer
 
-    def _why_dead(self) -> str:
+    def _death(self) -> WorkerFailed:
         code = self._process.wait()
         if code == -signal.SIGKILL:
-            return "killed by the system, which does that when memory runs out"
+            why = "killed by the system, which does that when memory runs out"
+            return WorkerFailed(why, out_of_memory=True)
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr.readlines()[-_TAIL:] if line.strip()]
         last = lines[-1] if lines else "it said nothing"
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-        return f"died ({how}): {last}"
+        return WorkerFailed(f"died ({how}): {last}")
 
 
 def serve(build: Callable[[str, ExitStack], object]) -> int:
@@ -159,7 +175,7 @@ def serve(build: Callable[[str, ExitStack], object]) -> int:
             return 1
         except Exception as error:  # any error is the answer
             traceback.print_exc()
-            send({"error": _reason(error)})
+            send({"error": _reason(error), "out_of_memory": out_of_memory(error)})
             return 1
     return 0
 

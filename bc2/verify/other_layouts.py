@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import torch
 
 from bc2.errors import ResourceError, UsageError
 from bc2.plan.check import check_memory_fits
+from bc2.process.cores import usable_cores
 from bc2.train.device import pick_device
 from bc2.train.rank_layout import (
     RankLayout,
@@ -84,4 +84,4 @@ def _places(settings: TrainingSettings) -> int:
     """Ranks that this machine has a device, or a core, for."""
     if pick_device(settings.pretrain.device).type == "cuda":
         return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0))
+    return len(usable_cores())

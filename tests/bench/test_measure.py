@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
+from bc2.bench import measure, process
 from bc2.bench.bench_plan import make_bench_plan
 from bc2.bench.data import write_shards
 from bc2.bench.measure import _require_ours, _Running, run_benchmark
 from bc2.bench.process import Workers
 from bc2.bench.results import BenchResult, ContenderResult
+from bc2.bench.spec import Spec
 from bc2.console import progress
 from bc2.errors import RunFailed
 from bc2.recipe import load
@@ -81,6 +86,100 @@ def test_each_round_has_a_block_of_each_contender(measured: BenchResult) -> None
         (names[1], names[0], 2),
     ]
     assert measured.best_peer() == names[2]
+
+
+class OnGpu:
+    """Workers on a GPU, which only pretend."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+    alive: ClassVar[set[str]] = set()
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.alive.add(spec.name)
+        # All that is alive at once is on the GPU.
+        assert self.alive == {spec.name}
+
+    def begin(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.alive.discard(self.spec.name)
+
+    def ask_each(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
+        return [self.ask(do, **arguments)]
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self.asked.append((self.spec.name, do))
+        if self.spec.name == "hf-bf16-eager" and do == "warmup":
+            raise WorkerFailed("OutOfMemoryError: CUDA out of memory", out_of_memory=True)
+        second = 1.0 if self.spec.kind == "bc2" else 2.0 + len(self.asked) % 2
+        return {
+            "peak": {"flops": 5e14, "kept": 6e14},
+            "keep": {"kept": 6e14},
+            "warmup": {"steps": 3},
+            "threads": {"threads": 1},
+            "block": {"seconds": [second], "parts": {"forward": 0.5}, "loss": 9.0},
+            "memory": {"baseline": 1, "peak": 9, "allocated": 7, "reserved": 8},
+        }[do]
+
+
+def test_on_a_gpu_one_contender_is_alive_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "Workers", OnGpu)
+    monkeypatch.setattr(OnGpu, "asked", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    result = run(
+        tmp_path, "pretrain.device=auto", "pretrain.precision=bf16",
+        peers="bf16-eager,bf16-compiled",
+    )  # fmt: skip
+    ours, failed, peer = result.contenders
+    assert failed.failed == "OutOfMemoryError: CUDA out of memory"
+    blocks = [name for name, do in OnGpu.asked if do == "block"]
+    # Two rounds, and one more for the times of parts.
+    assert blocks == ["bc2-eager"] * 3 + ["hf-bf16-compiled"] * 3
+    assert [do for name, do in OnGpu.asked if name == "matmul"] == ["peak"] * 6 + ["keep"]
+    assert (result.peak.before, result.peak.after, result.peak.kept) == (5e14, 5e14, 6e14)
+    assert [len(found.rounds) for found in (ours, peer)] == [2, 2]
+    (ratio,) = result.ratios
+    # Each of two rounds against each of two.
+    assert (ratio.paired, len(ratio.rounds)) == (False, 4)
+    assert sorted(set(ratio.rounds)) == sorted({block[0] for block in peer.rounds})
+
+
+class Silent:
+    """A rank that waits for one that is gone, without end."""
+
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe()
+
+    def fileno(self) -> int:
+        return self.read
+
+
+class Failed(Silent):
+    """One that has failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        os.close(self.write)
+
+    def receive(self) -> None:
+        raise WorkerFailed("OutOfMemoryError: CUDA out of memory", out_of_memory=True)
+
+
+@pytest.mark.parametrize("ranks", [(Silent, Failed), (Failed, Silent, Silent)])
+def test_ranks_that_wait_for_one_that_failed_are_not_waited_for(
+    ranks: tuple[type[Silent], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "GRACE_S", 0.1)
+    workers = Workers.__new__(Workers)
+    workers._ranks = [rank() for rank in ranks]  # type: ignore[misc]
+    with pytest.raises(WorkerFailed, match="CUDA out of memory"):
+        workers._receive()
 
 
 def test_of_several_ranks_the_one_that_died_says_why(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bc2.errors import DataError, IntegrityError
+from bc2.generate import load
 from bc2.generate.load import open_model
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import CONFIG, WEIGHTS, save_config, save_model
@@ -213,3 +214,19 @@ def test_no_model_at_all(tmp_path: Path) -> None:
         open_model(artifact, CPU, torch.float32),
     ):
         pytest.fail("given out")
+
+
+def test_the_gpu_is_current_before_weights_are_read(
+    tmp_path: Path, tokenizer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def read(path: Path, device: torch.device, *_: object, **__: object) -> Transformer:
+        order.append(f"read to {device}")
+        return Transformer(SMALL)
+
+    monkeypatch.setattr(load, "load_model", read)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: order.append(f"set {device}"))
+    artifact = checkpoint(tmp_path, tokenizer, SMALL)
+    with open_model(artifact, torch.device("cuda", 1), torch.float32):
+        assert order == ["set cuda:1", "read to cuda:1"]

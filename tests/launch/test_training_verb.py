@@ -140,3 +140,16 @@ def test_a_ref_that_is_not_there_is_found_before_anything_is_made(
     assert caught.value.code == 4, said
     assert "nowhere" in said
     assert "making" not in said
+
+
+def test_more_ranks_than_gpus_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["pretrain", "tiny", "--nproc", "2", "--set", "pretrain.micro_batch=1"])
+    assert left.value.code == 2
+    assert "error: --nproc 2 needs as many GPUs, and 1 can be seen" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 import warmed
 
-from bc2 import cli
+from bc2 import cli, ranks
 from bc2.errors import RecipeError, UsageError
 from bc2.process import launcher_variables
-from bc2.process.launcher_variables import Place, read_place, rendezvous_address
+from bc2.process.launcher_variables import (
+    Place,
+    read_place,
+    rendezvous_address,
+    set_aside,
+)
 from bc2.process.signals import LAUNCHED
 from bc2.ranks import name_launcher
 
@@ -223,3 +228,19 @@ def test_a_step_of_slurm_says_how_to_train_alone(small: Path) -> None:
     assert "no whole number of micro-batches of 4 on 4 data-parallel ranks" in done.stderr
     assert "this is one of 4 ranks because of SLURM_STEP_NUM_TASKS=4, SLURM_PR" in done.stderr
     assert "env -u SLURM_STEP_NUM_TASKS bc2 ..., or in a step of its own: srun" in done.stderr
+
+
+def test_local_rank_may_say_which_gpu_and_the_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed makes the GPU of LOCAL_RANK current: under srun each rank may see one, number 0."""
+    for name, text in {**SLURM, "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("BC2_LOCAL_RANK", "")
+    before = ranks.place()
+    for index in (0, 5, 1):
+        # The last is its number again; 5 is none of the ranks of its machine.
+        ranks.export_gpu(index)
+        assert os.environ["LOCAL_RANK"] == str(index)
+        assert ranks.place() == before
+        assert ranks.local_rank() == 1
+    with set_aside():
+        assert "BC2_LOCAL_RANK" not in os.environ

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from bc2.errors import UsageError
 from bc2.train import device as module
 from bc2.train.device import (
+    check_gpus_for,
     datasheet_flops,
     pick_compile,
     pick_device,
     pick_inference_precision,
+    rank_device,
+    take_device,
 )
 from bc2.train.precision import Precision
 from bc2.train.pretrain_config import PretrainConfig
@@ -44,6 +50,109 @@ def test_a_device_that_is_not_here(wanted: str) -> None:
         pick_device(wanted)
 
 
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Pretend that so many GPUs are visible; the indices that are made current."""
+
+    def see(count: int) -> list[int]:
+        made_current: list[int] = []
+
+        def set_device(device: torch.device) -> None:
+            # torch refuses one without an index, too.
+            made_current.append(_get_device_index(device))
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", set_device)
+        return made_current
+
+    return see
+
+
+def be_rank(
+    monkeypatch: pytest.MonkeyPatch, number: int, world: int = 8, local_world: int | None = None
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("RANK", str(number))
+    monkeypatch.setenv("LOCAL_RANK", str(number))
+    if local_world is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")],
+)
+def test_a_gpu_that_is_picked_has_an_index_and_nothing_is_taken_of_it(
+    wanted: str, expected: str, gpus: Callable[[int], list[int]]
+) -> None:
+    made_current = gpus(2)
+    assert str(pick_device(wanted)) == expected
+    assert made_current == []
+    assert str(take_device(wanted)) == expected
+    assert made_current == ([] if expected == "cpu" else [int(expected[-1])])
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(gpus: Callable[[int], list[int]]) -> None:
+    assert gpus(0) == []
+    assert str(pick_device("auto")) == "cpu"
+    with pytest.raises(UsageError, match="cuda is not here: 0 CUDA devices"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("number", "visible", "expected"),
+    [
+        (3, 8, 3),  # torchrun, deepspeed, bc2 --nproc: every rank sees all GPUs
+        (0, 1, 0),  # srun --gpus-per-task=1: each sees its own alone, as number 0
+        (3, 1, 0),
+        (1, 2, 1),  # srun --gpus-per-task=2: the second of its own two
+    ],
+)
+def test_each_rank_has_a_gpu_however_many_it_sees(
+    number: int, visible: int, expected: int, gpus: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made_current = gpus(visible)
+    be_rank(monkeypatch, number)
+    for wanted in ("auto", "cuda"):
+        assert take_device(wanted) == torch.device("cuda", expected)
+    assert made_current == [expected] * 2
+
+
+def test_a_rank_that_sees_several_gpus_and_too_few(
+    gpus: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(2)
+    be_rank(monkeypatch, 2)
+    with pytest.raises(UsageError, match=r"number 2 on its machine.* sees 2 CUDA devices"):
+        rank_device("auto")
+    # What was named is taken.
+    assert str(rank_device("cuda:1")) == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "nproc", "said"),
+    [
+        ("auto", 4, 4, None),
+        ("auto", 0, 4, None),
+        ("cpu", 1, 4, None),
+        ("cuda", 1, 2, "--nproc 2 needs as many GPUs, and 1 can be seen"),
+        ("cuda:1", 4, 2, "--nproc 2 needs as many GPUs, and device = cuda:1 is one"),
+    ],
+)
+def test_ranks_are_started_only_if_there_is_a_gpu_for_each(
+    wanted: str, visible: int, nproc: int, said: str | None, gpus: Callable[[int], list[int]]
+) -> None:
+    made_current = gpus(visible)
+    if said is None:
+        check_gpus_for(wanted, nproc)
+    else:
+        with pytest.raises(UsageError, match=said):
+            check_gpus_for(wanted, nproc)
+    assert made_current == []
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(
     ("wanted", "expected"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")]
@@ -63,8 +172,11 @@ def test_answers_are_exact_on_a_cpu_unless_asked_otherwise(
 def test_answers_on_a_gpu_have_the_type_that_it_is_fast_in(
     wanted: str, native: bool, expected: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    assert pick_inference_precision(wanted, torch.device("cuda")) == expected
+    # Of two GPUs the second is asked for, and the first, the current one, is of another kind.
+    kinds = {0: (7, 5) if native else (9, 0), 1: (9, 0) if native else (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: kinds[device.index])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert pick_inference_precision(wanted, torch.device("cuda", 1)) == expected
 
 
 @pytest.mark.parametrize("wanted", ["fp16", "", "BF16"])

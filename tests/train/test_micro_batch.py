@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from bc2 import recipe
 from bc2.cli import main
-from bc2.errors import RecipeError, ResourceError
+from bc2.errors import RecipeError, ResourceError, RunFailed
 from bc2.model.model_config import ModelConfig
 from bc2.pipeline.session import Session
 from bc2.registry import Registry
@@ -26,7 +26,7 @@ from bc2.train.micro_batch import (
 )
 from bc2.train.micro_batch_trial import TrialSpec
 from bc2.train.pretrain_config import PretrainConfig
-from bc2.train.worker_process import WorkerProcess
+from bc2.train.worker_process import WorkerFailed, WorkerProcess
 
 MODEL = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2
@@ -100,6 +100,47 @@ def test_on_a_gpu_each_size_is_tried_at_most_once(most: int, expected: int | Non
     needs = _tried(spec, device, DIVISORS, 1000)  # type: ignore[arg-type]
     assert _largest(DIVISORS, lambda n: needs(n) <= 930) == expected
     assert len(device.asked) == len(set(device.asked)) <= 4
+
+
+class Broken:
+    """A trial that fails when it is built."""
+
+    def __init__(self, failure: WorkerFailed):
+        self.failure = failure
+
+    def __call__(self, module: str, first: str) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self) -> None:
+        raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected", "said"),
+    [
+        (
+            WorkerFailed("OutOfMemoryError: CUDA out of memory", out_of_memory=True),
+            ResourceError, "not even micro-batches of one sequence .* OutOfMemoryError",
+        ),
+        (
+            WorkerFailed("ValueError: no kernel for this"),
+            RunFailed, "no micro-batch could be tried on cuda:0: ValueError: no kernel for this",
+        ),
+    ],
+)  # fmt: skip
+def test_only_a_lack_of_memory_is_told_as_one(
+    failure: WorkerFailed, expected: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(micro_batch, "WorkerProcess", Broken(failure))
+    training = TRAINING.model_copy(update={"device": "cuda:0"})
+    with pytest.raises(expected, match=said):
+        choose_micro_batch(MODEL, training, available=PLENTY)
 
 
 AUTO = 'pretrain.micro_batch="auto"'

@@ -151,6 +151,17 @@ def test_a_known_gpu_is_measured_by_its_maker_and_raised_by_a_step(
     assert peak_flops(gpu, "bf16", kept) == (1100e12, STEP)
 
 
+def test_a_gpu_gets_back_the_memory_of_a_measurement(
+    kept: KeptPeaks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Something New")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    measuring(monkeypatch, 5e14)
+    assert peak_flops(torch.device("cuda", 0), "bf16", kept) == (5e14, MATMUL)
+    assert freed == [True]
+
+
 def test_the_highest_of_two_processes_stays(kept: KeptPeaks) -> None:
     assert kept.path is not None
     other = KeptPeaks(kept.path)

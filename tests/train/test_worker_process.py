@@ -21,6 +21,8 @@ class Echo:
         return {"text": 2 * text}
     def fail(self):
         raise ValueError("no such thing\\nsecond line")
+    def lack(self, error, text):
+        raise {"MemoryError": MemoryError, "RuntimeError": RuntimeError}[error](text)
     def leave(self):
         os._exit(3)
 
@@ -52,6 +54,26 @@ def test_an_exception_is_the_answer(environment: dict[str, str]) -> None:
         child.begin()
         with pytest.raises(WorkerFailed, match=r"^ValueError: no such thing$"):
             child.ask("fail")
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "lacks"),
+    [
+        ("MemoryError", "", True),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", True),
+        ("RuntimeError", "CUDA error: out of memory", True),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", True),
+        ("RuntimeError", "CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_whether_memory_ran_out_is_told(
+    error: str, text: str, lacks: bool, environment: dict[str, str]
+) -> None:
+    with WorkerProcess("echo_child", "good", environment) as child:
+        child.begin()
+        with pytest.raises(WorkerFailed, match=error) as caught:
+            child.ask("lack", error=error, text=text)
+    assert caught.value.out_of_memory is lacks
 
 
 def test_one_that_cannot_be_built(environment: dict[str, str]) -> None:

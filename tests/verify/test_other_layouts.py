@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> TrainingSettings:
 def test_the_usual_numbers_that_the_machine_has_cores_for(
     settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch, cores: int, ranks: list[int]
 ) -> None:
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(module, "usable_cores", lambda: set(range(cores)))
     found = other_layouts(settings, recipe_layout(settings, 1), None, None)
     assert [one.ranks for one in found] == ranks
     # 8 sequences a step, 4 at a time where there are so many.
@@ -54,7 +54,7 @@ def test_the_usual_numbers_that_the_machine_has_cores_for(
 def test_a_usual_number_that_the_batch_does_not_divide_among_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(module, "usable_cores", lambda: set(range(8)))
     (tmp_path / "small.toml").write_text(RECIPE)
     sets = ["pretrain.batch_tokens=128", "pretrain.micro_batch=1"]
     two = TrainingSettings.of(load(tmp_path / "small.toml", sets), trains=False)

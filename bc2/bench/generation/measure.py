@@ -1,7 +1,8 @@
 """The benchmark of generation: part by part, and in each part round after round.
 
-The contenders of `decode` are processes that are alive together and take turns, so that other
-work of the machine disturbs all of them alike; a ratio is taken within a round.
+The contenders of `decode` are processes. On a CPU they are alive together and take turns, so that
+other work of the machine disturbs all of them alike, and a ratio is taken within a round. A GPU has
+no room for all of them: there each makes all its rounds before the next one starts.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class GenerationPlan:
     rounds: int
     n: int
     """Continuations in the part `n`."""
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the contenders of `decode` are alive together and take turns, as on a CPU."""
+        return self.job.device == "cpu"
 
     @property
     def total(self) -> int:
@@ -233,6 +239,18 @@ def _decode(
     progress: Progress,
 ) -> tuple[list[DecodeResult], list[Ratio]]:  # fmt: skip
     running = [_Running(job, start) for job in plan.jobs(precision)]
+    if plan.in_turn:
+        _compete(plan, running, progress)
+    else:
+        for each in running:
+            _compete(plan, [each], progress)
+    ours = next((each.checksums for each in running if each.job.kind == "bc2"), [])
+    results = [each.result(ours) for each in running]
+    return results, list(_ratios(results, paired=plan.in_turn))
+
+
+def _compete(plan: GenerationPlan, running: list[_Running], progress: Progress) -> None:
+    """Measure contenders that are alive together, from their start to their end."""
     with ExitStack() as held:
         for each in running:
             held.enter_context(closing(each))
@@ -246,9 +264,6 @@ def _decode(
                 progress(1, "" if each.failed else f"{each.job.name}: {_told_speed(plan, each)}")
         for each in running:
             each.attempt(each.finish)
-    ours = next((each.checksums for each in running if each.job.kind == "bc2"), [])
-    results = [each.result(ours) for each in running]
-    return results, list(_ratios(results))
 
 
 def _told_size(each: _Running) -> str:
@@ -260,14 +275,13 @@ def _told_speed(plan: GenerationPlan, each: _Running) -> str:
     return f"{sum(plan.work.answers) / seconds:,.0f} tokens/s"
 
 
-def _ratios(results: list[DecodeResult]) -> Iterator[Ratio]:
-    """How many times as fast bc2 is as each peer, round by round."""
+def _ratios(results: list[DecodeResult], *, paired: bool) -> Iterator[Ratio]:
+    """How many times as fast bc2 is as each peer."""
     ran = [found for found in results if not found.failed]
     for ours in (found for found in ran if found.kind == "bc2"):
         for peer in (found for found in ran if found.kind != "bc2"):
-            pairs = zip(ours.rounds, peer.rounds, strict=True)
-            rounds = [theirs.seconds / mine.seconds for mine, theirs in pairs]
-            yield Ratio(ours=ours.name, peer=peer.name, rounds=rounds)
+            mine, theirs = ([each.seconds for each in one.rounds] for one in (ours, peer))
+            yield Ratio.between(ours.name, peer.name, mine, theirs, paired=paired)
 
 
 def _require_ours(found: dict[str, Any]) -> None:

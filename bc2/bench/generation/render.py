@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bc2.bench.generation.results import DecodeResult, GenerationResult
-from bc2.bench.render import Table, lasting, markdown_tables, unlike
+from bc2.bench.render import Table, lasting, markdown_tables, ratio_limits, unlike
 from bc2.bench.results import Spread
 
 
@@ -97,7 +97,7 @@ def _ratios(result: GenerationResult) -> Table:
         [ratio.ours, ratio.peer, *_times(ratio.spread)]
         for ratio in result.ratios
     ]  # fmt: skip
-    columns = ["ours", "against", "times as fast", "lowest to highest round"]
+    columns = ["ours", "against", "times as fast", ratio_limits(result.ratios)]
     return Table("Against each other", columns, rows)
 
 

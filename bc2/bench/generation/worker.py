@@ -17,6 +17,7 @@ import torch
 from bc2.bench.generation.job import Job
 from bc2.bench.generation.outcome import Outcome, Pair
 from bc2.bench.generation.work import Work
+from bc2.parallel.own_device import make_current
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.peak import device_peak, forget_peak, host_peak
 from bc2.train.worker_process import Answer, serve
@@ -42,6 +43,7 @@ class Worker:
     def __init__(self, job: Job):
         self.job = job
         self.device = torch.device(job.device)
+        make_current(self.device)
         self.work = Work.model_validate_json(Path(job.work).read_text(encoding="utf-8"))
         if job.kind != "bc2":
             # The memory of imports is no part of generation: imported before the baseline.

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -31,7 +32,7 @@ from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
-from bc2.ranks import local_rank
+from bc2.ranks import export_gpu, local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, root
@@ -69,7 +70,7 @@ class DeepSpeedEngine(Engine):
         held = sum(prod(part.shard_shape) for part in self.parts.values())
         settings = ds_settings(parallel, precision, held)
         with _stdout_to_stderr():
-            deepspeed = _import(device)
+            deepspeed = _import(device, mesh)
             model = build_model(config, mesh)
             _allocate(model, device, DTYPES[precision], mesh, settings, deepspeed)
             model.model.checkpointing = checkpointing
@@ -231,19 +232,23 @@ def _hold(
     held.add(name, part, run.first, copy)
 
 
-def _import(device: torch.device) -> Any:
+def _import(device: torch.device, mesh: Mesh) -> Any:
     # Or DeepSpeed would take a GPU that the recipe does not use.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ["LOCAL_RANK"] = str(local_rank())
+    # By its index it makes a GPU current, now and again later.
+    export_gpu(local_rank() if device.index is None else device.index)
     import deepspeed
 
-    # Only inference needs this kernel. Building it takes a compiler and half a minute, and a
-    # build that was killed leaves a lock that every later one waits for without end.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # A look at this table fills it: DeepSpeed tries a compiler on each of its kernels, on every
+    # rank. One entry is read here, of a kernel for inference alone; building that takes half a
+    # minute, and a build that was killed leaves a lock that every later one waits for without end.
+    deepspeed.ops.__compatible_ops__ = {}
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(
             dist_backend=torch.distributed.get_backend(), dist_init_required=False
         )
+    # It makes those of `zero_group` itself, without a limit: torch's is ten minutes with NCCL.
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=mesh.timeout)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,7 +55,7 @@ class Fakes:
     def __init__(self, fails: Callable[[Job, str, dict[str, Any]], bool] = lambda *_: False):
         self.fails = fails
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
-        self.alive = 0
+        self.alive = self.most_alive = 0
         self.works: set[str] = set()
 
     def __call__(self, job: Job) -> Any:
@@ -65,6 +66,7 @@ class _Fake:
     def __init__(self, job: Job, all_: Fakes):
         self.job, self.all = job, all_
         all_.alive += 1
+        all_.most_alive = max(all_.most_alive, all_.alive)
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +146,25 @@ def test_contenders_take_turns_in_their_best_size(tmp_path: Path) -> None:
     assert [ratio.rounds for ratio in result.ratios] == [[0.6, 0.6], [0.5, 0.5]]
     assert (static.same_answers, continuous.same_answers) == (2 / 3, 1.0)
     assert (ours.rounds[0].first_median_s, ours.rounds[0].first_p95_s) == (2.0, 3.0)
+
+
+def test_on_a_gpu_each_contender_is_alone(tmp_path: Path) -> None:
+    fakes = Fakes()
+    on_gpu = replace(plan(), job=JOB.model_copy(update={"device": "cuda:0"}))
+    result = run(on_gpu, tmp_path, fakes)
+    assert fakes.most_alive == 1
+    rounds = [name for name, do, arguments in fakes.asked if do == "decode" and not arguments]
+    assert rounds == [
+        name for name in ("bc2-fp32", "hf-static-fp32", "hf-continuous-fp32") for _ in range(2)
+    ]
+    assert [found.size for found in result.decode] == [0, 4, 4]
+    assert result.decode[2].same_answers == 1.0
+    # Each of two rounds against each of two.
+    assert [ratio.rounds for ratio in result.ratios] == [[0.6] * 4, [0.5] * 4]
+    assert [ratio.paired for ratio in result.ratios] == [False] * 2
+    on_cpu = Fakes()
+    assert all(ratio.paired for ratio in run(plan(), tmp_path, on_cpu).ratios)
+    assert on_cpu.most_alive == 3
 
 
 def test_a_single_size_is_not_tried(tmp_path: Path) -> None:
