@@ -161,6 +161,17 @@ def _sums(loss: Loss) -> dict[str, float]:
     return {name: float(value.detach().double()) for name, value in every.items()}
 
 
+def mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether none follows."""
+    waiting = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting, False
+        waiting = batch
+    if waiting is not None:
+        yield waiting, True
+
+
 def root(square: float) -> float:
     """A norm from its square; NaN and inf stay what they are."""
     return math.sqrt(square) if square >= 0 else math.nan

@@ -34,7 +34,7 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
-from bc2.train.engines.base import Engine, EngineState, add_sums, root
+from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
 from bc2.train.engines.deepspeed_settings import ds_settings
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
@@ -98,7 +98,7 @@ class DeepSpeedEngine(Engine):
     ) -> dict[str, float]:
         self.discard()
         sums: dict[str, float] = {}
-        for batch, last in _mark_last(batches):
+        for batch, last in mark_last(batches):
             # ZeRO reduces gradients as they come, and finishes after the last micro-batch.
             self._engine.set_gradient_accumulation_boundary(last)
             loss = self.loss(objective, batch, self.clock)
@@ -285,17 +285,6 @@ def _allocate(
                 # DeepSpeed makes it with the first piece, if the recipe asks for such groups.
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
             )
-
-
-def _mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Each batch, and whether none follows."""
-    waiting = None
-    for batch in batches:
-        if waiting is not None:
-            yield waiting, False
-        waiting = batch
-    if waiting is not None:
-        yield waiting, True
 
 
 def _total_and_sums(

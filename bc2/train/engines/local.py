@@ -22,7 +22,8 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
-from bc2.train.engines.base import Engine, EngineState, add_sums, root
+from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
+from bc2.train.engines.gradients import Gradients, SummedGradients
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
@@ -75,35 +76,34 @@ class LocalEngine(Engine):
         named = dict(zip(self.parts, self.master, strict=True))
         shapes = {name: part.shape for name, part in self.parts.items()}
         self.optimizer = make_optimizer(named, shapes, config)
+        pairs = zip(model.parameters(), self.master, strict=True)
+        several = self.mesh.replicas.size > 1
+        self._gradients = (
+            SummedGradients(pairs, self.mesh.replicas) if several else Gradients(pairs)
+        )
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
         self.discard()
         sums: dict[str, float] = {}
-        for batch in batches:
+        for batch, last in self._with_last(batches):
             loss = self.loss(objective, batch, self.clock)
-            with self.clock.part("backward"):
+            with self.clock.part("backward"), self._gradients.backward(last):
                 torch.autograd.backward(loss.total / tokens)
-                self._collect()
             add_sums(sums, loss)
         with self.clock.part("backward"):
-            for master in self.master:
-                if master.grad is not None:
-                    self.mesh.replicas.all_reduce(master.grad)
+            self._gradients.finish()
             sums = self._summed(sums, data=True)
         return {name: value / tokens for name, value in sums.items()}
 
-    def _collect(self) -> None:
-        """Add the micro-batch's bf16 gradients to the master's in fp32."""
-        for parameter, master in self._copies():
-            if parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad.add_(parameter.grad)
-            parameter.grad = None
+    def _with_last(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Each batch, and whether none follows, which only several replicas need to know."""
+        if self.mesh.replicas.size > 1:
+            yield from mark_last(batches)
+        else:
+            # A signal may end a step between two batches, so none is read before its turn.
+            yield from ((batch, False) for batch in batches)
 
     def _copies(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter]]:
         """bf16 parameters, each with its fp32 master."""
@@ -138,6 +138,7 @@ class LocalEngine(Engine):
     def discard(self) -> None:
         self.optimizer.inner.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
+        self._gradients.discard()
 
     @torch.no_grad()
     def _publish_weights(self) -> None:
