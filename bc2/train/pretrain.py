@@ -110,10 +110,9 @@ def _train(run: Run, inputs: RunInputs, registry: Registry, mesh: Mesh) -> Artif
     # Measuring the peak may draw random numbers; the seed is set after it.
     speed = _speed(run, mesh)
     footprint = Footprint(run.model, config, run.parallel, mesh.world.size)
-    engine = make_engine(run.model, config, run.parallel, mesh)
+    earlier, start = _load_newest(_earlier(run, registry, mesh), mesh)
+    engine = make_engine(run.model, config, run.parallel, mesh, blank=start is not None)
     objective = NextToken(config.z_loss)
-    earlier = _earlier(run, registry, mesh)
-    earlier, start = _load_newest(earlier, mesh)
     _announce(run, inputs, speed, start, folder)
     log = _log(run, folder, start, mesh)
     total = inputs.schedule.total

@@ -36,6 +36,7 @@ from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
 from bc2.train.engines.deepspeed_settings import ds_settings
+from bc2.train.engines.host_copies import CopySet, HostCopies
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
@@ -44,7 +45,11 @@ from bc2.train.precision import Precision
 
 
 class DeepSpeedEngine(Engine):
-    """See `Engine`. Weights are drawn from `seed` unless a checkpoint is restored."""
+    """See `Engine`.
+
+    Args:
+        seed: weights are drawn from it; None: they are restored from a checkpoint instead.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class DeepSpeedEngine(Engine):
         precision: Precision = "fp32",
         compile: bool = False,
         checkpointing: int = 0,
-        seed: int = 0,
+        seed: int | None = 0,
         clock: Clock | None = None,
     ):
         self.mesh = mesh
@@ -89,13 +94,17 @@ class DeepSpeedEngine(Engine):
                 mpu=_Groups(mesh),
             )
         self.model = model
+        self._copies_of_state = HostCopies(device)
         self._zero: Zero = zero_of(self._engine, self._optimizer)
-        # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
-        self.restore(InitialWeights(config, seed), HeldTensors())
+        self.blank = seed is None
+        if seed is not None:
+            # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
+            self.restore(InitialWeights(config, seed), HeldTensors())
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
+        self.check_restored()
         self.discard()
         sums: dict[str, float] = {}
         for batch, last in mark_last(batches):
@@ -145,6 +154,7 @@ class DeepSpeedEngine(Engine):
     @contextmanager
     def runner(self) -> Iterator[ModelRunner]:
         """See `Engine`. ZeRO 3 gathers all weights once, or in every pass if there is no room."""
+        self.check_restored()
         if not self._partitioned:
             with super().runner() as runner:
                 yield runner
@@ -179,19 +189,27 @@ class DeepSpeedEngine(Engine):
         return min(free) > 2 * needed
 
     def snapshot(self) -> EngineState:
-        state = EngineState()
-        for name, parameter in self.parameters.items():
-            part, run = self.parts[name], self._zero.run(parameter)
-            # Every tensor rank has what is not cut: the first one writes it.
-            mine = run is not None and not (part.dim is None and self.mesh.tensor.rank)
-            _hold(state.weights, name, part, run if mine else None, None)
-            for key in self._optimizer.state_names[name] if self._zero.stepped else ():
-                _hold(state.optimizer, f"{key}.{name}", part, run if mine else None, key)
-            if self._zero.stepped:
-                # A copy, as all of the state: it is written while training continues.
-                step = self._zero.step().float().cpu().clone() if self.mesh.first else None
-                state.optimizer.add(f"{STEP}.{name}", TensorShard(()), 0, step)
+        self.check_restored()
+        with self._copies_of_state.begin() as copies:
+            state = EngineState(give_back=copies.give_back)
+            for name, parameter in self.parameters.items():
+                self._hold(state, copies, name, self._zero.run(parameter))
         return state
+
+    def _hold(self, state: EngineState, copies: CopySet, name: str, run: OwnedSlice | None) -> None:
+        """Hold this rank's slice of a parameter and of its states."""
+        part = self.parts[name]
+        if part.dim is None and self.mesh.tensor.rank:
+            # Every tensor rank has what is not cut: the first one writes it.
+            run = None
+        _hold(state.weights, copies, name, part, run, None)
+        if not self._zero.stepped:
+            return
+        for key in self._optimizer.state_names[name]:
+            _hold(state.optimizer, copies, f"{key}.{name}", part, run, key)
+        # A copy, as all of the state: it is written while training continues.
+        step = self._zero.step().float().cpu().clone() if self.mesh.first else None
+        state.optimizer.add(f"{STEP}.{name}", TensorShard(()), 0, step)
 
     def held_tensors(self) -> Iterator[Tensor]:
         yield from self._zero.flat
@@ -216,18 +234,22 @@ class DeepSpeedEngine(Engine):
             self._zero.set_step(step)
         self._zero.publish_weights()
         self.discard()
+        self.blank = False
 
 
 def _hold(
-    held: HeldTensors, name: str, part: TensorShard, run: OwnedSlice | None, key: str | None
+    held: HeldTensors,
+    copies: CopySet,
+    name: str,
+    part: TensorShard,
+    run: OwnedSlice | None,
+    key: str | None,
 ) -> None:
     if run is None:
         held.add(name, part, 0, None)
         return
     value = run.weight if key is None else run.state(key)
-    data = value.detach().float()
-    copy = data.clone() if data.device.type == "cpu" else data.cpu()
-    held.add(name, part, run.first, copy)
+    held.add(name, part, run.first, copies.copy(name, value.detach().float()))
 
 
 def _import(device: torch.device) -> Any:

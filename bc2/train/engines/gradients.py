@@ -8,7 +8,7 @@ its last gradient has come, while those of earlier layers are still computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ class Gradients:
     def __init__(self, pairs: Iterable[tuple[Parameter, Parameter]]):
         for parameter, master in pairs:
             if parameter is not master:
-                parameter.register_post_accumulate_grad_hook(partial(_widen, master))
+                _when_it_has_come(parameter, partial(_widen, master))
 
     @contextmanager
     def backward(self, last: bool) -> Iterator[None]:
@@ -50,6 +50,11 @@ class Gradients:
 
     def discard(self) -> None:
         """Forget the step, also in the middle of it. The gradients are dropped by the engine."""
+
+
+def _when_it_has_come(parameter: Parameter, act: Callable[[Parameter], None]) -> None:
+    """Call `act` each time that a backward pass has added to the gradient of a parameter."""
+    parameter.register_post_accumulate_grad_hook(act)  # type: ignore[no-untyped-call]
 
 
 def _widen(master: Parameter, parameter: Parameter) -> None:
@@ -76,8 +81,7 @@ class SummedGradients(Gradients):
         self._buckets = [_Bucket(masters) for masters in _grouped([m for _, m in backward])]
         bucket_of = {master: bucket for bucket in self._buckets for master in bucket.masters}
         for parameter, master in backward:
-            arrived = partial(self._arrived, bucket_of[master], master)
-            parameter.register_post_accumulate_grad_hook(arrived)
+            _when_it_has_come(parameter, partial(self._arrived, bucket_of[master], master))
         self._last = False
         self._next = 0
         """The number of the bucket to be all-reduced next."""

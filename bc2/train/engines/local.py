@@ -24,6 +24,7 @@ from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
 from bc2.train.engines.gradients import Gradients, SummedGradients
+from bc2.train.engines.host_copies import CopySet, HostCopies
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
@@ -42,6 +43,7 @@ class LocalEngine(Engine):
         checkpointing: recompute activations by segments of this many layers; 0: keep them.
         clock: told how long forward, head, backward and optimizer take.
         mesh: the ranks; None: this one alone.
+        blank: the model's weights are not set yet: see `Engine.blank`.
     """
 
     def __init__(
@@ -54,10 +56,12 @@ class LocalEngine(Engine):
         checkpointing: int = 0,
         clock: Clock | None = None,
         mesh: Mesh | None = None,
+        blank: bool = False,
     ):
         if model.lm_head.weight.device.type == "cpu":
             keep_freed_memory()
         self.model = model
+        self.blank = blank
         self.mesh = mesh or Mesh()
         self.clock = clock or Clock()
         self.parts = parts(model.config, self.mesh)
@@ -76,6 +80,7 @@ class LocalEngine(Engine):
         named = dict(zip(self.parts, self.master, strict=True))
         shapes = {name: part.shape for name, part in self.parts.items()}
         self.optimizer = make_optimizer(named, shapes, config)
+        self._copies_of_state = HostCopies(model.lm_head.weight.device)
         pairs = zip(model.parameters(), self.master, strict=True)
         several = self.mesh.replicas.size > 1
         self._gradients = (
@@ -85,6 +90,7 @@ class LocalEngine(Engine):
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
+        self.check_restored()
         self.discard()
         sums: dict[str, float] = {}
         for batch, last in self._with_last(batches):
@@ -147,12 +153,14 @@ class LocalEngine(Engine):
             torch._foreach_copy_([half for half, _ in copies], [master for _, master in copies])
 
     def snapshot(self) -> EngineState:
-        state = EngineState()
-        for (name, part), master in zip(self.parts.items(), self.master, strict=True):
-            _hold(state.weights, name, part, master, self.mesh)
-            for key, value in self.optimizer.state[master].items():
-                whole = part if value.dim() else TensorShard(())
-                _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh)
+        self.check_restored()
+        with self._copies_of_state.begin() as copies:
+            state = EngineState(give_back=copies.give_back)
+            for (name, part), master in zip(self.parts.items(), self.master, strict=True):
+                _hold(state.weights, name, part, master, self.mesh, copies)
+                for key, value in self.optimizer.state[master].items():
+                    whole = part if value.dim() else TensorShard(())
+                    _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh, copies)
         return state
 
     def held_tensors(self) -> Iterator[Tensor]:
@@ -175,9 +183,12 @@ class LocalEngine(Engine):
             self.optimizer.set_state(master, state)
         self._publish_weights()
         self.discard()
+        self.blank = False
 
 
-def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh) -> None:
+def _hold(
+    held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh, copies: CopySet
+) -> None:
     """Hold this rank's share of a tensor that all replicas have, so that each writes some of it."""
     flat, group = value.detach().reshape(-1), mesh.replicas
     if part.dim is None and mesh.tensor.rank:
@@ -186,7 +197,7 @@ def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: 
         return
     share = -(-len(flat) // group.size)
     first = min(group.rank * share, len(flat))
-    held.add(name, part, first, _to_host(flat[first : first + share]))
+    held.add(name, part, first, copies.copy(name, flat[first : first + share]))
 
 
 def _choose_cpu_kernels(model: Transformer) -> None:
@@ -213,8 +224,3 @@ def _masters(model: Transformer) -> list[torch.nn.Parameter]:
         p if p in own else torch.nn.Parameter(p.detach().float().clone())
         for p in model.parameters()
     ]
-
-
-def _to_host(value: Tensor) -> Tensor:
-    # clone(): on a CPU .cpu() would share memory with the next step's update.
-    return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
