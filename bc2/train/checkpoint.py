@@ -174,7 +174,10 @@ def _trainer_state(path: Path) -> TrainerState:
 
 
 def random_state() -> Tensor:
-    """The state of torch's global generator, for objectives that draw random numbers."""
+    """The state of torch's global generator on the CPU, for objectives that draw random numbers.
+
+    Those of GPUs are not part of it: nothing that trains may draw there.
+    """
     return torch.get_rng_state()
 
 

@@ -18,6 +18,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import Settings
+from bc2.train.allocator import use_expandable_segments
 from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from bc2.train.peak import forget_peak, host_peak
@@ -42,6 +43,7 @@ class Trial:
         self.spec = spec
         training = spec.training
         self.device = torch.device(training.device)
+        use_expandable_segments(self.device)
         self.baseline = forget_peak()
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)

@@ -20,6 +20,7 @@ from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.mesh import Mesh
 from bc2.registry import Artifact, Draft, Registry
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.train.allocator import use_expandable_segments
 from bc2.train.checkpoint import Saver, Snapshot
 from bc2.train.deterministic import deterministic
 from bc2.train.device import pick_precision
@@ -60,6 +61,7 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         RunFailed: another process trains the same run, or there were too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
+    use_expandable_segments(torch.device(run.config.device))
     mesh = join_ranks(run)
     with explain_lost_rank(mesh.world):
         return _pretrain(run, registry, mesh, fresh)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bc2.console import note
 from bc2.data.loader import Batch
 from bc2.errors import RunFailed
-from bc2.free_memory import device_available
+from bc2.free_memory import device_available, host_available
 from bc2.generate.runner import ModelRunner
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -35,7 +35,7 @@ from bc2.ranks import local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
-from bc2.train.engines.deepspeed_settings import ds_settings
+from bc2.train.engines.deepspeed_settings import PINNED_BYTES, ds_settings
 from bc2.train.engines.host_copies import CopySet, HostCopies
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
@@ -72,7 +72,9 @@ class DeepSpeedEngine(Engine):
         self.shares_weights = not whole
         self._partitioned = parallel.zero == 3
         held = sum(prod(part.shard_shape) for part in self.parts.values())
-        settings = ds_settings(parallel, precision, held)
+        pin = parallel.offload_optimizer and may_pin(device, held, mesh)
+        settings = ds_settings(parallel, precision, held, pin=pin)
+        self._copies_gradients = parallel.offload_optimizer and device.type == "cuda"
         with _stdout_to_stderr():
             deepspeed = _import(device)
             model = build_model(config, mesh)
@@ -122,6 +124,10 @@ class DeepSpeedEngine(Engine):
     def gradient_norm(self) -> float:
         with self.clock.part("optimizer"):
             device = next(iter(self.parameters.values())).device
+            if self._copies_gradients:
+                # DeepSpeed copies them to pinned memory behind the backward pass, and waits for
+                # that in its step(), not here (`stage_1_and_2.py`: _record_offload_copy).
+                torch.cuda.synchronize(device)
             squares = torch.zeros(2, dtype=torch.float64, device=device)
             for name, parameter in self.parameters.items():
                 grad = self._zero.gradient(parameter)
@@ -250,6 +256,28 @@ def _hold(
         return
     value = run.weight if key is None else run.state(key)
     held.add(name, part, run.first, copies.copy(name, value.detach().float()))
+
+
+def may_pin(device: torch.device, parameters: int, mesh: Mesh) -> bool:
+    """Whether the host has room for the offloaded states of all ranks of a machine, pinned.
+
+    Args:
+        parameters: of this rank's part of the model.
+
+    Returns:
+        The same on every rank.
+    """
+    if device.type != "cuda":
+        return False
+    ranks = min(mesh.world.size, torch.cuda.device_count())
+    needed = PINNED_BYTES * -(-parameters // mesh.replicas.size) * ranks
+    available = min(mesh.world.all_gather_object(host_available()))
+    if needed > available:
+        note(
+            f"offloaded states are not pinned, which makes steps slower: that may take "
+            f"{needed / 1e9:.0f} GB of this machine's memory, and {available / 1e9:.0f} are free"
+        )
+    return needed <= available
 
 
 def _import(device: torch.device) -> Any:
