@@ -79,7 +79,7 @@ def _save(
     began = time.perf_counter()
     held = ours.engine.snapshot()
     state = TrainerState(number)
-    saver.save(Snapshot(state, held.weights, held.optimizer, b"", random_state()))
+    saver.save(Snapshot(state, held.weights, held.optimizer, b"", random_state(), held.release))
     wait = time.perf_counter() - began
     with ThreadPoolExecutor(1) as waiting:
         saved = waiting.submit(saver.wait)

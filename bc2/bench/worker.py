@@ -15,7 +15,7 @@ import torch
 
 from bc2.bench.contenders import Contender, Ours, build_contender
 from bc2.bench.spec import Spec
-from bc2.train.allocator import keep_freed_memory
+from bc2.train.allocator import keep_freed_memory, use_expandable_segments
 from bc2.train.device import DTYPES, pick_precision, take_device
 from bc2.train.peak import allocated_peak, device_peak, forget_peak, host_peak
 from bc2.train.peak_flops import MATMUL, STEP, Peak, keep_peak, measure_matmul
@@ -43,6 +43,8 @@ class Worker:
         self.baseline = forget_peak()
         if spec.tuned and self.device.type == "cpu":
             keep_freed_memory()
+        if spec.tuned:
+            use_expandable_segments(self.device)
         self.contender: Contender = build_contender(spec, held)
 
     def warmup(self) -> Answer:

@@ -39,10 +39,19 @@ class InitialWeights:
     def __init__(self, config: ModelConfig, seed: int):
         self.config = config
         self._generator = torch.Generator().manual_seed(seed)
+        self._skipped: list[tuple[str, torch.Size]] = []
 
     def __contains__(self, name: object) -> bool:
         return True
 
     def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
-        whole = draw_weight(self.config, name, torch.Size(part.shape), self._generator)
+        shape = torch.Size(part.shape)
+        if not count:
+            # Nothing of it is wanted. It is drawn only if something after it is.
+            self._skipped.append((name, shape))
+            return torch.empty(0)
+        for skipped in self._skipped:
+            draw_weight(self.config, *skipped, self._generator)
+        self._skipped.clear()
+        whole = draw_weight(self.config, name, shape, self._generator)
         return part.of(whole).reshape(-1)[first : first + count]

@@ -75,6 +75,12 @@ class HeldTensors:
             self._by_name[name] = Fragment(name, part, first, data.reshape(-1))
             self.fragments.append(self._by_name[name])
 
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self.shapes.clear()
+        self.fragments.clear()
+        self._by_name.clear()
+
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,15 +36,20 @@ def deterministic(wanted: bool) -> Iterator[None]:
     threads = torch.get_num_threads()
     cudnn = torch.backends.cudnn
     was = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(physical_cores())
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
+    # A pass over all new memory, for programs that read what they have not written. None here.
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was[0])
         cudnn.deterministic, cudnn.benchmark = was[1:]
+        memory.fill_uninitialized_memory = filled
         torch.set_num_threads(threads)
 
 

@@ -356,12 +356,19 @@ class Loop:
         if scheduled:
             self.rollbacks = 0
         with self.engine.clock.part("save"):
+            # Now and not in `save`: the copies go where those of the save before were.
+            self.saver.wait()
             held = self.engine.snapshot()
             state = TrainerState(
                 self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
             )
             snapshot = Snapshot(
-                state, held.weights, held.optimizer, self.log.content(), random_state()
+                state,
+                held.weights,
+                held.optimizer,
+                self.log.content(),
+                random_state(),
+                held.release,
             )
             self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
 

@@ -19,6 +19,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import Settings
+from bc2.train.allocator import use_expandable_segments
 from bc2.train.device import take_device
 from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
@@ -43,6 +44,7 @@ class Trial:
     def __init__(self, spec: TrialSpec):
         self.spec = spec
         training = spec.training
+        use_expandable_segments(torch.device(training.device))
         self.device = take_device(training.device)
         self.baseline = forget_peak()
         if self.device.type == "cuda":

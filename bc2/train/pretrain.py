@@ -22,6 +22,7 @@ from bc2.parallel.mesh import Mesh
 from bc2.registry import Artifact, Draft, Registry
 from bc2.registry.verified import VerifiedFiles
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.train.allocator import use_expandable_segments
 from bc2.train.checkpoint import Saver, Snapshot
 from bc2.train.deterministic import deterministic
 from bc2.train.device import pick_precision
@@ -62,6 +63,7 @@ def pretrain(run: Run, registry: Registry, *, fresh: bool = False) -> Artifact:
         RunFailed: another process trains the same run, or there were too many bad steps.
         Interrupted: a signal stopped it; everything is saved.
     """
+    use_expandable_segments(torch.device(run.config.device))
     mesh = join_ranks(run)
     with explain_lost_rank(mesh.world):
         return _pretrain(run, registry, mesh, fresh)
@@ -114,10 +116,9 @@ def _train(run: Run, inputs: RunInputs, registry: Registry, mesh: Mesh) -> Artif
     # Measuring the peak may draw random numbers; the seed is set after it.
     speed = _speed(run, mesh)
     footprint = Footprint(run.model, config, run.parallel, mesh.world.size)
-    engine = make_engine(run.model, config, run.parallel, mesh)
+    earlier, start = _load_newest(_earlier(run, registry, mesh), mesh)
+    engine = make_engine(run.model, config, run.parallel, mesh, blank=start is not None)
     objective = NextToken(config.z_loss)
-    earlier = _earlier(run, registry, mesh)
-    earlier, start = _load_newest(earlier, mesh)
     _announce(run, inputs, speed, start, folder)
     log = _log(run, folder, start, mesh)
     total = inputs.schedule.total

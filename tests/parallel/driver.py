@@ -30,6 +30,7 @@ from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import HeldTensors, Stored, write_fragments
+from bc2.train.engines import gradients
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
@@ -148,6 +149,7 @@ def answers(engine: Engine, mesh: Mesh, *, by_layer: bool) -> list[list[float]]:
 
 def train(run: dict[str, Any]) -> list[list[float]]:
     """Loss and gradient norm of each step."""
+    gradients.BUCKET_BYTES = run.get("bucket_bytes", 64 << 20)
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
     engine = engine_of(run, mesh)
     objective = NextToken(2e-4)

@@ -55,6 +55,21 @@ def test_two_ranks_without_deepspeed(spread: Spread, alone: dict[str, Curves]) -
         check(got, alone[special or run.get("position", "rope")])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_buckets_of_gradients_change_no_bit_of_two_ranks(spread: Spread, precision: str) -> None:
+    """Two numbers have one sum, wherever they lie. One bucket, some, one for each weight."""
+    one = {**layout(), "precision": precision, "steps": 6}
+    whole, some, each, sequence, *parts = spread(
+        2,
+        [
+            *({**one, "bucket_bytes": size} for size in (1 << 20, 20_000, 4)),
+            *({**one, **layout(sequence=2), "bucket_bytes": size} for size in (1 << 20, 20_000, 4)),
+        ],
+    )
+    assert whole == some == each
+    assert [sequence] * 2 == parts
+
+
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_two_ranks_share_states(spread: Spread, alone: dict[str, Curves], zero: int) -> None:
     plain = layout(zero=zero)

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from bc2.train import allocator
+
 GLIBC = platform.libc_ver()[0] == "glibc"
 
 #: One tensor of 40 MB after another, each freed before the next: above the 32 MB that glibc
@@ -51,3 +53,39 @@ def test_what_the_environment_chose_stays(name: str) -> None:
     value = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}.get(name, "131072")
     kept, _ = run(**{name: value})
     assert not kept
+
+
+#: For a GPU, whether there is one or not: settings are read before it is looked for.
+CUDA_PROGRAM = """
+import os, torch
+from bc2.train.allocator import use_expandable_segments
+done = use_expandable_segments(torch.device(os.environ["DEVICE"]))
+print(int(done), torch._C._accelerator_getAllocatorSettings() or "-")
+print(os.environ.get("PYTORCH_ALLOC_CONF", "-"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"DEVICE": "cuda:1"}, ["1", "expandable_segments:True", "expandable_segments:True"]),
+        ({"DEVICE": "cpu"}, ["0", "-", "-"]),
+        (
+            {"DEVICE": "cuda", "PYTORCH_ALLOC_CONF": "max_split_size_mb:64"},
+            ["0", "max_split_size_mb:64", "max_split_size_mb:64"],
+        ),
+        (
+            {"DEVICE": "cuda", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+            ["0", "max_split_size_mb:64", "-"],
+        ),
+    ],
+)
+def test_cuda_memory_grows_unless_the_user_chose(
+    environment: dict[str, str], expected: list[str]
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in allocator.CUDA_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", CUDA_PROGRAM], text=True, capture_output=True, check=True,
+        env={**kept, **environment},
+    )  # fmt: skip
+    assert done.stdout.split() == expected

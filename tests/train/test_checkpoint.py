@@ -6,15 +6,20 @@ import hashlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
 
 from bc2.errors import Interrupted, RunFailed
+from bc2.model.model_config import ModelConfig
 from bc2.parallel import file_check
-from bc2.registry import Artifact, Registry, payload
+from bc2.parallel.state import HeldTensors
+from bc2.registry import Artifact, Draft, Registry, payload
+from bc2.train import checkpoint as checkpoints
 
 
 def test_a_save_alone_reads_nothing_back(train, monkeypatch) -> None:
@@ -98,3 +103,64 @@ def test_what_cannot_be_published_is_said_before_the_first_step(train, tmp_path)
         train()
     assert caught.value.where == str(link)
     assert not list(home.glob("runs/*/metrics.jsonl"))
+
+
+def saver_that(
+    write: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> checkpoints.Saver:
+    """A saver that calls `write` in place of its own writing."""
+    monkeypatch.setattr(checkpoints.Saver, "_write", write)
+    model = ModelConfig(
+        vocab_size=8, hidden_size=4, intermediate_size=4, num_layers=1, num_heads=1,
+        context_length=4,
+    )  # fmt: skip
+    draft = Draft(kind="checkpoint", name="a", key="0" * 64)
+    tokenizer = folder / "tokenizer.model"
+    return checkpoints.Saver(
+        Registry.open(folder), draft, model, tokenizer, sequence_length=4, keep=0
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+@pytest.mark.parametrize(
+    ("how", "nice"),
+    [({}, checkpoints.NICE), ({"scheduled": False}, 0), ({"finished": True}, 0)],
+)
+def test_only_a_save_beside_training_lets_others_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool], nice: int
+) -> None:
+    seen: list[str | int] = []
+
+    def write(*_: Any) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    saver = saver_that(write, tmp_path, monkeypatch)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    snapshot = checkpoints.Snapshot(
+        checkpoints.TrainerState(), HeldTensors(), HeldTensors(), b"", torch.empty(0),
+        release=lambda: seen.append("released"),
+    )  # fmt: skip
+    saver.save(snapshot, **how)
+    saver.wait()
+    assert seen == [before + nice, "released"]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before, "training's own"
+
+
+def test_the_memory_of_a_save_that_failed_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[bool] = []
+
+    def write(*_: Any) -> None:
+        raise RunFailed("a full disk")
+
+    saver = saver_that(write, tmp_path, monkeypatch)
+    saver.save(
+        checkpoints.Snapshot(
+            checkpoints.TrainerState(), HeldTensors(), HeldTensors(), b"", torch.empty(0),
+            release=lambda: released.append(True),
+        )
+    )  # fmt: skip
+    with pytest.raises(RunFailed):
+        saver.wait()
+    assert not released

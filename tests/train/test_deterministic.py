@@ -26,10 +26,12 @@ def test_what_is_set_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with deterministic(True):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.backends.cudnn.deterministic
+        assert not torch.utils.deterministic.fill_uninitialized_memory
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert torch.get_num_threads() == 3
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.deterministic
+    assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.get_num_threads() == threads
     with deterministic(False):
         assert not torch.are_deterministic_algorithms_enabled()

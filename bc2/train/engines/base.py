@@ -31,6 +31,16 @@ class EngineState:
     optimizer: HeldTensors = field(default_factory=HeldTensors)
     """``STATE.NAME`` of each state of a parameter (`bc2.train.optimizer`), such as ``step.NAME``;
     nothing before the first update."""
+    give_back: Callable[[], None] | None = None
+    """Gives the memory back to the engine, whose next snapshot is copied into it."""
+
+    def release(self) -> None:
+        """Say that nobody reads the tensors any more. They are not held from then on."""
+        self.weights.clear()
+        self.optimizer.clear()
+        if self.give_back is not None:
+            self.give_back()
+            self.give_back = None
 
 
 class Engine(ABC):
@@ -46,6 +56,8 @@ class Engine(ABC):
     clock: Clock
     shares_weights: bool = False
     """Whether no rank has all weights, so that all ranks must run the model together."""
+    blank: bool = False
+    """Whether the weights are whatever was in memory, so that `restore` must come first."""
 
     @abstractmethod
     def accumulate(
@@ -75,7 +87,10 @@ class Engine(ABC):
 
     @abstractmethod
     def snapshot(self) -> EngineState:
-        """Copies of this rank's part of the state."""
+        """Copies of this rank's part of the state.
+
+        Until they are released, further snapshots take memory of their own.
+        """
 
     @abstractmethod
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
@@ -84,6 +99,11 @@ class Engine(ABC):
     @abstractmethod
     def held_tensors(self) -> Iterator[Tensor]:
         """Tensors held between steps beside the model: fp32 weights and the optimizer's state."""
+
+    def check_restored(self) -> None:
+        """Raises: RuntimeError if there are no weights yet, whoever forgot to restore them."""
+        if self.blank:
+            raise RuntimeError("the engine was made without weights, and none were restored")
 
     def agree(self, labels: int, stop: bool) -> tuple[int, bool]:
         """Supervised tokens on all ranks, and whether any rank is to stop."""
@@ -107,6 +127,7 @@ class Engine(ABC):
 
         Every rank must enter it if the engine `shares_weights`.
         """
+        self.check_restored()
         if self.mesh.sequence.size == 1:
             yield ModelRunner(self.model, self.mesh)
             return
@@ -126,6 +147,7 @@ class Engine(ABC):
     @torch.no_grad()
     def evaluate(self, objective: Objective, batch: Batch) -> dict[str, float]:
         """The objective's sums over a batch, which the ranks of `mesh.sequence` share."""
+        self.check_restored()
         # With another clock: this is no part of a step.
         return self._summed(sums_of(self.loss(objective, batch, Clock())), data=False)
 
@@ -159,6 +181,17 @@ def add_sums(sums: dict[str, Tensor], loss: Loss) -> None:
     """Add a micro-batch's sums to those before it, without waiting for the device."""
     for name, value in sums_of(loss).items():
         sums[name] = sums[name] + value if name in sums else value
+
+
+def mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether none follows."""
+    waiting = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting, False
+        waiting = batch
+    if waiting is not None:
+        yield waiting, True
 
 
 def root(square: float) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bc2.console import note
 from bc2.data.loader import Batch
 from bc2.errors import RunFailed
-from bc2.free_memory import device_available
+from bc2.free_memory import device_available, host_available
 from bc2.generate.runner import ModelRunner
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -35,8 +35,9 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.ranks import export_gpu, local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
-from bc2.train.engines.base import Engine, EngineState, add_sums, root
-from bc2.train.engines.deepspeed_settings import ds_settings
+from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
+from bc2.train.engines.deepspeed_settings import PINNED_BYTES, ds_settings
+from bc2.train.engines.host_copies import CopySet, HostCopies
 from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
@@ -45,7 +46,11 @@ from bc2.train.precision import Precision
 
 
 class DeepSpeedEngine(Engine):
-    """See `Engine`. Weights are drawn from `seed` unless a checkpoint is restored."""
+    """See `Engine`.
+
+    Args:
+        seed: weights are drawn from it; None: they are restored from a checkpoint instead.
+    """
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class DeepSpeedEngine(Engine):
         precision: Precision = "fp32",
         compile: bool = False,
         checkpointing: int = 0,
-        seed: int = 0,
+        seed: int | None = 0,
         clock: Clock | None = None,
     ):
         self.mesh = mesh
@@ -68,7 +73,9 @@ class DeepSpeedEngine(Engine):
         self.shares_weights = not whole
         self._partitioned = parallel.zero == 3
         held = sum(prod(part.shard_shape) for part in self.parts.values())
-        settings = ds_settings(parallel, precision, held)
+        pin = parallel.offload_optimizer and may_pin(device, held, mesh)
+        settings = ds_settings(parallel, precision, held, pin=pin)
+        self._copies_gradients = parallel.offload_optimizer and device.type == "cuda"
         with _stdout_to_stderr():
             deepspeed = _import(device, mesh)
             model = build_model(config, mesh)
@@ -91,16 +98,20 @@ class DeepSpeedEngine(Engine):
                 mpu=_Groups(mesh),
             )
         self.model = model
+        self._copies_of_state = HostCopies(device)
         self._zero: Zero = zero_of(self._engine, self._optimizer)
-        # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
-        self.restore(InitialWeights(config, seed), HeldTensors())
+        self.blank = seed is None
+        if seed is not None:
+            # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
+            self.restore(InitialWeights(config, seed), HeldTensors())
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
+        self.check_restored()
         self.discard()
         sums: dict[str, Tensor] = {}
-        for batch, last in _mark_last(batches):
+        for batch, last in mark_last(batches):
             # ZeRO reduces gradients as they come, and finishes after the last micro-batch.
             self._engine.set_gradient_accumulation_boundary(last)
             loss = self.loss(objective, batch, self.clock)
@@ -115,6 +126,10 @@ class DeepSpeedEngine(Engine):
     def gradient_norm(self) -> float:
         with self.clock.part("optimizer"):
             device = next(iter(self.parameters.values())).device
+            if self._copies_gradients:
+                # DeepSpeed copies them to pinned memory behind the backward pass, and waits for
+                # that in its step(), not here (`stage_1_and_2.py`: _record_offload_copy).
+                torch.cuda.synchronize(device)
             squares = torch.zeros(2, dtype=torch.float64, device=device)
             for name, parameter in self.parameters.items():
                 grad = self._zero.gradient(parameter)
@@ -147,6 +162,7 @@ class DeepSpeedEngine(Engine):
     @contextmanager
     def runner(self) -> Iterator[ModelRunner]:
         """See `Engine`. ZeRO 3 gathers all weights once, or in every pass if there is no room."""
+        self.check_restored()
         if not self._partitioned:
             with super().runner() as runner:
                 yield runner
@@ -181,19 +197,27 @@ class DeepSpeedEngine(Engine):
         return min(free) > 2 * needed
 
     def snapshot(self) -> EngineState:
-        state = EngineState()
-        for name, parameter in self.parameters.items():
-            part, run = self.parts[name], self._zero.run(parameter)
-            # Every tensor rank has what is not cut: the first one writes it.
-            mine = run is not None and not (part.dim is None and self.mesh.tensor.rank)
-            _hold(state.weights, name, part, run if mine else None, None)
-            for key in self._optimizer.state_names[name] if self._zero.stepped else ():
-                _hold(state.optimizer, f"{key}.{name}", part, run if mine else None, key)
-            if self._zero.stepped:
-                # A copy, as all of the state: it is written while training continues.
-                step = self._zero.step().float().cpu().clone() if self.mesh.first else None
-                state.optimizer.add(f"{STEP}.{name}", TensorShard(()), 0, step)
+        self.check_restored()
+        with self._copies_of_state.begin() as copies:
+            state = EngineState(give_back=copies.give_back)
+            for name, parameter in self.parameters.items():
+                self._hold(state, copies, name, self._zero.run(parameter))
         return state
+
+    def _hold(self, state: EngineState, copies: CopySet, name: str, run: OwnedSlice | None) -> None:
+        """Hold this rank's slice of a parameter and of its states."""
+        part = self.parts[name]
+        if part.dim is None and self.mesh.tensor.rank:
+            # Every tensor rank has what is not cut: the first one writes it.
+            run = None
+        _hold(state.weights, copies, name, part, run, None)
+        if not self._zero.stepped:
+            return
+        for key in self._optimizer.state_names[name]:
+            _hold(state.optimizer, copies, f"{key}.{name}", part, run, key)
+        # A copy, as all of the state: it is written while training continues.
+        step = self._zero.step().float().cpu().clone() if self.mesh.first else None
+        state.optimizer.add(f"{STEP}.{name}", TensorShard(()), 0, step)
 
     def held_tensors(self) -> Iterator[Tensor]:
         yield from self._zero.flat
@@ -218,18 +242,44 @@ class DeepSpeedEngine(Engine):
             self._zero.set_step(step)
         self._zero.publish_weights()
         self.discard()
+        self.blank = False
 
 
 def _hold(
-    held: HeldTensors, name: str, part: TensorShard, run: OwnedSlice | None, key: str | None
+    held: HeldTensors,
+    copies: CopySet,
+    name: str,
+    part: TensorShard,
+    run: OwnedSlice | None,
+    key: str | None,
 ) -> None:
     if run is None:
         held.add(name, part, 0, None)
         return
     value = run.weight if key is None else run.state(key)
-    data = value.detach().float()
-    copy = data.clone() if data.device.type == "cpu" else data.cpu()
-    held.add(name, part, run.first, copy)
+    held.add(name, part, run.first, copies.copy(name, value.detach().float()))
+
+
+def may_pin(device: torch.device, parameters: int, mesh: Mesh) -> bool:
+    """Whether the host has room for the offloaded states of all ranks of a machine, pinned.
+
+    Args:
+        parameters: of this rank's part of the model.
+
+    Returns:
+        The same on every rank.
+    """
+    if device.type != "cuda":
+        return False
+    ranks = min(mesh.world.size, torch.cuda.device_count())
+    needed = PINNED_BYTES * -(-parameters // mesh.replicas.size) * ranks
+    available = min(mesh.world.all_gather_object(host_available()))
+    if needed > available:
+        note(
+            f"offloaded states are not pinned, which makes steps slower: that may take "
+            f"{needed / 1e9:.0f} GB of this machine's memory, and {available / 1e9:.0f} are free"
+        )
+    return needed <= available
 
 
 def _import(device: torch.device, mesh: Mesh) -> Any:
@@ -291,17 +341,6 @@ def _allocate(
                 # DeepSpeed makes it with the first piece, if the recipe asks for such groups.
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
             )
-
-
-def _mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Each batch, and whether none follows."""
-    waiting = None
-    for batch in batches:
-        if waiting is not None:
-            yield waiting, False
-        waiting = batch
-    if waiting is not None:
-        yield waiting, True
 
 
 def _total_and_sums(

@@ -22,7 +22,9 @@ from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
-from bc2.train.engines.base import Engine, EngineState, add_sums, root
+from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
+from bc2.train.engines.gradients import Gradients, SummedGradients
+from bc2.train.engines.host_copies import CopySet, HostCopies
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
@@ -41,6 +43,7 @@ class LocalEngine(Engine):
         checkpointing: recompute activations by segments of this many layers; 0: keep them.
         clock: told how long forward, head, backward and optimizer take.
         mesh: the ranks; None: this one alone.
+        blank: the model's weights are not set yet: see `Engine.blank`.
     """
 
     def __init__(
@@ -53,10 +56,12 @@ class LocalEngine(Engine):
         checkpointing: int = 0,
         clock: Clock | None = None,
         mesh: Mesh | None = None,
+        blank: bool = False,
     ):
         if model.lm_head.weight.device.type == "cpu":
             keep_freed_memory()
         self.model = model
+        self.blank = blank
         self.mesh = mesh or Mesh()
         self.clock = clock or Clock()
         self.parts = parts(model.config, self.mesh)
@@ -77,35 +82,36 @@ class LocalEngine(Engine):
         named = dict(zip(self.parts, self.master, strict=True))
         shapes = {name: part.shape for name, part in self.parts.items()}
         self.optimizer = make_optimizer(named, shapes, config)
+        self._copies_of_state = HostCopies(model.lm_head.weight.device)
+        pairs = zip(model.parameters(), self.master, strict=True)
+        several = self.mesh.replicas.size > 1
+        self._gradients = (
+            SummedGradients(pairs, self.mesh.replicas) if several else Gradients(pairs)
+        )
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, tokens: int
     ) -> dict[str, float]:
+        self.check_restored()
         self.discard()
         sums: dict[str, Tensor] = {}
-        for batch in batches:
+        for batch, last in self._with_last(batches):
             loss = self.loss(objective, batch, self.clock)
-            with self.clock.part("backward"):
+            with self.clock.part("backward"), self._gradients.backward(last):
                 torch.autograd.backward(loss.total / tokens)
-                self._collect()
             add_sums(sums, loss)
         with self.clock.part("backward"):
-            for master in self.master:
-                if master.grad is not None:
-                    self.mesh.replicas.all_reduce(master.grad)
+            self._gradients.finish()
             whole = self._summed(sums, data=True)
         return {name: value / tokens for name, value in whole.items()}
 
-    def _collect(self) -> None:
-        """Add the micro-batch's bf16 gradients to the master's in fp32."""
-        for parameter, master in self._copies():
-            if parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad.add_(parameter.grad)
-            parameter.grad = None
+    def _with_last(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Each batch, and whether none follows, which only several replicas need to know."""
+        if self.mesh.replicas.size > 1:
+            yield from mark_last(batches)
+        else:
+            # A signal may end a step between two batches, so none is read before its turn.
+            yield from ((batch, False) for batch in batches)
 
     def _copies(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter]]:
         """bf16 parameters, each with its fp32 master."""
@@ -140,6 +146,7 @@ class LocalEngine(Engine):
     def discard(self) -> None:
         self.optimizer.inner.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
+        self._gradients.discard()
 
     @torch.no_grad()
     def _publish_weights(self) -> None:
@@ -148,12 +155,14 @@ class LocalEngine(Engine):
             torch._foreach_copy_([half for half, _ in copies], [master for _, master in copies])
 
     def snapshot(self) -> EngineState:
-        state = EngineState()
-        for (name, part), master in zip(self.parts.items(), self.master, strict=True):
-            _hold(state.weights, name, part, master, self.mesh)
-            for key, value in self.optimizer.state[master].items():
-                whole = part if value.dim() else TensorShard(())
-                _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh)
+        self.check_restored()
+        with self._copies_of_state.begin() as copies:
+            state = EngineState(give_back=copies.give_back)
+            for (name, part), master in zip(self.parts.items(), self.master, strict=True):
+                _hold(state.weights, name, part, master, self.mesh, copies)
+                for key, value in self.optimizer.state[master].items():
+                    whole = part if value.dim() else TensorShard(())
+                    _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh, copies)
         return state
 
     def held_tensors(self) -> Iterator[Tensor]:
@@ -176,9 +185,12 @@ class LocalEngine(Engine):
             self.optimizer.set_state(master, state)
         self._publish_weights()
         self.discard()
+        self.blank = False
 
 
-def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh) -> None:
+def _hold(
+    held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh, copies: CopySet
+) -> None:
     """Hold this rank's share of a tensor that all replicas have, so that each writes some of it."""
     flat, group = value.detach().reshape(-1), mesh.replicas
     if part.dim is None and mesh.tensor.rank:
@@ -187,7 +199,7 @@ def _hold(held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: 
         return
     share = -(-len(flat) // group.size)
     first = min(group.rank * share, len(flat))
-    held.add(name, part, first, _to_host(flat[first : first + share]))
+    held.add(name, part, first, copies.copy(name, flat[first : first + share]))
 
 
 def _choose_cpu_kernels(model: Transformer) -> None:
@@ -214,8 +226,3 @@ def _masters(model: Transformer) -> list[torch.nn.Parameter]:
         p if p in own else torch.nn.Parameter(p.detach().float().clone())
         for p in model.parameters()
     ]
-
-
-def _to_host(value: Tensor) -> Tensor:
-    # clone(): on a CPU .cpu() would share memory with the next step's update.
-    return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()

@@ -25,12 +25,15 @@ def make_engine(
     mesh: Mesh,
     *,
     clock: Clock | None = None,
+    blank: bool = False,
 ) -> Engine:
     """This rank's engine, with the weights that the seed draws.
 
     Args:
         config: device and activation checkpointing resolved.
         clock: told how long the parts of a step take.
+        blank: draw no weights, which takes minutes for a large model: a checkpoint's are going
+            to be restored. Until then the engine refuses to compute.
     """
     device = torch.device(config.device)
     parallel = parallel.on(mesh.world.size)
@@ -46,9 +49,15 @@ def make_engine(
         from bc2.train.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(
-            model, config.optimizer, parallel, device=device, seed=config.seed, **shared
+            model,
+            config.optimizer,
+            parallel,
+            device=device,
+            seed=None if blank else config.seed,
+            **shared,
         )
     built = build_model(model, mesh).to_empty(device=device)
-    engine = LocalEngine(built, config.optimizer, **shared)
-    engine.restore(InitialWeights(model, config.seed), HeldTensors())
+    engine = LocalEngine(built, config.optimizer, blank=True, **shared)
+    if not blank:
+        engine.restore(InitialWeights(model, config.seed), HeldTensors())
     return engine

@@ -52,7 +52,6 @@ def local_states(shape: TrainingShape) -> States:
     params = shape.params
     halved = params - 2 * shape.matrix if shape.number_bytes == 2 else 0
     grads = {"gradients": 4 * params}
-    arrived = 4 * params + (2 * halved if shape.accumulated else 0)
     return States(
         lasting={
             "weights": 4 * (params - halved) + 2 * halved,
@@ -62,7 +61,8 @@ def local_states(shape: TrainingShape) -> States:
         gradients=4 * params,
         earlier=4 * params if shape.accumulated else 0,
         head=0 if shape.accumulated else 4 * shape.matrix,
-        arrived={"gradients": arrived},
+        # A bf16 gradient becomes fp32 and is freed as soon as it is there.
+        arrived=grads,
         reduced=grads,
         normed=grads,
         updated=grads,

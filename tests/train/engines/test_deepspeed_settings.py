@@ -21,5 +21,8 @@ def test_stage_precision_and_buckets() -> None:
 def test_offloading_and_groups_of_ranks() -> None:
     layout = ParallelConfig(zero=3, zero_group=4, offload_optimizer=True)
     zero = ds_settings(layout, "bf16", 1000)["zero_optimization"]
-    assert zero["offload_optimizer"] == {"device": "cpu"}
+    # DeepSpeed's own default is to pin.
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    pinned = ds_settings(layout, "bf16", 1000, pin=True)["zero_optimization"]
+    assert pinned["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert zero["zero_hpz_partition_size"] == 4

@@ -14,9 +14,15 @@ from torch import Tensor
 from bc2.data.loader import Batch, pack
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Attention, Head, Linear, Transformer
+from bc2.parallel import build
+from bc2.parallel.mesh import Mesh
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain_config import PretrainConfig
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
@@ -176,6 +182,61 @@ def test_snapshot_is_a_copy() -> None:
     before = weights.whole("lm_head.weight").clone()
     engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
     assert torch.equal(weights.whole("lm_head.weight"), before)
+
+
+def test_a_released_snapshot_is_copied_over_by_the_next() -> None:
+    engine = LocalEngine(model(), AdamWConfig())
+    data = batch(rows(4))
+    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+
+    def places(state: EngineState) -> list[int]:
+        return [f.data.data_ptr() for f in [*state.weights.fragments, *state.optimizer.fragments]]
+
+    first, second = engine.snapshot(), engine.snapshot()
+    assert not set(places(first)) & set(places(second)), "the first may still be read"
+    was = places(second)
+    second.release()
+    assert "lm_head.weight" not in second.weights, "what is copied over is not to be read"
+    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+    third = engine.snapshot()
+    assert places(third) == was
+    for name, master in zip(engine.parts, engine.master, strict=True):
+        assert torch.equal(third.weights.whole(name), master), name
+        for key, value in engine.optimizer.state[master].items():
+            assert torch.equal(third.optimizer.whole(f"{key}.{name}"), value), name
+
+
+def test_weights_that_were_never_restored_are_not_used() -> None:
+    engine = LocalEngine(model(), AdamWConfig(), blank=True)
+    data = batch(rows(4))
+    with pytest.raises(RuntimeError, match="none were restored"):
+        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    with pytest.raises(RuntimeError, match="none were restored"):
+        engine.evaluate(OBJECTIVE, data)
+    with pytest.raises(RuntimeError, match="none were restored"):
+        engine.snapshot()
+    with pytest.raises(RuntimeError, match="none were restored"), engine.runner():
+        pass
+    given = LocalEngine(model(), AdamWConfig()).snapshot()
+    engine.restore(given.weights, given.optimizer)
+    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+
+
+def test_no_weights_are_drawn_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PretrainConfig(
+        length="1 steps", batch_tokens=16, micro_batch=1, sequence_length=16, device="cpu"
+    )
+
+    def made(blank: bool) -> Engine:
+        return make_engine(CONFIG, settings, ParallelConfig(), Mesh(), blank=blank)
+
+    assert not made(blank=False).blank
+    monkeypatch.setattr(build, "draw_weight", None)  # which cannot be called
+    assert made(blank=True).blank
+    with pytest.raises(TypeError):
+        made(blank=False)
 
 
 def test_discard_forgets_the_gradient() -> None:
