@@ -37,7 +37,7 @@ from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.log_rows import METRICS
 
 TRAINER = "trainer.json"
-#: How far the thread that saves lets others go first: see nice(1).
+#: How much lower the priority of the thread that saves is: see nice(1).
 NICE = 10
 
 #: A tensor beside the optimizer's: torch's global generator.
@@ -359,7 +359,8 @@ def _yield_to_others() -> None:
     """
     if sys.platform == "linux":  # elsewhere a thread has no such number
         with suppress(OSError):  # a sandbox may not allow it: the save is no slower for that
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            me = os.PRIO_PROCESS, threading.get_native_id()
+            os.setpriority(*me, os.getpriority(*me) + NICE)
 
 
 def _with_step(error: BaseException, step: int) -> BaseException:

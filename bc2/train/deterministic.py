@@ -34,19 +34,19 @@ def deterministic(wanted: bool) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     was = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     memory = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(physical_cores())
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     # A pass over all new memory, for programs that read what they have not written. None here.
-    memory.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was[0])
         cudnn.deterministic, cudnn.benchmark = was[1:]
-        memory.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
 
 
