@@ -8,12 +8,10 @@ does not exist, so no reader can take half of one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,9 +37,6 @@ from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.log_rows import METRICS
 
 TRAINER = "trainer.json"
-#: How far the thread that saves lets others go first: see nice(1).
-NICE = 10
-
 #: A tensor beside the optimizer's: torch's global generator.
 RANDOM = "random_state"
 
@@ -264,10 +259,7 @@ class Saver:
         )
         self.position = draft.position
         # Not a daemon: an exit waits for it rather than tearing the write.
-        beside = scheduled and not finished
-        self._thread = threading.Thread(
-            target=self._publish, args=(snapshot, draft, scheduled, beside)
-        )
+        self._thread = threading.Thread(target=self._publish, args=(snapshot, draft, scheduled))
         self._thread.start()
 
     def wait(self) -> Artifact | None:
@@ -292,11 +284,8 @@ class Saver:
         """Whether a save ended with an error that `wait` will raise."""
         return self._error is not None
 
-    def _publish(self, snapshot: Snapshot, draft: Draft, scheduled: bool, beside: bool) -> None:
-        """On a thread. `beside`: training goes on meanwhile, and nobody waits for the thread."""
+    def _publish(self, snapshot: Snapshot, draft: Draft, scheduled: bool) -> None:
         try:
-            if beside:
-                _yield_to_others()
             self.latest = self._write(snapshot, draft)
             snapshot.release()
             if scheduled:
@@ -356,18 +345,6 @@ class Saver:
             except Bc2Error as error:
                 # Another process uses it: it stays, and `registry gc` can remove it later.
                 warn(f"kept {artifact.title}: {error}")
-
-
-def _yield_to_others() -> None:
-    """Have this thread take what the others of the machine leave of the cores, and some 10%.
-
-    Digests keep a core busy. The threads of a step wait for the slowest of them, so a step on
-    a CPU would lose all the time that a digest takes from one. Not lower: what else runs on
-    the machine must not starve a save.
-    """
-    if sys.platform == "linux":  # elsewhere a thread has no such number
-        with suppress(OSError):  # a sandbox may not allow it: the save is no slower for that
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _with_step(error: BaseException, step: int) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.make import make_engine
+from bc2.train.memory.estimate import estimate
+from bc2.train.memory.shape import TrainingShape
 from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.pretrain_config import PretrainConfig
@@ -303,3 +306,20 @@ def test_what_an_engine_holds_is_its_weights_and_states() -> None:
     held = [one for one in engine.held_tensors() if one.numel() > 1]
     number = sum(p.numel() for p in engine.model.parameters())
     assert sum(one.numel() for one in held) == 3 * number, "and two moments of each"
+
+
+def test_gradients_take_what_is_planned_when_the_last_one_comes() -> None:
+    """fp32 alone: of several micro-batches too, no bf16 gradient is there beside them."""
+    engine = LocalEngine(model(), AdamWConfig(), precision="bf16")
+    found: list[int] = []
+
+    def count(_: Tensor) -> None:
+        held = [p.grad for p in {*engine.model.parameters(), *engine.master} if p.grad is not None]
+        found.append(sum(grad.numel() * grad.element_size() for grad in held))
+
+    engine.model.model.embed_tokens.weight.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
+    data = batch(rows(4))
+    engine.accumulate([data] * 2, OBJECTIVE, tokens=2 * data.num_labels)
+    shape = TrainingShape(CONFIG, 4, 16, "bf16", 0)
+    planned = estimate(replace(shape, accumulated=True)).phases["end"]["gradients"]
+    assert found == [planned] * 2
