@@ -19,15 +19,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bc2.generate.cache.paged_attention import PagedStep
+from bc2.model.attention import document_positions
 from bc2.model.head_weight import head_rows
 from bc2.model.log_probs import TokenLogProbs, token_log_probs
-from bc2.model.transformer import (
-    AttentionCache,
-    Layer,
-    Positions,
-    Transformer,
-    document_positions,
-)
+from bc2.model.transformer import AttentionCache, Layer, Positions, Transformer
 from bc2.parallel.mesh import Mesh
 
 #: ``with weights_of(path) as weights:`` has the weights of the submodule at `path` here, by name.

@@ -11,18 +11,18 @@ tokens in a cache is that of `bc2.generate.cache.paged_attention`.
 Backends:
     sdpa    torch's scaled_dot_product_attention; runs everywhere.
     bmm     sdpa with a compiled backward pass, on a CPU without ALiBi.
-    varlen  torch.nn.attention.varlen (CUDA, 16 bits, no ALiBi).
+    varlen  torch.nn.attention.varlen (CUDA, 16 bits).
     flash   the flash-attn package (CUDA, 16 bits, ALiBi inside the kernel).
 
-Tests check the arguments that the last two are called with; they have not run on a GPU yet.
+But for flash, ALiBi comes in a few more channels: see `bc2.model.alibi_channels`. Tests check
+what the last two, and sdpa on a GPU, are called with; they have not run on a GPU yet.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bc2.errors import UsageError
+from bc2.model import cuda_kernels
+from bc2.model.alibi_channels import AlibiChannels, alibi_channels
+from bc2.model.attention_sizes import ALIBI_CHANNELS
 from bc2.model.cpu_kernels import attend_by_bmm
 
 Backend = Literal["auto", "sdpa", "bmm", "varlen", "flash"]
@@ -58,9 +60,21 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor([2.0**-e for e in exponents], dtype=torch.float32)
 
 
-# The boundaries of documents are data: torch would specialise a compiled graph on them and
-# compile again for every batch.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def document_positions(cu_seqlens: Tensor, total: int, start: Tensor | None = None) -> Tensor:
+    """Each token's position in its document: int64 [T].
+
+    Args:
+        cu_seqlens: int32 [N+1].
+        total: T; to read it from cu_seqlens would wait for the device.
+        start: [N], the number of tokens of each document that a cache already holds.
+    """
+    first = cu_seqlens[:-1].long()
+    shift = first if start is None else first - start
+    lengths = cu_seqlens.diff().long()
+    spread = torch.repeat_interleave(shift, lengths, output_size=total)
+    return torch.arange(total, device=cu_seqlens.device) - spread
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -84,54 +98,144 @@ def attend(
 
     Raises:
         UsageError: a backend was named that cannot run here.
-        ValueError: the boundaries do not fit the tensors. Only sdpa and bmm check this, because
-            the other backends do not read the boundaries on the host.
+        ValueError: the boundaries do not fit the tensors. Only what reads the boundaries on the
+            host checks this: sdpa and bmm, but for documents of one length on a GPU.
     """
-    chosen = choose_backend(q, slopes) if backend == "auto" else backend
-    if chosen in ("sdpa", "bmm"):
-        kernel = _bmm_batch if chosen == "bmm" else _sdpa_batch
-        return _sdpa_packed(q, k, v, tuple(_lengths(cu_seqlens, q)), slopes, kernel)
-    seqlens = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    if chosen == "flash":
-        return _flash(q, k, v, seqlens, slopes)
-    return _varlen(q, k, v, seqlens, slopes)
+    positions = None if slopes is None else document_positions(cu_seqlens, len(q))
+    documents = Documents(cu_seqlens, max_seqlen, positions, slopes)
+    out: Tensor = documents.attend(q, k, v, backend=backend)
+    return out
 
 
-def choose_backend(q: Tensor, slopes: Tensor | None) -> Backend:
-    """The fastest backend that is installed and can compute with these tensors.
+class Documents:
+    """Documents one after another, and what attention to each other's tokens needs of them.
+
+    All layers of a forward pass share one, so that what is made of boundaries and positions is
+    made once.
 
     Args:
-        q: [T, H, K]; its device and dtype decide.
-        slopes: ALiBi's, or None.
+        cu_seqlens: int32 [N+1].
+        max_seqlen: tokens of the longest document.
+        positions: int64 [T], of each token in its document; only ALiBi needs them.
+        slopes: ALiBi's of all heads, fp32; None without ALiBi.
     """
-    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
+
+    def __init__(
+        self,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        positions: Tensor | None = None,
+        slopes: Tensor | None = None,
+    ):
+        self.cu_seqlens = cu_seqlens
+        self.max_seqlen = max_seqlen
+        self.positions = positions
+        self.slopes = slopes
+        self._lengths: tuple[int, ...] | None = None
+        self._channels: AlibiChannels | None = None
+
+    # Not compiled: boundaries are data, and torch would specialise a graph on them and compile
+    # again for other documents. Compiled layers do not look into this object either.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: slice = slice(None),
+        backend: Backend = "auto",
+    ) -> Tensor:
+        """`bc2.model.attention.attend`; `heads` are those of q, k and v."""
+        slopes = None if self.slopes is None else self.slopes[heads]
+        if backend == "auto":
+            backend = choose_backend(q, slopes, one_length=self._have_one_length(len(q)))
+        seqlens = (self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
+        if backend == "flash":
+            return cuda_kernels.flash(q, k, v, seqlens, slopes)
+        scale, size = None, q.shape[-1]
+        if slopes is not None:
+            channels = self._alibi_channels(q)
+            q, k, v = channels.join(q, k, v, heads)
+            scale = channels.scale
+        if backend == "varlen":
+            out = cuda_kernels.varlen(q, k, v, seqlens, scale)
+        else:
+            kernel = _bmm_batch if backend == "bmm" else _sdpa_batch
+            out = _sdpa_packed(q, k, v, self._lengths_of(len(q)), kernel, scale)
+        return out if slopes is None else out[..., :size]
+
+    def _have_one_length(self, total: int) -> bool:
+        """Whether all documents have one length, and kernels for it are worth making."""
+        return self._fill(total) and self.max_seqlen % PAD_TO == 0
+
+    def _fill(self, total: int) -> bool:
+        """Whether all documents are as long as the longest; waits for no device."""
+        return (len(self.cu_seqlens) - 1) * self.max_seqlen == total
+
+    def _lengths_of(self, total: int) -> tuple[int, ...]:
+        """Each document's length, as integers on the host.
+
+        Waits for the device of `cu_seqlens`, unless all lengths are the same.
+        """
+        if self._lengths is None:
+            if self.cu_seqlens.device.type == "cuda" and self._fill(total):
+                self._lengths = (self.max_seqlen,) * (len(self.cu_seqlens) - 1)
+            else:
+                self._lengths = _read_lengths(self.cu_seqlens, total)
+        return self._lengths
+
+    def _alibi_channels(self, q: Tensor) -> AlibiChannels:
+        if self._channels is None:
+            assert self.slopes is not None
+            assert self.positions is not None
+            self._channels = alibi_channels(self.slopes, self.positions, q.shape[-1], q.dtype)
+        return self._channels
+
+
+def choose_backend(q: Tensor, slopes: Tensor | None, *, one_length: bool = False) -> Backend:
+    """The fastest backend that is installed and can compute with these tensors.
+
+    On a GPU in 16 bits: sdpa for documents of one length, since it has cuDNN's kernel, and else
+    varlen. For ALiBi flash-attn's kernel is before both, which needs no further channels.
+
+    Args:
+        q: [T, H, K]; its device, dtype and K decide.
+        slopes: ALiBi's, or None.
+        one_length: whether all documents have one length.
+    """
+    if not _has_fused_kernels(q):
         return "sdpa"
-    if torch.cuda.get_device_capability(q.device)[0] < 8:
-        return "sdpa"
-    if _is_installed("flash_attn"):
+    channels = q.shape[-1] + (0 if slopes is None else ALIBI_CHANNELS)
+    cuda_kernels.use_newest_flash(torch.cuda.get_device_capability(q.device), channels)
+    if slopes is not None and cuda_kernels.flash_function() is not None:
         return "flash"
-    return "varlen" if slopes is None and _is_installed("torch.nn.attention.varlen") else "sdpa"
+    if one_length or not cuda_kernels.fits_flash(channels):
+        return "sdpa"
+    if cuda_kernels.varlen_function() is not None:
+        return "varlen"
+    return "sdpa" if cuda_kernels.flash_function() is None else "flash"
 
 
-@cache
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+def _has_fused_kernels(q: Tensor) -> bool:
+    """Whether q is of 16 bits on a GPU whose capability is 8 or more."""
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(q.device)[0] >= 8
 
 
-def _lengths(cu_seqlens: Tensor, x: Tensor) -> list[int]:
-    """Each document's length, as integers on the host; waits for the device of `cu_seqlens`."""
+def _read_lengths(cu_seqlens: Tensor, total: int) -> tuple[int, ...]:
     ends = cu_seqlens.tolist()
-    lengths = [end - start for start, end in pairwise(ends)]
-    if ends[0] != 0 or ends[-1] != x.shape[0] or any(n < 0 for n in lengths):
-        raise ValueError(f"cu_seqlens {ends} does not divide {x.shape[0]} tokens")
+    lengths = tuple(end - start for start, end in pairwise(ends))
+    if ends[0] != 0 or ends[-1] != total or any(n < 0 for n in lengths):
+        raise ValueError(f"cu_seqlens {ends} does not divide {total} tokens")
     return lengths
 
 
 # ------------------------------------------------------------------------------- sdpa
 
-#: A kernel for documents of one length: q, k and v [B, S, H, K], and ALiBi's slopes ->
-#: [B, S, H, K].
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+#: A kernel for documents of one length: q, k and v [B, S, H, K], and the scale of the scores or
+#: None for 1 / √K -> [B, S, H, K].
+Kernel = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 
 def _sdpa_packed(
@@ -139,8 +243,8 @@ def _sdpa_packed(
     k: Tensor,
     v: Tensor,
     lengths: tuple[int, ...],
-    slopes: Tensor | None,
     kernel: Kernel,
+    scale: float | None,
 ) -> Tensor:
     """Attention over documents of any lengths, in one batch for each padded length.
 
@@ -150,16 +254,16 @@ def _sdpa_packed(
     """
     if lengths and lengths[0] % PAD_TO == 0 and len(set(lengths)) == 1:
         q, k, v = (x.view(len(lengths), lengths[0], *x.shape[1:]) for x in (q, k, v))
-        return kernel(q, k, v, slopes).flatten(0, 1)
+        return kernel(q, k, v, scale).flatten(0, 1)
     slots, groups = padded_slots(lengths)
-    slots = slots.to(q.device)
+    slots = slots.to(q.device, non_blocking=True)
     rows = sum(count * length for count, length in groups)
     q, k, v = (x.new_zeros(rows, *x.shape[1:]).index_copy(0, slots, x) for x in (q, k, v))
     done = []
     start = 0
     for count, length in groups:
         span, shape = slice(start, start + count * length), (count, length, *q.shape[1:])
-        batch = kernel(q[span].view(shape), k[span].view(shape), v[span].view(shape), slopes)
+        batch = kernel(q[span].view(shape), k[span].view(shape), v[span].view(shape), scale)
         done.append(batch.flatten(0, 1))
         start = span.stop
     out: Tensor = _Take.apply(torch.cat(done), slots) if done else q  # type: ignore[no-untyped-call]
@@ -202,81 +306,22 @@ class _Take(torch.autograd.Function):
         return grad.new_zeros(ctx.shape).index_copy_(0, rows, grad), None
 
 
-def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def _sdpa_batch(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """Attention over a batch of documents of one length: [B, S, H, K] -> [B, S, H, K]."""
-    length, dtype = q.shape[1], q.dtype
-    mask = None
-    if slopes is not None:
-        mask = alibi_bias(slopes, length, q.device, torch.promote_types(dtype, slopes.dtype))
-        if q.device.type != "cpu":
-            # Other devices require the bias in q's dtype, and 16 bits cannot tell distant
-            # positions apart.
-            q, k, v = (x.to(mask.dtype) for x in (q, k, v))
+    if _has_fused_kernels(q):
+        return cuda_kernels.attend_dense(q, k, v, scale)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None and length > 1,
+        is_causal=q.shape[1] > 1,
+        scale=scale,
     )
-    return out.transpose(1, 2).to(dtype)
+    return out.transpose(1, 2)
 
 
-def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """`_sdpa_batch`, with the faster backward pass of `attend_by_bmm` where it applies."""
-    if slopes is None and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
+    if scale is None and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
         return attend_by_bmm(q, k, v)
-    return _sdpa_batch(q, k, v, slopes)
-
-
-def alibi_bias(slopes: Tensor, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """slope · (key position - query position), and -inf for later keys: [H, length, length]."""
-    place = torch.arange(length, device=device, dtype=dtype)
-    distance = place[None, :] - place[:, None]
-    distance.masked_fill_(distance > 0, -math.inf)
-    return slopes.to(device, dtype)[:, None, None] * distance
-
-
-# ---------------------------------------------------------------------- varlen and flash
-
-#: cu_seqlens of queries and of keys, max_seqlen of queries and of keys.
-Seqlens = tuple[Tensor, Tensor, int, int]
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | None) -> Tensor:
-    if slopes is not None:
-        raise UsageError(
-            "attention backend 'varlen' has no ALiBi", todo="use 'auto', 'flash' or 'sdpa'"
-        )
-    # A window of all earlier keys and no later ones is a causal mask.
-    out: Tensor = _load_varlen()(q, k, v, *seqlens, window_size=(-1, 0))
-    return out
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | None) -> Tensor:
-    if slopes is not None:
-        slopes = slopes.to(q.device, torch.float32)
-    out: Tensor = _load_flash()(q, k, v, *seqlens, causal=True, alibi_slopes=slopes)
-    return out
-
-
-def _load_varlen() -> Callable[..., Any]:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        raise UsageError(
-            "this torch has no torch.nn.attention.varlen", todo="use 'auto' or 'sdpa'"
-        ) from None
-    return varlen_attn
-
-
-def _load_flash() -> Callable[..., Any]:
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        raise UsageError(
-            "attention backend 'flash' needs the flash-attn package",
-            todo="pip install 'bc2[cuda]', or use 'auto' or 'sdpa'",
-        ) from None
-    found: Callable[..., Any] = flash_attn_varlen_func
-    return found
+    return _sdpa_batch(q, k, v, scale)

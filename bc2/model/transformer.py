@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bc2.model.attention import Backend, alibi_slopes, attend
+from bc2.model.attention import Backend, Documents, alibi_slopes, document_positions
 from bc2.model.cpu_kernels import linear_by_bmm
 from bc2.model.head_loss import HeadLoss, head_loss
 from bc2.model.log_probs import TokenLogProbs, token_log_probs
@@ -181,10 +181,10 @@ class Attention(nn.Module):
         q, k, v = qkv.unbind(1)
         if at.rotary is not None:
             q, k = rotate(qkv[:, :2], *at.rotary).unbind(1)
-        slopes = None if at.slopes is None else at.slopes[self.heads]
         if cache is None:
-            out = attend(q, k, v, at.cu_seqlens, at.max_seqlen, slopes, self.backend)
+            out = at.documents.attend(q, k, v, self.heads, self.backend)
         else:
+            slopes = None if at.slopes is None else at.slopes[self.heads]
             out = cache.attend(layer, q, k, v, slopes)
         if self.exchange is not None:
             out = self.exchange.to_tokens(out)
@@ -256,7 +256,9 @@ class Decoder(nn.Module):
         self, x: Tensor, at: Positions, cache: AttentionCache | None, span: range
     ) -> Tensor:
         for index in span:
-            x = self.layers[index](x, at, cache, index)
+            # Only a cache asks for the index. Without one it is 0, because a compiled layer would
+            # be compiled for index 0 and again for the others.
+            x = self.layers[index](x, at, cache, 0 if cache is None else index)
         return x
 
 
@@ -344,29 +346,14 @@ class Positions:
     """What all layers of one forward pass share: boundaries, rotary angles, ALiBi's slopes."""
 
     def __init__(self, config: ModelConfig, positions: Tensor, cu_seqlens: Tensor, max_seqlen: int):
-        self.cu_seqlens = cu_seqlens
-        self.max_seqlen = max_seqlen
         self.rotary: tuple[Tensor, Tensor] | None = None
         self.slopes: Tensor | None = None
         if config.position == "rope":
             self.rotary = rotary_table(positions, config.head_dim, config.rope_base)
         else:
-            self.slopes = alibi_slopes(config.num_heads).to(positions.device)
-
-
-def document_positions(cu_seqlens: Tensor, total: int, start: Tensor | None = None) -> Tensor:
-    """Each token's position in its document: int64 [T].
-
-    Args:
-        cu_seqlens: int32 [N+1].
-        total: T; to read it from cu_seqlens would wait for the device.
-        start: [N], the number of tokens of each document that a cache already holds.
-    """
-    first = cu_seqlens[:-1].long()
-    shift = first if start is None else first - start
-    lengths = cu_seqlens.diff().long()
-    spread = torch.repeat_interleave(shift, lengths, output_size=total)
-    return torch.arange(total, device=cu_seqlens.device) - spread
+            # Not to wait for the device.
+            self.slopes = alibi_slopes(config.num_heads).to(positions.device, non_blocking=True)
+        self.documents = Documents(cu_seqlens, max_seqlen, positions, self.slopes)
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:

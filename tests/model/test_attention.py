@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.errors import UsageError
-from bc2.model import attention
-from bc2.model.attention import alibi_bias, alibi_slopes, attend, choose_backend
+from bc2.model import attention, cuda_kernels
+from bc2.model.alibi_channels import alibi_channels
+from bc2.model.attention import (
+    Documents,
+    alibi_slopes,
+    attend,
+    choose_backend,
+    document_positions,
+)
 
 
 def cu_seqlens(lengths):
@@ -20,18 +27,18 @@ def cu_seqlens(lengths):
 
 
 def naive(q, k, v, lengths, slopes=None):
-    """Attention in float64 with one mask over all tokens, filled by loops over positions."""
+    """Attention in float64, document by document, with a mask and ALiBi's bias written out."""
     q, k, v = q.double(), k.double(), v.double()
-    bias = torch.full((q.shape[1], len(q), len(q)), -math.inf, dtype=torch.float64)
-    first = 0
-    for length in lengths:
-        for i in range(length):
-            for j in range(i + 1):
-                tilt = 0 if slopes is None else slopes.double() * (j - i)
-                bias[:, first + i, first + j] = tilt
-        first += length
-    scores = torch.einsum("ihk,jhk->hij", q, k) / math.sqrt(q.shape[-1]) + bias
-    return torch.einsum("hij,jhk->ihk", scores.softmax(-1), v)
+    done = []
+    for x, y, z in zip(*(t.split(list(lengths)) for t in (q, k, v)), strict=True):
+        place = torch.arange(len(x), dtype=torch.float64)
+        distance = place[None, :] - place[:, None]
+        scores = torch.einsum("ihk,jhk->hij", x, y) / math.sqrt(q.shape[-1])
+        if slopes is not None:
+            scores = scores + slopes.double()[:, None, None] * distance
+        scores = scores.masked_fill(distance > 0, -math.inf)
+        done.append(torch.einsum("hij,jhk->ihk", scores.softmax(-1), z))
+    return torch.cat(done)
 
 
 def qkv(lengths, heads=3, size=4, dtype=torch.float64, seed=0):
@@ -100,10 +107,85 @@ def test_bf16_is_within_the_rounding_of_bf16(lengths, alibi):
     assert (out.double() - expected).norm() / expected.norm() < 2**-8
 
 
-def test_alibi_bias_is_exact_at_distant_positions():
-    # In 16 bits the distances 4095 and 4094 are the same number.
-    bias = alibi_bias(alibi_slopes(2), 4097, torch.device("cpu"), torch.float32)
-    assert bias[0, -1, :3].tolist() == [-4096 / 16, -4095 / 16, -4094 / 16]
+#: A steep slope, whose bias is far larger than the scores that are left, and a mild one.
+STEEP = torch.tensor([2**-0.125, 2**-8.0])
+
+
+def relative_errors(found, right):
+    """Of each head, the largest."""
+    errors = (found.double() - right).norm(dim=(0, 2)) / right.norm(dim=(0, 2))
+    return errors.max().item()
+
+
+def check_against_float64(lengths, size, dtype, backend, alibi):
+    """Results and gradients, head by head."""
+    q, k, v = qkv(lengths, heads=2, size=size, dtype=dtype)
+    slopes = STEEP if alibi else None
+    out = attend(q, k, v, cu_seqlens(lengths), max(lengths), slopes, backend)
+    right = naive(q, k, v, lengths, slopes)
+    assert out.shape == q.shape
+    assert out.dtype == dtype
+    cotangent = qkv(lengths, heads=2, size=size, dtype=dtype, seed=1)[0].detach()
+    found = torch.autograd.grad(out, (q, k, v), cotangent)
+    wanted = torch.autograd.grad(right, (q, k, v), cotangent.double())
+    limit, grad_limit = (2e-6, 2e-6) if dtype == torch.float32 else (2**-8, 2**-6)
+    assert relative_errors(out.detach(), right.detach()) < limit
+    for mine, exact in zip(found, wanted, strict=True):
+        assert mine.dtype == dtype
+        assert (mine - exact).norm() < grad_limit * exact.norm()
+        # Documents of one token have no gradient of q and k to be relative to.
+        if max(lengths) > 1:
+            assert relative_errors(mine, exact) < grad_limit
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["plain", "alibi"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [64, 128, 160])
+def test_ragged_documents_against_float64(size, dtype, alibi):
+    check_against_float64([700, 1, 129, 64, 3], size, dtype, "auto", alibi)
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["plain", "alibi"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", [[3, 3], [64, 64], [129]], ids=str)
+def test_documents_of_one_length_against_float64(lengths, dtype, alibi):
+    check_against_float64(lengths, 128, dtype, "auto", alibi)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alibi", [False, True], ids=["plain", "alibi"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_4096_tokens_against_float64(dtype, alibi):
+    check_against_float64([4096], 128, dtype, "auto", alibi)
+
+
+def test_alibi_of_some_heads_is_the_whole_ones():
+    lengths = [70, 9]
+    q, k, v = qkv(lengths, heads=4, size=8)
+    slopes = alibi_slopes(4)
+    positions = document_positions(cu_seqlens(lengths), 79)
+    documents = Documents(cu_seqlens(lengths), 70, positions, slopes)
+    some = documents.attend(*(x[:, 1:3] for x in (q, k, v)), heads=slice(1, 3))
+    expected = naive(q, k, v, lengths, slopes)[:, 1:3]
+    torch.testing.assert_close(some, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_layers_share_what_is_made_of_the_documents(monkeypatch):
+    made = []
+    real = alibi_channels
+
+    def counted(*args):
+        made.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(attention, "alibi_channels", counted)
+    lengths = [70, 9]
+    q, k, v = qkv(lengths, dtype=torch.float32)
+    positions = document_positions(cu_seqlens(lengths), 79)
+    documents = Documents(cu_seqlens(lengths), 70, positions, alibi_slopes(3))
+    first = documents.attend(q, k, v)
+    assert torch.equal(first, documents.attend(q, k, v))
+    assert len(made) == 1
 
 
 def test_kernels_see_few_shapes_whatever_documents_come(monkeypatch):
@@ -156,27 +238,44 @@ class CudaTensor:
 
     device = torch.device("cuda", 0)
 
-    def __init__(self, dtype):
+    def __init__(self, dtype, size):
         self.dtype = dtype
+        self.shape = (640, 2, size)
+
+
+BF16, BOTH = torch.bfloat16, {"flash", "varlen"}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capability", "installed", "alibi", "chosen"),
+    ("dtype", "capability", "size", "installed", "alibi", "one_length", "chosen"),
     [
-        (torch.bfloat16, 9, {"flash_attn", "torch.nn.attention.varlen"}, False, "flash"),
-        (torch.bfloat16, 9, {"flash_attn", "torch.nn.attention.varlen"}, True, "flash"),
-        (torch.bfloat16, 9, {"torch.nn.attention.varlen"}, False, "varlen"),
-        (torch.bfloat16, 9, {"torch.nn.attention.varlen"}, True, "sdpa"),
-        (torch.float16, 8, set(), False, "sdpa"),
-        (torch.bfloat16, 7, {"flash_attn"}, False, "sdpa"),
-        (torch.float32, 9, {"flash_attn"}, False, "sdpa"),
+        (BF16, 9, 128, BOTH, False, True, "sdpa"),
+        (BF16, 9, 128, BOTH, False, False, "varlen"),
+        (BF16, 9, 128, BOTH, True, True, "flash"),
+        (BF16, 9, 128, BOTH, True, False, "flash"),
+        (BF16, 9, 128, {"flash"}, False, False, "flash"),
+        (BF16, 9, 128, {"varlen"}, True, True, "sdpa"),
+        (BF16, 9, 128, {"varlen"}, True, False, "varlen"),
+        (BF16, 9, 128, set(), True, False, "sdpa"),
+        (BF16, 9, 256, {"varlen"}, False, False, "varlen"),
+        (BF16, 9, 256, {"varlen"}, True, False, "sdpa"),  # 264 channels are too many
+        (BF16, 9, 100, {"varlen"}, False, False, "sdpa"),
+        (torch.float16, 8, 64, {"varlen"}, False, False, "varlen"),
+        (BF16, 7, 128, BOTH, False, False, "sdpa"),
+        (torch.float32, 9, 128, BOTH, True, False, "sdpa"),
     ],
 )
-def test_auto_takes_what_is_there(monkeypatch, dtype, capability, installed, alibi, chosen):
+def test_auto_takes_what_is_there(
+    monkeypatch, dtype, capability, size, installed, alibi, one_length, chosen
+):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
-    monkeypatch.setattr(attention, "_is_installed", installed.__contains__)
+    for name in BOTH:
+        there = naive if name in installed else None
+        monkeypatch.setattr(cuda_kernels, f"{name}_function", lambda there=there: there)
+    monkeypatch.setattr(cuda_kernels, "use_newest_flash", lambda *_: None)
     slopes = alibi_slopes(2) if alibi else None
-    assert choose_backend(CudaTensor(dtype), slopes) == chosen
+    tensor = CudaTensor(dtype, size)
+    assert choose_backend(tensor, slopes, one_length=one_length) == chosen
 
 
 def lengths_of(cu_seqlens):
@@ -202,9 +301,10 @@ def fake_varlen_attn(
     assert (max_q, max_k) == (max(queries), max(keys))
     assert window_size == (-1, 0), "not causal"
     assert return_aux is None
-    assert scale is None
     assert queries == keys
-    return naive(query, key, value, queries)
+    # `naive` divides by the square root of K.
+    factor = 1.0 if scale is None else scale * math.sqrt(query.shape[-1])
+    return naive(query * factor, key, value, queries)
 
 
 def fake_flash_attn_varlen_func(
@@ -221,6 +321,7 @@ def fake_flash_attn_varlen_func(
     window_size=(-1, -1),
     softcap=0.0,
     alibi_slopes=None,
+    deterministic=False,
 ):
     """A function with flash-attn's signature since 2.5, which computes what flash-attn documents.
 
@@ -243,11 +344,20 @@ def fakes(monkeypatch):
     flash.flash_attn_varlen_func = fake_flash_attn_varlen_func
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", varlen)
     monkeypatch.setitem(sys.modules, "flash_attn", flash)
+    forget_what_is_installed()
+    yield
+    forget_what_is_installed()
+
+
+def forget_what_is_installed():
+    cuda_kernels.varlen_function.cache_clear()
+    cuda_kernels.flash_function.cache_clear()
 
 
 @pytest.mark.usefixtures("fakes")
 @pytest.mark.parametrize(
-    ("backend", "alibi"), [("varlen", False), ("flash", False), ("flash", True)]
+    ("backend", "alibi"),
+    [("varlen", False), ("varlen", True), ("flash", False), ("flash", True)],
 )
 @pytest.mark.parametrize("lengths", [[4, 4], [3, 1, 5]])
 def test_kernels_get_the_arguments_that_mean_the_same(backend, alibi, lengths):
@@ -271,14 +381,18 @@ def test_the_fake_has_the_installed_torchs_signature():
         assert real[name].kind == ours[name].kind
 
 
-def test_varlen_refuses_alibi():
-    q, k, v = qkv([4])
-    with pytest.raises(UsageError, match="no ALiBi"):
-        attend(q, k, v, cu_seqlens([4]), 4, alibi_slopes(3), "varlen")
+def test_varlen_says_that_it_needs_a_gpu():
+    q, k, v = qkv([4], dtype=torch.bfloat16)
+    with pytest.raises(UsageError, match="'varlen' does not run on cpu"):
+        attend(q, k, v, cu_seqlens([4]), 4, backend="varlen")
 
 
-def test_flash_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flash_attn", None)
+@pytest.mark.parametrize("package", [None, types.ModuleType("flash_attn")], ids=["none", "a stub"])
+def test_flash_says_what_to_install(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    forget_what_is_installed()
     q, k, v = qkv([4])
-    with pytest.raises(UsageError, match=r"bc2\[cuda\]"):
+    with pytest.raises(UsageError, match="flash_attn_varlen_func") as caught:
         attend(q, k, v, cu_seqlens([4]), 4, backend="flash")
+    assert "bc2[cuda]" in caught.value.todo
+    forget_what_is_installed()

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bc2.model.attention import document_positions
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import (
     RMSNorm,
     Transformer,
-    document_positions,
     normalize_rows,
     rotary_table,
     rotate,

@@ -18,7 +18,13 @@ from bc2.model.head_weight import at_least_fp32
 
 
 def attend_part(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ / √K + bias) v, and the log of the sum of exponentials.
 
@@ -27,6 +33,7 @@ def attend_part(
         k, v: [B, H, C', K].
         bias: broadcasts to [B, H, C, C'].
         causal: query i attends to keys 0 to i.
+        scale: in place of 1 / √K.
 
     Returns:
         [B, H, C, K] in q's dtype, and [B, H, C] in fp32 or wider.
@@ -35,16 +42,23 @@ def attend_part(
         if bias is not None:
             bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, log_sum = flash(q, k, v, is_causal=causal, attn_mask=bias)
+        out, log_sum = flash(q, k, v, is_causal=causal, attn_mask=bias, scale=scale)
         return out, log_sum
-    return attend_by_products(q, k, v, bias, causal=causal)
+    return attend_by_products(q, k, v, bias, causal=causal, scale=scale)
 
 
 def attend_by_products(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attend_part` with plain matrix products, which run on every device."""
-    scores = (q @ k.transpose(-1, -2)).to(at_least_fp32(q.dtype)) * q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q @ k.transpose(-1, -2)).to(at_least_fp32(q.dtype)) * scale
     if bias is not None:
         scores = scores + bias
     if causal:

@@ -22,7 +22,8 @@ from torch import Tensor
 from bc2.generate.cache.kv_cache import KVCache
 from bc2.generate.cache.partial_attention import attend_part, merge_into
 from bc2.generate.cache.segment import Segment
-from bc2.model.attention import PAD_TO, alibi_bias, padded_slots
+from bc2.model.alibi_channels import AlibiChannels, alibi_channels
+from bc2.model.attention import PAD_TO, padded_slots
 from bc2.model.head_weight import at_least_fp32
 
 
@@ -41,6 +42,8 @@ class OwnTokens:
         self._slots = slots.to(cache.data.device)
         tokens = [np.arange(first[i], first[i] + segments[i].length) for i in pieces]
         self._tokens = cache.tensor(np.concatenate(tokens))
+        #: By length; for all layers of the step.
+        self._channels: dict[int, AlibiChannels] = {}
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, out: Tensor, log_sum: Tensor
@@ -60,14 +63,26 @@ class OwnTokens:
             if slopes is None:
                 part, part_sum = attend_part(a, b, c, causal=True)
             else:
-                dtype = at_least_fp32(q.dtype)
-                bias = alibi_bias(slopes, length, q.device, dtype)[None]
-                part, part_sum = attend_part(a.to(dtype), b.to(dtype), c.to(dtype), bias)
+                part, part_sum = self._attend_alibi(a, b, c, slopes)
             done.append(part.transpose(1, 2).flatten(0, 1))
             sums.append(part_sum.transpose(1, 2).flatten(0, 1))
             start = span.stop
         out[self._tokens] = torch.cat(done)[self._slots].to(out.dtype)
         log_sum[self._tokens] = torch.cat(sums)[self._slots].to(log_sum.dtype)
+
+    def _attend_alibi(
+        self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`attend_part` of pieces of one length [B, H, C, K], in fp32 or wider."""
+        size, dtype = q.shape[-1], at_least_fp32(q.dtype)
+        if q.shape[2] not in self._channels:
+            positions = torch.arange(q.shape[2], device=q.device)
+            self._channels[q.shape[2]] = alibi_channels(slopes, positions, size, dtype)
+        channels = self._channels[q.shape[2]]
+        q, k, v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
+        joined = (x.transpose(1, 2) for x in channels.join(q, k, v))
+        part, part_sum = attend_part(*joined, causal=True, scale=channels.scale)
+        return part[..., :size], part_sum
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bc2.model.attention_sizes import ALIBI_CHANNELS
 from bc2.model.head_sizes import block_rows, chunk_size, weight_rows
 from bc2.model.model_config import ModelConfig
 from bc2.train.memory.shape import TrainingShape
@@ -62,13 +63,14 @@ def _attention_bytes(shape: TrainingShape) -> int:
     mixed = size * wide  # what attention gives to o_proj
     if shape.layout.sequence > 1:
         mixed *= 2  # before and after it is exchanged
-    if model.position == "alibi" and shape.device == "cpu":
-        # No kernel there takes a bias and trains: q, k, v and all probabilities, in fp32.
-        heads = shape.heads * shape.layout.sequence
-        return mixed + 12 * wide + 4 * heads * shape.sequence_length
-    rotated = 2 * size * wide if model.position == "rope" else 0
-    # And a sum of exponentials a head.
-    return mixed + rotated + 3 * size * wide + 4 * model.num_heads // shape.layout.tensor
+    heads = model.num_heads // shape.layout.tensor
+    log_sum = 4 * heads  # of the exponentials of a head
+    if model.position == "alibi":
+        # q, k, v and the result with ALiBi's channels. flash-attn, where it is installed, keeps
+        # them without.
+        return mixed + log_sum + 4 * size * (wide + heads * ALIBI_CHANNELS)
+    rotated = 2 * size * wide
+    return mixed + log_sum + rotated + 3 * size * wide
 
 
 def _norm_bytes(model: ModelConfig, size: int) -> int:
@@ -79,20 +81,20 @@ def _norm_bytes(model: ModelConfig, size: int) -> int:
 def _shared_bytes(shape: TrainingShape) -> int:
     """Bytes that the model keeps outside of its layers."""
     model, size = shape.model, shape.number_bytes
-    rotary = 8 * model.head_dim if model.position == "rope" else 0
+    table = 8 * model.head_dim  # rotary
+    if model.position == "alibi":
+        # Its channels of queries and keys: only recomputation needs them after the forward pass.
+        table = 2 * size * model.num_heads * ALIBI_CHANNELS if shape.checkpointing else 0
     # The last norm's output is the head's input, which the head does not keep.
     norm = _norm_bytes(model, size) - size * model.hidden_size
-    return shape.all_tokens * (8 + rotary) + shape.tokens * norm
+    return shape.all_tokens * (8 + table) + shape.tokens * norm
 
 
 def _work_bytes(shape: TrainingShape) -> int:
-    """Gradients of the feed-forward's two factors and its input; or of attention's scores."""
+    """Gradients of the feed-forward's two factors and its input."""
     model, size = shape.model, shape.number_bytes
     wide = model.intermediate_size // shape.layout.tensor
-    work = shape.tokens * size * 2 * (wide + model.hidden_size)
-    if model.position == "alibi" and shape.device == "cpu":
-        work = max(work, 8 * shape.all_tokens * shape.heads * shape.sequence_length)
-    return work
+    return shape.tokens * size * 2 * (wide + model.hidden_size)
 
 
 def head_bytes(shape: TrainingShape) -> int:

@@ -111,8 +111,3 @@ class TrainingShape:
     def all_tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.micro_batch * self.sequence_length
-
-    @property
-    def heads(self) -> int:
-        """Heads that this rank attends with."""
-        return max(1, self.model.num_heads // (self.layout.tensor * self.layout.sequence))

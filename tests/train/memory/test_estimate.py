@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from bc2.model import transformer
+from bc2.model.alibi_channels import AlibiChannels, alibi_channels
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.train.engines.local import LocalEngine
@@ -29,7 +31,7 @@ def shape(position: str) -> ModelConfig:
 
 
 def kept_bytes(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> int:
-    """What a forward pass keeps: saved tensors and the rotary table, each storage once."""
+    """What a forward pass keeps: saved tensors and positions' tables, each storage once."""
     weights = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
     kept: list[torch.Tensor] = []
     plain = transformer.rotary_table
@@ -40,6 +42,14 @@ def kept_bytes(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> int:
         return made
 
     monkeypatch.setattr(transformer, "rotary_table", table)
+
+    def made_channels(*args: Any) -> AlibiChannels:
+        made = alibi_channels(*args)
+        if engine.model.model.checkpointing:  # else nothing has them after the forward pass
+            kept.extend((made.query, made.key))
+        return made
+
+    monkeypatch.setattr("bc2.model.attention.alibi_channels", made_channels)
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept.append(tensor)
