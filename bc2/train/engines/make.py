@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bc2.model.model_config import ModelConfig
 from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import HeldTensors
 from bc2.train.clock import Clock
 from bc2.train.device import pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
-from bc2.train.pretrain_config import PretrainConfig
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
+    from bc2.parallel.parallel_config import ParallelConfig
+    from bc2.train.pretrain_config import PretrainConfig
 
 
 def make_engine(
     model: ModelConfig,
     config: PretrainConfig,
-    parallel: ParallelConfig,
+    parallel: ParallelConfig | None,
     mesh: Mesh,
     *,
     clock: Clock | None = None,
@@ -30,10 +32,11 @@ def make_engine(
 
     Args:
         config: device and activation checkpointing resolved.
+        parallel: the layout; None: one rank alone.
         clock: told how long the parts of a step take.
     """
     device = torch.device(config.device)
-    parallel = parallel.on(mesh.world.size)
+    layout = parallel.on(mesh.world.size) if parallel else None
     torch.manual_seed(config.seed)
     shared: dict[str, Any] = {
         "precision": pick_precision(config.precision, device),
@@ -42,11 +45,11 @@ def make_engine(
         "clock": clock,
         "mesh": mesh,
     }
-    if parallel.zero:
+    if layout is not None and layout.zero:
         from bc2.train.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(
-            model, config.optimizer, parallel, device=device, seed=config.seed, **shared
+            model, config.optimizer, layout, device=device, seed=config.seed, **shared
         )
     built = build_model(model, mesh).to_empty(device=device)
     engine = LocalEngine(built, config.optimizer, **shared)

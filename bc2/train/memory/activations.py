@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bc2.model.head_sizes import BLOCK_BYTES, WEIGHT_ROWS, chunk_size
-from bc2.model.model_config import ModelConfig
 from bc2.train.memory.shape import TrainingShape
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
