@@ -22,10 +22,10 @@ from bc2.train.deterministic import deterministic
 from gpu_stages.checks import Checks
 
 #: Of the worst token (forward) and the worst document (gradients), relative L2.
-LIMITS = {torch.bfloat16: (2e-2, 2e-2), torch.float32: (2e-5, 5e-5)}
+LIMITS = {torch.bfloat16: (2e-2, 2e-2), torch.float32: (1e-4, 2e-4)}
 WHY = (
     "kernels sum in fp32; bf16 probabilities and results have 8 bits (2⁻⁹ each, and a few of them "
-    "in a row), fp32 ones 24"
+    "in a row), fp32 ones 24, but for kernels that put three TF32 products in place of one"
 )
 
 #: Heads: no power of two, so that ALiBi's slopes are the irregular ones.
@@ -136,7 +136,7 @@ def _backend(
         except (UsageError, NotImplementedError) as error:
             if backend == "auto":
                 raise
-            checks.not_run(name, str(error).splitlines()[0])
+            checks.not_run(name, _first_sentence(error))
             return
         except (RuntimeError, AssertionError, ValueError) as error:
             # What runs on CUDA in 16 bits only says so in its own words.
@@ -144,7 +144,7 @@ def _backend(
                 raise
             if backend in ("auto", "sdpa", "bmm"):
                 raise
-            checks.not_run(name, str(error).splitlines()[0][:200])
+            checks.not_run(name, _first_sentence(error))
             return
         forward, backward = LIMITS[dtype]
         checks.within(f"{name}: forward", worst_token(out, made.out), forward, WHY)
@@ -228,6 +228,10 @@ def _twice(checks: Checks, name: str, alibi: bool) -> None:
     one, two = ([out, *grads] for out, grads in passes)
     same = all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     checks.true(name, same, f"the same bits: {same}", "`deterministic = true` promises it")
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).splitlines()[0].partition(". ")[0][:200]
 
 
 def _name(dtype: torch.dtype) -> str:

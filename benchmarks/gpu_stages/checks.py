@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import traceback
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from gpu_stages.stage_table import ENDS
 
 Status = Literal["passed", "failed", "not run"]
 
@@ -30,6 +33,8 @@ class Checks:
         path: results.jsonl. A row is written by one call, so rows of a killed process are whole.
         out: the folder of the results, for the few files that a stage writes itself.
         scratch: a folder that is gone in the end, for what processes of a stage hand on.
+
+    Attributes:
         small: whether shapes are those for a CPU.
     """
 
@@ -41,6 +46,10 @@ class Checks:
         self.device = device
         self.small = device.type != "cuda"
         self._began = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds until this process is killed."""
+        return float(os.environ[ENDS]) - time.monotonic()
 
     def true(self, check: str, good: bool, saw: object, why: str) -> None:
         """A check that something holds.

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from gpu_stages.stage_table import Stage
+from gpu_stages.stage_table import ENDS, Stage
 from gpu_stages.summary import write_summary
 
 #: All that a run writes.
@@ -150,7 +150,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", ENDS: str(time.monotonic() + limit)},
                 start_new_session=True,
             )
             family: dict[int, psutil.Process] = {}

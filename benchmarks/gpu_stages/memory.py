@@ -1,4 +1,4 @@
-"""The memory that training takes against what `bc2.train.memory` plans; and micro_batch = "auto"."""
+"""The memory that training takes against `bc2.train.memory`; and micro_batch = "auto"."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 import torch
 
 from bc2.free_memory import device_available
-from bc2.parallel.build import build_model
-from bc2.parallel.mesh import Mesh
-from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.micro_batch_trial import Trial as MicroBatchTrial
@@ -18,7 +15,7 @@ from bc2.train.peak import allocated_peak
 from gpu_stages import plain_configs
 from gpu_stages.checks import Checks
 from gpu_stages.plain_configs import WIDE_7B, AdamW, Layout, Model, Training
-from gpu_stages.training import SMALL, packed, random_rows, step
+from gpu_stages.training import SMALL, packed, quick_engine, random_rows, step
 
 #: Share of the plan by which the peak may differ.
 MARGIN = 0.10
@@ -32,9 +29,9 @@ def run(checks: Checks, part: str) -> None:
     model = WIDE_7B
     if checks.small:
         model = SMALL.model_copy(
-            update={"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704}
+            update={"hidden_size": 384, "intermediate_size": 1056, "num_layers": 4}
         )
-    length = 256 if checks.small else 4096
+    length = 64 if checks.small else 4096
     model = model.model_copy(update={"context_length": length})
     free = device_available(checks.device)
     layers = model.num_layers
@@ -46,7 +43,7 @@ def run(checks: Checks, part: str) -> None:
     with checks.part("auto: a trial"):
         _try(checks, model, length)
     with checks.part("auto: the search"):
-        _search(checks, length)
+        _search(checks)
 
 
 def _plan(checks: Checks, model: Model, length: int) -> int:
@@ -66,11 +63,7 @@ def _precision(checks: Checks) -> Any:
 
 def _measure(checks: Checks, model: Model, length: int) -> None:
     planned = _plan(checks, model, length)
-    built = build_model(model, Mesh()).to_empty(device=checks.device)
-    with torch.no_grad():
-        for weight in built.parameters():
-            weight.normal_(0.0, 0.02)
-    engine = LocalEngine(built, AdamW(), precision=_precision(checks))
+    engine = quick_engine(model, checks.device, _precision(checks))
     batch = packed(random_rows(model, 1, length, 0, documents=False))
     step(engine, [batch])  # from now on there is the optimizer's state
     if checks.small:
@@ -95,14 +88,14 @@ def _training(checks: Checks, length: int, sequences: int) -> Training:
 
 def _try(checks: Checks, model: Model, length: int) -> None:
     """One size, in this process: what the search asks of its worker."""
-    small = model.model_copy(update={"num_layers": 1})
+    small = model.model_copy(update={"num_layers": 1, "vocab_size": 4096})
     spec: Any = plain_configs.Trial(small, _training(checks, length, 2), 0.07)
     found = MicroBatchTrial(spec).fits(2)
     why = "two short sequences and one layer fit anywhere"
     checks.true("auto: a trial", bool(found["fits"]) and found["bytes"] > 0, found, why)
 
 
-def _search(checks: Checks, length: int) -> None:
+def _search(checks: Checks) -> None:
     if importlib.util.find_spec("pydantic") is None:
         checks.not_run("auto: the search", "its settings need pydantic, which is not installed")
         return
@@ -110,7 +103,8 @@ def _search(checks: Checks, length: int) -> None:
     from bc2.train.micro_batch import choose_micro_batch
     from bc2.train.pretrain_config import PretrainConfig
 
-    shape = (SMALL if checks.small else WIDE_7B.model_copy(update={"num_layers": 2})).model_dump()
+    shape = {**(SMALL if checks.small else WIDE_7B).model_dump(), "num_layers": 1}
+    shape["vocab_size"] = 4096
     sequences = 4 if checks.small else 16
     training = PretrainConfig(
         length="1 steps", batch_tokens=sequences * 64, micro_batch="auto", sequence_length=64,

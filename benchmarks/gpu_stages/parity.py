@@ -29,7 +29,7 @@ def run(checks: Checks, part: str) -> None:
 def _compare(checks: Checks, name: str, precision: str, position: str) -> None:
     shape = SMALL if checks.small else MIDDLE
     model = shape.model_copy(update={"position": position})
-    length = 64 if checks.small else 512
+    length = 64 if checks.small else 256
     here = engine_of(model, checks.device, precision)
     there = engine_of(model, torch.device("cpu"), precision)
     first = weights_of(there)

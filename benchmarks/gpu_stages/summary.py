@@ -44,7 +44,7 @@ def write_summary(
         lines += ["", "## Failed", "", *map(_failed_line, failed)]
     if missing:
         lines += ["", "## Not run", ""]
-        lines += [f"- {row['stage']}: {row['check']}: {row['why']}" for row in missing]
+        lines += _missing_lines(missing)
     seconds = sum(row["seconds"] for row in rows if "end" in row)
     lines += ["", "## How to read this", "", HOW_TO_READ, ""]
     lines += [f"All stages took {seconds:.0f} s; {max(0.0, left):.0f} s were left.", ""]
@@ -107,15 +107,23 @@ def _figure(row: dict[str, Any]) -> str:
 
 
 def _failed_line(row: dict[str, Any]) -> str:
-    if "limit" in row:
-        saw = f"{row['value']} > {row['limit']}"
-    else:
-        saw = str(row.get("saw"))
-    lines = row.get("last_lines")
-    more = (
-        "\n".join(f"      {line}" for line in ("", *str(lines).splitlines(), "")) if lines else ""
-    )
-    return f"- **{row['stage']}: {row['check']}**: {saw} ({row['why']}){more}"
+    saw = f"{row['value']} > {row['limit']}" if "limit" in row else row.get("saw")
+    lines = row.get("last_lines", "").splitlines()
+    more = ["", "", *(f"      {line}" for line in lines), ""] if lines else []
+    return f"- **{row['stage']}: {row['check']}**: {saw} ({row['why']})" + "\n".join(more)
+
+
+def _missing_lines(missing: Rows) -> list[str]:
+    """A line a stage and reason: many checks may lack the same."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in missing:
+        found.setdefault((row["stage"], row["why"]), []).append(row["check"])
+    return [
+        f"- {stage}: {checks[0]}"
+        + (f" and {len(checks) - 1} more" if checks[1:] else "")
+        + f": {why}"
+        for (stage, why), checks in found.items()
+    ]
 
 
 #: Columns of the speed table: header, key, digits.
@@ -126,9 +134,10 @@ _COLUMNS = (
 
 
 def _bench_table(bench: Rows) -> list[str]:
+    first = bench[0]
     lines = [
-        f"{bench[0]['shape']}, sequences of {bench[0]['sequence_length']}, {bench[0]['precision']}; "
-        f"MFU of {bench[0]['peak_tflops']:.1f} TFLOP/s ({bench[0]['peak_source']}).",
+        f"{first['shape']}, sequences of {first['sequence_length']}, {first['precision']}; "
+        f"MFU of {first['peak_tflops']:.1f} TFLOP/s ({first['peak_source']}).",
         "",
         "| contender | sequences a micro-batch | " + " | ".join(c[0] for c in _COLUMNS) + " |",
         "|---|---:|" + "---:|" * len(_COLUMNS),

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch, pack
+from bc2.parallel.build import build_model
 from bc2.parallel.mesh import Mesh
 from bc2.train.engines.base import Engine
+from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from gpu_stages.plain_configs import AdamW, Model, Training
@@ -77,6 +79,17 @@ def engine_of(
     optimizer = AdamW(learning_rate=learning_rate)
     training = Training(str(device), precision, optimizer=optimizer, compile=compile)
     return make_engine(model, training, None, mesh or Mesh())
+
+
+def quick_engine(
+    model: Model, device: torch.device, precision: str, *, compile: bool = False
+) -> LocalEngine:
+    """An engine with weights that the device draws: a CPU takes long for a billion of them."""
+    built = build_model(model, Mesh()).to_empty(device=device)
+    with torch.no_grad():
+        for weight in built.parameters():
+            weight.normal_(0.0, 0.02) if weight.dim() > 1 else weight.fill_(1.0)
+    return LocalEngine(built, AdamW(), precision=precision, compile=compile)
 
 
 @dataclass(frozen=True)
