@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -110,31 +110,34 @@ class Run:
             return
         self._say(f"{stage.name}: {stage.what}")
         began = time.monotonic()
-        limit = min(stage.limit_s, left)
-        failed = None
         try:
-            for part in stage.parts:
-                spare = limit - (time.monotonic() - began)
-                ended = self._process(stage, part, scratch, spare)
-                if ended.why is not None:
-                    of = "" if len(stage.parts) == 1 else f" ({part})"
-                    failed = f"{ended.why}{of}"
-                    self._write(
-                        {
-                            "stage": stage.name,
-                            "check": f"the process ends well{of}",
-                            "status": "failed",
-                            "saw": ended.why,
-                            "why": "a crash, a kill or a hang is no result",
-                            "last_lines": ended.lines,
-                        }
-                    )
-                    if stage.name != "bench" or spare <= time.monotonic() - began:
-                        break
+            failed = self._parts(stage, scratch, began + min(stage.limit_s, left))
         except Stopped:
             self._end(stage, "failed", "the run was stopped in it", time.monotonic() - began)
             raise
-        self._end(stage, "failed" if failed else "ended", failed, time.monotonic() - began)
+        why = "; ".join(failed) or None
+        self._end(stage, "failed" if failed else "ended", why, time.monotonic() - began)
+
+    def _parts(self, stage: Stage, scratch: Path, end: float) -> list[str]:
+        """Run the processes of a stage until `end`, and say which did not end well, and why."""
+        failed: list[str] = []
+        for after, part in zip(reversed(range(len(stage.parts))), stage.parts, strict=True):
+            of = f" ({part})" if len(stage.parts) > 1 else ""
+            spare = end - time.monotonic()
+            if stage.independent:
+                # One that hangs leaves time for those after it.
+                spare -= after * stage.needs_s / len(stage.parts)
+            if failed and (not stage.independent or spare <= 0):
+                why = "an earlier process failed" if spare > 0 else "no time was left"
+                self._check(stage, f"the process ends well{of}", "not run", why=why)
+                continue
+            ended = self._process(stage, part, scratch, spare)
+            if ended.why is not None:
+                failed.append(f"{ended.why}{of}")
+                why = "a crash, a kill or a hang is no result"
+                more = {"saw": ended.why, "last_lines": ended.lines}
+                self._check(stage, f"the process ends well{of}", "failed", why=why, **more)
+        return failed
 
     def _process(self, stage: Stage, part: str, scratch: Path, limit: float) -> Ended:
         """Run one process of a stage; it and all that it started are gone afterwards."""
@@ -177,6 +180,9 @@ class Run:
         if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
             with path.open("ab") as stream:
                 stream.write(b"\n")
+
+    def _check(self, stage: Stage, check: str, status: str, **more: str) -> None:
+        self._write({"stage": stage.name, "check": check, "status": status, **more})
 
     def _end(self, stage: Stage, status: str, why: str | None, seconds: float) -> None:
         row = {"stage": stage.name, "end": status, "why": why, "seconds": round(seconds, 1)}
@@ -225,6 +231,9 @@ def _kill(process: subprocess.Popen[bytes], family: dict[int, psutil.Process]) -
             below.kill()
         except psutil.NoSuchProcess:
             continue
+    # Of a process that died by itself: those that it left in its group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

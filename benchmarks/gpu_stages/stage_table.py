@@ -22,6 +22,8 @@ class Stage:
     """It is killed after so many."""
     parts: tuple[str, ...] = ("all",)
     """Processes, one after another."""
+    independent: bool = False
+    """Whether a part is of use without those before it."""
     module: str = ""
     """`gpu_stages.NAME` if empty."""
 
@@ -50,6 +52,7 @@ SPEED = (
         45,
         135,
         ("ours-compiled", "ours-eager", "hf-eager", "hf-compiled"),
+        independent=True,
     ),
     Stage("memory", "the plan's memory against the peak; micro_batch = auto", 20, 60),
 )
