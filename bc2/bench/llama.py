@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bc2.model.model_config import ModelConfig
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
 
 
 def llama_config(model: ModelConfig, **more: Any) -> Any:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bc2.data.documents import Document
+from bc2.data.splits import SPLITS, Split
 from bc2.errors import DataError, nearest
 from bc2.streams import reading
 
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
 FACTS = "corpus.json"
 
 #: UTF-8 bytes of text in a row group: what a writer holds, and a reader takes at once.

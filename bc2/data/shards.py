@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bc2.data.corpus import SPLITS
+from bc2.data.splits import SPLITS
 from bc2.errors import (
     Bc2Error,
     DataError,

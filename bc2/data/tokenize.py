@@ -26,7 +26,6 @@ import numpy.typing as npt
 from bc2.console import Progress
 from bc2.data import versions
 from bc2.data.corpus import (
-    SPLITS,
     CorpusPart,
     carried_weights,
     clear_directory,
@@ -36,6 +35,7 @@ from bc2.data.corpus import (
 )
 from bc2.data.documents import Document
 from bc2.data.shards import INDEX, token_dtype
+from bc2.data.splits import SPLITS
 from bc2.data.workers import cores, worker_pool
 from bc2.errors import DataError, RunFailed, from_os_error
 from bc2.files import (

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from bc2.errors import Bc2Error, UsageError
 from bc2.free_memory import device_available
 from bc2.generate.cache.memory import Memory, block_bytes
-from bc2.generate.engine_config import EngineConfig
 from bc2.generate.live import DecodeBytes
 from bc2.generate.near_ties import NearTies
 from bc2.generate.requests import Generated, Request, Score, ScoreRequest
@@ -24,6 +24,9 @@ from bc2.generate.score import Scorer
 from bc2.generate.session import Session
 from bc2.generate.stats import EngineStats
 from bc2.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from bc2.generate.engine_config import EngineConfig
 
 #: The part of free memory that the cache takes where its size is not set.
 FREE_SHARE = 0.5
@@ -56,7 +59,7 @@ class InferenceEngine:
         poison: bool = False,
     ):
         self.runner = model if isinstance(model, ModelRunner) else ModelRunner(model)
-        self.config = config or EngineConfig()
+        self.config = config or _default_config()
         self.stats = EngineStats()
         self.version = 0
         self._eos_id = eos_id
@@ -230,3 +233,10 @@ class InferenceEngine:
         size = held.nbytes if self.config.cache_bytes is not None else held.nbytes // 2
         least = held[:, :, 0].numel() * torch.float32.itemsize
         return self._make_memory(torch.float32, max(size, least))
+
+
+def _default_config() -> EngineConfig:
+    # Imported here: the engine itself needs no pydantic.
+    from bc2.generate.engine_config import EngineConfig
+
+    return EngineConfig()

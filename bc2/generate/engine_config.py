@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from bc2.generate.engine_formulas import EngineFormulas
 from bc2.recipe import Settings
 
 
-class EngineConfig(Settings):
+class EngineConfig(Settings, EngineFormulas):
     """Settings of an `InferenceEngine`.
 
     In 16 bits they change the last bits of results, because they change the shapes of batches.
@@ -33,8 +34,3 @@ class EngineConfig(Settings):
 
     window: int = Field(default=4096, gt=0)
     """Score requests that are read together and searched for common beginnings."""
-
-    @property
-    def most_running(self) -> int:
-        """Sequences that decode together at most: each reads a token in every pass."""
-        return min(self.max_running, self.step_tokens)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bc2.generate.sampling_config import SamplingConfig
+if TYPE_CHECKING:
+    from bc2.generate.sampling_config import SamplingConfig
+
 
 FinishReason = Literal["stop_id", "stop", "length", "cancelled"]
+
+
+def _default_settings() -> SamplingConfig:
+    # Imported here: the engine itself needs no pydantic.
+    from bc2.generate.sampling_config import SamplingConfig
+
+    return SamplingConfig()
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Request:
 
     prompt: Sequence[int]
     """Token ids, at least one."""
-    settings: SamplingConfig = field(default_factory=SamplingConfig)
+    settings: SamplingConfig = field(default_factory=_default_settings)
     where: str | None = None
     """Names it in errors, such as ``prompts.jsonl:7``; None: its number."""
 

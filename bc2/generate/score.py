@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,11 +21,13 @@ from bc2.generate.cache.blocks import ROOT
 from bc2.generate.cache.memory import Memory
 from bc2.generate.cache.paged_attention import PagedStep
 from bc2.generate.cache.segment import Segment
-from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import Score, ScoreRequest
 from bc2.generate.runner import ModelRunner
 from bc2.generate.stats import EngineStats, timed
 from bc2.generate.token_ids import check_ids
+
+if TYPE_CHECKING:
+    from bc2.generate.engine_config import EngineConfig
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from bc2.generate.cache.blocks import ROOT
 from bc2.generate.cache.memory import Memory
 from bc2.generate.cache.paged_attention import PagedStep
 from bc2.generate.cache.segment import Segment
-from bc2.generate.engine_config import EngineConfig
 from bc2.generate.live import DecodeBytes, Live
 from bc2.generate.near_ties import NearTies, Unsettled
 from bc2.generate.requests import Continuation, Generated, Request, TokenLogProb
@@ -32,6 +32,9 @@ from bc2.generate.sampling.choose import Chosen, choose
 from bc2.generate.sampling.token_groups import Draw
 from bc2.generate.stats import EngineStats, timed
 from bc2.generate.token_ids import check_ids
+
+if TYPE_CHECKING:
+    from bc2.generate.engine_config import EngineConfig
 
 
 @dataclass

@@ -6,10 +6,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bc2.model.model_formulas import ModelFormulas
 from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, Section
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, ModelFormulas):
     """A pre-norm decoder with SwiGLU, RMSNorm, RoPE or ALiBi, and an untied head."""
 
     section: ClassVar[str] = "model"
@@ -59,39 +60,3 @@ class ModelConfig(Section):
                 "is odd"
             )
         return self
-
-    @property
-    def head_dim(self) -> int:
-        """Channels K of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    def num_params(self) -> int:
-        """The number of all parameters: embedding, layers, norms and the untied head."""
-        return self.num_params_non_embedding() + 2 * self.vocab_size * self.hidden_size
-
-    def num_params_non_embedding(self) -> int:
-        """The number of parameters without embedding and head, norms included.
-
-        It is N in the scaling laws.
-
-        This is the count that gives the model sizes of Baichuan 2's section 2.6.
-        """
-        norms = (2 * self.num_layers + 1) * self.hidden_size
-        return self.num_layers * self._layer_matmul_params() + norms
-
-    def flops_per_token(self, sequence_length: int) -> int:
-        """Model FLOPs to train on one token, forward and backward.
-
-        PaLM's convention (arXiv 2204.02311, appendix B): 6 FLOPs for each parameter of a
-        matrix product, the head's included and the embedding's and norms' not, plus
-        12 L D S for attention. The causal half of attention is counted although it can be
-        skipped, and recomputation is not counted, so that numbers compare across systems.
-
-        Args:
-            sequence_length: S, the length of a document in tokens.
-        """
-        matmul = self.num_layers * self._layer_matmul_params() + self.vocab_size * self.hidden_size
-        return 6 * matmul + 12 * self.num_layers * self.hidden_size * sequence_length
-
-    def _layer_matmul_params(self) -> int:
-        return 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size

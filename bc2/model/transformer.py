@@ -13,7 +13,7 @@ padding. Parameters have the names of the released models, from `model.embed_tok
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,10 @@ from bc2.model.attention import Backend, Documents, alibi_slopes, document_posit
 from bc2.model.cpu_kernels import linear_by_bmm
 from bc2.model.head_loss import HeadLoss, head_loss
 from bc2.model.log_probs import TokenLogProbs, token_log_probs
-from bc2.model.model_config import ModelConfig
 from bc2.model.softmax import VocabularyShard
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
 
 
 class Linear(nn.Linear):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer, draw_weight
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence
 from bc2.parallel.sharding import TensorShard, shard_of
 from bc2.parallel.tensor import cut_tensors
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
 
 
 def build_model(config: ModelConfig, mesh: Mesh) -> Transformer:

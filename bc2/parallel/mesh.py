@@ -13,17 +13,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bc2.errors import RecipeError, RunFailed
+from bc2.parallel.layout import ORDER, Axis
 from bc2.parallel.own_device import check_own_gpu, make_current
-from bc2.parallel.parallel_config import ORDER, Axis, ParallelConfig
 from bc2.parallel.rank_store import join_store, run_aside
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, follow_srun, world_size
+
+if TYPE_CHECKING:
+    from bc2.parallel.parallel_config import ParallelConfig
 
 T = TypeVar("T")
 

@@ -9,19 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
+from bc2.parallel.layout import ORDER, Axis, LayoutFormulas
 from bc2.recipe import UNKEYED, Recipe, Section
-
-Axis = Literal["tensor", "sequence", "data"]
-
-#: Ranks next to each other differ in tensor first, then in sequence, then in data.
-ORDER: tuple[Axis, ...] = ("tensor", "sequence", "data")
-
 
 #: More ranks than any machine room has.
 MOST_RANKS = 2**20
 
 
-class ParallelConfig(Section):
+class ParallelConfig(Section, LayoutFormulas):
     """Settings of every stage that trains. The number of ranks is said where a run is started."""
 
     section: ClassVar[str] = "parallel"
@@ -61,20 +56,6 @@ class ParallelConfig(Section):
         if self.offload_optimizer and not self.zero:
             raise ValueError("offload_optimizer needs zero = 1, 2 or 3")
         return self
-
-    @property
-    def ranks_of_a_replica(self) -> int:
-        """Ranks that work on one micro-batch together."""
-        return self.tensor * self.sequence
-
-    def on(self, world: int) -> ParallelConfig:
-        """The layout on so many ranks: ZeRO is off where there is only one replica.
-
-        DeepSpeed would do the same work there with more passes over memory.
-        """
-        if self.offload_optimizer or world // self.tensor > 1:
-            return self
-        return self.model_copy(update={"zero": 0, "zero_group": None})
 
 
 def parallel_of(recipe: Recipe) -> ParallelConfig:

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.console import Progress
-from bc2.data.corpus import SPLITS, corpus_facts, corpus_parts
+from bc2.data.corpus import corpus_facts, corpus_parts
 from bc2.data.prep.funnel import FUNNEL, Funnel, Histogram
 from bc2.data.prep.stages.decontamination.matches import CONTAMINATION
 from bc2.data.prep.write_corpus import LENGTH_EDGES
 from bc2.data.shards import TokenShards
+from bc2.data.splits import SPLITS
 from bc2.errors import IntegrityError, UsageError
 from bc2.report.funnel_rows import NOT_STATED, as_json, language
 from bc2.report.timings import Timing

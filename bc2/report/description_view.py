@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bc2.console import table
-from bc2.data.corpus import SPLITS
 from bc2.data.prep.funnel import Histogram
+from bc2.data.splits import SPLITS
 from bc2.report import funnel_view, timings
 from bc2.report.description import Description, SourceDescription, Tally
 from bc2.report.funnel_rows import PAPER_KEPT, language, share, stage_rows

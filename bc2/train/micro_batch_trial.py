@@ -9,33 +9,23 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from bc2.data.loader import Batch, pack
 from bc2.errors import out_of_memory
-from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.parallel_config import ParallelConfig
-from bc2.recipe import Settings
 from bc2.train.allocator import use_expandable_segments
 from bc2.train.device import take_device
 from bc2.train.engines.make import make_engine
 from bc2.train.objective import NextToken
 from bc2.train.peak import forget_peak, host_peak
-from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.worker_process import Answer, serve
 
-
-class TrialSpec(Settings):
-    """What is tried."""
-
-    model: ModelConfig
-    training: PretrainConfig
-    """Device and precision resolved."""
-    margin: float
-    """Share of a GPU's free memory that is left unused."""
+if TYPE_CHECKING:
+    from bc2.train.trial_spec import TrialSpec
 
 
 class Trial:
@@ -54,7 +44,7 @@ class Trial:
             )
         # Without compilation, which takes minutes: eager layers keep at least as much.
         eager = training.model_copy(update={"compile": False})
-        self.engine = make_engine(spec.model, eager, ParallelConfig(), Mesh())
+        self.engine = make_engine(spec.model, eager, None, Mesh())
         self.objective = NextToken(training.z_loss)
 
     def fits(self, micro_batch: int) -> Answer:
@@ -99,6 +89,8 @@ class Trial:
 
 
 def _build(line: str, held: ExitStack) -> Trial:
+    from bc2.train.trial_spec import TrialSpec
+
     return Trial(TrialSpec.model_validate_json(line))
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bc2.train.optimizer_config import MOMENTS, AdamWConfig, OptimizerConfig
+from bc2.train.optimizer_state import MOMENTS
+
+if TYPE_CHECKING:
+    from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
 
 #: The number of updates made, which a state may have beside the tensors of the parameter's shape,
 #: and with ZeRO must have: fp32, [].

@@ -6,28 +6,14 @@ class with the same two methods, added to `OptimizerConfig`, and its builder the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from pydantic import Field, field_validator
 
 from bc2.model.model_config import ModelConfig
 from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, Settings
-
-#: AdamW's first and second moment, as torch and checkpoints name them.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from bc2.train.optimizer_state import AdamWState
 
 
-#: DeepSpeed's settings for the optimizer that it is given: it is used as it is, also with
-#: offloaded states, and clips by itself.
-DEEPSPEED_SETTINGS: dict[str, Any] = {
-    "gradient_clipping": 0.0,
-    "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,
-}
-
-
-class AdamWConfig(Settings):
+class AdamWConfig(Settings, AdamWState):
     """AdamW as Baichuan 2 §2.5 sets it; norms are never decayed."""
 
     learning_rate: float = Field(2e-4, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
@@ -47,19 +33,6 @@ class AdamWConfig(Settings):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError("each beta must lie in [0, 1)")
         return betas
-
-    def state_names(self, name: str, shape: Sequence[int]) -> tuple[str, ...]:
-        """The fp32 tensors of a parameter's shape that its updates need.
-
-        Args:
-            name: of the parameter.
-            shape: of the whole parameter.
-        """
-        return MOMENTS
-
-    def state_bytes(self, model: ModelConfig) -> float:
-        """Bytes of those tensors for each parameter of a model, on average."""
-        return 4.0 * len(MOMENTS)
 
 
 #: The update rules that a recipe can choose.

@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bc2.data.corpus import SPLITS, read_corpus
+from bc2.data.corpus import read_corpus
 from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.prep.funnel import Histogram
 from bc2.data.prep.prepare import prepare
 from bc2.data.prep.write_corpus import LENGTH_EDGES
+from bc2.data.splits import SPLITS
 from bc2.errors import DataError, IntegrityError, UsageError
 from bc2.report.description import describe
 from bc2.report.description_view import markdown, view

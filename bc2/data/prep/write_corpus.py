@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bc2.data.corpus import SCHEMA, SPLITS, PartWriter, Split
+from bc2.data.corpus import SCHEMA, PartWriter
 from bc2.data.prep.part_files import read_part_file
+from bc2.data.splits import SPLITS, Split
 
 Int64 = npt.NDArray[np.int64]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from bc2.generate.cache.blocks import BlockPool
 from bc2.generate.cache.kv_cache import KVCache
-from bc2.model.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
 
 
 @dataclass

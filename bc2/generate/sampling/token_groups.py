@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bc2.generate.sampling.noise import gumbel
-from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.head_weight import spans
+
+if TYPE_CHECKING:
+    from bc2.generate.sampling_config import SamplingConfig
 
 #: Tokens of a group.
 GROUP = 64

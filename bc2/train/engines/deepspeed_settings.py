@@ -5,11 +5,13 @@ Imports no torch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.optimizer_config import DEEPSPEED_SETTINGS
+from bc2.train.optimizer_state import DEEPSPEED_SETTINGS
 from bc2.train.precision import Precision
+
+if TYPE_CHECKING:
+    from bc2.parallel.parallel_config import ParallelConfig
 
 #: Gradients that are reduced at once, at most: DeepSpeed sets room aside for so many.
 BUCKET = 500_000_000

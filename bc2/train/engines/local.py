@@ -9,6 +9,7 @@ updates all weights (ZeRO 0).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from bc2.train.engines.gradients import Gradients, SummedGradients
 from bc2.train.engines.host_copies import CopySet, HostCopies
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
-from bc2.train.optimizer_config import OptimizerConfig
 from bc2.train.precision import Precision
+
+if TYPE_CHECKING:
+    from bc2.train.optimizer_config import OptimizerConfig
 
 
 class LocalEngine(Engine):

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bc2.model.model_config import ModelConfig
 from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import HeldTensors
 from bc2.train.clock import Clock
 from bc2.train.device import pick_compile, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
-from bc2.train.pretrain_config import PretrainConfig
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
+    from bc2.parallel.parallel_config import ParallelConfig
+    from bc2.train.pretrain_config import PretrainConfig
 
 
 def make_engine(
     model: ModelConfig,
     config: PretrainConfig,
-    parallel: ParallelConfig,
+    parallel: ParallelConfig | None,
     mesh: Mesh,
     *,
     clock: Clock | None = None,
@@ -31,12 +33,13 @@ def make_engine(
 
     Args:
         config: device and activation checkpointing resolved.
+        parallel: the layout; None: one rank alone.
         clock: told how long the parts of a step take.
         blank: draw no weights, which takes minutes for a large model: a checkpoint's are going
             to be restored. Until then the engine refuses to compute.
     """
     device = torch.device(config.device)
-    parallel = parallel.on(mesh.world.size)
+    layout = parallel.on(mesh.world.size) if parallel else None
     torch.manual_seed(config.seed)
     shared: dict[str, Any] = {
         "precision": pick_precision(config.precision, device),
@@ -45,13 +48,13 @@ def make_engine(
         "clock": clock,
         "mesh": mesh,
     }
-    if parallel.zero:
+    if layout is not None and layout.zero:
         from bc2.train.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(
             model,
             config.optimizer,
-            parallel,
+            layout,
             device=device,
             seed=None if blank else config.seed,
             **shared,

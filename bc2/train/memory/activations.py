@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bc2.model.attention_sizes import ALIBI_CHANNELS
 from bc2.model.head_sizes import block_rows, chunk_size, weight_rows
-from bc2.model.model_config import ModelConfig
 from bc2.train.memory.shape import TrainingShape
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.memory.activations import (
     Activations,
     activations_of,
@@ -19,7 +18,10 @@ from bc2.train.memory.activations import (
 )
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.memory.states import BytesByPart, States, local_states, zero_states
-from bc2.train.pretrain_config import PretrainConfig
+
+if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
+    from bc2.train.pretrain_config import PretrainConfig
 
 #: The parts, in the order in which they are shown.
 MEMORY_PARTS = (
@@ -104,6 +106,8 @@ def least_segment(shape: TrainingShape) -> int:
     Args:
         shape: its model, sequence length, precision, device and tensor parallelism count.
     """
+    from bc2.parallel.parallel_config import ParallelConfig
+
     tensor = shape.parallel.tensor
     one = replace(shape, micro_batch=1, parallel=ParallelConfig(tensor=tensor), world=tensor)
 
@@ -127,6 +131,7 @@ def settle_checkpointing(
         return config
     import torch
 
+    from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.device import pick_precision
 
     device = torch.device(config.device)

@@ -6,13 +6,27 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.optimizer_config import AdamWConfig, OptimizerConfig
-from bc2.train.pretrain_config import PretrainConfig
-
 if TYPE_CHECKING:
+    from bc2.model.model_config import ModelConfig
+    from bc2.parallel.parallel_config import ParallelConfig
+    from bc2.train.optimizer_config import OptimizerConfig
     from bc2.train.precision import Precision
+    from bc2.train.pretrain_config import PretrainConfig
+
+
+# Imported where they are used: an estimate for given settings needs no pydantic.
+
+
+def _one_rank() -> ParallelConfig:
+    from bc2.parallel.parallel_config import ParallelConfig
+
+    return ParallelConfig()
+
+
+def _adamw() -> OptimizerConfig:
+    from bc2.train.optimizer_config import AdamWConfig
+
+    return AdamWConfig()
 
 
 @dataclass(frozen=True)
@@ -31,10 +45,10 @@ class TrainingShape:
     """cpu or cuda: the head's buffers and DeepSpeed's are larger on a GPU."""
     accumulated: bool = False
     """Whether a step has several micro-batches."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = field(default_factory=_one_rank)
     world: int = 1
     """Ranks."""
-    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=_adamw)
 
     @classmethod
     def of(

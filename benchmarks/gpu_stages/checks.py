@@ -1,0 +1,124 @@
+"""What a stage finds: checks and figures, appended to results.jsonl as they come."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gpu_stages.stage_table import ENDS
+
+Status = Literal["passed", "failed", "not run"]
+
+#: Characters of an error that a row keeps.
+_MOST_TEXT = 600
+
+
+class Checks:
+    """The findings of one stage.
+
+    A check that fails or raises is a row, and the next one is made: what is broken is to be known
+    whole.
+
+    Args:
+        path: results.jsonl. A row is written by one call, so rows of a killed process are whole.
+        out: the folder of the results, for the few files that a stage writes itself.
+        scratch: a folder that is gone in the end, for what processes of a stage hand on.
+
+    Attributes:
+        small: whether shapes are those for a CPU.
+    """
+
+    def __init__(self, stage: str, path: Path, *, out: Path, scratch: Path, device: torch.device):
+        self.stage = stage
+        self.path = path
+        self.out = out
+        self.scratch = scratch
+        self.device = device
+        self.small = device.type != "cuda"
+        self._began = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds until this process is killed."""
+        return float(os.environ[ENDS]) - time.monotonic()
+
+    def true(self, check: str, good: bool, saw: object, why: str) -> None:
+        """A check that something holds.
+
+        Args:
+            saw: what was found.
+            why: what must hold, and the reason.
+        """
+        self._check(check, "passed" if good else "failed", saw=str(saw), why=why)
+
+    def within(self, check: str, value: float, limit: float, why: str) -> None:
+        """A check that an error is at most `limit`; NaN is none.
+
+        Args:
+            why: what the error is of, and why it may be as large as that.
+        """
+        status: Status = "passed" if value <= limit else "failed"
+        # JSON has no NaN.
+        shown = value if math.isfinite(value) else str(value)
+        self._check(check, status, value=shown, limit=limit, why=why)
+
+    def not_run(self, check: str, why: str) -> None:
+        """A check that could not be made here."""
+        self._check(check, "not run", why=why)
+
+    def figure(self, name: str, value: object, unit: str = "", *, key: bool = False) -> None:
+        """A number to report.
+
+        Args:
+            key: show it in the table of the summary.
+        """
+        self._write({"figure": name, "value": value, "unit": unit, "key": key})
+
+    def record(self, kind: str, values: dict[str, Any]) -> None:
+        """Something with several values, such as a row of the benchmark."""
+        self._write({"record": kind, **values})
+
+    @contextmanager
+    def part(self, check: str) -> Iterator[None]:
+        """A block whose exceptions are a failure of this check, not of the stage."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error}"[:_MOST_TEXT]
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            self._check(check, "failed", saw=f"{text} ({place})", why="it must run without error")
+            # The exception holds what the block had in memory.
+            del error
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _check(self, check: str, status: Status, **more: object) -> None:
+        print(f"{status}: {check} {more}", file=sys.stderr, flush=True)
+        self._write({"check": check, "status": status, **more})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        row = {"stage": self.stage, **row, "at_s": round(time.monotonic() - self._began, 2)}
+        with self.path.open("ab", buffering=0) as stream:
+            stream.write(json.dumps(row).encode() + b"\n")
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> float:
+    """|found - expected| / |expected|, L2 norms in fp64.
+
+    Args:
+        floor: of the norm that is divided by.
+    """
+    expected = expected.double()
+    gap = (found.detach().double().to(expected.device) - expected).norm()
+    return float(gap / expected.norm().clamp_min(max(floor, 1e-300)))

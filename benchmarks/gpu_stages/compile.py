@@ -1,0 +1,56 @@
+"""Compiled training against eager training, and whether the number of graphs settles."""
+
+from __future__ import annotations
+
+import time
+
+from torch._dynamo.utils import counters
+
+from gpu_stages.checks import Checks
+from gpu_stages.training import MIDDLE, SMALL, counting, engine_of, packed, step
+
+STEPS, SETTLED = 8, 4
+
+#: Relative error of losses and norms.
+LIMITS = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 5e-2)}
+WHY = "compiled kernels round in other places"
+
+
+def run(checks: Checks, part: str) -> None:
+    """Steps over documents whose number and lengths change from step to step."""
+    small = checks.small
+    model = SMALL.model_copy(update={"num_layers": 1}) if small else MIDDLE
+    precision = "fp32" if small else "bf16"
+    length = 64 if small else 1024
+    eager = engine_of(model, checks.device, precision)
+    compiled = engine_of(model, checks.device, precision, compile=True)
+    if checks.small:
+        checks.not_run("generated code", "the small form runs the graphs without it, to save time")
+    counters.clear()
+    losses, norms, graphs = 0.0, 0.0, []
+    for number in range(STEPS):
+        rows = counting(model, 2, length, number)
+        expected = step(eager, [packed(rows)])
+        began = time.perf_counter()
+        found = step(compiled, [packed(rows)])
+        if number == 0:
+            checks.figure("first compiled step", round(time.perf_counter() - began, 1), "s")
+        losses = max(losses, abs(found.loss / expected.loss - 1))
+        norms = max(norms, abs(found.norm / expected.norm - 1))
+        graphs.append(_graphs())
+    checks.within("losses", losses, LIMITS[precision][0], WHY)
+    checks.within("gradient norms", norms, LIMITS[precision][1], WHY)
+    checks.true(
+        "graphs settle",
+        0 < graphs[-1] == graphs[SETTLED - 1],
+        f"graphs after each step: {graphs}",
+        f"after {SETTLED} steps new documents must compile nothing, or each step takes seconds",
+    )
+    checks.figure("graphs", graphs[-1], key=True)
+    checks.figure("graphs compiled after the first step", graphs[-1] - graphs[0])
+    breaks = sum(counters["graph_break"].values())
+    checks.figure("graph breaks", breaks, key=True)
+
+
+def _graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
