@@ -152,8 +152,11 @@ class Documents:
         seqlens = (self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
         if backend == "flash":
             return cuda_kernels.flash(q, k, v, seqlens, slopes)
-        scale, size = None, q.shape[-1]
+        scale, size, dtype = None, q.shape[-1], q.dtype
         if slopes is not None:
+            if q.device.type == "cpu":
+                # The kernel for 16 bits rounds probabilities to them, and is not much faster.
+                q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
             channels = self._alibi_channels(q)
             q, k, v = channels.join(q, k, v, heads)
             scale = channels.scale
@@ -162,7 +165,7 @@ class Documents:
         else:
             kernel = _bmm_batch if backend == "bmm" else _sdpa_batch
             out = _sdpa_packed(q, k, v, self._lengths_of(len(q)), kernel, scale)
-        return out if slopes is None else out[..., :size]
+        return out if slopes is None else out[..., :size].to(dtype)
 
     def _have_one_length(self, total: int) -> bool:
         """Whether all documents have one length, and kernels for it are worth making."""

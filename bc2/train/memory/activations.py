@@ -71,9 +71,14 @@ def _attention_bytes(shape: TrainingShape) -> int:
     if model.position == "alibi":
         # q, k, v and the result with ALiBi's channels. flash-attn, where it is installed, keeps
         # them without.
-        return mixed + log_sum + 4 * size * (wide + heads * ALIBI_CHANNELS)
+        return mixed + log_sum + 4 * _joined_bytes(shape) * (wide + heads * ALIBI_CHANNELS)
     rotated = 2 * size * wide
     return mixed + log_sum + rotated + 3 * size * wide
+
+
+def _joined_bytes(shape: TrainingShape) -> int:
+    """Bytes of a number of q, k and v with ALiBi's channels, which are fp32 on a CPU."""
+    return 4 if shape.device == "cpu" else shape.number_bytes
 
 
 def _norm_bytes(model: ModelConfig, size: int) -> int:
@@ -87,7 +92,8 @@ def _shared_bytes(shape: TrainingShape) -> int:
     table = 8 * model.head_dim  # rotary
     if model.position == "alibi":
         # Its channels of queries and keys: only recomputation needs them after the forward pass.
-        table = 2 * size * model.num_heads * ALIBI_CHANNELS if shape.checkpointing else 0
+        channels = 2 * model.num_heads * ALIBI_CHANNELS
+        table = channels * _joined_bytes(shape) if shape.checkpointing else 0
     # The last norm's output is the head's input, which the head does not keep.
     norm = _norm_bytes(model, size) - size * model.hidden_size
     return shape.all_tokens * (8 + table) + shape.tokens * norm
