@@ -74,9 +74,9 @@ def _pretrain(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifact
     check_shared_folder(registry.work, mesh.world)
     with fail_together(mesh.world):
         inputs = open_run_inputs(run.config, run.tokens, run.tokenizer)
-    remembered = VerifiedFiles(registry.home, run.tokens.digest)
-    check_files_together(run.tokens, mesh.side, remembered)
     with lock_run(run, registry, mesh):
+        remembered = VerifiedFiles(registry.home, run.tokens.digest)
+        check_files_together(run.tokens, mesh.side, remembered)
         known = None
         with fail_together(mesh.world):
             if mesh.first:
