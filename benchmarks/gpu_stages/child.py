@@ -40,7 +40,8 @@ def main() -> None:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
         # Graphs are made and counted, but no code is generated, which takes a compiler a minute.
-        torch.compiler.set_default_backend("aot_eager")
+        if hasattr(torch.compiler, "set_default_backend"):
+            torch.compiler.set_default_backend("aot_eager")
     checks = Checks(stage, Path(results), out=Path(out), scratch=Path(scratch), device=device)
     importlib.import_module(module).run(checks, part)
 
