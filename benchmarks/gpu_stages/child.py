@@ -24,6 +24,9 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # The repository is a folder here, not an installed package.
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    # Nor for workers that bc2 starts: where one is installed too, they would run that one.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     import bc2  # noqa: F401 - its environment settings come before any import of torch
 
     # Deterministic products need it before the first of them; it costs nothing elsewhere.
