@@ -24,6 +24,9 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # The repository is a folder here, not an installed package.
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    # Nor for workers that bc2 starts: where one is installed too, they would run that one.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     import bc2  # noqa: F401 - its environment settings come before any import of torch
 
     # Deterministic products need it before the first of them; it costs nothing elsewhere.
@@ -40,7 +43,8 @@ def main() -> None:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
         # Graphs are made and counted, but no code is generated, which takes a compiler a minute.
-        torch.compiler.set_default_backend("aot_eager")
+        if hasattr(torch.compiler, "set_default_backend"):
+            torch.compiler.set_default_backend("aot_eager")
     checks = Checks(stage, Path(results), out=Path(out), scratch=Path(scratch), device=device)
     importlib.import_module(module).run(checks, part)
 

@@ -35,7 +35,7 @@ class Stage:
 
 CORRECTNESS = (
     Stage("env", "versions, and speeds of products and copies", 8, 40),
-    Stage("attention", "every backend, ALiBi and the cache against fp64", 15, 60),
+    Stage("attention", "every backend, ALiBi and the cache against fp64", 15, 80),
     Stage("head", "the head's loss against fp64; waits and launches", 12, 50),
     Stage("parity", "training on this device against the CPU", 10, 45),
     Stage("resume", "4 steps + save + new process + 4 = 8, same bits", 12, 50, ("first", "second")),
