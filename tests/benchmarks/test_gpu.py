@@ -105,6 +105,9 @@ STAGES = {
     "good": """
     checks.within("a sum", 0.5, 1.0, "it is")
     checks.figure("speed", 7, "m/s", key=True)
+    import os, bc2
+    first = os.environ["PYTHONPATH"].split(os.pathsep)[0]
+    checks.true("workers find this bc2", bc2.__file__.startswith(first + "/bc2"), first, "it is")
 """,
     "broken": """
     checks.within("a sum", 1.5, 1.0, "it is")
@@ -167,11 +170,11 @@ def test_what_fails_makes_exit_1_and_the_next_stage_runs(made: Any, tmp_path: Pa
     assert "it takes about 500 s" in ends["long"][1]
     assert ends["good"] == ("ended", None)
     summary = (tmp_path / "out" / "summary.md").read_text()
-    assert "**5 checks failed, 2 passed.** Stages that did not run: long." in summary
+    assert "**5 checks failed, 3 passed.** Stages that did not run: long." in summary
     assert "- **broken: a sum**: 1.5 > 1.0 (it is)" in summary
     assert "- **broken: no number**: nan > 1.0 (it is)" in summary
     assert "| long | takes long | 0 | 0 | 0 | – | **did not run**: " in summary
-    assert "| good | is good | 1 | 0 | 0 |" in summary
+    assert "| good | is good | 2 | 0 | 0 |" in summary
     assert "speed 7 m/s" in summary
 
 

@@ -35,7 +35,8 @@ def test_fields_and_defaults_are_those_of_the_real_class(ours, real):
 
 
 def test_a_training_has_what_the_core_reads_of_the_real_one():
-    real = PretrainConfig(length="1 steps", batch_tokens=8192, micro_batch=1, device="cpu")
+    settings = {"length": "1 steps", "batch_tokens": 8192, "micro_batch": 1, "compile": False}
+    real = PretrainConfig(**settings, device="cpu")
     ours = plain.Training("cpu", "auto", batch_sequences=2)
     for field in fields(ours):
         if field.name != "optimizer":
