@@ -19,7 +19,7 @@ from bc2.train.duration import Duration
 from bc2.train.pretrain_config import PretrainConfig, check_batches, check_context
 
 #: Of the stage that trains a base model: raised when the same settings would train another one.
-VERSION = 4
+VERSION = 3
 
 
 @dataclass(frozen=True)

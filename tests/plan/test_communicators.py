@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -22,13 +23,13 @@ def made_by_mesh(parallel: ParallelConfig, world: int, monkeypatch: pytest.Monke
     """How many groups of several ranks rank 0 gets that use its own device."""
     handles: list[object] = []
 
-    def new_group(ranks: Any, backend: str | None = None) -> object:
+    def new_group(ranks: Any, backend: str | None = None, timeout: Any = None) -> object:
         handles.append(object())
         return handles[-1]
 
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "new_group", new_group)
-    found = mesh._groups(parallel, world)
+    found = mesh._groups(parallel, world, timedelta(seconds=1))
     groups = (found.world, found.tensor, found.sequence, found.data, found.replicas)
     return len({id(group.handle) for group in groups if group.size > 1})
 

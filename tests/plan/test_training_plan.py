@@ -206,7 +206,7 @@ def test_what_does_not_fit_a_small_device_may_fit_a_larger_one_or_more() -> None
 
 def test_offload_is_offered_with_zero_2_which_holds_less_than_1() -> None:
     with pytest.raises(ResourceError) as caught:
-        make_plan(seven("pretrain.micro_batch=auto"), DEVICES["h200"], 1)
+        make_plan(seven("pretrain.micro_batch=auto"), DEVICES["h100"], 1)
     assert "offload: data=1 zero=2 offload_optimizer" in str(caught.value.todo)
 
 
