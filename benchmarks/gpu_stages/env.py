@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
+import sysconfig
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -42,6 +45,9 @@ def _facts(device: torch.device) -> dict[str, object]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "compiler": importlib.util.find_spec("triton") is not None,
+        # Triton compiles a launcher in C.
+        "c_compiler": next(filter(None, map(shutil.which, _c_compilers())), None),
+        "python_headers": Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
     }
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
@@ -58,6 +64,11 @@ def _facts(device: torch.device) -> dict[str, object]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return facts
+
+
+def _c_compilers() -> list[str]:
+    """Those that Triton looks for, in this order."""
+    return [*filter(None, [os.environ.get("CC")]), "clang", "gcc"]
 
 
 def _version(package: str) -> str | None:
