@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
-import sysconfig
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
-from bc2.train.device import cpu_model, datasheet_flops
+from bc2.train.device import (
+    cpu_model,
+    datasheet_flops,
+    has_python_headers,
+    triton_compiler,
+)
 from gpu_stages.checks import Checks
 
 PACKAGES = (
@@ -45,9 +47,8 @@ def _facts(device: torch.device) -> dict[str, object]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "compiler": importlib.util.find_spec("triton") is not None,
-        # Triton compiles a launcher in C.
-        "c_compiler": next(filter(None, map(shutil.which, _c_compilers())), None),
-        "python_headers": Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
+        "c_compiler": triton_compiler(),
+        "python_headers": has_python_headers(),
     }
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
@@ -64,11 +65,6 @@ def _facts(device: torch.device) -> dict[str, object]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return facts
-
-
-def _c_compilers() -> list[str]:
-    """Those that Triton looks for, in this order."""
-    return [*filter(None, [os.environ.get("CC")]), "clang", "gcc"]
 
 
 def _version(package: str) -> str | None:
