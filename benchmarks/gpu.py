@@ -6,6 +6,9 @@ Needs torch, typer, rich, safetensors, sentencepiece, pyarrow, scipy, psutil and
 this repository as a folder; DeepSpeed's stage is left out, and said to be, where DeepSpeed is
 missing. Without a GPU every stage runs in a small form, which tests the stages and not the machine.
 
+With a longer --deadline each stage may take longer in proportion: give one where there is time,
+since on a slow host compiling transformers' model takes longer than its share of 460 s.
+
 DIR gets summary.md (begin there), results.jsonl (a row a check, as they come), env.json,
 bench.json, kernels.csv, trace.json.gz and log.txt. Exit 0: no check failed; 1: one did, or a stage
 crashed or hung; 2: wrong usage; 130 and 143: stopped.

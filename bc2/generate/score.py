@@ -223,7 +223,9 @@ class Scorer:
                 torch.tensor(labels, device=device),
                 top_k,
             )
-        if bool(numbers.log_probs.isnan().any()):
+            # Waits for a GPU, which is part of the pass's time.
+            broken = bool(numbers.log_probs.isnan().any())
+        if broken:
             raise RunFailed("the model's logits are not numbers", todo="take an earlier checkpoint")
         log_probs, greedy = numbers.log_probs.tolist(), numbers.greedy.tolist()
         tops = _tops(numbers.top_ids, numbers.top_log_probs)

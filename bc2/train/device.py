@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+import shutil
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -112,10 +115,25 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def pick_compile(wanted: bool | str, device: torch.device) -> bool:
-    """Whether the model is compiled; "auto" is on a GPU, where torch's compiler has Triton."""
+    """Whether the model is compiled; "auto" is on a GPU, where torch's compiler can work."""
     if isinstance(wanted, bool):
         return wanted
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return (
+        device.type == "cuda"
+        and importlib.util.find_spec("triton") is not None
+        and triton_compiler() is not None
+        and has_python_headers()
+    )
+
+
+def triton_compiler() -> str | None:
+    """The C compiler with which Triton builds what launches its kernels; None: there is none."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+def has_python_headers() -> bool:
+    """Whether the headers of Python are here, which Triton's launchers include."""
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from bc2.train.device import datasheet_flops
 from bc2.train.optimizer import AdamW as FusedAdamW
 from gpu_stages.checks import Checks
 from gpu_stages.env import best_seconds, wait
+from gpu_stages.kernels import on_gpu
 from gpu_stages.plain_configs import LADDER_1_6B, AdamW, Model
 from gpu_stages.training import SMALL, packed, quick_engine, random_rows, step
 
@@ -51,10 +52,10 @@ def run(checks: Checks, part: str) -> None:
                 continue
             with checks.part(name):
                 _measure(checks, part, stepper, model, length, micro_batch)
-        if part == "ours-compiled":
-            with checks.part("profile"):
-                batch = packed(random_rows(model, MICRO_BATCHES[0], length, 1, documents=False))
-                _profile(checks, lambda: stepper(batch))
+            if part == "ours-compiled" and micro_batch == MICRO_BATCHES[0]:
+                with checks.part("profile"):
+                    batch = packed(random_rows(model, micro_batch, length, 1, documents=False))
+                    _profile(checks, lambda batch=batch: stepper(batch))
 
 
 def _ours(model: Model, checks: Checks, compiled: bool) -> Stepper:
@@ -173,7 +174,7 @@ def _write_kernels(checks: Checks, events: Any) -> None:
     rows = [
         (e.key, e.self_device_time_total if on_device else e.self_cpu_time_total, e.count)
         for e in events
-        if not on_device or e.device_type == torch.autograd.DeviceType.CUDA
+        if not on_device or on_gpu(e)
     ]
     rows.sort(key=lambda row: -row[1])
     total = sum(row[1] for row in rows)
@@ -184,5 +185,6 @@ def _write_kernels(checks: Checks, events: Any) -> None:
             share = microseconds / total if total else 0.0
             writer.writerow((name[:200], round(microseconds, 1), round(share, 4), calls))
     if on_device:
+        checks.true("the profiler sees kernels", bool(rows), len(rows), "or kernels.csv is empty")
         checks.figure("kernels of a step", sum(row[2] for row in rows), key=True)
         checks.figure("time in kernels", round(total / 1e3, 1), "ms")

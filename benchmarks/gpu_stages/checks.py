@@ -19,6 +19,8 @@ from gpu_stages.stage_table import ENDS
 
 Status = Literal["passed", "failed", "not run"]
 
+_ROOT = Path(__file__).resolve().parents[2]
+
 #: Characters of an error that a row keeps.
 _MOST_TEXT = 600
 
@@ -92,16 +94,24 @@ class Checks:
         """A block whose exceptions are a failure of this check, not of the stage."""
         try:
             yield
+            return
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error}"[:_MOST_TEXT]
-            place = f"{Path(where.filename).name}:{where.lineno}"
-            self._check(check, "failed", saw=f"{text} ({place})", why="it must run without error")
-            # The exception holds what the block had in memory.
-            del error
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            saw = f"{text} ({_places(error)})"
+            self._check(check, "failed", saw=saw, why="it must run without error")
+        # Only now is the exception gone, with what the block had in memory.
+        if self.device.type == "cuda":
+            self._see_that_it_works()
+            torch.cuda.empty_cache()
+
+    def _see_that_it_works(self) -> None:
+        """End this process if no kernel can run any more: all checks to come would fail of it."""
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            text = str(error).splitlines()[0]
+            raise SystemExit(f"the GPU cannot be used any more by this process: {text}") from error
 
     def _check(self, check: str, status: Status, **more: object) -> None:
         print(f"{status}: {check} {more}", file=sys.stderr, flush=True)
@@ -111,6 +121,20 @@ class Checks:
         row = {"stage": self.stage, **row, "at_s": round(time.monotonic() - self._began, 2)}
         with self.path.open("ab", buffering=0) as stream:
             stream.write(json.dumps(row).encode() + b"\n")
+
+
+def _places(error: Exception) -> str:
+    """Where it was raised, and where in this repository that was called from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [
+        frame
+        for frame in frames
+        if Path(frame.filename).is_relative_to(_ROOT) and frame.filename != __file__
+    ]
+    found = [frames[-1], *ours[:-4:-1]]
+    return " < ".join(
+        dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in found)
+    )
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> float:

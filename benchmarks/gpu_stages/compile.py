@@ -27,6 +27,8 @@ def run(checks: Checks, part: str) -> None:
     compiled = engine_of(model, checks.device, precision, compile=True)
     if checks.small and hasattr(torch.compiler, "set_default_backend"):
         checks.not_run("generated code", "the small form runs the graphs without it, to save time")
+    # The log says which guard of which graph did not hold.
+    torch._logging.set_logs(recompiles=True)
     counters.clear()
     losses, norms, graphs = 0.0, 0.0, []
     for number in range(STEPS):
@@ -51,6 +53,9 @@ def run(checks: Checks, part: str) -> None:
     checks.figure("graphs compiled after the first step", graphs[-1] - graphs[0])
     breaks = sum(counters["graph_break"].values())
     checks.figure("graph breaks", breaks, key=True)
+    # By reason, whose first lines say what and why.
+    reasons = {reason[:400]: count for reason, count in counters["graph_break"].items()}
+    checks.record("graph breaks", {"reasons": reasons})
 
 
 def _graphs() -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from gpu_stages.stage_table import ENDS, Stage
+from gpu_stages.stage_table import DEADLINES, ENDS, Stage
 from gpu_stages.summary import write_summary
 
 #: All that a run writes.
@@ -102,6 +102,10 @@ class Run:
     def _left(self) -> float:
         return self.deadline - (time.monotonic() - self.began)
 
+    def _limit(self, stage: Stage) -> float:
+        """Seconds that a stage may take: a run that has more time gives each more of it."""
+        return stage.limit_s * max(1.0, self.deadline / DEADLINES["all"])
+
     def _stage(self, stage: Stage, scratch: Path) -> None:
         left = self._left() - _RESERVE_S
         if left < stage.needs_s:
@@ -111,7 +115,7 @@ class Run:
         self._say(f"{stage.name}: {stage.what}")
         began = time.monotonic()
         try:
-            failed = self._parts(stage, scratch, began + min(stage.limit_s, left))
+            failed = self._parts(stage, scratch, began + min(self._limit(stage), left))
         except Stopped:
             self._end(stage, "failed", "the run was stopped in it", time.monotonic() - began)
             raise

@@ -12,7 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from bc2.train.device import cpu_model, datasheet_flops
+from bc2.train.device import (
+    cpu_model,
+    datasheet_flops,
+    has_python_headers,
+    triton_compiler,
+)
 from gpu_stages.checks import Checks
 
 PACKAGES = (
@@ -42,6 +47,8 @@ def _facts(device: torch.device) -> dict[str, object]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "compiler": importlib.util.find_spec("triton") is not None,
+        "c_compiler": triton_compiler(),
+        "python_headers": has_python_headers(),
     }
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)

@@ -19,12 +19,20 @@ from bc2.parallel.mesh import Mesh
 from bc2.train.deterministic import deterministic
 from bc2.train.objective import NextToken
 from gpu_stages.checks import Checks, relative
+from gpu_stages.kernels import on_gpu
 from gpu_stages.plain_configs import Model
 from gpu_stages.training import packed, random_rows
 
 #: Relative error of the loss, and of the gradients' L2 norm.
 LIMITS = {"bf16": (2e-3, 2e-2), "fp32": (1e-5, 1e-4)}
 WHY = "logits and their gradient are rounded to bf16 (2⁻⁹) or fp32; sums are in fp32 or wider"
+
+#: The limit of gradients in bf16 with max-z. Without its part of them the error would be 0.09.
+OF_MAX_Z = 4e-2
+WHY_MAX_Z = (
+    f"{WHY}; and bf16 rounds the two largest logits of some tokens to the same number, of 3% the "
+    "other one is taken for z"
+)
 
 #: Kernels of a forward and backward pass of the head, for one chunk of tokens.
 MOST_LAUNCHES = 500
@@ -87,8 +95,11 @@ def _against_fp64(
     grads = torch.autograd.grad(expected, (wide, rows))
     of_loss, of_grads = LIMITS[precision]
     checks.within(f"{name}: loss", relative(loss, expected.detach()), of_loss, WHY)
-    checks.within(f"{name}: gradient of hidden", relative(grad_hidden, grads[0]), of_grads, WHY)
-    checks.within(f"{name}: gradient of weight", relative(grad_weight, grads[1]), of_grads, WHY)
+    why = WHY
+    if precision == "bf16" and z_weight:
+        of_grads, why = OF_MAX_Z, WHY_MAX_Z
+    checks.within(f"{name}: gradient of hidden", relative(grad_hidden, grads[0]), of_grads, why)
+    checks.within(f"{name}: gradient of weight", relative(grad_weight, grads[1]), of_grads, why)
 
 
 @contextmanager
@@ -129,12 +140,12 @@ def _launches(checks: Checks, vocab: int) -> None:
     kinds = [ProfilerActivity.CPU] + ([] if checks.small else [ProfilerActivity.CUDA])
     with profile(activities=kinds) as watched:
         _grads(*inputs, True, 2e-4)
-    on_device = torch.autograd.DeviceType.CUDA
     if checks.small:
         count = sum(event.name.startswith("aten::") for event in watched.events())
         checks.figure("operators of the head's loss", count)
         checks.not_run("launches", "a CPU launches no kernels")
         return
-    count = sum(event.device_type == on_device for event in watched.events())
+    count = sum(on_gpu(event) for event in watched.events())
+    checks.true("the profiler sees kernels", count > 0, count, "or their number means nothing")
     checks.figure("kernels of the head's loss", count, key=True)
     checks.within("launches", count, MOST_LAUNCHES, "5 µs each: 5,120 of them cost more than half")

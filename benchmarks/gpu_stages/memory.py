@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from bc2.free_memory import device_available
-from bc2.train.memory.estimate import estimate
+from bc2.train.memory.estimate import MemoryEstimate, estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.micro_batch_trial import Trial as MicroBatchTrial
 from bc2.train.peak import allocated_peak
@@ -40,6 +42,10 @@ def run(checks: Checks, part: str) -> None:
         model = model.model_copy(update={"num_layers": layers})
     with checks.part("the peak against the plan"):
         _measure(checks, model, length)
+    gc.collect()
+    if not checks.small:
+        # A trial counts what this process has reserved.
+        torch.cuda.empty_cache()
     with checks.part("auto: a trial"):
         _try(checks, model, length)
     with checks.part("auto: the search"):
@@ -47,6 +53,10 @@ def run(checks: Checks, part: str) -> None:
 
 
 def _plan(checks: Checks, model: Model, length: int) -> int:
+    return _estimate(checks, model, length).total
+
+
+def _estimate(checks: Checks, model: Model, length: int) -> MemoryEstimate:
     typed: Any = model
     layout: Any = Layout()
     optimizer: Any = AdamW()
@@ -54,7 +64,7 @@ def _plan(checks: Checks, model: Model, length: int) -> int:
         typed, 1, length, _precision(checks), 0, device=checks.device.type, parallel=layout,
         optimizer=optimizer,
     )  # fmt: skip
-    return estimate(shape).total
+    return estimate(shape)
 
 
 def _precision(checks: Checks) -> Any:
@@ -62,7 +72,8 @@ def _precision(checks: Checks) -> Any:
 
 
 def _measure(checks: Checks, model: Model, length: int) -> None:
-    planned = _plan(checks, model, length)
+    estimated = _estimate(checks, model, length)
+    planned = estimated.total
     engine = quick_engine(model, checks.device, _precision(checks))
     batch = packed(random_rows(model, 1, length, 0, documents=False))
     step(engine, [batch])  # from now on there is the optimizer's state
@@ -73,6 +84,12 @@ def _measure(checks: Checks, model: Model, length: int) -> None:
         torch.cuda.reset_peak_memory_stats(checks.device)
         step(engine, [batch])
         measured = torch.cuda.max_memory_allocated(checks.device)
+        # To tell which part of the plan is off.
+        seen = {
+            "between_steps": torch.cuda.memory_allocated(checks.device),
+            "peak_reserved": torch.cuda.max_memory_reserved(checks.device),
+        }
+        checks.record("memory", {"planned": asdict(estimated), "peak": measured, **seen})
     checks.figure("layers", model.num_layers)
     checks.figure("planned", round(planned / 1e9, 3), "GB", key=True)
     checks.figure("measured", round(measured / 1e9, 3), "GB", key=True)

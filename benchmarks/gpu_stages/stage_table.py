@@ -19,7 +19,7 @@ class Stage:
     needs_s: float
     """It is started only if so many seconds are left: about what it takes on an H200."""
     limit_s: float
-    """It is killed after so many."""
+    """It is killed after so many; in a run of more time than `DEADLINES`, after as many more."""
     parts: tuple[str, ...] = ("all",)
     """Processes, one after another."""
     independent: bool = False
@@ -49,8 +49,8 @@ SPEED = (
     Stage(
         "bench",
         "ours and transformers' Llama, eager and compiled; a profile",
-        45,
-        135,
+        90,
+        155,
         ("ours-compiled", "ours-eager", "hf-eager", "hf-compiled"),
         independent=True,
     ),

@@ -14,7 +14,7 @@ from typing import Any
 import gpu
 import psutil
 import pytest
-from gpu_stages.driver import OUTPUTS
+from gpu_stages.driver import OUTPUTS, Run
 from gpu_stages.stage_table import GROUPS, Stage, choose
 
 SCRIPT = Path(str(gpu.__file__))
@@ -224,6 +224,14 @@ def test_a_signal_ends_it_with_a_summary_and_no_processes(
     assert "The run was stopped before its end." in (out / "summary.md").read_text()
 
 
+@pytest.mark.parametrize(("deadline", "limit"), [(180.0, 60.0), (460.0, 60.0), (1380.0, 180.0)])
+def test_a_run_with_more_time_gives_more_of_it_to_each_stage(
+    deadline: float, limit: float, tmp_path: Path
+) -> None:
+    stage = Stage("good", "is good", 1, 60)
+    assert Run(tmp_path, [stage], deadline)._limit(stage) == pytest.approx(limit)
+
+
 # ------------------------------------------------------------------------- usage
 
 
@@ -235,7 +243,7 @@ def test_a_signal_ends_it_with_a_summary_and_no_processes(
         (["--stages", ","], "names none"),
         (["--deadline", "1"], "too short for any"),
         (["--deadline", "nan"], "too short for any"),
-        (["--deadline", "-5", "--stages", "bench"], "the shortest takes about 45 s"),
+        (["--deadline", "-5", "--stages", "bench"], "the shortest takes about 90 s"),
     ],
 )
 def test_wrong_usage_is_said(

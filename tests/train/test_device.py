@@ -205,7 +205,24 @@ def test_compiling_is_the_default_on_a_gpu_with_a_compiler(
     monkeypatch.setattr(
         module.importlib.util, "find_spec", lambda name: object() if triton else None
     )
+    monkeypatch.setattr(module, "triton_compiler", lambda: "gcc")
+    monkeypatch.setattr(module, "has_python_headers", lambda: True)
     assert pick_compile(wanted, torch.device(device)) is compiles
+
+
+@pytest.mark.parametrize(
+    ("compiler", "headers", "compiles"),
+    [("gcc", True, True), (None, True, False), ("gcc", False, False)],
+)
+def test_without_what_triton_builds_launchers_with_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, compiler: str | None, headers: bool, compiles: bool
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(module.shutil, "which", lambda name: compiler if name == "gcc" else None)
+    monkeypatch.setattr(module, "has_python_headers", lambda: headers)
+    assert pick_compile("auto", torch.device("cuda", 0)) is compiles
+    assert pick_compile(True, torch.device("cuda", 0)) is True
 
 
 def test_compile_auto_has_the_key_of_false() -> None:

@@ -8,12 +8,17 @@ from dataclasses import asdict
 from random import Random
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bc2.bench.generation.job import Job
 from bc2.bench.generation.models import build_model
 from bc2.bench.generation.outcome import Outcome, Pair
 from bc2.bench.generation.work import ScoredQuestion
+from bc2.generate.cache.paged_attention import PagedStep
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.requests import Request, ScoreRequest
+from bc2.generate.runner import ModelRunner
 from bc2.generate.sampling_config import SamplingConfig
 
 #: Prompts that are sampled from together, tokens of each, and tokens that are drawn for it:
@@ -34,13 +39,26 @@ FAMILY_PROMPT, FAMILY_TOKENS = 512, 128
 Answer = dict[str, Any]
 
 
+class _Runner(ModelRunner):
+    """Can wait for a GPU after each pass: else choosing tokens would, and be counted with it."""
+
+    waits = False
+
+    def next_logits(self, tokens: Tensor, step: PagedStep, rows: Tensor) -> tuple[Tensor, Tensor]:
+        found = super().next_logits(tokens, step, rows)
+        if self.waits and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return found
+
+
 class Ours:
     """The engine, with nothing in its cache at the start of each measurement."""
 
     def __init__(self, job: Job):
         self.model = build_model(job)
+        self.runner = _Runner(self.model)
         # No id ends an answer: `stop_ids` is empty everywhere.
-        self.engine = InferenceEngine(self.model, job.engine, eos_id=0)
+        self.engine = InferenceEngine(self.runner, job.engine, eos_id=0)
         self.version = 0
 
     def decode(self, pairs: Sequence[Pair], size: int) -> Outcome:
@@ -87,7 +105,11 @@ class Ours:
             )
             for seed in range(SAMPLED)
         ]
-        return self._timed(requests)
+        self.runner.waits = True
+        try:
+            return self._timed(requests)
+        finally:
+            self.runner.waits = False
 
     def family(self, n: int) -> Answer:
         """`n` continuations of one prompt."""

@@ -80,6 +80,9 @@ class _FirstToken:
 
     def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
         if self.at is None:
+            if ids.is_cuda:
+                # So far the token may only have been asked for.
+                torch.cuda.synchronize(ids.device)
             self.at = time.perf_counter()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 

@@ -56,16 +56,19 @@ def attend_by_products(
     causal: bool = False,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`attend_part` with plain matrix products, which run on every device."""
+    """`attend_part` with plain matrix products, which run on every device; without gradients.
+
+    In place: the scores of a long text take gigabytes.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = (q @ k.transpose(-1, -2)).to(at_least_fp32(q.dtype)) * scale
+    scores = (q @ k.transpose(-1, -2)).to(at_least_fp32(q.dtype)).mul_(scale)
     if bias is not None:
-        scores = scores + bias
+        scores += bias
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
+        scores.masked_fill_(later, -torch.inf)
     log_sum = scores.logsumexp(-1)
-    return (scores - log_sum[..., None]).exp().to(q.dtype) @ v, log_sum
+    return scores.sub_(log_sum[..., None]).exp_().to(q.dtype) @ v, log_sum
 
 
 def merge_into(rows: Tensor, part: Tensor, part_sum: Tensor, out: Tensor, log_sum: Tensor) -> None:

@@ -12,6 +12,7 @@ from bc2.bench.generation.parts import WAYS as NAMED
 from bc2.bench.generation.peers import StaticBatches
 from bc2.bench.generation.work import ScoredQuestion
 from bc2.generate.engine_config import EngineConfig
+from bc2.generate.runner import ModelRunner
 from bc2.model.model_config import ModelConfig
 
 SHAPE = ModelConfig(
@@ -86,3 +87,24 @@ def test_settling_is_a_part_of_the_time(ours: Ours) -> None:
 
 def test_the_ways_of_sampling_have_the_names_that_are_asked_for() -> None:
     assert tuple(WAYS) == NAMED
+
+
+def test_the_passes_of_a_gpu_are_waited_for_where_choosing_tokens_is_timed(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda", 0)
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(ours.runner, "device", gpu)
+    monkeypatch.setattr(ModelRunner, "next_logits", lambda *given: None)
+
+    def passes(*_: object) -> dict[str, float]:
+        ours.runner.next_logits(None, None, None)  # type: ignore[arg-type]
+        return {}
+
+    monkeypatch.setattr(ours, "_timed", passes)
+    ours.family(2)
+    assert waited == []
+    ours.sampling("top-p")
+    assert waited == [gpu]
+    assert not ours.runner.waits

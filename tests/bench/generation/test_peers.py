@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -88,3 +89,26 @@ def test_a_request_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         list(peers._results(Manager("no room"), 1))
     with pytest.raises(RuntimeError, match="ended"):
         list(peers._results(Manager(None), 1))
+
+
+def test_the_first_token_is_there_when_the_gpu_has_computed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OnGpu:
+        """What is asked of ids on a GPU."""
+
+        is_cuda, device = True, torch.device("cpu")
+
+        def __len__(self) -> int:
+            return 2
+
+    waited: list[float] = []
+    monkeypatch.setattr(
+        torch.cuda, "synchronize", lambda device: waited.append(time.perf_counter())
+    )
+    clock = peers._FirstToken()
+    for _ in range(2):
+        clock(OnGpu(), None)  # type: ignore[arg-type]
+    assert clock.at is not None
+    assert len(waited) == 1
+    assert waited[0] <= clock.at

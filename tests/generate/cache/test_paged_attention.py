@@ -18,6 +18,7 @@ from bc2.generate.cache.paged_attention import PagedStep
 from bc2.generate.cache.partial_attention import attend_by_products, attend_part
 from bc2.generate.cache.segment import Segment
 from bc2.model.attention import alibi_slopes
+from bc2.train.peak import allocated_peak
 
 LAYERS, LAYER = 2, 1
 
@@ -310,3 +311,10 @@ def test_a_part_and_its_sum_of_exponentials(kernel, causal, biased):
         scores = scores + torch.full((5, 5), -math.inf).triu(1)
     torch.testing.assert_close(out, scores.softmax(-1) @ v)
     torch.testing.assert_close(log_sum, scores.logsumexp(-1))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2.2), (torch.bfloat16, 2.2)])
+def test_products_hold_the_scores_at_most_twice(dtype, most):
+    q, k, v = (torch.zeros(1, 4, 256, 8, dtype=dtype) for _ in range(3))
+    peak = allocated_peak(lambda: attend_by_products(q, k, v, causal=True), [])
+    assert peak < most * 4 * 256 * 256 * 4
