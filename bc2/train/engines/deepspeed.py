@@ -38,7 +38,7 @@ from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
 from bc2.train.engines.deepspeed_settings import PINNED_BYTES, ds_settings
 from bc2.train.engines.host_copies import CopySet, HostCopies
-from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
+from bc2.train.engines.zero import OwnedSlice, Zero, keep_hooks_uncompiled, zero_of
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
@@ -97,6 +97,8 @@ class DeepSpeedEngine(Engine):
                 config=settings,
                 mpu=_Groups(mesh),
             )
+        if compile and self._partitioned:
+            keep_hooks_uncompiled(model.model.layers)
         self.model = model
         self._copies_of_state = HostCopies(device)
         self._zero: Zero = zero_of(self._engine, self._optimizer)
