@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -273,9 +275,11 @@ def may_pin(device: torch.device, parameters: int, mesh: Mesh) -> bool:
     """
     if device.type != "cuda":
         return False
-    ranks = min(mesh.world.size, torch.cuda.device_count())
+    # Not by the number of GPUs: under srun each rank may see its own alone.
+    told = mesh.world.all_gather_object((socket.gethostname(), host_available()))
+    ranks = max(Counter(machine for machine, _ in told).values())
     needed = PINNED_BYTES * -(-parameters // mesh.replicas.size) * ranks
-    available = min(mesh.world.all_gather_object(host_available()))
+    available = min(free for _, free in told)
     if needed > available:
         note(
             f"offloaded states are not pinned, which makes steps slower: that may take "
