@@ -7,6 +7,7 @@ import time
 import torch
 from torch._dynamo.utils import counters
 
+from bc2.train.engines.base import Engine
 from gpu_stages.checks import Checks
 from gpu_stages.training import MIDDLE, SMALL, counting, engine_of, packed, step
 
@@ -41,6 +42,8 @@ def run(checks: Checks, part: str) -> None:
         losses = max(losses, abs(found.loss / expected.loss - 1))
         norms = max(norms, abs(found.norm / expected.norm - 1))
         graphs.append(_graphs())
+    with checks.part("computed again"):
+        _recompute(checks, eager, compiled, length, precision)
     checks.within("losses", losses, LIMITS[precision][0], WHY)
     checks.within("gradient norms", norms, LIMITS[precision][1], WHY)
     checks.true(
@@ -56,6 +59,23 @@ def run(checks: Checks, part: str) -> None:
     # By reason, whose first lines say what and why.
     reasons = {reason[:400]: count for reason, count in counters["graph_break"].items()}
     checks.record("graph breaks", {"reasons": reasons})
+
+
+def _recompute(
+    checks: Checks, eager: Engine, compiled: Engine, length: int, precision: str
+) -> None:
+    """Layers that run once more in the backward pass: on a GPU, in a thread of autograd's."""
+    compiled.model.model.checkpointing = 1
+    gaps, graphs = [], []
+    for number in range(STEPS, STEPS + 3):
+        rows = counting(eager.model.config, 2, length, number)
+        expected, found = (step(engine, [packed(rows)]) for engine in (eager, compiled))
+        gaps.append(abs(found.norm / expected.norm - 1))
+        graphs.append(_graphs())
+    compiled.model.model.checkpointing = 0
+    checks.within("computed again: gradient norms", max(gaps), LIMITS[precision][1], WHY)
+    saw, why = f"graphs after each step: {graphs}", "the thread may compile once, not in each step"
+    checks.true("computed again: graphs settle", graphs[0] == graphs[-1], saw, why)
 
 
 def _graphs() -> int:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from bc2.train.allocator import use_expandable_segments
 from bc2.train.device import (
     cpu_model,
     datasheet_flops,
@@ -29,6 +30,8 @@ PACKAGES = (
 def run(checks: Checks, part: str) -> None:
     """Names, versions and memory; then a product and copies."""
     checks.record("env", _facts(checks.device))
+    with checks.part("expandable segments"):
+        _segments(checks)
     with checks.part("a bf16 product"):
         _product(checks)
     with checks.part("copies"):
@@ -81,6 +84,25 @@ def _driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.splitlines()[0].strip()
+
+
+def _segments(checks: Checks) -> None:
+    """What training has torch's allocator do, which some virtual GPUs refuse."""
+    name = "expandable segments"
+    if not use_expandable_segments(checks.device):
+        here = "there is no GPU" if checks.small else "the environment has chosen otherwise"
+        checks.not_run(name, here)
+        return
+    held = torch.empty(64 << 20, dtype=torch.uint8, device=checks.device)
+    address = held.data_ptr()
+    segments = [
+        segment
+        for segment in torch.cuda.memory_snapshot()
+        if segment["address"] <= address < segment["address"] + segment["total_size"]
+    ]
+    good = [segment["is_expandable"] for segment in segments] == [True]
+    why = "else memory is lost between documents of other sizes"
+    checks.true(name, good, f"a new tensor lies in one: {good}", why)
 
 
 def _product(checks: Checks) -> None:

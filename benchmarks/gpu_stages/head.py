@@ -49,15 +49,21 @@ def run(checks: Checks, part: str) -> None:
                     name = f"V={vocab} {precision} {kind} z={z_weight:g}"
                     with checks.part(name):
                         _against_fp64(checks, name, vocab, precision, norm_head, z_weight)
+    for precision in ("bf16", "fp32"):
+        name = f"V={sizes[1]} {precision} compiled"
+        with checks.part(name):
+            _against_fp64(checks, name, sizes[1], precision, True, 0.01, compiled=True)
     with checks.part("no host wait"):
         _no_wait(checks)
     with checks.part("launches"):
         _launches(checks, sizes[0])
-    with checks.part("two deterministic passes"), deterministic(True):
-        one, two = (_grads(*_inputs(checks, sizes[0], "bf16"), True, 0.01) for _ in range(2))
-        same = all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-        why = "`deterministic = true` promises it"
-        checks.true("two deterministic passes", same, f"the same bits: {same}", why)
+    for name, compiled in (("two deterministic passes", False), ("the same, compiled", True)):
+        with checks.part(name), deterministic(True):
+            given = _inputs(checks, sizes[0], "bf16")
+            one, two = (_grads(*given, True, 0.01, compiled=compiled) for _ in range(2))
+            same = all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+            why = "`deterministic = true` promises it"
+            checks.true(name, same, f"the same bits: {same}", why)
 
 
 def _inputs(checks: Checks, vocab: int, precision: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,19 +80,25 @@ def _inputs(checks: Checks, vocab: int, precision: str) -> tuple[Tensor, Tensor,
 
 
 def _grads(
-    hidden: Tensor, weight: Tensor, labels: Tensor, norm_head: bool, z_weight: float
-) -> tuple[Tensor, ...]:
+    hidden: Tensor, weight: Tensor, labels: Tensor, norm_head: bool, z_weight: float, *,
+    compiled: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """The loss and its gradients."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-    found = head_loss(hidden, weight, labels, z_weight=z_weight, norm_head=norm_head)
+    found = head_loss(
+        hidden, weight, labels, z_weight=z_weight, norm_head=norm_head, compiled=compiled
+    )
     return (found.loss_sum.detach(), *torch.autograd.grad(found.loss_sum, (hidden, weight)))
 
 
 def _against_fp64(
-    checks: Checks, name: str, vocab: int, precision: str, norm_head: bool, z_weight: float
-) -> None:
+    checks: Checks, name: str, vocab: int, precision: str, norm_head: bool, z_weight: float, *,
+    compiled: bool = False,
+) -> None:  # fmt: skip
     hidden, weight, labels = _inputs(checks, vocab, precision)
-    loss, grad_hidden, grad_weight = _grads(hidden, weight, labels, norm_head, z_weight)
+    loss, grad_hidden, grad_weight = _grads(
+        hidden, weight, labels, norm_head, z_weight, compiled=compiled
+    )
     wide, rows = hidden.double().requires_grad_(), weight.double().requires_grad_()
     kept = labels != IGNORE
     logits = wide[kept] @ (F.normalize(rows, dim=-1) if norm_head else rows).t()

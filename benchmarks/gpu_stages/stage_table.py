@@ -36,11 +36,11 @@ class Stage:
 CORRECTNESS = (
     Stage("env", "versions, and speeds of products and copies", 8, 40),
     Stage("attention", "every backend, ALiBi and the cache against fp64", 15, 80),
-    Stage("head", "the head's loss against fp64; waits and launches", 12, 50),
+    Stage("head", "the head's loss against fp64; waits and launches", 25, 75),
     Stage("parity", "training on this device against the CPU", 10, 45),
     Stage("resume", "4 steps + save + new process + 4 = 8, same bits", 12, 50, ("first", "second")),
     Stage("nccl", "process groups; two processes on one device", 15, 60),
-    Stage("zero", "DeepSpeed 1, 2, 3, with and without offload, against local", 12, 75),
+    Stage("zero", "DeepSpeed 1, 2, 3, with and without offload, against local", 25, 90),
     Stage("generate", "the inference engine against the model in fp64", 10, 45),
     Stage("compile", "compiled against eager; graphs settle", 20, 75),
 )

@@ -85,7 +85,7 @@ def test_zero_against_local(tmp_path: Path) -> None:
     patient = [replace(stage, limit_s=400) for stage in choose("zero")]
     assert gpu.main(["--out", str(tmp_path)], patient) == 0
     passed = [row for row in rows_of(tmp_path) if row.get("status") == "passed"]
-    assert len(passed) == 12
+    assert len(passed) == 14
 
 
 def test_zero_is_not_run_where_deepspeed_is_missing(
@@ -94,9 +94,9 @@ def test_zero_is_not_run_where_deepspeed_is_missing(
     monkeypatch.setenv("PYTHONPATH", str(BARE))
     assert gpu.main(["--out", str(tmp_path), "--stages", "zero"]) == 0
     said = [row for row in rows_of(tmp_path) if "check" in row]
-    assert len(said) == 6
+    assert len(said) == 7
     assert {row["status"] for row in said} == {"not run"}
-    assert "zero: ZeRO 1 and 5 more: DeepSpeed is not" in (tmp_path / "summary.md").read_text()
+    assert "zero: ZeRO 1 and 6 more: DeepSpeed is not" in (tmp_path / "summary.md").read_text()
 
 
 # ------------------------------------------------------------------------- stages that go wrong

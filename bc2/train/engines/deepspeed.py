@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -38,7 +40,7 @@ from bc2.train.device import DTYPES
 from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
 from bc2.train.engines.deepspeed_settings import PINNED_BYTES, ds_settings
 from bc2.train.engines.host_copies import CopySet, HostCopies
-from bc2.train.engines.zero import OwnedSlice, Zero, zero_of
+from bc2.train.engines.zero import OwnedSlice, Zero, keep_hooks_uncompiled, zero_of
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
@@ -97,6 +99,8 @@ class DeepSpeedEngine(Engine):
                 config=settings,
                 mpu=_Groups(mesh),
             )
+        if compile and self._partitioned:
+            keep_hooks_uncompiled(model.model.layers)
         self.model = model
         self._copies_of_state = HostCopies(device)
         self._zero: Zero = zero_of(self._engine, self._optimizer)
@@ -271,9 +275,11 @@ def may_pin(device: torch.device, parameters: int, mesh: Mesh) -> bool:
     """
     if device.type != "cuda":
         return False
-    ranks = min(mesh.world.size, torch.cuda.device_count())
+    # Not by the number of GPUs: under srun each rank may see its own alone.
+    told = mesh.world.all_gather_object((socket.gethostname(), host_available()))
+    ranks = max(Counter(machine for machine, _ in told).values())
     needed = PINNED_BYTES * -(-parameters // mesh.replicas.size) * ranks
-    available = min(mesh.world.all_gather_object(host_available()))
+    available = min(free for _, free in told)
     if needed > available:
         note(
             f"offloaded states are not pinned, which makes steps slower: that may take "

@@ -84,13 +84,15 @@ class _Stage:
     arrived: torch.cuda.Event
     target: Tensor | None = None
     """Where the bytes go when they have arrived: uint8 [n]; None: there are none."""
+    source: Tensor | None = None
+    """Where they come from: held, so that the memory is not given to another tensor meanwhile."""
 
     def empty(self) -> None:
         """Wait for the bytes and hand them on, if there are any."""
         if self.target is not None:
             self.arrived.synchronize()
             self.target.copy_(self.pinned[: len(self.target)])
-            self.target = None
+            self.target = self.source = None
 
 
 class Staging:
@@ -135,7 +137,7 @@ class Staging:
             with torch.cuda.stream(self._stream):
                 stage.pinned[: len(some)].copy_(some, non_blocking=True)
                 stage.arrived.record(self._stream)
-            stage.target = to[begin : begin + len(some)]
+            stage.target, stage.source = to[begin : begin + len(some)], some
 
     def _next(self) -> _Stage:
         """The buffer that was filled the longest ago."""

@@ -91,6 +91,18 @@ class Zero(ABC):
                 self.optimizer.set_state(flat, {STEP: step, **zeros})
 
 
+def keep_hooks_uncompiled(layers: nn.Module) -> None:
+    """Have compiled layers call DeepSpeed's hooks as they are.
+
+    The compiler would look into the hooks that gather weights, compile some of them for each
+    kind of module, give up at its limit, and warn.
+    """
+    for module in layers.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                hooks[key] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+
 def zero_of(engine: Any, optimizer: Optimizer) -> Zero:
     """The ZeRO optimizer of an engine that `deepspeed.initialize` made with `optimizer`."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer

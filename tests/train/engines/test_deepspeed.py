@@ -57,9 +57,13 @@ def test_copies_to_the_host_are_waited_for_before_the_norm_is_read(
 def test_states_are_pinned_where_there_is_room_for_all_ranks_of_a_machine(
     monkeypatch: pytest.MonkeyPatch, free: int, ranks: int, device: str, expected: bool
 ) -> None:
-    """1,000 parameters in two partitions; machines of four GPUs."""
+    """1,000 parameters in two partitions; machines of four GPUs, of which a rank sees its own."""
     monkeypatch.setattr(deepspeed, "host_available", lambda: free)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    world = SimpleNamespace(size=ranks, all_gather_object=lambda value: [value] * ranks)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def gathered(value: tuple[str, int]) -> list[tuple[str, int]]:
+        return [(f"{value[0]} {rank // 4}", value[1]) for rank in range(ranks)]
+
+    world = SimpleNamespace(size=ranks, all_gather_object=gathered)
     mesh = Mesh(world=world, replicas=Group((0, 1)))  # type: ignore[arg-type]
     assert may_pin(torch.device(device), 1000, mesh) == expected
