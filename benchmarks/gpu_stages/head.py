@@ -53,6 +53,10 @@ def run(checks: Checks, part: str) -> None:
         name = f"V={sizes[1]} {precision} compiled"
         with checks.part(name):
             _against_fp64(checks, name, sizes[1], precision, True, 0.01, compiled=True)
+        # The products of further chunks are added to that of the first one.
+        name, size = f"V={sizes[1]} {precision} in chunks", 32 if checks.small else 256
+        with checks.part(name):
+            _against_fp64(checks, name, sizes[1], precision, True, 0.0, chunk_tokens=size)
     with checks.part("no host wait"):
         _no_wait(checks)
     with checks.part("launches"):
@@ -81,23 +85,24 @@ def _inputs(checks: Checks, vocab: int, precision: str) -> tuple[Tensor, Tensor,
 
 def _grads(
     hidden: Tensor, weight: Tensor, labels: Tensor, norm_head: bool, z_weight: float, *,
-    compiled: bool = False,
+    compiled: bool = False, chunk_tokens: int | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The loss and its gradients."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     found = head_loss(
-        hidden, weight, labels, z_weight=z_weight, norm_head=norm_head, compiled=compiled
-    )
+        hidden, weight, labels, z_weight=z_weight, norm_head=norm_head, compiled=compiled,
+        chunk_tokens=chunk_tokens,
+    )  # fmt: skip
     return (found.loss_sum.detach(), *torch.autograd.grad(found.loss_sum, (hidden, weight)))
 
 
 def _against_fp64(
     checks: Checks, name: str, vocab: int, precision: str, norm_head: bool, z_weight: float, *,
-    compiled: bool = False,
+    compiled: bool = False, chunk_tokens: int | None = None,
 ) -> None:  # fmt: skip
     hidden, weight, labels = _inputs(checks, vocab, precision)
     loss, grad_hidden, grad_weight = _grads(
-        hidden, weight, labels, norm_head, z_weight, compiled=compiled
+        hidden, weight, labels, norm_head, z_weight, compiled=compiled, chunk_tokens=chunk_tokens
     )
     wide, rows = hidden.double().requires_grad_(), weight.double().requires_grad_()
     kept = labels != IGNORE
