@@ -37,7 +37,7 @@ from bc2.tokenizer.train import options
 from bc2.train.device import pick_device
 from bc2.train.guard import Guard
 from bc2.train.optimizer import make_optimizer
-from bc2.train.run_inputs import _schedule
+from bc2.train.schedule import Schedule
 from bc2.train.training_settings import TrainingSettings
 
 TRAINING = """
@@ -206,7 +206,7 @@ def start_training(loaded: Recipe) -> None:
         Registry.open().resolve(training.tokens, "tokens")
     weights = stratum_weights({"text": 1000}, training.weights, None, str)
     mixture = Mixture({"text": 1000}, weights, training.seed)
-    schedule = _schedule(training, mixture)
+    schedule = Schedule.of(training, epoch_tokens=1000 * training.sequence_length)
     for step in (0, 1, schedule.total // 2, schedule.total - 1):
         assert math.isfinite(schedule.learning_rate(step))
     mixture.locate(torch.arange(4).numpy())
