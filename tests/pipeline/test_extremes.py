@@ -113,7 +113,7 @@ FLOATS = [-0.0, 0.5, 1.0, 5e-324, 1e308, -1e308, math.inf, -math.inf, math.nan]
 STRINGS = [
     "", "x" * 300, "语" * 300, "a\0b", "a\nb", "a\udcffb", "..", "//nosuch", "~", "~nosuchuser",
     "x.toml", f"{'9' * 26} steps", f"{2**63 - 1} tokens", f"{2**63 - 1} epochs", "1 steps",
-    "0.001 epochs", "٣ steps", "cuda:99999999999999999999", "(" * 300,
+    "0 steps", "0.001 epochs", "٣ steps", "cuda:99999999999999999999", "(" * 300,
     "{KIND:>9999999999}", "a{99999999999999999999}",
 ]  # fmt: skip
 LISTS: list[list[Any]] = [[], [0.0, 0.0], [1.0, 1.0], ["x", "x"], [["x"]], [{}], [5e-324, 1e308]]
