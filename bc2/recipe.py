@@ -53,12 +53,19 @@ class Settings(BaseModel):
         validate_default=True,
     )
 
+    field_order: ClassVar[tuple[str, ...]] = ()
+    """Fields that people see first, in this order; inheritance alone puts a base's before them."""
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         for name, info in cls.model_fields.items():
             if keying(info) == "unless default" and info.is_required():
                 raise TypeError(f"{cls.__name__}.{name} is KEYED_UNLESS_DEFAULT without a default")
+        if cls.field_order:
+            fields = cls.__pydantic_fields__
+            first = {name: fields[name] for name in cls.field_order}
+            cls.__pydantic_fields__ = first | fields
 
     def keyed(self) -> dict[str, Any]:
         """The settings that affect results, as JSON data: what a stage's key is made of.

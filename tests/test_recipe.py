@@ -347,7 +347,7 @@ def test_a_list_is_not_called_too_short_where_an_item_is_wrong(tmp_path: Path) -
 def settings_within(found: object) -> Iterator[type[Settings]]:
     """The classes of settings in an annotation, and in the fields of those."""
     if isinstance(found, type) and issubclass(found, Settings):
-        yield found
+        yield from (base for base in found.__mro__ if issubclass(base, Settings))
         for info in found.model_fields.values():
             yield from settings_within(info.annotation)
     for part in typing.get_args(found):

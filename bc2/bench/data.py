@@ -13,7 +13,7 @@ from bc2.data.loader import Loader
 from bc2.data.mixture import Mixture
 from bc2.data.shards import INDEX, TokenShards, token_dtype
 from bc2.parallel.mesh import Mesh
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_config import RunConfig
 from bc2.train.stream import StepData, TokenStream
 
 #: The name of the only source.
@@ -26,7 +26,7 @@ EOS = 0
 MIN_TOKENS = 1 << 20
 
 
-def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, documents: int) -> None:
+def write_shards(folder: Path, vocab_size: int, training: RunConfig, documents: int) -> None:
     """Write uniformly random tokens.
 
     Args:
@@ -34,7 +34,7 @@ def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, docume
         documents: mean tokens of a document; lengths are geometric. 0: no document ends, so
             that every sequence is one document of full length.
     """
-    count = max(MIN_TOKENS, 4 * training.batch_tokens) + 1
+    count = max(MIN_TOKENS, 4 * training.step_tokens) + 1
     random = np.random.default_rng(training.seed)
     tokens = random.integers(EOS + 1, vocab_size, count).astype(token_dtype(vocab_size))
     if documents:
@@ -55,7 +55,7 @@ def write_shards(folder: Path, vocab_size: int, training: PretrainConfig, docume
     (folder / INDEX).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> TokenStream:
+def stream(folder: Path, training: RunConfig, mesh: Mesh | None = None) -> TokenStream:
     """The stream that training itself uses: the steps of this rank of `mesh`."""
     data = (mesh or Mesh()).data
     return TokenStream(
@@ -71,14 +71,14 @@ def stream(folder: Path, training: PretrainConfig, mesh: Mesh | None = None) -> 
 
 @contextmanager
 def read_steps(
-    folder: Path, training: PretrainConfig, mesh: Mesh | None = None
+    folder: Path, training: RunConfig, mesh: Mesh | None = None
 ) -> Iterator[Iterator[StepData]]:
     """The steps of training on the shards, without end, read ahead on a thread."""
     with stream(folder, training, mesh).steps(0) as steps:
         yield steps
 
 
-def _loader(folder: Path, training: PretrainConfig) -> Loader:
+def _loader(folder: Path, training: RunConfig) -> Loader:
     shards = TokenShards.open(folder)
     length = training.sequence_length
     windows = {SOURCE: (shards.num_tokens("train", SOURCE) - 1) // length}

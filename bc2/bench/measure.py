@@ -28,7 +28,7 @@ from bc2.files import make_directory
 from bc2.model.model_config import ModelConfig
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_config import RunConfig
 from bc2.train.worker_process import WorkerFailed
 
 #: Times that the device's peak is measured, before the rounds and again after them.
@@ -56,7 +56,7 @@ class BenchPlan:
         return self.contenders[0].model
 
     @property
-    def training(self) -> PretrainConfig:
+    def training(self) -> RunConfig:
         return self.contenders[0].training
 
     @property
@@ -193,7 +193,7 @@ def run_benchmark(
         result = BenchResult(
             **header,
             params=plan.model.num_params(),
-            batch_tokens=plan.training.batch_tokens,
+            batch_tokens=plan.training.step_tokens,
             flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
             peak=peak,
             contenders=found,

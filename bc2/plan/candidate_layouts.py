@@ -23,7 +23,7 @@ from bc2.plan.devices import Device
 from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.precision import Precision
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_config import RunConfig
 
 #: The largest micro-batch that is tried, sequences.
 MOST_MICRO_BATCH = 64
@@ -37,7 +37,7 @@ class Workload:
     """What is trained, and the devices it is trained on."""
 
     model: ModelConfig
-    training: PretrainConfig
+    training: RunConfig
     precision: Precision
     device: Device
     gpus: int
@@ -71,7 +71,7 @@ class Workload:
     def compute_s(self) -> float:
         """Seconds a step computes, on all devices together."""
         flops = self.model.flops_per_token(self.training.sequence_length)
-        return flops * self.training.batch_tokens / (self.gpus * self.device.flops * self.mfu)
+        return flops * self.training.step_tokens / (self.gpus * self.device.flops * self.mfu)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class CandidateLayout:
     @property
     def _hidden_bytes(self) -> float:
         """Hidden states of a device's tokens, over all micro-batches of a step."""
-        tokens = self.work.training.batch_tokens / (self.data * self.parallel.sequence)
+        tokens = self.work.training.step_tokens / (self.data * self.parallel.sequence)
         return tokens * self.work.model.hidden_size * self.work.size
 
     def _tensor_bytes(self) -> float:

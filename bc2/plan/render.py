@@ -32,7 +32,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     work, training = plan.work, plan.work.training
     best = plan.layouts[0]
     identity = (
-        f"{training.batch_tokens:,} tokens = micro_batch {best.micro_batch} x data {best.data} x "
+        f"{training.step_tokens:,} tokens = micro_batch {best.micro_batch} x data {best.data} x "
         f"accumulation {best.accumulation} x sequence_length {training.sequence_length}"
     )
     return [

@@ -22,7 +22,7 @@ from bc2.recipe import Recipe
 from bc2.train.duration import Duration
 from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.precision import Precision
-from bc2.train.pretrain_config import PretrainConfig, check_batches
+from bc2.train.run_config import RunConfig, check_batches
 from bc2.train.training_settings import TrainingSettings
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
@@ -51,12 +51,12 @@ class Plan:
         length = Duration.parse(self.work.training.length)
         if length.unit == "epochs":
             return None
-        return length.steps(batch_tokens=self.work.training.batch_tokens, epoch_tokens=0)
+        return length.steps(batch_tokens=self.work.training.step_tokens, epoch_tokens=0)
 
     @property
     def flops_a_step(self) -> int:
         training = self.work.training
-        return self.work.model.flops_per_token(training.sequence_length) * training.batch_tokens
+        return self.work.model.flops_per_token(training.sequence_length) * training.step_tokens
 
     @property
     def hours(self) -> float | None:
@@ -82,7 +82,7 @@ class Plan:
         every = Duration.parse(training.checkpoint_every)
         if self.steps is None or every.unit == "epochs":
             return None
-        gap = every.steps(batch_tokens=training.batch_tokens, epoch_tokens=0)
+        gap = every.steps(batch_tokens=training.step_tokens, epoch_tokens=0)
         return math.ceil(self.steps / gap)
 
     @property
@@ -113,7 +113,7 @@ class Plan:
                 "price": work.device.price,
             },
             "batch": {
-                "batch_tokens": training.batch_tokens,
+                "batch_tokens": training.step_tokens,
                 "sequence_length": training.sequence_length,
                 "rows": training.batch_sequences,
                 "solutions": self.batches(),
@@ -197,7 +197,7 @@ def workload_of(
     return Workload(settings.model, training, _precision(training, device), device, gpus, mfu)
 
 
-def _precision(training: PretrainConfig, device: Device) -> Precision:
+def _precision(training: RunConfig, device: Device) -> Precision:
     if device.kind == "cpu":
         import torch
 

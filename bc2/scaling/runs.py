@@ -83,15 +83,21 @@ class FinishedRun:
     def schedule(self) -> tuple[float, float]:
         """The lowest learning rate over the highest; the share of the run that warms up."""
         schedule = self.pretrain["schedule"]
-        warmup = Duration.parse(schedule["warmup"])
+        warmup = Duration.parse(schedule["warmup"], may_be_zero=True)
         batch = self.pretrain["batch_tokens"]
         steps = warmup.steps(batch_tokens=batch, epoch_tokens=0)
         return schedule["min_ratio"], steps * batch / self.tokens
 
     @property
+    def schedule_shape(self) -> str:
+        """Runs of an earlier bc2, which had the cosine alone, have recorded none."""
+        return str(self.pretrain["schedule"].get("shape", "cosine"))
+
+    @property
     def twin(self) -> str:
         """The same for runs that differ in their seed alone."""
-        settings = {**self.pretrain, "seed": None}
+        schedule = {**self.pretrain["schedule"], "shape": self.schedule_shape}
+        settings = {**self.pretrain, "seed": None, "schedule": schedule}
         return json.dumps([self.model.model_dump(), settings], sort_keys=True, default=str)
 
 
@@ -268,6 +274,7 @@ def _comparisons(registry: Registry) -> list[tuple[str, Callable[[FinishedRun], 
         ("sequence length", lambda run: run.pretrain["sequence_length"]),
         ("held-out set", lambda run: run.heldout),
         ("schedule", lambda run: run.schedule),
+        ("shape of the schedule", lambda run: run.schedule_shape),
     ]
 
 

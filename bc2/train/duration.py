@@ -28,19 +28,22 @@ class Duration:
     unit: LengthUnit
 
     @classmethod
-    def parse(cls, text: str) -> Duration:
+    def parse(cls, text: str, *, may_be_zero: bool = False) -> Duration:
         """Read "N[K|M|B|T] steps|tokens|epochs".
 
+        Args:
+            may_be_zero: whether none at all is a length too, as it is of a warm-up.
+
         Raises:
-            ValueError: any other form, zero, a fraction of a step or token, or more than can be
-                counted.
+            ValueError: any other form, zero if it may not be, a fraction of a step or token, or
+                more than can be counted.
         """
         match = _FORM.fullmatch(text.strip())
         if match is None:
             raise ValueError('write a length as "350 steps", "2.6T tokens" or "2 epochs"')
         amount = Decimal(match[1].replace("_", "")) * _SCALE[match[2]]
         unit = cast(LengthUnit, match[3] + "s")
-        if amount <= 0:
+        if amount == 0 and not may_be_zero:
             raise ValueError("a length must be more than zero")
         if amount > (MOST_EPOCHS if unit == "epochs" else MOST):
             raise ValueError("a length of more than can be counted with 64 bits")
@@ -49,7 +52,7 @@ class Duration:
         return cls(amount, unit)
 
     def steps(self, *, batch_tokens: int, epoch_tokens: int) -> int:
-        """Whole optimizer steps that cover this length, at least one.
+        """Whole optimizer steps that cover this length: at least one, unless it is zero.
 
         Args:
             batch_tokens: tokens an optimizer step sees.
@@ -58,4 +61,4 @@ class Duration:
         if self.unit == "steps":
             return int(self.amount)
         tokens = self.amount * (epoch_tokens if self.unit == "epochs" else 1)
-        return max(1, math.ceil(tokens / batch_tokens))
+        return max(1, math.ceil(tokens / batch_tokens)) if self.amount else 0

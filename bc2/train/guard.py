@@ -7,14 +7,14 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-from bc2.train.pretrain_config import GuardConfig
+from bc2.train.pretrain_config import LossGuardConfig
 
 
 @dataclass
 class Guard:
     """Judges a step before its update. Its state is the recent accepted losses."""
 
-    config: GuardConfig
+    config: LossGuardConfig
     recent: deque[float] = field(default_factory=deque)
     bad: int = 0
     """Bad steps since the last accepted one."""

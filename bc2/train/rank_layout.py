@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from bc2.errors import UsageError
 from bc2.parallel.parallel_config import ParallelConfig, check_layout
-from bc2.train.pretrain_config import check_batches
+from bc2.train.run_config import check_batches
 from bc2.train.training_settings import TrainingSettings
 
 #: The settings that ``--layout`` takes beside the number of ranks.

@@ -73,7 +73,7 @@ class Run:
     @property
     def key(self) -> str:
         """The stage key of its checkpoints."""
-        settings = {"pretrain": self.config.keyed(), "model": self.model.keyed()}
+        settings = {self.config.section: self.config.keyed(), "model": self.model.keyed()}
         return stage_key("checkpoint", VERSION, settings, (self.tokens.digest,))
 
     def folder(self, registry: Registry) -> Path:

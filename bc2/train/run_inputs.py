@@ -12,9 +12,8 @@ from bc2.data.shards import INDEX, TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
-from bc2.train.duration import MOST, Duration
 from bc2.train.pretrain_config import PretrainConfig
-from bc2.train.schedule import Schedule, learning_rate
+from bc2.train.schedule import Schedule
 from bc2.train.trackers import check_trackers
 
 
@@ -39,7 +38,8 @@ def open_run_inputs(config: PretrainConfig, tokens: Artifact, tokenizer: Artifac
     tokens.file(INDEX)
     shards = TokenShards.open(tokens.path)
     mixture = _mixture(shards, config)
-    schedule = _schedule(config, mixture)
+    windows = sum(mixture.windows.values())
+    schedule = Schedule.of(config, epoch_tokens=windows * config.sequence_length)
     _check_epochs(config, mixture, schedule.total)
     check_trackers(config.track)
     return RunInputs(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
@@ -98,43 +98,3 @@ def _source_line(strata: list[str], mixture: Mixture, epochs: Mapping[str, float
     empty = len(strata) - len(whole)
     left_out = f"; {empty} shorter than a sample, left out" if empty else ""
     return f"{line}; {len(strata)} strata, most often read: {most}{left_out}"
-
-
-def _steps(config: PretrainConfig, length: str, mixture: Mixture) -> int:
-    epoch = sum(mixture.windows.values()) * config.sequence_length
-    return Duration.parse(length).steps(batch_tokens=config.batch_tokens, epoch_tokens=epoch)
-
-
-def _schedule(config: PretrainConfig, mixture: Mixture) -> Schedule:
-    total = _steps(config, config.length, mixture)
-    if total * config.batch_tokens > MOST:
-        raise RecipeError(
-            f"{config.length} of this data are more tokens than can be counted ({MOST:,})",
-            where="pretrain.length",
-            todo="shorten the run",
-        )
-    warmup = _steps(config, config.schedule.warmup, mixture)
-    if warmup >= total:
-        raise RecipeError(
-            f"the warm-up of {warmup} steps does not end within the run of {total}",
-            where="pretrain.schedule.warmup",
-            todo="shorten the warm-up or lengthen the run",
-        )
-
-    def rate(step: int) -> float:
-        return learning_rate(
-            step,
-            peak=config.optimizer.learning_rate,
-            warmup=warmup,
-            total=total,
-            min_ratio=config.schedule.min_ratio,
-        )
-
-    return Schedule(
-        total=total,
-        checkpoint_every=_steps(config, config.checkpoint_every, mixture),
-        eval_every=_steps(config, config.eval_every, mixture),
-        log_every=config.log_every,
-        learning_rate=rate,
-        clip_norm=config.optimizer.clip_norm,
-    )

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from bc2.errors import RecipeError
+from bc2.train.duration import MOST, Duration
+from bc2.train.run_config import RunConfig, ScheduleShape
 
 
 @dataclass(frozen=True)
@@ -18,9 +23,56 @@ class Schedule:
     learning_rate: Callable[[int], float]
     clip_norm: float
 
+    @classmethod
+    def of(cls, config: RunConfig, epoch_tokens: int) -> Schedule:
+        """The schedule of a run.
+
+        Args:
+            epoch_tokens: tokens of one pass over its training data.
+
+        Raises:
+            RecipeError: it is longer than can be counted, or its warm-up does not end.
+        """
+
+        def steps(length: Duration) -> int:
+            return length.steps(batch_tokens=config.step_tokens, epoch_tokens=epoch_tokens)
+
+        total, warmup = steps(Duration.parse(config.length)), steps(config.schedule.warmup_length)
+        _check_lengths(config, total, warmup)
+        return cls(
+            total=total,
+            checkpoint_every=steps(Duration.parse(config.checkpoint_every)),
+            eval_every=steps(Duration.parse(config.eval_every)),
+            log_every=config.log_every,
+            learning_rate=partial(
+                learning_rate,
+                peak=config.optimizer.learning_rate,
+                warmup=warmup,
+                total=total,
+                shape=config.schedule.shape,
+                min_ratio=config.schedule.min_ratio,
+            ),
+            clip_norm=config.optimizer.clip_norm,
+        )
+
     def is_logged(self, step: int) -> bool:
         """Whether a step, counted from 1, gets its rows."""
         return step % self.log_every == 0 or step == self.total
+
+
+def _check_lengths(config: RunConfig, total: int, warmup: int) -> None:
+    if total * config.step_tokens > MOST:
+        raise RecipeError(
+            f"{config.length} of this data are more tokens than can be counted ({MOST:,})",
+            where=f"{config.section}.length",
+            todo="shorten the run",
+        )
+    if warmup >= total:
+        raise RecipeError(
+            f"the warm-up of {warmup} steps does not end within the run of {total}",
+            where=f"{config.section}.schedule.warmup",
+            todo="shorten the warm-up or lengthen the run",
+        )
 
 
 @dataclass
@@ -44,16 +96,26 @@ class Speed:
         return {"tokens_per_s": rate, "flops": flops, "mfu": flops / self.peak_flops}
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, total: int, min_ratio: float) -> float:
-    """Linear warm-up to `peak`, then a cosine to ``min_ratio * peak`` (Baichuan 2 §2.5).
+def learning_rate(
+    step: int, *, peak: float, warmup: int, total: int, shape: ScheduleShape, min_ratio: float
+) -> float:
+    """Linear warm-up to `peak`, then down to ``min_ratio * peak``, or constant.
+
+    With p from 0 at the first step after the warm-up to 1 at the last of the run, a cosine is
+    min + (peak - min) (1 + cos πp) / 2 (Baichuan 2 §2.5) and a line min + (peak - min) (1 - p).
 
     Args:
         step: the optimizer step about to be made, from 0.
-        warmup: steps of warm-up; step ``warmup - 1`` is the first at `peak`.
-        total: steps of the whole run; the last, ``total - 1``, is at the minimum.
+        warmup: steps of warm-up; step ``warmup - 1`` is the first at `peak`. 0: none.
+        total: steps of the whole run; the last, ``total - 1``, is at the minimum, unless it is
+            the only one after the warm-up.
+        shape: a constant rate stays at `peak` whatever `min_ratio`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
+    if shape == "constant":
+        return peak
     span = max(1, total - 1 - warmup)
     progress = min(1.0, (step - warmup) / span)
-    return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+    above = 1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (min_ratio + (1 - min_ratio) * above)

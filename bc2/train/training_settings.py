@@ -16,7 +16,8 @@ from bc2.ranks import name_launcher
 from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
-from bc2.train.pretrain_config import PretrainConfig, check_batches, check_context
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_config import RunConfig, check_batches, check_context
 
 #: Of the stage that trains a base model: raised when the same settings would train another one.
 VERSION = 3
@@ -50,7 +51,7 @@ class TrainingSettings:
             check_sections(recipe)
             check_training(recipe)
         else:
-            check_context(recipe)
+            check_context(recipe, PretrainConfig)
         return cls(
             name=recipe.name,
             model=recipe.get(ModelConfig),
@@ -77,13 +78,13 @@ class TrainingSettings:
         return settings_by_name(self.pretrain, self.model)
 
 
-def settings_by_name(config: PretrainConfig, model: ModelConfig) -> dict[str, Any]:
+def settings_by_name(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
     """Every setting by its dotted name, but for where it runs and what it reads.
 
     Ranks must agree in these, also in those that change no result.
     """
     training = config.model_dump(mode="json", exclude={"device", "tokens"})
-    named = {f"pretrain.{name}": value for name, value in training.items()}
+    named = {f"{config.section}.{name}": value for name, value in training.items()}
     shape = model.model_dump(mode="json")
     return named | {f"model.{name}": value for name, value in shape.items()}
 
@@ -102,13 +103,13 @@ def check_training(recipe: Recipe) -> None:
     if has_model and own and recipe.has(TokenizerConfig):
         _check_vocabulary(recipe)
     if has_model and has_training:
-        check_context(recipe)
+        check_context(recipe, PretrainConfig)
 
 
 def _check_warmup(recipe: Recipe) -> None:
     """The warm-up ends within the run, as far as that is known without the data."""
     config = recipe.get(PretrainConfig)
-    total, warmup = Duration.parse(config.length), Duration.parse(config.schedule.warmup)
+    total, warmup = Duration.parse(config.length), config.schedule.warmup_length
     known = "epochs" not in (total.unit, warmup.unit)
     steps = [one.steps(batch_tokens=config.batch_tokens, epoch_tokens=0) for one in (warmup, total)]
     if (

@@ -89,10 +89,11 @@ class ResumeRequest:
     def replaced(self) -> dict[str, Any]:
         """The settings of [pretrain] that replace the recipe's."""
         recipe = self.training
+        warmup = f"{self.steps // 4} steps" if recipe.schedule.warmup_length.amount else "0 steps"
         return {
             "tokens": self.tokens.digest,
             "length": f"{self.steps} steps",
-            "schedule": {**recipe.schedule.model_dump(), "warmup": f"{self.steps // 4} steps"},
+            "schedule": {**recipe.schedule.model_dump(), "warmup": warmup},
             "checkpoint_every": f"{self.every} steps",
             "eval_every": f"{max(1, self.steps // 2)} steps",
             "eval_tokens": min(recipe.eval_tokens, 8 * recipe.sequence_length),

@@ -23,7 +23,8 @@ from bc2.train.memory.estimate import estimate, least_segment, settle_checkpoint
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
-from bc2.train.pretrain_config import PretrainConfig, check_batches
+from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_config import check_batches
 
 Spread = Callable[..., list[list[list[float]]]]
 

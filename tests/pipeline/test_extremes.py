@@ -37,7 +37,7 @@ from bc2.tokenizer.train import options
 from bc2.train.device import pick_device
 from bc2.train.guard import Guard
 from bc2.train.optimizer import make_optimizer
-from bc2.train.run_inputs import _schedule
+from bc2.train.schedule import Schedule
 from bc2.train.training_settings import TrainingSettings
 
 TRAINING = """
@@ -113,7 +113,7 @@ FLOATS = [-0.0, 0.5, 1.0, 5e-324, 1e308, -1e308, math.inf, -math.inf, math.nan]
 STRINGS = [
     "", "x" * 300, "语" * 300, "a\0b", "a\nb", "a\udcffb", "..", "//nosuch", "~", "~nosuchuser",
     "x.toml", f"{'9' * 26} steps", f"{2**63 - 1} tokens", f"{2**63 - 1} epochs", "1 steps",
-    "0.001 epochs", "٣ steps", "cuda:99999999999999999999", "(" * 300,
+    "0 steps", "0.001 epochs", "٣ steps", "cuda:99999999999999999999", "(" * 300,
     "{KIND:>9999999999}", "a{99999999999999999999}",
 ]  # fmt: skip
 LISTS: list[list[Any]] = [[], [0.0, 0.0], [1.0, 1.0], ["x", "x"], [["x"]], [{}], [5e-324, 1e308]]
@@ -206,7 +206,7 @@ def start_training(loaded: Recipe) -> None:
         Registry.open().resolve(training.tokens, "tokens")
     weights = stratum_weights({"text": 1000}, training.weights, None, str)
     mixture = Mixture({"text": 1000}, weights, training.seed)
-    schedule = _schedule(training, mixture)
+    schedule = Schedule.of(training, epoch_tokens=1000 * training.sequence_length)
     for step in (0, 1, schedule.total // 2, schedule.total - 1):
         assert math.isfinite(schedule.learning_rate(step))
     mixture.locate(torch.arange(4).numpy())

@@ -104,14 +104,17 @@ class FakeRuns:
         self, name: str, layers: int, batches: int, loss: float, *, seed: int = 0, tag: str = "",
         finished: bool = True, evals: Sequence[float] = (), heldout: str = "aa",
         min_ratio: float = 0.1, tokens: Artifact | None = None, tokenizer: Artifact | None = None,
-        facts: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None, shape: str | None = None,
     ) -> Artifact:  # fmt: skip
         """A run of `batches` steps of 65,536 tokens."""
         model = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192,
                  "num_layers": layers, "num_heads": 2, "context_length": 64}  # fmt: skip
+        schedule: dict[str, Any] = {"warmup": "10 steps", "min_ratio": min_ratio}
+        if shape is not None:
+            schedule["shape"] = shape
         pretrain = {
             "length": f"{batches} steps", "batch_tokens": 65_536, "sequence_length": 64,
-            "seed": seed, "schedule": {"warmup": "10 steps", "min_ratio": min_ratio},
+            "seed": seed, "schedule": schedule,
         }  # fmt: skip
         recipe = {"name": name, "model": model, "pretrain": pretrain, "ladder": {}}
         rows = [{"event": "eval", "heldout_loss": value} for value in (*evals, loss)]

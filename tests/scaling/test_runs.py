@@ -89,13 +89,16 @@ def test_a_run_named_twice_is_refused(fake_runs) -> None:  # type: ignore[no-unt
         ("corpus", "another corpus"),
         ("heldout", "another held-out set"),
         ("schedule", "another schedule"),
+        ("shape", "another shape of the schedule"),
     ],
 )
 def test_runs_that_cannot_be_compared(  # type: ignore[no-untyped-def]
     changed: str, says: str, fake_runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     members = fake_runs.ladder(2)
-    others = {"heldout": {"heldout": "bb"}, "schedule": {"min_ratio": 0.5}}
+    others = {
+        "heldout": {"heldout": "bb"}, "schedule": {"min_ratio": 0.5}, "shape": {"shape": "linear"},
+    }  # fmt: skip
     if changed == "tokenizer":
         tokens = fake_runs.other_tokens(tokenizer=True)
         pieces = fake_runs.registry.resolve("tokenizer/others")
@@ -121,7 +124,8 @@ def test_runs_of_an_earlier_bc2_have_no_digest_of_held_out_tokens(fake_runs) -> 
 
 
 def test_noise_between_seeds(fake_runs) -> None:  # type: ignore[no-untyped-def]
-    twins = [fake_runs.run(f"s{seed}", 2, 50, loss, seed=seed)
+    # the first as an earlier bc2 recorded it, which had the cosine alone
+    twins = [fake_runs.run(f"s{seed}", 2, 50, loss, seed=seed, shape="cosine" if seed else None)
              for seed, loss in enumerate((5.0, 5.05, 4.96))]  # fmt: skip
     found = points_of_runs(fake_runs.registry, [*fake_runs.ladder(2), *twins])
     assert found.seed_noise == pytest.approx(np.std(np.log([5.0, 5.05, 4.96]), ddof=1))

@@ -34,6 +34,14 @@ def test_refused(text: str) -> None:
         Duration.parse(text)
 
 
+@pytest.mark.parametrize("text", ["0 steps", "0 tokens", "0.0 epochs", "0K tokens"])
+def test_zero_is_a_length_where_it_is_asked_for(text: str) -> None:
+    found = Duration.parse(text, may_be_zero=True)
+    assert found.steps(batch_tokens=1000, epoch_tokens=10_000) == 0
+    with pytest.raises(ValueError, match="more than zero"):
+        Duration.parse(text)
+
+
 @given(st.integers(1, 10**15), st.integers(1, 10**7))
 def test_tokens_are_covered_and_no_step_more(tokens: int, batch: int) -> None:
     steps = Duration.parse(f"{tokens} tokens").steps(batch_tokens=batch, epoch_tokens=1)

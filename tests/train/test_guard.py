@@ -7,12 +7,12 @@ import math
 import pytest
 
 from bc2.train.guard import Guard
-from bc2.train.pretrain_config import GuardConfig
+from bc2.train.pretrain_config import LossGuardConfig
 
 
 @pytest.fixture
 def guard() -> Guard:
-    return Guard(GuardConfig(window=4, max_rise=1.0))
+    return Guard(LossGuardConfig(window=4, max_rise=1.0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -12,6 +12,7 @@ from bc2.errors import RecipeError
 from bc2.train import run_inputs as module
 from bc2.train.pretrain_config import PretrainConfig
 from bc2.train.run_inputs import RunInputs, mixture_lines
+from bc2.train.schedule import Schedule
 
 #: Tokens: windows of 10 and the one after.
 TOKENS = {"web.c00": 801, "web.c01": 201, "web.rest": 5, "law": 1001}
@@ -43,7 +44,8 @@ def config(**more: Any) -> PretrainConfig:
 
 def planned(found: TokenShards, settings: PretrainConfig) -> RunInputs:
     mixture = module._mixture(found, settings)
-    schedule = module._schedule(settings, mixture)
+    windows = sum(mixture.windows.values())
+    schedule = Schedule.of(settings, epoch_tokens=windows * settings.sequence_length)
     module._check_epochs(settings, mixture, schedule.total)
     return RunInputs(found, mixture, schedule, Path())
 

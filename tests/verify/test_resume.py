@@ -33,3 +33,13 @@ def test_there_must_be_room_for_the_checkpoints(
         verify_resume(request, registry)
     assert "BC2_HOME" in str(caught.value.todo)
     assert not list(registry.staging.glob("*"))
+
+
+@pytest.mark.parametrize(("warmup", "tried"), [("4 steps", "3 steps"), ("0 tokens", "0 steps")])
+def test_the_tried_runs_warm_up_if_the_recipe_does(small: Path, warmup: str, tried: str) -> None:
+    settings = TrainingSettings.of(load("small.toml", [f"pretrain.schedule.warmup={warmup}"]))
+    registry = Registry.open()
+    (tokens,), (tokenizer,) = registry.list("tokens"), registry.list("tokenizer")
+    request = ResumeRequest(settings, tokens, tokenizer, recipe_layout(settings, 1), steps=12)
+    schedule = {"shape": "cosine", "warmup": tried, "min_ratio": 0.1}
+    assert request.replaced()["schedule"] == schedule

@@ -17,12 +17,12 @@ from bc2.train.engines.local import LocalEngine
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
     from bc2.parallel.parallel_config import ParallelConfig
-    from bc2.train.pretrain_config import PretrainConfig
+    from bc2.train.run_config import RunConfig
 
 
 def make_engine(
     model: ModelConfig,
-    config: PretrainConfig,
+    config: RunConfig,
     parallel: ParallelConfig | None,
     mesh: Mesh,
     *,

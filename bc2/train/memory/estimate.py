@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bc2.train.memory.activations import (
     Activations,
@@ -21,7 +21,9 @@ from bc2.train.memory.states import BytesByPart, States, local_states, zero_stat
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
-    from bc2.train.pretrain_config import PretrainConfig
+    from bc2.train.run_config import RunConfig
+
+C = TypeVar("C", bound="RunConfig")
 
 #: The parts, in the order in which they are shown.
 MEMORY_PARTS = (
@@ -118,9 +120,7 @@ def least_segment(shape: TrainingShape) -> int:
     return min(range(1, shape.model.num_layers + 1), key=held)
 
 
-def settle_checkpointing(
-    model: ModelConfig, config: PretrainConfig, tensor: int = 1
-) -> PretrainConfig:
+def settle_checkpointing(model: ModelConfig, config: C, tensor: int = 1) -> C:
     """The settings with ``activation_checkpointing = "auto"`` resolved.
 
     Args:

@@ -12,15 +12,13 @@ from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.peak import device_peak, forget_peak, host_peak
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.run_config import RunConfig
 
 
 class Footprint:
     """Measures the memory of this rank from its making on; made before the engine."""
 
-    def __init__(
-        self, model: ModelConfig, config: PretrainConfig, parallel: ParallelConfig, world: int
-    ):
+    def __init__(self, model: ModelConfig, config: RunConfig, parallel: ParallelConfig, world: int):
         self.config = config
         self.device = torch.device(config.device)
         self.layout = {
@@ -51,7 +49,7 @@ class Footprint:
 
 
 def _predict(
-    model: ModelConfig, config: PretrainConfig, parallel: ParallelConfig, world: int
+    model: ModelConfig, config: RunConfig, parallel: ParallelConfig, world: int
 ) -> dict[str, int]:
     """Bytes by part and in ``total``."""
     parts = estimate(TrainingShape.of(model, config, parallel, world)).parts

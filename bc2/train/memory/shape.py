@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.optimizer_config import OptimizerConfig
     from bc2.train.precision import Precision
-    from bc2.train.pretrain_config import PretrainConfig
+    from bc2.train.run_config import RunConfig
 
 
 # Imported where they are used: an estimate for given settings needs no pydantic.
@@ -52,7 +52,7 @@ class TrainingShape:
 
     @classmethod
     def of(
-        cls, model: ModelConfig, training: PretrainConfig, parallel: ParallelConfig, world: int
+        cls, model: ModelConfig, training: RunConfig, parallel: ParallelConfig, world: int
     ) -> TrainingShape:
         """The shape of a run.
 
