@@ -1,4 +1,4 @@
-"""The bytes that autograd keeps of a micro-batch, and those of the head's loss, on one rank.
+"""The bytes that autograd keeps of a micro-batch, and those of the head, on one rank.
 
 The sizes follow `bc2.model.transformer` and the buffers of `bc2.model.head_loss`; a test
 counts the tensors that are really kept, so that a change there that is not followed here is seen.
@@ -107,8 +107,26 @@ def _work_bytes(shape: TrainingShape) -> int:
 
 
 def head_bytes(shape: TrainingShape) -> int:
-    """The logits' buffer, the normalised rows, and gradients kept for the backward pass."""
-    return _head_buffers(shape) + 4 * shape.matrix + hidden_gradient(shape)
+    """What the head holds at most, between forward and backward pass.
+
+    With language the logits' buffer, the normalised rows, and gradients kept for the backward pass.
+    """
+    if shape.model.head != "language":
+        return _value_head_bytes(shape)
+    return _head_buffers(shape) + 4 * shape.head + hidden_gradient(shape)
+
+
+def _value_head_bytes(shape: TrainingShape) -> int:
+    """As its backward pass ends: see `bc2.model.heads.ValueHead`."""
+    model, tokens = shape.model, shape.tokens
+    values = 2 * 4 * tokens * model.head_rows  # and their gradient
+    hidden = 2 * 4 * tokens * model.hidden_size  # the same, both in fp32
+    weight = 4 * shape.head
+    if shape.number_bytes == 2:
+        # A gradient in bf16 too; and under DeepSpeed the weight in fp32, whose own is bf16.
+        hidden += hidden_gradient(shape)
+        weight += 4 * shape.head if shape.layout.zero else 0
+    return values + hidden + weight
 
 
 def hidden_gradient(shape: TrainingShape) -> int:
