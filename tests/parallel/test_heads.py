@@ -37,7 +37,7 @@ def alone(spread: Spread) -> dict[str, Curves]:
     runs = [SCALAR, CLASSES, {**SCALAR, "precision": "bf16"}]
     scalar, classes, rounded = spread(1, runs, driver=DRIVER)
     assert (len(scalar[-1]), len(classes[-1])) == (32, 96)
-    assert scalar[-2][0] < 0.8 * scalar[0][0], "the head learns nothing"
+    assert scalar[-2][0] < 0.9 * scalar[0][0], "the head learns nothing"
     return {"scalar": scalar, "classes": classes, "bf16": rounded}
 
 

@@ -117,16 +117,15 @@ def head_bytes(shape: TrainingShape) -> int:
 
 
 def _value_head_bytes(shape: TrainingShape) -> int:
-    """As its backward pass ends: see `bc2.model.heads.ValueHead`."""
-    model, tokens = shape.model, shape.tokens
-    values = 2 * 4 * tokens * model.head_rows  # and their gradient
-    hidden = 2 * 4 * tokens * model.hidden_size  # the same, both in fp32
-    weight = 4 * shape.head
-    if shape.number_bytes == 2:
-        # A gradient in bf16 too; and under DeepSpeed the weight in fp32, whose own is bf16.
-        hidden += hidden_gradient(shape)
-        weight += 4 * shape.head if shape.layout.zero else 0
-    return values + hidden + weight
+    """Values and hidden states, each with its gradient, and the weight's gradient: all fp32.
+
+    See `bc2.model.heads.ValueHead`.
+    """
+    model = shape.model
+    numbers = 2 * shape.tokens * (model.head_rows + model.hidden_size) + shape.head
+    if shape.number_bytes == 2 and shape.layout.zero:
+        numbers += shape.head  # DeepSpeed's weights are bf16: a copy
+    return 4 * numbers
 
 
 def hidden_gradient(shape: TrainingShape) -> int:
