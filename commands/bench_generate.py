@@ -126,10 +126,11 @@ def _planned(
 ) -> Iterator[tuple[str, dict[str, Any], GenerationPlan]]:
     """The name of what is measured, what tells its weights, and the plan."""
     from bc2.bench.generation.generation_plan import make_generation_plan
-    from bc2.model.model_config import ModelConfig
+    from bc2.model.model_config import ModelConfig, check_language_head
 
     if ref is None:
         read = load_for("checkpoint", recipe, overrides, reads=("model",))
+        check_language_head(read, "generating")
         yield read.name, {}, make_generation_plan(read.get(ModelConfig), asked)
         return
     if recipe != _SHAPE or overrides:

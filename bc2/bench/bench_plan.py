@@ -19,7 +19,7 @@ from bc2.bench.spec import (
     weights_of,
 )
 from bc2.console import note
-from bc2.model.model_config import ModelConfig
+from bc2.model.model_config import ModelConfig, check_language_head
 from bc2.recipe import Recipe
 from bc2.train.device import datasheet_flops, pick_compile, pick_device, pick_precision
 from bc2.train.memory.estimate import settle_checkpointing
@@ -40,6 +40,7 @@ def make_bench_plan(
         UsageError: an option names something that is not known or not installed.
         RecipeError: a section is missing or broken.
     """
+    check_language_head(recipe, "a benchmark of pretraining")
     settings = _resolved(TrainingSettings.of(recipe, trains=False))
     model, training = settings.model, settings.pretrain
     specs = _ours(model, training, ours, checkpointing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bc2.console import note
+from bc2.errors import RefError
 from bc2.registry import Artifact, Registry, Role
 
 #: Roles of the checkpoints that predict a next token by themselves.
@@ -14,9 +15,28 @@ def chosen_model(registry: Registry, ref: str | None) -> Artifact:
 
     Raises:
         RefError: there is none, or it is no model that predicts a next token.
+        IntegrityError: its configuration is not what was published.
     """
     if ref is not None:
-        return registry.resolve(ref, "checkpoint", ROLES)
-    newest = registry.newest("checkpoint", ROLES)
-    note(f"taking the newest model, {newest.title} ({newest.ref})")
-    return newest
+        chosen = registry.resolve(ref, "checkpoint", ROLES)
+    else:
+        chosen = registry.newest("checkpoint", ROLES)
+        note(f"taking the newest model, {chosen.title} ({chosen.ref})")
+    _check_head(chosen)
+    return chosen
+
+
+def _check_head(artifact: Artifact) -> None:
+    """A checkpoint's role says what it was trained for, and not which head it has."""
+    from bc2.model.store import CONFIG, load_config
+
+    if CONFIG not in artifact.files():
+        return  # refused when it is opened, with all that it lacks
+    artifact.file(CONFIG)
+    head = load_config(artifact.path).head
+    if head != "language":
+        raise RefError(
+            f"{artifact.title} has a {head} head, and only a language head says a next token",
+            where=artifact.ref,
+            todo="name a model with a language head: bc2 registry list --kind checkpoint",
+        )

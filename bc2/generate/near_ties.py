@@ -25,7 +25,7 @@ from bc2.generate.runner import ModelRunner
 from bc2.generate.sampling.choose import Chosen, Tolerance, choose
 from bc2.generate.sampling.token_groups import Draw
 from bc2.model.head_weight import spans
-from bc2.model.transformer import normalize_rows
+from bc2.model.heads import normalize_rows
 
 #: How far the results of two kernels may differ, in roundings, by bytes of the dtype. 16-bit
 #: kernels sum in fp32 and round what they store. tests/generate/test_near_ties.py measures the
@@ -244,7 +244,7 @@ def wide_logits(
         found = torch.full((len(weight),), -torch.inf, dtype=hidden.dtype, device=hidden.device)
         here = torch.arange(len(weight), device=hidden.device)
         if candidates is not None:
-            shard = runner.model.lm_head.shard
+            shard = runner.shard
             here = torch.tensor(candidates, device=hidden.device) - (shard.first if shard else 0)
             here = here[(here >= 0) & (here < len(weight))]
         for span in spans(len(here), HEAD_ROWS):

@@ -33,11 +33,15 @@ class ModelRunner:
     """Runs a model's forward passes over a cache.
 
     Args:
-        model: its weights are read where they are and never copied. Each rank has all tokens.
+        model: one with a language head. Its weights are read where they are and never copied.
+            Each rank has all tokens.
         mesh: the ranks that have it.
         weights_of: how the weights of one submodule at a time are had, if `model` does not hold
             them; every rank calls it. Then no weights are kept from pass to pass.
         dtype, device: of the layers; those of the model's weights by default.
+
+    Raises:
+        ValueError: the model has another head.
     """
 
     def __init__(
@@ -53,7 +57,9 @@ class ModelRunner:
         self.config = model.config
         self.mesh = mesh or Mesh()
         self.dtype: torch.dtype = dtype or model.model.norm.weight.dtype
-        self.device: torch.device = device or model.lm_head.weight.device
+        self.device: torch.device = device or model.device
+        #: The part of the vocabulary that this rank has; None if it has all of it.
+        self.shard = model.language_head.shard
         self._weights_of = weights_of
         self._head: Tensor | None = None
         self._longest_row: float | None = None
@@ -101,7 +107,7 @@ class ModelRunner:
             labels,
             norm_head=False,
             top_k=top_k,
-            shard=self.model.lm_head.shard,
+            shard=self.shard,
         )
 
     def _hidden(self, tokens: Tensor, step: PagedStep, rows: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bc2.model.model_formulas import ModelFormulas
-from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, Section
+from bc2.errors import RecipeError
+from bc2.model.model_formulas import HeadKind, ModelFormulas
+from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, KEYED_UNLESS_DEFAULT, Recipe, Section
 
 
 class ModelConfig(Section, ModelFormulas):
@@ -16,7 +17,7 @@ class ModelConfig(Section, ModelFormulas):
     section: ClassVar[str] = "model"
 
     vocab_size: int = Field(gt=0, lt=2**31)
-    """Rows of the embedding and of the head (125,696 in Baichuan 2)."""
+    """Rows of the embedding and of a language head (125,696 in Baichuan 2)."""
 
     hidden_size: int = Field(gt=0, le=2**24)
     """Width D of the residual stream."""
@@ -43,10 +44,19 @@ class ModelConfig(Section, ModelFormulas):
     """Added to the mean square in RMSNorm."""
 
     norm_head: bool = True
-    """NormHead: the head's rows are scaled to unit length in every forward pass (section 2.5)."""
+    """NormHead: the head's rows are scaled to unit length in every forward pass (section 2.5).
+
+    Has no effect with another head than a language head.
+    """
 
     initializer_range: float = Field(default=0.02, gt=0, ge=FP32_SMALLEST, le=FP32_LARGEST)
     """Standard deviation of the initial weights of linear layers and the embedding."""
+
+    head: HeadKind = Field("language", json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """What the model says of a token: logits of the next one, a number, or logits of classes."""
+
+    num_classes: int | None = Field(None, ge=2, lt=2**31, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Classes of a classes head, which needs it; of no other head."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -60,3 +70,29 @@ class ModelConfig(Section, ModelFormulas):
                 "is odd"
             )
         return self
+
+    @model_validator(mode="after")
+    def _classes_are_those_of_a_head(self) -> Self:
+        if self.head == "classes" and self.num_classes is None:
+            raise ValueError('head = "classes" needs num_classes')
+        if self.head != "classes" and self.num_classes is not None:
+            raise ValueError(f'num_classes is for head = "classes", not "{self.head}"')
+        return self
+
+
+def check_language_head(recipe: Recipe, what: str) -> None:
+    """Refuse a recipe whose [model] says no next token.
+
+    Args:
+        what: what needs one, the subject of the error.
+
+    Raises:
+        RecipeError: the head is another one.
+    """
+    head = recipe.get(ModelConfig).head
+    if head != "language":
+        raise RecipeError(
+            f'{what} needs a language head, and model.head = "{head}"',
+            where=recipe.where(("model", "head")),
+            todo='set model.head = "language"',
+        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+#: What a model says of a token: logits of the next one, a number, or logits of classes.
+HeadKind = Literal["language", "scalar", "classes"]
 
 
 class ModelFormulas:
@@ -24,15 +27,27 @@ class ModelFormulas:
         def num_layers(self) -> int: ...
         @property
         def num_heads(self) -> int: ...
+        @property
+        def head(self) -> HeadKind: ...
+        @property
+        def num_classes(self) -> int | None: ...
 
     @property
     def head_dim(self) -> int:
         """Channels K of one attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def head_rows(self) -> int:
+        """Rows of the head's matrix: V of a language head, 1 of a scalar one, or the classes."""
+        if self.head == "language":
+            return self.vocab_size
+        return self.num_classes or 1
+
     def num_params(self) -> int:
         """The number of all parameters: embedding, layers, norms and the untied head."""
-        return self.num_params_non_embedding() + 2 * self.vocab_size * self.hidden_size
+        outer = (self.vocab_size + self.head_rows) * self.hidden_size
+        return self.num_params_non_embedding() + outer
 
     def num_params_non_embedding(self) -> int:
         """The number of parameters without embedding and head, norms included.
@@ -55,7 +70,7 @@ class ModelFormulas:
         Args:
             sequence_length: S, the length of a document in tokens.
         """
-        matmul = self.num_layers * self._layer_matmul_params() + self.vocab_size * self.hidden_size
+        matmul = self.num_layers * self._layer_matmul_params() + self.head_rows * self.hidden_size
         return 6 * matmul + 12 * self.num_layers * self.hidden_size * sequence_length
 
     def _layer_matmul_params(self) -> int:

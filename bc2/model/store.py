@@ -54,8 +54,11 @@ def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -
 
 
 def save_config(folder: Path, config: ModelConfig) -> None:
-    """Write `model.json` and sync it."""
-    text = json.dumps(config.model_dump(mode="json"), indent=2)
+    """Write `model.json` and sync it.
+
+    It holds what a key holds: a setting that is added later changes no model of before.
+    """
+    text = json.dumps(config.keyed(), indent=2)
     write_durably(folder / CONFIG, f"{text}\n".encode())
 
 

@@ -8,12 +8,12 @@ Shapes:
 A batch is one flat row of tokens. `cu_seqlens` [N+1] marks where documents begin and end;
 positions start again at 0 in each document, and no token attends across a boundary. There is no
 padding. Parameters have the names of the released models, from `model.embed_tokens.weight` to
-`lm_head.weight`.
+`lm_head.weight`; the heads are in `bc2.model.heads`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bc2.model.attention import Backend, Documents, alibi_slopes, document_positions
 from bc2.model.cpu_kernels import linear_by_bmm
-from bc2.model.head_loss import HeadLoss, head_loss
-from bc2.model.log_probs import TokenLogProbs, token_log_probs
-from bc2.model.softmax import VocabularyShard
+from bc2.model.heads import Head, ValueHead
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
@@ -52,76 +50,6 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-
-
-class Head(Linear):
-    """The logits of the next token, and their loss; a NormHead has rows of unit length."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__(config.hidden_size, config.vocab_size)
-        self.norm_head = config.norm_head
-        #: The part of the vocabulary that this rank has; None if it has all of it.
-        self.shard: VocabularyShard | None = None
-        #: Whether the passes over the weight are compiled, as `head_loss` explains.
-        self.compiled = False
-
-    def loss(self, hidden: Tensor, labels: Tensor, *, z_weight: float) -> HeadLoss:
-        """See `head_loss`."""
-        # Through __call__, because hooks that gather a module's weights from other ranks run there.
-        found: HeadLoss = self(hidden, labels, z_weight)
-        return found
-
-    def log_probs(
-        self,
-        hidden: Tensor,
-        labels: Tensor,
-        *,
-        temperature: float = 1.0,
-        entropy: bool = False,
-        top_k: int = 0,
-    ) -> TokenLogProbs:
-        """See `token_log_probs`. Every rank must call it; all get the same results."""
-        options = {"temperature": temperature, "entropy": entropy, "top_k": top_k}
-        found: TokenLogProbs = self(hidden, labels, 0.0, options)
-        return found
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The logits: [T, D] -> [T, V], or this rank's columns of V."""
-        found: Tensor = self(hidden, None, 0.0)
-        return found
-
-    def rows(self) -> Tensor:
-        """The weight [V, D] that logits are computed with: of unit rows with NormHead."""
-        return normalize_rows(self.weight) if self.norm_head else self.weight
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden: Tensor,
-        labels: Tensor | None,
-        z_weight: float,
-        log_probs: dict[str, Any] | None = None,
-    ) -> HeadLoss | TokenLogProbs | Tensor:
-        if labels is None:
-            return F.linear(hidden, self.rows().to(hidden.dtype))
-        if log_probs is not None:
-            return token_log_probs(
-                hidden,
-                self.weight,
-                labels,
-                norm_head=self.norm_head,
-                shard=self.shard,
-                compiled=self.compiled,
-                **log_probs,
-            )
-        return head_loss(
-            hidden,
-            self.weight,
-            labels,
-            z_weight=z_weight,
-            norm_head=self.norm_head,
-            shard=self.shard,
-            compiled=self.compiled,
-        )
 
 
 class RMSNorm(nn.Module):
@@ -265,17 +193,45 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A language model: `forward` computes hidden states, and `logits` computes logits from them.
+    """A decoder and its head: `forward` computes hidden states, and the head reads them.
 
-    They are separate because training never holds all logits: see `head_loss`. Weights are zero
-    (those of norms one) until `init_weights` or a state dict fills them.
+    They are separate because training never holds all logits: see `head_loss`. `logits` and
+    `language_head` are those of a language model, and `values` those of a model with another head.
+    Weights are zero (those of norms one) until `init_weights` or a state dict fills them.
     """
+
+    # The one that the configuration names.
+    lm_head: Head
+    score: ValueHead
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = Head(config)
+        if config.head == "language":
+            self.lm_head = Head(config)
+        else:
+            self.score = ValueHead(config)
+
+    @property
+    def head(self) -> Head | ValueHead:
+        """The head, whichever it is."""
+        return self.lm_head if self.config.head == "language" else self.score
+
+    @property
+    def language_head(self) -> Head:
+        """The head of a language model. Raises: ValueError if this is none."""
+        if self.config.head != "language":
+            raise ValueError(
+                f"a model with a {self.config.head} head has no next token: it needs a language "
+                'head (model.head = "language")'
+            )
+        return self.lm_head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head's weight is, and hidden states come out."""
+        return self.head.weight.device
 
     def forward(
         self,
@@ -307,7 +263,23 @@ class Transformer(nn.Module):
 
     def head_weight(self) -> Tensor:
         """The head's weight [V, D] that logits are computed with: of unit rows with NormHead."""
-        return self.lm_head.rows()
+        return self.language_head.rows()
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """What a scalar head says of each token: [T, D] -> [T]; of classes their logits [T, C].
+
+        Returns:
+            fp32 or wider, differentiable. Of hidden states of some tokens: those of these tokens,
+            on every tensor-parallel rank.
+
+        Raises:
+            ValueError: the model has a language head.
+        """
+        if self.config.head == "language":
+            raise ValueError("a model with a language head has logits, not values")
+        # Through __call__: see `Head.loss`.
+        found: Tensor = self.score(hidden)
+        return found
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -319,6 +291,9 @@ class Transformer(nn.Module):
         of a row is orthogonal to the row and inversely proportional to its length, so an
         optimizer's step turns a short row further. U(-1/√D, 1/√D) gives rows of length about
         1/√3 whatever D is; with N(0, 0.02²) the length would depend on D.
+
+        A head of values is drawn from N(0, initializer_range²), as transformers draws it. The
+        head is drawn last: models of one seed differ in their heads alone.
 
         Args:
             generator: of the CPU, where everything is drawn in fp32.
@@ -388,14 +363,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     halves = wide.view(*wide.shape[:-1], 2, wide.shape[-1] // 2)
     swapped = halves.flip(-2).flatten(-2)
     return (wide * cos + swapped * sin).to(x.dtype)
-
-
-def normalize_rows(weight: Tensor) -> Tensor:
-    """NormHead: rows scaled to unit L2 length [V, D], in weight's dtype.
-
-    The length is computed in fp32 or wider.
-    """
-    return F.normalize(_at_least_fp32(weight), dim=-1, eps=1e-12).to(weight.dtype)
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

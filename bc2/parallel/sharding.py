@@ -3,7 +3,8 @@
 Column-parallel matrices are cut by rows of the weight (their outputs), row-parallel ones by
 its columns (their inputs), after Megatron-LM (arXiv 1909.08053, section 3). W_pack holds Q, K
 and V in thirds, each cut by heads, so a rank has three slices of its rows. The embedding and
-the head are cut by rows: by the vocabulary. Norms are whole on every rank.
+a language head are cut by rows: by the vocabulary. Norms and the few rows of another head
+(`score`) are whole on every rank.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Tensor parallelism: one model's matrices over a few ranks, after Megatron-LM.
 
 Attention is cut by heads and the feed-forward by channels (arXiv 1909.08053, section 3), the
-embedding and the head by the vocabulary. The model's code is not changed: its matrices are
-replaced by parts, and hooks around its modules run the collectives. A layer sums over the ranks
-twice forward and twice backward; the logits are never gathered in training.
+embedding and a language head by the vocabulary; a head of values is whole on every rank. The
+model's code is not changed: its matrices are replaced by parts, and hooks around its modules run
+the collectives. A layer sums over the ranks twice forward and twice backward; the logits are never
+gathered in training.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bc2.model.heads import Head
 from bc2.model.transformer import Embedding, Layer, Transformer
 from bc2.parallel.mesh import Group, call_uncompiled
 from bc2.parallel.sharding import shard_of
@@ -41,7 +43,8 @@ def cut_tensors(model: Transformer, group: Group) -> None:
     vocabulary = Vocabulary(group, model.config.vocab_size)
     rows = model.model.embed_tokens.weight
     assert isinstance(rows, nn.Parameter)
-    model.lm_head.shard = vocabulary
+    if isinstance(model.head, Head):
+        model.head.shard = vocabulary
     model.model.embed_tokens = ShardedEmbedding(rows, vocabulary)
     for layer in model.model.layers:
         assert isinstance(layer, Layer)

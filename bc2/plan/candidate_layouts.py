@@ -132,7 +132,7 @@ class CandidateLayout:
         if not self.checkpointing:
             return 0.0
         model, length = self.work.model, self.work.training.sequence_length
-        head = 6 * model.vocab_size * model.hidden_size
+        head = 6 * model.head_rows * model.hidden_size
         share = 1 - head / model.flops_per_token(length)
         return self.work.compute_s * share / 3
 
@@ -157,9 +157,12 @@ class CandidateLayout:
         return tokens * self.work.model.hidden_size * self.work.size
 
     def _tensor_bytes(self) -> float:
-        """Two sums a layer and pass (Megatron-LM, section 3); the embedding's and the head's."""
-        ranks = self.parallel.tensor
-        sums = 2 * self._passes * self.work.model.num_layers + 2
+        """Two sums a layer and pass (Megatron-LM, section 3); the embedding's and the head's.
+
+        Only a language head is cut.
+        """
+        ranks, model = self.parallel.tensor, self.work.model
+        sums = 2 * self._passes * model.num_layers + (2 if model.head == "language" else 1)
         return sums * self._hidden_bytes * 2 * (ranks - 1) / ranks
 
     def _sequence_bytes(self) -> float:

@@ -38,18 +38,21 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy plus max-z: L = CE + z_weight * z^2 (Baichuan 2, equation 1)."""
+    """Cross-entropy plus max-z: L = CE + z_weight * z^2 (Baichuan 2, equation 1).
+
+    Calling it raises ValueError if the model has no language head.
+    """
 
     z_weight: float
 
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
         clock = clock or Clock()
-        device = model.lm_head.weight.device
+        head, device = model.language_head, model.device
         tokens = to_device(torch.from_numpy(batch.tokens), device).flatten()
         boundaries = to_device(torch.from_numpy(batch.cu_seqlens), device)
         labels = torch.from_numpy(batch.labels).flatten()  # the head checks them on the host
         with clock.part("forward"):
             hidden = model(tokens, boundaries, batch.max_seqlen)
         with clock.part("head"):
-            parts = model.lm_head.loss(hidden, labels, z_weight=self.z_weight)
+            parts = head.loss(hidden, labels, z_weight=self.z_weight)
         return Loss(parts.loss_sum, {"ce": parts.ce_sum, "z": parts.z_sum})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bc2.errors import RecipeError
-from bc2.model.model_config import ModelConfig
+from bc2.model.model_config import ModelConfig, check_language_head
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
 from bc2.pipeline.table import check_sections
 from bc2.ranks import name_launcher
@@ -104,6 +104,7 @@ def check_training(recipe: Recipe) -> None:
         _check_vocabulary(recipe)
     if has_model and has_training:
         check_context(recipe, PretrainConfig)
+        check_language_head(recipe, "pretraining")
 
 
 def _check_warmup(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from bc2.generate.engine_formulas import EngineFormulas
-from bc2.model.model_formulas import ModelFormulas
+from bc2.model.model_formulas import HeadKind, ModelFormulas
 from bc2.parallel.layout import ORDER, Axis, LayoutFormulas
 from bc2.train.optimizer_state import AdamWState
 
@@ -41,6 +41,8 @@ class Model(Plain, ModelFormulas):
     norm_eps: float = 1e-6
     norm_head: bool = True
     initializer_range: float = 0.02
+    head: HeadKind = "language"
+    num_classes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ def test_an_unknown_result_is_exit_4(folder: Path) -> None:
         (["--markdown", "none/page.md"], "no such directory"),
         (["--set", "model.context_length=256"], "longer than model.context_length"),
         (["--set", "model.num_heads=7"], "not divisible"),
+        (["--set", "model.head=scalar"], "a benchmark of pretraining needs a language head"),
         (["no-model.toml"], "has no [model] section"),
         (["missing.toml"], "no such recipe"),
     ],

@@ -150,6 +150,7 @@ def ends(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
         (["--checkpoint", "x", "--set", "model.num_layers=1"], "its own shape"),
         (["--requests", "0"], "--requests"),
         (["--n", "1"], "--n"),
+        (["--set", "model.head=scalar"], "generating needs a language head"),
         (["--prompts", "none.jsonl"], "cannot be read"),
     ],
 )

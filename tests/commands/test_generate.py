@@ -19,6 +19,9 @@ import zstandard
 
 from bc2 import recipe
 from bc2.cli import main
+from bc2.model.model_config import ModelConfig
+from bc2.model.store import save_model
+from bc2.model.transformer import Transformer
 from bc2.pipeline.session import Session
 from bc2.registry import Draft, Registry
 
@@ -347,3 +350,20 @@ def test_results_do_not_replace_the_prompts(trained: Path) -> None:
     assert run.returncode == 2
     assert "the results would replace the prompts" in run.stderr
     assert (trained / "own.jsonl").read_text() == '{"prompt": "a"}\n'
+
+
+def test_a_model_with_a_scalar_head_is_shown_and_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BC2_HOME", str(tmp_path))
+    shape = ModelConfig(
+        vocab_size=8, hidden_size=4, intermediate_size=8, num_layers=1, num_heads=2, head="scalar"
+    )
+    with Registry.open(tmp_path).stage(Draft("checkpoint", "valued", "0" * 64)) as staged:
+        save_model(staged.path, shape, Transformer(shape).state_dict())
+        staged.publish()
+    for words, code in ((["registry", "show", "valued"], 0), (["generate", "valued", "hello"], 4)):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert int(ended.value.code or 0) == code
+    assert "has a scalar head, and only a language head" in capsys.readouterr().err

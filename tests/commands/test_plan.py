@@ -56,6 +56,17 @@ def test_json_has_every_figure(plan: Plan) -> None:
         assert layout["reason"]
 
 
+def test_a_model_with_a_scalar_head_is_planned(plan: Plan) -> None:
+    one, other = plan(*ON_EIGHT, "--json"), plan(*ON_EIGHT, "--set", "model.head=scalar", "--json")
+    assert other.returncode == 0, other.stderr
+    language, scalar = json.loads(one.stdout), json.loads(other.stdout)
+    assert scalar["parameters"] == 7_505_973_248 - 125_695 * 4096
+    assert scalar["flops"]["token"] == language["flops"]["token"] - 6 * 125_695 * 4096
+    assert scalar["own"]["memory"]["total"] < language["own"]["memory"]["total"]
+    shown = plan(*ON_EIGHT, "--set", "model.head=classes", "--set", "model.num_classes=5")
+    assert f"{7_505_973_248 - 125_691 * 4096:,}" in shown.stdout
+
+
 def test_a_person_reads_tables_and_a_pipeline_names(plan: Plan) -> None:
     shown = plan(*ON_EIGHT)
     assert shown.returncode == 0, shown.stderr

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bc2.cli import main
+
 #: Runs bc2 until it first writes to stderr, and says which modules were imported by then.
 UNTIL_THE_FIRST_LINE = """\
 import os, sys
@@ -42,3 +46,17 @@ def test_nothing_heavy_but_torch_is_imported_before_the_first_line(tmp_path: Pat
         check=True,
     )
     assert LATER & set(done.stdout.split()) == set()
+
+
+def test_a_head_of_values_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "tiny", "--set", "model.head=scalar"])
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert 'pretraining needs a language head, and model.head = "scalar"' in said
+    assert "--set model.head=scalar" in said
+    assert not (tmp_path / "home").exists()

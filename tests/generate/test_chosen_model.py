@@ -6,6 +6,9 @@ import pytest
 
 from bc2.errors import RefError
 from bc2.generate.chosen_model import chosen_model
+from bc2.model.model_config import ModelConfig
+from bc2.model.store import save_model
+from bc2.model.transformer import Transformer
 from bc2.registry import Artifact, Draft, Position, Registry, Role
 
 
@@ -47,6 +50,21 @@ def test_what_predicts_no_token_is_refused(registry):
             chosen_model(registry, ref)
     with pytest.raises(RefError):
         chosen_model(registry, None)
+
+
+@pytest.mark.parametrize("head", [{"head": "scalar"}, {"head": "classes", "num_classes": 3}])
+def test_a_model_without_a_language_head_is_refused_whatever_its_role(registry, head):
+    shape = ModelConfig(
+        vocab_size=8, hidden_size=4, intermediate_size=8, num_layers=1, num_heads=2, **head
+    )
+    draft = Draft("checkpoint", "valued", "0" * 64, position=Position(1, 1), role="base")
+    with registry.stage(draft) as staged:
+        save_model(staged.path, shape, Transformer(shape).state_dict())
+        valued = staged.publish()
+    for ref in ("valued", None):
+        with pytest.raises(RefError, match=f"valued@1 has a {head['head']} head") as info:
+            chosen_model(registry, ref)
+        assert info.value.where == valued.ref
 
 
 def test_an_empty_registry_says_how_to_get_a_model(registry):

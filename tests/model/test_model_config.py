@@ -59,8 +59,24 @@ def test_flops_follow_palm():
 
 
 @pytest.mark.parametrize(
+    ("head", "rows"), [({"head": "scalar"}, 1), ({"head": "classes", "num_classes": 5}, 5)]
+)
+def test_a_head_of_values_has_a_row_for_each(head, rows):
+    language, other = ModelConfig(vocab_size=V, **SEVEN), ModelConfig(vocab_size=V, **SEVEN, **head)
+    assert other.num_params_non_embedding() == language.num_params_non_embedding()
+    assert other.num_params() == 7_505_973_248 - (V - rows) * 4096
+    fewer = language.flops_per_token(4096) - other.flops_per_token(4096)
+    assert fewer == 6 * (V - rows) * 4096
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"head": "reward"}, "'language', 'scalar' or 'classes'"),
+        ({"head": "classes"}, 'head = "classes" needs num_classes'),
+        ({"head": "classes", "num_classes": 1}, "greater than or equal to 2"),
+        ({"num_classes": 2}, 'num_classes is for head = "classes", not "language"'),
+        ({"head": "scalar", "num_classes": 2}, 'for head = "classes", not "scalar"'),
         ({"num_heads": 3}, "hidden_size 4 is not divisible by num_heads 3"),
         ({"num_heads": 4}, "is odd"),
         ({"num_layers": 0}, "greater than 0"),

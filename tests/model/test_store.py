@@ -69,6 +69,44 @@ def test_saving_is_deterministic(tmp_path, model):
     assert one == two
 
 
+@pytest.mark.parametrize("head", [{"head": "scalar"}, {"head": "classes", "num_classes": 3}])
+def test_a_head_of_values_comes_back(tmp_path, head):
+    shape = ModelConfig(**SHAPE.model_dump() | head)
+    made = Transformer(shape)
+    made.init_weights(torch.Generator().manual_seed(0))
+    save_model(tmp_path, shape, made.state_dict())
+    loaded = load_model(tmp_path)
+    assert loaded.config == shape
+    assert torch.equal(loaded.head.weight, made.score.weight)
+    hidden = torch.randn(4, 8)
+    assert torch.equal(loaded.values(hidden), made.values(hidden))
+    assert json.loads((tmp_path / CONFIG).read_text())["head"] == head["head"]
+    save_config(tmp_path, SHAPE)
+    with pytest.raises(IntegrityError, match=r"lm_head.weight is missing; score.weight is unknown"):
+        load_model(tmp_path)
+
+
+def test_a_language_model_has_the_configuration_that_it_always_had(folder):
+    """Byte for byte, for it is part of every checkpoint's digest."""
+    assert (
+        (folder / CONFIG).read_text()
+        == """{
+  "vocab_size": 13,
+  "hidden_size": 8,
+  "intermediate_size": 12,
+  "num_layers": 2,
+  "num_heads": 2,
+  "position": "alibi",
+  "rope_base": 10000.0,
+  "context_length": 4096,
+  "norm_eps": 1e-06,
+  "norm_head": true,
+  "initializer_range": 0.02
+}
+"""
+    )
+
+
 def test_refuses_to_save_what_does_not_fit(tmp_path, model):
     state = dict(model.state_dict())
     state["lm_head.weight"] = torch.zeros(12, 8)

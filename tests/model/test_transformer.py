@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.model.attention import document_positions
+from bc2.model.heads import normalize_rows
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import (
     RMSNorm,
     Transformer,
-    normalize_rows,
     rotary_table,
     rotate,
 )

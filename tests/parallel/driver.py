@@ -45,7 +45,7 @@ SHAPE = {
 
 def engine_of(run: dict[str, Any], mesh: Mesh) -> Engine:
     parallel = ParallelConfig(**run.get("parallel", {}))
-    model = ModelConfig(**SHAPE, position=run.get("position", "rope"))
+    model = ModelConfig(**SHAPE, position=run.get("position", "rope"), **run.get("head", {}))
     settings = {
         "precision": run.get("precision", "fp32"),
         "checkpointing": run.get("checkpointing", 0),

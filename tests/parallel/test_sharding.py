@@ -38,13 +38,16 @@ def by_hand(name: str, whole: Tensor, rank: int, ranks: int) -> Tensor:
         return whole.chunk(ranks, dim=0)[rank]
     if kind in ("o_proj", "down_proj"):
         return whole.chunk(ranks, dim=1)[rank]
-    assert kind.endswith("norm"), f"{name}: a new parameter needs a rule here and in bc2"
+    assert kind.endswith("norm") or kind == "score", (
+        f"{name}: a new parameter needs a rule here and in bc2"
+    )
     return whole
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_every_parameter_of_a_model_is_cut_as_by_hand(ranks: int) -> None:
-    for name, whole in numbered().items():
+@pytest.mark.parametrize("head", ["language", "scalar"])
+def test_every_parameter_of_a_model_is_cut_as_by_hand(head: str, ranks: int) -> None:
+    for name, whole in numbered(CONFIG.model_copy(update={"head": head})).items():
         for rank in range(ranks):
             part = shard_of(name, tuple(whole.shape), rank, ranks)
             expected = by_hand(name, whole, rank, ranks)

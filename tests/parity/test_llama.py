@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from bc2.generate.engine import InferenceEngine
@@ -27,8 +27,8 @@ SHAPE = ModelConfig(
 )
 
 
-def llama(dtype):
-    config = LlamaConfig(
+def llama_config():
+    return LlamaConfig(
         vocab_size=97,
         hidden_size=48,
         intermediate_size=80,
@@ -41,7 +41,10 @@ def llama(dtype):
         attention_bias=False,
         attn_implementation="sdpa",  # "eager" has its softmax in fp32
     )
-    return LlamaForCausalLM(config).to(dtype)
+
+
+def llama(dtype):
+    return LlamaForCausalLM(llama_config()).to(dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +71,8 @@ def to_llama(state):
     return converted
 
 
-def pair(dtype):
-    ours = Transformer(SHAPE)
+def drawn(shape, dtype):
+    ours = Transformer(shape)
     ours.init_weights(torch.Generator().manual_seed(3))
     with torch.no_grad():  # norms of one would hide a missing multiplication
         for name, weight in ours.named_parameters():
@@ -77,7 +80,11 @@ def pair(dtype):
                 weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
             else:
                 weight.mul_(5)
-    ours = ours.to(dtype)
+    return ours.to(dtype)
+
+
+def pair(dtype):
+    ours = drawn(SHAPE, dtype)
     theirs = llama(dtype)
     theirs.load_state_dict(to_llama(ours.state_dict()))
     return ours, theirs
@@ -112,6 +119,32 @@ def test_packed_documents_are_llamas_separate_documents():
     logits = ours.logits(ours(torch.cat(texts), cu_seqlens, 40))
     expected = torch.cat([theirs(text[None]).logits[0] for text in texts])
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_values_are_those_of_llamas_classifier(classes):
+    """Weights load by their names; each text's last token is what the classifier reads."""
+    head = {"head": "classes", "num_classes": classes} if classes > 1 else {"head": "scalar"}
+    ours = drawn(ModelConfig(**SHAPE.model_dump() | head), torch.float64)
+    config = llama_config()
+    config.num_labels = classes
+    theirs = LlamaForSequenceClassification(config).double()
+    theirs.load_state_dict(to_llama(ours.state_dict()))
+    texts = [tokens(n) for n in (17, 40, 1, 30)]
+    cu_seqlens = torch.tensor([0, *map(len, texts)]).cumsum(0, dtype=torch.int32)
+    values = ours.values(ours(torch.cat(texts), cu_seqlens, 40)).view(-1, classes)
+    for text, end, found in zip(texts, cu_seqlens[1:], values.split([17, 40, 1, 30]), strict=True):
+        of_all = theirs.score(theirs.model(text[None]).last_hidden_state)[0]
+        torch.testing.assert_close(found, of_all, rtol=1e-9, atol=1e-10)
+        pooled = theirs(text[None]).logits[0]
+        torch.testing.assert_close(values[end - 1], pooled, rtol=1e-9, atol=1e-10)
+    seeds = torch.randn(values.shape, dtype=torch.float64)
+    (values * seeds).sum().backward()
+    every = [theirs.score(theirs.model(text[None]).last_hidden_state)[0] for text in texts]
+    (torch.cat(every) * seeds).sum().backward()
+    grads = to_llama({name: p.grad for name, p in ours.named_parameters()})
+    for name, p in theirs.named_parameters():
+        assert (grads[name] - p.grad).norm() / p.grad.norm() < 1e-10, name
 
 
 WINDOW = SHAPE.context_length

@@ -51,4 +51,4 @@ def _to_llama(ours: Transformer) -> Iterator[tuple[str, Tensor]]:
                 yield name.replace("W_pack", f"{part}_proj"), third
         else:
             yield name, weight
-    yield "lm_head.weight", ours.head_weight().detach().to(ours.lm_head.weight.dtype)
+    yield "lm_head.weight", ours.head_weight().detach().to(ours.language_head.weight.dtype)

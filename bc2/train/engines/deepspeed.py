@@ -27,6 +27,7 @@ from bc2.data.loader import Batch
 from bc2.errors import RunFailed
 from bc2.free_memory import device_available, host_available
 from bc2.generate.runner import ModelRunner
+from bc2.model.heads import Head
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import InitialWeights, build_model, parts
@@ -86,7 +87,8 @@ class DeepSpeedEngine(Engine):
             if compile:
                 for layer in model.model.layers:
                     layer.compile()
-                model.lm_head.compiled = device.type != "cpu"
+                if isinstance(model.head, Head):
+                    model.head.compiled = device.type != "cpu"
             self.parameters = dict(model.named_parameters())
             for name, parameter in self.parameters.items():
                 # DeepSpeed takes a norm of its own, which fails where no parameter has this mark.
@@ -334,7 +336,7 @@ def _allocate(
     """Allocate a model; with ZeRO 3 piece by piece, each partitioned before the next one."""
     from deepspeed.utils import groups
 
-    pieces = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
+    pieces = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.head]
     for piece in pieces:
         piece.to_empty(device=device)
         piece.to(dtype)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
-from bc2.model.transformer import Attention, Head, Linear, Transformer
+from bc2.model.heads import Head
+from bc2.model.transformer import Attention, Linear, Transformer
 from bc2.parallel.build import parts
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sharding import TensorShard
@@ -61,7 +62,7 @@ class LocalEngine(Engine):
         mesh: Mesh | None = None,
         blank: bool = False,
     ):
-        if model.lm_head.weight.device.type == "cpu":
+        if model.device.type == "cpu":
             keep_freed_memory()
         self.model = model
         self.blank = blank
@@ -78,14 +79,14 @@ class LocalEngine(Engine):
             # By layer: one graph serves them all, and recomputation stays outside of it.
             for layer in model.model.layers:
                 layer.compile()
-            if model.lm_head.weight.device.type == "cpu":
+            if model.device.type == "cpu":
                 _choose_cpu_kernels(model)
-            else:
-                model.lm_head.compiled = True
+            elif isinstance(model.head, Head):
+                model.head.compiled = True
         named = dict(zip(self.parts, self.master, strict=True))
         shapes = {name: part.shape for name, part in self.parts.items()}
         self.optimizer = make_optimizer(named, shapes, config)
-        self._copies_of_state = HostCopies(model.lm_head.weight.device)
+        self._copies_of_state = HostCopies(model.device)
         pairs = zip(model.parameters(), self.master, strict=True)
         several = self.mesh.replicas.size > 1
         self._gradients = (
@@ -222,9 +223,10 @@ def _masters(model: Transformer) -> list[torch.nn.Parameter]:
 
     The embedding and the head are their own masters. An embedding looks rows up and NormHead
     makes unit rows: rounding those is all that bf16 needs. It saves a copy of the largest
-    matrices and passes over them, and their gradients are never rounded.
+    matrices and passes over them, and their gradients are never rounded. A head of values is
+    small, and what it says is in fp32.
     """
-    own = {model.model.embed_tokens.weight, model.lm_head.weight}
+    own = {model.model.embed_tokens.weight, model.head.weight}
     return [
         p if p in own else torch.nn.Parameter(p.detach().float().clone())
         for p in model.parameters()

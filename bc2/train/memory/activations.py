@@ -1,4 +1,4 @@
-"""The bytes that autograd keeps of a micro-batch, and those of the head's loss, on one rank.
+"""The bytes that autograd keeps of a micro-batch, and those of the head, on one rank.
 
 The sizes follow `bc2.model.transformer` and the buffers of `bc2.model.head_loss`; a test
 counts the tensors that are really kept, so that a change there that is not followed here is seen.
@@ -107,8 +107,25 @@ def _work_bytes(shape: TrainingShape) -> int:
 
 
 def head_bytes(shape: TrainingShape) -> int:
-    """The logits' buffer, the normalised rows, and gradients kept for the backward pass."""
-    return _head_buffers(shape) + 4 * shape.matrix + hidden_gradient(shape)
+    """What the head holds at most, between forward and backward pass.
+
+    With language the logits' buffer, the normalised rows, and gradients kept for the backward pass.
+    """
+    if shape.model.head != "language":
+        return _value_head_bytes(shape)
+    return _head_buffers(shape) + 4 * shape.head + hidden_gradient(shape)
+
+
+def _value_head_bytes(shape: TrainingShape) -> int:
+    """Values and hidden states, each with its gradient, and the weight's gradient: all fp32.
+
+    See `bc2.model.heads.ValueHead`.
+    """
+    model = shape.model
+    numbers = 2 * shape.tokens * (model.head_rows + model.hidden_size) + shape.head
+    if shape.number_bytes == 2 and shape.layout.zero:
+        numbers += shape.head  # DeepSpeed's weights are bf16: a copy
+    return 4 * numbers
 
 
 def hidden_gradient(shape: TrainingShape) -> int:

@@ -48,7 +48,7 @@ class MemoryEstimate:
     recomputed: int
     """Activations of one segment, recomputed in the backward pass; 0 without checkpointing."""
     head: int
-    """Buffers and gradients of the head's loss, between forward and backward pass."""
+    """Buffers and gradients of the head, between forward and backward pass."""
     phases: Mapping[str, BytesByPart]
     """Bytes held in each phase of a step, by part."""
     host: int = 0
@@ -171,7 +171,7 @@ def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str,
 
 def _without_last_gradients(shape: TrainingShape, states: States, act: Activations) -> BytesByPart:
     """Gradients held while those of the first segment and the embedding are still missing."""
-    inner = shape.params - 2 * shape.matrix
+    inner = shape.params - shape.matrix - shape.head
     coming = inner * act.layers // shape.model.num_layers + shape.matrix
     arrived = sum(states.arrived.values())
     missing = max(0, arrived - states.earlier) * coming // shape.params

@@ -96,14 +96,23 @@ class TrainingShape:
 
     @cached_property
     def matrix(self) -> int:
-        """Elements of this rank's part of the embedding; and of the head, which is as large."""
+        """Elements of this rank's part of the embedding."""
         return self.model.vocab_size * self.model.hidden_size // self.layout.tensor
+
+    @cached_property
+    def head(self) -> int:
+        """Elements of this rank's part of the head: as large, or a few whole rows of values."""
+        if self.model.head == "language":
+            return self.matrix
+        return self.model.head_rows * self.model.hidden_size
 
     @cached_property
     def params(self) -> int:
         """Parameters of this rank's part of the model."""
-        norms = (2 * self.model.num_layers + 1) * self.model.hidden_size
-        return (self.model.num_params() - norms) // self.layout.tensor + norms
+        whole = (2 * self.model.num_layers + 1) * self.model.hidden_size  # norms
+        if self.model.head != "language":
+            whole += self.head
+        return (self.model.num_params() - whole) // self.layout.tensor + whole
 
     @property
     def largest(self) -> int:

@@ -50,7 +50,7 @@ class States:
 def local_states(shape: TrainingShape) -> States:
     """See `bc2.train.engines.local`."""
     params = shape.params
-    halved = params - 2 * shape.matrix if shape.number_bytes == 2 else 0
+    halved = params - shape.matrix - shape.head if shape.number_bytes == 2 else 0
     grads = {"gradients": 4 * params}
     return States(
         lasting={
@@ -60,7 +60,7 @@ def local_states(shape: TrainingShape) -> States:
         },
         gradients=4 * params,
         earlier=4 * params if shape.accumulated else 0,
-        head=0 if shape.accumulated else 4 * shape.matrix,
+        head=0 if shape.accumulated else 4 * shape.head,
         # A bf16 gradient becomes fp32 and is freed as soon as it is there.
         arrived=grads,
         reduced=grads,
@@ -121,7 +121,7 @@ def _zero_1_bf16(shape: TrainingShape) -> States:
         },
         gradients=4 * params,
         earlier=half if shape.accumulated else 0,
-        head=0 if shape.accumulated else 2 * shape.matrix,
+        head=0 if shape.accumulated else 2 * shape.head,
         arrived={"gradients": half},
         reduced={"gradients": half, "buffers": joined + half},
         normed={"gradients": half},
@@ -143,7 +143,7 @@ def _zero_1_2(shape: TrainingShape) -> States:
         lasting={"weights": size * params, **_optimized(shape, part)},
         gradients=4 * part,
         earlier=earlier if shape.accumulated else 0,
-        head=size * shape.matrix,
+        head=size * shape.head,
         arrived={"gradients": own, "buffers": bucket},
         reduced={"gradients": own, "buffers": bucket + joined},
         normed={"gradients": 4 * part},
@@ -170,7 +170,7 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
     kept = 4 * part if rounded else 0
     all_kept = 4 * params if first else kept
     # With ZeRO 1 gradients of others' parts stay where they were reduced until the next step.
-    large = 8 * shape.matrix if shape.matrix > BUCKET else 0
+    large = sum(4 * size for size in (shape.matrix, shape.head) if size > BUCKET)
     left = bucket + large if first and rounded and shape.replicas > 1 else 0
     on_device: BytesByPart = {
         "weights": size * params,
@@ -188,7 +188,7 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
         lasting=on_device,
         gradients=4 * part,
         earlier=all_kept if shape.accumulated else 0,
-        head=size * shape.matrix,
+        head=size * shape.head,
         arrived={"gradients": kept, "buffers": bucket},
         reduced={"gradients": kept, "buffers": bucket + joined},
         normed={"gradients": kept, "buffers": left},
@@ -203,7 +203,7 @@ def _zero_3(shape: TrainingShape) -> States:
     params, part, size = shape.params, _partition(shape), shape.number_bytes
     joined = size * min(params, BUCKET)
     # Weights needed again within REUSE elements stay: those of the last layers.
-    near = min(params, REUSE // 2 + PREFETCH + shape.matrix)
+    near = min(params, REUSE // 2 + PREFETCH + shape.head)
     group = shape.layout.zero_group
     again = size * -(-params // group) if group else 0
     offload = shape.layout.offload_optimizer

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch, pack
+from bc2.model.heads import Head
 from bc2.model.model_config import ModelConfig
-from bc2.model.transformer import Attention, Head, Linear, Transformer
+from bc2.model.transformer import Attention, Linear, Transformer
 from bc2.parallel import build
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -12,6 +15,9 @@ from bc2.model import transformer
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
+from bc2.parallel.build import parts
+from bc2.parallel.mesh import Group, Mesh
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
@@ -21,11 +27,12 @@ from bc2.train.precision import Precision
 SEQUENCES, LENGTH = 4, 64
 
 
-def shape(position: str) -> ModelConfig:
+def shape(position: str, **head: Any) -> ModelConfig:
     return ModelConfig.model_validate(
         {
             "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_layers": 4,
             "num_heads": 4, "context_length": LENGTH, "position": position,
+            **head,
         }
     )  # fmt: skip
 
@@ -77,14 +84,72 @@ def test_activations_are_what_autograd_keeps(
     assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.1)
 
 
-def test_weights_and_moments_are_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = shape("rope")
+HEADS: list[dict[str, Any]] = [{}, {"head": "scalar"}, {"head": "classes", "num_classes": 3}]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_weights_and_moments_are_the_engines(head: dict[str, Any]) -> None:
+    config = shape("rope", **head)
     engine = LocalEngine(Transformer(config), AdamWConfig(), precision="bf16")
     tensors = [*engine.model.parameters(), *engine.master]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, "bf16", 0))
     assert expected.weights + expected.master == sum(storages.values())
     assert expected.moments == 2 * sum(4 * master.numel() for master in engine.master)
+
+
+def peak_of(step: Callable[[], object]) -> int:
+    """The most bytes that torch held at once of what `step` allocated."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("head", HEADS[1:], ids=str)
+def test_a_head_of_values_holds_what_torch_allocates(
+    head: dict[str, Any], precision: Precision
+) -> None:
+    config = shape("rope", **head)
+    engine = LocalEngine(Transformer(config), AdamWConfig(), precision=precision)
+    dtype = engine.model.model.norm.weight.dtype
+    before = torch.randn(SEQUENCES * LENGTH, config.hidden_size).to(dtype).requires_grad_()
+
+    def step() -> None:
+        values = engine.model.values(before.clone())  # hidden states, which only the head has
+        values.backward(torch.ones_like(values))
+
+    step()
+    engine.discard()
+    before.grad = None
+    found = estimate(TrainingShape(config, SEQUENCES, LENGTH, precision, 0))
+    assert found.head == pytest.approx(peak_of(step), rel=0.05)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_parameters_of_a_rank_are_those_of_its_parts(head: dict[str, Any], tensor: int) -> None:
+    config = shape("rope", **head)
+    layout = ParallelConfig(tensor=tensor)
+    made = TrainingShape(config, 1, LENGTH, "bf16", 0, parallel=layout, world=tensor)
+    ranks = Mesh(tensor=Group(tuple(range(tensor)), 0))
+    sizes = {name: prod(part.shard_shape) for name, part in parts(config, ranks).items()}
+    assert made.params == sum(sizes.values())
+    assert made.head == sizes["score.weight" if head else "lm_head.weight"]
+
+
+def test_a_scalar_head_takes_no_logits_and_no_matrix() -> None:
+    made = TrainingShape(shape("rope"), SEQUENCES, LENGTH, "bf16", 0)
+    language, scalar = (estimate(replace(made, model=shape("rope", **head))) for head in HEADS[:2])
+    matrix = 511 * 128  # rows that it has not
+    assert language.weights - scalar.weights == 4 * matrix
+    assert language.moments - scalar.moments == 8 * matrix
+    assert language.gradients - scalar.gradients == 4 * matrix
+    assert language.activations == scalar.activations
+    assert scalar.head < language.head / 3
 
 
 def test_what_changes_the_total() -> None:
