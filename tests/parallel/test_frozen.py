@@ -36,7 +36,8 @@ def check_words(run: Run, said: list[float], right: list[float]) -> None:
     if parallel.get("tensor", 1) == parallel.get("sequence", 1) == 1:
         assert said == right, run
     elif "precision" in run:
-        assert said == pytest.approx(right, rel=0.02, abs=0.02), run
+        # Sums of parts are rounded once more, to 8 bits, in each layer.
+        assert said == pytest.approx(right, rel=2**-5, abs=2**-5), run
     else:
         assert said == pytest.approx(right, rel=1e-5, abs=1e-6), run
 
@@ -73,7 +74,8 @@ def test_two_ranks_under_other_layouts(spread: Spread, more: Run) -> None:
 
 @pytest.mark.slow
 def test_one_and_four_ranks(spread: Spread) -> None:
-    check(spread, 1, {}, BF16, {**PARTITIONED, **BF16})
+    offloading = {"parallel": {"zero": 3, "offload_optimizer": True}, "all_partitioned": True}
+    check(spread, 1, {}, BF16, {**PARTITIONED, **BF16}, {**offloading, **BF16})
     check(spread, 4, {**PARTITIONED, "parallel": {"zero": 3, "tensor": 2}})
 
 

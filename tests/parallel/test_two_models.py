@@ -75,7 +75,9 @@ def test_two_ranks_under_other_layouts(
 
 @pytest.mark.slow
 def test_one_rank(spread: Spread) -> None:
-    check(spread, 1, *({"parallel": {"zero": zero}} for zero in (0, 1, 2)), PARTITIONED)
+    """ZeRO is on there if states are offloaded."""
+    layouts = [{"zero": zero, "offload_optimizer": True} for zero in (1, 2, 3)]
+    check(spread, 1, *({"parallel": layout, "all_partitioned": True} for layout in ({}, *layouts)))
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ MODELS = {
         context_length=LENGTH, position="rope",
     ),
     "critic": ModelConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=48, num_layers=3, num_heads=2,
+        vocab_size=64, hidden_size=16, intermediate_size=48, num_layers=3, num_heads=4,
         context_length=LENGTH, position="alibi",
     ),
 }  # fmt: skip

@@ -169,7 +169,7 @@ class DeepSpeedEngine(Engine):
             return
         import deepspeed
 
-        # An evaluation ends where a backward pass would begin, and weights for it are on their way.
+        # A pass that ended before the recorded one has left weights that are on their way.
         self._zero.settle()
 
         @contextmanager

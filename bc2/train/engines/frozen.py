@@ -49,11 +49,12 @@ class FrozenModel:
     ):
         self.mesh = mesh
         self.parts = parts(config, mesh)
-        self.shares_weights = parallel.zero == 3 or parallel.ranks_of_a_replica > 1
+        layout = parallel.on(mesh.world.size)
+        self.shares_weights = layout.zero == 3 or layout.ranks_of_a_replica > 1
         self.model = build_model(config, mesh).requires_grad_(False)
         self._engine: Callable[..., Any] | None = None
-        if parallel.zero == 3:
-            self._engine = self._partition(parallel, device, precision)
+        if layout.zero == 3:
+            self._engine = self._partition(layout, device, precision)
         else:
             self.model.to(DTYPES[precision]).to_empty(device=device)
         self._load(weights)

@@ -55,7 +55,7 @@ class Zero(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Finish gathering what was asked for beforehand, for a pass that has not come."""
+        """Drop weights that are being gathered beforehand, for modules that were not run."""
 
     @property
     def flat(self) -> list[Tensor]:
