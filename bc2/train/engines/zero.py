@@ -171,6 +171,11 @@ class BucketedZero(FlatZero):
         for kept in (self.zero.averaged_gradients, self.zero.all_grad_tensors):
             for key in kept:
                 kept[key] = None
+        # As an update does: or offloaded gradients would be added to those that are dropped here,
+        # and a NaN among these would have DeepSpeed leave out the next update.
+        self.zero.micro_step_id = -1
+        if self.zero.cpu_offload:
+            self.zero.reset_cpu_buffers()
 
 
 class AccumulatingZero(FlatZero):
