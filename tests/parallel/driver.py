@@ -31,7 +31,7 @@ from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import HeldTensors, Stored, write_fragments
 from bc2.train.engines import gradients
-from bc2.train.engines.base import Engine
+from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
@@ -72,14 +72,8 @@ def batches(step: int, mesh: Mesh) -> list[Batch]:
     return every[mesh.data.rank :: mesh.data.size]
 
 
-def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
-    """Write what all ranks hold, spoil the engine, and read it back."""
-    state = engine.snapshot()
-    # It is written beside the training: what happens after must not show in it.
-    mine = batches(77, mesh)
-    tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
-    engine.accumulate(mine, NextToken(2e-4), tokens=tokens)
-    engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+def through_folder(state: EngineState, mesh: Mesh, folder: Path) -> Stored:
+    """Write what all ranks hold into a new folder, and open it."""
     files = {**state.weights.files("model"), **state.optimizer.files("optimizer")}
     if mesh.first:
         folder.mkdir()
@@ -89,8 +83,19 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
     for held in (state.weights, state.optimizer):
         write_fragments(folder, files, held.fragments)
     mesh.world.all_gather_object(None)
+    return Stored.open([folder / name for name in files])
+
+
+def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
+    """Write what all ranks hold, spoil the engine, and read it back."""
+    state = engine.snapshot()
+    # It is written beside the training: what happens after must not show in it.
+    mine = batches(77, mesh)
+    tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
+    engine.accumulate(mine, NextToken(2e-4), tokens=tokens)
+    engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+    stored = through_folder(state, mesh, folder)
     engine.restore(InitialWeights(engine.model.config, 9), HeldTensors())
-    stored = Stored.open([folder / name for name in files])
     engine.restore(stored, stored)
     again = engine.snapshot()
     for held, back in ((state.weights, again.weights), (state.optimizer, again.optimizer)):

@@ -23,7 +23,7 @@ from bc2.parallel.mesh import make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.ranks import local_rank, place
 from bc2.train.device import rank_device
-from bc2.train.engines.deepspeed import _import
+from bc2.train.engines.deepspeed import import_deepspeed
 
 LIMIT = timedelta(seconds=1234)
 
@@ -62,7 +62,7 @@ def main() -> None:
     before = place()
     # DeepSpeed passes over a compiler that fails: what counts is whether one was tried.
     with mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError) as started:
-        deepspeed = _import(device, ranks)
+        deepspeed = import_deepspeed(device, ranks)
         assert os.environ["LOCAL_RANK"] == "0"
         assert (local_rank(), place()) == (rank, before)
         made = deepspeed.comm.new_group([0, 1])

@@ -118,7 +118,7 @@ class Engine(ABC):
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
-        found: Loss = self.call_model(objective, self._own(batch), clock)
+        found: Loss = self._run_model(objective, self._own(batch), clock)
         return found
 
     @contextmanager
@@ -141,7 +141,20 @@ class Engine(ABC):
         return build_model(self.model.config, replace(self.mesh, sequence=Group()))
 
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(model, *arguments)``: one pass through the model, wherever its weights are."""
+        """``function(model, *arguments)``: one pass through the model, wherever its weights are.
+
+        Another model's objective may call it too, under `torch.no_grad`: a gradient that came
+        with another engine's backward pass would be neither summed over ranks nor judged.
+
+        Raises:
+            RuntimeError: gradients are enabled.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("an engine's gradients come from its own `accumulate` alone")
+        self.check_restored()
+        return self._run_model(function, *arguments)
+
+    def _run_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(self.model, *arguments)
 
     @torch.no_grad()

@@ -79,10 +79,10 @@ class DeepSpeedEngine(Engine):
         pin = parallel.offload_optimizer and may_pin(device, held, mesh)
         settings = ds_settings(parallel, precision, held, pin=pin)
         self._copies_gradients = parallel.offload_optimizer and device.type == "cuda"
-        with _stdout_to_stderr():
-            deepspeed = _import(device, mesh)
+        with stdout_to_stderr():
+            deepspeed = import_deepspeed(device, mesh)
             model = build_model(config, mesh)
-            _allocate(model, device, DTYPES[precision], mesh, settings, deepspeed)
+            allocate(model, device, DTYPES[precision], mesh, settings, deepspeed)
             model.model.checkpointing = checkpointing
             if compile:
                 for layer in model.model.layers:
@@ -96,10 +96,10 @@ class DeepSpeedEngine(Engine):
             shapes = {name: part.shape for name, part in self.parts.items()}
             self._optimizer = make_optimizer(self.parameters, shapes, optimizer)
             self._engine, *_ = deepspeed.initialize(
-                model=_CallsFunction(model),
+                model=CallsFunction(model),
                 optimizer=self._optimizer.inner,
                 config=settings,
-                mpu=_Groups(mesh),
+                mpu=DeepSpeedGroups(mesh),
             )
         if compile and self._partitioned:
             keep_hooks_uncompiled(model.model.layers)
@@ -159,10 +159,10 @@ class DeepSpeedEngine(Engine):
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         # DeepSpeed looks for tensors in the output, and knows only tuples and dictionaries.
-        total, sums = self.call_model(_total_and_sums, objective, self._own(batch), clock)
+        total, sums = self._run_model(_total_and_sums, objective, self._own(batch), clock)
         return Loss(total, sums)
 
-    def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _run_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._engine(function, *arguments)
 
     @contextmanager
@@ -174,6 +174,9 @@ class DeepSpeedEngine(Engine):
                 yield runner
             return
         import deepspeed
+
+        # A pass that ended before the recorded one has left weights that are on their way.
+        self._zero.settle()
 
         @contextmanager
         def weights_of(path: str) -> Iterator[dict[str, Tensor]]:
@@ -290,7 +293,8 @@ def may_pin(device: torch.device, parameters: int, mesh: Mesh) -> bool:
     return needed <= available
 
 
-def _import(device: torch.device, mesh: Mesh) -> Any:
+def import_deepspeed(device: torch.device, mesh: Mesh) -> Any:
+    """DeepSpeed, told of the device and of how long a collective may wait."""
     # Or DeepSpeed would take a GPU that the recipe does not use.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     # By its index it makes a GPU current, now and again later.
@@ -312,7 +316,7 @@ def _import(device: torch.device, mesh: Mesh) -> Any:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Send what DeepSpeed prints on stdout to stderr: stdout is for results."""
     sys.stdout.flush()
     kept = os.dup(sys.stdout.fileno())
@@ -325,7 +329,7 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _allocate(
+def allocate(
     model: Transformer,
     device: torch.device,
     dtype: torch.dtype,
@@ -345,7 +349,7 @@ def _allocate(
                 module=piece,
                 data_parallel_group=mesh.replicas.handle,
                 config_dict_or_path=settings,
-                mpu=_Groups(mesh),
+                mpu=DeepSpeedGroups(mesh),
                 # DeepSpeed makes it with the first piece, if the recipe asks for such groups.
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
             )
@@ -358,7 +362,7 @@ def _total_and_sums(
     return loss.total, dict(loss.sums)
 
 
-class _CallsFunction(nn.Module):
+class CallsFunction(nn.Module):
     """A model whose forward pass is any function of it.
 
     DeepSpeed gathers weights around a forward pass, and the loss is part of it.
@@ -372,7 +376,7 @@ class _CallsFunction(nn.Module):
         return function(self.model, *arguments)
 
 
-class _Groups:
+class DeepSpeedGroups:
     """The mesh as DeepSpeed asks for it (Megatron's ``mpu``)."""
 
     def __init__(self, mesh: Mesh):

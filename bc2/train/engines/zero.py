@@ -53,6 +53,10 @@ class Zero(ABC):
     def publish_weights(self) -> None:
         """Copy the fp32 weights to those of the forward pass, on all ranks."""
 
+    @abstractmethod
+    def settle(self) -> None:
+        """Drop weights that are being gathered beforehand, for modules that were not run."""
+
     @property
     def flat(self) -> list[Tensor]:
         """What the optimizer updates: this rank's fp32 weights, flattened."""
@@ -116,6 +120,14 @@ def zero_of(engine: Any, optimizer: Optimizer) -> Zero:
     return BucketedZero(zero, optimizer)
 
 
+def partition_of(parameter: nn.Parameter) -> tuple[int, int]:
+    """Where this rank's piece of a parameter that ZeRO 3 has partitioned begins, and its size."""
+    size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+    total = parameter.ds_numel  # type: ignore[attr-defined]
+    first = size * torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+    return first, max(0, min(size, total - first))
+
+
 class FlatZero(Zero):
     """Each rank has whole weights, and a piece of each flattened group of fp32 weights."""
 
@@ -155,6 +167,9 @@ class FlatZero(Zero):
     def publish_weights(self) -> None:
         self.zero.update_lp_params()
 
+    def settle(self) -> None:
+        pass  # Weights are gathered when they are updated, and nothing later.
+
 
 class BucketedZero(FlatZero):
     """ZeRO 1 and 2 (`DeepSpeedZeroOptimizer`)."""
@@ -168,6 +183,11 @@ class BucketedZero(FlatZero):
         for kept in (self.zero.averaged_gradients, self.zero.all_grad_tensors):
             for key in kept:
                 kept[key] = None
+        # As an update does: or offloaded gradients would be added to those that are dropped here,
+        # and a NaN among these would have DeepSpeed leave out the next update.
+        self.zero.micro_step_id = -1
+        if self.zero.cpu_offload:
+            self.zero.reset_cpu_buffers()
 
 
 class AccumulatingZero(FlatZero):
@@ -185,10 +205,7 @@ class PartitionedZero(Zero):
     """ZeRO 3: each rank has a piece of every parameter; the last pieces are padded."""
 
     def run(self, parameter: nn.Parameter) -> OwnedSlice | None:
-        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-        total = parameter.ds_numel  # type: ignore[attr-defined]
-        first = size * torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
-        count = max(0, min(size, total - first))
+        first, count = partition_of(parameter)
         if not count:
             return None
         group, begin, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
@@ -226,3 +243,7 @@ class PartitionedZero(Zero):
         if kept:
             kept[0].partition(kept)
             kept[0].all_gather(kept)
+
+    def settle(self) -> None:
+        coordinator = self.zero.parameter_offload.get_param_coordinator()
+        coordinator._clean_inflight_param_registry()

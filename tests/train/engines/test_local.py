@@ -19,12 +19,13 @@ from bc2.model.transformer import Attention, Linear, Transformer
 from bc2.parallel import build
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
+from bc2.train.clock import Clock
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.make import make_engine
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
-from bc2.train.objective import NextToken
+from bc2.train.objective import Loss, NextToken
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.pretrain_config import PretrainConfig
 
@@ -324,3 +325,19 @@ def test_gradients_take_what_is_planned_when_the_last_one_comes() -> None:
     shape = TrainingShape(CONFIG, 4, 16, "bf16", 0)
     planned = estimate(replace(shape, accumulated=True)).phases["end"]["gradients"]
     assert found == [planned] * 2
+
+
+def test_a_gradient_of_another_objective_is_refused() -> None:
+    """It would be dropped by the next `accumulate`, and summed over no ranks."""
+    drawn = batch(rows(2))
+    one, two = (LocalEngine(model(seed), AdamWConfig()) for seed in (0, 1))
+
+    def joint(actor: Transformer, data: Batch, clock: Clock | None = None) -> Loss:
+        loss = OBJECTIVE(actor, data, clock)
+        return Loss(loss.total + two.call_model(OBJECTIVE, data, clock).total, loss.sums)
+
+    with pytest.raises(RuntimeError, match="its own `accumulate`"):
+        one.accumulate([drawn], joint, tokens=drawn.num_labels)
+    with torch.no_grad():
+        said = two.call_model(OBJECTIVE, drawn, Clock())
+    assert said.total.item() == OBJECTIVE(model(1), drawn).total.item()
