@@ -122,7 +122,7 @@ def digest(state: EngineState, mesh: Mesh) -> float:
     """Of the weights and states that all ranks hold."""
     found = hashlib.sha256()
     for held in (state.weights, state.optimizer):
-        for fragment in held.fragments:
+        for fragment in sorted(held.fragments, key=lambda fragment: fragment.name):
             found.update(f"{fragment.name} {fragment.first}".encode())
             found.update(fragment.data.contiguous().numpy().tobytes())
     digests = mesh.world.all_gather_object(found.hexdigest())
