@@ -126,11 +126,9 @@ class Checks:
 def _places(error: Exception) -> str:
     """Where it was raised, and where in this repository that was called from."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [
-        frame
-        for frame in frames
-        if Path(frame.filename).is_relative_to(_ROOT) and frame.filename != __file__
-    ]
+    # Not all of the repository's folder: a virtual environment, with torch, may lie in it.
+    own = [str(_ROOT / name) + os.sep for name in ("bc2", "benchmarks", "tests")]
+    ours = [f for f in frames if f.filename.startswith(tuple(own)) and f.filename != __file__]
     found = [frames[-1], *ours[:-4:-1]]
     return " < ".join(
         dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in found)
