@@ -143,9 +143,15 @@ def _judging_agent() -> type:
 
 
 def _prepare_environment(ranks: Ranks, restarts: Restarts) -> None:
+    ignored = signals.ignored().split()
     os.environ[LAUNCHED] = shlex.join(ranks.options)
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ[signals.IGNORED] = signals.ignored()
+    # Of one that is ignored torch must set no handler, not even until `install`: a thread that
+    # does not block it would take it.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(
+        signum.name for signum in signals.SIGNALS if str(int(signum)) not in ignored
+    )
     os.environ[STEPS] = str(restarts.steps)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     # With a store that is shared over restarts a rank may find the address of a dead one.
