@@ -23,6 +23,6 @@ def test_torch_sets_no_handler_for_a_signal_that_is_ignored(
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(elastic.signals, "ignored", lambda: ignored)
-    ranks: Any = SimpleNamespace(options=[])
+    ranks: Any = SimpleNamespace(options=[], nproc=2)
     elastic._prepare_environment(ranks, Restarts(0, tmp_path / "steps"))
     assert os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] == handled
