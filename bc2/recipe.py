@@ -32,7 +32,7 @@ SECTIONS: dict[str, str] = {
     "tokens": "bc2.data.corpus_config:TokensConfig",
     "model": "bc2.model.model_config:ModelConfig",
     "parallel": "bc2.parallel.parallel_config:ParallelConfig",
-    "pretrain": "bc2.train.pretrain_config:PretrainConfig",
+    "pretrain": "bc2.train.pretrain.pretrain_config:PretrainConfig",
     "ladder": "bc2.scaling.ladder_config:LadderConfig",
 }
 

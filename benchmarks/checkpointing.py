@@ -58,9 +58,9 @@ def one(
     from bc2.data.loader import pack
     from bc2.model.transformer import Transformer
     from bc2.train.engines.local import LocalEngine
-    from bc2.train.objective import NextToken
     from bc2.train.optimizer_config import AdamWConfig
     from bc2.train.peak import allocated_peak, forget_peak, host_peak
+    from bc2.train.pretrain.next_token import NextToken
 
     baseline = forget_peak()
     model = Transformer(shape(layers, hidden, vocab, length))

@@ -165,7 +165,7 @@ def _train(case: dict[str, Any], mesh: Any) -> None:
     import numpy as np
 
     from bc2.data.loader import pack
-    from bc2.train.objective import NextToken
+    from bc2.train.pretrain.next_token import NextToken
 
     engine = _engine(case, mesh)
     rng = np.random.default_rng(mesh.data.rank)

@@ -29,7 +29,7 @@ from bc2.recipe import (
 )
 from bc2.registry import stage_key
 from bc2.train.optimizer_config import AdamWConfig
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "stage_keys.json").read_text())

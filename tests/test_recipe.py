@@ -16,7 +16,7 @@ import pytest
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.recipe import SECTIONS, Settings, load, shipped
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 GOOD = """\
 name = "good"

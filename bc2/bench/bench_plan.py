@@ -24,7 +24,7 @@ from bc2.recipe import Recipe
 from bc2.train.device import datasheet_flops, pick_compile, pick_device, pick_precision
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import check_divides, parse_layout, recipe_layout
 from bc2.train.training_settings import TrainingSettings
 

@@ -15,7 +15,7 @@ from bc2.bench.spec import Spec
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.train.clock import Clock
 from bc2.train.engines.make import make_engine
-from bc2.train.objective import NextToken
+from bc2.train.pretrain.next_token import NextToken
 
 
 class Contender(Protocol):

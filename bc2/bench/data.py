@@ -13,8 +13,9 @@ from bc2.data.loader import Loader
 from bc2.data.mixture import Mixture
 from bc2.data.shards import INDEX, TokenShards, token_dtype
 from bc2.parallel.mesh import Mesh
+from bc2.train.pretrain.token_stream import TokenStream
 from bc2.train.run_config import RunConfig
-from bc2.train.stream import StepData, TokenStream
+from bc2.train.stream import StepData
 
 #: The name of the only source.
 SOURCE = "random"

@@ -11,7 +11,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import Settings
 from bc2.train.precision import Precision
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 #: How transformers' Llama can be trained: the type of its weights, eager or compiled.
 PEERS = (

@@ -22,7 +22,7 @@ from bc2.scaling.law_config import LawSettings
 from bc2.scaling.shapes import nearest_shape
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.training_settings import TrainingSettings
 
 #: A prediction for more than this times the largest compute that was fitted is warned of.

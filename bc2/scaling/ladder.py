@@ -22,7 +22,7 @@ from bc2.recipe import Recipe
 from bc2.scaling.ladder_config import LadderConfig, MemberConfig, ShapeConfig
 from bc2.toml_file import dotted
 from bc2.train.duration import Duration
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.training_settings import TrainingSettings
 
 #: What the ladder sets for each member, so that --set cannot.

@@ -13,7 +13,7 @@ from bc2.registry import Registry
 from bc2.registry.lineage import parent_of_kind
 from bc2.scaling.ladder import Ladder, LadderMember
 from bc2.scaling.ladder_run import LadderProgress
-from bc2.train.run_inputs import open_run_inputs
+from bc2.train.pretrain.token_inputs import open_run_inputs
 
 
 def expected(

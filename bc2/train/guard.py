@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-from bc2.train.pretrain_config import LossGuardConfig
+from bc2.train.pretrain.pretrain_config import LossGuardConfig
 
 
 @dataclass

@@ -25,10 +25,10 @@ from bc2.registry import Artifact
 from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
 from bc2.train.engines.base import Engine
 from bc2.train.guard import Guard
-from bc2.train.heldout import Measured
 from bc2.train.log_rows import last_row
-from bc2.train.metrics import Log
 from bc2.train.objective import Objective
+from bc2.train.pretrain.heldout import Measured
+from bc2.train.run_log import Log
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
 from bc2.train.stream import BatchStream, StepData, StepSpan

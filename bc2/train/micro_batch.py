@@ -24,7 +24,7 @@ from bc2.parallel.parallel_config import ParallelConfig, divisors
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import checkpoint_bytes
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.trial_spec import TrialSpec
 from bc2.train.worker_process import WorkerFailed, WorkerProcess
 

@@ -20,8 +20,8 @@ from bc2.parallel.mesh import Mesh
 from bc2.train.allocator import use_expandable_segments
 from bc2.train.device import take_device
 from bc2.train.engines.make import make_engine
-from bc2.train.objective import NextToken
 from bc2.train.peak import forget_peak, host_peak
+from bc2.train.pretrain.next_token import NextToken
 from bc2.train.worker_process import Answer, serve
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from bc2.pipeline.stage import Input, Made, RunTask, Stage
 from bc2.ranks import world_size
 from bc2.recipe import Recipe
 from bc2.registry import Artifact
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.training_settings import VERSION, TrainingSettings, check_training
 
 
@@ -29,8 +29,8 @@ def _fit(settings: TrainingSettings) -> None:
 
 
 def _run(task: RunTask[TrainingSettings]) -> Made:
-    from bc2.train.pretrain import pretrain
     from bc2.train.run import Run
+    from bc2.train.train_run import pretrain
 
     tokens = task.inputs.one("tokens")
     _check_vocabulary(task.settings, tokens)

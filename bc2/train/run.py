@@ -17,7 +17,7 @@ from bc2.registry.lineage import parent_of_kind
 from bc2.train.checkpoint import reading_order
 from bc2.train.device import pick_compile, pick_precision, rank_device
 from bc2.train.memory.estimate import settle_checkpointing
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
 from bc2.train.training_settings import VERSION, TrainingSettings
 

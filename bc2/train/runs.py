@@ -13,7 +13,7 @@ import signal
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from bc2.errors import DataError, RefError, nearest
 from bc2.files import NO_LOCKS, make_directory, no_lock, replace_durably, warn_once
 from bc2.registry import Registry, refs
 from bc2.train.log_rows import METRICS, TIMING, LogRow, parse_row, read_rows
+from bc2.train.metric import Metrics
+from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.user_paths import expand_if_known
 
 RUN = "run.json"
@@ -101,14 +103,20 @@ class RunFacts:
     """What the gradient's norm is clipped to."""
     parents: tuple[str, ...]
     """Digests of what it is trained on: token shards and tokenizer."""
+    metrics: Metrics = PRETRAIN_METRICS
+    """What it measures. Before there were other algorithms the file did not say."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunFacts:
         named = {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
-        return cls(**{**named, "parents": tuple(named["parents"])})
+        named["parents"] = tuple(named["parents"])
+        if "metrics" in named:
+            named["metrics"] = Metrics.from_json(named["metrics"])
+        return cls(**named)
 
     def write(self, folder: Path) -> None:
-        replace_durably(folder / RUN, json.dumps(asdict(self), indent=2).encode())
+        content = {**vars(self), "metrics": self.metrics.as_json()}
+        replace_durably(folder / RUN, json.dumps(content, indent=2).encode())
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from bc2.data.loader import Ahead, Batch, Loader
+from bc2.data.loader import Ahead, Batch
 from bc2.errors import RunFailed
 
 #: Seconds between two looks, during a wait for data, whether to stop waiting.
@@ -63,41 +63,6 @@ class BatchStream(Protocol):
         """Samples in a step."""
 
     def steps(self, first: int) -> AbstractContextManager[Iterator[StepData]]: ...
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """Steps of packed token windows, read ahead on a thread."""
-
-    loader: Loader
-    sequences: int
-    """Samples in a step."""
-    micro_batch: int
-    """Samples in a micro-batch; with `ranks` it divides `sequences`."""
-    timeout_s: float
-    """No batch for this long: the reader is stuck."""
-    check: Callable[[], None]
-    """Called during a wait; if it raises, the wait ends."""
-    rank: int = 0
-    """This rank's number among the data-parallel ranks."""
-    ranks: int = 1
-    """Data-parallel ranks. They take turns by micro-batch, so that a step has the same samples
-    whatever their number."""
-
-    @contextmanager
-    def steps(self, first: int) -> Iterator[Iterator[StepData]]:
-        """The steps from global sample `first` on; reading stops with the block."""
-        begin, stride = first + self.rank * self.micro_batch, self.ranks * self.micro_batch
-        with self.loader.iterate(begin, self.micro_batch, stride=stride) as batches:
-            yield self._group(first, with_timeout(batches, self.timeout_s, self.check))
-
-    def _group(self, first: int, batches: Iterator[Batch]) -> Iterator[StepData]:
-        names = tuple(self.loader.mixture.sources)
-        while True:
-            count = self.sequences // (self.micro_batch * self.ranks)
-            group = [next(batches) for _ in range(count)]
-            yield StepData(first, self.sequences, group, names)
-            first += self.sequences
 
 
 def with_timeout(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:

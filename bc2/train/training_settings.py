@@ -16,7 +16,7 @@ from bc2.ranks import name_launcher
 from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.duration import Duration
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.run_config import RunConfig, check_batches, check_context
 
 #: Of the stage that trains a base model: raised when the same settings would train another one.

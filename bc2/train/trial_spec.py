@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bc2.model.model_config import ModelConfig
 from bc2.recipe import Settings
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 
 class TrialSpec(Settings):

@@ -26,7 +26,7 @@ from bc2.files import sha256_json
 from bc2.registry import Artifact, Registry
 from bc2.train.device import pick_device, pick_precision
 from bc2.train.optimizer_config import checkpoint_bytes
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import RankLayout
 from bc2.train.run import Run
 from bc2.train.training_settings import TrainingSettings

@@ -17,7 +17,7 @@ from bc2.model.head_loss import IGNORE, head_loss
 from bc2.parallel.build import build_model
 from bc2.parallel.mesh import Mesh
 from bc2.train.deterministic import deterministic
-from bc2.train.objective import NextToken
+from bc2.train.pretrain.next_token import NextToken
 from gpu_stages.checks import Checks, relative
 from gpu_stages.kernels import on_gpu
 from gpu_stages.plain_configs import Model

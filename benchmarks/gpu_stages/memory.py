@@ -118,7 +118,7 @@ def _search(checks: Checks) -> None:
         return
     from bc2.model.model_config import ModelConfig
     from bc2.train.micro_batch import choose_micro_batch
-    from bc2.train.pretrain_config import PretrainConfig
+    from bc2.train.pretrain.pretrain_config import PretrainConfig
 
     shape = {**(SMALL if checks.small else WIDE_7B).model_dump(), "num_layers": 1}
     shape["vocab_size"] = 4096

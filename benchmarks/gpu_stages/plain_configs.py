@@ -71,7 +71,7 @@ class AdamW(Plain, AdamWState):
 
 @dataclass(frozen=True)
 class Training(Plain):
-    """What the core reads of `bc2.train.pretrain_config.PretrainConfig`, resolved."""
+    """What the core reads of `bc2.train.pretrain.pretrain_config.PretrainConfig`, resolved."""
 
     device: str
     precision: str

@@ -16,7 +16,7 @@ from bc2.parallel.mesh import Mesh
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.make import make_engine
-from bc2.train.objective import NextToken
+from bc2.train.pretrain.next_token import NextToken
 from gpu_stages.plain_configs import AdamW, Model, Training
 
 Rows = npt.NDArray[np.int64]

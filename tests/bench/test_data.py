@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bc2.bench.data import EOS, read_steps, write_shards
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 TRAINING = PretrainConfig(length="10 steps", batch_tokens=1024, micro_batch=4, sequence_length=128)
 

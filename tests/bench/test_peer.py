@@ -12,7 +12,7 @@ import torch
 from bc2.bench.peer import _llama
 from bc2.bench.spec import Spec
 from bc2.model.model_config import ModelConfig
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2)
 TRAINING = PretrainConfig(length="1 steps", batch_tokens=64, micro_batch=1, sequence_length=32)

@@ -8,7 +8,7 @@ import torch
 from bc2.bench.spec import Spec
 from bc2.bench.worker import Matmul, _on_own_device
 from bc2.model.model_config import ModelConfig
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2)
 

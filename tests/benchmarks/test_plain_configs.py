@@ -11,7 +11,7 @@ from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.optimizer_config import AdamWConfig
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.trial_spec import TrialSpec
 
 SAME = [

@@ -44,9 +44,9 @@ from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import train
 from bc2.train.engines.local import LocalEngine
-from bc2.train.heldout import heldout_loss
-from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain.heldout import heldout_loss
+from bc2.train.pretrain.next_token import NextToken
 
 WINDOW = 24
 ENGLISH = "The quick brown fox jumps over the lazy dog, and the dog says nothing. "

@@ -33,8 +33,8 @@ from bc2.parallel.state import HeldTensors, Stored, write_fragments
 from bc2.train.engines import gradients
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
-from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain.next_token import NextToken
 
 ROWS, LENGTH, EOS = 8, 16, 2
 SHAPE = {

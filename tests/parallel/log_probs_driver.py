@@ -17,7 +17,8 @@ from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.clock import Clock
 from bc2.train.engines.base import Engine
-from bc2.train.objective import Loss, NextToken
+from bc2.train.objective import Loss
+from bc2.train.pretrain.next_token import NextToken
 
 STEPS = 5
 

@@ -21,9 +21,9 @@ from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tens
 from bc2.train.engines.local import LocalEngine
 from bc2.train.memory.estimate import estimate, least_segment, settle_checkpointing
 from bc2.train.memory.shape import TrainingShape
-from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.next_token import NextToken
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.run_config import check_batches
 
 Spread = Callable[..., list[list[list[float]]]]

@@ -32,8 +32,9 @@ from bc2.train.engines import deepspeed, frozen
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.frozen import FrozenModel
 from bc2.train.engines.local import LocalEngine
-from bc2.train.objective import Loss, NextToken
+from bc2.train.objective import Loss
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain.next_token import NextToken
 
 #: Two models that differ in everything that an engine could mix up.
 MODELS = {

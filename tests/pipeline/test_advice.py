@@ -18,7 +18,7 @@ from bc2.recipe import load
 from bc2.registry import check_name
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import _vocabulary_too_large, _vocabulary_too_small
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.run_config import check_batches
 from bc2.train.training_settings import TrainingSettings
 

@@ -13,7 +13,7 @@ from bc2.parallel.parallel_config import ParallelConfig
 from bc2.plan.history import memory_records
 from bc2.train.memory.estimate import MEMORY_PARTS
 from bc2.train.memory.measured import Footprint
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
 
 ROW = {

@@ -23,7 +23,8 @@ from bc2 import recipe
 from bc2.data.loader import Batch, Loader
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
-from bc2.train.objective import Loss, NextToken
+from bc2.train.objective import Loss
+from bc2.train.pretrain.next_token import NextToken
 
 STEPS, ROWS = 12, 8
 SHORT = [f"pretrain.length={STEPS} steps", "pretrain.sample_tokens=4"]
@@ -131,7 +132,7 @@ import torch
 from bc2.__main__ import main
 from bc2.data.loader import Loader
 from bc2.data.shards import TokenShards
-from bc2.train.objective import NextToken
+from bc2.train.pretrain.next_token import NextToken
 
 setup, actions, *arguments = sys.argv[1:]
 actions = json.loads(actions)

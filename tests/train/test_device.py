@@ -20,7 +20,7 @@ from bc2.train.device import (
     take_device,
 )
 from bc2.train.precision import Precision
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 CPU = torch.device("cpu")
 

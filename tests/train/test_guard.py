@@ -7,7 +7,7 @@ import math
 import pytest
 
 from bc2.train.guard import Guard
-from bc2.train.pretrain_config import LossGuardConfig
+from bc2.train.pretrain.pretrain_config import LossGuardConfig
 
 
 @pytest.fixture

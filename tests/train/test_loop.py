@@ -17,10 +17,11 @@ from bc2.data.loader import Batch
 from bc2.errors import ResourceError, RunFailed
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
-from bc2.train import pretrain as pretraining
+from bc2.train import train_run as pretraining
 from bc2.train.checkpoint import Saver, Snapshot, reading_order
 from bc2.train.log_rows import METRICS, read_rows
-from bc2.train.objective import Loss, NextToken
+from bc2.train.objective import Loss
+from bc2.train.pretrain.next_token import NextToken
 
 SHORT = ["pretrain.length=12 steps", "pretrain.sample_tokens=4"]
 

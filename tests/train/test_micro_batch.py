@@ -24,7 +24,7 @@ from bc2.train.micro_batch import (
     _tried,
     choose_micro_batch,
 )
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.trial_spec import TrialSpec
 from bc2.train.worker_process import WorkerFailed, WorkerProcess
 

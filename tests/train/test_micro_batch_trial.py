@@ -11,7 +11,7 @@ from torch.cuda._utils import _get_device_index
 from bc2.model.model_config import ModelConfig
 from bc2.train import micro_batch_trial as module
 from bc2.train.micro_batch_trial import Trial
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.trial_spec import TrialSpec
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2)

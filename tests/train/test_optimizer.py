@@ -14,9 +14,9 @@ from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.train.engines import local
 from bc2.train.engines.local import LocalEngine
-from bc2.train.objective import NextToken
 from bc2.train.optimizer import STEP, AdamW, Optimizer, make_optimizer
 from bc2.train.optimizer_config import AdamWConfig, checkpoint_bytes
+from bc2.train.pretrain.next_token import NextToken
 
 SHAPE = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2,

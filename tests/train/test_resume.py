@@ -500,7 +500,8 @@ import json, os, sys
 import torch
 from bc2.__main__ import main
 from bc2.data.loader import Loader
-from bc2.train.objective import Loss, NextToken
+from bc2.train.objective import Loss
+from bc2.train.pretrain.next_token import NextToken
 
 poisoned, at, signum, *arguments = sys.argv[1:]
 poisoned, at, signum = json.loads(poisoned), int(at), int(signum)

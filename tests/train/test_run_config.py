@@ -12,7 +12,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.recipe import load
 from bc2.train.memory.estimate import settle_checkpointing
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.run_config import (
     GuardConfig,
     RunConfig,

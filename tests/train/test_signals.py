@@ -14,8 +14,8 @@ import torch
 
 from bc2.errors import Interrupted
 from bc2.registry import Artifact, Registry
-from bc2.train import heldout
-from bc2.train.objective import NextToken
+from bc2.train.pretrain import heldout
+from bc2.train.pretrain.next_token import NextToken
 
 STEPS = 12
 ROLLBACK = 'pretrain.guard.action="rollback"'

@@ -25,9 +25,10 @@ from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.make import make_engine
 from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
-from bc2.train.objective import Loss, NextToken
+from bc2.train.objective import Loss
 from bc2.train.optimizer_config import AdamWConfig
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.next_token import NextToken
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,

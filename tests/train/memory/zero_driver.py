@@ -22,8 +22,8 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.engines.deepspeed import DeepSpeedEngine
-from bc2.train.objective import NextToken
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.pretrain.next_token import NextToken
 
 
 def size(tensors: Iterable[torch.Tensor | None]) -> int:

@@ -9,9 +9,9 @@ import pytest
 
 from bc2.data.shards import TokenShards
 from bc2.errors import RecipeError
-from bc2.train import run_inputs as module
-from bc2.train.pretrain_config import PretrainConfig
-from bc2.train.run_inputs import RunInputs, mixture_lines
+from bc2.train.pretrain import token_inputs as module
+from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.pretrain.token_inputs import RunInputs, mixture_lines
 from bc2.train.schedule import Schedule
 
 #: Tokens: windows of 10 and the one after.

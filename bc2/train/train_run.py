@@ -29,22 +29,23 @@ from bc2.train.device import pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.make import make_engine
 from bc2.train.guard import Guard
-from bc2.train.heldout import Heldout
 from bc2.train.loop import Loop
 from bc2.train.memory.measured import Footprint
-from bc2.train.metrics import Log, MetricsLog, NoLog
 from bc2.train.micro_batch import settle_micro_batch
-from bc2.train.objective import NextToken, Objective
+from bc2.train.objective import Objective
 from bc2.train.peak_flops import STEP, KeptPeaks, Peak, keep_peak, peak_flops
 from bc2.train.precision import Precision
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.heldout import Heldout
+from bc2.train.pretrain.next_token import NextToken
+from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.pretrain.token_inputs import RunInputs, mixture_lines, open_run_inputs
+from bc2.train.pretrain.token_stream import TokenStream
 from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
 from bc2.train.run import Run
-from bc2.train.run_inputs import RunInputs, mixture_lines, open_run_inputs
+from bc2.train.run_log import Log, MetricsLog, NoLog
 from bc2.train.runs import RunFacts, mark_running
 from bc2.train.schedule import Speed
 from bc2.train.signals import Stop, stop_on_signals
-from bc2.train.stream import TokenStream
 from bc2.train.trackers import make_trackers
 
 

@@ -14,10 +14,10 @@ from bc2 import cli, recipe
 from bc2.errors import Bc2Error
 from bc2.pipeline.session import Session
 from bc2.registry import Registry
-from bc2.train import pretrain as pretraining
+from bc2.train import train_run as pretraining
 from bc2.train.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
-from bc2.train.metrics import MetricsLog
 from bc2.train.peak_flops import STEP, KeptPeaks, Peak, peak_key
+from bc2.train.run_log import MetricsLog
 
 
 def test_rows_are_visible_at_once_and_nan_is_text(tmp_path: Path) -> None:

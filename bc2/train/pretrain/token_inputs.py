@@ -12,7 +12,7 @@ from bc2.data.shards import INDEX, TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
-from bc2.train.pretrain_config import PretrainConfig
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule
 from bc2.train.trackers import check_trackers
 

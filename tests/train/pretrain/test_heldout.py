@@ -19,7 +19,7 @@ from bc2.generate.sampling_config import SamplingConfig
 from bc2.model.store import load_model
 from bc2.registry import Artifact, Registry
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.heldout import PROMPT_TOKENS, WindowsDigest, openings
+from bc2.train.pretrain.heldout import PROMPT_TOKENS, WindowsDigest, openings
 
 EOS = 2
 

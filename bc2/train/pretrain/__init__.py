@@ -1,0 +1,1 @@
+"""Pretraining: the first algorithm that plugs into the run."""
