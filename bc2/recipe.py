@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from bc2.errors import RecipeError, nearest
 from bc2.override import assign, parse_override, spelled_place
+from bc2.plugins import foreign_algorithms
 from bc2.toml_file import KeyPath, TomlFile, check_values, dotted, read_toml
 from bc2.user_paths import expand_if_known
 
@@ -164,7 +165,8 @@ class Recipe:
 
     @property
     def section_names(self) -> tuple[str, ...]:
-        return tuple(name for name in SECTIONS if name in self.data)
+        own = tuple(name for name in SECTIONS if name in self.data)
+        return (*own, *(name for name in self.data if name not in SECTIONS and is_section(name)))
 
     @cached_property
     def _built(self) -> dict[str, Section]:
@@ -276,10 +278,17 @@ class Recipe:
         return str(self.path)
 
 
+def is_section(name: str) -> bool:
+    """Whether it is a section of bc2's own, or of an algorithm that another package brings."""
+    return name in SECTIONS or (name not in TOP_KEYS and name in foreign_algorithms())
+
+
 def section_class(name: str) -> type[Section]:
     """Import the class behind a section's name."""
-    module, _, cls = SECTIONS[name].partition(":")
-    loaded = getattr(importlib.import_module(module), cls)
+    module, _, attribute = (SECTIONS.get(name) or foreign_algorithms()[name]).partition(":")
+    loaded = getattr(importlib.import_module(module), attribute)
+    if name not in SECTIONS:
+        loaded = loaded.section
     assert issubclass(loaded, Section)
     return loaded  # type: ignore[no-any-return]
 
@@ -383,14 +392,14 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def _check_top(recipe: Recipe) -> None:
     known = [*TOP_KEYS, *SECTIONS]
     for key, value in recipe.data.items():
-        if key not in known:
+        if key not in known and not is_section(key):
             guess = nearest(key, known)
             raise RecipeError(
                 f"unknown section [{key}]" if isinstance(value, Mapping) else f"unknown key {key}",
                 where=recipe.where((key,)),
                 todo=f"did you mean {guess!r}?" if guess else f"known: {', '.join(known)}",
             )
-        if key in SECTIONS and not isinstance(value, Mapping):
+        if key not in TOP_KEYS and not isinstance(value, Mapping):
             raise RecipeError(f"[{key}] must be a table", where=recipe.where((key,)))
         if key in TOP_KEYS and not isinstance(value, str):
             raise RecipeError(f"{key} must be a string", where=recipe.where((key,)))

@@ -42,7 +42,7 @@ def make_bench_plan(
     """
     check_language_head(recipe, "a benchmark of pretraining")
     settings = _resolved(TrainingSettings.of(recipe, trains=False))
-    model, training = settings.model, settings.pretrain
+    model, training = settings.model, settings.training
     specs = _ours(model, training, ours, checkpointing)
     specs += _laid_out(settings, layouts)
     if against:
@@ -62,7 +62,7 @@ def make_bench_plan(
 
 def _resolved(settings: TrainingSettings) -> TrainingSettings:
     """With what the machine decides: device, precision, and "auto" as numbers."""
-    model, training = settings.model, settings.pretrain
+    model, training = settings.model, settings.training
     device = pick_device(training.device)
     precision = pick_precision(training.precision, device)
     compiles = pick_compile(training.compile, device)
@@ -74,7 +74,7 @@ def _resolved(settings: TrainingSettings) -> TrainingSettings:
         choice = choose_micro_batch(model, training)
         note(str(choice))
         training = training.model_copy(update={"micro_batch": choice.micro_batch})
-    return replace(settings, pretrain=training)
+    return replace(settings, training=training)
 
 
 def _ours(
@@ -102,7 +102,7 @@ def _ours(
 
 def _laid_out(settings: TrainingSettings, layouts: Sequence[str]) -> list[Spec]:
     """The recipe over ranks, as `--layout` says."""
-    model, training = settings.model, settings.pretrain
+    model, training = settings.model, settings.training
     base = replace(recipe_layout(settings, 1), micro_batch=training.micro_sequences)
     found = [parse_layout(settings, base, text) for text in dict.fromkeys(layouts)]
     for layout in found:

@@ -16,7 +16,8 @@ from bc2.bench.contenders import Ours
 from bc2.bench.spec import Spec
 from bc2.parallel.mesh import Group, Mesh
 from bc2.registry import Draft, Registry
-from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
+from bc2.train.checkpoint import Saver
+from bc2.train.snapshot import Snapshot, TrainerState, random_state
 
 #: Most steps that are timed during a save.
 MOST = 200

@@ -217,7 +217,7 @@ class _Training:
         ranks, registry = request.ranks, Registry.open()
         world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
         settings.check_ranks(world)
-        check_gpus_for(settings.pretrain.device, ranks.nproc)
+        check_gpus_for(settings.training.device, ranks.nproc)
         source = lasting_source(recipe, request.recipe, registry.work / "recipes")
         request = replace(request, recipe=source)
         session = Session(
@@ -285,7 +285,7 @@ def check_resources(
     from bc2.train.trackers import check_trackers
 
     for settings in runs:
-        check_trackers(settings.pretrain.track)
+        check_trackers(settings.training.track)
         check_memory_fits(settings, world, nproc)
     for name in sorted({settings.name for settings in runs}):
         registry.check_publishing("checkpoint", name)

@@ -53,13 +53,13 @@ def save_model(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -
         raise from_os_error(error, "saving the model") from error
 
 
-def save_config(folder: Path, config: ModelConfig) -> None:
+def save_config(folder: Path, config: ModelConfig, prefix: str = "") -> None:
     """Write `model.json` and sync it.
 
     It holds what a key holds: a setting that is added later changes no model of before.
     """
     text = json.dumps(config.keyed(), indent=2)
-    write_durably(folder / CONFIG, f"{text}\n".encode())
+    write_durably(folder / f"{prefix}{CONFIG}", f"{text}\n".encode())
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from bc2.console import note
 from bc2.errors import RecipeError
 from bc2.override import spelled_place
-from bc2.pipeline.table import STAGES, stage_of
+from bc2.pipeline.table import ALGORITHMS, STAGES, stage_of
 from bc2.recipe import SECTIONS, TOP_KEYS, Recipe, load
 from bc2.registry import Kind
 from bc2.toml_file import KeyPath, dotted
@@ -65,12 +65,12 @@ def check_overrides(
     Raises:
         RecipeError: neither this command nor a later one reads it.
     """
-    own = {*(stage_of(kind).sections if reads is None else reads), *also, *TOP_KEYS}
+    own = {*(stage_of(kind, recipe).sections if reads is None else reads), *also, *TOP_KEYS}
     if all(path[0] in own for path in recipe.overrides):
         return  # what names no other section needs no look at the stages
     found = reach(recipe, kind)
     own |= found.sections if reads is None else set()
-    later = {*_later(kind), *found.sections, *_of_no_stage()}
+    later = {*_later(kind, recipe), *found.sections, *_of_no_stage(recipe)}
     for path, spelled in recipe.overrides.items():
         if path[0] in own:
             continue
@@ -88,7 +88,7 @@ def reach(recipe: Recipe, kind: Kind, settings: Any = None) -> Reach:
     Raises:
         RecipeError: a section on the way is missing or wrong.
     """
-    stage = stage_of(kind)
+    stage = stage_of(kind, recipe)
     settings = stage.read(recipe) if settings is None else settings
     sections, named = set(stage.sections), dict[tuple[Kind, str], None]()
     for needed in stage.inputs:
@@ -96,7 +96,7 @@ def reach(recipe: Recipe, kind: Kind, settings: Any = None) -> Reach:
         if given is not None:
             every = [given] if isinstance(given, str) else given
             named |= dict.fromkeys((needed.kind, one) for one in every)
-        elif stage_of(needed.kind).made_by(recipe, stage_of):
+        elif not needed.optional and stage_of(needed.kind, recipe).made_by(recipe, stage_of):
             below = reach(recipe, needed.kind)
             sections |= below.sections
             named |= dict.fromkeys(below.named)
@@ -108,42 +108,44 @@ def recorded_recipe(recipe: Recipe, kind: Kind, settings: Any) -> dict[str, Any]
 
     And those of no stage, such as a ladder's, by which its members are known.
     """
-    return recipe.resolved({*reach(recipe, kind, settings).sections, *_of_no_stage()})
+    return recipe.resolved({*reach(recipe, kind, settings).sections, *_of_no_stage(recipe)})
 
 
 def unread_sections(recipe: Recipe) -> dict[Kind, tuple[Collection[str], Reach]]:
     """For each stage of a recipe, the sections of earlier stages that it has and does not read."""
     unread: dict[Kind, tuple[Collection[str], Reach]] = {}
     for kind in STAGES:
-        stage = stage_of(kind)
+        stage = stage_of(kind, recipe)
         if stage.section is None or not recipe.has(stage.section):
             continue
         try:
             found = reach(recipe, kind)
         except RecipeError:
             continue  # a part of a recipe, for others to be based on
-        earlier = {name for below in _earlier(kind) for name in stage_of(below).sections}
+        earlier = {name for below in _earlier(kind, recipe) for name in stage_of(below, recipe).sections}
         missed = [name for name in recipe.section_names if name in earlier - found.sections]
         if missed:
             unread[kind] = (missed, found)
     return unread
 
 
-def _earlier(kind: Kind) -> set[Kind]:
+def _earlier(kind: Kind, recipe: Recipe) -> set[Kind]:
     """The kinds that artifacts of `kind` may be made from, and those behind them."""
-    direct = {needed.kind for needed in stage_of(kind).inputs}
-    return direct.union(*map(_earlier, direct))
+    # A checkpoint may start from another one, which is not followed further.
+    direct = {needed.kind for needed in stage_of(kind, recipe).inputs} - {kind}
+    return direct.union(*(_earlier(below, recipe) for below in direct))
 
 
-def _later(kind: Kind) -> set[str]:
+def _later(kind: Kind, recipe: Recipe) -> set[str]:
     """The sections of stages that may read what is made of `kind`."""
-    stages = [stage_of(other) for other in STAGES if kind in _earlier(other)]
+    stages = [stage_of(other, recipe) for other in STAGES if kind in _earlier(other, recipe)]
     return {name for stage in stages for name in stage.sections}
 
 
-def _of_no_stage() -> set[str]:
+def _of_no_stage(recipe: Recipe) -> set[str]:
     """The sections that only commands read."""
-    return set(SECTIONS) - {name for kind in STAGES for name in stage_of(kind).sections}
+    of_stages = {name for kind in STAGES for name in stage_of(kind, recipe).sections}
+    return set(SECTIONS) - of_stages - set(ALGORITHMS)
 
 
 def _unreached(path: KeyPath, spelled: str, kind: Kind, found: Reach) -> RecipeError:

@@ -58,14 +58,14 @@ class Session:
             RecipeError: the recipe is wrong; found before any work.
             RefError: an input that it names is not there; found before any work.
         """
-        stage = stage_of(kind)
+        stage = stage_of(kind, recipe)
         settings = stage.settings_of(recipe) if settings is None else settings
         self._look_up(stage, settings, recipe)
         return self._obtain(stage, recipe, settings, self.fresh, options, command)
 
     def obtain_inputs(self, kind: Kind, recipe: Recipe, *, settings: Any = None) -> Inputs:
         """The inputs of the stage of `kind`, found or made, and not what it makes of them."""
-        stage = stage_of(kind)
+        stage = stage_of(kind, recipe)
         settings = stage.read(recipe) if settings is None else settings
         self._look_up(stage, settings, recipe)
         return self._inputs(stage, settings, recipe)
@@ -76,14 +76,14 @@ class Session:
         Raises:
             RefError: an input that the recipe names is not there.
         """
-        stage = stage_of(kind)
+        stage = stage_of(kind, recipe)
         settings = stage.read(recipe)
-        found: dict[Kind, tuple[Artifact, ...]] = {}
+        found: dict[str, tuple[Artifact, ...]] = {}
         for needed in stage.inputs:
             sources = list(sources_of(needed, settings, recipe))
             inputs = [self._registered(needed.kind, source) for source in sources]
-            found[needed.kind] = tuple(one for one in inputs if one is not None)
-            if len(found[needed.kind]) < len(sources):
+            found[needed.key] = tuple(one for one in inputs if one is not None)
+            if len(found[needed.key]) < len(sources):
                 return None
         return Inputs(found)
 
@@ -92,7 +92,7 @@ class Session:
             return self.registry.newest(kind)
         if isinstance(source, str):
             return self.registry.resolve(source, kind)
-        stage, inputs = stage_of(kind), self.find_inputs(kind, source)
+        stage, inputs = stage_of(kind, source), self.find_inputs(kind, source)
         if inputs is None:
             return None
         key = self._key(stage, stage.settings_of(source), inputs)
@@ -133,7 +133,7 @@ class Session:
         for needed in stage.inputs:
             for source in sources_of(needed, settings, recipe):
                 if isinstance(source, Recipe):
-                    upstream = stage_of(needed.kind)
+                    upstream = stage_of(needed.kind, source)
                     self._look_up(upstream, upstream.settings_of(source), source)
                 elif source is not None:
                     self.registry.resolve(source, needed.kind)
@@ -143,7 +143,7 @@ class Session:
     def _inputs(self, stage: Stage[Any], settings: Any, recipe: Recipe) -> Inputs:
         return Inputs(
             {
-                needed.kind: tuple(
+                needed.key: tuple(
                     self._input(needed, source) for source in sources_of(needed, settings, recipe)
                 )
                 for needed in stage.inputs
@@ -152,7 +152,7 @@ class Session:
 
     def _input(self, needed: Input[Any], source: Recipe | str | None) -> Artifact:
         if isinstance(source, Recipe):
-            stage = stage_of(needed.kind)
+            stage = stage_of(needed.kind, source)
             return self._obtain(stage, source, stage.settings_of(source), False, None, ())
         if source is not None:
             return self.registry.resolve(source, needed.kind)

@@ -18,12 +18,14 @@ def sources_of(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Re
     """Where each artifact of an input comes from: a recipe, a ref, or None for the newest."""
     named = needed.named(settings)
     if named is None:
-        stage = stage_of(needed.kind)
+        if needed.optional:
+            return
+        stage = stage_of(needed.kind, recipe)
         yield recipe if stage.made_by(recipe, stage_of) else None
         return
     for name in [named] if isinstance(named, str) else named:
         if name.endswith(".toml"):
-            yield _other_recipe(recipe, needed.kind, name)
+            yield _other_recipe(recipe, needed.key, name)
         else:
             yield name
 
@@ -53,7 +55,7 @@ def recipe_making(target: Kind, recipe: Recipe, kind: Kind) -> Recipe | None:
     Raises:
         RecipeError: a recipe on the way is missing or wrong.
     """
-    stage = stage_of(kind)
+    stage = stage_of(kind, recipe)
     settings = stage.read(recipe)
     for needed in stage.inputs:
         for source in sources_of(needed, settings, recipe):

@@ -27,22 +27,36 @@ class Input(Generic[S]):
     """What the settings name: a ref, a recipe that makes it, several of them, or None."""
     many: bool = False
     """Whether it takes several; all that are named, in their order."""
+    name: str = ""
+    """The setting that names it, and what `Inputs` calls it; empty: as the kind."""
+    optional: bool = False
+    """Whether nothing is taken where nothing is named, instead of what the recipe itself makes or
+    the newest."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the inputs of its stage."""
+        return self.name or self.kind
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The artifacts that a stage was given, by kind, in the order of its declaration."""
+    """The artifacts that a stage was given, by `Input.key`, in the order of its declaration."""
 
-    by_kind: Mapping[Kind, tuple[Artifact, ...]] = field(default_factory=dict)
+    by_name: Mapping[str, tuple[Artifact, ...]] = field(default_factory=dict)
 
-    def one(self, kind: Kind) -> Artifact:
-        """The only artifact of a kind."""
-        (artifact,) = self.by_kind[kind]
+    def one(self, name: str) -> Artifact:
+        """The only artifact of an input."""
+        (artifact,) = self.by_name[name]
         return artifact
+
+    def get(self, name: str) -> Artifact | None:
+        """The artifact of an optional input, if there is one."""
+        return next(iter(self.by_name.get(name, ())), None)
 
     def all(self) -> tuple[Artifact, ...]:
         """Every artifact: the parents of what is made, in order."""
-        return tuple(artifact for found in self.by_kind.values() for artifact in found)
+        return tuple(artifact for found in self.by_name.values() for artifact in found)
 
     def digests(self) -> tuple[str, ...]:
         """Their digests, 64 hex digits each: part of the stage's key."""
@@ -130,11 +144,11 @@ class Stage(Generic[S]):
         if (self.make is None) == (self.run is None):
             raise ValueError(f"the stage of {self.kind} needs one of make and run")
 
-    def made_by(self, recipe: Recipe, stage_of: Callable[[Kind], Stage[Any]]) -> bool:
+    def made_by(self, recipe: Recipe, stage_of: Callable[[Kind, Recipe], Stage[Any]]) -> bool:
         """Whether `recipe` itself says how to make this stage's artifact."""
         if self.section is not None and recipe.has(self.section):
             return True
-        upstream = (stage_of(needed.kind) for needed in self.inputs)
+        upstream = (stage_of(needed.kind, recipe) for needed in self.inputs)
         return self.implied and any(stage.made_by(recipe, stage_of) for stage in upstream)
 
     @property

@@ -1,4 +1,7 @@
-"""Which stage makes which kind of artifact. A module is imported when its stage is needed."""
+"""Which stage makes which kind of artifact. A module is imported when its stage is needed.
+
+Checkpoints are made by several: one of each algorithm, which a recipe chooses by its section.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,69 @@ from typing import Any
 
 from bc2.errors import RecipeError, UsageError
 from bc2.pipeline.stage import Stage
-from bc2.recipe import Recipe
+from bc2.plugins import foreign_algorithms
+from bc2.recipe import SECTIONS, Recipe
 from bc2.registry import Kind, check_name
+
+#: Section -> "module:NAME" of an `bc2.train.algorithm.Algorithm`, in the order of a model's life.
+#: The one place a new algorithm is announced.
+ALGORITHMS: dict[str, str] = {
+    "pretrain": "bc2.train.pretrain.pretraining:PRETRAINING",
+}
 
 #: Kind -> "module:STAGE". The one place a new stage is announced.
 STAGES: dict[Kind, str] = {
     "corpus": "bc2.data.corpus_stage:STAGE",
     "tokenizer": "bc2.data.tokenizer_stage:STAGE",
     "tokens": "bc2.data.tokens_stage:STAGE",
-    "checkpoint": "bc2.train.pretrain_stage:STAGE",
+    "checkpoint": "of the algorithms",
     "law": "bc2.scaling.law_stage:STAGE",
     "scores": "bc2.evaluate.scores_stage:STAGE",
 }
 
 
-def stage_of(kind: Kind) -> Stage[Any]:
-    """The stage that makes artifacts of `kind`."""
-    module, _, name = STAGES[kind].partition(":")
-    stage = getattr(importlib.import_module(module), name)
+def stage_of(kind: Kind, recipe: Recipe | None = None) -> Stage[Any]:
+    """The stage that makes artifacts of `kind`.
+
+    Args:
+        recipe: says which algorithm makes a checkpoint; None, or without a section of one:
+            pretraining.
+    """
+    if kind == "checkpoint":
+        stage = algorithm_named(training_section(recipe)).stage
+    else:
+        stage = _imported(STAGES[kind])
     assert isinstance(stage, Stage)
     assert stage.kind == kind
     return stage
+
+
+def training_section(recipe: Recipe | None) -> str:
+    """The section of the algorithm that makes a recipe's checkpoint.
+
+    Of several the last in a model's life, which may start from what another one makes.
+    """
+    names = [] if recipe is None else [n for n in recipe.section_names if _trains(n)]
+    order = [*ALGORITHMS, *names]
+    return max(names, key=order.index, default="pretrain")
+
+
+def _trains(section: str) -> bool:
+    return section in ALGORITHMS or section not in SECTIONS
+
+
+def algorithm_named(section: str) -> Any:
+    """The `bc2.train.algorithm.Algorithm` of a section.
+
+    Raises:
+        KeyError: no algorithm has it.
+    """
+    return _imported(ALGORITHMS.get(section) or foreign_algorithms()[section])
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -38,7 +83,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_sections(recipe)
     for kind in STAGES:
-        check = stage_of(kind).check
+        check = stage_of(kind, recipe).check
         if check is not None:
             check(recipe)
 

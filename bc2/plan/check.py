@@ -38,7 +38,7 @@ def check_memory_fits(
         ResourceError: it cannot fit; the error names a layout that would.
         UsageError: there is no such device, or not one for each rank.
     """
-    wanted = settings.pretrain.device
+    wanted = settings.training.device
     if nproc is not None:
         check_gpus_for(wanted, nproc)
     device = rank_device(wanted) if nproc is None else pick_device(wanted)

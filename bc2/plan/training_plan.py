@@ -193,7 +193,7 @@ def workload_of(
         raise UsageError(f"--gpus {gpus} is too few", todo="give at least 1")
     if not 0 < mfu <= 1:
         raise UsageError(f"--mfu {mfu:g} is no share of the peak", todo="give 0 to 1, e.g. 0.4")
-    training = settings.pretrain
+    training = settings.training
     return Workload(settings.model, training, _precision(training, device), device, gpus, mfu)
 
 

@@ -56,20 +56,20 @@ class LadderMember:
 
     @property
     def batch_tokens(self) -> int:
-        return self.settings.pretrain.batch_tokens
+        return self.settings.training.batch_tokens
 
     @property
     def learning_rate(self) -> float:
-        return self.settings.pretrain.optimizer.learning_rate
+        return self.settings.training.optimizer.learning_rate
 
     @property
     def seed(self) -> int:
-        return self.settings.pretrain.seed
+        return self.settings.training.seed
 
     @cached_property
     def steps(self) -> int:
         """Optimizer steps."""
-        length = Duration.parse(self.settings.pretrain.length)
+        length = Duration.parse(self.settings.training.length)
         return length.steps(batch_tokens=self.batch_tokens, epoch_tokens=0)
 
     @property
@@ -80,7 +80,7 @@ class LadderMember:
     @property
     def flops(self) -> int:
         """Of the training, counted with head and attention: see `ModelConfig.flops_per_token`."""
-        length = self.settings.pretrain.sequence_length
+        length = self.settings.training.sequence_length
         return self.settings.model.flops_per_token(length) * self.tokens
 
     @property
@@ -363,7 +363,7 @@ def _labels(made: Sequence[_Member]) -> list[str]:
 def _check_different(base: Recipe, made: Sequence[_Member], found: Sequence[LadderMember]) -> None:
     seen: list[tuple[Any, _Member]] = []
     for one, member in zip(made, found, strict=True):
-        run = (member.settings.model.keyed(), member.settings.pretrain.keyed())
+        run = (member.settings.model.keyed(), member.settings.training.keyed())
         for earlier, first in seen:
             if run == earlier:
                 raise RecipeError(

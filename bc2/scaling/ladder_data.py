@@ -30,7 +30,7 @@ def expected(
     share = MFU if mfu is None else mfu
     if not 0 < share <= 1:
         raise UsageError(f"--mfu {share:g} is no share of the peak", todo="give 0 to 1, e.g. 0.4")
-    training = ladder.members[0].settings.pretrain
+    training = ladder.members[0].settings.training
     device = pick_device(training.device)
     peak, source = peak_flops(device, pick_precision(training.precision, device))
     # Ranks on a CPU share it.
@@ -79,7 +79,7 @@ def _epoch_tokens(registry: Registry, inputs: Inputs, members: Sequence[LadderMe
     tokenizer = parent_of_kind(registry, tokens, "tokenizer")
     epoch = 0
     for member in members:
-        config = member.settings.pretrain
+        config = member.settings.training
         # Files are checked when a run begins.
         opened = open_run_inputs(config, tokens, tokenizer)
         epoch = sum(opened.mixture.windows.values()) * config.sequence_length

@@ -1,43 +1,77 @@
-"""Which steps are bad: not finite, or a spike above the recent losses."""
+"""Which steps are bad: not finite, or what an algorithm's own guard says."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from bc2.train.pretrain.pretrain_config import LossGuardConfig
+if TYPE_CHECKING:
+    from bc2.train.pretrain.pretrain_config import LossGuardConfig
+    from bc2.train.run_config import GuardConfig
+
+C = TypeVar("C", bound="GuardConfig")
 
 
 @dataclass
-class Guard:
-    """Judges a step before its update. Its state is the recent accepted losses."""
+class Guard(Generic[C]):
+    """Judges a step before its update: losses and gradient norms must be finite.
 
-    config: LossGuardConfig
+    A subclass may look for more, and remember numbers of the steps it accepted, which are saved
+    with a checkpoint.
+    """
+
+    config: C
+    guarded: tuple[str, ...] = ()
+    """Metrics that must be finite too."""
     recent: deque[float] = field(default_factory=deque)
+    """What it remembers of accepted steps, the newest last."""
     bad: int = 0
     """Bad steps since the last accepted one."""
 
-    def judge(self, loss: float, gradient_norm: float) -> str | None:
-        """Why this step must not be made, or None. Losses in nats a token."""
-        if not math.isfinite(loss):
-            return f"loss is {loss}"
-        if not math.isfinite(gradient_norm):
-            return f"gradient norm is {gradient_norm}"
+    def judge(self, measured: Mapping[str, float]) -> str | None:
+        """Why this step must not be made, or None.
+
+        Args:
+            measured: as `TrainedModels.measure` returns it.
+        """
+        for name, value in measured.items():
+            role, _, plain = name.rpartition(".")
+            if not (plain in ("loss", "grad_norm") or name in self.guarded):
+                continue
+            if not math.isfinite(value):
+                called = {"grad_norm": "gradient norm"}.get(plain, plain)
+                return f"{f'{role} ' if role else ''}{called} is {value}"
+        return None
+
+    def accept(self, measured: Mapping[str, float]) -> None:
+        """A good step was made."""
+        self.bad = 0
+
+    def restore(self, recent: list[float], bad: int) -> None:
+        self.recent = deque(recent)
+        self.bad = bad
+
+
+class LossGuard(Guard["LossGuardConfig"]):
+    """Looks for spikes too: losses far above those of the recent accepted steps."""
+
+    def judge(self, measured: Mapping[str, float]) -> str | None:
+        reason = super().judge(measured)
+        if reason is not None:
+            return reason
+        loss = measured["loss"]
         if len(self.recent) >= self.config.window:
             median = statistics.median(self.recent)
             if loss > median + self.config.max_rise:
                 return f"loss {loss:.4f} is {loss - median:.2f} nats above the median {median:.4f}"
         return None
 
-    def accept(self, loss: float) -> None:
-        """Remember a good step's loss."""
-        self.bad = 0
-        self.recent.append(loss)
+    def accept(self, measured: Mapping[str, float]) -> None:
+        super().accept(measured)
+        self.recent.append(measured["loss"])
         while len(self.recent) > self.config.window:
             self.recent.popleft()
-
-    def restore(self, recent: list[float], bad: int) -> None:
-        self.recent = deque(recent)
-        self.bad = bad

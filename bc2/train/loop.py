@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -22,24 +22,23 @@ from bc2.data.loader import Batch
 from bc2.errors import BadTraining, Bc2Error, Interrupted, ResourceError, RunFailed
 from bc2.ranks import report_step
 from bc2.registry import Artifact
-from bc2.train.checkpoint import Saver, Snapshot, TrainerState, random_state
-from bc2.train.engines.base import Engine
+from bc2.train.checkpoint import Saver
+from bc2.train.snapshot import Snapshot, TrainerState
 from bc2.train.guard import Guard
 from bc2.train.log_rows import last_row
-from bc2.train.objective import Objective
-from bc2.train.pretrain.heldout import Measured
+from bc2.train.measured import Measured
 from bc2.train.run_log import Log
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
-from bc2.train.stream import BatchStream, StepData, StepSpan
+from bc2.train.stream import BatchStream, StepData, StepSpan, StreamState
+from bc2.train.trained_models import TrainedModels
 
 
 @dataclass
 class Loop:
     """One run of training. `run` is called once."""
 
-    engine: Engine
-    objective: Objective
+    models: TrainedModels
     stream: BatchStream
     schedule: Schedule
     speed: Speed
@@ -50,11 +49,15 @@ class Loop:
     progress: Progress
     stop: Stop
     resume_command: str
+    section: str
+    """Of the recipe, for messages."""
     step: int = 0
     samples: int = 0
     rollbacks: int = 0
-    heldout: dict[str, Any] | None = None
+    evaluated: dict[str, Any] | None = None
     """The row of the last evaluation."""
+    stream_state: StreamState | None = None
+    """Of the stream after the last completed step."""
     place: StepSpan | None = None
     """The step under way, or the one just made."""
     torn: bool = False
@@ -70,7 +73,7 @@ class Loop:
         Raises:
             Interrupted: a signal came; the state is saved.
             RunFailed: too many bad steps, a bad one under ``action = "stop"``, no data for too
-                long, or a model whose held-out loss is not finite at the end.
+                long, or a model whose evaluation is not finite at the end.
             DataError: samples could not be read.
             ResourceError: the disk is full; the last checkpoint is whole.
         """
@@ -95,6 +98,7 @@ class Loop:
     def _begin(self, start: Snapshot | None) -> None:
         if start is None:
             self.log.reset(b"")
+            self.stream_state = self.stream.state()
         else:
             self._restore(start)
             self.progress(self.step)
@@ -110,81 +114,94 @@ class Loop:
             last = self.samples + self.stream.sequences - 1
             self.place = StepSpan(self.step + 1, self.samples, last)
             with self._named(str(self.place)):
-                with self.engine.clock.part("data"):
+                with self.models.clock.part("data"):
                     step = next(steps)
-                measured = self._measure(step, self._count_labels(step))
-                reason = self.guard.judge(measured["loss"], measured["grad_norm"])
+                weights, computed = self._agree(step)
+                measured = self._measure(step, weights)
+                reason = self.guard.judge(measured)
                 if reason is None:
-                    self._accept(step, measured, began)
+                    self._accept(step, measured, began, computed)
             if reason is not None and self._bad(step, reason) == "rewound":
                 return
             self._pause()
 
-    def _count_labels(self, step: StepData) -> int:
-        """Supervised tokens of the step on all ranks. Raises: Stopped if one of them is to stop."""
-        tokens, stop = self.engine.agree(step.labels, bool(self.stop))
+    def _agree(self, step: StepData) -> tuple[dict[str, float], int]:
+        """Weights and computed tokens of the step on all ranks.
+
+        Raises:
+            Stopped: one of them is to stop.
+        """
+        weights, computed, stop = self.models.agree(step.weights, step.computed, bool(self.stop))
         if stop:
             self.stop.follow()
-        return tokens
+        return weights, computed
 
-    def _measure(self, step: StepData, tokens: int) -> dict[str, float]:
+    def _measure(self, step: StepData, weights: dict[str, float]) -> dict[str, float]:
         """Forward and backward of one optimizer step; no weight is changed."""
-        if not tokens:
+        if not weights[self.models.divisor]:
+            what = {"tokens": "supervised token"}.get(self.models.divisor, self.models.divisor)
             raise RunFailed(
-                f"no supervised token in samples {step.first} to {step.first + step.sequences - 1}",
-                todo="look at the token shards: every label of the batch is masked",
+                f"no {what} in samples {step.first} to {step.first + step.sequences - 1}",
+                todo="look at the data: every label of the batch is masked",
             )
-        measured = self.engine.accumulate(
-            self._unless_stopped(step.batches), self.objective, tokens=tokens
+        return self.models.measure(
+            lambda: self._unless_stopped(step.batches), weights, self.step
         )
-        norm = self.engine.gradient_norm()
-        clipped = norm > self.schedule.clip_norm
-        rate = self.schedule.learning_rate(self.step)
-        return {**measured, "grad_norm": norm, "clipped": clipped, "lr": rate}
 
     def _unless_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The micro-batches; on a single rank a signal ends a long step between two of them."""
         for batch in batches:
-            if self.engine.mesh.world.size == 1:
+            if self.models.mesh.world.size == 1:
                 self.stop.check()
             yield batch
 
-    def _accept(self, step: StepData, measured: dict[str, float], began: float) -> None:
+    def _accept(
+        self, step: StepData, measured: dict[str, float], began: float, computed: int
+    ) -> None:
         logged = self.schedule.is_logged(self.step + 1)
         with self._changing():
-            self.engine.update(
-                measured["lr"], norm=measured["grad_norm"], clip_norm=self.schedule.clip_norm
-            )
-            self.guard.accept(measured["loss"])
+            self.models.update(measured)
+            self.guard.accept(measured)
             self._advance(step)
             if logged:
                 span = [step.first, step.first + step.sequences - 1]
                 self.log.row(**self._at("step"), samples=span, **measured)
-        self._report(measured, time.perf_counter() - began, logged=logged)
+        self._report(measured, time.perf_counter() - began, computed, logged=logged)
 
-    def _report(self, measured: dict[str, float], took: float, *, logged: bool) -> None:
+    def _report(
+        self, measured: dict[str, float], took: float, computed: int, *, logged: bool
+    ) -> None:
         """Report how long a step took, in the log and in the progress line."""
-        speed = self.speed.of(took)
+        speed = self.speed.of(took, computed)
         if logged:
-            parts = self.engine.clock.take()
+            parts = self.models.clock.take()
             self.log.time("step", step=self.step, step_s=took, **speed, parts=parts)
-        heldout = f"  held-out {self.heldout['heldout_loss']:.3f}" if self.heldout else ""
         clipped = "*" if measured["clipped"] else ""
         self.progress(
             1,
-            f"loss {measured['ce']:.3f}{heldout}  |g| {measured['grad_norm']:.2f}{clipped}  "
+            f"{self._headlines(measured)}  |g| {measured['grad_norm']:.2f}{clipped}  "
             f"lr {measured['lr']:.1e}  {speed['tokens_per_s']:,.0f} tok/s  "
             f"MFU {100 * speed['mfu']:.0f}%",
         )
 
+    def _headlines(self, measured: Mapping[str, float]) -> str:
+        """The number of the step, and that of the last evaluation, that tell how the run goes."""
+        of_steps = self.models.metrics.headline
+        shown = [f"{of_steps.brief} {measured[of_steps.name]:.3f}"]
+        of_evaluations = self.models.metrics.evaluation_headline
+        if self.evaluated and of_evaluations:
+            value = float(self.evaluated[of_evaluations.name])
+            shown.append(f"{of_evaluations.brief} {value:.3f}")
+        return "  ".join(shown)
+
     def _bad(self, step: StepData, reason: str) -> str:
         """Skip the step, roll back or stop; log and print the step, its samples and sources."""
         assert self.place is not None
-        self.engine.discard()
+        self.models.discard()
         worst = max(self.guard.bad, self.rollbacks) + 1
         action = self.guard.config.action
         read = Counter[str]()
-        for counts in self.engine.mesh.data.all_gather_object(step.sources):
+        for counts in self.models.mesh.data.all_gather_object(step.sources):
             read.update(counts)
         facts = {
             "samples": [*self.place[1:]],
@@ -214,8 +231,8 @@ class Loop:
         raise BadTraining(
             f"{facts['reason']} (bad steps or rollbacks without progress: {worst})",
             where=str(self.place),
-            todo="look at these samples; a higher pretrain.guard.max_bad goes on from the last "
-            "checkpoint, another learning rate, action or max_rise is another run",
+            todo=f"look at these samples; a higher {self.section}.guard.max_bad goes on from the last "
+            "checkpoint, another learning rate or other settings of the guard are another run",
         )
 
     def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:
@@ -224,7 +241,7 @@ class Loop:
         self.saver.wait()
         assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
         with self.saver.anchor.hold():
-            snapshot = Snapshot.load(self.saver.anchor, self.engine.mesh)
+            snapshot = Snapshot.load(self.saver.anchor, self.models.mesh)
         self._restore(snapshot)
         self._evaluate_if_due()
         with self._changing():
@@ -254,7 +271,7 @@ class Loop:
         """After a signal: abandon the step under way, save, and raise Interrupted."""
         assert self.stop.signum is not None
         assert not self.torn
-        self.engine.discard()
+        self.models.discard()
         self._save_last_step()
         self.saver.wait()
         self.log.time(
@@ -273,9 +290,9 @@ class Loop:
     def _fail(self, error: BaseException) -> None:
         """Save what can be saved before an error is raised on, and log the error."""
         try:
-            self.engine.discard()
+            self.models.discard()
             # Ranks save together, and the others may not have failed.
-            alone = self.engine.mesh.world.size == 1
+            alone = self.models.mesh.world.size == 1
             if alone and not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
                 self._save_last_step()
             if alone:
@@ -298,26 +315,30 @@ class Loop:
         measured = self._evaluated()
         facts: dict[str, Any] | None = None
         if measured is not None:
-            if not measured.finite:
+            if measured.broken:
                 self._save_last_step()
             self._record(measured)
-            if not measured.finite:
-                raise BadTraining(
-                    f"the held-out loss is {measured.facts['heldout_loss']} after the last step, "
-                    "so the model is not published as finished",
-                    todo="another learning rate or precision is another run",
-                )
-            # Not in the log, which is part of what a checkpoint's digest is of.
-            facts = {**measured.facts, "heldout_sha256": measured.heldout_sha256}
+            if measured.broken:
+                raise self._not_finite(measured)
+            facts = {**measured.facts, **measured.recorded}
         self._save(scheduled=False, finished=True, facts=facts)
         artifact = self.saver.wait()
         assert artifact is not None
         return artifact
 
+    def _not_finite(self, measured: Measured) -> BadTraining:
+        labels = {metric.name: metric.label for metric in self.models.metrics.of_evaluations}
+        name = measured.broken[0]
+        return BadTraining(
+            f"the {labels.get(name, name)} is {measured.facts[name]} after the last step, "
+            "so the model is not published as finished",
+            todo="another learning rate or precision is another run",
+        )
+
     def _evaluate_if_due(self) -> None:
         """Evaluate where it is due, unless the metrics already have this evaluation."""
         due = self.step % self.schedule.eval_every == 0 and self.step < self.schedule.total
-        if due and (self.heldout is None or self.heldout["step"] != self.step):
+        if due and (self.evaluated is None or self.evaluated["step"] != self.step):
             measured = self._evaluated()
             if measured is not None:
                 self._record(measured)
@@ -337,8 +358,8 @@ class Loop:
         samples = [{**self._at("sample"), **sample} for sample in measured.samples]
         with self._named(f"the evaluation after step {self.step}"):
             self.log.rows([row, *samples])
-        self.heldout = row
-        (note if measured.finite else warn)(f"step {self.step}: {measured}")
+        self.evaluated = row
+        (warn if measured.broken else note)(f"step {self.step}: {measured}")
 
     def _save_last_step(self) -> None:
         """Save the last completed step, if there is one that is not saved."""
@@ -355,37 +376,34 @@ class Loop:
     ) -> None:
         if scheduled:
             self.rollbacks = 0
-        with self.engine.clock.part("save"):
+        with self.models.clock.part("save"):
             # Now and not in `save`: the copies go where those of the save before were.
             self.saver.wait()
-            held = self.engine.snapshot()
             state = TrainerState(
                 self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
             )
-            snapshot = Snapshot(
-                state,
-                held.weights,
-                held.optimizer,
-                self.log.content(),
-                random_state(),
-                held.release,
+            snapshot = Snapshot.of(
+                state, self.models.snapshot(), self.log.content(), self.stream_state
             )
             self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
 
     def _restore(self, snapshot: Snapshot) -> None:
         with self._changing():
-            self.engine.restore(snapshot.weights, snapshot.optimizer)
+            self.models.restore(snapshot)
+            self.stream.restore(snapshot.stream)
+            self.stream_state = snapshot.stream
             self.guard.restore(snapshot.state.recent, snapshot.state.bad)
             self.step, self.samples = snapshot.state.step, snapshot.state.samples
             self.rollbacks = snapshot.state.rollbacks
             self.log.reset(snapshot.metrics)
-            self.heldout = last_row(snapshot.metrics, "eval")
+            self.evaluated = last_row(snapshot.metrics, "eval")
             torch.set_rng_state(snapshot.random)
 
     def _advance(self, step: StepData) -> None:
         self.step += 1
         report_step(self.step)
         self.samples = step.first + step.sequences
+        self.stream_state = self.stream.state()
         self.rewound = False
 
     def _at(self, event: str) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class Metrics:
         """The one of evaluations that progress shows; None: the algorithm has no evaluation."""
         return next((metric for metric in self.of_evaluations if metric.headline), None)
 
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Names of what a step is bad without."""
+        return tuple(metric.name for metric in self.of_steps if metric.guarded)
+
     def as_json(self) -> list[dict[str, Any]]:
         return [asdict(metric) for metric in self.all]
 

@@ -50,7 +50,7 @@ class RankLayout:
 
 def recipe_layout(settings: TrainingSettings, ranks: int) -> RankLayout:
     """The recipe's own layout on so many ranks."""
-    micro = settings.pretrain.micro_batch
+    micro = settings.training.micro_batch
     return RankLayout(ranks, settings.parallel, None if micro == "auto" else micro)
 
 
@@ -96,7 +96,7 @@ def read_ranks(text: str, option: str) -> int:
 
 def fill_micro_batch(settings: TrainingSettings, layout: RankLayout) -> RankLayout:
     """The layout with the largest micro-batch, up to its own, that divides a step evenly."""
-    training = settings.pretrain
+    training = settings.training
     share = training.batch_sequences // max(1, layout.ranks // layout.parallel.ranks_of_a_replica)
     most = layout.micro_batch or (1 if layout.ranks > 1 else 0)
     fit = [n for n in range(1, most + 1) if share % n == 0]
@@ -110,7 +110,7 @@ def check_divides(settings: TrainingSettings, layout: RankLayout) -> None:
         RecipeError: they do not; it names what would.
     """
     check_layout(layout.parallel, settings.model, layout.ranks, str(layout))
-    training = settings.pretrain
+    training = settings.training
     if layout.micro_batch is not None:
         training = training.model_copy(update={"micro_batch": layout.micro_batch})
     check_batches(training, layout.parallel, layout.ranks)

@@ -20,7 +20,7 @@ from bc2.ranks import LOST, RENDEZVOUS_TIMEOUT_S
 from bc2.registry import Registry
 from bc2.train.device import rank_device
 from bc2.train.run import Run
-from bc2.train.training_settings import TrainingSettings, settings_by_name
+from bc2.train.training_settings import TrainingSettings
 
 
 def check_ranks_agree(
@@ -36,7 +36,7 @@ def check_ranks_agree(
         RecipeError: the ranks do not fit the layout, or their recipes or code differ.
         RunFailed: they do not share the folder, or one is lost or did not come.
     """
-    ranks = all_ranks(rank_device(settings.pretrain.device), wait_s=wait_s)
+    ranks = all_ranks(rank_device(settings.training.device), wait_s=wait_s)
     with explain_lost_rank(ranks):
         check_same_on_all_ranks(ranks, "[parallel]", settings.parallel.model_dump(mode="json"))
         check_same_on_all_ranks(ranks, "recipe", {"name": settings.name, **settings.by_name()})
@@ -53,7 +53,7 @@ def join_ranks(run: Run) -> Mesh:
     """
     mesh = make_mesh(run.parallel, torch.device(run.config.device))
     if mesh.world.size > 1:
-        settings = settings_by_name(run.config, run.model) | {"tokens": run.tokens.digest}
+        settings = run.settings.by_name() | {"inputs": list(run.inputs.digests())}
         check_same_on_all_ranks(mesh.world, "recipe or input", settings)
     return mesh
 

@@ -1,10 +1,10 @@
-"""One pretraining run: what identifies it, where its folder is, which checkpoints are its own."""
+"""One training run: what identifies it, where its folder is, which checkpoints are its own."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.pipeline.stage import Inputs
 from bc2.registry import Artifact, Registry, stage_key
-from bc2.registry.lineage import parent_of_kind
+from bc2.train.algorithm import Algorithm
 from bc2.train.checkpoint import reading_order
 from bc2.train.device import pick_compile, pick_precision, rank_device
 from bc2.train.memory.estimate import settle_checkpointing
-from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.run_config import RunConfig
 from bc2.train.runs import RunFolder
-from bc2.train.training_settings import VERSION, TrainingSettings
+from bc2.train.training_settings import TrainingSettings
 
 #: A file in the run's folder while ``--fresh`` trains it anew: the digests of the checkpoints
 #: that were there before, one a line. The new training must not resume from them.
@@ -28,53 +28,67 @@ FRESH = "fresh"
 
 @dataclass(frozen=True)
 class Run:
-    """A pretraining run, identified by what its results depend on."""
+    """A training run, identified by what its results depend on."""
 
-    name: str
-    config: PretrainConfig
-    model: ModelConfig
-    tokens: Artifact
-    tokenizer: Artifact
+    settings: TrainingSettings
+    """With what the machine decides filled in."""
+    inputs: Inputs
+    """What it is trained on, and what its weights start from."""
+    parents: tuple[Artifact, ...]
+    """What its checkpoints descend from: the inputs and what belongs to them."""
     recipe: Mapping[str, Any]
+    """As it is recorded."""
     command: str
     """What a person types to resume it."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """Its layout over ranks, which changes results by rounding only."""
-
-    @classmethod
-    def resolve(
-        cls, settings: TrainingSettings, tokens: Artifact, tokenizer: Artifact,
-        recorded: Mapping[str, Any], command: Sequence[str],
-    ) -> Run:  # fmt: skip
-        """A run with the settings that the machine decides filled in: they are part of its key."""
-        config, parallel = settings.pretrain, settings.parallel
-        device = rank_device(config.device)
-        precision = pick_precision(config.precision, device)
-        compiles = pick_compile(config.compile, device)
-        config = config.model_copy(
-            update={"precision": precision, "device": str(device), "compile": compiles}
-        )
-        config = settle_checkpointing(settings.model, config, parallel.tensor)
-        return cls(
-            settings.name, config, settings.model, tokens, tokenizer, recorded,
-            shlex.join(command), parallel,
-        )  # fmt: skip
 
     @classmethod
     def of_inputs(
         cls, settings: TrainingSettings, inputs: Inputs, registry: Registry,
         recorded: Mapping[str, Any], command: Sequence[str] = (),
     ) -> Run:  # fmt: skip
-        """The run of settings on the token shards of a stage's inputs, and their tokenizer."""
-        tokens = inputs.one("tokens")
-        tokenizer = parent_of_kind(registry, tokens, "tokenizer")
-        return cls.resolve(settings, tokens, tokenizer, recorded, command)
+        """A run with the settings that the machine decides filled in: they are part of its key."""
+        config = settings.training
+        device = rank_device(config.device)
+        settings = settings.with_training(
+            precision=pick_precision(config.precision, device),
+            device=str(device),
+            compile=pick_compile(config.compile, device),
+        )
+        config = settle_checkpointing(
+            settings.model, settings.training, settings.parallel.tensor
+        )
+        parents = settings.algorithm.parents(inputs, registry)
+        return cls(
+            replace(settings, training=config), inputs, parents, recorded, shlex.join(command)
+        )
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.settings.algorithm
+
+    @property
+    def config(self) -> RunConfig:
+        """The algorithm's section."""
+        return self.settings.training
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.settings.model
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """Its layout over ranks, which changes results by rounding only."""
+        return self.settings.parallel
 
     @property
     def key(self) -> str:
         """The stage key of its checkpoints."""
         settings = {self.config.section: self.config.keyed(), "model": self.model.keyed()}
-        return stage_key("checkpoint", VERSION, settings, (self.tokens.digest,))
+        return stage_key("checkpoint", self.algorithm.version, settings, self.inputs.digests())
 
     def folder(self, registry: Registry) -> Path:
         """Where the run's metrics, plots and trackers live."""

@@ -20,8 +20,8 @@ class Schedule:
     checkpoint_every: int
     eval_every: int
     log_every: int
-    learning_rate: Callable[[int], float]
-    clip_norm: float
+    learning_rate: Callable[..., float]
+    """``learning_rate(step, peak=...)``: of a step, from 0."""
 
     @classmethod
     def of(cls, config: RunConfig, epoch_tokens: int) -> Schedule:
@@ -46,13 +46,11 @@ class Schedule:
             log_every=config.log_every,
             learning_rate=partial(
                 learning_rate,
-                peak=config.optimizer.learning_rate,
                 warmup=warmup,
                 total=total,
                 shape=config.schedule.shape,
                 min_ratio=config.schedule.min_ratio,
             ),
-            clip_norm=config.optimizer.clip_norm,
         )
 
     def is_logged(self, step: int) -> bool:
@@ -79,16 +77,19 @@ def _check_lengths(config: RunConfig, total: int, warmup: int) -> None:
 class Speed:
     """What turns seconds into MFU, which is never above 1."""
 
-    batch_tokens: int
     flops_per_token: float
     peak_flops: float
     """Of all ranks together, as far as it is known."""
     raised: Callable[[float], None]
     """Told of a higher peak."""
 
-    def of(self, seconds: float) -> dict[str, float]:
-        """The speed of a step that took so long. One above the peak proves that it is higher."""
-        rate = self.batch_tokens / seconds
+    def of(self, seconds: float, tokens: int) -> dict[str, float]:
+        """The speed of a step that took so long. One above the peak proves that it is higher.
+
+        Args:
+            tokens: that went through the models, on all ranks.
+        """
+        rate = tokens / seconds
         flops = rate * self.flops_per_token
         if flops > self.peak_flops:
             self.peak_flops = flops

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bc2.data.loader import Ahead, Batch
 from bc2.errors import RunFailed
@@ -50,19 +52,42 @@ class StepData:
     @property
     def sources(self) -> dict[str, int]:
         """How many of its samples each source gave, most first."""
+        if not self.names:
+            return {}
         ids = np.concatenate([batch.source_ids for batch in self.batches])
         counts = Counter(self.names[number] for number in ids)
         return dict(counts.most_common())
 
 
-class BatchStream(Protocol):
+@dataclass(frozen=True)
+class StreamState:
+    """What a stream must know beside a sample index to go on: a part of every checkpoint."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """JSON data."""
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+class BatchStream(ABC):
     """Steps of any kind of data, from a global sample index on."""
 
-    @property
-    def sequences(self) -> int:
-        """Samples in a step."""
+    sequences: int
+    """Samples in a step."""
 
-    def steps(self, first: int) -> AbstractContextManager[Iterator[StepData]]: ...
+    @abstractmethod
+    def steps(self, first: int) -> AbstractContextManager[Iterator[StepData]]:
+        """The steps from global sample `first` on, without end; reading stops with the block."""
+
+    def state(self) -> StreamState | None:
+        """What it knows after the step that it gave last, the same on every rank.
+
+        Asked for after every step, so it must cost little: what is returned is not copied, and
+        must not change any more. None: the sample index says everything.
+        """
+        return None
+
+    def restore(self, state: StreamState | None) -> None:
+        """Go back to a state, before `steps` is called anew. None: there was none."""
 
 
 def with_timeout(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:

@@ -9,37 +9,39 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bc2.errors import RecipeError
-from bc2.model.model_config import ModelConfig, check_language_head
+from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
-from bc2.pipeline.table import check_sections
+from bc2.pipeline.table import algorithm_named, check_sections, training_section
 from bc2.ranks import name_launcher
 from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
+from bc2.train.algorithm import Algorithm, ModelRole
 from bc2.train.duration import Duration
-from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.run_config import RunConfig, check_batches, check_context
-
-#: Of the stage that trains a base model: raised when the same settings would train another one.
-VERSION = 3
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """[model], [pretrain] and [parallel], which fit each other."""
+    """[model], [parallel] and the section of an algorithm, which fit each other."""
 
     name: str
     """Of the recipe, and of what it makes."""
+    algorithm: Algorithm
     model: ModelConfig
-    pretrain: PretrainConfig
+    training: RunConfig
+    """The algorithm's section."""
     parallel: ParallelConfig
     recipe: Recipe = field(repr=False, compare=False)
     """Where they were read, for the places of errors."""
 
     @classmethod
-    def of(cls, recipe: Recipe, *, trains: bool = True) -> TrainingSettings:
+    def of(
+        cls, recipe: Recipe, *, algorithm: Algorithm | None = None, trains: bool = True
+    ) -> TrainingSettings:
         """Read and check a recipe's sections.
 
         Args:
+            algorithm: which trains; None: the one whose section the recipe has.
             trains: False for what does not train to the end, a plan or a measurement: only the
                 shapes must fit then.
 
@@ -47,72 +49,82 @@ class TrainingSettings:
             RecipeError: one is missing or wrong, or two contradict each other; of what trains,
                 also its name and the sections of earlier stages.
         """
+        if algorithm is None:
+            algorithm = algorithm_named(training_section(recipe))
         if trains:
             check_sections(recipe)
-            check_training(recipe)
+            check_training(recipe, algorithm)
         else:
-            check_context(recipe, PretrainConfig)
+            check_context(recipe, algorithm.section)
         return cls(
             name=recipe.name,
+            algorithm=algorithm,
             model=recipe.get(ModelConfig),
-            pretrain=recipe.get(PretrainConfig),
+            training=recipe.get(algorithm.section),
             parallel=parallel_of(recipe),
             recipe=recipe,
         )
 
+    @property
+    def models(self) -> tuple[ModelRole, ...]:
+        """The models of the run; the first that is trained is what it makes."""
+        return self.algorithm.models(self)
+
+    @property
+    def further_roles(self) -> tuple[str, ...]:
+        """The names of the trained models beside the one that the run makes."""
+        return tuple(role.name for role in self.models if role.trained)[1:]
+
     def check_ranks(self, world: int) -> None:
-        """The model and the batch must divide among so many ranks.
+        """The models and the batch must divide among so many ranks.
 
         Raises:
             RecipeError: they do not; it names what would.
         """
         with name_launcher(world):
-            check_layout(self.parallel, self.model, world, self.recipe.where(("parallel",)))
-            check_batches(self.pretrain, self.parallel, world)
+            where = self.recipe.where(("parallel",))
+            for role in self.models:
+                check_layout(self.parallel, role.model, world, where)
+            check_batches(self.training, self.parallel, world)
 
-    def with_pretrain(self, **changed: Any) -> TrainingSettings:
-        """The same with some settings of [pretrain] replaced."""
-        return replace(self, pretrain=self.pretrain.model_copy(update=changed))
+    def with_training(self, **changed: Any) -> TrainingSettings:
+        """The same with some settings of the algorithm's section replaced."""
+        return replace(self, training=self.training.model_copy(update=changed))
 
     def by_name(self) -> dict[str, Any]:
-        return settings_by_name(self.pretrain, self.model)
+        """Every setting by its dotted name, but for where it runs and what it reads.
+
+        Ranks must agree in these, also in those that change no result.
+        """
+        read = {needed.key for needed in self.algorithm.all_inputs}
+        training = self.training.model_dump(mode="json", exclude={"device", *read})
+        named = {f"{self.training.section}.{name}": value for name, value in training.items()}
+        shape = self.model.model_dump(mode="json")
+        return named | {f"model.{name}": value for name, value in shape.items()}
 
 
-def settings_by_name(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
-    """Every setting by its dotted name, but for where it runs and what it reads.
-
-    Ranks must agree in these, also in those that change no result.
-    """
-    training = config.model_dump(mode="json", exclude={"device", "tokens"})
-    named = {f"{config.section}.{name}": value for name, value in training.items()}
-    shape = model.model_dump(mode="json")
-    return named | {f"model.{name}": value for name, value in shape.items()}
-
-
-def check_training(recipe: Recipe) -> None:
+def check_training(recipe: Recipe, algorithm: Algorithm) -> None:
     """Sections about training must not contradict each other, on any machine.
 
     Raises:
         RecipeError: they do.
     """
-    has_model, has_training = recipe.has(ModelConfig), recipe.has(PretrainConfig)
+    has_model, has_training = recipe.has(ModelConfig), recipe.has(algorithm.section)
     if has_training:
-        _check_warmup(recipe)
-    # Of another recipe's tokens this one's tokenizer says nothing.
-    own = not has_training or recipe.get(PretrainConfig).tokens is None
-    if has_model and own and recipe.has(TokenizerConfig):
-        _check_vocabulary(recipe)
+        _check_warmup(recipe, algorithm.section)
+    if has_model and recipe.has(TokenizerConfig):
+        _check_vocabulary(recipe, algorithm)
     if has_model and has_training:
-        check_context(recipe, PretrainConfig)
-        check_language_head(recipe, "pretraining")
+        check_context(recipe, algorithm.section)
+    algorithm.check(recipe)
 
 
-def _check_warmup(recipe: Recipe) -> None:
+def _check_warmup(recipe: Recipe, section: type[RunConfig]) -> None:
     """The warm-up ends within the run, as far as that is known without the data."""
-    config = recipe.get(PretrainConfig)
+    config = recipe.get(section)
     total, warmup = Duration.parse(config.length), config.schedule.warmup_length
     known = "epochs" not in (total.unit, warmup.unit)
-    steps = [one.steps(batch_tokens=config.batch_tokens, epoch_tokens=0) for one in (warmup, total)]
+    steps = [one.steps(batch_tokens=config.step_tokens, epoch_tokens=0) for one in (warmup, total)]
     if (
         steps[0] >= steps[1]
         if known
@@ -121,12 +133,20 @@ def _check_warmup(recipe: Recipe) -> None:
         raise RecipeError(
             f"the warm-up of {config.schedule.warmup} does not end within the run of "
             f"{config.length}",
-            where=recipe.where(("pretrain", "schedule", "warmup")),
+            where=recipe.where((config.section, "schedule", "warmup")),
             todo="shorten the warm-up or lengthen the run",
         )
 
 
-def _check_vocabulary(recipe: Recipe) -> None:
+def _check_vocabulary(recipe: Recipe, algorithm: Algorithm) -> None:
+    """The model has a row for every piece of the recipe's tokenizer, if it is what trains read."""
+    # Of another recipe's data this one's tokenizer says nothing.
+    if recipe.has(algorithm.section):
+        data = recipe.get(algorithm.section).model_dump(
+            include={needed.key for needed in algorithm.inputs}
+        )
+        if any(value is not None for value in data.values()):
+            return
     model, pieces = recipe.get(ModelConfig), recipe.get(TokenizerConfig)
     if model.vocab_size < pieces.vocab_size:
         raise RecipeError(

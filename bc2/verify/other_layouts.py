@@ -75,13 +75,13 @@ def check_fits(settings: TrainingSettings, layout: RankLayout) -> None:
     Raises:
         ResourceError: they do.
     """
-    micro_batch = layout.micro_batch or settings.pretrain.micro_batch
-    laid_out = replace(settings, parallel=layout.parallel).with_pretrain(micro_batch=micro_batch)
+    micro_batch = layout.micro_batch or settings.training.micro_batch
+    laid_out = replace(settings, parallel=layout.parallel).with_training(micro_batch=micro_batch)
     check_memory_fits(laid_out, layout.ranks, layout.ranks)
 
 
 def _places(settings: TrainingSettings) -> int:
     """Ranks that this machine has a device, or a core, for."""
-    if pick_device(settings.pretrain.device).type == "cuda":
+    if pick_device(settings.training.device).type == "cuda":
         return torch.cuda.device_count()
     return len(usable_cores())

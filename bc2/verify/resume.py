@@ -76,7 +76,7 @@ class ResumeRequest:
 
     @property
     def training(self) -> PretrainConfig:
-        return self.settings.pretrain
+        return self.settings.training
 
     @property
     def device(self) -> torch.device:
@@ -211,8 +211,8 @@ class _Runs:
     def _recipe(self, layout: RankLayout, keep: int) -> Path:
         """The recipe as a file, without the sections of inputs that are registered already."""
         settings = self.request.settings
-        micro = layout.micro_batch or settings.pretrain.micro_batch
-        pretrain = settings.pretrain.model_dump(mode="json")
+        micro = layout.micro_batch or settings.training.micro_batch
+        pretrain = settings.training.model_dump(mode="json")
         pretrain |= {**self.request.replaced(), "keep_checkpoints": keep, "micro_batch": micro}
         path = self.room.path / f"recipe-{layout.ranks}-{keep}.toml"
         sections = {

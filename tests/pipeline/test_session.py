@@ -42,7 +42,7 @@ def _write(task: Task[WordsConfig]) -> Mapping[str, Any]:
 
 
 def _fit(task: Task[LawSettings]) -> Mapping[str, Any]:
-    names = [artifact.name for artifact in task.inputs.by_kind["corpus"]]
+    names = [artifact.name for artifact in task.inputs.by_name["corpus"]]
     (task.out / "law.txt").write_text(f"{task.settings.form}: {' '.join(names)}")
     return {"points": len(names)}
 

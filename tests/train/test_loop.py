@@ -18,7 +18,8 @@ from bc2.errors import ResourceError, RunFailed
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
 from bc2.train import train_run as pretraining
-from bc2.train.checkpoint import Saver, Snapshot, reading_order
+from bc2.train.checkpoint import Saver, reading_order
+from bc2.train.snapshot import Snapshot
 from bc2.train.log_rows import METRICS, read_rows
 from bc2.train.objective import Loss
 from bc2.train.pretrain.next_token import NextToken
@@ -143,7 +144,7 @@ def test_a_full_disk_while_saving_ends_the_run(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("bc2.train.checkpoint.write_fragments", full)
+    monkeypatch.setattr("bc2.train.snapshot.write_fragments", full)
     with pytest.raises(ResourceError, match="disk full"):
         train()
     registry = Registry.open()

@@ -26,6 +26,7 @@ from bc2.model.transformer import Transformer
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.deterministic import in_any_order
 from bc2.train.engines.base import Engine
+from bc2.train.measured import Measured
 from bc2.train.objective import Objective
 from bc2.train.stream import with_timeout
 
@@ -37,27 +38,6 @@ _AHEAD = 4
 
 #: Tokens looked at once for the beginning of a document.
 _SCAN = 4096
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One evaluation."""
-
-    facts: dict[str, float]
-    """``heldout_loss`` in nats a token, ``bits_per_byte``, ``heldout_tokens``."""
-    samples: list[dict[str, str]]
-    """``prompt`` and ``text``, its greedy continuation."""
-    heldout_sha256: str
-    """Which held-out tokens were read: see `WindowsDigest`."""
-
-    @property
-    def finite(self) -> bool:
-        """Whether the loss is."""
-        return math.isfinite(self.facts["heldout_loss"])
-
-    def __str__(self) -> str:
-        loss, bits = self.facts["heldout_loss"], self.facts["bits_per_byte"]
-        return f"held-out loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
 
 
 @dataclass(frozen=True)
@@ -81,8 +61,35 @@ class Heldout:
     check: Callable[[], None]
     """Called between batches and tokens; if it raises, the evaluation is abandoned."""
 
+    @classmethod
+    def of(
+        cls,
+        config: PretrainConfig,
+        data: TokenInputs,
+        engine: Engine,
+        objective: Objective,
+        check: Callable[[], None],
+    ) -> Heldout:
+        """The evaluations of a run."""
+        return cls(
+            engine,
+            objective,
+            data.shards,
+            Tokenizer.load(data.tokenizer),
+            sequence_length=config.sequence_length,
+            micro_batch=config.micro_sequences,
+            tokens=config.eval_tokens,
+            prompts=config.sample_prompts,
+            new_tokens=config.sample_tokens,
+            timeout_s=config.data_timeout_s,
+            check=check,
+        )
+
     def __call__(self) -> Measured:
-        """Evaluate the training-precision model; a function of its weights alone."""
+        """Evaluate the training-precision model; a function of its weights alone.
+
+        Of facts there are those of `heldout_loss`; of samples, greedy continuations.
+        """
         # Counted in windows: which ones are read must not depend on the micro-batch.
         most = max(1, self.tokens // self.sequence_length)
         batches = heldout_batches(self.shards, self.sequence_length, self.micro_batch, most=most)
@@ -95,7 +102,10 @@ class Heldout:
         # Where one rank can do it alone, the first one does.
         idle = not (self.engine.shares_weights or self.engine.mesh.first)
         samples = [] if broken or idle or not self.prompts else self._samples()
-        return Measured(facts, samples, windows.hex)
+        loss, bits = facts["heldout_loss"], facts["bits_per_byte"]
+        text = f"held-out loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
+        # Which held-out tokens were read: losses compare where that is equal.
+        return Measured(facts, text, samples, {"heldout_sha256": windows.hex})
 
     def _samples(self) -> list[dict[str, str]]:
         """Continuations by the likeliest token.

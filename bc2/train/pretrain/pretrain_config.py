@@ -28,7 +28,7 @@ class PretrainConfig(RunConfig):
     batch_key: ClassVar[str] = "batch_tokens"
     field_order = (
         "tokens", "length", "batch_tokens", "micro_batch", "sequence_length", "precision", "device",
-        "seed", "weights", "max_epochs", "z_loss", "optimizer", "schedule", "guard", "compile",
+        "init", "seed", "weights", "max_epochs", "z_loss", "optimizer", "schedule", "guard", "compile",
         "activation_checkpointing", "deterministic", "data_timeout_s", "checkpoint_every",
         "keep_checkpoints", "eval_every", "eval_tokens", "sample_prompts", "sample_tokens",
     )  # fmt: skip

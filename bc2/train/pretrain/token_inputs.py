@@ -1,4 +1,4 @@
-"""The data, mixture and schedule of a run, opened and checked before anything is written."""
+"""The token shards, mixture and schedule of a run, opened and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule
-from bc2.train.trackers import check_trackers
 
 
 @dataclass(frozen=True)
-class RunInputs:
+class TokenInputs:
     """The data, mixture and schedule of a run."""
 
     shards: TokenShards
@@ -27,13 +26,12 @@ class RunInputs:
     tokenizer: Path
 
 
-def open_run_inputs(config: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> RunInputs:
+def open_token_inputs(config: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> TokenInputs:
     """Open the data of a run and work out its schedule. Of the shards only the sizes are checked.
 
     Raises:
         RecipeError: settings that do not fit the data.
         IntegrityError: a file is not what was published.
-        UsageError: a tracker that is not installed.
     """
     tokens.file(INDEX)
     shards = TokenShards.open(tokens.path)
@@ -41,8 +39,7 @@ def open_run_inputs(config: PretrainConfig, tokens: Artifact, tokenizer: Artifac
     windows = sum(mixture.windows.values())
     schedule = Schedule.of(config, epoch_tokens=windows * config.sequence_length)
     _check_epochs(config, mixture, schedule.total)
-    check_trackers(config.track)
-    return RunInputs(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
+    return TokenInputs(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
 
 
 def _mixture(shards: TokenShards, config: PretrainConfig) -> Mixture:
@@ -72,7 +69,7 @@ def _check_epochs(config: PretrainConfig, mixture: Mixture, steps: int) -> None:
 _SHOWN = 3
 
 
-def mixture_lines(config: PretrainConfig, inputs: RunInputs) -> list[str]:
+def mixture_lines(config: PretrainConfig, inputs: TokenInputs) -> list[str]:
     """Lines for a person: of each source its share of the samples and its epochs."""
     carried = "weights of the corpus" if inputs.shards.weights else "in proportion to tokens"
     lines = [f"mixture: {'weights of the recipe' if config.weights else carried}"]

@@ -11,7 +11,7 @@ from bc2.train.stream import StepData, with_timeout
 
 
 @dataclass(frozen=True)
-class TokenStream:
+class TokenStream(BatchStream):
     """Steps of packed token windows, read ahead on a thread."""
 
     loader: Loader
@@ -28,6 +28,22 @@ class TokenStream:
     ranks: int = 1
     """Data-parallel ranks. They take turns by micro-batch, so that a step has the same samples
     whatever their number."""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: TokenInputs, mesh: Mesh, check: Callable[[], None]
+    ) -> TokenStream:
+        """The steps of this rank of a run."""
+        shards = data.shards
+        return cls(
+            Loader(shards, "train", data.mixture, config.sequence_length, shards.eos_id),
+            config.batch_sequences,
+            config.micro_sequences,
+            timeout_s=config.data_timeout_s,
+            check=check,
+            rank=mesh.data.rank,
+            ranks=mesh.data.size,
+        )
 
     @contextmanager
     def steps(self, first: int) -> Iterator[Iterator[StepData]]:

@@ -11,7 +11,7 @@ from bc2.data.shards import TokenShards
 from bc2.errors import RecipeError
 from bc2.train.pretrain import token_inputs as module
 from bc2.train.pretrain.pretrain_config import PretrainConfig
-from bc2.train.pretrain.token_inputs import RunInputs, mixture_lines
+from bc2.train.pretrain.token_inputs import TokenInputs, mixture_lines
 from bc2.train.schedule import Schedule
 
 #: Tokens: windows of 10 and the one after.
@@ -42,15 +42,15 @@ def config(**more: Any) -> PretrainConfig:
                           **more)  # fmt: skip
 
 
-def planned(found: TokenShards, settings: PretrainConfig) -> RunInputs:
+def planned(found: TokenShards, settings: PretrainConfig) -> TokenInputs:
     mixture = module._mixture(found, settings)
     windows = sum(mixture.windows.values())
     schedule = Schedule.of(settings, epoch_tokens=windows * settings.sequence_length)
     module._check_epochs(settings, mixture, schedule.total)
-    return RunInputs(found, mixture, schedule, Path())
+    return TokenInputs(found, mixture, schedule, Path())
 
 
-def shares(plan: RunInputs) -> dict[str, float]:
+def shares(plan: TokenInputs) -> dict[str, float]:
     return {name: round(plan.mixture.share(name), 9) for name in TOKENS}
 
 

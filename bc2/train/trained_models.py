@@ -1,0 +1,129 @@
+"""All models that a run trains, as one: measured together, then all updated or all left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from bc2.data.loader import Batch
+from bc2.parallel.mesh import Mesh
+from bc2.train.snapshot import ModelState, Snapshot
+from bc2.train.clock import Clock
+from bc2.train.engines.base import Engine, EngineState
+from bc2.train.metric import Metrics
+from bc2.train.objective import Objective
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what it minimises and how fast it learns."""
+
+    engine: Engine
+    objective: Objective
+    learning_rate: Callable[[int], float]
+    """Of a step, from 0."""
+    clip_norm: float
+    """What its gradient's norm is clipped to."""
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """The trained models of a run by role. The first is its product.
+
+    What is measured of the product has its plain name, of another role ``ROLE.NAME``.
+    """
+
+    models: Mapping[str, TrainedModel]
+    metrics: Metrics
+    divisor: str
+    """The weight of a step that losses are divided by."""
+
+    @property
+    def product(self) -> Engine:
+        return next(iter(self.models.values())).engine
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.product.mesh
+
+    @property
+    def clock(self) -> Clock:
+        """Of all of them."""
+        return self.product.clock
+
+    def agree(
+        self, weights: Mapping[str, float], computed: int, stop: bool
+    ) -> tuple[dict[str, float], int, bool]:
+        """See `Engine.agree`."""
+        return self.product.agree(weights, computed, stop)
+
+    def measure(
+        self, batches: Callable[[], Iterable[Batch]], weights: Mapping[str, float], step: int
+    ) -> dict[str, float]:
+        """Forward and backward of one optimizer step of each model; no weight is changed.
+
+        Args:
+            batches: this rank's micro-batches, once through at each call.
+            weights: of the step on all ranks; `divisor` is above 0.
+            step: from 0.
+
+        Returns:
+            Of each model ``loss``, the objective's sums over what they are averaged over,
+            ``grad_norm``, ``clipped`` and ``lr``.
+        """
+        measured: dict[str, float] = {}
+        for role, model in self._named():
+            sums = model.engine.accumulate(
+                batches(), model.objective, divisor=weights[self.divisor]
+            )
+            norm = model.engine.gradient_norm()
+            measured |= {
+                **self._means(role, sums, weights),
+                f"{role}grad_norm": norm,
+                f"{role}clipped": norm > model.clip_norm,
+                f"{role}lr": model.learning_rate(step),
+            }
+        return measured
+
+    def _named(self) -> Iterable[tuple[str, TrainedModel]]:
+        """Each model, with what the names of its measurements begin with."""
+        for number, (role, model) in enumerate(self.models.items()):
+            yield f"{role}." if number else "", model
+
+    def _means(
+        self, role: str, sums: Mapping[str, float], weights: Mapping[str, float]
+    ) -> dict[str, float]:
+        over = {metric.name: metric.over for metric in self.metrics.of_steps}
+        known = {**weights, **sums}
+        means = {}
+        for name, value in sums.items():
+            if name in over.values() and f"{role}{name}" not in over:
+                continue  # it is only divided by
+            if name != "loss" and f"{role}{name}" not in over:
+                raise ValueError(f"{role}{name} is summed by an objective and no declared metric")
+            by = known[self.divisor if name == "loss" else over[f"{role}{name}"]]
+            means[f"{role}{name}"] = value / by if by else float("nan")
+        return means
+
+    def update(self, measured: Mapping[str, float]) -> None:
+        """Clip and make the step that `measure` measured, of every model."""
+        for role, model in self._named():
+            model.engine.update(
+                measured[f"{role}lr"], norm=measured[f"{role}grad_norm"], clip_norm=model.clip_norm
+            )
+
+    def discard(self) -> None:
+        """Drop all gradients."""
+        for model in self.models.values():
+            model.engine.discard()
+
+    def snapshot(self) -> dict[str, EngineState]:
+        """See `Engine.snapshot`; by role."""
+        return {role: model.engine.snapshot() for role, model in self.models.items()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load the state of every model, whatever the layout that saved it."""
+        product, *further = self.models
+        state = ModelState(snapshot.weights, snapshot.optimizer)
+        for role, found in {product: state, **{r: snapshot.further[r] for r in further}}.items():
+            self.models[role].engine.restore(found.weights, found.optimizer)

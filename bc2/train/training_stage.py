@@ -1,0 +1,50 @@
+"""The stage of an algorithm: its section and [model] -> a trained checkpoint and unfinished ones."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bc2.model.model_config import ModelConfig
+from bc2.parallel.parallel_config import ParallelConfig
+from bc2.pipeline.stage import Made, RunTask, Stage
+from bc2.ranks import world_size
+from bc2.recipe import Recipe
+from bc2.train.algorithm import Algorithm
+from bc2.train.training_settings import TrainingSettings, check_training
+
+
+def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
+    """The stage that trains by an algorithm."""
+
+    def check(recipe: Recipe) -> None:
+        check_training(recipe, algorithm)
+
+    return Stage(
+        kind="checkpoint",
+        version=algorithm.version,
+        section=algorithm.section,
+        also=(ModelConfig, ParallelConfig),
+        inputs=algorithm.all_inputs,
+        run=_run,
+        resolve=partial(TrainingSettings.of, algorithm=algorithm),
+        fit=_fit,
+        check=check,
+    )
+
+
+def _fit(settings: TrainingSettings) -> None:
+    settings.check_ranks(world_size())
+
+
+def _run(task: RunTask[TrainingSettings]) -> Made:
+    from bc2.train.run import Run
+    from bc2.train.train_run import train_run
+
+    run = Run.of_inputs(task.settings, task.inputs, task.registry, task.recorded, task.command)
+    known = None if task.fresh else run.finished(task.registry)
+    if known is not None and world_size() == 1:
+        return Made(known, anew=False)
+    task.begin_work()
+    # Ranks find out together whether it is finished: they may not see the same home.
+    artifact = train_run(run, task.registry, fresh=task.fresh)
+    return Made(artifact, anew=artifact != known)
