@@ -112,7 +112,7 @@ class Loop:
             with self._named(str(self.place)):
                 with self.engine.clock.part("data"):
                     step = next(steps)
-                measured = self._measure(step, self._count_labels(step))
+                measured = self._measure(step, self._agree(step))
                 reason = self.guard.judge(measured["loss"], measured["grad_norm"])
                 if reason is None:
                     self._accept(step, measured, began)
@@ -120,23 +120,24 @@ class Loop:
                 return
             self._pause()
 
-    def _count_labels(self, step: StepData) -> int:
+    def _agree(self, step: StepData) -> float:
         """Supervised tokens of the step on all ranks. Raises: Stopped if one of them is to stop."""
-        tokens, stop = self.engine.agree(step.labels, bool(self.stop))
-        if stop:
+        agreed = self.engine.agree(step.weights, step.computed, bool(self.stop))
+        if agreed.stop:
             self.stop.follow()
-        return tokens
+        return agreed.weights["tokens"]
 
-    def _measure(self, step: StepData, tokens: int) -> dict[str, float]:
+    def _measure(self, step: StepData, divisor: float) -> dict[str, float]:
         """Forward and backward of one optimizer step; no weight is changed."""
-        if not tokens:
+        if not divisor:
             raise RunFailed(
                 f"no supervised token in samples {step.first} to {step.first + step.sequences - 1}",
                 todo="look at the token shards: every label of the batch is masked",
             )
-        measured = self.engine.accumulate(
-            self._unless_stopped(step.batches), self.objective, tokens=tokens
+        sums = self.engine.accumulate(
+            self._unless_stopped(step.batches), self.objective, divisor=divisor
         )
+        measured = {name: value / divisor for name, value in sums.items()}
         norm = self.engine.gradient_norm()
         clipped = norm > self.schedule.clip_norm
         rate = self.schedule.learning_rate(self.step)

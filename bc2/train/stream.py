@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from bc2.data.loader import Ahead, Batch
+from bc2.data.loader import Ahead, Batch, total_weights
 from bc2.errors import RunFailed
 
 #: Seconds between two looks, during a wait for data, whether to stop waiting.
@@ -43,9 +43,14 @@ class StepData:
     """Names of the sources, by `Batch.source_ids`."""
 
     @property
-    def labels(self) -> int:
-        """Supervised tokens in the step."""
-        return sum(batch.num_labels for batch in self.batches)
+    def weights(self) -> dict[str, float]:
+        """What losses and metrics may be divided by: tokens, samples, and the algorithm's own."""
+        return total_weights(self.batches)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the model, supervised or not, with padding."""
+        return sum(batch.tokens.size for batch in self.batches)
 
     @property
     def sources(self) -> dict[str, int]:
