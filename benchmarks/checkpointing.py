@@ -72,9 +72,9 @@ def one(
 
     def step() -> None:
         tokens = micro * batch.num_labels
-        found = engine.accumulate([batch] * micro, NextToken(2e-4), tokens=tokens)
+        found = engine.accumulate([batch] * micro, NextToken(2e-4), divisor=tokens)
         engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=1.0)
-        losses.append(found["loss"])
+        losses.append(found["loss"] / tokens)
 
     seconds = []
     for _ in range(steps + 1):

@@ -164,7 +164,7 @@ def _peak(case: dict[str, Any]) -> int:
 def _train(case: dict[str, Any], mesh: Any) -> None:
     import numpy as np
 
-    from bc2.data.loader import pack
+    from bc2.data.loader import pack, total_weights
     from bc2.train.pretrain.next_token import NextToken
 
     engine = _engine(case, mesh)
@@ -177,8 +177,8 @@ def _train(case: dict[str, Any], mesh: Any) -> None:
             for _ in range(case["micro_batches"])
         ]
         batches = [pack(tokens, ids, -1) for tokens in drawn]
-        tokens, _ = engine.agree(sum(batch.num_labels for batch in batches), False)
-        engine.accumulate(batches, NextToken(2e-4), tokens=tokens)
+        tokens = engine.agree(total_weights(batches), 0, False).weights["tokens"]
+        engine.accumulate(batches, NextToken(2e-4), divisor=tokens)
         engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=0.5)
 
 

@@ -51,12 +51,12 @@ class Ours:
     def step(self) -> float:
         with self.clock.part("data"):
             step = next(self.steps)
-        tokens, _ = self.engine.agree(step.labels, False)
-        measured = self.engine.accumulate(step.batches, self.objective, tokens=tokens)
+        tokens = self.engine.agree(step.weights, step.computed, False).weights["tokens"]
+        sums = self.engine.accumulate(step.batches, self.objective, divisor=tokens)
         norm = self.engine.gradient_norm()
         optimizer = self.training.optimizer
         self.engine.update(optimizer.learning_rate, norm=norm, clip_norm=optimizer.clip_norm)
-        return measured["ce"]
+        return sums["ce"] / tokens
 
     def held_tensors(self) -> Iterator[Tensor]:
         yield from self.engine.model.parameters()

@@ -1,6 +1,6 @@
 """Token shards to batches: packed rows, labels that stay inside documents, boundaries.
 
-Shapes: R rows (samples), S tokens a row, D documents or pieces of them in a batch.
+Shapes: R rows, S tokens a row, D documents or pieces of them in a batch, N samples (as a rule R).
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from bc2.data.shards import TokenShards
 #: The label of a position that predicts nothing, as in torch's cross-entropy.
 IGNORED = -100
 
+#: The token field that says which sample a token is of: 0 to N - 1, or -100 for none (padding).
+SAMPLE = "sample"
+
 #: How long leaving waits for a read that is going on, seconds.
 _JOIN_S = 2.0
 
@@ -29,16 +33,26 @@ _JOIN_S = 2.0
 class Batch:
     """Packed rows.
 
+    Where ranks share its tokens, each one's objective is given a `bc2.parallel.own_batch.OwnBatch`.
+
     Attributes:
         tokens: [R, S] int64.
-        labels: [R, S] int64, the next token; -100 where the token is EOS, since what
-            follows belongs to another document, and in padding.
-        cu_seqlens: [D + 1] int32, where documents begin in the flattened tokens, and R * S:
-            at row starts and after every EOS.
+        labels: [R, S] int64, what each position is to say: any id of the vocabulary, or -100 for
+            nothing. `pack` has the next token there; another algorithm may have another one.
+        cu_seqlens: [D + 1] int32, where documents begin in the flattened tokens, and R * S.
         max_seqlen: tokens of the longest of them.
-        num_labels: labels that are not -100.
+        num_labels: labels that are not -100, of all ranks that share the tokens.
         source_ids: [R] int64, the source of each row: into `Mixture.sources` for training,
             into ``shards.sources("heldout")`` for held-out batches.
+        token_fields: what else an algorithm says of each token, by name; shaped as the labels.
+        sample_fields: what it says of each sample, by name: [N, ...].
+        packed_samples: N, where rows hold several samples; then the token field `SAMPLE` says
+            which one each token is of. None: each row is a sample.
+        extra_weights: what losses and metrics may be divided by beside tokens and samples, such as
+            ``{"pairs": 4}``. Every batch of an algorithm has the same names.
+
+    Raises:
+        ValueError: shapes or names do not fit together.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -47,6 +61,50 @@ class Batch:
     max_seqlen: int
     num_labels: int
     source_ids: npt.NDArray[np.int64]
+    token_fields: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    sample_fields: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    packed_samples: int | None = None
+    extra_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.token_fields.items():
+            if values.shape != self.labels.shape:
+                shapes = f"{values.shape}, and labels {self.labels.shape}"
+                raise ValueError(f"token field {name!r} has the shape {shapes}")
+        for name, values in self.sample_fields.items():
+            if values.shape[:1] != (self.num_samples,):
+                count = f"{self.num_samples} samples"
+                raise ValueError(f"sample field {name!r} has the shape {values.shape}, for {count}")
+        if self.packed_samples is not None and SAMPLE not in self.token_fields:
+            raise ValueError(f"samples are packed, but there is no token field {SAMPLE!r}")
+        ids = self.token_fields.get(SAMPLE, self.labels[:0])
+        if not np.all((ids == IGNORED) | ((ids >= 0) & (ids < self.num_samples))):
+            raise ValueError(f"token field {SAMPLE!r} has an id that is none of its samples")
+        if taken := {"tokens", "samples"} & self.extra_weights.keys():
+            raise ValueError(f"an extra weight may not be called {', '.join(sorted(taken))}")
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.tokens) if self.packed_samples is None else self.packed_samples
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What sums over this batch may be divided by."""
+        return {"tokens": self.num_labels, "samples": self.num_samples, **self.extra_weights}
+
+
+def total_weights(batches: Iterable[Batch]) -> dict[str, float]:
+    """The sums of the weights of one or more batches.
+
+    Raises:
+        ValueError: not all have the same names, so that ranks could not sum them together.
+    """
+    each = [batch.weights for batch in batches]
+    names = list(each[0])
+    if other := next((weights for weights in each if weights.keys() != each[0].keys()), None):
+        raise ValueError(f"batches of a step have other weights: {names} and {list(other)}")
+    return {name: sum(weights[name] for weights in each) for name in names}
 
 
 def pack(rows: npt.NDArray[np.int64], source_ids: npt.NDArray[np.int64], eos_id: int) -> Batch:
@@ -55,6 +113,10 @@ def pack(rows: npt.NDArray[np.int64], source_ids: npt.NDArray[np.int64], eos_id:
     Args:
         rows: [R, S + 1] tokens and the one after; -100 after the end of the text.
         source_ids: [R].
+
+    Returns:
+        Its labels are the next tokens; -100 where the token is EOS, since what follows belongs to
+        another document, and in padding. Documents begin at row starts and after every EOS.
     """
     inputs, labels = rows[:, :-1], rows[:, 1:].copy()
     tokens = np.where(inputs == IGNORED, eos_id, inputs)

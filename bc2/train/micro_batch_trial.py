@@ -77,7 +77,7 @@ class Trial:
         count = min(2, self.spec.training.batch_sequences // micro_batch)
         for _ in range(2):
             tokens = count * batch.num_labels
-            self.engine.accumulate([batch] * count, self.objective, tokens=tokens)
+            self.engine.accumulate([batch] * count, self.objective, divisor=tokens)
             norm = self.engine.gradient_norm()
             self.engine.update(0.0, norm=norm, clip_norm=1.0)
 

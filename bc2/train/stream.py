@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bc2.data.loader import Ahead, Batch
+from bc2.data.loader import Ahead, Batch, total_weights
 from bc2.errors import RunFailed
 
 #: Seconds between two looks, during a wait for data, whether to stop waiting.
@@ -45,9 +45,14 @@ class StepData:
     """Names of the sources, by `Batch.source_ids`."""
 
     @property
-    def labels(self) -> int:
-        """Supervised tokens in the step."""
-        return sum(batch.num_labels for batch in self.batches)
+    def weights(self) -> dict[str, float]:
+        """What losses and metrics may be divided by: tokens, samples, and the algorithm's own."""
+        return total_weights(self.batches)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the model, supervised or not, with padding."""
+        return sum(batch.tokens.size for batch in self.batches)
 
     @property
     def sources(self) -> dict[str, int]:

@@ -114,7 +114,7 @@ def _rank(checks: Checks) -> None:
     losses = []
     for rows in _rows(checks):
         mine = packed(rows[mesh.world.rank :: 2])
-        tokens, _ = engine.agree(mine.num_labels, False)
+        tokens = engine.agree(mine.weights, mine.tokens.size, False).weights["tokens"]
         losses.append(step(engine, [mine], tokens=tokens).loss)
     weights = engine.snapshot().weights
     parts = mesh.world.all_gather_object({f.name: (f.first, f.data) for f in weights.fragments})

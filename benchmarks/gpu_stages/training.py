@@ -102,7 +102,7 @@ class Step:
 
 def step(
     engine: Engine, batches: Sequence[Batch], *, clip: float = 0.5, learning_rate: float = 1e-3,
-    tokens: int | None = None,
+    tokens: float | None = None,
 ) -> Step:  # fmt: skip
     """One optimizer step.
 
@@ -110,10 +110,10 @@ def step(
         tokens: supervised tokens on all ranks; those of `batches` if None.
     """
     count = sum(batch.num_labels for batch in batches) if tokens is None else tokens
-    found = engine.accumulate(batches, NextToken(Z_WEIGHT), tokens=count)
+    found = engine.accumulate(batches, NextToken(Z_WEIGHT), divisor=count)
     norm = engine.gradient_norm()
     engine.update(learning_rate, norm=norm, clip_norm=clip)
-    return Step(float(found["loss"]), float(norm))
+    return Step(float(found["loss"]) / count, float(norm))
 
 
 def weights_of(engine: Engine) -> dict[str, Tensor]:

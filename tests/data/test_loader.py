@@ -6,12 +6,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bc2.data import loader as module
-from bc2.data.loader import IGNORED, Batch, Loader, heldout_batches, read_ahead
+from bc2.data.loader import (
+    IGNORED,
+    SAMPLE,
+    Batch,
+    Loader,
+    heldout_batches,
+    pack,
+    read_ahead,
+    total_weights,
+)
 from bc2.data.mixture import Mixture
 from bc2.data.shards import TokenShards
 
@@ -253,3 +264,44 @@ def test_pack_knows_the_edges():
     assert batch.labels.tolist() == [[-100, 2, -100, -100], [8, -100, -100, -100]]
     assert batch.cu_seqlens.tolist() == [0, 1, 3, 4, 7, 8]
     assert (batch.max_seqlen, batch.num_labels) == (3, 2)
+
+
+def made(**fields: Any) -> Batch:
+    """Two rows of four tokens, with what an algorithm adds."""
+    rows = np.array([[3, 5, 2, 4, 6], [7, 8, IGNORED, IGNORED, IGNORED]])
+    return replace(pack(rows, np.array([0, 0]), eos_id=2), **fields)
+
+
+def test_a_batch_has_the_weights_of_its_algorithm_beside_its_own() -> None:
+    pairs = made(extra_weights={"pairs": 1})
+    assert pairs.weights == {"tokens": 4, "samples": 2, "pairs": 1}
+    heavy = made(extra_weights={"pairs": 2.5})
+    assert total_weights([pairs, heavy]) == {"tokens": 8, "samples": 4, "pairs": 3.5}
+    with pytest.raises(ValueError, match="other weights"):
+        total_weights([pairs, made()])
+
+
+def test_samples_may_be_packed() -> None:
+    ids = np.array([[0, 0, 0, 1], [2, 2, IGNORED, IGNORED]])
+    reward = np.array([0.5, 1.0, -1.0])
+    packed = made(token_fields={SAMPLE: ids}, sample_fields={"r": reward}, packed_samples=3)
+    assert packed.weights == {"tokens": 4, "samples": 3}
+    with pytest.raises(ValueError, match="there is no token field 'sample'"):
+        made(packed_samples=3)
+    with pytest.raises(ValueError, match="none of its samples"):
+        made(token_fields={SAMPLE: ids})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"token_fields": {"mask": np.zeros((2, 5))}}, r"'mask' has the shape \(2, 5\)"),
+        ({"token_fields": {"mask": np.zeros(8)}}, r"'mask' has the shape \(8,\)"),
+        ({"sample_fields": {"r": np.zeros(3)}}, r"'r' has the shape \(3,\), for 2 samples"),
+        ({"sample_fields": {"r": np.zeros(())}}, r"'r' has the shape \(\), for 2 samples"),
+        ({"extra_weights": {"tokens": 3, "samples": 2}}, "may not be called samples, tokens"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        made(**fields)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bc2.data.loader import Batch, pack
+from bc2.data.loader import Batch, pack, total_weights
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import Request, ScoreRequest
@@ -33,6 +33,7 @@ from bc2.parallel.state import HeldTensors, Stored, write_fragments
 from bc2.train.engines import gradients
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
+from bc2.train.objective import Objective
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.pretrain.next_token import NextToken
 
@@ -72,6 +73,13 @@ def batches(step: int, mesh: Mesh) -> list[Batch]:
     return every[mesh.data.rank :: mesh.data.size]
 
 
+def step_means(engine: Engine, mine: list[Batch], objective: Objective) -> dict[str, float]:
+    """Accumulate a step, of which these are this rank's micro-batches; means over its tokens."""
+    tokens = engine.agree(total_weights(mine), 0, False).weights["tokens"]
+    sums = engine.accumulate(mine, objective, divisor=tokens)
+    return {name: value / tokens for name, value in sums.items()}
+
+
 def through_folder(state: EngineState, mesh: Mesh, folder: Path) -> Stored:
     """Write what all ranks hold into a new folder, and open it."""
     files = {**state.weights.files("model"), **state.optimizer.files("optimizer")}
@@ -90,9 +98,7 @@ def through_files(engine: Engine, mesh: Mesh, folder: Path) -> None:
     """Write what all ranks hold, spoil the engine, and read it back."""
     state = engine.snapshot()
     # It is written beside the training: what happens after must not show in it.
-    mine = batches(77, mesh)
-    tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
-    engine.accumulate(mine, NextToken(2e-4), tokens=tokens)
+    step_means(engine, batches(77, mesh), NextToken(2e-4))
     engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
     stored = through_folder(state, mesh, folder)
     engine.restore(InitialWeights(engine.model.config, 9), HeldTensors())
@@ -161,26 +167,23 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     found = []
     for step in range(run.get("steps", 20)):
         mine = batches(step, mesh)
-        tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
         if step == run.get("says_before"):
             found += continuations(engine, mesh)
         if step in run.get("answers_before", ()):
             found += answers(engine, mesh, by_layer=run.get("by_layer", False))
         if step == run.get("left_out"):
             # What was accumulated and is not wanted must leave nothing behind.
-            engine.accumulate(mine, objective, tokens=tokens)
+            step_means(engine, mine, objective)
             engine.discard()
             continue
-        measured = engine.accumulate(mine, objective, tokens=tokens)
+        measured = step_means(engine, mine, objective)
         norm = engine.gradient_norm()
         engine.update(1e-2, norm=norm, clip_norm=0.5)
         found.append([measured["loss"], norm])
     if run.get("again"):
         # A state that is taken back must be the one that was given.
         through_files(engine, mesh, Path(sys.argv[2]) / run["again"])
-        mine = batches(99, mesh)
-        tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
-        found.append([engine.accumulate(mine, objective, tokens=tokens)["loss"], 0.0])
+        found.append([step_means(engine, batches(99, mesh), objective)["loss"], 0.0])
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from driver import batches, engine_of, main
+from driver import batches, engine_of, main, step_means
 
 from bc2.data.loader import Batch
 from bc2.model.transformer import Transformer
@@ -59,9 +59,7 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     engine = engine_of(run, mesh)
     found = []
     for step in range(STEPS):
-        mine = batches(step, mesh)
-        tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
-        measured = engine.accumulate(mine, Values(), tokens=tokens)
+        measured = step_means(engine, batches(step, mesh), Values())
         norm = engine.gradient_norm()
         engine.update(1e-2, norm=norm, clip_norm=0.5)
         found.append([measured["loss"], norm, measured["values"]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from driver import batches, engine_of, main
+from driver import batches, engine_of, main, step_means
 
 from bc2.data.loader import Batch
 from bc2.model.log_probs import TokenLogProbs
@@ -66,9 +66,7 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     objective = NextToken(0.0) if fused else LogProbs(run.get("entropy_weight", 0.0))
     found = []
     for step in range(STEPS):
-        mine = batches(step, mesh)
-        tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
-        measured = engine.accumulate(mine, objective, tokens=tokens)
+        measured = step_means(engine, batches(step, mesh), objective)
         norm = engine.gradient_norm()
         engine.update(1e-2, norm=norm, clip_norm=0.5)
         found.append([measured["loss"], norm])

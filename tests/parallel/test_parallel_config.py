@@ -247,10 +247,10 @@ def trained(segment: int, position: Any) -> tuple[list[float], list[torch.Tensor
     for step in range(3):
         data = [batch(2 * step), batch(2 * step + 1)]
         tokens = sum(one.num_labels for one in data)
-        seen.append(engine.accumulate(data, NextToken(2e-4), tokens=tokens)["loss"])
+        seen.append(engine.accumulate(data, NextToken(2e-4), divisor=tokens)["loss"])
         seen.append(engine.gradient_norm())
         engine.update(1e-2, norm=seen[-1], clip_norm=0.5)
-    engine.accumulate([batch(99)], NextToken(2e-4), tokens=100)
+    engine.accumulate([batch(99)], NextToken(2e-4), divisor=100)
     grads = [p.grad.clone() for p in made.parameters() if p.grad is not None]
     return seen, [*grads, *(p.detach().clone() for p in made.parameters())]
 

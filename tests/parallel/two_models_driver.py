@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from driver import LENGTH, batches, continuations, main, through_folder
+from driver import LENGTH, batches, continuations, main, step_means, through_folder
 from torch import Tensor
 
 from bc2.data.loader import Batch
@@ -132,9 +132,7 @@ def digest(state: EngineState, mesh: Mesh) -> float:
 
 
 def accumulate(name: str, engine: Engine, step: int, asking: Asking, mesh: Mesh) -> float:
-    mine = batches(100 * SEEDS[name] + step, mesh)
-    tokens, _ = engine.agree(sum(batch.num_labels for batch in mine), False)
-    return engine.accumulate(mine, asking, tokens=tokens)["loss"]
+    return step_means(engine, batches(100 * SEEDS[name] + step, mesh), asking)["loss"]
 
 
 def take_back(engines: dict[str, Engine], mesh: Mesh, folder: Path) -> None:

@@ -50,7 +50,7 @@ def engine(seed: int = 0) -> LocalEngine:
 def step(trained: LocalEngine) -> float:
     tokens = np.random.default_rng(0).integers(3, 64, (2, 17))
     one = pack(tokens, np.zeros(2, np.int64), eos_id=-1)
-    loss = trained.accumulate([one], NextToken(0.0), tokens=one.num_labels)["loss"]
+    loss = trained.accumulate([one], NextToken(0.0), divisor=one.num_labels)["loss"]
     trained.update(0.05, norm=trained.gradient_norm(), clip_norm=1.0)
     return loss
 

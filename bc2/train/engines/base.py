@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from bc2.generate.runner import ModelRunner
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import build_model
 from bc2.parallel.mesh import Group, Mesh
-from bc2.parallel.sequence import own_tokens
+from bc2.parallel.own_batch import own_batch
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
 from bc2.train.objective import Loss, Objective
@@ -43,6 +43,17 @@ class EngineState:
             self.give_back = None
 
 
+class Agreed(NamedTuple):
+    """What all ranks know of a step together; each sample counts once."""
+
+    weights: dict[str, float]
+    """`Batch.weights`, summed."""
+    computed: int
+    """Tokens that go through the model."""
+    stop: bool
+    """Whether any rank is to stop."""
+
+
 class Engine(ABC):
     """Holds a model and its optimizer on this rank.
 
@@ -61,16 +72,18 @@ class Engine(ABC):
 
     @abstractmethod
     def accumulate(
-        self, batches: Iterable[Batch], objective: Objective, *, tokens: int
+        self, batches: Iterable[Batch], objective: Objective, *, divisor: float
     ) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches of one step.
 
         Args:
-            objective: returns sums over supervised tokens.
-            tokens: supervised tokens of the step on all ranks, which the sums are divided by.
+            objective: returns sums.
+            divisor: a weight of the step on all ranks. The gradient is that of the summed loss
+                divided by it.
 
         Returns:
-            Means over the step: ``loss`` (the objective), and the objective's `Loss.sums`.
+            Sums over the step and all ranks, not divided: ``loss`` (the objective), and the
+            objective's `Loss.sums`.
         """
 
     @abstractmethod
@@ -105,20 +118,28 @@ class Engine(ABC):
         if self.blank:
             raise RuntimeError("the engine was made without weights, and none were restored")
 
-    def agree(self, labels: int, stop: bool) -> tuple[int, bool]:
-        """Supervised tokens on all ranks, and whether any rank is to stop."""
-        world = self.mesh.world
-        if world.size == 1:
-            return labels, stop
+    def agree(self, weights: Mapping[str, float], computed: int, stop: bool) -> Agreed:
+        """What the ranks have of a step together.
+
+        Args:
+            weights: of this rank's micro-batches: the same names, in one order, on every rank.
+            computed: tokens of theirs that go through the model.
+            stop: whether this rank is to stop.
+        """
+        mesh = self.mesh
+        if mesh.world.size == 1:
+            return Agreed({name: float(value) for name, value in weights.items()}, computed, stop)
+        # The ranks of a replica have the same samples: the first of them counts them.
+        counts = mesh.tensor.rank == 0 and mesh.sequence.rank == 0
+        mine = [*weights.values(), computed] if counts else [0.0] * (len(weights) + 1)
         device = next(self.model.parameters()).device
-        sums = world.all_reduce(torch.tensor([labels, int(stop)], dtype=torch.int64, device=device))
-        total, stops = sums.tolist()
-        # The ranks of a replica have the same samples, so each label was counted several times.
-        return total // (world.size // self.mesh.data.size), stops > 0
+        sums = torch.tensor([*mine, stop], dtype=torch.float64, device=device)
+        *totals, everything, stops = mesh.world.all_reduce(sums).tolist()
+        return Agreed(dict(zip(weights, totals, strict=True)), int(everything), stops > 0)
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
-        found: Loss = self._run_model(objective, self._own(batch), clock)
+        found: Loss = self._run_model(objective, own_batch(batch, self.mesh.sequence), clock)
         return found
 
     @contextmanager
@@ -163,13 +184,6 @@ class Engine(ABC):
         self.check_restored()
         # With another clock: this is no part of a step.
         return self._summed(sums_of(self.loss(objective, batch, Clock())), data=False)
-
-    def _own(self, batch: Batch) -> Batch:
-        """The batch with this rank's labels only; tokens and boundaries are needed whole."""
-        if self.mesh.sequence.size == 1:
-            return batch
-        labels = batch.labels.reshape(-1)
-        return replace(batch, labels=labels[own_tokens(len(labels), self.mesh.sequence)])
 
     def _summed(self, sums: Mapping[str, Tensor], *, data: bool) -> dict[str, float]:
         """Sums over all ranks that have different tokens; waits for the device.

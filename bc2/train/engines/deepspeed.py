@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO: ranks share optimizer states (1), gradients (2) and weights (3).
 
 The loop, the objective and the samples are those of the local engine. DeepSpeed reduces
-gradients and partitions states, and does nothing else: losses are divided by the step's tokens
+gradients and partitions states, and does nothing else: losses are divided by the step's weight
 here, the optimizer clips, and the norm is taken before anything is updated, so that a bad step
 can be skipped.
 """
@@ -32,6 +32,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import InitialWeights, build_model, parts
 from bc2.parallel.mesh import Mesh
+from bc2.parallel.own_batch import own_batch
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
@@ -112,7 +113,7 @@ class DeepSpeedEngine(Engine):
             self.restore(InitialWeights(config, seed), HeldTensors())
 
     def accumulate(
-        self, batches: Iterable[Batch], objective: Objective, *, tokens: int
+        self, batches: Iterable[Batch], objective: Objective, *, divisor: float
     ) -> dict[str, float]:
         self.check_restored()
         self.discard()
@@ -123,11 +124,10 @@ class DeepSpeedEngine(Engine):
             loss = self.loss(objective, batch, self.clock)
             with self.clock.part("backward"):
                 # DeepSpeed averages over the replicas.
-                mean = loss.total * (self.mesh.replicas.size / tokens)
+                mean = loss.total * (self.mesh.replicas.size / divisor)
                 self._engine.backward(mean, scale_wrt_gas=False)
             add_sums(sums, loss)
-        whole = self._summed(sums, data=True)
-        return {name: value / tokens for name, value in whole.items()}
+        return self._summed(sums, data=True)
 
     def gradient_norm(self) -> float:
         with self.clock.part("optimizer"):
@@ -159,7 +159,8 @@ class DeepSpeedEngine(Engine):
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         # DeepSpeed looks for tensors in the output, and knows only tuples and dictionaries.
-        total, sums = self._run_model(_total_and_sums, objective, self._own(batch), clock)
+        own = own_batch(batch, self.mesh.sequence)
+        total, sums = self._run_model(_total_and_sums, objective, own, clock)
         return Loss(total, sums)
 
     def _run_model(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -94,7 +94,7 @@ class LocalEngine(Engine):
         )
 
     def accumulate(
-        self, batches: Iterable[Batch], objective: Objective, *, tokens: int
+        self, batches: Iterable[Batch], objective: Objective, *, divisor: float
     ) -> dict[str, float]:
         self.check_restored()
         self.discard()
@@ -102,12 +102,11 @@ class LocalEngine(Engine):
         for batch, last in self._with_last(batches):
             loss = self.loss(objective, batch, self.clock)
             with self.clock.part("backward"), self._gradients.backward(last):
-                torch.autograd.backward(loss.total / tokens)
+                torch.autograd.backward(loss.total / divisor)
             add_sums(sums, loss)
         with self.clock.part("backward"):
             self._gradients.finish()
-            whole = self._summed(sums, data=True)
-        return {name: value / tokens for name, value in whole.items()}
+            return self._summed(sums, data=True)
 
     def _with_last(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Each batch, and whether none follows, which only several replicas need to know."""

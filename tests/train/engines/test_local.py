@@ -69,8 +69,8 @@ def test_accumulation_equals_the_full_batch_to_rounding(micro: int) -> None:
     assert len({part.num_labels for part in parts}) > 1, "micro-batches must weigh unequally"
     one = LocalEngine(model(), AdamWConfig())
     two = LocalEngine(model(), AdamWConfig())
-    full = one.accumulate([whole], OBJECTIVE, tokens=whole.num_labels)
-    sums = two.accumulate(parts, OBJECTIVE, tokens=sum(p.num_labels for p in parts))
+    full = one.accumulate([whole], OBJECTIVE, divisor=whole.num_labels)
+    sums = two.accumulate(parts, OBJECTIVE, divisor=sum(p.num_labels for p in parts))
     assert sums == pytest.approx(full, rel=1e-6)
     expected, got = gradients(one), gradients(two)
     assert expected.keys() == got.keys()
@@ -108,7 +108,7 @@ def test_updates_follow_adamw_with_clipping_and_no_decay_of_norms() -> None:
     clipped = 0
     for step in range(1, 6):
         data = batch(rows(4, seed=step))
-        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
         norm = engine.gradient_norm()
         clipped += norm > config.clip_norm
         lr = config.learning_rate / step
@@ -128,7 +128,7 @@ def test_bf16_computes_with_rounded_weights_over_fp32_master_and_state() -> None
     engine = LocalEngine(model(), AdamWConfig(learning_rate=1e-4), precision="bf16")
     data = batch(rows(4))
     for _ in range(3):
-        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
         engine.update(1e-4, norm=engine.gradient_norm(), clip_norm=0.5)
     pairs = list(zip(engine.parts, engine.model.parameters(), engine.master, strict=True))
     for name, parameter, master in pairs:
@@ -153,7 +153,7 @@ def test_bf16_gradients_are_close_to_fp32() -> None:
     grads = []
     for precision in ("fp32", "bf16"):
         engine = LocalEngine(model(), AdamWConfig(), precision=precision)
-        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
         grads.append(torch.cat([g.flatten() for g in gradients(engine).values()]))
     cosine = torch.nn.functional.cosine_similarity(grads[0], grads[1], dim=0)
     assert cosine > 0.999
@@ -164,7 +164,7 @@ def test_snapshot_and_restore_are_exact(precision: str) -> None:
     def advance(engine: LocalEngine, first: int, last: int) -> None:
         for step in range(first, last):
             data = batch(rows(4, seed=step))
-            engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+            engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
             engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
 
     straight = LocalEngine(model(), AdamWConfig(), precision=precision)  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def test_snapshot_and_restore_are_exact(precision: str) -> None:
 def test_snapshot_is_a_copy() -> None:
     engine = LocalEngine(model(), AdamWConfig())
     data = batch(rows(4))
-    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
     weights = engine.snapshot().weights
     before = weights.whole("lm_head.weight").clone()
     engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
@@ -193,7 +193,7 @@ def test_snapshot_is_a_copy() -> None:
 def test_a_released_snapshot_is_copied_over_by_the_next() -> None:
     engine = LocalEngine(model(), AdamWConfig())
     data = batch(rows(4))
-    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
     engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
 
     def places(state: EngineState) -> list[int]:
@@ -204,7 +204,7 @@ def test_a_released_snapshot_is_copied_over_by_the_next() -> None:
     was = places(second)
     second.release()
     assert "lm_head.weight" not in second.weights, "what is copied over is not to be read"
-    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
     engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
     third = engine.snapshot()
     assert places(third) == was
@@ -218,7 +218,7 @@ def test_weights_that_were_never_restored_are_not_used() -> None:
     engine = LocalEngine(model(), AdamWConfig(), blank=True)
     data = batch(rows(4))
     with pytest.raises(RuntimeError, match="none were restored"):
-        engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+        engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
     with pytest.raises(RuntimeError, match="none were restored"):
         engine.evaluate(OBJECTIVE, data)
     with pytest.raises(RuntimeError, match="none were restored"):
@@ -227,7 +227,7 @@ def test_weights_that_were_never_restored_are_not_used() -> None:
         pass
     given = LocalEngine(model(), AdamWConfig()).snapshot()
     engine.restore(given.weights, given.optimizer)
-    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
 
 
 def test_no_weights_are_drawn_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_no_weights_are_drawn_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) 
 def test_discard_forgets_the_gradient() -> None:
     engine = LocalEngine(model(), AdamWConfig())
     data = batch(rows(4))
-    engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+    engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
     engine.discard()
     assert not gradients(engine)
 
@@ -265,7 +265,7 @@ def test_compiled_gives_the_same_numbers_and_settles() -> None:
         data = batch(rows(4, seed=step))
         losses = []
         for engine in (eager, compiled):
-            measured = engine.accumulate([data], OBJECTIVE, tokens=data.num_labels)
+            measured = engine.accumulate([data], OBJECTIVE, divisor=data.num_labels)
             engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=0.5)
             losses.append(measured["loss"])
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -304,7 +304,7 @@ def test_what_an_engine_holds_is_its_weights_and_states() -> None:
     weights = {p.data_ptr() for p in engine.model.parameters()}
     assert {held.data_ptr() for held in engine.held_tensors()} == weights, "no states yet"
     whole = batch(rows(4))
-    engine.accumulate([whole], OBJECTIVE, tokens=whole.num_labels)
+    engine.accumulate([whole], OBJECTIVE, divisor=whole.num_labels)
     engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=1.0)
     held = [one for one in engine.held_tensors() if one.numel() > 1]
     number = sum(p.numel() for p in engine.model.parameters())
@@ -322,7 +322,7 @@ def test_gradients_take_what_is_planned_when_the_last_one_comes() -> None:
 
     engine.model.model.embed_tokens.weight.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
     data = batch(rows(4))
-    engine.accumulate([data] * 2, OBJECTIVE, tokens=2 * data.num_labels)
+    engine.accumulate([data] * 2, OBJECTIVE, divisor=2 * data.num_labels)
     shape = TrainingShape(CONFIG, 4, 16, "bf16", 0)
     planned = estimate(replace(shape, accumulated=True)).phases["end"]["gradients"]
     assert found == [planned] * 2
@@ -338,7 +338,7 @@ def test_a_gradient_of_another_objective_is_refused() -> None:
         return Loss(loss.total + two.call_model(OBJECTIVE, data, clock).total, loss.sums)
 
     with pytest.raises(RuntimeError, match="its own `accumulate`"):
-        one.accumulate([drawn], joint, tokens=drawn.num_labels)
+        one.accumulate([drawn], joint, divisor=drawn.num_labels)
     with torch.no_grad():
         said = two.call_model(OBJECTIVE, drawn, Clock())
     assert said.total.item() == OBJECTIVE(model(1), drawn).total.item()

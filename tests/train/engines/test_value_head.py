@@ -69,10 +69,10 @@ def engine_steps(precision: Precision, count: int) -> tuple[list[list[float]], L
     found = []
     for step in range(count):
         data = batch(step)
-        sums = engine.accumulate([data], squares, tokens=data.num_labels)
+        sums = engine.accumulate([data], squares, divisor=data.num_labels)
         norm = engine.gradient_norm()
         engine.update(1e-2, norm=norm, clip_norm=0.5)
-        found.append([sums["loss"], norm])
+        found.append([sums["loss"] / data.num_labels, norm])
     return found, engine
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bc2.data.loader import pack
+from bc2.data.loader import pack, total_weights
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.mesh import make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
@@ -66,8 +66,8 @@ def train(case: dict[str, Any]) -> dict[str, int]:
         rng = np.random.default_rng([mesh.data.rank, step])
         rows = rng.integers(3, case["model"]["vocab_size"], (case["micro_batches"], 1, length + 1))
         batches = [pack(row, np.zeros(1, np.int64), -1) for row in rows]
-        tokens, _ = engine.agree(sum(batch.num_labels for batch in batches), False)
-        engine.accumulate(batches, NextToken(2e-4), tokens=tokens)
+        tokens = engine.agree(total_weights(batches), 0, False).weights["tokens"]
+        engine.accumulate(batches, NextToken(2e-4), divisor=tokens)
         if case["zero"] < 3:
             found["normed"], found["left"] = summed(zero), gradients(zero)
         engine.update(1e-3, norm=engine.gradient_norm(), clip_norm=0.5)
