@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bc2.errors import RecipeError
 from bc2.model.transformer import Transformer, draw_weight
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence
 from bc2.parallel.sharding import TensorShard, shard_of
+from bc2.parallel.state import ShapedSource
 from bc2.parallel.tensor import cut_tensors
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
+    from bc2.model.model_formulas import HeadKind
+
+#: The parameters of heads: see `bc2.model.heads`.
+HEADS = ("lm_head.weight", "score.weight")
 
 
 def build_model(config: ModelConfig, mesh: Mesh) -> Transformer:
@@ -28,13 +35,17 @@ def build_model(config: ModelConfig, mesh: Mesh) -> Transformer:
 
 def parts(config: ModelConfig, mesh: Mesh) -> dict[str, TensorShard]:
     """The shard that this rank has of each parameter, in the model's order."""
-    with torch.device("meta"):
-        whole = Transformer(config)
     tensor = mesh.tensor
     return {
-        name: shard_of(name, tuple(parameter.shape), tensor.rank, tensor.size)
-        for name, parameter in whole.named_parameters()
+        name: shard_of(name, shape, tensor.rank, tensor.size)
+        for name, shape in _whole_shapes(config).items()
     }
+
+
+def _whole_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        whole = Transformer(config)
+    return {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
 
 
 class InitialWeights:
@@ -59,3 +70,76 @@ class InitialWeights:
         self._skipped.clear()
         whole = draw_weight(self.config, name, shape, self._generator)
         return part.of(whole).reshape(-1)[first : first + count]
+
+
+class StartWeights:
+    """A checkpoint's weights for a model that begins with them: a `StateSource`.
+
+    The model may have another head than the checkpoint: a scalar one, say, where that has a
+    language head. Then the head alone is drawn from the seed, and is the one that
+    `InitialWeights` draws. It may be read any number of times.
+
+    Args:
+        config: of the model that is filled.
+        stored: the checkpoint's weights, fp32 or bf16.
+        seed: of the head, where it is another one.
+
+    Raises:
+        RecipeError: anything but the head does not fit the model, with names and shapes.
+    """
+
+    def __init__(self, config: ModelConfig, stored: ShapedSource, seed: int):
+        self.config = config
+        self.seed = seed
+        self._stored = stored
+        self._shapes = _whole_shapes(config)
+        self._head = next(name for name in self._shapes if name in HEADS)
+        self.draws_head = _head_kind(stored.shapes) not in (None, config.head)
+        """Whether the head is drawn, because the checkpoint has another one."""
+        problems = list(self._problems(stored.shapes))
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise RecipeError(
+                "the weights to start from do not fit [model]: " + "; ".join(problems[:3]) + more,
+                todo="give [model] the sizes of that checkpoint; only its head may be another one",
+            )
+
+    def _problems(self, stored: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+        wanted, found = dict(self._shapes), dict(stored)
+        if self.draws_head:
+            del wanted[self._head]
+            found = {name: shape for name, shape in found.items() if name not in HEADS}
+        for name, shape in wanted.items():
+            if name not in found:
+                yield f"{name} {list(shape)} is missing"
+            elif tuple(found[name]) != shape:
+                yield f"{name} is {list(found[name])}, not {list(shape)}"
+        for name in found:
+            if name not in wanted:
+                yield f"{name} {list(found[name])} is not in the model"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
+        if name == self._head and self.draws_head:
+            return self._draw_head(part, first, count)
+        return self._stored.read(name, part, first, count)
+
+    def _draw_head(self, part: TensorShard, first: int, count: int) -> Tensor:
+        drawn = InitialWeights(self.config, self.seed)
+        for name, shape in self._shapes.items():
+            if name == self._head:
+                break
+            drawn.read(name, TensorShard(shape), 0, 0)
+        return drawn.read(self._head, part, first, count)
+
+
+def _head_kind(shapes: Mapping[str, tuple[int, ...]]) -> HeadKind | None:
+    """The kind of the head that parameters have; None: they have none, or both."""
+    language, score = (shapes.get(name) for name in HEADS)
+    if (language is None) == (score is None):
+        return None
+    if score is None:
+        return "language"
+    return "scalar" if score[:1] == (1,) else "classes"

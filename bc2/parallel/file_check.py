@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -44,19 +44,25 @@ def reading_cost(size: int) -> int:
 
 
 def check_files_together(
-    artifact: Artifact, ranks: Group, remembered: VerifiedFiles | None = None
+    artifact: Artifact,
+    ranks: Group,
+    remembered: VerifiedFiles | None = None,
+    *,
+    only: Collection[str] | None = None,
 ) -> None:
     """Find every file of an artifact intact. All ranks call it, and each reads a share.
 
     Args:
         remembered: what was found intact before is not read again, and this is added.
+        only: the names of the files that are wanted, and read; None: all of them.
 
     Raises:
         IntegrityError: a file is not what was published; on every rank, with its name.
     """
     unread: list[str] = []
     with fail_together(ranks):
-        entries = {entry.path: entry for entry in artifact.manifest.files}
+        files = artifact.manifest.files
+        entries = {entry.path: entry for entry in files if only is None or entry.path in only}
         if ranks.rank == 0:
             check_sizes(artifact.path, artifact.manifest)
             known = remembered.unchanged(artifact.path, entries.values()) if remembered else ()

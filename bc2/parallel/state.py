@@ -31,7 +31,13 @@ from bc2.parallel.sharding import TensorShard
 #: Bytes of tensors in a file, unless one is larger: files are digested side by side.
 FILE_BYTES = 8 << 30
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
+#: NumPy has no bfloat16: its bits.
+_BF16 = np.dtype(np.uint16)
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "BF16": _BF16,
+    "U8": np.dtype(np.uint8),
+}
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 
 Array = npt.NDArray[Any]
@@ -56,7 +62,18 @@ class StateSource(Protocol):
     def __contains__(self, name: object) -> bool: ...
 
     def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
-        """[count] numbers of a part, flattened, from `first` on; called in the model's order."""
+        """[count] numbers of a part, flattened, from `first` on; called in the model's order.
+
+        They may be of another type than the tensor that they are for, such as bf16.
+        """
+
+
+class ShapedSource(StateSource, Protocol):
+    """A source that knows everything that it has."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each whole tensor."""
 
 
 @dataclass
@@ -195,7 +212,7 @@ def _places(entries: Mapping[str, Any], begin: int) -> dict[str, TensorLocation]
     found = {}
     for name, span in tensor_spans(entries).items():
         if span.dtype not in _DTYPES:
-            raise ValueError(f"{name} is {span.dtype}, not {' or '.join(_DTYPES)}")
+            raise ValueError(f"{name} is {span.dtype}, not one of {', '.join(_DTYPES)}")
         found[name] = TensorLocation(span.shape, _DTYPES[span.dtype], begin + span.first)
     return found
 
@@ -351,10 +368,14 @@ def _joined(pieces: Iterable[tuple[int, Array]]) -> list[tuple[int, list[Array]]
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of some files: a `StateSource`."""
+    """The tensors of some files: a `ShapedSource`."""
 
     files: Mapping[str, MappedTensors]
     """By tensor."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: mapped.file.places[name].shape for name, mapped in self.files.items()}
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> Stored:
@@ -387,7 +408,8 @@ class Stored:
         found = np.empty(count, whole.dtype)
         for view, which in runs(whole, part, first, count):
             found[which] = view.reshape(-1)
-        return torch.from_numpy(found)
+        read = torch.from_numpy(found)
+        return read.view(torch.bfloat16) if whole.dtype == _BF16 else read
 
     def whole(self, name: str) -> Tensor:
         """All of a tensor, in its shape."""

@@ -1,46 +1,49 @@
-"""``init``: the checkpoints that a run's models start from."""
+"""``init``: the checkpoints that the models of a run begin with."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bc2.errors import RecipeError
-from bc2.model.store import load_config, weight_files
+from bc2.errors import DataError, RecipeError
+from bc2.model.model_config import ModelConfig
+from bc2.model.store import CONFIG, check_shapes, load_config, weight_files
 from bc2.parallel.agreement import fail_together
 from bc2.parallel.build import StartWeights
+from bc2.parallel.file_check import check_files_together
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import StateSource, Stored
+from bc2.registry import Artifact
 
 if TYPE_CHECKING:
-    from bc2.registry import Artifact
     from bc2.train.algorithm import ModelRole
     from bc2.train.run import Run
 
-#: Settings of a model in which it may differ from the weights that it starts from: they change no
-#: shape of a layer, or only the head's, which is then drawn from the seed.
+#: Settings of a model in which it may differ from what it begins with: they change no shape of a
+#: layer, or only the head's, which is then drawn from the seed.
 _MAY_DIFFER = {"head", "num_classes", "context_length", "initializer_range"}
 
 
 def check_start(run: Run) -> None:
-    """Check that every model has the shape of what it starts from.
+    """Check that every model of a run has the shape of what it begins with; reads no weights.
 
     Raises:
         RecipeError: it has another one; the settings that differ are named.
+        IntegrityError: a configuration is not what was published.
     """
     for role in run.settings.models:
-        artifact = _start_of(run, role)
+        artifact = start_of(run, role)
         if artifact is not None:
             _check_shape(run, role, artifact)
 
 
-def _start_of(run: Run, role: ModelRole) -> Artifact | None:
+def start_of(run: Run, role: ModelRole) -> Artifact | None:
+    """The checkpoint that a model of a run begins with; None: the seed draws its weights."""
     return run.inputs.get(role.init) if role.init is not None else None
 
 
 def _check_shape(run: Run, role: ModelRole, artifact: Artifact) -> None:
-    artifact.file("model.json")
-    there = load_config(artifact.path).model_dump()
-    wanted = role.model.model_dump()
+    artifact.file(CONFIG)
+    there, wanted = load_config(artifact.path).model_dump(), role.model.model_dump()
     other = [name for name in wanted if wanted[name] != there[name] and name not in _MAY_DIFFER]
     if other:
         said = ", ".join(f"{name} is {there[name]} there and {wanted[name]} here" for name in other)
@@ -51,22 +54,43 @@ def _check_shape(run: Run, role: ModelRole, artifact: Artifact) -> None:
         )
 
 
-def open_start_weights(run: Run, mesh: Mesh, *, resumes: bool) -> dict[str, StateSource]:
-    """By role, the weights that models start from, whose files were checked before.
+def start_weights(run: Run, mesh: Mesh, *, resumes: bool) -> dict[str, StateSource]:
+    """By role, the weights that the models of a run begin with. All ranks call it.
 
     Args:
         resumes: the trained ones get a checkpoint's weights instead.
+    """
+    return {
+        role.name: open_start_weights(artifact, role.model, run.config.seed, mesh)
+        for role in run.settings.models
+        if not (resumes and role.trained)
+        for artifact in [start_of(run, role)]
+        if artifact is not None
+    }
+
+
+def open_start_weights(
+    artifact: Artifact, config: ModelConfig, seed: int, mesh: Mesh | None = None
+) -> StartWeights:
+    """Open a checkpoint's weights, each file checked against its digest; nothing else is read.
+
+    Args:
+        config: of the model that is filled. Its head alone may be another one.
+        seed: such a head is drawn from it.
+        mesh: the ranks. Each checks some of the files; all of them call this.
 
     Raises:
-        IntegrityError: the files are not weights of this model; on every rank alike.
+        DataError: the artifact holds no weights.
+        IntegrityError: a file is not what was published, or not what the artifact's own
+            configuration says; on every rank alike.
+        RecipeError: the weights do not fit the model; on every rank alike.
     """
-    found: dict[str, StateSource] = {}
-    with fail_together(mesh.side):
-        for role in run.settings.models:
-            artifact = _start_of(run, role)
-            if artifact is None or (resumes and role.trained):
-                continue
-            names = weight_files(artifact.files())
-            stored = Stored.open([artifact.path / name for name in names])
-            found[role.name] = StartWeights(role.model, stored, run.config.seed)
-    return found
+    ranks = (mesh or Mesh()).side
+    names = weight_files(artifact.files())
+    check_files_together(artifact, ranks, only={CONFIG, *names})
+    with fail_together(ranks):
+        if not names:
+            raise DataError("it holds no weights to start from", where=artifact.title)
+        stored = Stored.open([artifact.path / name for name in names])
+        check_shapes(stored.shapes, load_config(artifact.path), artifact.title)
+        return StartWeights(config, stored, seed)

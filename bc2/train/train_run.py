@@ -36,7 +36,7 @@ from bc2.train.run_speed import speed_of
 from bc2.train.runs import RunFacts, mark_running
 from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.snapshot import Snapshot
-from bc2.train.start_weights import check_start, open_start_weights
+from bc2.train.start_weights import check_start, start_weights
 from bc2.train.trackers import check_trackers, make_trackers
 from bc2.train.trained_models import TrainedModel, TrainedModels
 
@@ -73,6 +73,8 @@ def _train_run(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifac
         training = run.algorithm.open(run)
     with lock_run(run, registry, mesh):
         for artifact in run.inputs.all():
+            if artifact.manifest.kind == "checkpoint":
+                continue  # `start_weights` checks what it reads of it
             remembered = VerifiedFiles(registry.home, artifact.digest)
             check_files_together(artifact, mesh.side, remembered)
         known = None
@@ -117,7 +119,7 @@ def _train(run: Run, training: Training, registry: Registry, mesh: Mesh) -> Arti
     earlier, start = _load_newest(run, _earlier(run, registry, mesh), mesh)
     models = make_models(
         roles, config, run.parallel, mesh,
-        weights=open_start_weights(run, mesh, resumes=start is not None), blank=start is not None,
+        weights=start_weights(run, mesh, resumes=start is not None), blank=start is not None,
     )  # fmt: skip
     _announce(run, training, start, folder)
     log = _log(run, folder, start, mesh)

@@ -352,7 +352,7 @@ HEADERS: dict[str, Any] = {
     "an entry that is a list": {"w": [1]},
     "no shape": {"w": {"dtype": "F32", "data_offsets": [0, 8]}},
     "no places": {"w": {"dtype": "F32", "shape": [2]}},
-    "another type": {"w": entry(dtype="BF16", data_offsets=[0, 4])},
+    "another type": {"w": entry(dtype="F16", data_offsets=[0, 4])},
     "a type that is a list": {"w": entry(dtype=["F32"])},
     "a negative size": {"w": entry(shape=[-2])},
     "two negative sizes": {"w": entry(shape=[-1, -2])},

@@ -8,7 +8,7 @@ import torch
 
 from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh
-from bc2.parallel.state import HeldTensors
+from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
 from bc2.train.device import pick_compile, pick_precision
 from bc2.train.engines.base import Engine
@@ -28,8 +28,9 @@ def make_engine(
     *,
     clock: Clock | None = None,
     blank: bool = False,
+    weights: StateSource | None = None,
 ) -> Engine:
-    """This rank's engine, with the weights that the seed draws.
+    """This rank's engine.
 
     Args:
         config: device and activation checkpointing resolved.
@@ -37,7 +38,10 @@ def make_engine(
         clock: told how long the parts of a step take.
         blank: draw no weights, which takes minutes for a large model: a checkpoint's are going
             to be restored. Until then the engine refuses to compute.
+        weights: that it begins with, such as `StartWeights`; None: those that the seed draws.
     """
+    if blank and weights is not None:
+        raise ValueError("a blank engine begins without weights")
     device = torch.device(config.device)
     layout = parallel.on(mesh.world.size) if parallel else None
     torch.manual_seed(config.seed)
@@ -48,19 +52,16 @@ def make_engine(
         "clock": clock,
         "mesh": mesh,
     }
+    engine: Engine
     if layout is not None and layout.zero:
         from bc2.train.engines.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(
-            model,
-            config.optimizer,
-            layout,
-            device=device,
-            seed=None if blank else config.seed,
-            **shared,
+        engine = DeepSpeedEngine(
+            model, config.optimizer, layout, device=device, seed=None, **shared
         )
-    built = build_model(model, mesh).to_empty(device=device)
-    engine = LocalEngine(built, config.optimizer, blank=True, **shared)
+    else:
+        built = build_model(model, mesh).to_empty(device=device)
+        engine = LocalEngine(built, config.optimizer, blank=True, **shared)
     if not blank:
-        engine.restore(InitialWeights(model, config.seed), HeldTensors())
+        engine.restore(weights or InitialWeights(model, config.seed), HeldTensors())
     return engine

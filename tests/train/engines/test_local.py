@@ -245,6 +245,21 @@ def test_no_weights_are_drawn_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) 
         made(blank=False)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_engine_begins_with_given_weights(precision: str) -> None:
+    settings = PretrainConfig(
+        length="1 steps", batch_tokens=16, micro_batch=1, sequence_length=16, device="cpu",
+        precision=precision, seed=4,
+    )  # fmt: skip
+    given = LocalEngine(model(9), AdamWConfig()).snapshot().weights
+    engine = make_engine(CONFIG, settings, None, Mesh(), weights=given)
+    kept = engine.snapshot()
+    assert all(torch.equal(kept.weights.whole(name), given.whole(name)) for name in given.shapes)
+    assert not kept.optimizer.shapes
+    with pytest.raises(ValueError, match="blank"):
+        make_engine(CONFIG, settings, None, Mesh(), weights=given, blank=True)
+
+
 def test_discard_forgets_the_gradient() -> None:
     engine = LocalEngine(model(), AdamWConfig())
     data = batch(rows(4))
