@@ -52,7 +52,6 @@ def resume(
     """
     refuse_ranks("bc2 verify")
     from bc2.pipeline.session import Session
-    from bc2.registry.lineage import parent_of_kind
     from bc2.train.rank_layout import recipe_layout
     from bc2.train.training_settings import TrainingSettings
     from bc2.verify.certificate import register_certificate, write_certificate
@@ -69,9 +68,7 @@ def resume(
     check_fits(settings, base)
     others = other_layouts(settings, base, ranks, layout)
     inputs = Session(registry).obtain_inputs("checkpoint", loaded, settings=settings)
-    tokens = inputs.one("tokens")
-    pieces = parent_of_kind(registry, tokens, "tokenizer")
-    asked = ResumeRequest(settings, tokens, pieces, base, others, steps, kills, seed)
+    asked = ResumeRequest(settings, inputs, base, others, steps, kills, seed)
     found = verify_resume(asked, registry)
     path = out or registry.home / "verify" / f"resume-{loaded.name}.json"
     write_certificate(found, path)
@@ -85,5 +82,5 @@ def resume(
         raise RunFailed(
             found.first_difference() or "",
             where=str(path),
-            todo="on a GPU, bits need --set pretrain.deterministic=true",
+            todo=f"on a GPU, bits need --set {settings.training.section}.deterministic=true",
         )

@@ -24,8 +24,8 @@ from bc2.recipe import Recipe
 from bc2.train.device import datasheet_flops, pick_compile, pick_device, pick_precision
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.micro_batch import choose_micro_batch
-from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import check_divides, parse_layout, recipe_layout
+from bc2.train.run_config import RunConfig
 from bc2.train.training_settings import TrainingSettings
 
 
@@ -43,7 +43,7 @@ def make_bench_plan(
     check_language_head(recipe, "a benchmark of pretraining")
     settings = _resolved(TrainingSettings.of(recipe, trains=False))
     model, training = settings.model, settings.training
-    specs = _ours(model, training, ours, checkpointing)
+    specs = _ours(settings, ours, checkpointing)
     specs += _laid_out(settings, layouts)
     if against:
         require_peer()
@@ -71,15 +71,14 @@ def _resolved(settings: TrainingSettings) -> TrainingSettings:
     )
     training = settle_checkpointing(model, training)
     if training.micro_batch == "auto":
-        choice = choose_micro_batch(model, training)
+        choice = choose_micro_batch(replace(settings, training=training))
         note(str(choice))
         training = training.model_copy(update={"micro_batch": choice.micro_batch})
     return replace(settings, training=training)
 
 
-def _ours(
-    model: ModelConfig, training: PretrainConfig, ours: str | None, checkpointing: str | None
-) -> list[Spec]:
+def _ours(settings: TrainingSettings, ours: str | None, checkpointing: str | None) -> list[Spec]:
+    model, training = settings.model, settings.training
     default = "compiled" if training.compile else "eager"
     ways = parse_names(default if ours is None else ours, OURS, "--ours")
     series: tuple[int, ...] = (training.segment_layers,)
@@ -89,6 +88,7 @@ def _ours(
         Spec(
             name=f"bc2-{way}" + (f"-checkpointing-{size}" if size or len(series) > 1 else ""),
             kind="bc2",
+            algorithm=settings.algorithm.name,
             model=model,
             training=training.model_copy(
                 update={"compile": way == "compiled", "activation_checkpointing": size}
@@ -113,6 +113,7 @@ def _laid_out(settings: TrainingSettings, layouts: Sequence[str]) -> list[Spec]:
         Spec(
             name=f"bc2-{layout.typed}",
             kind="bc2",
+            algorithm=settings.algorithm.name,
             model=model,
             training=training.model_copy(update={"micro_batch": layout.micro_batch}),
             shards="",
@@ -124,7 +125,7 @@ def _laid_out(settings: TrainingSettings, layouts: Sequence[str]) -> list[Spec]:
 
 
 def _peers(
-    model: ModelConfig, training: PretrainConfig, peers: str | None, *, tuned: bool
+    model: ModelConfig, training: RunConfig, peers: str | None, *, tuned: bool
 ) -> list[Spec]:
     precision = pick_precision(training.precision, torch.device(training.device))
     names = default_peers(precision) if peers is None else parse_names(peers, PEERS, "--peers")
@@ -134,6 +135,7 @@ def _peers(
         Spec(
             name=f"hf-{name}",
             kind="hf",
+            algorithm="pretrain",
             model=model,
             training=training.model_copy(update={"compile": name.endswith("compiled")}),
             shards="",

@@ -14,8 +14,8 @@ from bc2.bench.data import read_steps
 from bc2.bench.spec import Spec
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.train.clock import Clock
-from bc2.train.engines.make import make_engine
-from bc2.train.pretrain.next_token import NextToken
+from bc2.train.models import make_models
+from bc2.train.trained_models import TrainedModels
 
 
 class Contender(Protocol):
@@ -35,32 +35,32 @@ class Contender(Protocol):
 
 
 class Ours:
-    """bc2's engine on bc2's loader: training without log, guard and evaluation."""
+    """bc2's engines on an algorithm's data: training without log, guard and evaluation."""
 
     def __init__(self, spec: Spec, held: ExitStack):
         self.training = spec.training
         device = torch.device(self.training.device)
         self.clock = Clock(device)
         self.mesh = make_mesh(spec.parallel, device)
-        self.engine = make_engine(
-            spec.model, self.training, spec.parallel, self.mesh, clock=self.clock
+        settings = spec.settings
+        models = make_models(
+            settings.models, self.training, spec.parallel, self.mesh, clock=self.clock
         )
-        self.objective = NextToken(self.training.z_loss)
+        self.models = TrainedModels.of(settings, models, lambda step, peak: peak)
         self.steps = held.enter_context(read_steps(Path(spec.shards), self.training, self.mesh))
 
     def step(self) -> float:
         with self.clock.part("data"):
             step = next(self.steps)
-        tokens = self.engine.agree(step.weights, step.computed, False).weights["tokens"]
-        sums = self.engine.accumulate(step.batches, self.objective, divisor=tokens)
-        norm = self.engine.gradient_norm()
-        optimizer = self.training.optimizer
-        self.engine.update(optimizer.learning_rate, norm=norm, clip_norm=optimizer.clip_norm)
-        return sums["ce"] / tokens
+        weights, *_ = self.models.agree(step.weights, step.computed, False)
+        measured = self.models.measure(lambda: step.batches, weights, 0)
+        self.models.update(measured)
+        return measured[self.models.metrics.headline.name]
 
     def held_tensors(self) -> Iterator[Tensor]:
-        yield from self.engine.model.parameters()
-        yield from self.engine.held_tensors()
+        for model in self.models.models.values():
+            yield from model.engine.model.parameters()
+            yield from model.engine.held_tensors()
 
 
 def build_contender(spec: Spec, held: ExitStack) -> Contender:

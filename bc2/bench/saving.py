@@ -17,7 +17,7 @@ from bc2.bench.spec import Spec
 from bc2.parallel.mesh import Group, Mesh
 from bc2.registry import Draft, Registry
 from bc2.train.checkpoint import Saver
-from bc2.train.snapshot import Snapshot, TrainerState, random_state
+from bc2.train.snapshot import Snapshot, TrainerState
 
 #: Most steps that are timed during a save.
 MOST = 200
@@ -78,9 +78,7 @@ def _save(
     world = ours.mesh.world
     done: list[float] = []
     began = time.perf_counter()
-    held = ours.engine.snapshot()
-    state = TrainerState(number)
-    saver.save(Snapshot(state, held.weights, held.optimizer, b"", random_state(), held.release))
+    saver.save(Snapshot.of(TrainerState(number), ours.models.snapshot(), b""))
     wait = time.perf_counter() - began
     with ThreadPoolExecutor(1) as waiting:
         saved = waiting.submit(saver.wait)
@@ -113,7 +111,7 @@ def _saver(spec: Spec, folder: Path, mesh: Mesh) -> Saver:
     return Saver(
         Registry.open(folder / "home"),
         Draft(kind="checkpoint", name="bench", key="0" * 64),
-        spec.model,
+        spec.settings.trained_configs,
         tokenizer,
         sequence_length=spec.training.sequence_length,
         keep=1,

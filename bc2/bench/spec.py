@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from bc2.errors import UsageError, nearest
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig
-from bc2.recipe import Settings
 from bc2.train.precision import Precision
-from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.training_spec import TrainingSpec
 
 #: How transformers' Llama can be trained: the type of its weights, eager or compiled.
 PEERS = (
@@ -25,25 +20,19 @@ OURS = ("eager", "compiled")
 Weights = Literal["bf16", "autocast", "fp32"]
 
 
-class Spec(Settings):
+class Spec(TrainingSpec):
     """One contender, or the matrix products that give the device's peak."""
 
     name: str
     """What tables call it."""
     kind: Literal["bc2", "hf", "matmul"]
     """bc2's engine, transformers' Llama, or plain matrix products."""
-    model: ModelConfig
-    """The shape, the same for all."""
-    training: PretrainConfig
-    """Batch, optimizer, device, compilation, activation checkpointing: all resolved."""
     shards: str
     """Directory of the token shards that all contenders read."""
     weights: Weights = "fp32"
     """Of a peer: bf16 weights, bf16 autocast over fp32 weights, or fp32 throughout."""
     ranks: int = 1
     """Of ours: processes that make its steps together."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-    """Of ours: how they share the work."""
     tuned: bool = True
     """Run in bc2's own process environment (sleeping OpenMP threads, allocator settings)."""
 

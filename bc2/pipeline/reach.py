@@ -122,7 +122,9 @@ def unread_sections(recipe: Recipe) -> dict[Kind, tuple[Collection[str], Reach]]
             found = reach(recipe, kind)
         except RecipeError:
             continue  # a part of a recipe, for others to be based on
-        earlier = {name for below in _earlier(kind, recipe) for name in stage_of(below, recipe).sections}
+        earlier = {
+            name for below in _earlier(kind, recipe) for name in stage_of(below, recipe).sections
+        }
         missed = [name for name in recipe.section_names if name in earlier - found.sections]
         if missed:
             unread[kind] = (missed, found)

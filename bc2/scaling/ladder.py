@@ -56,7 +56,7 @@ class LadderMember:
 
     @property
     def batch_tokens(self) -> int:
-        return self.settings.training.batch_tokens
+        return self.settings.training.step_tokens
 
     @property
     def learning_rate(self) -> float:

@@ -13,7 +13,8 @@ from bc2.registry import Registry
 from bc2.registry.lineage import parent_of_kind
 from bc2.scaling.ladder import Ladder, LadderMember
 from bc2.scaling.ladder_run import LadderProgress
-from bc2.train.pretrain.token_inputs import open_run_inputs
+from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.pretrain.token_inputs import open_token_inputs
 
 
 def expected(
@@ -80,7 +81,8 @@ def _epoch_tokens(registry: Registry, inputs: Inputs, members: Sequence[LadderMe
     epoch = 0
     for member in members:
         config = member.settings.training
+        assert isinstance(config, PretrainConfig)
         # Files are checked when a run begins.
-        opened = open_run_inputs(config, tokens, tokenizer)
+        opened = open_token_inputs(config, tokens, tokenizer)
         epoch = sum(opened.mixture.windows.values()) * config.sequence_length
     return epoch

@@ -2,14 +2,14 @@
 
 An algorithm is declared once, as an instance of `Algorithm`, and announced by its section in
 `bc2.pipeline.table.ALGORITHMS`. The run makes its models, its loop makes, judges, logs, saves and
-resumes its steps, and plan, bench, watch, report and verify read what it declares. Importing it needs
-no torch: what computes is imported when a run begins.
+resumes its steps, and plan, bench, watch, report and verify read what it declares. Importing it
+needs no torch: what computes is imported when a run begins.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bc2.model.model_config import ModelConfig
 from bc2.pipeline.stage import Input, Inputs, Stage
 from bc2.recipe import Recipe
-from bc2.registry import Artifact, Registry
+from bc2.registry import Artifact, Registry, Role
 from bc2.train.metric import Metrics
 from bc2.train.optimizer_config import OptimizerConfig
 from bc2.train.run_config import RunConfig
@@ -65,13 +65,13 @@ class Algorithm(ABC):
     """Its table in a recipe, whose name is its verb too."""
     version: ClassVar[int]
     """Raised when the same settings and inputs would train another model."""
-    role: ClassVar[str]
-    """Of its checkpoints: base, chat, reward ..."""
+    role: ClassVar[Role]
+    """Of its checkpoints."""
     metrics: ClassVar[Metrics]
     """What its steps and evaluations measure."""
     divisor: ClassVar[str] = "tokens"
-    """The weight of a step (`bc2.train.stream.StepData.weights`) that its losses are divided by, summed over
-    all ranks: "tokens" (supervised ones), "samples", or one of its own, such as "pairs"."""
+    """The weight that losses are divided by, summed over all ranks (`Batch.weights`): "tokens"
+    (supervised ones), "samples", or one of its own, such as "pairs"."""
     inputs: ClassVar[tuple[Input[TrainingSettings], ...]] = ()
     """What it is trained on, beside `INIT`."""
 
@@ -88,7 +88,7 @@ class Algorithm(ABC):
         """The models of a run, in the order in which every rank makes them."""
         return (ModelRole("model", settings.model),)
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe) -> None:  # noqa: B027 most need none
         """Find what is wrong with a recipe on any machine, beyond what all training checks.
 
         Raises:
@@ -150,12 +150,10 @@ class Training(ABC):
         """
 
     @abstractmethod
-    def guard(self) -> Guard:
+    def guard(self) -> Guard[Any]:
         """What judges steps."""
 
-    def evaluator(
-        self, models: Models, check: Callable[[], None]
-    ) -> Callable[[], Measured] | None:
+    def evaluator(self, models: Models, check: Callable[[], None]) -> Callable[[], Measured] | None:
         """What measures the models beside training; None: nothing does."""
         return None
 

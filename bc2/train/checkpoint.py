@@ -8,7 +8,7 @@ does not exist, so no reader can take half of one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from bc2.parallel.mesh import Mesh
 from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry.staging import Staged
 from bc2.train.snapshot import Snapshot
+
 
 def reading_order(checkpoint: Artifact) -> tuple[int, str]:
     """A sort key: checkpoints of a run by the tokens read, never by the clock.

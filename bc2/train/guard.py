@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from bc2.train.pretrain.pretrain_config import LossGuardConfig
     from bc2.train.run_config import GuardConfig
 
 C = TypeVar("C", bound="GuardConfig")
@@ -54,24 +52,3 @@ class Guard(Generic[C]):
     def restore(self, recent: list[float], bad: int) -> None:
         self.recent = deque(recent)
         self.bad = bad
-
-
-class LossGuard(Guard["LossGuardConfig"]):
-    """Looks for spikes too: losses far above those of the recent accepted steps."""
-
-    def judge(self, measured: Mapping[str, float]) -> str | None:
-        reason = super().judge(measured)
-        if reason is not None:
-            return reason
-        loss = measured["loss"]
-        if len(self.recent) >= self.config.window:
-            median = statistics.median(self.recent)
-            if loss > median + self.config.max_rise:
-                return f"loss {loss:.4f} is {loss - median:.2f} nats above the median {median:.4f}"
-        return None
-
-    def accept(self, measured: Mapping[str, float]) -> None:
-        super().accept(measured)
-        self.recent.append(measured["loss"])
-        while len(self.recent) > self.config.window:
-            self.recent.popleft()

@@ -23,13 +23,13 @@ from bc2.errors import BadTraining, Bc2Error, Interrupted, ResourceError, RunFai
 from bc2.ranks import report_step
 from bc2.registry import Artifact
 from bc2.train.checkpoint import Saver
-from bc2.train.snapshot import Snapshot, TrainerState
 from bc2.train.guard import Guard
 from bc2.train.log_rows import last_row
 from bc2.train.measured import Measured
 from bc2.train.run_log import Log
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
+from bc2.train.snapshot import Snapshot, TrainerState
 from bc2.train.stream import BatchStream, StepData, StepSpan, StreamState
 from bc2.train.trained_models import TrainedModels
 
@@ -42,7 +42,7 @@ class Loop:
     stream: BatchStream
     schedule: Schedule
     speed: Speed
-    guard: Guard
+    guard: Guard[Any]
     saver: Saver
     log: Log
     evaluate: Callable[[], Measured] | None
@@ -144,9 +144,7 @@ class Loop:
                 f"no {what} in samples {step.first} to {step.first + step.sequences - 1}",
                 todo="look at the data: every label of the batch is masked",
             )
-        return self.models.measure(
-            lambda: self._unless_stopped(step.batches), weights, self.step
-        )
+        return self.models.measure(lambda: self._unless_stopped(step.batches), weights, self.step)
 
     def _unless_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The micro-batches; on a single rank a signal ends a long step between two of them."""
@@ -231,8 +229,8 @@ class Loop:
         raise BadTraining(
             f"{facts['reason']} (bad steps or rollbacks without progress: {worst})",
             where=str(self.place),
-            todo=f"look at these samples; a higher {self.section}.guard.max_bad goes on from the last "
-            "checkpoint, another learning rate or other settings of the guard are another run",
+            todo=f"look at these samples; a higher {self.section}.guard.max_bad goes on from the "
+            "last checkpoint, another learning rate or other settings of the guard are another run",
         )
 
     def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +19,10 @@ from bc2.console import note, warn
 from bc2.errors import ResourceError, RunFailed
 from bc2.files import replace_durably
 from bc2.free_memory import device_available, gpus_available
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig, divisors
-from bc2.train.memory.estimate import estimate
-from bc2.train.memory.shape import TrainingShape
-from bc2.train.optimizer_config import checkpoint_bytes
-from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.parallel.parallel_config import divisors
+from bc2.train.memory.run_memory import estimate_run
+from bc2.train.run_config import RunConfig
+from bc2.train.training_settings import TrainingSettings
 from bc2.train.trial_spec import TrialSpec
 from bc2.train.worker_process import WorkerFailed, WorkerProcess
 
@@ -66,8 +64,8 @@ class Choice:
 
 
 def settle_micro_batch(
-    model: ModelConfig, training: PretrainConfig, folder: Path, *, anew: bool = False
-) -> PretrainConfig:
+    settings: TrainingSettings, folder: Path, *, anew: bool = False
+) -> TrainingSettings:
     """The settings of a run with "auto" resolved, which is stored in its folder and printed.
 
     Args:
@@ -77,17 +75,17 @@ def settle_micro_batch(
     Raises:
         ResourceError: not even one sequence fits.
     """
-    if training.micro_batch != "auto":
-        return training
+    if settings.training.micro_batch != "auto":
+        return settings
     path = folder / MICRO_BATCH_FILE
-    earlier = None if anew else _read(path, training)
-    choice = choose_micro_batch(model, training, earlier=earlier)
+    earlier = None if anew else _read(path, settings.training)
+    choice = choose_micro_batch(settings, earlier=earlier)
     note(str(choice))
     replace_durably(path, json.dumps({"micro_batch": choice.micro_batch}).encode())
-    return training.model_copy(update={"micro_batch": choice.micro_batch})
+    return settings.with_training(micro_batch=choice.micro_batch)
 
 
-def _read(path: Path, training: PretrainConfig) -> int | None:
+def _read(path: Path, training: RunConfig) -> int | None:
     if not path.exists():
         return None
     try:
@@ -105,8 +103,7 @@ def _read(path: Path, training: PretrainConfig) -> int | None:
 
 
 def choose_micro_batch(
-    model: ModelConfig,
-    training: PretrainConfig,
+    settings: TrainingSettings,
     *,
     earlier: int | None = None,
     available: int | None = None,
@@ -114,7 +111,7 @@ def choose_micro_batch(
     """The largest divisor of the batch's sequences that fits.
 
     Args:
-        training: device and precision resolved.
+        settings: device and precision resolved.
         earlier: what an earlier attempt of the same run chose: taken again if it still fits,
             since another micro-batch rounds sums differently.
         available: bytes free on the device; looked up if None.
@@ -123,12 +120,18 @@ def choose_micro_batch(
         ResourceError: not even one sequence fits.
         RunFailed: steps failed for another reason than memory.
     """
+    training = settings.training
     sequences = training.batch_sequences
     fit = divisors(sequences)
     device = torch.device(training.device)
     free = _free(device) if available is None else available
     note(f'micro_batch = "auto": trying what fits in {_gb(free)} of free memory')
-    spec = TrialSpec(model=model, training=training, margin=MARGIN)
+    spec = TrialSpec(
+        algorithm=settings.algorithm.name,
+        model=settings.model,
+        training=training,
+        margin=MARGIN,
+    )
     with WorkerProcess("bc2.train.micro_batch_trial", spec.model_dump_json()) as trial:
         try:
             needs = (_tried if device.type == "cuda" else _expected)(spec, trial, fit, free)
@@ -188,7 +191,7 @@ def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], fr
     """Bytes that one sequence took on a CPU, plus the corrected growth of the estimate."""
     estimates = {micro_batch: _estimate(spec, micro_batch) for micro_batch in divisors}
     # A save copies weights and states while training continues.
-    snapshot = checkpoint_bytes(spec.model, spec.training.optimizer)
+    snapshot = spec.settings.checkpoint_bytes
     if estimates[1] + snapshot > _allowed(free):
         return lambda micro_batch: estimates[micro_batch] + snapshot
     trial.begin()
@@ -205,14 +208,16 @@ def _expected(spec: TrialSpec, trial: WorkerProcess, divisors: Sequence[int], fr
 
 def _estimate(spec: TrialSpec, micro_batch: int) -> int:
     training = spec.training.model_copy(update={"micro_batch": micro_batch})
-    return estimate(TrainingShape.of(spec.model, training, ParallelConfig(), 1)).total
+    settings = replace(spec.settings, training=training)
+    return estimate_run(settings, 1).total
 
 
 def _cannot_try(spec: TrialSpec, why: str) -> RunFailed:
     return RunFailed(
         f"no micro-batch could be tried on {spec.training.device}: {why}",
-        where="pretrain.micro_batch",
-        todo="set pretrain.micro_batch to a number, such as 1, to see the failure in training",
+        where=f"{spec.algorithm}.micro_batch",
+        todo=f"set {spec.algorithm}.micro_batch to a number, such as 1, to see the failure in "
+        "training",
     )
 
 
@@ -221,9 +226,9 @@ def _too_small(spec: TrialSpec, free: int, why: str) -> ResourceError:
         f"not even micro-batches of one sequence of {spec.training.sequence_length} tokens fit in "
         f"{_gb(free)} of free memory: {why}; the estimate is {_gb(_estimate(spec, 1))} without "
         "a checkpoint's copy",
-        where="pretrain.micro_batch",
-        todo="set pretrain.activation_checkpointing = 1, shorten pretrain.sequence_length, or "
-        "train a smaller model",
+        where=f"{spec.algorithm}.micro_batch",
+        todo=f"set {spec.algorithm}.activation_checkpointing = 1, shorten "
+        f"{spec.algorithm}.sequence_length, or train a smaller model",
     )
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from bc2.data.loader import Batch, pack
 from bc2.errors import out_of_memory
 from bc2.parallel.mesh import Mesh
 from bc2.train.allocator import use_expandable_segments
 from bc2.train.device import take_device
-from bc2.train.engines.make import make_engine
+from bc2.train.models import make_models
 from bc2.train.peak import forget_peak, host_peak
-from bc2.train.pretrain.next_token import NextToken
 from bc2.train.worker_process import Answer, serve
 
 if TYPE_CHECKING:
@@ -44,8 +43,13 @@ class Trial:
             )
         # Without compilation, which takes minutes: eager layers keep at least as much.
         eager = training.model_copy(update={"compile": False})
-        self.engine = make_engine(spec.model, eager, None, Mesh())
-        self.objective = NextToken(training.z_loss)
+        self.settings = replace(spec.settings, training=eager)
+        algorithm, mesh = self.settings.algorithm, Mesh()
+        self.models = make_models(self.settings.models, eager, None, mesh)
+        self.trained = {
+            role: (engine, algorithm.objective(role, eager, self.models))
+            for role, engine in self.models.trained.items()
+        }
 
     def fits(self, micro_batch: int) -> Answer:
         """Make two steps; the second has the optimizer's state beside it.
@@ -66,26 +70,23 @@ class Trial:
             if not out_of_memory(error):
                 raise
             fits = False
-        self.engine.discard()
+        for engine, _ in self.trained.values():
+            engine.discard()
         gc.collect()
         taken = torch.cuda.max_memory_reserved(self.device)
         torch.cuda.empty_cache()
         return {"fits": fits, "bytes": taken}
 
     def _steps(self, micro_batch: int) -> None:
-        batch = self._batch(micro_batch)
+        algorithm, rng = self.settings.algorithm, np.random.default_rng(0)
+        batch = algorithm.example(self.settings, micro_batch, rng)
         count = min(2, self.spec.training.batch_sequences // micro_batch)
         for _ in range(2):
-            tokens = count * batch.num_labels
-            self.engine.accumulate([batch] * count, self.objective, divisor=tokens)
-            norm = self.engine.gradient_norm()
-            self.engine.update(0.0, norm=norm, clip_norm=1.0)
-
-    def _batch(self, micro_batch: int) -> Batch:
-        """Random sequences, each one document: what takes the most memory."""
-        shape = (micro_batch, self.spec.training.sequence_length + 1)
-        tokens = np.random.default_rng(0).integers(0, self.spec.model.vocab_size, shape)
-        return pack(tokens, np.zeros(micro_batch, dtype=np.int64), eos_id=-1)
+            divisor = count * batch.weights[algorithm.divisor]
+            for engine, objective in self.trained.values():
+                engine.accumulate([batch] * count, objective, divisor=divisor)
+            for engine, _ in self.trained.values():
+                engine.update(0.0, norm=engine.gradient_norm(), clip_norm=1.0)
 
 
 def _build(line: str, held: ExitStack) -> Trial:

@@ -54,9 +54,7 @@ class Run:
             device=str(device),
             compile=pick_compile(config.compile, device),
         )
-        config = settle_checkpointing(
-            settings.model, settings.training, settings.parallel.tensor
-        )
+        config = settle_checkpointing(settings.model, settings.training, settings.parallel.tensor)
         parents = settings.algorithm.parents(inputs, registry)
         return cls(
             replace(settings, training=config), inputs, parents, recorded, shlex.join(command)

@@ -36,7 +36,7 @@ def speed_of(run: Run, mesh: Mesh) -> Speed:
 def flops_per_token(roles: Iterable[ModelRole], sequence_length: int) -> float:
     """Model FLOPs of one token in a step that passes through every model once.
 
-    A third of `ModelConfig.flops_per_token`, the forward pass alone, for a model that is not trained.
+    Of a model that is not trained a third of `ModelConfig.flops_per_token`: the forward pass.
     """
     return sum(
         role.model.flops_per_token(sequence_length) / (1 if role.trained else 3) for role in roles

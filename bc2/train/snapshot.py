@@ -88,9 +88,7 @@ class ModelState:
         stems = prefix(role) + "model", prefix(role) + "optimizer"
         return {**self.weights.files(stems[0]), **self.optimizer.files(stems[1])}
 
-    def write(
-        self, folder: Path, files: Mapping[str, TensorFile], pace: Pace
-    ) -> dict[str, str]:
+    def write(self, folder: Path, files: Mapping[str, TensorFile], pace: Pace) -> dict[str, str]:
         """Write what this rank holds; the SHA-256 of the files that it wrote alone."""
         digests: dict[str, str] = {}
         for held in (self.weights, self.optimizer):

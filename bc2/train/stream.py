@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -91,7 +91,7 @@ class BatchStream(ABC):
         """
         return None
 
-    def restore(self, state: StreamState | None) -> None:
+    def restore(self, state: StreamState | None) -> None:  # noqa: B027 most have no state
         """Go back to a state, before `steps` is called anew. None: there was none."""
 
 

@@ -1,4 +1,4 @@
-"""Train one run: put its models, data and loop together, whatever the algorithm, and resume from its
+"""Train one run, whatever its algorithm: put models, data and loop together, and resume from its
 last complete checkpoint if there is one."""
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from bc2.console import note, progress, warn
 from bc2.errors import IntegrityError
 from bc2.files import make_directory, replace_durably
-from bc2.model.model_config import ModelConfig
 from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.file_check import check_files_together
 from bc2.parallel.mesh import Mesh
@@ -28,7 +27,7 @@ from bc2.train.deterministic import deterministic
 from bc2.train.loop import Loop
 from bc2.train.memory.measured import Footprint
 from bc2.train.micro_batch import settle_micro_batch
-from bc2.train.models import Models, make_models
+from bc2.train.models import make_models
 from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
 from bc2.train.run import Run
 from bc2.train.run_log import Log, MetricsLog, NoLog
@@ -38,7 +37,7 @@ from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.snapshot import Snapshot
 from bc2.train.start_weights import check_start, start_weights
 from bc2.train.trackers import check_trackers, make_trackers
-from bc2.train.trained_models import TrainedModel, TrainedModels
+from bc2.train.trained_models import TrainedModels
 
 
 def _step(artifact: Artifact) -> int:
@@ -127,7 +126,7 @@ def _train(run: Run, training: Training, registry: Registry, mesh: Mesh) -> Arti
     with _closing(log), progress(run.name, total, "steps") as bar, stop_on_signals() as stop:
         check = _check(stop, mesh)
         artifact = Loop(
-            models=_trained(run, training, models),
+            models=TrainedModels.of(run.settings, models, training.schedule.learning_rate),
             stream=training.stream(models, check),
             schedule=training.schedule,
             speed=speed,
@@ -143,21 +142,6 @@ def _train(run: Run, training: Training, registry: Registry, mesh: Mesh) -> Arti
         log.time("memory", step=total, **footprint.row())
         log.time("finish", step=total)
     return artifact
-
-
-def _trained(run: Run, training: Training, models: Models) -> TrainedModels:
-    algorithm, config = run.algorithm, run.config
-    trained = {}
-    for role in run.settings.models:
-        if role.trained:
-            optimizer = role.optimizer or config.optimizer
-            trained[role.name] = TrainedModel(
-                models.trained[role.name],
-                algorithm.objective(role.name, config, models),
-                partial(training.schedule.learning_rate, peak=optimizer.learning_rate),
-                optimizer.clip_norm,
-            )
-    return TrainedModels(trained, algorithm.metrics, algorithm.divisor)
 
 
 def _check(stop: Stop, mesh: Mesh) -> Callable[[], None]:
@@ -234,7 +218,7 @@ def _saver(
     return Saver(
         registry,
         _draft(run),
-        _configs(run),
+        run.settings.trained_configs,
         training.tokenizer,
         sequence_length=run.config.sequence_length,
         keep=run.config.keep_checkpoints,
@@ -251,12 +235,6 @@ def _closing(log: Log) -> Iterator[None]:
         yield
     finally:
         log.close()
-
-
-def _configs(run: Run) -> dict[str, ModelConfig]:
-    """Of the trained models, as `Snapshot.models` names them."""
-    product, *further = [role for role in run.settings.models if role.trained]
-    return {"": product.model, **{role.name: role.model for role in further}}
 
 
 def _draft(run: Run) -> Draft:

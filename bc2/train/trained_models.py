@@ -1,17 +1,23 @@
-"""All models that a run trains, as one: measured together, then all updated or all left as they were."""
+"""All models that a run trains, as one: all are measured, then all updated or all discarded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bc2.data.loader import Batch
 from bc2.parallel.mesh import Mesh
-from bc2.train.snapshot import ModelState, Snapshot
 from bc2.train.clock import Clock
-from bc2.train.engines.base import Engine, EngineState
+from bc2.train.engines.base import Agreed, Engine, EngineState
 from bc2.train.metric import Metrics
 from bc2.train.objective import Objective
+from bc2.train.snapshot import ModelState, Snapshot
+
+if TYPE_CHECKING:
+    from bc2.train.models import Models
+    from bc2.train.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,27 @@ class TrainedModels:
     divisor: str
     """The weight of a step that losses are divided by."""
 
+    @classmethod
+    def of(
+        cls, settings: TrainingSettings, models: Models, learning_rate: Callable[..., float]
+    ) -> TrainedModels:
+        """What a run's settings say of its models.
+
+        Args:
+            learning_rate: of a step, from 0, with the highest as ``peak=``.
+        """
+        algorithm, config, trained = settings.algorithm, settings.training, {}
+        for role in settings.models:
+            if role.trained:
+                optimizer = role.optimizer or config.optimizer
+                trained[role.name] = TrainedModel(
+                    models.trained[role.name],
+                    algorithm.objective(role.name, config, models),
+                    partial(learning_rate, peak=optimizer.learning_rate),
+                    optimizer.clip_norm,
+                )
+        return cls(trained, algorithm.metrics, algorithm.divisor)
+
     @property
     def product(self) -> Engine:
         return next(iter(self.models.values())).engine
@@ -51,9 +78,7 @@ class TrainedModels:
         """Of all of them."""
         return self.product.clock
 
-    def agree(
-        self, weights: Mapping[str, float], computed: int, stop: bool
-    ) -> tuple[dict[str, float], int, bool]:
+    def agree(self, weights: Mapping[str, float], computed: int, stop: bool) -> Agreed:
         """See `Engine.agree`."""
         return self.product.agree(weights, computed, stop)
 

@@ -17,6 +17,7 @@ from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.algorithm import Algorithm, ModelRole
 from bc2.train.duration import Duration
+from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.run_config import RunConfig, check_batches, check_context
 
 
@@ -74,6 +75,21 @@ class TrainingSettings:
     def further_roles(self) -> tuple[str, ...]:
         """The names of the trained models beside the one that the run makes."""
         return tuple(role.name for role in self.models if role.trained)[1:]
+
+    @property
+    def trained_configs(self) -> dict[str, ModelConfig]:
+        """Of the trained models by role, with "" for the one that the run makes."""
+        product, *further = [role for role in self.models if role.trained]
+        return {"": product.model, **{role.name: role.model for role in further}}
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of the tensors of a checkpoint: the trained models and their optimizers' states."""
+        return sum(
+            checkpoint_bytes(role.model, role.optimizer or self.training.optimizer)
+            for role in self.models
+            if role.trained
+        )
 
     def check_ranks(self, world: int) -> None:
         """The models and the batch must divide among so many ranks.

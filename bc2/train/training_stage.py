@@ -1,4 +1,4 @@
-"""The stage of an algorithm: its section and [model] -> a trained checkpoint and unfinished ones."""
+"""The stage of an algorithm: [model] and its section -> a trained model and its checkpoints."""
 
 from __future__ import annotations
 

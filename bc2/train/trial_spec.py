@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from bc2.model.model_config import ModelConfig
-from bc2.recipe import Settings
-from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.training_spec import TrainingSpec
 
 
-class TrialSpec(Settings):
+class TrialSpec(TrainingSpec):
     """What is tried."""
 
-    model: ModelConfig
-    training: PretrainConfig
-    """Device and precision resolved."""
     margin: float
     """Share of a GPU's free memory that is left unused."""

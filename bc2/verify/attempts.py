@@ -1,4 +1,4 @@
-"""Runs of `bc2 pretrain` in processes: started, killed with all their ranks, and waited for."""
+"""Runs of a training verb in processes: started, killed with all their ranks, and waited for."""
 
 from __future__ import annotations
 
@@ -35,14 +35,24 @@ class Kill:
     """Whether a checkpoint was being written."""
 
 
+@dataclass(frozen=True)
+class TriedRun:
+    """A run of a training verb in a home of its own."""
+
+    verb: str
+    recipe: Path
+    home: ScratchHome
+    ranks: int
+
+
 class TrainingProcess:
     """One attempt at a run, with all its ranks."""
 
-    def __init__(self, recipe: Path, home: ScratchHome, ranks: int):
-        self.home = home
+    def __init__(self, run: TriedRun):
+        self.home = home = run.home
         self._before = len(home.timing("step"))
-        command = [sys.executable, "-P", "-m", "bc2", "pretrain", str(recipe), "--quiet"]
-        command += ["--nproc", str(ranks)] if ranks > 1 else []
+        command = [sys.executable, "-P", "-m", "bc2", run.verb, str(run.recipe), "--quiet"]
+        command += ["--nproc", str(run.ranks)] if run.ranks > 1 else []
         self._log = home.path / "stderr"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -100,24 +110,22 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def training_process(recipe: Path, home: ScratchHome, ranks: int) -> Iterator[TrainingProcess]:
+def training_process(run: TriedRun) -> Iterator[TrainingProcess]:
     """Start an attempt; what is left of it at the end of the block is killed."""
-    started = TrainingProcess(recipe, home, ranks)
+    started = TrainingProcess(run)
     try:
         yield started
     finally:
         started.kill()
 
 
-def train_to_end(recipe: Path, home: ScratchHome, ranks: int) -> None:
+def train_to_end(run: TriedRun) -> None:
     """Run to the end."""
-    with training_process(recipe, home, ranks) as attempt:
+    with training_process(run) as attempt:
         attempt.finish()
 
 
-def train_with_kills(
-    recipe: Path, home: ScratchHome, ranks: int, *, kills: int, steps: int, rng: random.Random
-) -> list[Kill]:
+def train_with_kills(run: TriedRun, *, kills: int, steps: int, rng: random.Random) -> list[Kill]:
     """Kill a run at moments spread over its steps, every other time while it saves; then finish.
 
     Raises:
@@ -126,14 +134,14 @@ def train_with_kills(
     made: list[Kill] = []
     for number in range(kills):
         step = _random_step(number, kills, steps, rng)
-        kill = _kill_at(recipe, home, ranks, step, rng, while_saving=number % 2 == 1)
+        kill = _kill_at(run, step, rng, while_saving=number % 2 == 1)
         made += [kill] if kill else []
     if not made:
         raise RunFailed(
             f"the run of {steps} steps was over before it could be killed",
             todo="give it more --steps",
         )
-    train_to_end(recipe, home, ranks)
+    train_to_end(run)
     return made
 
 
@@ -144,23 +152,22 @@ def _random_step(number: int, kills: int, steps: int, rng: random.Random) -> int
 
 
 def _kill_at(
-    recipe: Path, home: ScratchHome, ranks: int, step: int, rng: random.Random, *,
-    while_saving: bool,
+    run: TriedRun, step: int, rng: random.Random, *, while_saving: bool
 ) -> Kill | None:  # fmt: skip
     """Kill one attempt after a step; None if it ended before."""
-    with training_process(recipe, home, ranks) as attempt:
+    with training_process(run) as attempt:
         if not attempt.reaches(lambda: attempt.made() >= step):
             attempt.finish()
             return None
         if while_saving:
-            attempt.reaches(home.saving)
+            attempt.reaches(run.home.saving)
         else:
-            time.sleep(rng.uniform(0, _step_s(home)))
+            time.sleep(rng.uniform(0, _step_s(run.home)))
         attempt.kill()
     if attempt.process.returncode >= 0:
         attempt.finish()
         return None
-    return Kill(int(home.timing("step")[-1]["step"]), home.saving())
+    return Kill(int(run.home.timing("step")[-1]["step"]), run.home.saving())
 
 
 def _step_s(home: ScratchHome) -> float:

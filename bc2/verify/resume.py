@@ -23,14 +23,14 @@ from bc2.bench.machine import machine_facts
 from bc2.console import note, progress
 from bc2.errors import ResourceError, UsageError
 from bc2.files import sha256_json
+from bc2.pipeline.stage import Inputs
 from bc2.registry import Artifact, Registry
 from bc2.train.device import pick_device, pick_precision
-from bc2.train.optimizer_config import checkpoint_bytes
-from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.rank_layout import RankLayout
 from bc2.train.run import Run
+from bc2.train.run_config import RunConfig
 from bc2.train.training_settings import TrainingSettings
-from bc2.verify.attempts import Kill, train_to_end, train_with_kills
+from bc2.verify.attempts import Kill, TriedRun, train_to_end, train_with_kills
 from bc2.verify.certificate import Certificate
 from bc2.verify.compare import TOLERANCES, Comparison, compare_bits, compare_losses
 from bc2.verify.scratch import Scratch, ScratchHome, scratch, write_recipe
@@ -41,7 +41,7 @@ class ResumeRequest:
     """What is to be verified.
 
     Attributes:
-        tokens: the recipe's token shards, and their tokenizer.
+        inputs: what the recipe trains on.
         steps: of each run.
         kills: of the run that is killed.
         seed: draws the moments of the kills.
@@ -49,8 +49,7 @@ class ResumeRequest:
     """
 
     settings: TrainingSettings
-    tokens: Artifact
-    tokenizer: Artifact
+    inputs: Inputs
     base: RankLayout
     others: Sequence[RankLayout] = ()
     steps: int = 12
@@ -75,7 +74,7 @@ class ResumeRequest:
         return max(1, self.steps // (self.legs + 1 if self.legs else 4))
 
     @property
-    def training(self) -> PretrainConfig:
+    def training(self) -> RunConfig:
         return self.settings.training
 
     @property
@@ -87,21 +86,28 @@ class ResumeRequest:
         return pick_precision(self.training.precision, self.device)
 
     def replaced(self) -> dict[str, Any]:
-        """The settings of [pretrain] that replace the recipe's."""
-        recipe = self.training
+        """The settings of the algorithm's section that replace the recipe's."""
+        recipe, algorithm = self.training, self.settings.algorithm
         warmup = f"{self.steps // 4} steps" if recipe.schedule.warmup_length.amount else "0 steps"
         return {
-            "tokens": self.tokens.digest,
+            **self.named_inputs(),
             "length": f"{self.steps} steps",
             "schedule": {**recipe.schedule.model_dump(), "warmup": warmup},
             "checkpoint_every": f"{self.every} steps",
             "eval_every": f"{max(1, self.steps // 2)} steps",
-            "eval_tokens": min(recipe.eval_tokens, 8 * recipe.sequence_length),
-            "sample_prompts": min(recipe.sample_prompts, 1),
-            "sample_tokens": min(recipe.sample_tokens, 8),
+            **algorithm.shortened(recipe, self.steps),
             "log_every": 1,
             "track": [],
         }
+
+    def named_inputs(self) -> dict[str, Any]:
+        """The settings that name the inputs, as digests: nothing is made or looked for anew."""
+        named: dict[str, Any] = {}
+        for needed in self.settings.algorithm.all_inputs:
+            digests = [artifact.digest for artifact in self.inputs.by_name.get(needed.key, ())]
+            if digests:
+                named[needed.key] = digests if needed.many else digests[0]
+        return named
 
 
 def verify_resume(request: ResumeRequest, registry: Registry) -> Certificate:
@@ -111,8 +117,8 @@ def verify_resume(request: ResumeRequest, registry: Registry) -> Certificate:
         Bc2Error: what a run failed with.
         ResourceError: there is no room for their checkpoints.
     """
-    inputs = [request.tokens, request.tokenizer]
-    with scratch(registry, inputs) as room, _steps_of(request) as step:
+    parents = request.settings.algorithm.parents(request.inputs, registry)
+    with scratch(registry, list(parents)) as room, _steps_of(request) as step:
         _check_room(request, room.path)
         runs = _Runs(request, room)
         step("straight")
@@ -120,7 +126,7 @@ def verify_resume(request: ResumeRequest, registry: Registry) -> Certificate:
         step("killed")
         found = [runs.killed(straight)]
         found += runs.on_other_layouts(straight, step)
-        return Certificate.now(_subject(runs.request), found)
+        return Certificate.now(_subject(runs.request, parents), found)
 
 
 @contextmanager
@@ -138,7 +144,7 @@ def _steps_of(request: ResumeRequest) -> Iterator[Any]:
 
 def _check_room(request: ResumeRequest, folder: Path) -> None:
     """There must be room for every checkpoint of the straight run, and for those of a leg."""
-    each = checkpoint_bytes(request.settings.model, request.training.optimizer)
+    each = request.settings.checkpoint_bytes
     needed = each * (request.legs + 6)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -156,11 +162,12 @@ class _Runs:
     def __init__(self, request: ResumeRequest, room: Scratch):
         self.request = request
         self.room = room
+        self.verb = request.settings.algorithm.name
 
     def straight(self) -> ScratchHome:
         """The undisturbed run. What micro_batch = "auto" came to here, all others take."""
         home = self.room.home("straight")
-        train_to_end(self._recipe(self.request.base, keep=0), home, self.request.base.ranks)
+        train_to_end(self._tried(self.request.base, home, keep=0))
         (row,) = home.timing("start")
         base = replace(self.request.base, micro_batch=row["micro_batch"])
         self.request = replace(self.request, base=base)
@@ -170,9 +177,7 @@ class _Runs:
         """The run that is killed and resumed, compared to the bit."""
         request, home = self.request, self.room.home("killed")
         kills = train_with_kills(
-            self._recipe(request.base, keep=2),
-            home,
-            request.base.ranks,
+            self._tried(request.base, home, keep=2),
             kills=request.kills,
             steps=request.steps,
             rng=random.Random(request.seed),
@@ -191,7 +196,7 @@ class _Runs:
             step(str(layout))
             since = number * self.request.every
             home = self.room.home(f"leg{number}", before.checkpoint(since))
-            train_to_end(self._recipe(layout, keep=0), home, layout.ranks)
+            train_to_end(self._tried(layout, home, keep=0))
             found.append(self._compare_leg(straight, home, layout, since))
             if before is not straight:
                 shutil.rmtree(before.path)
@@ -208,17 +213,20 @@ class _Runs:
         what = f"continued from step {since}{back}"
         return Comparison(what, str(layout), f"{tolerance:g} relative", difference, figures)
 
+    def _tried(self, layout: RankLayout, home: ScratchHome, keep: int) -> TriedRun:
+        return TriedRun(self.verb, self._recipe(layout, keep), home, layout.ranks)
+
     def _recipe(self, layout: RankLayout, keep: int) -> Path:
         """The recipe as a file, without the sections of inputs that are registered already."""
         settings = self.request.settings
         micro = layout.micro_batch or settings.training.micro_batch
-        pretrain = settings.training.model_dump(mode="json")
-        pretrain |= {**self.request.replaced(), "keep_checkpoints": keep, "micro_batch": micro}
+        training = settings.training.model_dump(mode="json")
+        training |= {**self.request.replaced(), "keep_checkpoints": keep, "micro_batch": micro}
         path = self.room.path / f"recipe-{layout.ranks}-{keep}.toml"
         sections = {
             "model": settings.model.model_dump(mode="json"),
             "parallel": layout.parallel.model_dump(mode="json"),
-            "pretrain": pretrain,
+            self.verb: training,
         }
         write_recipe(path, settings.name, sections)
         return path
@@ -238,17 +246,17 @@ def _kills_text(kills: list[Kill]) -> str:
     return f"killed {times} ({saving} while saving) and resumed"
 
 
-def _subject(request: ResumeRequest) -> dict[str, Any]:
+def _subject(request: ResumeRequest, parents: Sequence[Artifact]) -> dict[str, Any]:
     """What was verified, and on which machine; without names of hosts and paths."""
     model, recipe = request.settings.model, request.settings.recipe
     return {
         "recipe": {"name": recipe.name, "digest": sha256_json(recipe.resolved())},
         "overrides": list(recipe.overrides.values()),
-        "inputs": {"tokens": request.tokens.digest, "tokenizer": request.tokenizer.digest},
+        "inputs": _named(request.inputs, parents),
         "model": {**model.model_dump(mode="json"), "parameters": model.num_params()},
         "run": {
             "steps": request.steps,
-            "batch_tokens": request.training.batch_tokens,
+            "batch_tokens": request.training.step_tokens,
             "sequence_length": request.training.sequence_length,
             "precision": request.precision,
             "kills": request.kills,
@@ -260,7 +268,14 @@ def _subject(request: ResumeRequest) -> dict[str, Any]:
     }
 
 
+def _named(inputs: Inputs, parents: Sequence[Artifact]) -> dict[str, str]:
+    """Digests of all that the runs descend from: inputs by name, what belongs to them by kind."""
+    named = {name: found[0].digest for name, found in inputs.by_name.items() if found}
+    given = inputs.all()
+    return named | {str(one.kind): one.digest for one in parents if one not in given}
+
+
 def finished_checkpoint(request: ResumeRequest, registry: Registry) -> Artifact | None:
     """The recipe's own finished model, if there is one."""
-    run = Run.resolve(request.settings, request.tokens, request.tokenizer, {}, [])
+    run = Run.of_inputs(request.settings, request.inputs, registry, {})
     return run.finished(registry)

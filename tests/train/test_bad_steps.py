@@ -11,11 +11,11 @@ import torch
 
 from bc2.errors import RunFailed
 from bc2.registry import Registry
-from bc2.train.snapshot import Snapshot
 from bc2.train.log_rows import METRICS, TIMING, read_rows
 from bc2.train.objective import Loss
 from bc2.train.pretrain import heldout
 from bc2.train.pretrain.next_token import NextToken
+from bc2.train.snapshot import Snapshot
 
 #: Every step is saved, and all stay.
 ALL = ["pretrain.checkpoint_every=1 steps", "pretrain.keep_checkpoints=0"]

@@ -13,16 +13,15 @@ import pytest
 import torch
 
 from bc2 import recipe
-from bc2.data.loader import Batch
+from bc2.data.loader import Batch, Loader
 from bc2.errors import ResourceError, RunFailed
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
-from bc2.train import train_run as pretraining
 from bc2.train.checkpoint import Saver, reading_order
-from bc2.train.snapshot import Snapshot
 from bc2.train.log_rows import METRICS, read_rows
 from bc2.train.objective import Loss
 from bc2.train.pretrain.next_token import NextToken
+from bc2.train.snapshot import Snapshot
 
 SHORT = ["pretrain.length=12 steps", "pretrain.sample_tokens=4"]
 
@@ -170,7 +169,7 @@ def test_a_disk_that_is_really_full_while_saving(small: Path) -> None:
 
 
 def test_a_batch_without_labels_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = pretraining.Loader.batch
+    plain = Loader.batch
 
     def masked(self: Any, first: int, count: int) -> Batch:
         from dataclasses import replace
@@ -180,7 +179,7 @@ def test_a_batch_without_labels_is_an_error(small: Path, monkeypatch: pytest.Mon
         labels[:] = -100
         return replace(made, labels=labels, num_labels=0)
 
-    monkeypatch.setattr(pretraining.Loader, "batch", masked)
+    monkeypatch.setattr(Loader, "batch", masked)
     with pytest.raises(RunFailed, match="no supervised token in samples 0 to 7"):
         train()
 

@@ -6,28 +6,24 @@ from typing import Any
 
 import torch
 
-from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.memory.estimate import estimate
-from bc2.train.memory.shape import TrainingShape
-from bc2.train.optimizer_config import checkpoint_bytes
+from bc2.train.memory.run_memory import estimate_run
 from bc2.train.peak import device_peak, forget_peak, host_peak
-from bc2.train.run_config import RunConfig
+from bc2.train.training_settings import TrainingSettings
 
 
 class Footprint:
     """Measures the memory of this rank from its making on; made before the engine."""
 
-    def __init__(self, model: ModelConfig, config: RunConfig, parallel: ParallelConfig, world: int):
-        self.config = config
+    def __init__(self, settings: TrainingSettings, world: int):
+        config = settings.training
         self.device = torch.device(config.device)
         self.layout = {
-            **parallel.model_dump(mode="json", exclude_defaults=True),
+            **settings.parallel.model_dump(mode="json", exclude_defaults=True),
             "ranks": world,
             "micro_batch": config.micro_sequences,
             "activation_checkpointing": config.segment_layers,
         }
-        self.predicted = _predict(model, config, parallel, world)
+        self.predicted = _predict(settings, world)
         self._before = forget_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -48,12 +44,10 @@ class Footprint:
         }
 
 
-def _predict(
-    model: ModelConfig, config: RunConfig, parallel: ParallelConfig, world: int
-) -> dict[str, int]:
+def _predict(settings: TrainingSettings, world: int) -> dict[str, int]:
     """Bytes by part and in ``total``."""
-    parts = estimate(TrainingShape.of(model, config, parallel, world)).parts
-    if torch.device(config.device).type == "cpu":
+    parts = estimate_run(settings, world).parts
+    if torch.device(settings.training.device).type == "cpu":
         # A save copies weights and states while training continues.
-        parts["snapshot"] = checkpoint_bytes(model, config.optimizer) // world
+        parts["snapshot"] = settings.checkpoint_bytes // world
     return {**parts, "total": sum(parts.values())}

@@ -28,6 +28,8 @@ from bc2.train.deterministic import in_any_order
 from bc2.train.engines.base import Engine
 from bc2.train.measured import Measured
 from bc2.train.objective import Objective
+from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.pretrain.token_inputs import TokenInputs
 from bc2.train.stream import with_timeout
 
 #: Tokens of a held-out document that the model is given to continue.

@@ -28,9 +28,10 @@ class PretrainConfig(RunConfig):
     batch_key: ClassVar[str] = "batch_tokens"
     field_order = (
         "tokens", "length", "batch_tokens", "micro_batch", "sequence_length", "precision", "device",
-        "init", "seed", "weights", "max_epochs", "z_loss", "optimizer", "schedule", "guard", "compile",
-        "activation_checkpointing", "deterministic", "data_timeout_s", "checkpoint_every",
-        "keep_checkpoints", "eval_every", "eval_tokens", "sample_prompts", "sample_tokens",
+        "init", "seed", "weights", "max_epochs", "z_loss", "optimizer", "schedule", "guard",
+        "compile", "activation_checkpointing", "deterministic", "data_timeout_s",
+        "checkpoint_every", "keep_checkpoints", "eval_every", "eval_tokens", "sample_prompts",
+        "sample_tokens",
     )  # fmt: skip
 
     tokens: str | None = Field(None, json_schema_extra=UNKEYED)

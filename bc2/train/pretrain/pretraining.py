@@ -1,10 +1,12 @@
-"""Pretraining: a base model learns to predict the next token of its token shards (Baichuan 2 §2)."""
+"""Pretraining: a base model learns the next token of its token shards (Baichuan 2 §2)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bc2.data.source_names import check_source_weights
 from bc2.errors import RecipeError
@@ -19,8 +21,6 @@ from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.train.run_config import RunConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bc2.data.loader import Batch
     from bc2.train.guard import Guard
     from bc2.train.models import Models
@@ -68,10 +68,12 @@ class Pretraining(Algorithm):
     def example(
         self, settings: TrainingSettings, sequences: int, rng: np.random.Generator
     ) -> Batch:
-        from bc2.data.loader import one_document_each
+        from bc2.data.loader import pack
 
-        length = settings.training.sequence_length
-        return one_document_each(rng, sequences, length, settings.model.vocab_size)
+        # No id ends a document: each row is one.
+        shape = (sequences, settings.training.sequence_length + 1)
+        rows = rng.integers(0, settings.model.vocab_size, shape)
+        return pack(rows, np.zeros(sequences, dtype=np.int64), eos_id=-1)
 
     def open(self, run: Run) -> PretrainingRun:
         _check_vocabulary(run)
@@ -94,8 +96,8 @@ class PretrainingRun(Training):
 
         return TokenStream.of(self.config, self.data, models.mesh, check)
 
-    def guard(self) -> Guard:
-        from bc2.train.guard import LossGuard
+    def guard(self) -> Guard[Any]:
+        from bc2.train.pretrain.loss_guard import LossGuard
 
         return LossGuard(self.config.guard, PRETRAIN_METRICS.guarded)
 
@@ -111,9 +113,7 @@ class PretrainingRun(Training):
         data, step = self.data, self.config.batch_tokens
         tokens = data.schedule.total * step
         epoch = sum(data.mixture.windows.values()) * self.config.sequence_length
-        return (
-            f"{step:,} tokens = {tokens:,} tokens, {tokens / epoch:.2f} epochs of {epoch:,}"
-        )
+        return f"{step:,} tokens = {tokens:,} tokens, {tokens / epoch:.2f} epochs of {epoch:,}"
 
     def announcements(self) -> Sequence[str]:
         from bc2.train.pretrain.token_inputs import mixture_lines
@@ -129,7 +129,7 @@ def _check_vocabulary(run: Run) -> None:
         raise RecipeError(
             f"model.vocab_size = {run.model.vocab_size} is smaller than the {pieces} "
             f"pieces of the tokenizer of {tokens.title}",
-            where=run.where(("model", "vocab_size")),
+            where=run.settings.recipe.where(("model", "vocab_size")),
             todo=f"set model.vocab_size = {pieces}",
         )
 

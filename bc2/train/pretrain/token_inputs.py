@@ -1,4 +1,4 @@
-"""The token shards, mixture and schedule of a run, opened and checked before anything is written."""
+"""The token shards, mixture and schedule of a run, checked before anything is written."""
 
 from __future__ import annotations
 

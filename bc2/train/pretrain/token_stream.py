@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bc2.data.loader import Batch, Loader
-from bc2.train.stream import StepData, with_timeout
+from bc2.parallel.mesh import Mesh
+from bc2.train.pretrain.token_inputs import TokenInputs
+from bc2.train.run_config import RunConfig
+from bc2.train.stream import BatchStream, StepData, with_timeout
 
 
 @dataclass(frozen=True)
