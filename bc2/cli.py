@@ -31,6 +31,7 @@ from bc2.errors import (
     out_of_memory,
     too_many_open_files,
 )
+from bc2.plugins import foreign_algorithms
 from bc2.process import open_files, signals
 from bc2.process.launcher_variables import set_aside
 from bc2.process.standard_streams import install, start_again_in_utf8
@@ -75,24 +76,29 @@ VERBS: dict[str, Verb] = {
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are the table `VERBS`."""
+    """A group whose commands are the table `VERBS`, and the algorithms of other packages."""
 
     def list_commands(self, ctx: Context) -> list[str]:
         return list(VERBS)
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
-        verb = VERBS.get(cmd_name)
-        if verb is None:
+        if cmd_name in VERBS:
+            app = importlib.import_module(f"bc2.commands.{VERBS[cmd_name].module}").app
+        elif cmd_name in foreign_algorithms():
+            from bc2.launch.training_verb import algorithm_app
+
+            app = algorithm_app(cmd_name)
+        else:
             return None
-        module = importlib.import_module(f"bc2.commands.{verb.module}")
-        command = typer.main.get_command(module.app)
+        command = typer.main.get_command(app)
         command.name = cmd_name
         return command
 
     def resolve_command(
         self, ctx: Context, args: list[str]
     ) -> tuple[str | None, Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
+        known = not args or args[0].startswith("-") or args[0] in VERBS
+        if not known and args[0] not in foreign_algorithms():
             guess = nearest(args[0], VERBS)
             hint = f" Did you mean {guess!r}?" if guess else " See `bc2 --help`."
             ctx.fail(f"No such command {args[0]!r}.{hint}")

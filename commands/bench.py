@@ -14,8 +14,7 @@ from bc2.console import Output, note, progress
 from bc2.errors import UsageError
 from bc2.files import replace_durably
 from bc2.options import Json, Set, output_file, refuse_overrides, verb
-from bc2.pipeline.reach import load_for
-from bc2.pipeline.table import stage_of
+from bc2.pipeline.reach import load_training
 from bc2.recipe import Recipe
 from bc2.registry import Registry, find_home
 
@@ -127,7 +126,7 @@ def bench(
     if markdown is not None:
         markdown = output_file(markdown, "--markdown")
     Registry.open().check_writable()
-    read = load_for("checkpoint", recipe, set_ or [], reads=stage_of("checkpoint").sections)
+    read = load_training(recipe, set_ or [])
     result = _measure(read, asked)
     _keep(result, save=save, markdown=markdown)
     _show(output, result)

@@ -9,8 +9,7 @@ import typer
 from bc2.console import Output
 from bc2.errors import UsageError
 from bc2.options import Json, Quiet, Set, refuse_overrides, verb
-from bc2.pipeline.reach import load_for
-from bc2.pipeline.table import stage_of
+from bc2.pipeline.reach import load_training
 from bc2.registry import Registry
 
 app = verb()
@@ -58,7 +57,7 @@ def plan(
     from bc2.plan.training_plan import make_plan
 
     found = find_device(device, count=gpus, memory=memory, flops=flops, price=price)
-    read = load_for("checkpoint", recipe, set_ or [], reads=stage_of("checkpoint").sections)
+    read = load_training(recipe, set_ or [])
     made = make_plan(read, found, gpus, mfu)
     output.emit(made.as_json(), table=render_plan(made), quiet=[each.name for each in made.layouts])
 

@@ -30,8 +30,10 @@ from bc2.options import (
     Rendezvous,
     RendezvousTimeout,
     Set,
+    verb,
 )
-from bc2.pipeline.reach import load_for
+from bc2.pipeline.reach import check_overrides
+from bc2.pipeline.table import algorithm_named, recipe_of_verb
 from bc2.process.launcher_variables import rendezvous_address, take_part
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
@@ -75,11 +77,10 @@ class TrainingRequest:
         also = [f"{self.verb}.deterministic=true"] if self.deterministic else []
         overrides = [*self.overrides, *also]
         # Another verb has checked what its overrides reach: each member of a ladder has its own.
-        return (
-            load(self.recipe, overrides)
-            if self.instead
-            else load_for("checkpoint", self.recipe, overrides)
-        )
+        recipe = recipe_of_verb(load(self.recipe, overrides), self.verb)
+        if not self.instead:
+            check_overrides(recipe, "checkpoint")
+        return recipe
 
     @property
     def _words(self) -> list[str]:
@@ -149,6 +150,19 @@ def training_options(
     return decorate
 
 
+def algorithm_app(section: str) -> typer.Typer:
+    """The verb of an algorithm that another package brings: its section, with its docstring."""
+    app = verb()
+
+    def train(request: TrainingRequest) -> None:
+        run_training(request)
+
+    train.__name__ = section
+    train.__doc__ = inspect.getdoc(algorithm_named(section))
+    app.command()(training_options(section)(train))
+    return app
+
+
 def run_training(request: TrainingRequest) -> None:
     """Find or train what the request asks for; print it.
 
@@ -213,7 +227,7 @@ class _Training:
             # torch, not imported yet, would log each attempt to reach a rank with its C++ stack.
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         recipe = request.load()
-        settings = TrainingSettings.of(recipe)
+        settings = TrainingSettings.of(recipe, algorithm=algorithm_named(request.verb))
         ranks, registry = request.ranks, Registry.open()
         world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
         settings.check_ranks(world)

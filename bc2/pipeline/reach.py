@@ -54,6 +54,17 @@ def load_for(
     return recipe
 
 
+def load_training(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe for a command about its training, which makes no inputs: a plan.
+
+    Raises:
+        RecipeError: as `load_for`.
+    """
+    recipe = load(source, overrides)
+    check_overrides(recipe, "checkpoint", reads=stage_of("checkpoint", recipe).sections)
+    return recipe
+
+
 def check_overrides(
     recipe: Recipe, kind: Kind, *, reads: Collection[str] | None = None, also: Collection[str] = ()
 ) -> None:
@@ -71,6 +82,8 @@ def check_overrides(
     found = reach(recipe, kind)
     own |= found.sections if reads is None else set()
     later = {*_later(kind, recipe), *found.sections, *_of_no_stage(recipe)}
+    if kind == "checkpoint":
+        later |= ALGORITHMS.keys()  # of a verb before this one or after it
     for path, spelled in recipe.overrides.items():
         if path[0] in own:
             continue

@@ -6,6 +6,7 @@ Checkpoints are made by several: one of each algorithm, which a recipe chooses b
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 from bc2.errors import RecipeError, UsageError
@@ -55,6 +56,14 @@ def training_section(recipe: Recipe | None) -> str:
     names = [] if recipe is None else [n for n in recipe.section_names if _trains(n)]
     order = [*ALGORITHMS, *names]
     return max(names, key=order.index, default="pretrain")
+
+
+def recipe_of_verb(recipe: Recipe, section: str) -> Recipe:
+    """A recipe as the verb of an algorithm reads it: without those that come after it."""
+    order = [*ALGORITHMS, *(n for n in recipe.section_names if n not in ALGORITHMS)]
+    after = {n for n in recipe.section_names if _trains(n) and n != section}
+    after = {n for n in after if section not in order or order.index(n) > order.index(section)}
+    return replace(recipe, data={n: v for n, v in recipe.data.items() if n not in after})
 
 
 def _trains(section: str) -> bool:
