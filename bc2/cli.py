@@ -85,9 +85,7 @@ class LazyGroup(TyperGroup):
         if cmd_name in VERBS:
             app = importlib.import_module(f"bc2.commands.{VERBS[cmd_name].module}").app
         elif cmd_name in foreign_algorithms():
-            from bc2.launch.training_verb import algorithm_app
-
-            app = algorithm_app(cmd_name)
+            app = importlib.import_module("bc2.launch.training_verb").algorithm_app(cmd_name)
         else:
             return None
         command = typer.main.get_command(app)

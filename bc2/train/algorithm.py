@@ -95,6 +95,13 @@ class Algorithm(ABC):
             RecipeError: sections contradict each other.
         """
 
+    def check_inputs(self, recipe: Recipe) -> None:  # noqa: B027 most need none
+        """Hold a recipe against those that make its inputs, as far as they are known.
+
+        Raises:
+            RecipeError: they do not fit each other.
+        """
+
     def parents(self, inputs: Inputs, registry: Registry) -> tuple[Artifact, ...]:
         """What its checkpoints descend from: the inputs, and what belongs to them."""
         return inputs.all()

@@ -18,6 +18,7 @@ def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
 
     def check(recipe: Recipe) -> None:
         check_training(recipe, algorithm)
+        algorithm.check_inputs(recipe)
 
     return Stage(
         kind="checkpoint",

@@ -43,6 +43,9 @@ class Pretraining(Algorithm):
     def check(self, recipe: Recipe) -> None:
         if recipe.has(PretrainConfig) and recipe.has(ModelConfig):
             check_language_head(recipe, "pretraining")
+
+    def check_inputs(self, recipe: Recipe) -> None:
+        if recipe.has(PretrainConfig) and recipe.has(ModelConfig):
             weights = recipe.get(PretrainConfig).weights
             key = ("pretrain", "weights")
             check_source_weights(weights, recipe, "checkpoint", key, strata=True)
