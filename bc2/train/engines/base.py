@@ -18,14 +18,19 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.build import build_model
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sequence import own_tokens
+from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
+from bc2.train.engines.host_copies import CopySet
 from bc2.train.objective import Loss, Objective
 
 
 @dataclass
 class EngineState:
-    """This rank's part of the fp32 weights and of the optimizer's state, in host memory."""
+    """This rank's part of the fp32 weights and of the optimizer's state, in host memory.
+
+    Frozen weights are in it too, in fp32, and have no state.
+    """
 
     weights: HeldTensors = field(default_factory=HeldTensors)
     optimizer: HeldTensors = field(default_factory=HeldTensors)
@@ -210,3 +215,20 @@ def mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 def root(square: float) -> float:
     """A norm from its square; NaN and inf stay what they are."""
     return math.sqrt(square) if square >= 0 else math.nan
+
+
+def hold_share(
+    held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh, copies: CopySet
+) -> None:
+    """Hold this rank's share of a tensor that all replicas have, so that each writes some of it.
+
+    In fp32; the copy is complete when its set is.
+    """
+    flat, group = value.detach().reshape(-1), mesh.replicas
+    if part.dim is None and mesh.tensor.rank:
+        # Not cut: another tensor rank writes it.
+        held.add(name, part, 0, None)
+        return
+    share = -(-len(flat) // group.size)
+    first = min(group.rank * share, len(flat))
+    held.add(name, part, first, copies.copy(name, flat[first : first + share].float()))

@@ -18,7 +18,7 @@ from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import StateSource
 from bc2.train.device import DTYPES
 from bc2.train.engines.deepspeed_settings import ds_settings
-from bc2.train.engines.zero import partition_of
+from bc2.train.engines.zero import load_weight
 from bc2.train.precision import Precision
 
 if TYPE_CHECKING:
@@ -85,16 +85,7 @@ class FrozenModel:
     @torch.no_grad()
     def _load(self, weights: StateSource) -> None:
         for name, parameter in self.model.named_parameters():
-            part = self.parts[name]
-            if not hasattr(parameter, "ds_tensor"):
-                read = weights.read(name, part, 0, parameter.numel())
-                parameter.copy_(read.view_as(parameter))
-                continue
-            first, count = partition_of(parameter)
-            read = weights.read(name, part, first if count else 0, count)
-            parameter.ds_tensor[:count].copy_(read)
-            # The copy within a `zero_group`, made of what was in memory: it is made again.
-            parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
+            load_weight(parameter, name, self.parts[name], weights)
 
     @torch.no_grad()
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bc2.parallel.build import InitialWeights, build_model
+from bc2.parallel.build import InitialWeights, build_model, parts
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
-from bc2.train.device import pick_compile, pick_precision
+from bc2.train.device import DTYPES, pick_compile, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.trainable import Trainable, freeze, trained_names
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
@@ -29,6 +30,7 @@ def make_engine(
     clock: Clock | None = None,
     blank: bool = False,
     weights: StateSource | None = None,
+    trainable: Trainable | None = None,
 ) -> Engine:
     """This rank's engine.
 
@@ -39,6 +41,10 @@ def make_engine(
         blank: draw no weights, which takes minutes for a large model: a checkpoint's are going
             to be restored. Until then the engine refuses to compute.
         weights: that it begins with, such as `StartWeights`; None: those that the seed draws.
+        trainable: which parameters are trained, see `bc2.train.engines.trainable`; None: all.
+
+    Raises:
+        ValueError: `trainable` names a parameter that the model does not have, or none at all.
     """
     if blank and weights is not None:
         raise ValueError("a blank engine begins without weights")
@@ -57,10 +63,20 @@ def make_engine(
         from bc2.train.engines.deepspeed import DeepSpeedEngine
 
         engine = DeepSpeedEngine(
-            model, config.optimizer, layout, device=device, seed=None, **shared
+            model,
+            config.optimizer,
+            layout,
+            device=device,
+            seed=None,
+            trainable=trainable,
+            **shared,
         )
     else:
-        built = build_model(model, mesh).to_empty(device=device)
+        built = build_model(model, mesh)
+        trained = trained_names(parts(model, mesh), trainable)
+        # Before there is memory, which is then taken in their own type.
+        freeze(built, trained, DTYPES[shared["precision"]])
+        built.to_empty(device=device)
         engine = LocalEngine(built, config.optimizer, blank=True, **shared)
     if not blank:
         engine.restore(weights or InitialWeights(model, config.seed), HeldTensors())
