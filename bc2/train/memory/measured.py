@@ -16,9 +16,21 @@ from bc2.train.run_config import RunConfig
 
 
 class Footprint:
-    """Measures the memory of this rank from its making on; made before the engine."""
+    """Measures the memory of this rank from its making on; made before the engine.
 
-    def __init__(self, model: ModelConfig, config: RunConfig, parallel: ParallelConfig, world: int):
+    Args:
+        trained: the names of the parameters that are trained; None: all of them.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: RunConfig,
+        parallel: ParallelConfig,
+        world: int,
+        *,
+        trained: frozenset[str] | None = None,
+    ):
         self.config = config
         self.device = torch.device(config.device)
         self.layout = {
@@ -27,7 +39,7 @@ class Footprint:
             "micro_batch": config.micro_sequences,
             "activation_checkpointing": config.segment_layers,
         }
-        self.predicted = _predict(model, config, parallel, world)
+        self.predicted = _predict(model, config, parallel, world, trained)
         self._before = forget_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -49,11 +61,17 @@ class Footprint:
 
 
 def _predict(
-    model: ModelConfig, config: RunConfig, parallel: ParallelConfig, world: int
+    model: ModelConfig,
+    config: RunConfig,
+    parallel: ParallelConfig,
+    world: int,
+    trained: frozenset[str] | None,
 ) -> dict[str, int]:
     """Bytes by part and in ``total``."""
-    parts = estimate(TrainingShape.of(model, config, parallel, world)).parts
+    parts = estimate(TrainingShape.of(model, config, parallel, world, trained=trained)).parts
     if torch.device(config.device).type == "cpu":
         # A save copies weights and states while training continues.
-        parts["snapshot"] = checkpoint_bytes(model, config.optimizer) // world
+        whole = TrainingShape.of(model, config, ParallelConfig(), 1, trained=trained)
+        updated = whole.trained_params
+        parts["snapshot"] = checkpoint_bytes(model, config.optimizer, updated) // world
     return {**parts, "total": sum(parts.values())}
