@@ -23,7 +23,7 @@ from torch import Tensor
 from bc2.console import warn
 from bc2.errors import Bc2Error, IntegrityError, from_os_error
 from bc2.model.model_config import ModelConfig
-from bc2.model.store import check_shapes, save_config, weight_files
+from bc2.model.store import check_names, expected_shapes, save_config, weight_files
 from bc2.parallel.agreement import check_sees, fail_together
 from bc2.parallel.file_check import check_files_together, digest_files_together
 from bc2.parallel.long_work import Pace, work_together
@@ -68,6 +68,8 @@ class Snapshot:
     random: Tensor
     release: Callable[[], None] = lambda: None
     """Says that the tensors are on disk, so that the next snapshot may take their memory."""
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    """Of all weights that are saved; None: those of the whole model, not of adapters alone."""
 
     @classmethod
     def load(cls, artifact: Artifact, mesh: Mesh | None = None) -> Snapshot:
@@ -143,7 +145,8 @@ class Snapshot:
 
     def _write_rest(self, folder: Path, config: ModelConfig, tokenizer: Path) -> None:
         assert isinstance(self.weights, HeldTensors)
-        check_shapes(self.weights.shapes, config, "state to save")
+        expected = expected_shapes(config) if self.shapes is None else self.shapes
+        check_names(self.weights.shapes, expected, "state to save")
         weights = self.weights.files("model")
         if len(weights) > 1:
             (folder / "model.safetensors.index.json").write_bytes(index_of(weights))

@@ -18,7 +18,9 @@ Spread = Callable[..., list[Curves]]
 Run = dict[str, Any]
 
 DRIVER = Path(__file__).with_name("weights_driver.py")
-UPPER, LOWER, PACKED = ({"trained": part} for part in ("upper", "lower", "packed"))
+UPPER, LOWER, PACKED, ADAPTERS = (
+    {"trained": part} for part in ("upper", "lower", "packed", "adapters")
+)
 SCALAR: Run = {"head": {"head": "scalar"}, "trained": "upper"}
 BF16: Run = {"precision": "bf16"}
 PARTITIONED: Run = {"parallel": {"zero": 3}, "all_partitioned": True}
@@ -53,7 +55,8 @@ def spread_all(spread: Spread, world: int, runs: list[Run]) -> list[Curves]:
 
 def alone_with(spread: Spread, more: Run) -> dict[str, Curves]:
     """What one process makes of each part."""
-    runs = [UPPER, LOWER, PACKED, SCALAR, {**UPPER, "resumes": "0"}, {**LOWER, "resumes": "1"}]
+    runs = [UPPER, LOWER, PACKED, SCALAR, ADAPTERS]
+    runs += [{**UPPER, "resumes": "0"}, {**LOWER, "resumes": "1"}]
     found = spread_all(spread, 1, [{**run, **more} for run in runs])
     assert found[0][3][0] < 0.98 * found[0][0][0], "nothing is learnt"
     return dict(zip(map(name_of, runs), found, strict=True))
@@ -74,7 +77,7 @@ def test_two_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
         # Whatever the layout that saved it.
         {**layout(zero=1, tensor=2), **UPPER, "resumes": "0"},
         {**PARTITIONED, **LOWER, "resumes": "3"},
-        {**layout(), **LOWER, "resumes": "1"},
+        {**PARTITIONED, **ADAPTERS},
     ]
     for run, got in zip(runs, spread_all(spread, 2, runs), strict=True):
         check(got, alone[name_of(run)])
@@ -103,13 +106,16 @@ def test_two_ranks_under_every_layout(spread: Spread, precision: str) -> None:
     more = {"precision": precision}
     alone = alone_with(spread, more)
     runs: list[Run] = []
+    upper: int | None = None
     for parallel in LAYOUTS:
         one = {"parallel": parallel, **more}
-        before = {"resumes": str(len(runs) - 5)} if runs else {}
-        runs += [{**one, **part} for part in (UPPER, LOWER, PACKED, SCALAR)]
+        before = {"resumes": str(upper)} if upper is not None else {}
+        upper = len(runs)
+        parts = [UPPER, LOWER, PACKED, SCALAR, *([] if "tensor" in parallel else [ADAPTERS])]
+        runs += [{**one, **part} for part in parts]
         runs += [{**one, **UPPER, **before, "all_partitioned": True, "checkpointing": 1}]
     # Those of a partitioned model that was not resumed.
-    runs += [{**PARTITIONED, **more, **part} for part in (UPPER, LOWER, PACKED, SCALAR)]
+    runs += [{**PARTITIONED, **more, **part} for part in (UPPER, LOWER, PACKED, SCALAR, ADAPTERS)]
     limits = {"loss": 1e-5, "norm": 1e-4} if precision == "fp32" else {"loss": 1e-2, "norm": 0.1}
     for run, got in zip(runs, spread_all(spread, 2, runs), strict=True):
         check(got, alone[name_of(run)], **limits)

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from driver import LENGTH, SHAPE, batches, main, through_folder
 from heads_driver import Values
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from two_models_driver import all_partitioned
 
+from bc2.model.adapters import Adapter, AddAdapters, is_adapters
 from bc2.model.model_config import ModelConfig
-from bc2.model.transformer import Transformer
+from bc2.model.transformer import Linear, Transformer
 from bc2.parallel.build import StartWeights
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
@@ -32,6 +34,7 @@ from bc2.train.pretrain.next_token import NextToken
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 
 STEPS, MORE_STEPS = 4, 2
+SEED = 11
 LEARNING_RATE = 1e-2
 BASE = ModelConfig(**SHAPE)
 
@@ -43,7 +46,36 @@ TRAINED: dict[str, Callable[[str], bool]] = {
     "lower": lambda name: "layers.0." in name,
     # Matrices without a vector among them.
     "packed": lambda name: "W_pack" in name,
+    "adapters": is_adapters,
 }
+
+
+class TwoMatrices(Adapter):
+    """x Dᵀ Uᵀ with two channels between them."""
+
+    def __init__(self, linear: Linear):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(2, linear.in_features))
+        self.up = nn.Linear(2, linear.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(F.linear(x, self.down))
+        return out
+
+    def draw(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        assert name in ("down", "up.weight")
+        return torch.empty(shape).normal_(0.0, 0.1, generator=generator)
+
+
+def add_adapters(model: Transformer) -> None:
+    """Beside every matrix of every layer."""
+    for module in list(model.modules()):
+        if isinstance(module, Linear):
+            module.adapter = TwoMatrices(module)
+
+
+def adapters_of(run: dict[str, Any]) -> AddAdapters | None:
+    return add_adapters if run["trained"] == "adapters" else None
 
 
 def checkpoint(folder: Path, mesh: Mesh) -> Stored:
@@ -57,21 +89,19 @@ def checkpoint(folder: Path, mesh: Mesh) -> Stored:
     return Stored.open([path])
 
 
-def made(run: dict[str, Any], folder: Path, mesh: Mesh) -> Engine:
+def made(run: dict[str, Any], begun: StartWeights, mesh: Mesh) -> Engine:
     parallel = ParallelConfig(**run.get("parallel", {}))
-    model = BASE.model_copy(update=run.get("head", {}))
     config = PretrainConfig(
         length="1 steps", batch_tokens=LENGTH, micro_batch=1, sequence_length=LENGTH, device="cpu",
-        precision=run.get("precision", "fp32"), compile=False, seed=11,
+        precision=run.get("precision", "fp32"), compile=False, seed=SEED,
         activation_checkpointing=run.get("checkpointing", 0),
     )  # fmt: skip
     with ExitStack() as held:
         if run.get("all_partitioned"):
             held.enter_context(all_partitioned())
         return make_engine(
-            model, config, parallel, mesh,
-            weights=StartWeights(model, checkpoint(folder, mesh), config.seed),
-            trainable=TRAINED[run["trained"]],
+            begun.config, config, parallel, mesh,
+            weights=begun, trainable=TRAINED[run["trained"]], adapters=adapters_of(run),
         )  # fmt: skip
 
 
@@ -133,9 +163,12 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     """
     folder = Path(sys.argv[2])
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
-    engine = made(run, folder, mesh)
+    model = BASE.model_copy(update=run.get("head", {}))
+    base = checkpoint(folder, mesh)
+    begun = StartWeights(model, base, SEED, adapters_of(run))
+    engine = made(run, begun, mesh)
     trained = set(filter(TRAINED[run["trained"]], engine.parts))  # type: ignore[attr-defined]
-    begun = StartWeights(engine.model.config, checkpoint(folder, mesh), 11)
+    assert engine.trained_names == trained
     steps = range(STEPS)
     if "resumes" in run:
         stored = open_saved(folder / run["resumes"])
@@ -148,7 +181,31 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     place = folder / run["saves"]
     weights = saved(engine, mesh, place)
     check_saved(weights, begun, trained, open_saved(place))
+    if run["trained"] == "adapters":
+        check_alone(run, engine, base, mesh, folder / f"{run['saves']} alone")
     return [*found, torch.cat([weights[name].flatten() for name in sorted(trained)]).tolist()]
+
+
+def check_alone(
+    run: dict[str, Any], engine: Engine, base: Stored, mesh: Mesh, folder: Path
+) -> None:
+    """What was trained is saved alone; with the base it is the model again, to the bit."""
+    alone = through_folder(engine.snapshot(frozen=False), mesh, folder)
+    kinds = {"", "step.", "exp_avg.", "exp_avg_sq."}
+    assert set(alone) == {kind + name for kind in kinds for name in engine.trained_names}
+    both = Stored.open([folder.parent / "base.safetensors", folder / "model.safetensors"])
+    config = engine.model.config
+    again = made(run, StartWeights(config, both, SEED, add_adapters), mesh)
+    data = batches(20, Mesh())[0]
+    said = engine.evaluate(NextToken(0.0), data)["loss"]
+    assert again.evaluate(NextToken(0.0), data)["loss"] == said
+    # A run goes on from what is saved alone, over the base that it has.
+    begun = made(run, StartWeights(config, base, SEED, add_adapters), mesh)
+    assert begun.evaluate(NextToken(0.0), data)["loss"] != said
+    begun.restore(alone, alone)
+    assert begun.evaluate(NextToken(0.0), data)["loss"] == said
+    steps = [make_step(each, 30, mesh) for each in (engine, begun)]
+    assert steps[0] == steps[1]
 
 
 def open_saved(folder: Path) -> Stored:

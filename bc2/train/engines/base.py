@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bc2.data.loader import Batch
 from bc2.generate.runner import ModelRunner
+from bc2.model.adapters import AddAdapters
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import build_model
 from bc2.parallel.mesh import Group, Mesh
@@ -61,6 +62,8 @@ class Engine(ABC):
     clock: Clock
     shares_weights: bool = False
     """Whether no rank has all weights, so that all ranks must run the model together."""
+    adapters: AddAdapters | None = None
+    """The model's adapters."""
     blank: bool = False
     """Whether the weights are whatever was in memory, so that `restore` must come first."""
 
@@ -90,16 +93,32 @@ class Engine(ABC):
     def discard(self) -> None:
         """Drop the accumulated gradient."""
 
+    @property
+    def trained_names(self) -> frozenset[str]:
+        """The names of the parameters that are trained."""
+        return frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
+
     @abstractmethod
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         """Copies of this rank's part of the state.
 
         Until they are released, further snapshots take memory of their own.
+
+        Args:
+            frozen: of frozen weights too; without them it is what was trained alone, as adapters
+                are saved.
         """
 
     @abstractmethod
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        """Load a state, whatever the layout that saved it."""
+        """Load a state, whatever the layout that saved it.
+
+        Frozen weights that `weights` lacks stay as they are, unless the engine is `blank`.
+        """
+
+    def _keeps(self, name: str, weights: StateSource) -> bool:
+        """Whether a frozen weight stays as it is."""
+        return not self.blank and name not in weights
 
     @abstractmethod
     def held_tensors(self) -> Iterator[Tensor]:
@@ -143,7 +162,8 @@ class Engine(ABC):
 
     def _with_all_tokens(self) -> Transformer:
         """This rank's part of the model on the meta device, to be given all tokens."""
-        return build_model(self.model.config, replace(self.mesh, sequence=Group()))
+        alone = replace(self.mesh, sequence=Group())
+        return build_model(self.model.config, alone, self.adapters)
 
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(model, *arguments)``: one pass through the model, wherever its weights are.

@@ -27,6 +27,7 @@ from bc2.data.loader import Batch
 from bc2.errors import RunFailed
 from bc2.free_memory import device_available, host_available
 from bc2.generate.runner import ModelRunner
+from bc2.model.adapters import AddAdapters
 from bc2.model.heads import Head
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -69,6 +70,7 @@ class DeepSpeedEngine(Engine):
     Args:
         seed: weights are drawn from it; None: they are restored from a checkpoint instead.
         trainable: which parameters are trained; None: all of them.
+        adapters: those that the model has.
     """
 
     def __init__(
@@ -85,10 +87,12 @@ class DeepSpeedEngine(Engine):
         seed: int | None = 0,
         clock: Clock | None = None,
         trainable: Trainable | None = None,
+        adapters: AddAdapters | None = None,
     ):
         self.mesh = mesh
         self.clock = clock or Clock()
-        self.parts = parts(config, mesh)
+        self.adapters = adapters
+        self.parts = parts(config, mesh, adapters)
         whole = parallel.zero < 3 and parallel.ranks_of_a_replica == 1
         self.shares_weights = not whole
         self._partitioned = parallel.zero == 3
@@ -99,7 +103,7 @@ class DeepSpeedEngine(Engine):
         self._copies_gradients = parallel.offload_optimizer and device.type == "cuda"
         with stdout_to_stderr():
             deepspeed = import_deepspeed(device, mesh)
-            model = build_model(config, mesh)
+            model = build_model(config, mesh, adapters)
             freeze(model, trained, DTYPES[precision])
             allocate(model, device, DTYPES[precision], mesh, settings, deepspeed)
             model.model.checkpointing = checkpointing
@@ -128,7 +132,7 @@ class DeepSpeedEngine(Engine):
         self.blank = seed is None
         if seed is not None:
             # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
-            self.restore(InitialWeights(config, seed), HeldTensors())
+            self.restore(InitialWeights(config, seed, adapters), HeldTensors())
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name: all that ZeRO has states of."""
@@ -228,14 +232,14 @@ class DeepSpeedEngine(Engine):
         free = self.mesh.world.all_gather_object(device_available(parameters[0].device))
         return min(free) > 2 * needed
 
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         self.check_restored()
         with self._copies_of_state.begin() as copies:
             state = EngineState(give_back=copies.give_back)
             for name, parameter in self.parameters.items():
                 if parameter.requires_grad:
                     self._hold(state, copies, name, self._zero.run(parameter))
-                else:
+                elif frozen:
                     self._hold_frozen(state, copies, name, parameter)
         return state
 
@@ -280,7 +284,8 @@ class DeepSpeedEngine(Engine):
         for name, parameter in self.parameters.items():
             part = self.parts[name]
             if not parameter.requires_grad:
-                load_weight(parameter, name, part, weights)
+                if not self._keeps(name, weights):
+                    load_weight(parameter, name, part, weights)
                 continue
             run = self._zero.run(parameter)
             first, count = (run.first, run.count) if run else (0, 0)

@@ -22,6 +22,7 @@ from bc2.train.engines.zero import load_weight
 from bc2.train.precision import Precision
 
 if TYPE_CHECKING:
+    from bc2.model.adapters import AddAdapters
     from bc2.model.model_config import ModelConfig
     from bc2.parallel.parallel_config import ParallelConfig
 
@@ -35,6 +36,7 @@ class FrozenModel:
         weights: where they are read, whatever the layout that saved them.
         parallel: the run's layout.
         precision: the type that the weights are held and run in.
+        adapters: those that the model has.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class FrozenModel:
         *,
         device: torch.device,
         precision: Precision,
+        adapters: AddAdapters | None = None,
     ):
         self.mesh = mesh
-        self.parts = parts(config, mesh)
+        self.parts = parts(config, mesh, adapters)
         layout = parallel.on(mesh.world.size)
         self.shares_weights = layout.zero == 3 or layout.ranks_of_a_replica > 1
-        self.model = build_model(config, mesh).requires_grad_(False)
+        self.model = build_model(config, mesh, adapters).requires_grad_(False)
         self._engine: Callable[..., Any] | None = None
         if layout.zero == 3:
             self._engine = self._partition(layout, device, precision)

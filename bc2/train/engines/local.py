@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
+from bc2.model.adapters import AddAdapters
 from bc2.model.heads import Head
 from bc2.model.transformer import Attention, Linear, Transformer
 from bc2.parallel.build import parts
@@ -35,6 +36,7 @@ from bc2.train.engines.base import (
 from bc2.train.engines.gradients import Gradients, SummedGradients
 from bc2.train.engines.host_copies import HostCopies
 from bc2.train.engines.trainable import freeze
+from bc2.train.engines.zero import load_weight
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.precision import Precision
@@ -57,6 +59,7 @@ class LocalEngine(Engine):
         clock: told how long forward, head, backward and optimizer take.
         mesh: the ranks; None: this one alone.
         blank: the model's weights are not set yet: see `Engine.blank`.
+        adapters: those that the model has.
     """
 
     def __init__(
@@ -70,14 +73,16 @@ class LocalEngine(Engine):
         clock: Clock | None = None,
         mesh: Mesh | None = None,
         blank: bool = False,
+        adapters: AddAdapters | None = None,
     ):
         if model.device.type == "cpu":
             keep_freed_memory()
         self.model = model
         self.blank = blank
+        self.adapters = adapters
         self.mesh = mesh or Mesh()
         self.clock = clock or Clock()
-        self.parts = parts(model.config, self.mesh)
+        self.parts = parts(model.config, self.mesh, adapters)
         self.shares_weights = self.mesh.tensor.size > 1 or self.mesh.sequence.size > 1
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self.master = _masters(model) if precision == "bf16" else list(model.parameters())
@@ -179,12 +184,13 @@ class LocalEngine(Engine):
         if copies:
             torch._foreach_copy_([half for half, _ in copies], [master for _, master in copies])
 
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         self.check_restored()
         with self._copies_of_state.begin() as copies:
             state = EngineState(give_back=copies.give_back)
             for (name, part), master in zip(self.parts.items(), self.master, strict=True):
-                hold_share(state.weights, name, part, master, self.mesh, copies)
+                if frozen or name in self.trained:
+                    hold_share(state.weights, name, part, master, self.mesh, copies)
                 if name not in self.trained:
                     continue
                 for key, value in self.optimizer.state[master].items():
@@ -199,10 +205,11 @@ class LocalEngine(Engine):
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
-            read = weights.read(name, part, 0, master.numel())
-            master.copy_(read.view_as(master))
             if name not in self.trained:
+                if not self._keeps(name, weights):
+                    load_weight(master, name, part, weights)
                 continue
+            load_weight(master, name, part, weights)
             state: dict[str, Tensor] = {}
             for key in self.optimizer.state_names[name]:
                 if f"{key}.{name}" in optimizer:

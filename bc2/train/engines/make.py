@@ -16,6 +16,7 @@ from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.trainable import Trainable, freeze, trained_names
 
 if TYPE_CHECKING:
+    from bc2.model.adapters import AddAdapters
     from bc2.model.model_config import ModelConfig
     from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.run_config import RunConfig
@@ -31,6 +32,7 @@ def make_engine(
     blank: bool = False,
     weights: StateSource | None = None,
     trainable: Trainable | None = None,
+    adapters: AddAdapters | None = None,
 ) -> Engine:
     """This rank's engine.
 
@@ -43,7 +45,10 @@ def make_engine(
         weights: that it begins with, such as `StartWeights`; None: those that the seed draws.
         trainable: which parameters are trained, see `bc2.train.engines.trainable`; None: all.
 
+        adapters: puts adapters beside the model's layers. Their names are for `trainable` to say.
+
     Raises:
+        RecipeError: the layout cannot divide adapters.
         ValueError: `trainable` names a parameter that the model does not have, or none at all.
     """
     if blank and weights is not None:
@@ -57,6 +62,7 @@ def make_engine(
         "checkpointing": config.segment_layers,
         "clock": clock,
         "mesh": mesh,
+        "adapters": adapters,
     }
     engine: Engine
     if layout is not None and layout.zero:
@@ -72,12 +78,12 @@ def make_engine(
             **shared,
         )
     else:
-        built = build_model(model, mesh)
-        trained = trained_names(parts(model, mesh), trainable)
+        built = build_model(model, mesh, adapters)
+        trained = trained_names(parts(model, mesh, adapters), trainable)
         # Before there is memory, which is then taken in their own type.
         freeze(built, trained, DTYPES[shared["precision"]])
         built.to_empty(device=device)
         engine = LocalEngine(built, config.optimizer, blank=True, **shared)
     if not blank:
-        engine.restore(weights or InitialWeights(model, config.seed), HeldTensors())
+        engine.restore(weights or InitialWeights(model, config.seed, adapters), HeldTensors())
     return engine
