@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bc2.data.loader import Batch
+    from bc2.model.adapters import AddAdapters
     from bc2.train.guard import Guard
     from bc2.train.measured import Measured
     from bc2.train.models import Models
@@ -54,6 +55,10 @@ class ModelRole:
     """False: it is run and never changed, without an optimizer."""
     optimizer: OptimizerConfig | None = None
     """Of a trained one; None: as the section says."""
+    trainable: Callable[[str], bool] | None = None
+    """Says of a parameter's name whether it is trained; None: all are."""
+    adapters: AddAdapters | None = None
+    """Puts adapters beside its layers."""
     init: str | None = INIT.name
     """The input whose weights it starts from; None, or where nothing is named: the seed's."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bc2.errors import IntegrityError
 from bc2.model.model_config import ModelConfig
-from bc2.model.store import check_shapes, save_config, weight_files
+from bc2.model.store import check_names, expected_shapes, save_config, weight_files
 from bc2.parallel.agreement import check_sees, fail_together
 from bc2.parallel.file_check import check_files_together, digest_files_together
 from bc2.parallel.long_work import Pace, work_together
@@ -64,6 +64,8 @@ class ModelState:
 
     weights: HeldTensors | Stored
     optimizer: HeldTensors | Stored
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    """Of all weights that are saved; None: those of the whole model, not of adapters alone."""
 
     @classmethod
     def open(cls, folder: Path, names: Iterable[str], role: str = "") -> ModelState:
@@ -99,7 +101,8 @@ class ModelState:
     def write_rest(self, folder: Path, config: ModelConfig, role: str = "") -> None:
         """Write what says what the weights are of, and where."""
         assert isinstance(self.weights, HeldTensors)
-        check_shapes(self.weights.shapes, config, "state to save")
+        expected = expected_shapes(config) if self.shapes is None else self.shapes
+        check_names(self.weights.shapes, expected, "state to save")
         weights = self.weights.files(prefix(role) + "model")
         if len(weights) > 1:
             index = prefix(role) + "model.safetensors.index.json"
