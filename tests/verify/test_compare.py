@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bc2.registry import Artifact, Draft, Registry
+from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.verify.compare import compare_bits, compare_losses, first_file
 
 
@@ -42,7 +43,7 @@ def test_the_first_difference_is_named(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     one = checkpoint(registry, rows(4))
     assert compare_bits(one, one)[0] is None
-    assert compare_losses(one, one, 2, 1e-5)[0] is None
+    assert compare_losses(one, one, PRETRAIN_METRICS, 2, 1e-5)[0] is None
     row = checkpoint(registry, rows(4, loss3=2.5), 1.5)
     expected = "step 3, samples [16, 23]: loss of the step is 2.0 and 2.5"
     assert compare_bits(one, row)[0] == expected
@@ -59,20 +60,20 @@ def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     one = checkpoint(registry, rows(4))
     close = checkpoint(registry, rows(4, loss2=2.00001))
-    found, figures = compare_losses(one, close, 1, 1e-5)
+    found, figures = compare_losses(one, close, PRETRAIN_METRICS, 1, 1e-5)
     assert found is None
     assert figures["at_step"] == 2
     assert figures["largest_relative"] == pytest.approx(5e-6)
     sampled = checkpoint(registry, [*rows(4), {"event": "sample", "step": 4, "text": "so"}])
-    assert compare_losses(one, sampled, 1, 1e-5)[0] is None
+    assert compare_losses(one, sampled, PRETRAIN_METRICS, 1, 1e-5)[0] is None
     far = checkpoint(registry, rows(4, loss2=2.0001))
     expected = "step 2, samples [8, 15]: losses are 5.0e-05 apart, relative"
-    assert compare_losses(one, far, 1, 1e-5)[0] == expected
+    assert compare_losses(one, far, PRETRAIN_METRICS, 1, 1e-5)[0] == expected
     broken = checkpoint(registry, rows(4, loss2="nan"))
     expected = "step 2, samples [8, 15]: losses are inf apart, relative"
-    assert compare_losses(one, broken, 1, 1e-5)[0] == expected
+    assert compare_losses(one, broken, PRETRAIN_METRICS, 1, 1e-5)[0] == expected
     other = checkpoint(registry, rows(4, more2=1))
-    assert compare_losses(one, other, 1, 1e-5)[0] == (
+    assert compare_losses(one, other, PRETRAIN_METRICS, 1, 1e-5)[0] == (
         "step 2: step with samples [8, 15], and step with [8, 16]"
     )
 
@@ -134,4 +135,4 @@ def test_the_first_tensor_that_differs(
 def test_fewer_rows_of_another_layout(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     one, shorter = checkpoint(registry, rows(4)), checkpoint(registry, rows(3))
-    assert compare_losses(one, shorter, 0, 1e-5)[0] == "4 rows of metrics, and 3"
+    assert compare_losses(one, shorter, PRETRAIN_METRICS, 0, 1e-5)[0] == "4 rows of metrics, and 3"
