@@ -97,7 +97,7 @@ def test_only_what_is_new_is_read(log_run: LogRun, monkeypatch: pytest.MonkeyPat
     append(folder / "metrics.jsonl", row)
     status.update(on_metrics=seen.append)
     assert seen == [row]
-    assert (status.step, status.losses[-1]) == (21, 1.0)
+    assert (status.step, status.headline[-1]) == (21, 1.0)
 
 
 def test_a_resume_takes_the_history_back(log_run: LogRun) -> None:
@@ -108,7 +108,7 @@ def test_a_resume_takes_the_history_back(log_run: LogRun) -> None:
     (folder / "aside").rename(folder / "metrics.jsonl")
     status.update()
     assert status.step == 10
-    assert len(status.losses) == 10
+    assert len(status.headline) == 10
 
 
 def test_a_rollback_reads_more_tokens_and_forgets_the_pace(log_run: LogRun) -> None:
