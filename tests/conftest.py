@@ -268,8 +268,9 @@ def pair_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogRun:
 
 def _pair_step(step: int) -> dict[str, Any]:
     rewards = {} if step % 5 else {"reward": -1.0 + step / 20}
+    samples = [8 * step - 8, 8 * step - 1]
     return {
-        "event": "step", "step": step, "tokens": 512 * step, "samples": [8 * step - 8, 8 * step - 1],
+        "event": "step", "step": step, "tokens": 512 * step, "samples": samples,
         "loss": 0.7 - step / 100, "margin": -0.2 + step / 25, "kl": 1e-6 * step, **rewards,
         "length": 17.5, "grad_norm": 1.5, "clipped": step % 2 == 0, "lr": 1e-3,
         "critic.grad_norm": 0.25, "critic.clipped": False, "critic.lr": 2e-3,

@@ -64,7 +64,7 @@ def run_figure(
         for (_, draw), axes in zip(panels, grid, strict=True):
             draw(axes)
             _mark(axes, history, ruler)
-        _legend(grid[0], "lower right" if measured[0].rises else "upper right")
+        _legend(grid[0], low=measured[0].rises)
         grid[-1].set_xlabel(ruler.label)
         drawn.align_ylabels()
     return drawn
@@ -185,10 +185,11 @@ def _left_out(history: History) -> list[tuple[float, float]]:
     return spans
 
 
-def _legend(axes: Axes, loc: str) -> None:
+def _legend(axes: Axes, *, low: bool) -> None:
+    """At the end of the curves; below them if they rise."""
     _, labels = axes.get_legend_handles_labels()
     if labels:
-        axes.legend(loc=loc)
+        axes.legend(loc="lower right" if low else "upper right")
 
 
 def inline_svg(drawn: Figure, name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 Better = Literal["lower", "higher"]
@@ -53,6 +53,8 @@ class Metric:
         texts = (self.name, self.label, self.unit, self.over, self.short)
         if not all(isinstance(text, str) for text in texts) or not self.name or not self.label:
             raise ValueError(f"a metric needs a name and a label, and all of it is text: {texts}")
+        if not (isinstance(self.headline, bool) and isinstance(self.guarded, bool)):
+            raise ValueError(f"whether {self.name} is the headline, or guarded, is no yes or no")
         if self.of not in ("step", "evaluation"):
             raise ValueError(f"{self.name} is of {self.of!r}, and not of a step or an evaluation")
         if self.better not in (*get_args(Better), None):
@@ -99,20 +101,20 @@ class Metrics:
                 "one metric of the steps is the headline, and at most one of evaluations"
             )
 
-    @property
+    @cached_property
     def of_steps(self) -> tuple[Metric, ...]:
         return tuple(metric for metric in self.all if metric.of == "step")
 
-    @property
+    @cached_property
     def of_evaluations(self) -> tuple[Metric, ...]:
         return tuple(metric for metric in self.all if metric.of == "evaluation")
 
-    @property
+    @cached_property
     def headline(self) -> Metric:
         """The one of the steps that progress shows."""
         return next(metric for metric in self.of_steps if metric.headline)
 
-    @property
+    @cached_property
     def evaluation_headline(self) -> Metric | None:
         """The one of evaluations that progress shows; None: the algorithm has no evaluation."""
         return next((metric for metric in self.of_evaluations if metric.headline), None)

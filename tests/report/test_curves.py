@@ -128,3 +128,37 @@ def test_what_is_drawn_above_100_percent_is_said_to_be_impossible(
     said = "above 100% cannot be: the peak was measured too low"
     assert (said in lines(mfu)) == (max(shares) > 1)
     assert (mfu.get_legend() is not None) == (max(shares) > 1)
+
+
+def test_another_algorithms_metrics_have_a_panel_for_each_unit(pair_run: LogRun) -> None:
+    drawn = run_figure(history_of(pair_run()), "step", clip_norm=0.5)
+    labels = [axes.get_ylabel() for axes in drawn.axes]
+    assert labels == [
+        "margin", "pair loss\n(nats per pair)", "KL to the\nreference\n(nats per token)",
+        "chosen reward", "held-out accuracy", "gradient norm", "learning rate", "tokens/s",
+        "MFU (%)", "seconds a step",
+    ]  # fmt: skip
+    margin, loss, _, reward, accuracy, norm, rate = drawn.axes[:7]
+    assert margin.get_legend()._get_loc() == 4, "lower right: it rises"
+    assert [*lines(margin)] == ["training", "training, running median"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [
+        "training", "training, running median", "held-out pair loss",
+    ]  # fmt: skip
+    # Only each fifth step has a reward.
+    np.testing.assert_array_equal(reward.get_lines()[0].get_xdata(), range(5, 41, 5))
+    assert accuracy.get_lines()[0].get_ydata()[3] == 0.8
+    assert {*lines(norm)["critic"].get_ydata()} == {0.25}
+    assert {*lines(norm)["model"].get_ydata()} == {1.5}
+    assert {*lines(rate)["critic"].get_ydata()} == {2e-3}
+    assert rate.get_ylim() == pytest.approx((0, 2.2e-3))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_shortest_runs_of_another_algorithm_are_drawn(pair_run: LogRun, steps: int) -> None:
+    folder = pair_run(steps, evals=0)
+    labels = [
+        axes.get_ylabel() for axes in run_figure(history_of(folder), "step", clip_norm=1).axes
+    ]
+    # The headline's panel is always there; others once they have a value.
+    assert labels[:2] == ["margin", "pair loss\n(nats per pair)" if steps else "gradient norm"]
+    assert draw_run(RunFolder(folder))[1].read_bytes().startswith(b"\x89PNG")
