@@ -34,7 +34,9 @@ class MetricPanel:
     @property
     def height(self) -> float:
         """Relative to the other panels of a picture."""
-        return 3 if self.headline else 1.3
+        if self.headline:
+            return 3
+        return 2 if len(self.metrics) > 2 else 1.3
 
     @property
     def rises(self) -> bool:

@@ -75,8 +75,11 @@ def test_what_is_not_to_be_drawn_or_has_no_value_has_no_panel(
 
 
 def test_several_metrics_of_steps_are_told_apart_by_their_names() -> None:
-    more = [Metric("aux", "auxiliary loss", "nats", short="aux"), Metric("z", "z loss", "nats")]
+    more = [
+        Metric("aux", "auxiliary loss", "nats", short="aux"), Metric("z", "z loss", "nats"),
+        Metric("held", "held-out z loss", "nats", of="evaluation"),
+    ]  # fmt: skip
     history = history_of(*more, steps=30)
     panel = metric_panels(history)[1]
-    assert panel.label == "nats"
-    assert legend(panel, history) == ["aux", "aux, running median", "z loss"]
+    assert (panel.label, panel.height) == ("nats", 2)
+    assert legend(panel, history) == ["aux", "aux, running median", "z loss", "held-out z loss"]
