@@ -120,15 +120,12 @@ class Snapshot:
     """The state of a run at one step."""
 
     state: TrainerState
-    weights: HeldTensors | Stored
-    """Of the model that the run makes."""
-    optimizer: HeldTensors | Stored
+    models: Mapping[str, ModelState]
+    """Of the trained models by role; "" is the one that the run makes."""
     metrics: bytes
     random: Tensor
     release: Callable[[], None] = lambda: None
     """Says that the tensors are on disk, so that the next snapshot may take their memory."""
-    further: Mapping[str, ModelState] = field(default_factory=dict)
-    """Of the other trained models, by role."""
     stream: StreamState | None = None
 
     @classmethod
@@ -139,26 +136,24 @@ class Snapshot:
         metrics: bytes,
         stream: StreamState | None = None,
     ) -> Snapshot:
-        """A snapshot of what the engines hold; the first is of the run's product."""
-        product, *further = engines.values()
+        """A snapshot of what the engines hold, by role as `models`."""
 
         def release() -> None:
             for held in engines.values():
                 held.release()
 
-        return cls(
-            state,
-            product.weights,
-            product.optimizer,
-            metrics,
-            random_state(),
-            release,
-            {
-                role: ModelState(held.weights, held.optimizer)
-                for role, held in zip([*engines][1:], further, strict=True)
-            },
-            stream,
-        )
+        models = {role: ModelState(held.weights, held.optimizer) for role, held in engines.items()}
+        return cls(state, models, metrics, random_state(), release, stream)
+
+    @property
+    def weights(self) -> HeldTensors | Stored:
+        """Of the model that the run makes."""
+        return self.models[""].weights
+
+    @property
+    def optimizer(self) -> HeldTensors | Stored:
+        """Of the model that the run makes."""
+        return self.models[""].optimizer
 
     @classmethod
     def load(
@@ -180,19 +175,11 @@ class Snapshot:
         with fail_together(ranks):
             state = _trainer_state(artifact.path / TRAINER)
             names = artifact.files()
-            product = ModelState.open(artifact.path, names)
-            further = {role: ModelState.open(artifact.path, names, role) for role in roles}
+            models = {role: ModelState.open(artifact.path, names, role) for role in ("", *roles)}
             metrics = (artifact.path / METRICS).read_bytes()
             stream = read_stream_state(artifact.path / STREAM) if STREAM in names else None
-        return cls(
-            state, product.weights, product.optimizer, metrics, product.optimizer.whole(RANDOM),
-            further=further, stream=stream,
-        )  # fmt: skip
-
-    @property
-    def models(self) -> dict[str, ModelState]:
-        """The states of all models by role; "" is the run's product."""
-        return {"": ModelState(self.weights, self.optimizer), **self.further}
+        random = models[""].optimizer.whole(RANDOM)
+        return cls(state, models, metrics, random, stream=stream)
 
     def write(
         self, folder: Path, configs: Mapping[str, ModelConfig], tokenizer: Path, mesh: Mesh

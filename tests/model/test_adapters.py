@@ -160,12 +160,15 @@ def test_adapters_are_saved_alone_with_the_base_as_parent(tmp_path: Path) -> Non
     shapes = {name: engine.parts[name].shape for name in engine.trained_names}
     (tmp_path / "tokenizer").touch()
     snapshot = Snapshot(
-        TrainerState(), state.weights, state.optimizer, b"", random_state(), shapes=shapes
+        TrainerState(),
+        {"": ModelState(state.weights, state.optimizer, shapes)},
+        b"",
+        random_state(),
     )
     key = stage_key("checkpoint", 1, {"of": "adapter"}, [parent.digest])
     draft = Draft("checkpoint", "adapter", key, parents=(parent.digest,), role="adapter")
     with registry.stage(draft) as staged:
-        snapshot.write(staged.path, CONFIG, tmp_path / "tokenizer", Mesh())
+        snapshot.write(staged.path, {"": CONFIG}, tmp_path / "tokenizer", Mesh())
         artifact = staged.publish()
 
     alone = Stored.open([artifact.path / "model.safetensors"])
@@ -185,7 +188,7 @@ def test_a_snapshot_of_the_whole_model_is_checked_as_before(tmp_path: Path) -> N
     for name, shape in list(expected_shapes(CONFIG).items())[1:]:
         held.add(name, TensorShard(shape), 0, torch.zeros(shape))
     (tmp_path / "tokenizer").touch()
-    snapshot = Snapshot(TrainerState(), held, HeldTensors(), b"", random_state())
+    snapshot = Snapshot(TrainerState(), {"": ModelState(held, HeldTensors())}, b"", random_state())
     (tmp_path / "to").mkdir()
     with pytest.raises(IntegrityError, match=r"embed_tokens\.weight is missing"):
-        snapshot.write(tmp_path / "to", CONFIG, tmp_path / "tokenizer", Mesh())
+        snapshot.write(tmp_path / "to", {"": CONFIG}, tmp_path / "tokenizer", Mesh())

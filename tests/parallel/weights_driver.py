@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from two_models_driver import all_partitioned
 
+from bc2.data.loader import total_weights
 from bc2.model.adapters import Adapter, AddAdapters, is_adapters
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Linear, Transformer
