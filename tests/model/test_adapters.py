@@ -19,9 +19,9 @@ from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, Stored
 from bc2.registry import Draft, Registry, stage_key
-from bc2.train.checkpoint import Snapshot, TrainerState, random_state
 from bc2.train.engines.local import LocalEngine
 from bc2.train.optimizer_config import AdamWConfig
+from bc2.train.snapshot import ModelState, Snapshot, TrainerState, random_state
 
 CONFIG = ModelConfig(
     vocab_size=24, hidden_size=16, intermediate_size=20, num_layers=2, num_heads=2,
