@@ -154,10 +154,11 @@ class Training(ABC):
     """The tokenizer's file, which goes into every checkpoint."""
 
     @abstractmethod
-    def stream(self, models: Models, check: Callable[[], None]) -> BatchStream:
+    def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> BatchStream:
         """The steps' data, which may be drawn from the models.
 
         Args:
+            config: with ``micro_batch = "auto"`` resolved, as it was not yet when this was opened.
             check: called in long waits; if it raises, the wait ends.
         """
 
@@ -165,8 +166,10 @@ class Training(ABC):
     def guard(self) -> Guard[Any]:
         """What judges steps."""
 
-    def evaluator(self, models: Models, check: Callable[[], None]) -> Callable[[], Measured] | None:
-        """What measures the models beside training; None: nothing does."""
+    def evaluator(
+        self, config: RunConfig, models: Models, check: Callable[[], None]
+    ) -> Callable[[], Measured] | None:
+        """What measures the models beside training; None: nothing does. See `stream`."""
         return None
 
     @abstractmethod
