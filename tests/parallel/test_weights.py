@@ -38,7 +38,10 @@ def check(got: Curves, expected: Curves, loss: float = 1e-5, norm: float = 1e-4)
         assert mine[0] == pytest.approx(theirs[0], rel=loss)
         assert mine[1] == pytest.approx(theirs[1], rel=norm)
     assert len(weights) > 1000
-    np.testing.assert_allclose(weights, their_weights, rtol=norm, atol=10 * loss)
+    apart = np.abs(np.subtract(weights, their_weights))
+    assert apart.mean() < (1e-6 if loss < 1e-4 else 2e-3)
+    # A weight whose gradient is almost zero may go either way in the first steps.
+    assert apart.max() < (1e-4 if loss < 1e-4 else 0.1)
 
 
 def name_of(run: Run) -> str:
@@ -71,13 +74,13 @@ def test_two_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
     runs = [
         {**layout(), **UPPER},
         {**layout(zero=2), **LOWER},
-        {**PARTITIONED, **SCALAR},
+        {**PARTITIONED, **SCALAR, "frozen_too": True},
         {**layout(tensor=2), **LOWER},
         {**layout(sequence=2), **PACKED},
         # Whatever the layout that saved it.
         {**layout(zero=1, tensor=2), **UPPER, "resumes": "0"},
         {**PARTITIONED, **LOWER, "resumes": "3"},
-        {**PARTITIONED, **ADAPTERS},
+        {**PARTITIONED, **ADAPTERS, "frozen_too": True},
     ]
     for run, got in zip(runs, spread_all(spread, 2, runs), strict=True):
         check(got, alone[name_of(run)])

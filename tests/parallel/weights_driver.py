@@ -18,9 +18,9 @@ from driver import LENGTH, SHAPE, batches, main, through_folder
 from heads_driver import Values
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from two_models_driver import all_partitioned
+from two_models_driver import all_partitioned, hidden_states
 
-from bc2.data.loader import total_weights
+from bc2.data.loader import Batch, total_weights
 from bc2.model.adapters import Adapter, AddAdapters, is_adapters
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Linear, Transformer
@@ -30,6 +30,7 @@ from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import Stored
 from bc2.train.engines.base import Engine
+from bc2.train.engines.frozen import FrozenModel
 from bc2.train.engines.make import make_engine
 from bc2.train.pretrain.next_token import NextToken
 from bc2.train.pretrain.pretrain_config import PretrainConfig
@@ -170,6 +171,8 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     engine = made(run, begun, mesh)
     trained = set(filter(TRAINED[run["trained"]], engine.parts))  # type: ignore[attr-defined]
     assert engine.trained_names == trained
+    if run.get("frozen_too"):
+        check_frozen(engine, begun, run, mesh)
     steps = range(STEPS)
     if "resumes" in run:
         stored = open_saved(folder / run["resumes"])
@@ -185,6 +188,24 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     if run["trained"] == "adapters":
         check_alone(run, engine, base, mesh, folder / f"{run['saves']} alone")
     return [*found, torch.cat([weights[name].flatten() for name in sorted(trained)]).tolist()]
+
+
+def says(model: Transformer, batch: Batch) -> Tensor:
+    """Hidden states, or the values of a model that has them."""
+    hidden = hidden_states(model, batch)
+    return hidden if model.config.head == "language" else model.values(hidden)
+
+
+def check_frozen(engine: Engine, begun: StartWeights, run: dict[str, Any], mesh: Mesh) -> None:
+    """A model that is not trained begins with the same weights, and says the same, to the bit."""
+    model = FrozenModel(
+        begun.config, begun, ParallelConfig(**run["parallel"]), mesh,
+        device=torch.device("cpu"), precision="fp32", adapters=adapters_of(run),
+    )  # fmt: skip
+    batch = batches(0, Mesh())[0]
+    with torch.no_grad():
+        said = [each.call_model(says, batch) for each in (engine, model)]
+    assert torch.equal(*said)
 
 
 def check_alone(

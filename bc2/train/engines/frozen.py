@@ -66,7 +66,7 @@ class FrozenModel:
         self, parallel: ParallelConfig, device: torch.device, precision: Precision
     ) -> Callable[..., Any]:
         """Allocate the model partitioned, in a DeepSpeed engine that only runs it."""
-        from bc2.train.engines.deepspeed import (
+        from bc2.train.engines.deepspeed_model import (
             CallsFunction,
             DeepSpeedGroups,
             allocate,

@@ -36,7 +36,6 @@ from bc2.train.engines.base import (
 from bc2.train.engines.gradients import Gradients, SummedGradients
 from bc2.train.engines.host_copies import HostCopies
 from bc2.train.engines.trainable import freeze
-from bc2.train.engines.zero import load_weight
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.precision import Precision
@@ -204,11 +203,10 @@ class LocalEngine(Engine):
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
+            if name in self.trained or not self._keeps(name, weights):
+                master.copy_(weights.read(name, part, 0, master.numel()).view_as(master))
             if name not in self.trained:
-                if not self._keeps(name, weights):
-                    load_weight(master, name, part, weights)
                 continue
-            load_weight(master, name, part, weights)
             state: dict[str, Tensor] = {}
             for key in self.optimizer.state_names[name]:
                 if f"{key}.{name}" in optimizer:
