@@ -146,7 +146,7 @@ class Engine(ABC):
         """What the ranks have of a step together.
 
         Args:
-            weights: of this rank's micro-batches: the same names, in one order, on every rank.
+            weights: of this rank's micro-batches: the same names on every rank.
             computed: tokens of theirs that go through the model.
             stop: whether this rank is to stop.
         """
@@ -155,11 +155,14 @@ class Engine(ABC):
             return Agreed({name: float(value) for name, value in weights.items()}, computed, stop)
         # The ranks of a replica have the same samples: the first of them counts them.
         counts = mesh.tensor.rank == 0 and mesh.sequence.rank == 0
-        mine = [*weights.values(), computed] if counts else [0.0] * (len(weights) + 1)
+        names = sorted(weights)
+        mine = [weights[name] if counts else 0.0 for name in names]
         device = next(self.model.parameters()).device
-        sums = torch.tensor([*mine, stop], dtype=torch.float64, device=device)
+        sums = torch.tensor(
+            [*mine, computed if counts else 0, stop], dtype=torch.float64, device=device
+        )
         *totals, everything, stops = mesh.world.all_reduce(sums).tolist()
-        return Agreed(dict(zip(weights, totals, strict=True)), int(everything), stops > 0)
+        return Agreed(dict(zip(names, totals, strict=True)), int(everything), stops > 0)
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
