@@ -47,6 +47,23 @@ class States:
     """Bytes in the host's memory instead."""
 
 
+def frozen_states(shape: TrainingShape) -> States:
+    """See `bc2.train.engines.frozen`: weights in the type of the forward pass, and nothing else."""
+    size, params = shape.number_bytes, shape.params
+    if shape.layout.zero < 3:
+        return _never_updated(size * params)
+    group = shape.layout.zero_group
+    copy = size * -(-params // group) if group else 0
+    return _never_updated(size * _partition(shape) + copy, gathered=_near(shape))
+
+
+def _never_updated(weights: int, gathered: int = 0) -> States:
+    return States(
+        lasting={"weights": weights}, gradients=0, earlier=0, head=0, arrived={}, reduced={},
+        normed={}, updated={}, gathered=gathered,
+    )  # fmt: skip
+
+
 def local_states(shape: TrainingShape) -> States:
     """See `bc2.train.engines.local`."""
     params = shape.params
@@ -198,12 +215,15 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
     )
 
 
+def _near(shape: TrainingShape) -> int:
+    """Bytes of gathered weights: what is needed again within REUSE elements, the last layers'."""
+    return shape.number_bytes * min(shape.params, REUSE // 2 + PREFETCH + shape.head)
+
+
 def _zero_3(shape: TrainingShape) -> States:
     """`DeepSpeedZeroOptimizer_Stage3`: weights are gathered when they are needed."""
     params, part, size = shape.params, _partition(shape), shape.number_bytes
     joined = size * min(params, BUCKET)
-    # Weights needed again within REUSE elements stay: those of the last layers.
-    near = min(params, REUSE // 2 + PREFETCH + shape.head)
     group = shape.layout.zero_group
     again = size * -(-params // group) if group else 0
     offload = shape.layout.offload_optimizer
@@ -228,7 +248,7 @@ def _zero_3(shape: TrainingShape) -> States:
         reduced={"buffers": joined + scattered + 2 * size * shape.matrix},
         normed={},
         updated={"gradients": 0 if offload else 4 * part},
-        gathered=size * near,
+        gathered=_near(shape),
         passing={"buffers": joined + scattered} if params > BUCKET else {},
         host=host,
     )
