@@ -104,10 +104,10 @@ def bench(
 ) -> None:
     """Measure training: speed, MFU, memory and the parts of a step, with random tokens.
 
-    The recipe needs [model] and a section that trains, such as [pretrain]; without one, a shape of 23M parameters is
-    measured. Each contender is a process of its own, and they take turns. --against hf
-    builds transformers' Llama at the same shape and tells how many times as fast bc2 is;
-    --layout runs the recipe over ranks of this machine beside the one process.
+    The recipe needs [model] and a section that trains, such as [pretrain]; without one, a shape
+    of 23M parameters is measured. Each contender is a process of its own, and they take turns.
+    --against hf builds transformers' Llama at the same shape and tells how many times as fast
+    bc2 is; --layout runs the recipe over ranks of this machine beside the one process.
 
     `bc2 bench generate` measures how fast a model writes and scores: see its own --help.
     """

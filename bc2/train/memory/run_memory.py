@@ -108,4 +108,15 @@ def _parts(held: Counter[str]) -> BytesByPart:
 def _shape(settings: TrainingSettings, role: ModelRole, world: int) -> TrainingShape:
     own = {} if role.optimizer is None else {"optimizer": role.optimizer}
     training = settings.training.model_copy(update=own)
-    return TrainingShape.of(role.model, training, settings.parallel, world)
+    return TrainingShape.of(
+        role.model, training, settings.parallel, world, trained=trained_names(role)
+    )
+
+
+def trained_names(role: ModelRole) -> frozenset[str] | None:
+    """The parameters of a trained model that are; None: all of them."""
+    if role.trainable is None:
+        return None
+    from bc2.model.store import expected_shapes
+
+    return frozenset(filter(role.trainable, expected_shapes(role.model)))
