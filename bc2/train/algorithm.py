@@ -61,6 +61,9 @@ class ModelRole:
     """Puts adapters beside its layers."""
     init: str | None = INIT.name
     """The input whose weights it starts from; None, or where nothing is named: the seed's."""
+    in_steps: bool = True
+    """Whether every step passes through it, as FLOPs and MFU count. False: only the stream or the
+    evaluation runs it; what the stream computes it says itself, `StepData.further_flops`."""
 
 
 class Algorithm(ABC):

@@ -33,6 +33,9 @@ from bc2.train.snapshot import Snapshot, TrainerState
 from bc2.train.stream import BatchStream, StepData, StepSpan, StreamState
 from bc2.train.trained_models import TrainedModels
 
+#: What ranks call the FLOPs of a step while they sum them beside its weights.
+_FLOPS = " FLOPs"
+
 
 @dataclass
 class Loop:
@@ -116,25 +119,27 @@ class Loop:
             with self._named(str(self.place)):
                 with self.models.clock.part("data"):
                     step = next(steps)
-                weights, computed = self._agree(step)
+                weights, computed, flops = self._agree(step)
                 measured = self._measure(step, weights)
                 reason = self.guard.judge(measured)
                 if reason is None:
-                    self._accept(step, measured, began, computed)
+                    self._accept(step, measured)
+                    self._report(measured, time.perf_counter() - began, computed, flops)
             if reason is not None and self._bad(step, reason) == "rewound":
                 return
             self._pause()
 
-    def _agree(self, step: StepData) -> tuple[dict[str, float], int]:
-        """Weights and computed tokens of the step on all ranks.
+    def _agree(self, step: StepData) -> tuple[dict[str, float], int, float]:
+        """Weights, computed tokens and FLOPs of the step on all ranks.
 
         Raises:
             Stopped: one of them is to stop.
         """
-        weights, computed, stop = self.models.agree(step.weights, step.computed, bool(self.stop))
+        counted = {**step.weights, _FLOPS: self.speed.flops(step)}
+        weights, computed, stop = self.models.agree(counted, step.computed, bool(self.stop))
         if stop:
             self.stop.follow()
-        return weights, computed
+        return weights, computed, weights.pop(_FLOPS)
 
     def _measure(self, step: StepData, weights: dict[str, float]) -> dict[str, float]:
         """Forward and backward of one optimizer step; no weight is changed."""
@@ -153,25 +158,20 @@ class Loop:
                 self.stop.check()
             yield batch
 
-    def _accept(
-        self, step: StepData, measured: dict[str, float], began: float, computed: int
-    ) -> None:
-        logged = self.schedule.is_logged(self.step + 1)
+    def _accept(self, step: StepData, measured: dict[str, float]) -> None:
+        """Make the step that was measured."""
         with self._changing():
             self.models.update(measured)
             self.guard.accept(measured)
             self._advance(step)
-            if logged:
+            if self.schedule.is_logged(self.step):
                 span = [step.first, step.first + step.sequences - 1]
                 self.log.row(**self._at("step"), samples=span, **measured)
-        self._report(measured, time.perf_counter() - began, computed, logged=logged)
 
-    def _report(
-        self, measured: dict[str, float], took: float, computed: int, *, logged: bool
-    ) -> None:
-        """Report how long a step took, in the log and in the progress line."""
-        speed = self.speed.of(took, computed)
-        if logged:
+    def _report(self, measured: dict[str, float], took: float, computed: int, flops: float) -> None:
+        """Report how long the step just made took, in the log and in the progress line."""
+        speed = self.speed.of(took, computed, flops)
+        if self.schedule.is_logged(self.step):
             parts = self.models.clock.take()
             self.log.time("step", step=self.step, step_s=took, **speed, parts=parts)
         clipped = "*" if measured["clipped"] else ""
