@@ -76,7 +76,7 @@ def head_loss(
         weight: [V, D]; the raw parameter, also with NormHead. In hidden's dtype, or in fp32
             with bf16 hidden states: then the rows are rounded to bf16 after they are scaled to
             unit length, and the gradient is not rounded.
-        labels: int64 [T], the token that follows each, or -100 to leave the token out.
+        labels: int64 [T], the id that each is to say, or -100 to leave the token out.
         z_weight: weight of z² (2e-4 in the paper, 0 when fine-tuning).
         norm_head: scale the weight's rows to unit length first.
         chunk_tokens: C; if None, as many as memory allows (`chunk_size`).

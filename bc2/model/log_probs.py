@@ -88,7 +88,7 @@ def token_log_probs(
         weight: [V, D]; the raw parameter, also with NormHead. In hidden's dtype, or in fp32
             with bf16 hidden states: then the rows are rounded to bf16 after they are scaled to
             unit length, and the gradient is not rounded.
-        labels: int64 [T], the token that follows each, or -100 to skip the token.
+        labels: int64 [T], the id that each is to say, or -100 to skip the token.
         norm_head: scale the weight's rows to unit length first.
         temperature: divides the logits, for all results.
         entropy: compute `TokenLogProbs.entropy`.

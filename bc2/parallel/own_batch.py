@@ -21,9 +21,17 @@ class OwnBatch(Batch):
 
 
 def own_batch(batch: Batch, sequence: Group) -> Batch:
-    """The batch as the objective of this rank is given it; itself where one rank has all tokens."""
+    """The batch as the objective of this rank is given it; itself where one rank has all tokens.
+
+    Raises:
+        ValueError: the tokens do not divide among the ranks.
+    """
     if sequence.size == 1:
         return batch
+    if batch.tokens.size % sequence.size:
+        raise ValueError(
+            f"{batch.tokens.size} tokens of a micro-batch do not divide among {sequence.size} ranks"
+        )
     own = own_tokens(batch.tokens.size, sequence)
     whole = {each.name: getattr(batch, each.name) for each in fields(Batch)}
     cut = {

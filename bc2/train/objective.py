@@ -1,8 +1,9 @@
 """Objectives: what training minimises. Each is a pure function of a model and a batch.
 
-It returns *sums* over supervised tokens, never means: the loop divides once by the
-tokens of the whole optimizer step, so that accumulated micro-batches of unequal
-length have the weights that they would have in one full batch.
+It returns *sums* over supervised tokens, samples or pairs, never means: they are divided once,
+by a weight of the whole optimizer step, so that accumulated micro-batches of unequal length have
+the weights that they would have in one full batch. The batch is this rank's view of it; what to
+do where ranks share its tokens is in `bc2.train.sample_sums`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from bc2.train.clock import Clock
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over the supervised tokens of one micro-batch."""
+    """Sums over one micro-batch, or over this rank's tokens of it."""
 
     total: Tensor
-    """Scalar, differentiable: the sum to minimise, in nats."""
+    """Scalar, differentiable: the sum to minimise."""
     sums: Mapping[str, Tensor]
-    """Detached scalars to log; each is divided by the step's tokens too."""
+    """Detached scalars to log: sums too, of which the loop makes means."""
 
 
 class Objective(Protocol):

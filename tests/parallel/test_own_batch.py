@@ -43,3 +43,8 @@ def test_ranks_have_each_token_once_and_all_of_the_rest(batch: Batch) -> None:
 
 def test_a_rank_that_has_all_tokens_has_the_batch_itself(batch: Batch) -> None:
     assert own_batch(batch, Group()) is batch
+
+
+def test_tokens_that_do_not_divide_are_refused(batch: Batch) -> None:
+    with pytest.raises(ValueError, match="12 tokens of a micro-batch do not divide among 5 ranks"):
+        own_batch(batch, Group(tuple(range(5)), 4))

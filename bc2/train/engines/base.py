@@ -77,7 +77,7 @@ class Engine(ABC):
         """Forward and backward over this rank's micro-batches of one step.
 
         Args:
-            objective: returns sums.
+            objective: returns sums, of this rank's view of a batch.
             divisor: a weight of the step on all ranks. The gradient is that of the summed loss
                 divided by it.
 
