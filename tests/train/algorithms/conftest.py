@@ -34,7 +34,7 @@ schedule = { warmup = "2 steps" }
 
 @pytest.fixture(scope="session")
 def toy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `PYTHONPATH` needs so that every process finds the toy, as if it were installed."""
+    """The folders that a process needs on its path to find the toy, as if it were installed."""
     site = tmp_path_factory.mktemp("site")
     info = site / "toy-1.0.dist-info"
     info.mkdir()
@@ -53,7 +53,7 @@ def toy(small: Path, toy_path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """
     for folder in toy_path.split(os.pathsep):
         monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", toy_path)
+    monkeypatch.setenv("WARMED_PATH", toy_path)
     foreign_algorithms.cache_clear()
     (small / "toy.toml").write_text(TOY)
     (small / "critic.toml").write_text(TOY.replace("[toy]", "[toy_critic]").replace('"toy"', '"critic"'))
