@@ -51,6 +51,7 @@ def report(
         "run": found.path.name,
         "state": written.state.name,
         **{name: str(path) for name, path in paths.items()},
+        "metrics": written.metrics,
     }
     drawn = table(("", ""), [(name, str(path)) for name, path in paths.items()])
     Output.of(json=json, quiet=quiet).emit(value, table=drawn, quiet=[str(written.page)], kept=True)

@@ -28,7 +28,7 @@ def watch(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show a run's state until it ends: loss, gradient norm, speed, time left, restarts.
+    """Show a run's state until it ends: losses, gradient norm, speed, time left, restarts.
 
     Without RUN the newest one is taken. On a terminal it is a live view; elsewhere a line
     an interval on stderr. The last state is printed on stdout. Ctrl-C stops the watching,

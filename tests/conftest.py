@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 import bc2  # noqa: F401 - its environment settings come before any import of torch
+from bc2.train.metric import Metric, Metrics
 from bc2.train.runs import RunFacts
 
 # Real ranks on a CPU; and a test must not depend on what else the machine does.
@@ -213,6 +214,76 @@ def log_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogRun:
         return folder
 
     return write
+
+
+#: Of an algorithm that is not pretraining: pairs, a headline that is no loss, two trained models.
+PAIR_METRICS = Metrics(
+    (
+        Metric("margin", "margin", over="pairs", better="higher", headline=True),
+        Metric(
+            "loss", "pair loss", "nats per pair", over="pairs", better="lower", guarded=True
+        ),
+        Metric("kl", "KL to the reference", "nats per token", short="KL"),
+        Metric("reward", "chosen reward", over="pairs", better="higher"),
+        Metric("length", "answer length", "tokens", over="pairs", shown="figure"),
+        Metric(
+            "accuracy", "held-out accuracy", of="evaluation", over="pairs", better="higher",
+            headline=True, short="accuracy",
+        ),
+        Metric(
+            "pair_loss", "held-out pair loss", "nats per pair", of="evaluation", over="pairs",
+            better="lower",
+        ),
+    )
+)  # fmt: skip
+
+
+@pytest.fixture
+def pair_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogRun:
+    """Writes the folder of a run of `PAIR_METRICS`, below $BC2_HOME.
+
+    Rewards are in each fifth step alone, and a step's tokens differ.
+    """
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+
+    def write(
+        steps: int = 40, *, evals: int = 10, metrics: Metrics = PAIR_METRICS, name: str = "pairs",
+    ) -> Path:  # fmt: skip
+        folder = tmp_path / "home" / "runs" / f"{name}-{KEY[:12]}"
+        folder.mkdir(parents=True)
+        RunFacts(name, KEY, 40, 512, 64, 0.5, ("d" * 64,), metrics).write(folder)
+        logged = []
+        for step in range(steps + 1):
+            logged += [_pair_step(step)] if step else []
+            logged += [_pair_eval(step)] if evals and step % evals == 0 else []
+        begun = {"event": "start", "time": 1.7e9, "elapsed": 0.0, "step": 0}
+        times = [{**_times(step), "tokens": 400 + step} for step in range(1, steps + 1)]
+        (folder / "metrics.jsonl").write_text(_lines(logged))
+        (folder / "timing.jsonl").write_text(_lines([begun, *times]))
+        (folder / "recipe.json").write_text(json.dumps({"name": name, "pairs": {"seed": 7}}))
+        return folder
+
+    return write
+
+
+def _pair_step(step: int) -> dict[str, Any]:
+    rewards = {} if step % 5 else {"reward": -1.0 + step / 20}
+    samples = [8 * step - 8, 8 * step - 1]
+    return {
+        "event": "step", "step": step, "tokens": 512 * step, "samples": samples,
+        "loss": 0.7 - step / 100, "margin": -0.2 + step / 25, "kl": 1e-6 * step, **rewards,
+        "length": 17.5, "grad_norm": 1.5, "clipped": step % 2 == 0, "lr": 1e-3,
+        "critic.grad_norm": 0.25, "critic.clipped": False, "critic.lr": 2e-3,
+    }  # fmt: skip
+
+
+def _pair_eval(step: int) -> dict[str, Any]:
+    # Better until step 30, and then worse again.
+    accuracy = 0.5 + min(step, 30) / 100 - max(0, step - 30) / 200
+    return {
+        "event": "eval", "step": step, "tokens": 512 * step, "accuracy": accuracy,
+        "pair_loss": 0.75 - accuracy / 2,
+    }  # fmt: skip
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

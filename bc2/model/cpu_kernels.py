@@ -59,13 +59,15 @@ class _Linear(torch.autograd.Function):
         return x @ weight.t()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        if x.shape[1] < grad.shape[1]:
+        wants_x, wants_weight = ctx.needs_input_grad
+        grad_weight = None
+        if wants_weight and x.shape[1] < grad.shape[1]:
             grad_weight = _product(x.t().contiguous(), grad).t().contiguous()
-        else:
+        elif wants_weight:
             grad_weight = _product(grad.t().contiguous(), x)
-        return grad @ weight, grad_weight
+        return grad @ weight if wants_x else None, grad_weight
 
 
 # A custom operator, because the compiler would undo the change of layout before torch's own.

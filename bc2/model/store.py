@@ -213,7 +213,17 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig, wher
     Raises:
         IntegrityError: a tensor is missing, unknown or of the wrong shape.
     """
-    expected = expected_shapes(config)
+    check_names(found, expected_shapes(config), where)
+
+
+def check_names(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Check names and shapes of tensors against those that are expected, such as adapters alone.
+
+    Raises:
+        IntegrityError: see `check_shapes`.
+    """
     problems = [f"{name} is missing" for name in expected if name not in found]
     for name, shape in found.items():
         if name not in expected:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bc2.model.adapters import Adapter
 from bc2.model.attention import Backend, Documents, alibi_slopes, document_positions
 from bc2.model.cpu_kernels import linear_by_bmm
 from bc2.model.heads import Head, ValueHead
@@ -29,17 +30,25 @@ if TYPE_CHECKING:
 
 
 class Linear(nn.Linear):
-    """x Wᵀ without a bias. Weights are zero until `Transformer.init_weights` or a load."""
+    """x Wᵀ without a bias. Weights are zero until `Transformer.init_weights` or a load.
+
+    An adapter may stand beside the weight, and adds to the output: see `bc2.model.adapters`.
+    """
+
+    adapter: Adapter | None
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
         #: Whether to use `linear_by_bmm`, whose backward pass is faster on a CPU.
         self.bmm_backward = False
+        self.register_module("adapter", None)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, I] -> [T, O]
         if self.bmm_backward and x.dtype == torch.bfloat16:
-            return linear_by_bmm(x, self.weight)
-        return F.linear(x, self.weight)
+            out = linear_by_bmm(x, self.weight)
+        else:
+            out = F.linear(x, self.weight)
+        return out if self.adapter is None else out + self.adapter(x)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bc2.errors import RecipeError
+from bc2.model.adapters import AddAdapters, draw_adapter, is_adapters
 from bc2.model.transformer import Transformer, draw_weight
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence
@@ -24,35 +25,59 @@ if TYPE_CHECKING:
 HEADS = ("lm_head.weight", "score.weight")
 
 
-def build_model(config: ModelConfig, mesh: Mesh) -> Transformer:
-    """This rank's part of a model, on the meta device."""
-    with torch.device("meta"):
-        model = Transformer(config)
+def build_model(
+    config: ModelConfig, mesh: Mesh, adapters: AddAdapters | None = None
+) -> Transformer:
+    """This rank's part of a model, on the meta device.
+
+    Raises:
+        RecipeError: there are adapters, which tensor parallelism cannot divide.
+    """
+    model = _whole(config, adapters)
+    if mesh.tensor.size > 1 and any(is_adapters(name) for name, _ in model.named_parameters()):
+        raise RecipeError(
+            f"adapters cannot be divided among {mesh.tensor.size} tensor-parallel ranks",
+            todo="set parallel.tensor = 1; parallel.zero = 3 divides the weights",
+        )
     cut_tensors(model, mesh.tensor)
     cut_sequence(model, mesh.sequence)
     return model
 
 
-def parts(config: ModelConfig, mesh: Mesh) -> dict[str, TensorShard]:
+def parts(
+    config: ModelConfig, mesh: Mesh, adapters: AddAdapters | None = None
+) -> dict[str, TensorShard]:
     """The shard that this rank has of each parameter, in the model's order."""
     tensor = mesh.tensor
     return {
         name: shard_of(name, shape, tensor.rank, tensor.size)
-        for name, shape in _whole_shapes(config).items()
+        for name, shape in _shapes(_whole(config, adapters)).items()
     }
 
 
-def _whole_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _whole(config: ModelConfig, adapters: AddAdapters | None) -> Transformer:
+    """A model on the meta device."""
     with torch.device("meta"):
-        whole = Transformer(config)
-    return {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
+        model = Transformer(config)
+        if adapters is not None:
+            adapters(model)
+    return model
+
+
+def _shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 class InitialWeights:
-    """The weights that `Transformer.init_weights` draws, one at a time: a `StateSource`."""
+    """The weights that `Transformer.init_weights` draws, one at a time: a `StateSource`.
 
-    def __init__(self, config: ModelConfig, seed: int):
+    Those of adapters are drawn apart from them, and change none.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int, adapters: AddAdapters | None = None):
         self.config = config
+        self.seed = seed
+        self._with_adapters = _whole(config, adapters) if adapters else None
         self._generator = torch.Generator().manual_seed(seed)
         self._skipped: list[tuple[str, torch.Size]] = []
 
@@ -61,6 +86,9 @@ class InitialWeights:
 
     def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
         shape = torch.Size(part.shape)
+        if is_adapters(name):
+            assert self._with_adapters is not None
+            return _drawn_adapter(self._with_adapters, name, self.seed, first, count)
         if not count:
             # Nothing of it is wanted. It is drawn only if something after it is.
             self._skipped.append((name, shape))
@@ -72,30 +100,47 @@ class InitialWeights:
         return part.of(whole).reshape(-1)[first : first + count]
 
 
+def _drawn_adapter(model: Transformer, name: str, seed: int, first: int, count: int) -> Tensor:
+    if not count:
+        return torch.empty(0)
+    return draw_adapter(model, name, seed).reshape(-1)[first : first + count]
+
+
 class StartWeights:
     """A checkpoint's weights for a model that begins with them: a `StateSource`.
 
     The model may have another head than the checkpoint: a scalar one, say, where that has a
     language head. Then the head alone is drawn from the seed, and is the one that
-    `InitialWeights` draws. It may be read any number of times.
+    `InitialWeights` draws; so are adapters, if the checkpoint has none at all. It may be read any
+    number of times.
 
     Args:
         config: of the model that is filled.
         stored: the checkpoint's weights, fp32 or bf16.
-        seed: of the head, where it is another one.
+        seed: of what the checkpoint does not have.
+        adapters: the model's adapters.
 
     Raises:
-        RecipeError: anything but the head does not fit the model, with names and shapes.
+        RecipeError: anything else does not fit the model, with names and shapes.
     """
 
-    def __init__(self, config: ModelConfig, stored: ShapedSource, seed: int):
+    def __init__(
+        self,
+        config: ModelConfig,
+        stored: ShapedSource,
+        seed: int,
+        adapters: AddAdapters | None = None,
+    ):
         self.config = config
         self.seed = seed
         self._stored = stored
-        self._shapes = _whole_shapes(config)
+        self._model = _whole(config, adapters)
+        self._shapes = _shapes(self._model)
         self._head = next(name for name in self._shapes if name in HEADS)
         self.draws_head = _head_kind(stored.shapes) not in (None, config.head)
         """Whether the head is drawn, because the checkpoint has another one."""
+        self.draws_adapters = not any(map(is_adapters, stored.shapes))
+        """Whether the adapters are drawn, if there are any."""
         problems = list(self._problems(stored.shapes))
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -109,6 +154,8 @@ class StartWeights:
         if self.draws_head:
             del wanted[self._head]
             found = {name: shape for name, shape in found.items() if name not in HEADS}
+        if self.draws_adapters:
+            wanted = {name: shape for name, shape in wanted.items() if not is_adapters(name)}
         for name, shape in wanted.items():
             if name not in found:
                 yield f"{name} {list(shape)} is missing"
@@ -124,6 +171,8 @@ class StartWeights:
     def read(self, name: str, part: TensorShard, first: int, count: int) -> Tensor:
         if name == self._head and self.draws_head:
             return self._draw_head(part, first, count)
+        if is_adapters(name) and self.draws_adapters:
+            return _drawn_adapter(self._model, name, self.seed, first, count)
         return self._stored.read(name, part, first, count)
 
     def _draw_head(self, part: TensorShard, first: int, count: int) -> Tensor:
@@ -131,7 +180,8 @@ class StartWeights:
         for name, shape in self._shapes.items():
             if name == self._head:
                 break
-            drawn.read(name, TensorShard(shape), 0, 0)
+            if not is_adapters(name):
+                drawn.read(name, TensorShard(shape), 0, 0)
         return drawn.read(self._head, part, first, count)
 
 

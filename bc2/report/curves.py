@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bc2.files import why_not_writable
 from bc2.report.history import CurveAxis, History
+from bc2.report.metric_panels import metric_panels
 from bc2.report.picture_files import save_figure
+from bc2.report.plotting import COLORS, PART_COLORS, STYLE, Ruler, curve
 from bc2.train.log_rows import METRICS
 from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
 from bc2.train.runs import RunFolder
@@ -29,123 +29,22 @@ if TYPE_CHECKING:
 
 SVG = "loss.svg"
 
-#: Most points of a drawn curve, so that a long run's page stays small.
-LIMIT = 2000
-
-#: Colours by role; in a page each is a CSS variable of this name, so that it may be dark.
-COLORS = {
-    "ink": "#3b3f46",
-    "grid": "#d9dce1",
-    "train": "#9db8d9",
-    "median": "#2e5c8a",
-    "heldout": "#d1495b",
-    "norm": "#6c7a89",
-    "limit": "#c8553d",
-    "rate": "#00798c",
-    "speed": "#5b8e4c",
-    "restart": "#7b5ea7",
-    "bad": "#e09f3e",
-}
-#: Colours of the parts of a step, in their order.
-PART_COLORS = (
-    "#4e79a7",
-    "#f28e2b",
-    "#e15759",
-    "#76b7b2",
-    "#59a14f",
-    "#b07aa1",
-    "#9c755f",
-    "#bab0ac",
-)
-
-#: How bc2's pictures are drawn.
-STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": COLORS["ink"],
-    "axes.labelcolor": COLORS["ink"],
-    "xtick.color": COLORS["ink"],
-    "ytick.color": COLORS["ink"],
-    "text.color": COLORS["ink"],
-    "grid.color": COLORS["grid"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
-
-
-def thin(y: Floats, limit: int = LIMIT) -> NDArray[np.intp]:
-    """Which of many points to draw: the first, the last, and each bin's lowest and highest.
-
-    Args:
-        y: finite values.
-        limit: about how many indices to return; all of them if there are no more.
-
-    Returns:
-        Indices into `y`, rising.
-    """
-    if len(y) <= limit:
-        return np.arange(len(y))
-    edges = np.linspace(0, len(y), limit // 2 + 1).astype(np.intp)
-    kept = {0, len(y) - 1}
-    for begin, end in pairwise(edges):
-        kept.add(int(begin + np.argmin(y[begin:end])))
-        kept.add(int(begin + np.argmax(y[begin:end])))
-    return np.array(sorted(kept), dtype=np.intp)
-
-
-def running_median(y: Floats, points: int = 400) -> tuple[NDArray[np.intp], Floats]:
-    """A median over about a thirtieth of the run, which spikes do not bend.
-
-    Returns:
-        Indices into `y`, at most `points`, and the median around each.
-    """
-    reach = max(2, len(y) // 60)
-    at = np.unique(np.linspace(0, len(y) - 1, min(points, len(y))).astype(np.intp))
-    # Fewer points at both ends, so that the median begins and ends where the run does.
-    reaches = np.minimum(reach, np.minimum(at, len(y) - 1 - at))
-    return at, np.array([np.median(y[i - r : i + r + 1]) for i, r in zip(at, reaches, strict=True)])
-
-
-@dataclass(frozen=True)
-class Ruler:
-    """The horizontal axis: steps, or tokens in a unit that fits their number."""
-
-    axis: CurveAxis
-    unit: float
-    label: str
-
-    @classmethod
-    def of(cls, history: History, axis: CurveAxis) -> Ruler:
-        if axis == "step":
-            return cls(axis, 1, "steps")
-        farthest = max(history.steps["tokens"], default=0)
-        units = {1e9: "billions", 1e6: "millions", 1e3: "thousands"}
-        for unit, name in units.items():
-            if farthest >= unit:
-                return cls(axis, unit, f"tokens ({name})")
-        return cls(axis, 1, "tokens")
-
-    def of_columns(self, columns: Any) -> Floats:
-        return np.asarray(columns[self.axis] / self.unit)
-
 
 def run_figure(
     history: History, axis: CurveAxis, *, clip_norm: float | None, title: str = ""
 ) -> Figure:
     """Every curve of a run over tokens or over steps, one panel below the other.
 
-    Loss, gradient norm, learning rate; tokens/s, MFU and the time of a step by part as
-    far as they were logged. Restarts, skipped and rolled back steps are marked.
+    What the run measures, a panel for each unit; gradient norm, learning rate; tokens/s, MFU and
+    the time of a step by part as far as they were logged. Restarts, skipped and rolled back
+    steps are marked.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    ruler, times = Ruler.of(history, axis), history.times()
+    ruler, times, measured = Ruler.of(history, axis), history.times(), metric_panels(history)
     panels: list[tuple[float, Callable[[Axes], None]]] = [
-        (3, lambda axes: _loss(axes, history, ruler)),
+        *((one.height, partial(one.draw, history=history, ruler=ruler)) for one in measured),
         (1.3, lambda axes: _norm(axes, history, ruler, clip_norm)),
         (1, lambda axes: _rate(axes, history, ruler)),
     ]
@@ -165,42 +64,20 @@ def run_figure(
         for (_, draw), axes in zip(panels, grid, strict=True):
             draw(axes)
             _mark(axes, history, ruler)
-        _legend(grid[0])
+        _legend(grid[0], low=measured[0].rises)
         grid[-1].set_xlabel(ruler.label)
         drawn.align_ylabels()
     return drawn
 
 
-def _curve(axes: Axes, x: Floats, y: Floats, color: str, label: str = "", **style: Any) -> None:
-    """One line through the finite values; points as well where they are few."""
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    kept = thin(y)
-    few = {"marker": ".", "markersize": 5} if len(kept) <= 40 else {}
-    axes.plot(x[kept], y[kept], color=COLORS[color], label=label, **{**few, **style})
-
-
-def _loss(axes: Axes, history: History, ruler: Ruler) -> None:
-    x, loss = ruler.of_columns(history.steps), history.steps["ce"]
-    _curve(axes, x, loss, "train", "training", linewidth=0.8)
-    finite = np.isfinite(loss)
-    if finite.sum() >= 20:
-        at, median = running_median(loss[finite])
-        name = "training, running median"
-        axes.plot(x[finite][at], median, color=COLORS["median"], linewidth=1.6, label=name)
-    if len(history.evals):
-        x, heldout = ruler.of_columns(history.evals), history.evals["heldout_loss"]
-        _curve(axes, x, heldout, "heldout", "held-out", linewidth=1.4)
-    axes.set_ylabel("loss (nats per token)")
-
-
 def _norm(axes: Axes, history: History, ruler: Ruler, clip_norm: float | None) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    norm = history.steps["grad_norm"]
-    _curve(axes, ruler.of_columns(history.steps), norm, "norm", linewidth=0.8)
+    norms = history.of_models("grad_norm")
+    _of_models(axes, history, ruler, norms, COLORS["norm"], linewidth=0.8)
     axes.set_ylabel("gradient norm")
-    positive = norm[norm > 0]
+    every = np.concatenate([*norms.values()])
+    positive = every[every > 0]
     if len(positive):
         axes.set_yscale("log")
         narrow = np.nanmax(positive) < 50 * np.nanmin(positive)
@@ -210,24 +87,40 @@ def _norm(axes: Axes, history: History, ruler: Ruler, clip_norm: float | None) -
     if clip_norm is not None:
         name = f"clipped above {clip_norm:g}"
         axes.axhline(clip_norm, color=COLORS["limit"], linewidth=1, linestyle="--", label=name)
+    if clip_norm is not None or len(norms) > 1:
         axes.legend(loc="upper right")
 
 
 def _rate(axes: Axes, history: History, ruler: Ruler) -> None:
-    _curve(axes, ruler.of_columns(history.steps), history.steps["lr"], "rate", linewidth=1.4)
+    rates = history.of_models("lr")
+    _of_models(axes, history, ruler, rates, COLORS["rate"], linewidth=1.4)
     axes.set_ylabel("learning rate")
-    axes.set_ylim(0, 1.1 * np.nanmax(history.steps["lr"], initial=1e-12))
+    axes.set_ylim(0, 1.1 * np.nanmax(np.concatenate([*rates.values()]), initial=1e-12))
+    if len(rates) > 1:
+        axes.legend(loc="upper right")
+
+
+def _of_models(
+    axes: Axes, history: History, ruler: Ruler, values: Mapping[str, Floats], color: str,
+    *, linewidth: float,
+) -> None:  # fmt: skip
+    """A curve for each trained model; the product's in a colour of the panel."""
+    x, several = ruler.of_columns(history.steps), len(values) > 1
+    for number, (role, y) in enumerate(values.items()):
+        name = (role or "model") if several else ""
+        each = PART_COLORS[number % len(PART_COLORS)] if role else color
+        curve(axes, x, y, each, name, linewidth=linewidth)
 
 
 def _speed(axes: Axes, times: dict[str, Floats], ruler: Ruler) -> None:
-    _curve(axes, ruler.of_columns(times), times["tokens_per_s"], "speed", linewidth=0.8)
+    curve(axes, ruler.of_columns(times), times["tokens_per_s"], COLORS["speed"], linewidth=0.8)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("tokens/s")
     axes.set_ylim(bottom=0)
 
 
 def _mfu(axes: Axes, times: dict[str, Floats], ruler: Ruler) -> None:
-    _curve(axes, ruler.of_columns(times), 100 * times["mfu"], "speed", linewidth=0.8)
+    curve(axes, ruler.of_columns(times), 100 * times["mfu"], COLORS["speed"], linewidth=0.8)
     axes.set_ylabel("MFU (%)")
     axes.set_ylim(bottom=0)
     if impossible(np.nanmax(times["mfu"], initial=0.0)):
@@ -292,10 +185,11 @@ def _left_out(history: History) -> list[tuple[float, float]]:
     return spans
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, *, low: bool) -> None:
+    """At the end of the curves; below them if they rise."""
     _, labels = axes.get_legend_handles_labels()
     if labels:
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower right" if low else "upper right")
 
 
 def inline_svg(drawn: Figure, name: str) -> str:

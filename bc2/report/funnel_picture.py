@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bc2.data.prep.funnel import Funnel, Histogram
-from bc2.report.curves import COLORS, STYLE
 from bc2.report.funnel_rows import PAPER, PAPER_KEPT, stage_rows
 from bc2.report.picture_files import save_figure
+from bc2.report.plotting import COLORS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.train.log_rows import STEP_PARTS, LogRow
+from bc2.train.metric import MODEL_COLUMNS, Metric, Metrics, column_of_model
 from bc2.train.mfu import Floats, of_highest_peak
 from bc2.train.runs import Attempt, RunFolder, add_to_attempts, latest_attempts
 
@@ -49,11 +50,15 @@ class Columns:
 
     def widen(self, row: LogRow) -> None:
         """Like `add`; a new name begins a column, with NaN in the rows so far."""
+        self.begin(*row)
+        self.add(row)
+
+    def begin(self, *names: str) -> None:
+        """Begin the columns of new names, with NaN in the rows so far."""
         length = len(self)
-        for name in row:
+        for name in names:
             if name not in self._columns:
                 self._columns[name] = array("d", [math.nan]) * length
-        self.add(row)
 
 
 class BadSteps(dict[tuple[int, ...], LogRow]):
@@ -79,12 +84,11 @@ class History:
     undid are gone. So steps rise along every column, and so do tokens, with a gap.
     """
 
-    steps: Columns = field(
-        default_factory=lambda: Columns("step", "tokens", "ce", "grad_norm", "clipped", "lr")
-    )
-    evals: Columns = field(
-        default_factory=lambda: Columns("step", "tokens", "heldout_loss", "bits_per_byte")
-    )
+    metrics: Metrics
+    """What the run measures, each a column of `steps` or of `evals`."""
+    steps: Columns = field(init=False)
+    """And of each trained model what `MODEL_COLUMNS` name, in columns of the log's names."""
+    evals: Columns = field(init=False)
     bad: list[LogRow] = field(default_factory=list)
     """Rows of what was done about bad steps: skipped, rolled back, or the run ended."""
     met: BadSteps = field(default_factory=BadSteps)
@@ -93,15 +97,23 @@ class History:
     """Texts that the model wrote during the run."""
     attempts: list[Attempt] = field(default_factory=list)
     _times: Columns = field(
-        default_factory=lambda: Columns("step", "step_s", "tokens_per_s", "mfu", "flops", "attempt")
+        default_factory=lambda: Columns(
+            "step", "step_s", "tokens_per_s", "mfu", "flops", "attempt", "tokens"
+        )
     )
     _parts: Columns = field(default_factory=Columns)
     _timed: int = 0
 
+    def __post_init__(self) -> None:
+        of_steps = (metric.name for metric in self.metrics.of_steps)
+        of_evaluations = (metric.name for metric in self.metrics.of_evaluations)
+        self.steps = Columns("step", "tokens", *of_steps, *MODEL_COLUMNS)
+        self.evals = Columns("step", "tokens", *of_evaluations)
+
     @classmethod
     def read(cls, run: RunFolder) -> History:
         """The history of a run so far."""
-        history = cls()
+        history = cls(run.measures)
         for row in run.metrics():
             history.add_metrics(row)
         for row in run.timing():
@@ -111,6 +123,7 @@ class History:
     def add_metrics(self, row: LogRow) -> None:
         """A row of ``metrics.jsonl``."""
         if row["event"] == "step":
+            self.steps.begin(*filter(column_of_model, row))
             self.steps.add(row)
         elif row["event"] == "eval":
             self.evals.add(row)
@@ -133,13 +146,31 @@ class History:
             parts = row.get("parts", {})
             self._parts.widen({name: seconds / steps for name, seconds in parts.items()})
 
+    def columns_of(self, metric: Metric) -> Columns:
+        """The columns among which a metric is."""
+        return self.steps if metric.of == "step" else self.evals
+
+    def of_models(self, name: str) -> dict[str, Floats]:
+        """What the steps tell of each trained model by one of `MODEL_COLUMNS`, by role.
+
+        The product is first, and has no role: its name is empty.
+        """
+        columns = {column: column_of_model(column) for column in self.steps.names()}
+        return {
+            found[0]: self.steps[column]
+            for column, found in columns.items()
+            if found is not None and found[1] == name
+        }
+
     def times(self) -> dict[str, Floats]:
         """Times of the steps that were not undone: ``step``, ``tokens``, ``tokens_per_s``, ``mfu``,
-        ``step_s`` and the seconds of every part, per step, as ``parts.NAME``."""
+        ``step_s`` and the seconds of every part, per step, as ``parts.NAME``; and ``step_tokens``,
+        what was computed in the step, NaN where the log does not say."""
         kept = self._not_undone()
         step = self._times["step"][kept]
         columns = {name: self._times[name][kept] for name in ("step", "step_s", "tokens_per_s")}
         columns["mfu"] = self._mfu()[kept]
+        columns["step_tokens"] = self._times["tokens"][kept]
         names = sorted(self._parts.names(), key=lambda name: (*STEP_PARTS, name).index(name))
         parts = {f"parts.{name}": self._part(name)[kept] for name in names}
         return {**columns, **parts, "tokens": self.tokens_at(step)}

@@ -27,6 +27,13 @@ def decimals(value: Any, digits: int = 4) -> str:
     return NOTHING if value is None else str(value)
 
 
+def figure(value: Any) -> str:
+    """A measured number of any size: four decimals where they tell it."""
+    if isinstance(value, int | float) and value and not 5e-5 <= abs(value) < 1e6:
+        return f"{value:.3e}"
+    return decimals(value)
+
+
 def rate(value: Any) -> str:
     """A learning rate."""
     return f"{value:.2e}" if isinstance(value, int | float) else NOTHING

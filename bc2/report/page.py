@@ -18,9 +18,10 @@ from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import Lineage, trace
 from bc2.report.curves import draw_run, inline_svg, run_figure
 from bc2.report.history import History
-from bc2.report.number_format import NOTHING, amount, decimals, duration, moment, percent
+from bc2.report.number_format import NOTHING, amount, duration, figure, moment, percent
 from bc2.report.status import Status
 from bc2.train.log_rows import LogRow
+from bc2.train.metric import Metric, Metrics
 from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
 from bc2.train.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
 
@@ -54,6 +55,8 @@ class WrittenReport:
     page: Path
     curves: tuple[Path, ...]
     state: State
+    metrics: dict[str, Any]
+    """As `Status.as_json` has them."""
 
 
 def write_report(run: RunFolder, registry: Registry, out: Path | None = None) -> WrittenReport:
@@ -63,13 +66,14 @@ def write_report(run: RunFolder, registry: Registry, out: Path | None = None) ->
         out: the page's path, and no curves beside it. None: report.html in the run's folder,
             with loss.svg and loss.png beside it.
     """
-    history, status = History(), Status(run, registry)
+    status = Status(run, registry)
+    history = History(status.metrics)
     status.update(on_metrics=history.add_metrics, on_timing=history.add_timing)
     page = render_page(run, registry, history, status).encode()
     target = out or run.path / RUN_PAGE
     replace_durably(target, page)
     curves = () if out else tuple(draw_run(run, history))
-    return WrittenReport(target, curves, status.state)
+    return WrittenReport(target, curves, status.state, status.as_json()["metrics"])
 
 
 def render_page(run: RunFolder, registry: Registry, history: History, status: Status) -> str:
@@ -98,6 +102,7 @@ def render_page(run: RunFolder, registry: Registry, history: History, status: St
         more_bad=max(0, len(history.met) - MOST_BAD),
         attempts=list(_attempts(history.attempts, alive=status.alive)),
         settings=_settings(recipe),
+        opened=[name for name in recipe if _is_of_training(name, recipe[name])],
         lineage=list(_lineage(run, registry, artifact)),
         environment=_environment(artifact),
     )
@@ -106,16 +111,12 @@ def render_page(run: RunFolder, registry: Registry, history: History, status: St
 def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[SummaryTile]:
     now = status.as_json()
     last = "final" if now["state"] == "finished" else "last"
-    best = f"best {decimals(now['best_heldout_loss'])}"
-    if now["heldout_loss"] is not None:
-        yield SummaryTile(
-            f"{last} held-out loss", decimals(now["heldout_loss"]), f"{best}, nats a token"
-        )
-        yield SummaryTile("bits per byte", decimals(now["bits_per_byte"]), "held-out")
-    yield SummaryTile(f"{last} training loss", decimals(now["loss"]), "nats a token")
+    yield from _measured(status.metrics, now["metrics"], last)
     yield SummaryTile("tokens", amount(now["tokens"]), _of(now["tokens_total"]))
     yield SummaryTile("steps", f"{now['step']:,}", _of(now["steps"]))
     yield SummaryTile("tokens/s", amount(_median(times["tokens_per_s"])), "median of steps")
+    if (computed := _computed(times["step_tokens"])) is not None:
+        yield computed
     mfu = _median(times["mfu"])
     why = f"; {IMPOSSIBLE}" if impossible(mfu) else ""
     yield SummaryTile("MFU", percent(mfu, 1), f"median of steps{why}")
@@ -124,6 +125,43 @@ def _tiles(status: Status, times: Mapping[str, Floats]) -> Iterator[SummaryTile]
         yield SummaryTile("time left", duration(now["seconds_left"]), "at the recent pace")
     yield SummaryTile("restarts", f"{now['restarts']:,}")
     yield SummaryTile("bad steps", f"{now['bad_steps']:,}", "skipped or rolled back")
+
+
+def _measured(
+    metrics: Metrics, values: Mapping[str, dict[str, Any]], last: str
+) -> Iterator[SummaryTile]:
+    """A tile for each metric that is shown and has a value; the headlines first, and anyway.
+
+    Args:
+        last: whether the last value of the run is its ``final`` one.
+    """
+    shown = [metric for metric in metrics.all if metric.shown != "log"]
+    evaluated = [metric for metric in shown if values[metric.name]["value"] is not None]
+    for metric in sorted(metrics.of_evaluations, key=lambda metric: not metric.headline):
+        if metric in evaluated:
+            label = f"{last} {metric.label}" if metric.headline else metric.label
+            yield _measured_tile(metric, label, values[metric.name])
+    head = metrics.headline
+    yield _measured_tile(head, f"{last} training {head.label}", values[head.name])
+    for metric in evaluated:
+        if metric.of == "step" and metric != head:
+            yield _measured_tile(metric, f"{last} {metric.label}", values[metric.name])
+
+
+def _measured_tile(metric: Metric, label: str, of: Mapping[str, Any]) -> SummaryTile:
+    best = [f"best {figure(of['best'])}"] if of.get("best") is not None else []
+    # "bits per byte" says it already.
+    unit = [metric.unit] if metric.unit and metric.unit not in metric.label else []
+    return SummaryTile(label, figure(of["value"]), ", ".join(best + unit))
+
+
+def _computed(tokens: Floats) -> SummaryTile | None:
+    """What a step computed, where steps differ in it: then it is not what the settings say."""
+    known = tokens[np.isfinite(tokens)]
+    if not len(known) or known.min() == known.max():
+        return None
+    span = f"{amount(known.min())} to {amount(known.max())}"
+    return SummaryTile("tokens a step", amount(float(np.median(known))), f"computed; {span}")
 
 
 def _of(total: int | None) -> str:
@@ -218,6 +256,11 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         if isinstance(value, dict):
             sections[name] = list(_flat(value))
     return sections
+
+
+def _is_of_training(name: str, section: Any) -> bool:
+    """Whether a section is of the run itself and not of what it was made from."""
+    return name == "model" or (isinstance(section, dict) and "optimizer" in section)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -14,7 +14,9 @@ import numpy as np
 from bc2.registry import Registry
 from bc2.report.history import BadSteps, number
 from bc2.train.log_rows import METRICS, TIMING, LogFollower, LogRow
+from bc2.train.metric import Metric, column_of_model
 from bc2.train.mfu import IMPOSSIBLE, impossible, of_highest_peak
+from bc2.train.pretrain.pretrain_metrics import WATCH_KEYS
 from bc2.train.runs import Attempt, RunFolder, State, add_to_attempts, latest_attempts, state_at_end
 
 #: Steps that recent speeds and shares are taken over.
@@ -33,12 +35,16 @@ class Status:
     Args:
         run: the run's folder.
         registry: tells whether the run's finished checkpoint is there.
+
+    Raises:
+        DataError: ``run.json`` is not what a run writes; also of `update`.
     """
 
     def __init__(self, run: RunFolder, registry: Registry):
         self.run = run
         self.registry = registry
         self.alive = False
+        self.metrics = run.measures
         self.attempts: list[Attempt] = []
         self._metrics = LogFollower(run.path / METRICS)
         self._timing = LogFollower(run.path / TIMING)
@@ -54,6 +60,11 @@ class Status:
         """
         # Asked first: a run that has ended by now has written all its rows.
         self.alive = self.run.running()
+        declared = self.run.measures
+        if declared != self.metrics:  # the run has begun only now, or anew
+            self.metrics = declared
+            self._metrics.close()
+            self._metrics = LogFollower(self.run.path / METRICS)
         if self._metrics.is_new():
             self._forget_metrics()
         for row in self._metrics.rows():
@@ -66,12 +77,12 @@ class Status:
             on_timing(row)
 
     def _forget_metrics(self) -> None:
-        self.losses = array("d")
-        self.clipped: deque[bool] = deque(maxlen=RECENT)
+        self.headline = array("d")
+        self.values: dict[str, Any] = {}
+        self.best: dict[str, float] = {}
+        self.models: dict[str, dict[str, Any]] = {"": {}}
+        self.clipped: dict[str, deque[bool]] = {}
         self.last: LogRow = {}
-        self.last_step: LogRow = {}
-        self.last_eval: LogRow = {}
-        self.best_heldout = math.inf
 
     def _forget_timing(self) -> None:
         self.attempts = []
@@ -85,13 +96,30 @@ class Status:
         """A row of ``metrics.jsonl``."""
         self.last = row
         if row["event"] == "step":
-            self.last_step = row
-            self.losses.append(number(row["ce"]))
-            self.clipped.append(bool(row["clipped"]))
+            self.headline.append(number(row.get(self.metrics.headline.name)))
+            self._take(self.metrics.of_steps, row)
+            for column, value in row.items():
+                if found := column_of_model(column):
+                    self._take_of_model(*found, value)
         elif row["event"] == "eval":
-            self.last_eval = row
-            loss = number(row["heldout_loss"])
-            self.best_heldout = min(self.best_heldout, math.inf if math.isnan(loss) else loss)
+            self._take(self.metrics.of_evaluations, row)
+            for metric in self.metrics.of_evaluations:
+                self._compare(metric, number(row.get(metric.name)))
+
+    def _take_of_model(self, role: str, name: str, value: Any) -> None:
+        self.models.setdefault(role, {})[name] = value
+        if name == "clipped":
+            self.clipped.setdefault(role, deque(maxlen=RECENT)).append(bool(value))
+
+    def _take(self, metrics: Iterable[Metric], row: LogRow) -> None:
+        """Keep the last value of each; not every row has all of them."""
+        self.values |= {m.name: row[m.name] for m in metrics if m.name in row}
+
+    def _compare(self, metric: Metric, value: float) -> None:
+        if metric.better is None or math.isnan(value):
+            return
+        best = min if metric.better == "lower" else max
+        self.best[metric.name] = best(self.best.get(metric.name, value), value)
 
     def add_timing(self, row: LogRow) -> None:
         """A row of ``timing.jsonl``."""
@@ -181,6 +209,8 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON data; None where nothing was logged yet."""
         facts, state, mfu = self.run.facts, self.state, self.recent_mfu()
+        measured, models = self._measured(), {role: self._model(role) for role in self.models}
+        product = models.pop("")
         return {
             "run": self.run.path.name,
             "path": str(self.run.path),
@@ -190,14 +220,11 @@ class Status:
             "steps": facts.steps if facts else None,
             "tokens": self.last.get("tokens", 0),
             "tokens_total": self._tokens_total(),
-            "loss": self.last_step.get("ce"),
-            "heldout_loss": self.last_eval.get("heldout_loss"),
-            "best_heldout_loss": None if math.isinf(self.best_heldout) else self.best_heldout,
-            "bits_per_byte": self.last_eval.get("bits_per_byte"),
-            "grad_norm": self.last_step.get("grad_norm"),
+            **{key: measured.get(name, {}).get(what) for key, (name, what) in WATCH_KEYS.items()},
+            "grad_norm": product["grad_norm"],
             "clip_norm": facts.clip_norm if facts else None,
-            "clipped_share": _mean(self.clipped),
-            "learning_rate": self.last_step.get("lr"),
+            "clipped_share": product["clipped_share"],
+            "learning_rate": product["learning_rate"],
             "tokens_per_s": self.recent("tokens_per_s"),
             "mfu": mfu,
             "mfu_note": IMPOSSIBLE if impossible(mfu) else None,
@@ -208,6 +235,35 @@ class Status:
             "restarts": self.restarts,
             "bad_steps": len(self.bad),
             "last_bad": list(self.bad.values())[-1] if self.bad else None,
+            "metrics": measured,
+            "other_models": models,
+            "step_tokens": self.recent("tokens"),
+        }
+
+    def _measured(self) -> dict[str, dict[str, Any]]:
+        """What is declared of each metric, its last value, and of an evaluation's its best."""
+        return {metric.name: self._figure(metric) for metric in self.metrics.all}
+
+    def _figure(self, metric: Metric) -> dict[str, Any]:
+        best = {"best": self.best.get(metric.name)} if metric.of == "evaluation" else {}
+        return {
+            "value": self.values.get(metric.name),
+            **best,
+            "label": metric.label,
+            "unit": metric.unit,
+            "of": metric.of,
+            "over": metric.over,
+            "better": metric.better,
+            "headline": metric.headline,
+        }
+
+    def _model(self, role: str) -> dict[str, Any]:
+        """The last gradient norm and learning rate of a trained model."""
+        last = self.models[role]
+        return {
+            "grad_norm": last.get("grad_norm"),
+            "clipped_share": _mean(self.clipped.get(role, ())),
+            "learning_rate": last.get("lr"),
         }
 
 

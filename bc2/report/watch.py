@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bc2.console import note
-from bc2.report.number_format import NOTHING, amount, decimals, duration, mfu, percent, rate
+from bc2.report.number_format import NOTHING, amount, decimals, duration, figure, mfu, percent, rate
 from bc2.report.status import Status
+from bc2.train.metric import Metric, Metrics
+
+#: Figures in one row of the table; more go on in the next.
+_IN_A_ROW = 4
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -64,9 +69,9 @@ def status_line(status: Status) -> str:
     parts = [
         f"{now['run']}: {status.state}",
         f"step {now['step']:,}{of}",
-        f"loss {decimals(now['loss'])}",
-        f"held-out {decimals(now['heldout_loss'])}",
+        *_headlines(status.metrics, now["metrics"]),
         f"|g| {decimals(now['grad_norm'], 2)}",
+        *_norms(now["other_models"]),
         f"lr {rate(now['learning_rate'])}",
         f"{amount(now['tokens_per_s'])} tok/s",
         f"MFU {mfu(now['mfu'])}",
@@ -78,22 +83,29 @@ def status_line(status: Status) -> str:
     return "  ".join(parts)
 
 
+def _headlines(metrics: Metrics, measured: dict[str, Any]) -> list[str]:
+    heads = (metrics.headline, metrics.evaluation_headline)
+    return [f"{m.brief} {figure(measured[m.name]['value'])}" for m in heads if m is not None]
+
+
+def _norms(models: dict[str, dict[str, Any]]) -> list[str]:
+    norms = {role: model["grad_norm"] for role, model in models.items()}
+    return [f"{role} |g| {decimals(n, 2)}" for role, n in norms.items() if n is not None]
+
+
 def status_rows(status: Status) -> list[tuple[str, str]]:
     """The state as labels and values."""
     now = status.as_json()
-    best = decimals(now["best_heldout_loss"])
-    heldout = f"{decimals(now['heldout_loss'])}  (best {best})"
-    bits = f"{decimals(now['bits_per_byte'])} bits/byte"
-    spark = sparkline(status.losses)
     return [
         ("run", now["run"]),
         ("state", str(status.state)),
         ("step", _of(now["step"], now["steps"])),
         ("tokens", _of_tokens(now)),
-        ("loss", f"{decimals(now['loss'])}  {spark}".rstrip()),
-        ("held-out loss", f"{heldout}  {bits}" if now["heldout_loss"] is not None else NOTHING),
-        ("gradient norm", _norm(now)),
+        *_of_steps(status, now["metrics"]),
+        *_of_evaluations(status.metrics, now["metrics"]),
+        ("gradient norm", _norm(now, now["clip_norm"])),
         ("learning rate", rate(now["learning_rate"])),
+        *_of_other_models(now["other_models"]),
         ("tokens/s", f"{amount(now['tokens_per_s'])}  MFU {mfu(now['mfu'], 1)}"),
         ("waiting", _waiting(now)),
         ("time", _time(now)),
@@ -111,12 +123,61 @@ def _of_tokens(now: dict[str, Any]) -> str:
     return amount(now["tokens"]) + (f" of {amount(total)}" if total else "")
 
 
-def _norm(now: dict[str, Any]) -> str:
-    if now["grad_norm"] is None:
+def _of_steps(status: Status, measured: dict[str, Any]) -> list[tuple[str, str]]:
+    """The headline over the run, and what else is shown of steps."""
+    head = status.metrics.headline
+    bars = sparkline(status.headline)
+    others = [m for m in status.metrics.of_steps if m.shown != "log" and m != head]
+    found = [_named(metric, measured) for metric in others]
+    line = f"{figure(measured[head.name]['value'])}  {bars}".rstrip()
+    return [(head.label, line), *_rows("other metrics", found)]
+
+
+def _of_evaluations(metrics: Metrics, measured: dict[str, Any]) -> list[tuple[str, str]]:
+    """The headline of evaluations, with its best value, and what else is shown of them."""
+    head = metrics.evaluation_headline
+    others = [m for m in metrics.of_evaluations if m.shown != "log" and m != head]
+    label = head.label if head else "evaluations"
+    if all(measured[metric.name]["value"] is None for metric in metrics.of_evaluations):
+        return [(label, NOTHING)] if metrics.of_evaluations else []
+    found = [_named(metric, measured) for metric in others]
+    return _rows(label, [_with_best(head, measured), *found] if head else found)
+
+
+def _with_best(metric: Metric, measured: dict[str, Any]) -> str:
+    value, best = (measured[metric.name][name] for name in ("value", "best"))
+    return figure(value) + (f"  (best {figure(best)})" if metric.better else "")
+
+
+def _named(metric: Metric, measured: dict[str, Any]) -> str:
+    return f"{figure(measured[metric.name]['value'])} {metric.brief}"
+
+
+def _rows(label: str, found: Sequence[str]) -> list[tuple[str, str]]:
+    """Figures, some in a row; only the first row has the label."""
+    firsts = range(0, len(found), _IN_A_ROW)
+    return [("" if at else label, "  ".join(found[at : at + _IN_A_ROW])) for at in firsts]
+
+
+def _of_other_models(models: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the log has of them: by role, the gradient's norm and the learning rate."""
+    rows = []
+    for role, model in models.items():
+        if model["grad_norm"] is not None:
+            rows.append((f"{role} gradient norm", _norm(model, None)))
+        if model["learning_rate"] is not None:
+            rows.append((f"{role} learning rate", rate(model["learning_rate"])))
+    return rows
+
+
+def _norm(model: dict[str, Any], clip_norm: float | None) -> str:
+    if model["grad_norm"] is None:
         return NOTHING
-    to = f" to {now['clip_norm']:g}" if now["clip_norm"] else ""
-    clipped = f"{percent(now['clipped_share'])} of recent steps clipped{to}"
-    return f"{decimals(now['grad_norm'], 3)}  ({clipped})"
+    norm, share = decimals(model["grad_norm"], 3), model["clipped_share"]
+    if share is None:
+        return norm
+    to = f" to {clip_norm:g}" if clip_norm else ""
+    return f"{norm}  ({percent(share)} of recent steps clipped{to})"
 
 
 def _waiting(now: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bc2.report.curves import COLORS, STYLE
 from bc2.report.picture_files import save_figure
+from bc2.report.plotting import COLORS, STYLE
 from bc2.scaling.isoflop import Growth, Optima
 from bc2.scaling.points import Points
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bc2.report.curves import COLORS, STYLE
 from bc2.report.picture_files import save_figure
+from bc2.report.plotting import COLORS, STYLE
 from bc2.scaling.intervals import Interval
 from bc2.scaling.law import Law
 from bc2.scaling.points import Floats

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bc2.data.loader import Batch
+    from bc2.model.adapters import AddAdapters
     from bc2.train.guard import Guard
     from bc2.train.measured import Measured
     from bc2.train.models import Models
@@ -54,6 +55,10 @@ class ModelRole:
     """False: it is run and never changed, without an optimizer."""
     optimizer: OptimizerConfig | None = None
     """Of a trained one; None: as the section says."""
+    trainable: Callable[[str], bool] | None = None
+    """Says of a parameter's name whether it is trained; None: all are."""
+    adapters: AddAdapters | None = None
+    """Puts adapters beside its layers."""
     init: str | None = INIT.name
     """The input whose weights it starts from; None, or where nothing is named: the seed's."""
 
@@ -149,10 +154,11 @@ class Training(ABC):
     """The tokenizer's file, which goes into every checkpoint."""
 
     @abstractmethod
-    def stream(self, models: Models, check: Callable[[], None]) -> BatchStream:
+    def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> BatchStream:
         """The steps' data, which may be drawn from the models.
 
         Args:
+            config: with ``micro_batch = "auto"`` resolved, as it was not yet when this was opened.
             check: called in long waits; if it raises, the wait ends.
         """
 
@@ -160,8 +166,10 @@ class Training(ABC):
     def guard(self) -> Guard[Any]:
         """What judges steps."""
 
-    def evaluator(self, models: Models, check: Callable[[], None]) -> Callable[[], Measured] | None:
-        """What measures the models beside training; None: nothing does."""
+    def evaluator(
+        self, config: RunConfig, models: Models, check: Callable[[], None]
+    ) -> Callable[[], Measured] | None:
+        """What measures the models beside training; None: nothing does. See `stream`."""
         return None
 
     @abstractmethod

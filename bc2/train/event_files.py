@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,10 +38,10 @@ class EventFile:
 
     Args:
         step: the last step that the run keeps; -1 to begin anew.
-        without: a tag that has no value at `step` yet, if it was written before.
+        without: tags that have no value at `step` yet, if they were written before.
     """
 
-    def __init__(self, folder: Path, step: int, *, without: str | None = None):
+    def __init__(self, folder: Path, step: int, *, without: Collection[str] = ()):
         folder.mkdir(parents=True, exist_ok=True)
         earlier = event_files(folder)
         for path in earlier:
@@ -79,7 +79,7 @@ def _number(path: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def _cut(path: Path, step: int, without: str | None) -> None:
+def _cut(path: Path, step: int, without: Collection[str]) -> None:
     """Remove from a file what is behind a step, and a record that a crash left unfinished.
 
     Steps only rise within a file, so this is all from one place on.
@@ -88,7 +88,7 @@ def _cut(path: Path, step: int, without: str | None) -> None:
         end = 0
         for event, after in _events(stream):
             late = event.step > step
-            again = event.step == step and any(v.tag == without for v in event.summary.value)
+            again = event.step == step and any(v.tag in without for v in event.summary.value)
             if event.HasField("summary") and (late or again):
                 break
             end = after

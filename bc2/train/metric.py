@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from functools import cache, cached_property
+from typing import Any, Literal, get_args
 
 Better = Literal["lower", "higher"]
+Shown = Literal["curve", "figure", "log"]
+
+#: What the row of a step has of each trained model: the product's by these names, another's as
+#: ``ROLE.NAME``. They are shown without being declared.
+MODEL_COLUMNS = ("grad_norm", "clipped", "lr")
+
+#: What a row has beside what is measured.
+_PLACE = ("event", "step", "tokens", "samples")
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,39 @@ class Metric:
     """Whether a step is bad where it is not finite."""
     short: str = ""
     """In a progress line; empty: the label."""
+    shown: Shown = "curve"
+    """Where it is seen: drawn and in tables, as a figure of tables alone, or only in the log."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError if it is not what its fields may be, as one read from a file."""
+        texts = (self.name, self.label, self.unit, self.over, self.short)
+        if not all(isinstance(text, str) for text in texts) or not self.name or not self.label:
+            raise ValueError(f"a metric needs a name and a label, and all of it is text: {texts}")
+        if not (isinstance(self.headline, bool) and isinstance(self.guarded, bool)):
+            raise ValueError(f"whether {self.name} is the headline, or guarded, is no yes or no")
+        if self.of not in ("step", "evaluation"):
+            raise ValueError(f"{self.name} is of {self.of!r}, and not of a step or an evaluation")
+        if self.better not in (*get_args(Better), None):
+            raise ValueError(f"{self.name} is better {self.better!r}, and not lower or higher")
+        if self.shown not in get_args(Shown):
+            raise ValueError(f"{self.name} is shown as {self.shown!r}, and not {get_args(Shown)}")
+        if self.name in _PLACE or column_of_model(self.name):
+            raise ValueError(f"the column {self.name} is taken: a metric needs another name")
 
     @property
     def brief(self) -> str:
         """Its shortest name."""
         return self.short or self.label
+
+
+@cache  # asked of every column of every row
+def column_of_model(column: str) -> tuple[str, str] | None:
+    """The role and what is told of it, if a column of a step's row is of a trained model.
+
+    The role is empty of the product, which has no prefix.
+    """
+    role, _, name = column.rpartition(".")
+    return (role, name) if name in MODEL_COLUMNS else None
 
 
 @dataclass(frozen=True)
@@ -64,20 +101,20 @@ class Metrics:
                 "one metric of the steps is the headline, and at most one of evaluations"
             )
 
-    @property
+    @cached_property
     def of_steps(self) -> tuple[Metric, ...]:
         return tuple(metric for metric in self.all if metric.of == "step")
 
-    @property
+    @cached_property
     def of_evaluations(self) -> tuple[Metric, ...]:
         return tuple(metric for metric in self.all if metric.of == "evaluation")
 
-    @property
+    @cached_property
     def headline(self) -> Metric:
         """The one of the steps that progress shows."""
         return next(metric for metric in self.of_steps if metric.headline)
 
-    @property
+    @cached_property
     def evaluation_headline(self) -> Metric | None:
         """The one of evaluations that progress shows; None: the algorithm has no evaluation."""
         return next((metric for metric in self.of_evaluations if metric.headline), None)
@@ -92,6 +129,14 @@ class Metrics:
 
     @classmethod
     def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> Metrics:
-        """What `as_json` gave, also to a newer version with further fields."""
+        """What `as_json` gave, also to a newer version with further fields.
+
+        Raises:
+            ValueError: it is not what `as_json` gives.
+        """
         known = {field.name for field in fields(Metric)}
-        return cls(tuple(Metric(**{k: v for k, v in row.items() if k in known}) for row in rows))
+        try:
+            found = [Metric(**{k: v for k, v in row.items() if k in known}) for row in rows]
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"not a list of metrics: {error}") from error
+        return cls(tuple(found))

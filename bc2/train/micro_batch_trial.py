@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,31 +23,27 @@ from bc2.train.peak import forget_peak, host_peak
 from bc2.train.worker_process import Answer, serve
 
 if TYPE_CHECKING:
-    from bc2.train.trial_spec import TrialSpec
+    from bc2.train.training_settings import TrainingSettings
 
 
 class Trial:
     """An engine that makes steps on micro-batches of any number of sequences."""
 
-    def __init__(self, spec: TrialSpec):
-        self.spec = spec
-        training = spec.training
+    def __init__(self, settings: TrainingSettings, margin: float):
+        # Without compilation, which takes minutes: eager layers keep at least as much.
+        self.settings = settings.with_training(compile=False)
+        training = self.settings.training
         use_expandable_segments(torch.device(training.device))
         self.device = take_device(training.device)
         self.baseline = forget_peak()
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            torch.cuda.set_per_process_memory_fraction(
-                (1 - spec.margin) * free / total, self.device
-            )
-        # Without compilation, which takes minutes: eager layers keep at least as much.
-        eager = training.model_copy(update={"compile": False})
-        self.settings = replace(spec.settings, training=eager)
-        algorithm, mesh = self.settings.algorithm, Mesh()
-        self.models = make_models(self.settings.models, eager, None, mesh)
+            torch.cuda.set_per_process_memory_fraction((1 - margin) * free / total, self.device)
+        models = make_models(self.settings.models, training, None, Mesh())
+        algorithm = self.settings.algorithm
         self.trained = {
-            role: (engine, algorithm.objective(role, eager, self.models))
-            for role, engine in self.models.trained.items()
+            role: (engine, algorithm.objective(role, training, models))
+            for role, engine in models.trained.items()
         }
 
     def fits(self, micro_batch: int) -> Answer:
@@ -80,7 +75,7 @@ class Trial:
     def _steps(self, micro_batch: int) -> None:
         algorithm, rng = self.settings.algorithm, np.random.default_rng(0)
         batch = algorithm.example(self.settings, micro_batch, rng)
-        count = min(2, self.spec.training.batch_sequences // micro_batch)
+        count = min(2, self.settings.training.batch_sequences // micro_batch)
         for _ in range(2):
             divisor = count * batch.weights[algorithm.divisor]
             for engine, objective in self.trained.values():
@@ -92,7 +87,8 @@ class Trial:
 def _build(line: str, held: ExitStack) -> Trial:
     from bc2.train.trial_spec import TrialSpec
 
-    return Trial(TrialSpec.model_validate_json(line))
+    spec = TrialSpec.model_validate_json(line)
+    return Trial(spec.settings, spec.margin)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def make_models(
             own = {} if role.optimizer is None else {"optimizer": role.optimizer}
             trained[role.name] = make_engine(
                 role.model, config.model_copy(update=own), parallel, mesh,
-                weights=weights.get(role.name), clock=clock, blank=blank,
+                weights=weights.get(role.name), clock=clock, blank=blank, trainable=role.trainable,
+                adapters=role.adapters,
             )  # fmt: skip
         else:
             frozen[role.name] = _frozen(role, config, parallel, mesh, weights.get(role.name))

@@ -78,24 +78,21 @@ class AdamW(Optimizer):
         shapes: Mapping[str, Sequence[int]],
         config: AdamWConfig,
     ):
+        decayed, others = (
+            [p for name, p in parameters.items() if (len(shapes[name]) >= 2) == matrices]
+            for matrices in (True, False)
+        )
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        # An empty one, where only matrices are trained, say, is none for DeepSpeed.
+        groups = [group for group in groups if group["params"]]
         inner = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for name, p in parameters.items() if len(shapes[name]) >= 2],
-                    "weight_decay": config.weight_decay,
-                },
-                {
-                    "params": [p for name, p in parameters.items() if len(shapes[name]) < 2],
-                    "weight_decay": 0.0,
-                },
-            ],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
+            groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
         )
         names = {name: config.state_names(name, shapes[name]) for name in parameters}
-        super().__init__(inner, names, [MOMENTS, MOMENTS])
+        super().__init__(inner, names, [MOMENTS] * len(groups))
 
     def prepare(self, learning_rate: float, *, norm: float, clip_norm: float) -> None:
         # Clipping divides inside AdamW's kernel: one pass over the gradient fewer.

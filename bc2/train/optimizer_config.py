@@ -39,6 +39,13 @@ class AdamWConfig(Settings, AdamWState):
 OptimizerConfig = AdamWConfig
 
 
-def checkpoint_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
-    """Bytes of a checkpoint's tensors: fp32 weights and the optimizer's state."""
-    return round((4 + optimizer.state_bytes(model)) * model.num_params())
+def checkpoint_bytes(
+    model: ModelConfig, optimizer: OptimizerConfig, trained: int | None = None
+) -> int:
+    """Bytes of a checkpoint's tensors: fp32 weights and the optimizer's state.
+
+    Args:
+        trained: parameters that are trained and have a state; None: all of them.
+    """
+    count = model.num_params()
+    return round(4 * count + optimizer.state_bytes(model) * (count if trained is None else trained))

@@ -31,6 +31,9 @@ RECIPE = "recipe.json"
 #: Empty; locked for as long as a process trains in the folder.
 MARK = "running"
 
+#: What to do about one of its files that is broken.
+_ANEW = "start the run again: it is written anew"
+
 #: A folder with one of these files is a run's; the mark is made first.
 _FILES = (TIMING, RUN, RECIPE, MARK)
 
@@ -108,11 +111,18 @@ class RunFacts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunFacts:
+        """What `write` wrote, or bc2 0.1.
+
+        Raises:
+            ValueError: something is missing, too much, or no list of metrics.
+        """
         named = {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
-        named["parents"] = tuple(named["parents"])
         if "metrics" in named:
             named["metrics"] = Metrics.from_json(named["metrics"])
-        return cls(**named)
+        try:
+            return cls(**{**named, "parents": tuple(named["parents"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the facts of a run: {error}") from error
 
     def write(self, folder: Path) -> None:
         content = {**vars(self), "metrics": self.metrics.as_json()}
@@ -214,9 +224,26 @@ class RunFolder:
 
     @property
     def facts(self) -> RunFacts | None:
-        """What ``run.json`` says, or None if the run has none yet."""
+        """What ``run.json`` says, or None if the run has none yet.
+
+        Raises:
+            DataError: it is not what a run writes.
+        """
         values = self._json(RUN)
-        return RunFacts.from_json(values) if values else None
+        try:
+            return RunFacts.from_json(values) if values else None
+        except ValueError as error:
+            raise DataError(str(error), where=str(self.path / RUN), todo=_ANEW) from error
+
+    @property
+    def measures(self) -> Metrics:
+        """What the run measures, as it declared it; pretraining's while it has no ``run.json``.
+
+        Raises:
+            DataError: ``run.json`` is not what a run writes.
+        """
+        facts = self.facts
+        return facts.metrics if facts else PRETRAIN_METRICS
 
     @property
     def name(self) -> str:
@@ -238,8 +265,7 @@ class RunFolder:
             return {}
         found = parse_row(path.read_bytes())
         if found is None:
-            todo = "start the run again: it is written anew"
-            raise DataError("not a JSON object", where=str(path), todo=todo)
+            raise DataError("not a JSON object", where=str(path), todo=_ANEW)
         return found
 
     def metrics(self) -> Iterator[LogRow]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bc2.errors import IntegrityError
 from bc2.model.model_config import ModelConfig
-from bc2.model.store import check_shapes, save_config, weight_files
+from bc2.model.store import check_names, expected_shapes, save_config, weight_files
 from bc2.parallel.agreement import check_sees, fail_together
 from bc2.parallel.file_check import check_files_together, digest_files_together
 from bc2.parallel.long_work import Pace, work_together
@@ -64,6 +64,8 @@ class ModelState:
 
     weights: HeldTensors | Stored
     optimizer: HeldTensors | Stored
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    """Of all weights that are saved; None: those of the whole model, not of adapters alone."""
 
     @classmethod
     def open(cls, folder: Path, names: Iterable[str], role: str = "") -> ModelState:
@@ -99,7 +101,8 @@ class ModelState:
     def write_rest(self, folder: Path, config: ModelConfig, role: str = "") -> None:
         """Write what says what the weights are of, and where."""
         assert isinstance(self.weights, HeldTensors)
-        check_shapes(self.weights.shapes, config, "state to save")
+        expected = expected_shapes(config) if self.shapes is None else self.shapes
+        check_names(self.weights.shapes, expected, "state to save")
         weights = self.weights.files(prefix(role) + "model")
         if len(weights) > 1:
             index = prefix(role) + "model.safetensors.index.json"
@@ -117,15 +120,12 @@ class Snapshot:
     """The state of a run at one step."""
 
     state: TrainerState
-    weights: HeldTensors | Stored
-    """Of the model that the run makes."""
-    optimizer: HeldTensors | Stored
+    models: Mapping[str, ModelState]
+    """Of the trained models by role; "" is the one that the run makes."""
     metrics: bytes
     random: Tensor
     release: Callable[[], None] = lambda: None
     """Says that the tensors are on disk, so that the next snapshot may take their memory."""
-    further: Mapping[str, ModelState] = field(default_factory=dict)
-    """Of the other trained models, by role."""
     stream: StreamState | None = None
 
     @classmethod
@@ -136,26 +136,24 @@ class Snapshot:
         metrics: bytes,
         stream: StreamState | None = None,
     ) -> Snapshot:
-        """A snapshot of what the engines hold; the first is of the run's product."""
-        product, *further = engines.values()
+        """A snapshot of what the engines hold, by role as `models`."""
 
         def release() -> None:
             for held in engines.values():
                 held.release()
 
-        return cls(
-            state,
-            product.weights,
-            product.optimizer,
-            metrics,
-            random_state(),
-            release,
-            {
-                role: ModelState(held.weights, held.optimizer)
-                for role, held in zip([*engines][1:], further, strict=True)
-            },
-            stream,
-        )
+        models = {role: ModelState(held.weights, held.optimizer) for role, held in engines.items()}
+        return cls(state, models, metrics, random_state(), release, stream)
+
+    @property
+    def weights(self) -> HeldTensors | Stored:
+        """Of the model that the run makes."""
+        return self.models[""].weights
+
+    @property
+    def optimizer(self) -> HeldTensors | Stored:
+        """Of the model that the run makes."""
+        return self.models[""].optimizer
 
     @classmethod
     def load(
@@ -177,19 +175,11 @@ class Snapshot:
         with fail_together(ranks):
             state = _trainer_state(artifact.path / TRAINER)
             names = artifact.files()
-            product = ModelState.open(artifact.path, names)
-            further = {role: ModelState.open(artifact.path, names, role) for role in roles}
+            models = {role: ModelState.open(artifact.path, names, role) for role in ("", *roles)}
             metrics = (artifact.path / METRICS).read_bytes()
             stream = read_stream_state(artifact.path / STREAM) if STREAM in names else None
-        return cls(
-            state, product.weights, product.optimizer, metrics, product.optimizer.whole(RANDOM),
-            further=further, stream=stream,
-        )  # fmt: skip
-
-    @property
-    def models(self) -> dict[str, ModelState]:
-        """The states of all models by role; "" is the run's product."""
-        return {"": ModelState(self.weights, self.optimizer), **self.further}
+        random = models[""].optimizer.whole(RANDOM)
+        return cls(state, models, metrics, random, stream=stream)
 
     def write(
         self, folder: Path, configs: Mapping[str, ModelConfig], tokenizer: Path, mesh: Mesh

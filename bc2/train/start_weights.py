@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bc2.errors import DataError, RecipeError
+from bc2.model.adapters import AddAdapters
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import CONFIG, check_shapes, load_config, weight_files
 from bc2.parallel.agreement import fail_together
@@ -61,7 +62,9 @@ def start_weights(run: Run, mesh: Mesh, *, resumes: bool) -> dict[str, StateSour
         resumes: the trained ones get a checkpoint's weights instead.
     """
     return {
-        role.name: open_start_weights(artifact, role.model, run.config.seed, mesh)
+        role.name: open_start_weights(
+            artifact, role.model, run.config.seed, mesh, adapters=role.adapters
+        )
         for role in run.settings.models
         if not (resumes and role.trained)
         for artifact in [start_of(run, role)]
@@ -70,7 +73,12 @@ def start_weights(run: Run, mesh: Mesh, *, resumes: bool) -> dict[str, StateSour
 
 
 def open_start_weights(
-    artifact: Artifact, config: ModelConfig, seed: int, mesh: Mesh | None = None
+    artifact: Artifact,
+    config: ModelConfig,
+    seed: int,
+    mesh: Mesh | None = None,
+    *,
+    adapters: AddAdapters | None = None,
 ) -> StartWeights:
     """Open a checkpoint's weights, each file checked against its digest; nothing else is read.
 
@@ -78,6 +86,7 @@ def open_start_weights(
         config: of the model that is filled. Its head alone may be another one.
         seed: such a head is drawn from it.
         mesh: the ranks. Each checks some of the files; all of them call this.
+        adapters: those of the model that is filled, which are drawn from the seed.
 
     Raises:
         DataError: the artifact holds no weights.
@@ -93,4 +102,4 @@ def open_start_weights(
             raise DataError("it holds no weights to start from", where=artifact.title)
         stored = Stored.open([artifact.path / name for name in names])
         check_shapes(stored.shapes, load_config(artifact.path), artifact.title)
-        return StartWeights(config, stored, seed)
+        return StartWeights(config, stored, seed, adapters)

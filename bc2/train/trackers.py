@@ -17,12 +17,13 @@ from bc2.console import warn
 from bc2.errors import UsageError
 from bc2.files import replace_durably
 from bc2.train.log_rows import METRICS, TIMING, LogRow, last_row, parse_row, read_rows
+from bc2.train.runs import RunFolder
 
 if TYPE_CHECKING:
     from bc2.train.event_files import EventFile
 
-#: What of an evaluation is never in a row of training.
-_HELDOUT = "heldout_loss"
+#: What a step computed, of ``timing.jsonl``; ``tokens`` is the run's position.
+_COMPUTED = "step_tokens"
 
 #: A file of the run's folder: the run at W&B that its metrics go to.
 WANDB = "wandb.json"
@@ -77,12 +78,21 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     if row["event"] not in ("step", "eval"):
         return {}
     # An evaluation follows the row of its step, which has the tokens.
-    left_out = ("step", "time", "elapsed") + (("tokens",) if row["event"] == "eval" else ())
+    left_out = ("step",) + (("tokens",) if row["event"] == "eval" else ())
     return {
         name: float(value)
-        for name, value in row.items()
+        for name, value in _without_clock(row).items()
         if name not in left_out and isinstance(value, int | float)
     }
+
+
+def _without_clock(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of ``timing.jsonl`` as it goes beside one of ``metrics.jsonl``; others as they are."""
+    if "time" not in row:
+        return row
+    names = {"tokens": _COMPUTED}
+    clock = ("time", "elapsed")
+    return {names.get(name, name): value for name, value in row.items() if name not in clock}
 
 
 class TensorBoard:
@@ -100,8 +110,13 @@ class TensorBoard:
         self.close()
         step = _last_step(content)
         evaluated = last_row(content, "eval")
-        again = None if evaluated and evaluated["step"] == step else _HELDOUT
+        again = () if evaluated and evaluated["step"] == step else self._of_evaluations()
         self._file = EventFile(self.folder, step, without=again)
+
+    def _of_evaluations(self) -> set[str]:
+        """What is never in a row of training: a run says what it measures before it logs."""
+        measures = RunFolder(self.folder.parent).measures
+        return {metric.name for metric in measures.of_evaluations}
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         assert self._file is not None, "a tracker is rewound before anything is logged"
@@ -173,7 +188,7 @@ def kept_rows(folder: Path, content: bytes) -> list[LogRow]:
     """The rows of a run's steps and evaluations up to a checkpoint, with their times."""
     last = _last_step(content)
     times = {
-        row["step"]: row
+        row["step"]: _without_clock(row)
         for row in read_rows(folder / TIMING)
         if row["event"] == "step" and row["step"] <= last
     }

@@ -127,13 +127,13 @@ def _train(run: Run, training: Training, registry: Registry, mesh: Mesh) -> Arti
         check = _check(stop, mesh)
         artifact = Loop(
             models=TrainedModels.of(run.settings, models, training.schedule.learning_rate),
-            stream=training.stream(models, check),
+            stream=training.stream(config, models, check),
             schedule=training.schedule,
             speed=speed,
             guard=training.guard(),
             saver=_saver(run, training, registry, earlier, mesh),
             log=log,
-            evaluate=training.evaluator(models, check),
+            evaluate=training.evaluator(config, models, check),
             progress=bar,
             stop=stop,
             resume_command=run.command,

@@ -13,7 +13,7 @@ from bc2.train.clock import Clock
 from bc2.train.engines.base import Agreed, Engine, EngineState
 from bc2.train.metric import Metrics
 from bc2.train.objective import Objective
-from bc2.train.snapshot import ModelState, Snapshot
+from bc2.train.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from bc2.train.models import Models
@@ -143,12 +143,14 @@ class TrainedModels:
             model.engine.discard()
 
     def snapshot(self) -> dict[str, EngineState]:
-        """See `Engine.snapshot`; by role."""
-        return {role: model.engine.snapshot() for role, model in self.models.items()}
+        """See `Engine.snapshot`; by role, as `Snapshot.models` names them."""
+        return {
+            role if number else "": model.engine.snapshot()
+            for number, (role, model) in enumerate(self.models.items())
+        }
 
     def restore(self, snapshot: Snapshot) -> None:
         """Load the state of every model, whatever the layout that saved it."""
-        product, *further = self.models
-        state = ModelState(snapshot.weights, snapshot.optimizer)
-        for role, found in {product: state, **{r: snapshot.further[r] for r in further}}.items():
-            self.models[role].engine.restore(found.weights, found.optimizer)
+        for number, (role, model) in enumerate(self.models.items()):
+            found = snapshot.models[role if number else ""]
+            model.engine.restore(found.weights, found.optimizer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from bc2.parallel.state import MappedTensors, TensorFile
 from bc2.registry import Artifact
 from bc2.train.log_rows import METRICS, LogRow, read_rows
+from bc2.train.metric import Metric, Metrics
 
 #: How far losses of another layout may be apart, relative, by precision: sums are rounded in
 #: another order, and a bf16 number has 8 bits where one of fp32 has 24.
@@ -67,11 +69,16 @@ def compare_bits(straight: Artifact, other: Artifact) -> tuple[str | None, dict[
 
 
 def compare_losses(
-    straight: Artifact, other: Artifact, since: int, tolerance: float
+    straight: Artifact, other: Artifact, metrics: Metrics, since: int, tolerance: float
 ) -> tuple[str | None, dict[str, Any]]:
     """The first difference in samples or losses of runs on two layouts, and figures.
 
+    Losses are the metrics that are better when lower, or all where none is. Other metrics follow
+    from the same forward passes and may not be judged by a relative tolerance: a difference is
+    near 0 as often as not, and a share jumps by a whole sample. How far they are apart is told.
+
     Args:
+        metrics: what the runs measure.
         since: the step after which the layouts differ, for the figures.
         tolerance: of losses, relative.
     """
@@ -79,7 +86,9 @@ def compare_losses(
     mine, theirs = (
         [row for row in metrics_of(one) if row["event"] != "sample"] for one in (straight, other)
     )
-    apart = _losses_apart(mine, theirs)
+    losses = _losses_of(metrics)
+    others = [metric for metric in metrics.all if metric not in losses]
+    apart = _losses_apart(mine, theirs, losses)
     worst, at = max((far, row["step"]) for far, row in apart) if apart else (0.0, 0)
     figures = {
         "since_step": since,
@@ -87,23 +96,49 @@ def compare_losses(
         "losses": len(apart),
         "largest_relative": worst,
         "at_step": at,
+        "other_metrics": {
+            one.name: _largest(found)
+            for one in others
+            if (found := _losses_apart(mine, theirs, [one]))
+        },
         "weights_relative": weights_apart(straight, other),
     }
     return _samples_apart(mine, theirs) or _beyond(apart, tolerance), figures
 
 
-def _losses_apart(mine: list[LogRow], theirs: list[LogRow]) -> list[tuple[float, LogRow]]:
-    names = {"step": "loss", "eval": "heldout_loss"}
+def _largest(apart: list[tuple[float, LogRow]]) -> float | None:
+    """The largest difference; None where a run has a value that is no finite number."""
+    far = max(each for each, _ in apart)
+    return far if math.isfinite(far) else None
+
+
+def _losses_of(metrics: Metrics) -> list[Metric]:
+    return [one for one in metrics.all if one.better == "lower"] or [*metrics.all]
+
+
+def _losses_apart(
+    mine: list[LogRow], theirs: list[LogRow], losses: Sequence[Metric]
+) -> list[tuple[float, LogRow]]:
+    """Of each row that has some of them, how far the worst is apart."""
+    names = {
+        "step": [metric.name for metric in losses if metric.of == "step"],
+        "eval": [metric.name for metric in losses if metric.of == "evaluation"],
+    }
     pairs = zip(
         (row for row in mine if row["event"] in names),
         (row for row in theirs if row["event"] in names),
         strict=False,
     )
-    return [(_relative(one, two, names[one["event"]]), one) for one, two in pairs]
+    found = []
+    for one, two in pairs:
+        known = [name for name in names[one["event"]] if name in one or name in two]
+        if known:
+            found.append((max(_relative(one, two, name) for name in known), one))
+    return found
 
 
 def _relative(one: LogRow, two: LogRow, name: str) -> float:
-    a, b = float(one[name]), float(two.get(name, "nan"))
+    a, b = float(one.get(name, "nan")), float(two.get(name, "nan"))
     far = abs(a - b) / abs(a) if a else abs(a - b)
     return far if far == far else float("inf")
 

@@ -207,7 +207,9 @@ class _Runs:
         self, straight: ScratchHome, home: ScratchHome, layout: RankLayout, since: int
     ) -> Comparison:
         tolerance = TOLERANCES[self.request.precision]
-        difference, figures = compare_losses(_end(straight), _end(home), since, tolerance)
+        difference, figures = compare_losses(
+            _end(straight), _end(home), straight.measures, since, tolerance
+        )
         figures["layout"] = layout.as_json()
         back = " again" if layout == self.request.base else ""
         what = f"continued from step {since}{back}"

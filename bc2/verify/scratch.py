@@ -14,6 +14,7 @@ from bc2.files import make_directory
 from bc2.registry import Artifact, Registry, staging
 from bc2.registry.draft import place_of
 from bc2.train.log_rows import LogRow
+from bc2.train.metric import Metrics
 from bc2.train.runs import RunFolder
 
 
@@ -33,6 +34,12 @@ class ScratchHome:
         """Of a process that is to use this home."""
         others = {name: text for name, text in os.environ.items() if name != "BC2_REGISTRY_URL"}
         return {**others, "BC2_HOME": str(self.path)}
+
+    @property
+    def measures(self) -> Metrics:
+        """What the run of this home measures."""
+        (folder,) = (self.path / "runs").glob("*")
+        return RunFolder(folder).measures
 
     def timing(self, *events: str) -> list[LogRow]:
         """Rows of timing.jsonl, of every attempt."""

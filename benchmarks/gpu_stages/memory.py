@@ -106,8 +106,9 @@ def _training(checks: Checks, length: int, sequences: int) -> Training:
 def _try(checks: Checks, model: Model, length: int) -> None:
     """One size, in this process: what the search asks of its worker."""
     small = model.model_copy(update={"num_layers": 1, "vocab_size": 4096})
-    spec: Any = plain_configs.Trial(small, _training(checks, length, 2), 0.07)
-    found = MicroBatchTrial(spec).fits(2)
+    role = plain_configs.Role(small)
+    settings: Any = plain_configs.TrialSettings((role,), _training(checks, length, 2))
+    found = MicroBatchTrial(settings, 0.07).fits(2)
     why = "two short sequences and one layer fit anywhere"
     checks.true("auto: a trial", bool(found["fits"]) and found["bytes"] > 0, found, why)
 
@@ -119,6 +120,7 @@ def _search(checks: Checks) -> None:
     from bc2.model.model_config import ModelConfig
     from bc2.train.micro_batch import choose_micro_batch
     from bc2.train.pretrain.pretrain_config import PretrainConfig
+    from bc2.train.training_spec import TrainingSpec
 
     shape = {**(SMALL if checks.small else WIDE_7B).model_dump(), "num_layers": 1}
     shape["vocab_size"] = 4096
@@ -127,7 +129,8 @@ def _search(checks: Checks) -> None:
         length="1 steps", batch_tokens=sequences * 64, micro_batch="auto", sequence_length=64,
         device=str(checks.device), precision=_precision(checks),
     )  # fmt: skip
-    choice = choose_micro_batch(ModelConfig(**shape), training)
+    spec = TrainingSpec(algorithm="pretrain", model=ModelConfig(**shape), training=training)
+    choice = choose_micro_batch(spec.settings)
     checks.figure("micro_batch = auto", choice.micro_batch, "sequences", key=True)
     why = "such short sequences all fit"
     checks.true("auto: the search", choice.micro_batch == sequences, str(choice), why)

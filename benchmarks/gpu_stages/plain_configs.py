@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
+
+from bc2.data.loader import Batch, pack
 from bc2.generate.engine_formulas import EngineFormulas
 from bc2.model.model_formulas import HeadKind, ModelFormulas
 from bc2.parallel.layout import ORDER, Axis, LayoutFormulas
 from bc2.train.optimizer_state import AdamWState
+from bc2.train.pretrain.next_token import NextToken
 
 
 class Plain:
@@ -115,12 +119,41 @@ class Sampling(Plain):
 
 
 @dataclass(frozen=True)
-class Trial(Plain):
-    """See `bc2.train.trial_spec.TrialSpec`."""
+class Role:
+    """See `bc2.train.algorithm.ModelRole`."""
 
     model: Model
+    name: str = "model"
+    trained: bool = True
+    optimizer: None = None
+    trainable: None = None
+    adapters: None = None
+
+
+class NextTokens:
+    """What a trial asks of `bc2.train.pretrain.pretraining.PRETRAINING`."""
+
+    divisor = "tokens"
+
+    def objective(self, role: str, config: Training, models: Any) -> NextToken:
+        return NextToken(config.z_loss)
+
+    def example(self, settings: TrialSettings, sequences: int, rng: np.random.Generator) -> Batch:
+        shape = (sequences, settings.training.sequence_length + 1)
+        rows = rng.integers(0, settings.models[0].model.vocab_size, shape)
+        return pack(rows, np.zeros(sequences, dtype=np.int64), eos_id=-1)
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What a trial reads of `bc2.train.training_settings.TrainingSettings`."""
+
+    models: tuple[Role, ...]
     training: Training
-    margin: float
+    algorithm: NextTokens = field(default_factory=NextTokens)
+
+    def with_training(self, **changed: Any) -> Self:
+        return replace(self, training=self.training.model_copy(update=changed))
 
 
 #: The `ladder/1.6b` shape.

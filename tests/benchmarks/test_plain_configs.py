@@ -12,7 +12,6 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.pretrain.pretrain_config import PretrainConfig
-from bc2.train.trial_spec import TrialSpec
 
 SAME = [
     (plain.Model, ModelConfig),
@@ -20,7 +19,6 @@ SAME = [
     (plain.AdamW, AdamWConfig),
     (plain.Cache, EngineConfig),
     (plain.Sampling, SamplingConfig),
-    (plain.Trial, TrialSpec),
 ]
 
 

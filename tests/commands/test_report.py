@@ -97,6 +97,15 @@ def test_the_page_alone_goes_where_it_is_asked_for(log_run: LogRun, tmp_path: Pa
     assert not (folder / "loss.svg").exists()
 
 
+def test_the_json_has_what_the_run_measured(pair_run: LogRun, tmp_path: Path) -> None:
+    pair_run()
+    done = run("report", "pairs", "--out", str(tmp_path / "page.html"), "--json")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)["metrics"]
+    assert measured == json.loads(run("watch", "pairs", "--json").stdout)["metrics"]
+    assert (measured["accuracy"]["value"], measured["accuracy"]["best"]) == (0.75, 0.8)
+
+
 def test_a_page_is_replaced_whole(log_run: LogRun, tmp_path: Path) -> None:
     log_run()
     out = tmp_path / "page.html"

@@ -138,6 +138,19 @@ def read(terminal: int) -> bytes:
         return b""
 
 
+def test_a_run_whose_metrics_are_none_is_an_error_and_no_traceback(log_run: LogRun) -> None:
+    folder = log_run()
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "metrics": [{"name": "loss"}]}))
+    for verb in ("watch", "report"):
+        done = run(verb, "made")
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "run.json" in done.stderr
+        assert "not a list of metrics" in done.stderr
+        assert "start the run again" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_wrong_inputs(log_run: LogRun) -> None:
     none = run("watch")
     assert (none.returncode, none.stdout) == (4, "")

@@ -23,7 +23,7 @@ from bc2.parallel.mesh import make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.ranks import local_rank, place
 from bc2.train.device import rank_device
-from bc2.train.engines.deepspeed import import_deepspeed
+from bc2.train.engines.deepspeed_model import import_deepspeed
 
 LIMIT = timedelta(seconds=1234)
 

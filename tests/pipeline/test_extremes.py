@@ -35,8 +35,9 @@ from bc2.scaling.ladder import read_ladder
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import options
 from bc2.train.device import pick_device
-from bc2.train.guard import Guard
 from bc2.train.optimizer import make_optimizer
+from bc2.train.pretrain.loss_guard import LossGuard
+from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule
 from bc2.train.training_settings import TrainingSettings
 
@@ -199,7 +200,8 @@ def start_training(loaded: Recipe) -> None:
     device = find_device("h100", count=8, memory=None, flops=None, price=None)
     _, refused = attempt(lambda: make_plan(loaded, device, 8).as_json())
     assert refused is None or refused.todo
-    training = settings.pretrain
+    training = settings.training
+    assert isinstance(training, PretrainConfig)
     pick_device(training.device)
     check_memory_fits(settings, 1, 1, available=10**13)
     if training.tokens is not None and not training.tokens.endswith(".toml"):
@@ -208,12 +210,14 @@ def start_training(loaded: Recipe) -> None:
     mixture = Mixture({"text": 1000}, weights, training.seed)
     schedule = Schedule.of(training, epoch_tokens=1000 * training.sequence_length)
     for step in (0, 1, schedule.total // 2, schedule.total - 1):
-        assert math.isfinite(schedule.learning_rate(step))
+        assert math.isfinite(schedule.learning_rate(step, peak=training.optimizer.learning_rate))
     mixture.locate(torch.arange(4).numpy())
-    Guard(training.guard).judge(1.0, 1.0)
+    LossGuard(training.guard).judge({"loss": 1.0, "grad_norm": 1.0})
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make_optimizer({"w": weight}, {"w": (2, 2)}, training.optimizer)
-    optimizer.prepare(schedule.learning_rate(0), norm=1.0, clip_norm=training.optimizer.clip_norm)
+    optimizer.prepare(
+        schedule.learning_rate(0, peak=1.0), norm=1.0, clip_norm=training.optimizer.clip_norm
+    )
     torch.Generator().manual_seed(training.seed)
     with torch.device("meta"):
         Decoder(settings.model)

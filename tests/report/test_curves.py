@@ -10,51 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bc2.report.curves import LIMIT, draw_run, inline_svg, redraw, run_figure, running_median, thin
+from bc2.report.curves import draw_run, inline_svg, redraw, run_figure
 from bc2.report.history import CurveAxis, History
 from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
 
-VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400)
 SKIP = {"event": "skip", "step": 12, "tokens": 6144, "samples": [88, 95], "reason": "loss is nan"}
-
-
-@given(VALUES, st.integers(4, 60))
-def test_thinning_keeps_the_ends_and_the_extremes(values: list[float], limit: int) -> None:
-    y = np.array(values)
-    kept = thin(y, limit)
-    assert len(kept) <= limit + 2
-    assert (np.diff(kept) > 0).all()
-    assert kept[0] == 0
-    assert kept[-1] == len(y) - 1
-    assert y[kept].min() == y.min()
-    assert y[kept].max() == y.max()
-
-
-def test_a_spike_of_one_step_in_half_a_million_is_drawn() -> None:
-    y = np.zeros(500_000)
-    y[123_457] = 9.0
-    kept = thin(y)
-    assert 123_457 in kept
-    assert len(kept) <= LIMIT + 2
-
-
-@given(VALUES)
-def test_a_running_median_lies_within_the_values_and_ends_with_them(values: list[float]) -> None:
-    at, median = running_median(np.array(values), points=50)
-    assert len(at) == len(median) <= 50
-    assert min(values) <= median.min() <= median.max() <= max(values)
-    assert median[0] == values[0]
-
-
-def test_a_running_median_is_not_bent_by_a_spike() -> None:
-    y = np.ones(600)
-    y[300] = 100.0
-    assert running_median(y)[1].max() == 1.0
 
 
 def history_of(folder: Path) -> History:
@@ -165,3 +128,37 @@ def test_what_is_drawn_above_100_percent_is_said_to_be_impossible(
     said = "above 100% cannot be: the peak was measured too low"
     assert (said in lines(mfu)) == (max(shares) > 1)
     assert (mfu.get_legend() is not None) == (max(shares) > 1)
+
+
+def test_another_algorithms_metrics_have_a_panel_for_each_unit(pair_run: LogRun) -> None:
+    drawn = run_figure(history_of(pair_run()), "step", clip_norm=0.5)
+    labels = [axes.get_ylabel() for axes in drawn.axes]
+    assert labels == [
+        "margin", "pair loss\n(nats per pair)", "KL to the\nreference\n(nats per token)",
+        "chosen reward", "held-out accuracy", "gradient norm", "learning rate", "tokens/s",
+        "MFU (%)", "seconds a step",
+    ]  # fmt: skip
+    margin, loss, _, reward, accuracy, norm, rate = drawn.axes[:7]
+    assert margin.get_legend()._get_loc() == 4, "lower right: it rises"
+    assert [*lines(margin)] == ["training", "training, running median"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [
+        "training", "training, running median", "held-out pair loss",
+    ]  # fmt: skip
+    # Only each fifth step has a reward.
+    np.testing.assert_array_equal(reward.get_lines()[0].get_xdata(), range(5, 41, 5))
+    assert accuracy.get_lines()[0].get_ydata()[3] == 0.8
+    assert {*lines(norm)["critic"].get_ydata()} == {0.25}
+    assert {*lines(norm)["model"].get_ydata()} == {1.5}
+    assert {*lines(rate)["critic"].get_ydata()} == {2e-3}
+    assert rate.get_ylim() == pytest.approx((0, 2.2e-3))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_shortest_runs_of_another_algorithm_are_drawn(pair_run: LogRun, steps: int) -> None:
+    folder = pair_run(steps, evals=0)
+    labels = [
+        axes.get_ylabel() for axes in run_figure(history_of(folder), "step", clip_norm=1).axes
+    ]
+    # The headline's panel is always there; others once they have a value.
+    assert labels[:2] == ["margin", "pair loss\n(nats per pair)" if steps else "gradient norm"]
+    assert draw_run(RunFolder(folder))[1].read_bytes().startswith(b"\x89PNG")

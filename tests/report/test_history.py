@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bc2.report.history import Columns, History
+from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
@@ -50,7 +51,7 @@ def test_a_step_made_twice_counts_by_its_last_time(log_run: LogRun) -> None:
 
 
 def test_parts_that_add_up_over_several_steps_are_told_per_step() -> None:
-    history = History()
+    history = History(PRETRAIN_METRICS)
     history.add_timing({"event": "resume", "time": 0.0, "step": 10})
     history.add_timing(step(15, 1.0, forward=5.0))
     history.add_timing(step(20, 1.0, forward=10.0, save=1.0))
@@ -69,7 +70,7 @@ def test_restarts_are_placed_by_step_and_by_tokens(log_run: LogRun) -> None:
 
 def test_tokens_go_on_where_a_rollback_takes_the_step_back(log_run: LogRun) -> None:
     """metrics.jsonl after a rollback from step 8 to step 4: steps 5 to 8 read other data."""
-    history = History()
+    history = History(PRETRAIN_METRICS)
     for at in range(1, 5):
         history.add_metrics({"event": "step", "step": at, "tokens": 512 * at})
     rollback = {"event": "rollback", "step": 4, "tokens": 4096, "samples": [32, 63]}
@@ -82,7 +83,7 @@ def test_tokens_go_on_where_a_rollback_takes_the_step_back(log_run: LogRun) -> N
 
 @pytest.mark.parametrize("again", ["resume", "start"])
 def test_a_bad_step_met_again_is_one(again: str) -> None:
-    history = History()
+    history = History(PRETRAIN_METRICS)
     bad = {"event": "bad", "time": 0.0, "step": 3, "samples": [16, 23], "reason": "loss is nan"}
     first = {"event": "start", "time": 0.0, "step": 0}
     for row in (first, bad, {**bad, "step": 9}, {**first, "event": again}, bad):
@@ -92,7 +93,7 @@ def test_a_bad_step_met_again_is_one(again: str) -> None:
 
 
 def test_mfu_is_over_the_highest_peak_of_each_attempt() -> None:
-    history = History()
+    history = History(PRETRAIN_METRICS)
     history.add_timing({"event": "start", "time": 0.0, "step": 0})
     # The peak was 4, until the second step reached 5; then another machine, or an old log.
     logged = {1: (2.0, 0.5), 2: (5.0, 1.0), 3: (4.0, 0.8), 4: (6.0, 1.2), 5: (3.0, 0.6)}

@@ -57,7 +57,9 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path) -> Page:
-    return Page(write_report(RunFolder(folder), Registry.open()).page.read_text(encoding="utf-8"))
+    # Without the curves beside it, which take as long as half of the page.
+    written = write_report(RunFolder(folder), Registry.open(), folder / "report.html")
+    return Page(written.page.read_text(encoding="utf-8"))
 
 
 def sample(step: int, text: str = "the end", prompt: str = "Once") -> dict[str, Any]:
@@ -221,3 +223,25 @@ def test_a_run_that_goes_on_tells_the_time_left(log_run: LogRun) -> None:
     with mark_running(folder):
         page_of(folder)
     assert "time left" in text()
+
+
+def test_the_tiles_of_another_algorithm(pair_run: LogRun) -> None:
+    page = page_of(pair_run())
+    # The state's, and then two for each tile: its label and its note.
+    figures, (_, *spans) = page.texts["b"], page.texts["span"]
+    tiles = dict(zip(spans[: 2 * len(figures) : 2], figures, strict=True))
+    assert [*tiles.items()][:7] == [
+        ("last held-out accuracy", "0.7500"),
+        ("held-out pair loss", "0.3750"),
+        ("last training margin", "1.4000"),
+        ("last pair loss", "0.3000"),
+        ("last KL to the reference", "4.000e-05"),
+        ("last chosen reward", "1.0000"),
+        ("last answer length", "17.5000"),
+    ]
+    assert tiles["tokens a step"] == "420"
+    for note in ("best 0.8000", "best 0.3500, nats per pair", "computed; 401 to 440"):
+        assert note in spans, note
+    labels = "".join(page.texts["svg"])
+    for label in ("margin", "held-out accuracy", "critic"):
+        assert label in labels, label

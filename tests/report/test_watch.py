@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from bc2.errors import DataError
 from bc2.registry import Draft, Position, Registry
-from bc2.report.number_format import amount, duration
+from bc2.report.number_format import amount, duration, figure
 from bc2.report.status import Status
 from bc2.report.watch import sparkline, status_line, status_rows, watch
+from bc2.train.metric import Metric, Metrics
 from bc2.train.runs import RunFolder, mark_running
 
 LogRun = Callable[..., Path]
@@ -97,7 +99,7 @@ def test_only_what_is_new_is_read(log_run: LogRun, monkeypatch: pytest.MonkeyPat
     append(folder / "metrics.jsonl", row)
     status.update(on_metrics=seen.append)
     assert seen == [row]
-    assert (status.step, status.losses[-1]) == (21, 1.0)
+    assert (status.step, status.headline[-1]) == (21, 1.0)
 
 
 def test_a_resume_takes_the_history_back(log_run: LogRun) -> None:
@@ -108,7 +110,7 @@ def test_a_resume_takes_the_history_back(log_run: LogRun) -> None:
     (folder / "aside").rename(folder / "metrics.jsonl")
     status.update()
     assert status.step == 10
-    assert len(status.losses) == 10
+    assert len(status.headline) == 10
 
 
 def test_a_rollback_reads_more_tokens_and_forgets_the_pace(log_run: LogRun) -> None:
@@ -203,3 +205,130 @@ def test_an_mfu_above_100_percent_is_not_shown_without_words(log_run: LogRun) ->
     assert status.as_json()["mfu_note"] == said
     assert status_line(status).endswith(f"MFU 120% ({said})")
     assert dict(status_rows(status))["tokens/s"] == f"9  MFU 120.0% ({said})"
+
+
+def test_another_algorithm_is_told_by_what_it_declares(pair_run: LogRun) -> None:
+    status = status_of(pair_run())
+    line = status_line(status)
+    assert "  margin 1.4000  accuracy 0.7500  |g| 1.50  critic |g| 0.25  lr 1.00e-03  " in line
+    bars = "▁▁▁▂▂▂▂▂▂▃▃▃▃▃▄▄▄▄▄▄▅▅▅▅▅▅▆▆▆▆▆▇▇▇▇▇▇███"
+    assert status_rows(status)[4:11] == [
+        ("margin", f"1.4000  {bars}"),
+        (
+            "other metrics",
+            "0.3000 pair loss  4.000e-05 KL  1.0000 chosen reward  17.5000 answer length",
+        ),
+        ("held-out accuracy", "0.7500  (best 0.8000)  0.3750 held-out pair loss"),
+        ("gradient norm", "1.500  (50% of recent steps clipped to 0.5)"),
+        ("learning rate", "1.00e-03"),
+        ("critic gradient norm", "0.250  (0% of recent steps clipped)"),
+        ("critic learning rate", "2.00e-03"),
+    ]
+
+
+def test_the_json_of_another_algorithm(pair_run: LogRun) -> None:
+    now = status_of(pair_run()).as_json()
+    json.dumps(now, allow_nan=False)
+    values = {name: found["value"] for name, found in now["metrics"].items()}
+    assert values == {
+        "margin": pytest.approx(1.4), "loss": pytest.approx(0.3), "kl": pytest.approx(4e-5),
+        "reward": 1.0, "length": 17.5, "accuracy": 0.75, "pair_loss": 0.375,
+    }  # fmt: skip
+    assert now["metrics"]["accuracy"] == {
+        "value": 0.75, "best": 0.8, "label": "held-out accuracy", "unit": "", "of": "evaluation",
+        "over": "pairs", "better": "higher", "headline": True,
+    }  # fmt: skip
+    assert now["metrics"]["pair_loss"]["best"] == 0.35
+    assert "best" not in now["metrics"]["margin"]
+    # What pretraining measures; the pairs' "loss" is another one.
+    for key in ("loss", "heldout_loss", "best_heldout_loss", "bits_per_byte"):
+        assert now[key] is None
+    critic = {"grad_norm": 0.25, "clipped_share": 0.0, "learning_rate": 2e-3}
+    assert now["other_models"] == {"critic": critic}
+    assert now["step_tokens"] == 420.5
+
+
+def test_a_pretraining_run_is_told_as_before_there_were_others(log_run: LogRun) -> None:
+    """Word for word, also of bc2 0.1, whose run.json said nothing of metrics."""
+    folder = log_run(steps=20)
+    facts = json.loads((folder / "run.json").read_text())
+    earlier = {name: value for name, value in facts.items() if name != "metrics"}
+    for written in (facts, earlier):
+        (folder / "run.json").write_text(json.dumps(written))
+        status = status_of(folder)
+        assert "  loss 4.2000  held-out 7.0000  |g| 1.50  lr 1.00e-03  " in status_line(status)
+        assert [label for label, _ in status_rows(status)] == [
+            "run", "state", "step", "tokens", "loss", "held-out loss", "gradient norm",
+            "learning rate", "tokens/s", "waiting", "time", "restarts", "bad steps",
+        ]  # fmt: skip
+        rows = dict(status_rows(status))
+        assert rows["held-out loss"] == "7.0000  (best 7.0000)  3.5000 bits/byte"
+        now = status.as_json()
+        assert (now["loss"], now["heldout_loss"], now["bits_per_byte"]) == (4.2, 7.0, 3.5)
+        assert now["metrics"]["heldout_loss"]["best"] == now["best_heldout_loss"] == 7.0
+        assert (now["other_models"], now["step_tokens"]) == ({}, None)
+
+
+def test_an_algorithm_without_evaluations_has_no_row_of_them(pair_run: LogRun) -> None:
+    few = Metrics((Metric("margin", "margin", headline=True),))
+    status = status_of(pair_run(metrics=few))
+    assert "margin 1.4000  |g|" in status_line(status)
+    assert [label for label, _ in status_rows(status)][4:6] == ["margin", "gradient norm"]
+
+
+def test_many_metrics_take_several_rows(pair_run: LogRun) -> None:
+    more = [Metric(f"m{number}", f"metric {number}") for number in range(5)]
+    status = status_of(pair_run(metrics=Metrics((Metric("margin", "m", headline=True), *more))))
+    assert status_rows(status)[5:7] == [
+        ("other metrics", "- metric 0  - metric 1  - metric 2  - metric 3"),
+        ("", "- metric 4"),
+    ]
+
+
+def test_metrics_that_are_declared_only_later_are_read_from_the_beginning(
+    pair_run: LogRun,
+) -> None:
+    """A run whose folder was looked at before its run.json was there."""
+    folder = pair_run()
+    (folder / "run.json").rename(folder / "aside")
+    status = status_of(folder)
+    assert dict(status_rows(status))["loss"] == "-"
+    (folder / "aside").rename(folder / "run.json")
+    status.update()
+    assert status.as_json()["metrics"]["accuracy"]["best"] == 0.8
+    assert len(status.headline) == 40
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ("loss", "not a list of metrics"),
+        (None, "not a list of metrics"),
+        ([], "one metric of the steps is the headline"),
+        ([{"label": "loss"}], "missing 1 required positional argument: 'name'"),
+        ([{"name": "a", "label": 7, "headline": True}], "needs a name and a label"),
+        ([{"name": "a", "label": "a", "headline": 1}], "whether a is the headline"),
+        ([{"name": "a", "label": "a", "of": "run"}], "a is of 'run'"),
+        ([{"name": "a", "label": "a", "better": "up"}], "a is better 'up'"),
+        ([{"name": "a", "label": "a", "shown": []}], "a is shown as []"),
+        ([{"name": "lr", "label": "a"}], "the column lr is taken"),
+        ([{"name": "critic.grad_norm", "label": "a"}], "the column critic.grad_norm is taken"),
+    ],
+)
+def test_metrics_that_are_none_are_named_with_their_file(
+    pair_run: LogRun, metrics: Any, told: str
+) -> None:
+    folder = pair_run()
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "metrics": metrics}))
+    with pytest.raises(DataError) as caught:
+        status_of(folder)
+    assert told in caught.value.what
+    assert caught.value.where == str(folder / "run.json")
+
+
+def test_figures_of_any_size() -> None:
+    values = (0.25, 0, -0.00004, 1e-7, 2.5e6, "nan", None)
+    assert [figure(value) for value in values] == [
+        "0.2500", "0.0000", "-4.000e-05", "1.000e-07", "2.500e+06", "nan", "-",
+    ]  # fmt: skip

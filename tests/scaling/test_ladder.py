@@ -24,16 +24,16 @@ def test_learning_rate_and_batch_follow_the_size(ladder_home: Path) -> None:
     # 0.0059784, to three digits
     assert smallest.learning_rate == 5.98e-3
     # 512 x 0.2518 = 129 tokens: two sequences of 64, fewer than a micro-batch of 4
-    assert (smallest.batch_tokens, smallest.settings.pretrain.micro_batch) == (128, 2)
+    assert (smallest.batch_tokens, smallest.settings.training.micro_batch) == (128, 2)
     assert (smallest.steps, smallest.tokens) == (16, 2048)
-    assert smallest.settings.pretrain.schedule.warmup == "2 steps"
+    assert smallest.settings.training.schedule.warmup == "2 steps"
     last = ladder.extrapolation
     assert last is not None
     # (82240 / 20640)^(-1/3) = 0.63076, ^(2/3) = 2.5134
     # 0.00189228, to three digits
     assert last.learning_rate == 1.89e-3
     # 1,287 tokens are 20.1 sequences, so five micro-batches of 4
-    assert (last.batch_tokens, last.settings.pretrain.micro_batch) == (1280, 4)
+    assert (last.batch_tokens, last.settings.training.micro_batch) == (1280, 4)
     assert (last.steps, last.tokens) == (10, 12800)
 
 
@@ -47,7 +47,7 @@ def test_what_a_member_says_itself_is_taken(ladder_home: Path) -> None:
     own = next(one for one in read_ladder("micro.toml").members if one.batch_tokens == 640)
     assert own.learning_rate == 2e-3
     # ten sequences: no whole number of micro-batches of 4, but two of 2
-    assert own.settings.pretrain.micro_batch == 2
+    assert own.settings.training.micro_batch == 2
     assert (own.steps, own.tokens) == (29, 18560)
 
 
@@ -59,7 +59,7 @@ def test_exponents_are_settings(ladder_home: Path) -> None:
     ]
     smallest = read_ladder("micro.toml", changed).members[0]
     assert (smallest.learning_rate, smallest.batch_tokens) == (3e-3, 512)
-    assert smallest.settings.pretrain.schedule.warmup == "1 steps"
+    assert smallest.settings.training.schedule.warmup == "1 steps"
 
 
 def test_counts_are_those_of_the_model(ladder_home: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_member_is_the_run_of_its_overrides(ladder_home: Path) -> None:
     for one in read_ladder("micro.toml", ["pretrain.z_loss=0"], seeds=2).members:
         alone = TrainingSettings.of(load("micro.toml", one.overrides))
         assert alone == one.settings
-        assert one.settings.pretrain.z_loss == 0
+        assert one.settings.training.z_loss == 0
 
 
 def test_the_ladder_enters_no_key() -> None:
@@ -111,7 +111,7 @@ def test_the_papers_ladder_takes_its_recipes() -> None:
     for one in ladder.members:
         alone = load(f"ladder/{one.label}").get(ModelConfig)
         assert one.settings.model == alone
-        assert one.settings.pretrain.length == "1T tokens"
+        assert one.settings.training.length == "1T tokens"
     # (11506560 / 6476271616)^(-1/3) = 8.256, ^(2/3) = 0.014671: 61,536 tokens are 15 sequences
     assert ladder.members[0].learning_rate == 1.65e-3
     assert ladder.members[0].batch_tokens == 15 * 4096
@@ -130,8 +130,8 @@ def test_the_cpu_ladder_is_as_it_says() -> None:
     assert slope == pytest.approx(0.55, abs=0.02)
     assert np.abs(tokens - height - slope * size).max() < 0.05
     # measured on the same held-out windows
-    assert len({one.settings.pretrain.eval_tokens for one in [*ladder.members, last]}) == 1
-    assert {one.settings.pretrain.max_epochs for one in ladder.members} == {4}
+    assert len({one.settings.training.eval_tokens for one in [*ladder.members, last]}) == 1
+    assert {one.settings.training.max_epochs for one in ladder.members} == {4}
 
 
 def test_chosen_by_name_with_or_without_the_ladders(ladder_home: Path) -> None:

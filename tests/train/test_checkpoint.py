@@ -20,6 +20,7 @@ from bc2.parallel import file_check
 from bc2.parallel.state import HeldTensors
 from bc2.registry import Artifact, Draft, Registry, payload
 from bc2.train import checkpoint as checkpoints
+from bc2.train.snapshot import ModelState, Snapshot, TrainerState
 
 
 def test_a_save_alone_reads_nothing_back(train, monkeypatch) -> None:
@@ -117,7 +118,7 @@ def saver_that(
     draft = Draft(kind="checkpoint", name="a", key="0" * 64)
     tokenizer = folder / "tokenizer.model"
     return checkpoints.Saver(
-        Registry.open(folder), draft, model, tokenizer, sequence_length=4, keep=0
+        Registry.open(folder), draft, {"": model}, tokenizer, sequence_length=4, keep=0
     )
 
 
@@ -127,8 +128,8 @@ def test_the_memory_of_a_save_is_given_back_when_it_is_on_disk(
     seen: list[str] = []
     saver = saver_that(lambda *_: seen.append("written"), tmp_path, monkeypatch)
     saver.save(
-        checkpoints.Snapshot(
-            checkpoints.TrainerState(), HeldTensors(), HeldTensors(), b"", torch.empty(0),
+        Snapshot(
+            TrainerState(), {"": ModelState(HeldTensors(), HeldTensors())}, b"", torch.empty(0),
             release=lambda: seen.append("released"),
         )
     )  # fmt: skip
@@ -146,8 +147,8 @@ def test_the_memory_of_a_save_that_failed_is_not_used_again(
 
     saver = saver_that(write, tmp_path, monkeypatch)
     saver.save(
-        checkpoints.Snapshot(
-            checkpoints.TrainerState(), HeldTensors(), HeldTensors(), b"", torch.empty(0),
+        Snapshot(
+            TrainerState(), {"": ModelState(HeldTensors(), HeldTensors())}, b"", torch.empty(0),
             release=lambda: released.append(True),
         )
     )  # fmt: skip

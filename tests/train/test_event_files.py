@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from bc2.train.event_files import EventFile, event_files
 
 
-def fill(folder: Path, first: int, last: int, attempt: int, **begin: str) -> None:
+def fill(folder: Path, first: int, last: int, attempt: int, **begin: set[str]) -> None:
     """An attempt that begins behind step `first` and is killed at step `last`."""
     file = EventFile(folder, first, **begin)
     for step in range(first + 1, last + 1):
@@ -74,7 +74,7 @@ def test_an_evaluation_that_comes_again_is_there_once(tmp_path: Path) -> None:
     """A run that was stopped before it evaluated its last step does so when it goes on."""
     fill(tmp_path, -1, 4, 1)
     for value in (2.0, 3.0):
-        file = EventFile(tmp_path, 4, without="heldout_loss")
+        file = EventFile(tmp_path, 4, without={"heldout_loss"})
         file.add(4, {"heldout_loss": value})
     assert seen(EventAccumulator(str(tmp_path)), "heldout_loss") == [(4, 3.0)]
     assert seen(EventAccumulator(str(tmp_path))) == expected(range(5))

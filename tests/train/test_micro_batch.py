@@ -25,6 +25,7 @@ from bc2.train.micro_batch import (
     choose_micro_batch,
 )
 from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.training_spec import TrainingSpec
 from bc2.train.trial_spec import TrialSpec
 from bc2.train.worker_process import WorkerFailed, WorkerProcess
 
@@ -35,6 +36,7 @@ TRAINING = PretrainConfig(
     length="10 steps", batch_tokens=24 * 256, micro_batch="auto", sequence_length=256,
     precision="fp32", device="cpu",
 )  # fmt: skip
+SETTINGS = TrainingSpec(algorithm="pretrain", model=MODEL, training=TRAINING).settings
 DIVISORS = [1, 2, 3, 4, 6, 8, 12, 24]
 PLENTY = 1 << 40
 
@@ -46,7 +48,7 @@ def test_the_largest_that_fits_is_found(most: int) -> None:
 
 
 def test_with_a_limit_the_largest_fitting_divisor_is_taken() -> None:
-    spec = TrialSpec(model=MODEL, training=TRAINING, margin=MARGIN)
+    spec = TrialSpec(algorithm="pretrain", model=MODEL, training=TRAINING, margin=MARGIN)
     with WorkerProcess("bc2.train.micro_batch_trial", spec.model_dump_json()) as trial:
         needs = _expected(spec, trial, DIVISORS, PLENTY)
     sizes = [needs(micro_batch) for micro_batch in DIVISORS]
@@ -64,15 +66,15 @@ def largest_in(free: int, needs: Callable[[int], int]) -> int | None:
 
 
 def test_an_earlier_choice_is_taken_again_while_it_fits() -> None:
-    assert choose_micro_batch(MODEL, TRAINING, available=PLENTY).micro_batch == 24
-    again = choose_micro_batch(MODEL, TRAINING, earlier=6, available=PLENTY)
+    assert choose_micro_batch(SETTINGS, available=PLENTY).micro_batch == 24
+    again = choose_micro_batch(SETTINGS, earlier=6, available=PLENTY)
     assert (again.micro_batch, again.again) == (6, True)
     assert "what the earlier attempt chose" in str(again)
 
 
 def test_not_even_one_row_fits() -> None:
     with pytest.raises(ResourceError, match="not even micro-batches of one sequence") as caught:
-        choose_micro_batch(MODEL, TRAINING, available=1_000_000)
+        choose_micro_batch(SETTINGS, available=1_000_000)
     assert caught.value.exit_code == 6
     assert caught.value.todo is not None
     assert "activation_checkpointing" in caught.value.todo
@@ -95,7 +97,7 @@ class Device:
 
 @pytest.mark.parametrize(("most", "expected"), [(24, 24), (7, 6), (1, 1), (0, None)])
 def test_on_a_gpu_each_size_is_tried_at_most_once(most: int, expected: int | None) -> None:
-    spec = TrialSpec(model=MODEL, training=TRAINING, margin=MARGIN)
+    spec = TrialSpec(algorithm="pretrain", model=MODEL, training=TRAINING, margin=MARGIN)
     device = Device(most)
     needs = _tried(spec, device, DIVISORS, 1000)  # type: ignore[arg-type]
     assert _largest(DIVISORS, lambda n: needs(n) <= 930) == expected
@@ -138,9 +140,9 @@ def test_only_a_lack_of_memory_is_told_as_one(
     failure: WorkerFailed, expected: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(micro_batch, "WorkerProcess", Broken(failure))
-    training = TRAINING.model_copy(update={"device": "cuda:0"})
+    settings = SETTINGS.with_training(device="cuda:0")
     with pytest.raises(expected, match=said):
-        choose_micro_batch(MODEL, training, available=PLENTY)
+        choose_micro_batch(settings, available=PLENTY)
 
 
 AUTO = 'pretrain.micro_batch="auto"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.train import micro_batch_trial as module
 from bc2.train.micro_batch_trial import Trial
 from bc2.train.pretrain.pretrain_config import PretrainConfig
-from bc2.train.trial_spec import TrialSpec
+from bc2.train.training_spec import TrainingSpec
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2)
 TRAINING = PretrainConfig(
@@ -56,12 +57,14 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 40)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(module, "make_engine", lambda *_: Engine())
+    models = SimpleNamespace(trained={"model": Engine()})
+    monkeypatch.setattr(module, "make_models", lambda *_: models)
     return found
 
 
 def trial() -> Trial:
-    return Trial(TrialSpec(model=MODEL, training=TRAINING, margin=0.1))
+    spec = TrainingSpec(algorithm="pretrain", model=MODEL, training=TRAINING)
+    return Trial(spec.settings, 0.1)
 
 
 def test_the_limit_is_that_of_a_gpu_with_its_index(limits: list[tuple[float, int]]) -> None:
@@ -71,9 +74,10 @@ def test_the_limit_is_that_of_a_gpu_with_its_index(limits: list[tuple[float, int
 
 def test_only_a_lack_of_memory_is_an_answer(limits: list[tuple[float, int]]) -> None:
     tried = trial()
+    engine: Any = tried.trained["model"][0]
     for lack in (torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")):
-        tried.engine.error = lack  # type: ignore[attr-defined]
+        engine.error = lack
         assert tried.fits(1)["fits"] is False
-    tried.engine.error = RuntimeError("CUDA error: misaligned address")  # type: ignore[attr-defined]
+    engine.error = RuntimeError("CUDA error: misaligned address")
     with pytest.raises(RuntimeError, match="misaligned"):
         tried.fits(1)

@@ -101,10 +101,11 @@ def config(**changes: object) -> PretrainConfig:
 def test_a_run_without_warm_up_begins_at_the_peak(shape: ScheduleShape, warmup: str) -> None:
     schedule = Schedule.of(config(schedule=ScheduleConfig(shape=shape, warmup=warmup)), 640)
     highest = config().optimizer.learning_rate
-    assert schedule.learning_rate(0) == highest
-    assert schedule.learning_rate(7) == pytest.approx(highest if shape == "constant" else 2e-5)
+    assert schedule.learning_rate(0, peak=highest) == highest
+    last = schedule.learning_rate(7, peak=highest)
+    assert last == pytest.approx(highest if shape == "constant" else 2e-5)
     only = Schedule.of(config(length="1 step", schedule=ScheduleConfig(warmup=warmup)), 640)
-    assert only.learning_rate(0) == highest
+    assert only.learning_rate(0, peak=highest) == highest
 
 
 def test_lengths_in_every_unit_become_steps() -> None:
@@ -116,7 +117,8 @@ def test_lengths_in_every_unit_become_steps() -> None:
     schedule = Schedule.of(settings, epoch_tokens=640)
     found = schedule.total, schedule.checkpoint_every, schedule.eval_every, schedule.log_every
     assert found == (30, 2, 5, 7)
-    assert schedule.learning_rate(9) == schedule.learning_rate(10) > schedule.learning_rate(11)
+    rates = [schedule.learning_rate(step, peak=1.0) for step in (9, 10, 11)]
+    assert rates[0] == rates[1] > rates[2]
     assert [step for step in range(1, 31) if schedule.is_logged(step)] == [7, 14, 21, 28, 30]
 
 
@@ -152,9 +154,9 @@ def test_a_run_that_is_stopped_half_way_goes_on_along_its_schedule(
 
 def test_a_step_above_the_peak_raises_it() -> None:
     raised: list[float] = []
-    speed = Speed(100, 6.0, peak_flops=1200.0, raised=raised.append)
-    assert speed.of(1.0) == {"tokens_per_s": 100.0, "flops": 600.0, "mfu": 0.5}
-    assert speed.of(0.4) == {"tokens_per_s": 250.0, "flops": 1500.0, "mfu": 1.0}
-    assert speed.of(1.0)["mfu"] == pytest.approx(0.4)
-    assert speed.of(0.5)["mfu"] == pytest.approx(0.8)
+    speed = Speed(6.0, peak_flops=1200.0, raised=raised.append)
+    assert speed.of(1.0, 100) == {"tokens_per_s": 100.0, "flops": 600.0, "mfu": 0.5}
+    assert speed.of(0.4, 100) == {"tokens_per_s": 250.0, "flops": 1500.0, "mfu": 1.0}
+    assert speed.of(1.0, 100)["mfu"] == pytest.approx(0.4)
+    assert speed.of(0.5, 100)["mfu"] == pytest.approx(0.8)
     assert (speed.peak_flops, raised) == (1500.0, [1500.0])

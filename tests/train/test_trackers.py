@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,39 @@ def test_only_numbers_of_steps_and_evaluations_are_drawn() -> None:
     evaluation = {"event": "eval", "step": 3, "tokens": 9, "heldout_loss": 2.0}
     assert scalars(evaluation) == {"heldout_loss": 2.0}
     assert scalars({"event": "rollback", "step": 3, "from_step": 4}) == {}
+
+
+def test_an_evaluation_of_another_algorithm_that_comes_again_is_drawn_once(
+    pair_run: Callable[..., Path],
+) -> None:
+    """A run that was killed between an evaluation and the next checkpoint, which is of its step."""
+    folder = pair_run(steps=2, evals=0)
+    content = (folder / METRICS).read_bytes()
+    for accuracy in (0.5, 0.625):
+        log = log_of(folder, TensorBoard(folder))
+        log.reset(content)
+        log.row(event="eval", step=2, tokens=16, accuracy=accuracy)
+        log.close()
+    assert drawn(folder, "accuracy") == [(2, 0.625)]
+
+
+def test_the_tokens_that_a_step_computed_are_drawn_beside_those_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    log = wandb_log(tmp_path)
+    log.reset(b"")
+    log.row(event="step", step=1, tokens=8, loss=1.0)
+    log.time("step", step=1, tokens=11, tokens_per_s=10.0)
+    expected = {"loss": 1.0, "tokens": 8.0, "step_tokens": 11.0, "tokens_per_s": 10.0}
+    assert board.rows[1] == expected
+    # It lost a step, so it begins at W&B with what was kept.
+    content = log.content()
+    log.row(event="step", step=2, tokens=16, loss=1.0)
+    log = wandb_log(tmp_path)
+    log.reset(content)
+    assert [*board.runs.values()][-1] == {1: expected}
 
 
 class Failing:

@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bc2.registry import Artifact, Draft, Registry
+from bc2.train.metric import Metric, Metrics
+from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.verify.compare import compare_bits, compare_losses, first_file
 
 
@@ -42,7 +44,7 @@ def test_the_first_difference_is_named(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     one = checkpoint(registry, rows(4))
     assert compare_bits(one, one)[0] is None
-    assert compare_losses(one, one, 2, 1e-5)[0] is None
+    assert compare_losses(one, one, PRETRAIN_METRICS, 2, 1e-5)[0] is None
     row = checkpoint(registry, rows(4, loss3=2.5), 1.5)
     expected = "step 3, samples [16, 23]: loss of the step is 2.0 and 2.5"
     assert compare_bits(one, row)[0] == expected
@@ -59,20 +61,20 @@ def test_losses_and_samples_of_another_layout(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     one = checkpoint(registry, rows(4))
     close = checkpoint(registry, rows(4, loss2=2.00001))
-    found, figures = compare_losses(one, close, 1, 1e-5)
+    found, figures = compare_losses(one, close, PRETRAIN_METRICS, 1, 1e-5)
     assert found is None
     assert figures["at_step"] == 2
     assert figures["largest_relative"] == pytest.approx(5e-6)
     sampled = checkpoint(registry, [*rows(4), {"event": "sample", "step": 4, "text": "so"}])
-    assert compare_losses(one, sampled, 1, 1e-5)[0] is None
+    assert compare_losses(one, sampled, PRETRAIN_METRICS, 1, 1e-5)[0] is None
     far = checkpoint(registry, rows(4, loss2=2.0001))
     expected = "step 2, samples [8, 15]: losses are 5.0e-05 apart, relative"
-    assert compare_losses(one, far, 1, 1e-5)[0] == expected
+    assert compare_losses(one, far, PRETRAIN_METRICS, 1, 1e-5)[0] == expected
     broken = checkpoint(registry, rows(4, loss2="nan"))
     expected = "step 2, samples [8, 15]: losses are inf apart, relative"
-    assert compare_losses(one, broken, 1, 1e-5)[0] == expected
+    assert compare_losses(one, broken, PRETRAIN_METRICS, 1, 1e-5)[0] == expected
     other = checkpoint(registry, rows(4, more2=1))
-    assert compare_losses(one, other, 1, 1e-5)[0] == (
+    assert compare_losses(one, other, PRETRAIN_METRICS, 1, 1e-5)[0] == (
         "step 2: step with samples [8, 15], and step with [8, 16]"
     )
 
@@ -134,4 +136,64 @@ def test_the_first_tensor_that_differs(
 def test_fewer_rows_of_another_layout(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     one, shorter = checkpoint(registry, rows(4)), checkpoint(registry, rows(3))
-    assert compare_losses(one, shorter, 0, 1e-5)[0] == "4 rows of metrics, and 3"
+    assert compare_losses(one, shorter, PRETRAIN_METRICS, 0, 1e-5)[0] == "4 rows of metrics, and 3"
+
+
+PAIRS = Metrics(
+    (
+        Metric("margin", "margin", better="higher", headline=True),
+        Metric("value_loss", "value loss", better="lower"),
+        Metric("accuracy", "accuracy", of="evaluation", better="higher"),
+        Metric("pair_loss", "held-out loss", of="evaluation", better="lower"),
+    )
+)
+
+
+def pairs(**changed: Any) -> list[dict[str, Any]]:
+    """Three steps, of which the second has no value loss, and an evaluation."""
+    found: list[dict[str, Any]] = [
+        {"event": "step", "step": step, "samples": [step, step], "margin": 1e-4, "value_loss": 0.5}
+        for step in (1, 2, 3)
+    ]
+    del found[1]["value_loss"]
+    found.append({"event": "eval", "step": 3, "accuracy": 0.5, "pair_loss": 0.7})
+    for name, value in changed.items():
+        row = found[-1] if name in found[-1] else found[2]
+        row[name] = value
+    return found
+
+
+def test_the_declared_losses_are_compared_whatever_they_are_called(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    one = checkpoint(registry, pairs())
+    # What is no loss is told and not judged: here a margin near 0, and one sample that flips.
+    others = checkpoint(registry, pairs(margin=2e-4, accuracy=0.625))
+    found, figures = compare_losses(one, others, PAIRS, 0, 1e-5)
+    assert found is None
+    assert figures["other_metrics"] == {"margin": pytest.approx(1.0), "accuracy": 0.25}
+    assert (figures["losses"], figures["largest_relative"]) == (3, 0.0)
+    for name, expected in (
+        ("value_loss", "step 3, samples [3, 3]: losses are 1.0e+00 apart, relative"),
+        ("pair_loss", "step 3: losses are 4.3e-01 apart, relative"),
+    ):
+        far = checkpoint(registry, pairs(**{name: 1.0}))
+        assert compare_losses(one, far, PAIRS, 0, 1e-5)[0] == expected
+    missing = pairs()
+    del missing[2]["value_loss"]
+    expected = "step 3, samples [3, 3]: losses are inf apart, relative"
+    for mine, theirs in (
+        (one, checkpoint(registry, missing)),
+        (checkpoint(registry, missing), one),
+    ):
+        assert compare_losses(mine, theirs, PAIRS, 0, 1e-5)[0] == expected
+    broken = checkpoint(registry, pairs(accuracy="nan"))
+    assert compare_losses(one, broken, PAIRS, 0, 1e-5)[1]["other_metrics"]["accuracy"] is None
+
+
+def test_where_no_metric_is_a_loss_all_are_compared(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "home")
+    rewards = Metrics((Metric("margin", "margin", better="higher", headline=True),))
+    one, far = checkpoint(registry, pairs()), checkpoint(registry, pairs(margin=2e-4))
+    assert compare_losses(one, one, rewards, 0, 1e-5)[0] is None
+    expected = "step 3, samples [3, 3]: losses are 1.0e+00 apart, relative"
+    assert compare_losses(one, far, rewards, 0, 1e-5)[0] == expected

@@ -14,18 +14,24 @@ from torch import Tensor
 
 from bc2.data.loader import Batch
 from bc2.generate.runner import ModelRunner
+from bc2.model.adapters import AddAdapters
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import build_model
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.own_batch import own_batch
+from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
+from bc2.train.engines.host_copies import CopySet
 from bc2.train.objective import Loss, Objective
 
 
 @dataclass
 class EngineState:
-    """This rank's part of the fp32 weights and of the optimizer's state, in host memory."""
+    """This rank's part of the fp32 weights and of the optimizer's state, in host memory.
+
+    Frozen weights are in it too, in fp32, and have no state.
+    """
 
     weights: HeldTensors = field(default_factory=HeldTensors)
     optimizer: HeldTensors = field(default_factory=HeldTensors)
@@ -67,6 +73,8 @@ class Engine(ABC):
     clock: Clock
     shares_weights: bool = False
     """Whether no rank has all weights, so that all ranks must run the model together."""
+    adapters: AddAdapters | None = None
+    """The model's adapters."""
     blank: bool = False
     """Whether the weights are whatever was in memory, so that `restore` must come first."""
 
@@ -98,16 +106,32 @@ class Engine(ABC):
     def discard(self) -> None:
         """Drop the accumulated gradient."""
 
+    @property
+    def trained_names(self) -> frozenset[str]:
+        """The names of the parameters that are trained."""
+        return frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
+
     @abstractmethod
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         """Copies of this rank's part of the state.
 
         Until they are released, further snapshots take memory of their own.
+
+        Args:
+            frozen: of frozen weights too; without them it is what was trained alone, as adapters
+                are saved.
         """
 
     @abstractmethod
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        """Load a state, whatever the layout that saved it."""
+        """Load a state, whatever the layout that saved it.
+
+        Frozen weights that `weights` lacks stay as they are, unless the engine is `blank`.
+        """
+
+    def _keeps(self, name: str, weights: StateSource) -> bool:
+        """Whether a frozen weight stays as it is."""
+        return not self.blank and name not in weights
 
     @abstractmethod
     def held_tensors(self) -> Iterator[Tensor]:
@@ -122,7 +146,7 @@ class Engine(ABC):
         """What the ranks have of a step together.
 
         Args:
-            weights: of this rank's micro-batches: the same names, in one order, on every rank.
+            weights: of this rank's micro-batches: the same names on every rank.
             computed: tokens of theirs that go through the model.
             stop: whether this rank is to stop.
         """
@@ -131,11 +155,14 @@ class Engine(ABC):
             return Agreed({name: float(value) for name, value in weights.items()}, computed, stop)
         # The ranks of a replica have the same samples: the first of them counts them.
         counts = mesh.tensor.rank == 0 and mesh.sequence.rank == 0
-        mine = [*weights.values(), computed] if counts else [0.0] * (len(weights) + 1)
+        names = sorted(weights)
+        mine = [weights[name] if counts else 0.0 for name in names]
         device = next(self.model.parameters()).device
-        sums = torch.tensor([*mine, stop], dtype=torch.float64, device=device)
+        sums = torch.tensor(
+            [*mine, computed if counts else 0, stop], dtype=torch.float64, device=device
+        )
         *totals, everything, stops = mesh.world.all_reduce(sums).tolist()
-        return Agreed(dict(zip(weights, totals, strict=True)), int(everything), stops > 0)
+        return Agreed(dict(zip(names, totals, strict=True)), int(everything), stops > 0)
 
     def loss(self, objective: Objective, batch: Batch, clock: Clock) -> Loss:
         """The objective of this rank's tokens of a micro-batch."""
@@ -159,7 +186,8 @@ class Engine(ABC):
 
     def _with_all_tokens(self) -> Transformer:
         """This rank's part of the model on the meta device, to be given all tokens."""
-        return build_model(self.model.config, replace(self.mesh, sequence=Group()))
+        alone = replace(self.mesh, sequence=Group())
+        return build_model(self.model.config, alone, self.adapters)
 
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(model, *arguments)``: one pass through the model, wherever its weights are.
@@ -224,3 +252,20 @@ def mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 def root(square: float) -> float:
     """A norm from its square; NaN and inf stay what they are."""
     return math.sqrt(square) if square >= 0 else math.nan
+
+
+def hold_share(
+    held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh, copies: CopySet
+) -> None:
+    """Hold this rank's share of a tensor that all replicas have, so that each writes some of it.
+
+    In fp32; the copy is complete when its set is.
+    """
+    flat, group = value.detach().reshape(-1), mesh.replicas
+    if part.dim is None and mesh.tensor.rank:
+        # Not cut: another tensor rank writes it.
+        held.add(name, part, 0, None)
+        return
+    share = -(-len(flat) // group.size)
+    first = min(group.rank * share, len(flat))
+    held.add(name, part, first, copies.copy(name, flat[first : first + share].float()))

@@ -8,14 +8,10 @@ can be skipped.
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -27,6 +23,7 @@ from bc2.data.loader import Batch
 from bc2.errors import RunFailed
 from bc2.free_memory import device_available, host_available
 from bc2.generate.runner import ModelRunner
+from bc2.model.adapters import AddAdapters
 from bc2.model.heads import Head
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -36,13 +33,34 @@ from bc2.parallel.own_batch import own_batch
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
-from bc2.ranks import export_gpu, local_rank
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
-from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
+from bc2.train.engines.base import (
+    Engine,
+    EngineState,
+    add_sums,
+    hold_share,
+    mark_last,
+    root,
+)
+from bc2.train.engines.deepspeed_model import (
+    CallsFunction,
+    DeepSpeedGroups,
+    allocate,
+    import_deepspeed,
+    stdout_to_stderr,
+)
 from bc2.train.engines.deepspeed_settings import PINNED_BYTES, ds_settings
 from bc2.train.engines.host_copies import CopySet, HostCopies
-from bc2.train.engines.zero import OwnedSlice, Zero, keep_hooks_uncompiled, zero_of
+from bc2.train.engines.trainable import Trainable, freeze, trained_names
+from bc2.train.engines.zero import (
+    OwnedSlice,
+    Zero,
+    keep_hooks_uncompiled,
+    load_weight,
+    partition_of,
+    zero_of,
+)
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
@@ -54,6 +72,8 @@ class DeepSpeedEngine(Engine):
 
     Args:
         seed: weights are drawn from it; None: they are restored from a checkpoint instead.
+        trainable: which parameters are trained; None: all of them.
+        adapters: those that the model has.
     """
 
     def __init__(
@@ -69,20 +89,25 @@ class DeepSpeedEngine(Engine):
         checkpointing: int = 0,
         seed: int | None = 0,
         clock: Clock | None = None,
+        trainable: Trainable | None = None,
+        adapters: AddAdapters | None = None,
     ):
         self.mesh = mesh
         self.clock = clock or Clock()
-        self.parts = parts(config, mesh)
+        self.adapters = adapters
+        self.parts = parts(config, mesh, adapters)
         whole = parallel.zero < 3 and parallel.ranks_of_a_replica == 1
         self.shares_weights = not whole
         self._partitioned = parallel.zero == 3
-        held = sum(prod(part.shard_shape) for part in self.parts.values())
-        pin = parallel.offload_optimizer and may_pin(device, held, mesh)
-        settings = ds_settings(parallel, precision, held, pin=pin)
+        trained = trained_names(self.parts, trainable)
+        updated = sum(prod(self.parts[name].shard_shape) for name in trained)
+        pin = parallel.offload_optimizer and may_pin(device, updated, mesh)
+        settings = ds_settings(parallel, precision, updated, pin=pin)
         self._copies_gradients = parallel.offload_optimizer and device.type == "cuda"
         with stdout_to_stderr():
             deepspeed = import_deepspeed(device, mesh)
-            model = build_model(config, mesh)
+            model = build_model(config, mesh, adapters)
+            freeze(model, trained, DTYPES[precision])
             allocate(model, device, DTYPES[precision], mesh, settings, deepspeed)
             model.model.checkpointing = checkpointing
             if compile:
@@ -95,7 +120,7 @@ class DeepSpeedEngine(Engine):
                 # DeepSpeed takes a norm of its own, which fails where no parameter has this mark.
                 parameter.tensor_model_parallel = self.parts[name].dim is not None  # type: ignore[attr-defined]
             shapes = {name: part.shape for name, part in self.parts.items()}
-            self._optimizer = make_optimizer(self.parameters, shapes, optimizer)
+            self._optimizer = make_optimizer(dict(self._trained()), shapes, optimizer)
             self._engine, *_ = deepspeed.initialize(
                 model=CallsFunction(model),
                 optimizer=self._optimizer.inner,
@@ -110,7 +135,11 @@ class DeepSpeedEngine(Engine):
         self.blank = seed is None
         if seed is not None:
             # DeepSpeed made its fp32 weights from rounded ones; these are not rounded.
-            self.restore(InitialWeights(config, seed), HeldTensors())
+            self.restore(InitialWeights(config, seed, adapters), HeldTensors())
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, by name: all that ZeRO has states of."""
+        return ((name, one) for name, one in self.parameters.items() if one.requires_grad)
 
     def accumulate(
         self, batches: Iterable[Batch], objective: Objective, *, divisor: float
@@ -137,7 +166,7 @@ class DeepSpeedEngine(Engine):
                 # that in its step(), not here (`stage_1_and_2.py`: _record_offload_copy).
                 torch.cuda.synchronize(device)
             squares = torch.zeros(2, dtype=torch.float64, device=device)
-            for name, parameter in self.parameters.items():
+            for name, parameter in self._trained():
                 grad = self._zero.gradient(parameter)
                 if grad is not None:
                     cut = self.parts[name].dim is not None
@@ -206,13 +235,30 @@ class DeepSpeedEngine(Engine):
         free = self.mesh.world.all_gather_object(device_available(parameters[0].device))
         return min(free) > 2 * needed
 
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         self.check_restored()
         with self._copies_of_state.begin() as copies:
             state = EngineState(give_back=copies.give_back)
             for name, parameter in self.parameters.items():
-                self._hold(state, copies, name, self._zero.run(parameter))
+                if parameter.requires_grad:
+                    self._hold(state, copies, name, self._zero.run(parameter))
+                elif frozen:
+                    self._hold_frozen(state, copies, name, parameter)
         return state
+
+    def _hold_frozen(
+        self, state: EngineState, copies: CopySet, name: str, parameter: nn.Parameter
+    ) -> None:
+        """Hold this rank's share of a weight that it has all of, or its piece with ZeRO 3."""
+        part = self.parts[name]
+        if not self._partitioned:
+            hold_share(state.weights, name, part, parameter, self.mesh, copies)
+            return
+        first, count = partition_of(parameter)
+        if part.dim is None and self.mesh.tensor.rank:
+            count = 0
+        piece = parameter.ds_tensor[:count].float()  # type: ignore[attr-defined]
+        state.weights.add(name, part, first, copies.copy(name, piece))
 
     def _hold(self, state: EngineState, copies: CopySet, name: str, run: OwnedSlice | None) -> None:
         """Hold this rank's slice of a parameter and of its states."""
@@ -235,11 +281,16 @@ class DeepSpeedEngine(Engine):
 
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
-        stepped = any(f"{STEP}.{name}" in optimizer for name in self.parameters)
+        stepped = any(f"{STEP}.{name}" in optimizer for name, _ in self._trained())
         self._zero.make_states(stepped)
         step: Tensor | None = None
         for name, parameter in self.parameters.items():
-            part, run = self.parts[name], self._zero.run(parameter)
+            part = self.parts[name]
+            if not parameter.requires_grad:
+                if not self._keeps(name, weights):
+                    load_weight(parameter, name, part, weights)
+                continue
+            run = self._zero.run(parameter)
             first, count = (run.first, run.count) if run else (0, 0)
             read = weights.read(name, part, first, count)
             if run is not None:
@@ -294,109 +345,8 @@ def may_pin(device: torch.device, parameters: int, mesh: Mesh) -> bool:
     return needed <= available
 
 
-def import_deepspeed(device: torch.device, mesh: Mesh) -> Any:
-    """DeepSpeed, told of the device and of how long a collective may wait."""
-    # Or DeepSpeed would take a GPU that the recipe does not use.
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    # By its index it makes a GPU current, now and again later.
-    export_gpu(local_rank() if device.index is None else device.index)
-    import deepspeed
-
-    # A look at this table fills it: DeepSpeed tries a compiler on each of its kernels, on every
-    # rank. One entry is read here, of a kernel for inference alone; building that takes half a
-    # minute, and a build that was killed leaves a lock that every later one waits for without end.
-    deepspeed.ops.__compatible_ops__ = {}
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend=torch.distributed.get_backend(), dist_init_required=False
-        )
-    # It makes those of `zero_group` itself, without a limit: torch's is ten minutes with NCCL.
-    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=mesh.timeout)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    return deepspeed
-
-
-@contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Send what DeepSpeed prints on stdout to stderr: stdout is for results."""
-    sys.stdout.flush()
-    kept = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, sys.stdout.fileno())
-        os.close(kept)
-
-
-def allocate(
-    model: Transformer,
-    device: torch.device,
-    dtype: torch.dtype,
-    mesh: Mesh,
-    settings: dict[str, Any],
-    deepspeed: Any,
-) -> None:
-    """Allocate a model; with ZeRO 3 piece by piece, each partitioned before the next one."""
-    from deepspeed.utils import groups
-
-    pieces = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.head]
-    for piece in pieces:
-        piece.to_empty(device=device)
-        piece.to(dtype)
-        if settings["zero_optimization"]["stage"] == 3:
-            deepspeed.zero.Init(
-                module=piece,
-                data_parallel_group=mesh.replicas.handle,
-                config_dict_or_path=settings,
-                mpu=DeepSpeedGroups(mesh),
-                # DeepSpeed makes it with the first piece, if the recipe asks for such groups.
-                zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
-            )
-
-
 def _total_and_sums(
     model: Transformer, objective: Objective, batch: Batch, clock: Clock
 ) -> tuple[Tensor, dict[str, Tensor]]:
     loss = objective(model, batch, clock)
     return loss.total, dict(loss.sums)
-
-
-class CallsFunction(nn.Module):
-    """A model whose forward pass is any function of it.
-
-    DeepSpeed gathers weights around a forward pass, and the loss is part of it.
-    """
-
-    def __init__(self, model: Transformer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(self.model, *arguments)
-
-
-class DeepSpeedGroups:
-    """The mesh as DeepSpeed asks for it (Megatron's ``mpu``)."""
-
-    def __init__(self, mesh: Mesh):
-        self._model, self._data = mesh.tensor, mesh.replicas
-
-    def get_model_parallel_rank(self) -> int:
-        return self._model.rank
-
-    def get_model_parallel_world_size(self) -> int:
-        return self._model.size
-
-    def get_model_parallel_group(self) -> Any:
-        return self._model.handle
-
-    def get_data_parallel_rank(self) -> int:
-        return self._data.rank
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._data.size
-
-    def get_data_parallel_group(self) -> Any:
-        return self._data.handle

@@ -18,10 +18,11 @@ from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import StateSource
 from bc2.train.device import DTYPES
 from bc2.train.engines.deepspeed_settings import ds_settings
-from bc2.train.engines.zero import partition_of
+from bc2.train.engines.zero import load_weight
 from bc2.train.precision import Precision
 
 if TYPE_CHECKING:
+    from bc2.model.adapters import AddAdapters
     from bc2.model.model_config import ModelConfig
     from bc2.parallel.parallel_config import ParallelConfig
 
@@ -35,6 +36,7 @@ class FrozenModel:
         weights: where they are read, whatever the layout that saved them.
         parallel: the run's layout.
         precision: the type that the weights are held and run in.
+        adapters: those that the model has.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class FrozenModel:
         *,
         device: torch.device,
         precision: Precision,
+        adapters: AddAdapters | None = None,
     ):
         self.mesh = mesh
-        self.parts = parts(config, mesh)
+        self.parts = parts(config, mesh, adapters)
         layout = parallel.on(mesh.world.size)
         self.shares_weights = layout.zero == 3 or layout.ranks_of_a_replica > 1
-        self.model = build_model(config, mesh).requires_grad_(False)
+        self.model = build_model(config, mesh, adapters).requires_grad_(False)
         self._engine: Callable[..., Any] | None = None
         if layout.zero == 3:
             self._engine = self._partition(layout, device, precision)
@@ -63,7 +66,7 @@ class FrozenModel:
         self, parallel: ParallelConfig, device: torch.device, precision: Precision
     ) -> Callable[..., Any]:
         """Allocate the model partitioned, in a DeepSpeed engine that only runs it."""
-        from bc2.train.engines.deepspeed import (
+        from bc2.train.engines.deepspeed_model import (
             CallsFunction,
             DeepSpeedGroups,
             allocate,
@@ -85,16 +88,7 @@ class FrozenModel:
     @torch.no_grad()
     def _load(self, weights: StateSource) -> None:
         for name, parameter in self.model.named_parameters():
-            part = self.parts[name]
-            if not hasattr(parameter, "ds_tensor"):
-                read = weights.read(name, part, 0, parameter.numel())
-                parameter.copy_(read.view_as(parameter))
-                continue
-            first, count = partition_of(parameter)
-            read = weights.read(name, part, first if count else 0, count)
-            parameter.ds_tensor[:count].copy_(read)
-            # The copy within a `zero_group`, made of what was in memory: it is made again.
-            parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
+            load_weight(parameter, name, self.parts[name], weights)
 
     @torch.no_grad()
     def call_model(self, function: Callable[..., Any], *arguments: Any) -> Any:

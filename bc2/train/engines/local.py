@@ -15,18 +15,27 @@ import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
+from bc2.model.adapters import AddAdapters
 from bc2.model.heads import Head
 from bc2.model.transformer import Attention, Linear, Transformer
 from bc2.parallel.build import parts
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sharding import TensorShard
-from bc2.parallel.state import HeldTensors, StateSource
+from bc2.parallel.state import StateSource
 from bc2.train.allocator import keep_freed_memory
 from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
-from bc2.train.engines.base import Engine, EngineState, add_sums, mark_last, root
+from bc2.train.engines.base import (
+    Engine,
+    EngineState,
+    add_sums,
+    hold_share,
+    mark_last,
+    root,
+)
 from bc2.train.engines.gradients import Gradients, SummedGradients
-from bc2.train.engines.host_copies import CopySet, HostCopies
+from bc2.train.engines.host_copies import HostCopies
+from bc2.train.engines.trainable import freeze
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.precision import Precision
@@ -40,7 +49,8 @@ class LocalEngine(Engine):
 
     Args:
         model: built on the device in fp32, this rank's part of it; its weights become the
-            master weights.
+            master weights. Parameters that require no gradient are frozen: they are held in the
+            type of the forward pass, embedding and head too, and have no master.
         config: the optimizer's settings.
         precision: type of the forward and backward pass.
         compile: run each layer through torch.compile.
@@ -48,6 +58,7 @@ class LocalEngine(Engine):
         clock: told how long forward, head, backward and optimizer take.
         mesh: the ranks; None: this one alone.
         blank: the model's weights are not set yet: see `Engine.blank`.
+        adapters: those that the model has.
     """
 
     def __init__(
@@ -61,19 +72,24 @@ class LocalEngine(Engine):
         clock: Clock | None = None,
         mesh: Mesh | None = None,
         blank: bool = False,
+        adapters: AddAdapters | None = None,
     ):
         if model.device.type == "cpu":
             keep_freed_memory()
         self.model = model
         self.blank = blank
+        self.adapters = adapters
         self.mesh = mesh or Mesh()
         self.clock = clock or Clock()
-        self.parts = parts(model.config, self.mesh)
+        self.parts = parts(model.config, self.mesh, adapters)
         self.shares_weights = self.mesh.tensor.size > 1 or self.mesh.sequence.size > 1
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self.master = _masters(model) if precision == "bf16" else list(model.parameters())
+        """What is updated of each parameter, in the model's order; a frozen one itself."""
         if precision == "bf16":
             for half in (model.model.layers, model.model.norm):
                 half.to(DTYPES[precision])
+            freeze(model, trained, DTYPES[precision])
         model.model.checkpointing = checkpointing
         if compile:
             # By layer: one graph serves them all, and recomputation stays outside of it.
@@ -83,11 +99,20 @@ class LocalEngine(Engine):
                 _choose_cpu_kernels(model)
             elif isinstance(model.head, Head):
                 model.head.compiled = True
-        named = dict(zip(self.parts, self.master, strict=True))
+        self.trained = {
+            name: master
+            for name, master in zip(self.parts, self.master, strict=True)
+            if master.requires_grad
+        }
+        """The fp32 weights that the optimizer updates, by parameter."""
         shapes = {name: part.shape for name, part in self.parts.items()}
-        self.optimizer = make_optimizer(named, shapes, config)
+        self.optimizer = make_optimizer(self.trained, shapes, config)
         self._copies_of_state = HostCopies(model.device)
-        pairs = zip(model.parameters(), self.master, strict=True)
+        pairs = [
+            (parameter, master)
+            for parameter, master in zip(model.parameters(), self.master, strict=True)
+            if parameter.requires_grad
+        ]
         several = self.mesh.replicas.size > 1
         self._gradients = (
             SummedGradients(pairs, self.mesh.replicas) if several else Gradients(pairs)
@@ -125,7 +150,7 @@ class LocalEngine(Engine):
     def gradient_norm(self) -> float:
         with self.clock.part("optimizer"):
             if self.mesh.tensor.size == 1:
-                grads = [p.grad for p in self.master if p.grad is not None]
+                grads = [p.grad for p in self.trained.values() if p.grad is not None]
                 return float(torch.nn.utils.get_total_norm(grads))
             return self._norm_of_parts()
 
@@ -133,9 +158,9 @@ class LocalEngine(Engine):
         """The norm where each tensor rank has a part of the cut matrices; the rest counts once."""
         cut: list[Tensor] = []
         whole: list[Tensor] = []
-        for part, master in zip(self.parts.values(), self.master, strict=True):
+        for name, master in self.trained.items():
             if master.grad is not None:
-                (whole if part.dim is None else cut).append(master.grad)
+                (whole if self.parts[name].dim is None else cut).append(master.grad)
         squares = [torch.nn.utils.get_total_norm(some).double().square() for some in (cut, whole)]
         return root(float(self.mesh.tensor.all_reduce(squares[0]) + squares[1]))
 
@@ -157,26 +182,31 @@ class LocalEngine(Engine):
         if copies:
             torch._foreach_copy_([half for half, _ in copies], [master for _, master in copies])
 
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         self.check_restored()
         with self._copies_of_state.begin() as copies:
             state = EngineState(give_back=copies.give_back)
             for (name, part), master in zip(self.parts.items(), self.master, strict=True):
-                _hold(state.weights, name, part, master, self.mesh, copies)
+                if frozen or name in self.trained:
+                    hold_share(state.weights, name, part, master, self.mesh, copies)
+                if name not in self.trained:
+                    continue
                 for key, value in self.optimizer.state[master].items():
                     whole = part if value.dim() else TensorShard(())
-                    _hold(state.optimizer, f"{key}.{name}", whole, value, self.mesh, copies)
+                    hold_share(state.optimizer, f"{key}.{name}", whole, value, self.mesh, copies)
         return state
 
     def held_tensors(self) -> Iterator[Tensor]:
-        yield from self.master
+        yield from self.trained.values()
         yield from self.optimizer.tensors()
 
     @torch.no_grad()
     def restore(self, weights: StateSource, optimizer: StateSource) -> None:
         for (name, part), master in zip(self.parts.items(), self.master, strict=True):
-            read = weights.read(name, part, 0, master.numel())
-            master.copy_(read.view_as(master))
+            if name in self.trained or not self._keeps(name, weights):
+                master.copy_(weights.read(name, part, 0, master.numel()).view_as(master))
+            if name not in self.trained:
+                continue
             state: dict[str, Tensor] = {}
             for key in self.optimizer.state_names[name]:
                 if f"{key}.{name}" in optimizer:
@@ -189,20 +219,6 @@ class LocalEngine(Engine):
         self._publish_weights()
         self.discard()
         self.blank = False
-
-
-def _hold(
-    held: HeldTensors, name: str, part: TensorShard, value: Tensor, mesh: Mesh, copies: CopySet
-) -> None:
-    """Hold this rank's share of a tensor that all replicas have, so that each writes some of it."""
-    flat, group = value.detach().reshape(-1), mesh.replicas
-    if part.dim is None and mesh.tensor.rank:
-        # Not cut: another tensor rank writes it.
-        held.add(name, part, 0, None)
-        return
-    share = -(-len(flat) // group.size)
-    first = min(group.rank * share, len(flat))
-    held.add(name, part, first, copies.copy(name, flat[first : first + share]))
 
 
 def _choose_cpu_kernels(model: Transformer) -> None:
@@ -223,9 +239,10 @@ def _masters(model: Transformer) -> list[torch.nn.Parameter]:
     The embedding and the head are their own masters. An embedding looks rows up and NormHead
     makes unit rows: rounding those is all that bf16 needs. It saves a copy of the largest
     matrices and passes over them, and their gradients are never rounded. A head of values is
-    small, and what it says is in fp32.
+    small, and what it says is in fp32. A frozen parameter has no master and stands for itself.
     """
     own = {model.model.embed_tokens.weight, model.head.weight}
+    own |= {p for p in model.parameters() if not p.requires_grad}
     return [
         p if p in own else torch.nn.Parameter(p.detach().float().clone())
         for p in model.parameters()

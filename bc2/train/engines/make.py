@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bc2.parallel.build import InitialWeights, build_model
+from bc2.parallel.build import InitialWeights, build_model, parts
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import HeldTensors, StateSource
 from bc2.train.clock import Clock
-from bc2.train.device import pick_compile, pick_precision
+from bc2.train.device import DTYPES, pick_compile, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.trainable import Trainable, freeze, trained_names
 
 if TYPE_CHECKING:
+    from bc2.model.adapters import AddAdapters
     from bc2.model.model_config import ModelConfig
     from bc2.parallel.parallel_config import ParallelConfig
     from bc2.train.run_config import RunConfig
@@ -29,6 +31,8 @@ def make_engine(
     clock: Clock | None = None,
     blank: bool = False,
     weights: StateSource | None = None,
+    trainable: Trainable | None = None,
+    adapters: AddAdapters | None = None,
 ) -> Engine:
     """This rank's engine.
 
@@ -39,6 +43,13 @@ def make_engine(
         blank: draw no weights, which takes minutes for a large model: a checkpoint's are going
             to be restored. Until then the engine refuses to compute.
         weights: that it begins with, such as `StartWeights`; None: those that the seed draws.
+        trainable: which parameters are trained, see `bc2.train.engines.trainable`; None: all.
+
+        adapters: puts adapters beside the model's layers. Their names are for `trainable` to say.
+
+    Raises:
+        RecipeError: the layout cannot divide adapters.
+        ValueError: `trainable` names a parameter that the model does not have, or none at all.
     """
     if blank and weights is not None:
         raise ValueError("a blank engine begins without weights")
@@ -51,17 +62,28 @@ def make_engine(
         "checkpointing": config.segment_layers,
         "clock": clock,
         "mesh": mesh,
+        "adapters": adapters,
     }
     engine: Engine
     if layout is not None and layout.zero:
         from bc2.train.engines.deepspeed import DeepSpeedEngine
 
         engine = DeepSpeedEngine(
-            model, config.optimizer, layout, device=device, seed=None, **shared
+            model,
+            config.optimizer,
+            layout,
+            device=device,
+            seed=None,
+            trainable=trainable,
+            **shared,
         )
     else:
-        built = build_model(model, mesh).to_empty(device=device)
+        built = build_model(model, mesh, adapters)
+        trained = trained_names(parts(model, mesh, adapters), trainable)
+        # Before there is memory, which is then taken in their own type.
+        freeze(built, trained, DTYPES[shared["precision"]])
+        built.to_empty(device=device)
         engine = LocalEngine(built, config.optimizer, blank=True, **shared)
     if not blank:
-        engine.restore(weights or InitialWeights(model, config.seed), HeldTensors())
+        engine.restore(weights or InitialWeights(model, config.seed, adapters), HeldTensors())
     return engine

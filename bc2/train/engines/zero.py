@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bc2.parallel.sharding import TensorShard
+from bc2.parallel.state import StateSource
 from bc2.train.optimizer import STEP, Optimizer
 
 
@@ -126,6 +128,20 @@ def partition_of(parameter: nn.Parameter) -> tuple[int, int]:
     total = parameter.ds_numel  # type: ignore[attr-defined]
     first = size * torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
     return first, max(0, min(size, total - first))
+
+
+def load_weight(
+    parameter: nn.Parameter, name: str, part: TensorShard, weights: StateSource
+) -> None:
+    """Load a weight that has no fp32 one: all of it, or this rank's piece of what ZeRO 3 parts."""
+    if not hasattr(parameter, "ds_tensor"):
+        parameter.copy_(weights.read(name, part, 0, parameter.numel()).view_as(parameter))
+        return
+    first, count = partition_of(parameter)
+    read = weights.read(name, part, first if count else 0, count)
+    parameter.ds_tensor[:count].copy_(read)
+    # The copy within a `zero_group`, made of what was in memory: it is made again.
+    parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
 
 
 class FlatZero(Zero):

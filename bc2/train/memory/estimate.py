@@ -171,10 +171,10 @@ def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str,
 
 def _without_last_gradients(shape: TrainingShape, states: States, act: Activations) -> BytesByPart:
     """Gradients held while those of the first segment and the embedding are still missing."""
-    inner = shape.params - shape.matrix - shape.head
-    coming = inner * act.layers // shape.model.num_layers + shape.matrix
+    inner = shape.trained_params - shape.trained_matrix - shape.trained_head
+    coming = inner * act.layers // shape.model.num_layers + shape.trained_matrix
     arrived = sum(states.arrived.values())
-    missing = max(0, arrived - states.earlier) * coming // shape.params
+    missing = max(0, arrived - states.earlier) * coming // shape.trained_params
     name = "buffers" if "buffers" in states.arrived else "gradients"
     return {**states.arrived, name: states.arrived.get(name, 0) - missing}
 

@@ -65,7 +65,15 @@ def _held(one: MemoryEstimate) -> Counter[str]:
 def _shape(settings: TrainingSettings, role: ModelRole, world: int) -> TrainingShape:
     own = {} if role.optimizer is None else {"optimizer": role.optimizer}
     training = settings.training.model_copy(update=own)
-    return TrainingShape.of(role.model, training, settings.parallel, world)
+    return TrainingShape.of(role.model, training, settings.parallel, world, trained=_trained(role))
+
+
+def _trained(role: ModelRole) -> frozenset[str] | None:
+    if role.trainable is None:
+        return None
+    from bc2.model.store import expected_shapes
+
+    return frozenset(filter(role.trainable, expected_shapes(role.model)))
 
 
 def _frozen_bytes(settings: TrainingSettings, role: ModelRole, world: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,16 +50,28 @@ class TrainingShape:
     world: int = 1
     """Ranks."""
     optimizer: OptimizerConfig = field(default_factory=_adamw)
+    trained: frozenset[str] | None = None
+    """The names of the model's parameters that are trained, the others are frozen; None: all."""
+    adapters: int = 0
+    """Parameters beside the model's, in adapters: trained, and whole on every rank."""
 
     @classmethod
     def of(
-        cls, model: ModelConfig, training: RunConfig, parallel: ParallelConfig, world: int
+        cls,
+        model: ModelConfig,
+        training: RunConfig,
+        parallel: ParallelConfig,
+        world: int,
+        *,
+        trained: frozenset[str] | None = None,
+        adapters: int = 0,
     ) -> TrainingShape:
         """The shape of a run.
 
         Args:
             training: device, micro-batch and activation checkpointing resolved.
             world: ranks.
+            trained, adapters: see the class.
         """
         import torch
 
@@ -77,6 +90,8 @@ class TrainingShape:
             parallel=parallel,
             world=world,
             optimizer=training.optimizer,
+            trained=trained,
+            adapters=adapters,
         )
 
     @cached_property
@@ -108,18 +123,45 @@ class TrainingShape:
 
     @cached_property
     def params(self) -> int:
-        """Parameters of this rank's part of the model."""
+        """Parameters of this rank's part of the model, and of adapters."""
         whole = (2 * self.model.num_layers + 1) * self.model.hidden_size  # norms
         if self.model.head != "language":
             whole += self.head
-        return (self.model.num_params() - whole) // self.layout.tensor + whole
+        return (self.model.num_params() - whole) // self.layout.tensor + whole + self.adapters
+
+    @cached_property
+    def trained_params(self) -> int:
+        """Those of `params` that are trained."""
+        if self.trained is None:
+            return self.params
+        from bc2.parallel.build import parts
+        from bc2.parallel.mesh import Group, Mesh
+
+        ranks = Mesh(tensor=Group(tuple(range(self.layout.tensor))))
+        every = parts(self.model, ranks)
+        return sum(prod(every[name].shard_shape) for name in self.trained) + self.adapters
 
     @property
-    def largest(self) -> int:
-        """Elements of the largest parameter."""
+    def trained_matrix(self) -> int:
+        """Elements of the embedding if it is trained, else 0."""
+        return self.matrix if self._trains("model.embed_tokens.weight") else 0
+
+    @property
+    def trained_head(self) -> int:
+        """Elements of the head if it is trained, else 0."""
+        language = self.model.head == "language"
+        return self.head if self._trains("lm_head.weight" if language else "score.weight") else 0
+
+    def _trains(self, name: str) -> bool:
+        return self.trained is None or name in self.trained
+
+    @property
+    def largest_trained(self) -> int:
+        """Elements of the largest parameter that is trained; with frozen ones, at most."""
         model = self.model
         packed = max(model.intermediate_size, 3 * model.hidden_size) * model.hidden_size
-        return max(self.matrix, packed // self.layout.tensor)
+        inner = min(packed // self.layout.tensor, self.trained_params)
+        return max(self.trained_matrix, self.trained_head, inner)
 
     def state_bytes(self, params: int) -> int:
         """Bytes of the optimizer's state of so many parameters."""

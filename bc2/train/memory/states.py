@@ -49,18 +49,19 @@ class States:
 
 def local_states(shape: TrainingShape) -> States:
     """See `bc2.train.engines.local`."""
-    params = shape.params
-    halved = params - shape.matrix - shape.head if shape.number_bytes == 2 else 0
-    grads = {"gradients": 4 * params}
+    # Embedding and head are their own masters, unless they are frozen.
+    own = shape.trained_matrix + shape.trained_head if shape.number_bytes == 2 else 0
+    trained = shape.trained_params
+    grads = {"gradients": 4 * trained}
     return States(
         lasting={
-            "weights": 4 * (params - halved) + 2 * halved,
-            "master": 4 * halved,
-            "moments": shape.state_bytes(params),
+            "weights": 4 * own + shape.number_bytes * (shape.params - own),
+            "master": 4 * (trained - own) if shape.number_bytes == 2 else 0,
+            "moments": shape.state_bytes(trained),
         },
-        gradients=4 * params,
-        earlier=4 * params if shape.accumulated else 0,
-        head=0 if shape.accumulated else 4 * shape.head,
+        gradients=4 * trained,
+        earlier=4 * trained if shape.accumulated else 0,
+        head=0 if shape.accumulated else 4 * shape.trained_head,
         # A bf16 gradient becomes fp32 and is freed as soon as it is there.
         arrived=grads,
         reduced=grads,
@@ -79,7 +80,8 @@ def zero_states(shape: TrainingShape) -> States:
 
 
 def _partition(shape: TrainingShape) -> int:
-    return -(-shape.params // shape.replicas)
+    """Trained parameters whose states this rank has."""
+    return -(-shape.trained_params // shape.replicas)
 
 
 def _optimized(shape: TrainingShape, part: int) -> BytesByPart:
@@ -91,9 +93,9 @@ def _in_buckets(shape: TrainingShape, number_bytes: int) -> int:
     """Bytes of DeepSpeed's buckets: all of them on a GPU, on a CPU as far as they are used."""
     buckets = 2 if shape.layout.overlap and shape.layout.zero < 3 else 1
     if shape.device == "cpu":
-        return number_bytes * min(shape.params, buckets * BUCKET)
-    # The engine asks for no larger ones than it has parameters.
-    return number_bytes * buckets * min(shape.params, BUCKET)
+        return number_bytes * min(shape.trained_params, buckets * BUCKET)
+    # The engine asks for no larger ones than it has parameters to train.
+    return number_bytes * buckets * min(shape.trained_params, BUCKET)
 
 
 def _passing(shape: TrainingShape, bucket: int, joined: int, kept: int) -> BytesByPart:
@@ -102,7 +104,7 @@ def _passing(shape: TrainingShape, bucket: int, joined: int, kept: int) -> Bytes
     Args:
         kept: bytes of the buffer that reduced gradients are summed in.
     """
-    if shape.params > BUCKET:
+    if shape.trained_params > BUCKET:
         # The first bucket is full and reduced while most activations are held.
         return {"gradients": kept, "buffers": bucket + joined}
     return {"buffers": 0 if shape.device == "cpu" else bucket}
@@ -110,18 +112,18 @@ def _passing(shape: TrainingShape, bucket: int, joined: int, kept: int) -> Bytes
 
 def _zero_1_bf16(shape: TrainingShape) -> States:
     """`BF16_Optimizer`: fp32 gradients of all weights, and bf16 ones until the step's end."""
-    params, part = shape.params, _partition(shape)
-    half = 2 * params
+    trained, part = shape.trained_params, _partition(shape)
+    half = 2 * trained
     # Tensors are concatenated to be reduced, unless the first one fills a bucket.
-    joined = 4 * params if params <= BUCKET else 0
+    joined = 4 * trained if trained <= BUCKET else 0
     shared = half if shape.device == "cpu" and shape.replicas > 1 else 0
     return States(
         lasting={
-            "weights": half, **_optimized(shape, part), "gradients": 4 * params,
+            "weights": 2 * shape.params, **_optimized(shape, part), "gradients": 4 * trained,
         },
-        gradients=4 * params,
+        gradients=4 * trained,
         earlier=half if shape.accumulated else 0,
-        head=0 if shape.accumulated else 2 * shape.head,
+        head=0 if shape.accumulated else 2 * shape.trained_head,
         arrived={"gradients": half},
         reduced={"gradients": half, "buffers": joined + half},
         normed={"gradients": half},
@@ -131,19 +133,19 @@ def _zero_1_bf16(shape: TrainingShape) -> States:
 
 def _zero_1_2(shape: TrainingShape) -> States:
     """`DeepSpeedZeroOptimizer`: buckets are reduced, and each rank keeps its part."""
-    params, part, size = shape.params, _partition(shape), shape.number_bytes
-    bucket, joined = _in_buckets(shape, size), size * min(params, BUCKET)
+    trained, part, size = shape.trained_params, _partition(shape), shape.number_bytes
+    bucket, joined = _in_buckets(shape, size), size * min(trained, BUCKET)
     mine = 4 * part if shape.layout.zero == 2 else 0
-    earlier = mine if shape.layout.zero == 2 else size * params
+    earlier = mine if shape.layout.zero == 2 else size * trained
     own = mine if shape.accumulated or size == 2 else 0
     # bf16 ones are summed in the flat fp32 buffer that is updated from; fp32 ones are flattened.
     flat = 4 * part if size == 2 else 8 * part
-    shared = size * params if shape.device == "cpu" else 0
+    shared = size * trained if shape.device == "cpu" else 0
     return States(
-        lasting={"weights": size * params, **_optimized(shape, part)},
+        lasting={"weights": size * shape.params, **_optimized(shape, part)},
         gradients=4 * part,
         earlier=earlier if shape.accumulated else 0,
-        head=size * shape.head,
+        head=size * shape.trained_head,
         arrived={"gradients": own, "buffers": bucket},
         reduced={"gradients": own, "buffers": bucket + joined},
         normed={"gradients": 4 * part},
@@ -161,34 +163,34 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
     of all weights stay on the device until the last micro-batch, in fp32 (`grad_accum`), and pass
     through fp32 buckets (`_gradient_reduction_buffer_dtype`).
     """
-    params, part, size = shape.params, _partition(shape), shape.number_bytes
+    trained, part, size = shape.trained_params, _partition(shape), shape.number_bytes
     first, rounded = shape.layout.zero == 1, size == 2
     number = 4 if first else size
     bucket = _in_buckets(shape, number)
     # Tensors are concatenated to be reduced, and rounded to be sent.
-    joined = (number + (size if number != size else 0)) * min(params, BUCKET)
+    joined = (number + (size if number != size else 0)) * min(trained, BUCKET)
     kept = 4 * part if rounded else 0
-    all_kept = 4 * params if first else kept
+    all_kept = 4 * trained if first else kept
     # With ZeRO 1 gradients of others' parts stay where they were reduced until the next step.
-    large = sum(4 * size for size in (shape.matrix, shape.head) if size > BUCKET)
+    large = sum(4 * size for size in (shape.trained_matrix, shape.trained_head) if size > BUCKET)
     left = bucket + large if first and rounded and shape.replicas > 1 else 0
     on_device: BytesByPart = {
-        "weights": size * params,
-        "buffers": size * shape.largest,  # temp_grad_buffer_for_gpu_offload
+        "weights": size * shape.params,
+        "buffers": size * shape.largest_trained,  # temp_grad_buffer_for_gpu_offload
     }
     moved: BytesByPart = {**_optimized(shape, part), "gradients": 4 * part}
     if not rounded and not first and shape.accumulated:
         moved["gradients"] += 4 * part  # accumulated_grads_in_cpu
     rounding = size * part  # param_buffer_of_bit16_for_cpu_offload_groups
-    held = sum(moved.values()) + rounding + size * shape.largest
-    shared = size * params if shape.device == "cpu" else 0
+    held = sum(moved.values()) + rounding + size * shape.largest_trained
+    shared = size * trained if shape.device == "cpu" else 0
     if shape.device == "cpu":
         on_device = {**on_device, **moved, "buffers": on_device["buffers"] + rounding}
     return States(
         lasting=on_device,
         gradients=4 * part,
         earlier=all_kept if shape.accumulated else 0,
-        head=size * shape.head,
+        head=size * shape.trained_head,
         arrived={"gradients": kept, "buffers": bucket},
         reduced={"gradients": kept, "buffers": bucket + joined},
         normed={"gradients": kept, "buffers": left},
@@ -201,13 +203,15 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
 def _zero_3(shape: TrainingShape) -> States:
     """`DeepSpeedZeroOptimizer_Stage3`: weights are gathered when they are needed."""
     params, part, size = shape.params, _partition(shape), shape.number_bytes
-    joined = size * min(params, BUCKET)
+    trained = shape.trained_params
+    joined = size * min(trained, BUCKET)
     # Weights needed again within REUSE elements stay: those of the last layers.
     near = min(params, REUSE // 2 + PREFETCH + shape.head)
     group = shape.layout.zero_group
     again = size * -(-params // group) if group else 0
     offload = shape.layout.offload_optimizer
-    lasting: BytesByPart = {"weights": size * part + again, "buffers": _in_buckets(shape, size)}
+    mine = size * -(-params // shape.replicas)
+    lasting: BytesByPart = {"weights": mine + again, "buffers": _in_buckets(shape, size)}
     # Offloaded gradients are there twice: grad_partitions_flat_buffer, and what is updated from.
     states = {**_optimized(shape, part), "gradients": (8 if offload else 4) * part}
     host = 0
@@ -217,7 +221,7 @@ def _zero_3(shape: TrainingShape) -> States:
     else:
         lasting |= states
     # Gloo scatters a copy; NCCL's result becomes fp32.
-    scattered = joined if shape.device == "cpu" else 4 * min(params, BUCKET) // shape.replicas
+    scattered = joined if shape.device == "cpu" else 4 * min(trained, BUCKET) // shape.replicas
     return States(
         lasting=lasting,
         gradients=4 * part,
@@ -225,10 +229,10 @@ def _zero_3(shape: TrainingShape) -> States:
         head=0,
         arrived={},
         # The embedding and its gradient come last and are still held.
-        reduced={"buffers": joined + scattered + 2 * size * shape.matrix},
+        reduced={"buffers": joined + scattered + 2 * size * shape.trained_matrix},
         normed={},
         updated={"gradients": 0 if offload else 4 * part},
         gathered=size * near,
-        passing={"buffers": joined + scattered} if params > BUCKET else {},
+        passing={"buffers": joined + scattered} if trained > BUCKET else {},
         host=host,
     )

@@ -94,23 +94,26 @@ class PretrainingRun(Training):
         self.data = open_token_inputs(run.config, *run.parents[:2])
         self.schedule, self.tokenizer = self.data.schedule, self.data.tokenizer
 
-    def stream(self, models: Models, check: Callable[[], None]) -> TokenStream:
+    def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> TokenStream:
         from bc2.train.pretrain.token_stream import TokenStream
 
-        return TokenStream.of(self.config, self.data, models.mesh, check)
+        return TokenStream.of(config, self.data, models.mesh, check)
 
     def guard(self) -> Guard[Any]:
         from bc2.train.pretrain.loss_guard import LossGuard
 
         return LossGuard(self.config.guard, PRETRAIN_METRICS.guarded)
 
-    def evaluator(self, models: Models, check: Callable[[], None]) -> Heldout | None:
+    def evaluator(
+        self, config: RunConfig, models: Models, check: Callable[[], None]
+    ) -> Heldout | None:
         from bc2.train.pretrain.heldout import Heldout
 
-        if not self.config.eval_tokens or not self.data.shards.sources("heldout"):
+        assert isinstance(config, PretrainConfig)
+        if not config.eval_tokens or not self.data.shards.sources("heldout"):
             return None
-        objective = PRETRAINING.objective("model", self.config, models)
-        return Heldout.of(self.config, self.data, models.product, objective, check)
+        objective = PRETRAINING.objective("model", config, models)
+        return Heldout.of(config, self.data, models.product, objective, check)
 
     def extent(self) -> str:
         data, step = self.data, self.config.batch_tokens

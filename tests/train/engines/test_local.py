@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from bc2.data.loader import Batch, pack
 from bc2.model.heads import Head
@@ -122,6 +123,100 @@ def test_updates_follow_adamw_with_clipping_and_no_decay_of_norms() -> None:
         for name, master in zip(engine.parts, engine.master, strict=True):
             weights[name].copy_(master.detach().double())
     assert clipped, "clipping was never exercised"
+
+
+#: The first half of the model: gradients end before it.
+FIRST_HALF = ("model.embed_tokens.", "model.layers.0.")
+#: The second half, which gradients pass through.
+SECOND_HALF = ("model.layers.1.", "model.norm.", "lm_head.")
+
+
+def half_frozen(frozen: tuple[str, ...]) -> Transformer:
+    built = model()
+    for name, parameter in built.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    return built
+
+
+@pytest.mark.parametrize("frozen", [FIRST_HALF, SECOND_HALF], ids=["first", "second"])
+@pytest.mark.parametrize("checkpointing", [0, 1])
+def test_half_a_model_trains_as_in_plain_torch(frozen: tuple[str, ...], checkpointing: int) -> None:
+    """Against torch's own loss, clipping and AdamW, in float64."""
+    config = AdamWConfig(learning_rate=1e-2)
+    engine = LocalEngine(half_frozen(frozen), config, checkpointing=checkpointing)
+    plain = half_frozen(frozen).double()
+    trained = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if (p.dim() >= 2) == matrices], **decay}
+            for matrices, decay in ((True, {}), (False, {"weight_decay": 0.0}))
+        ],
+        lr=config.learning_rate, betas=config.betas, eps=config.eps,
+        weight_decay=config.weight_decay,
+    )  # fmt: skip
+    for step in range(5):
+        data = batch(rows(4, seed=step))
+        measured = engine.accumulate([data], NextToken(0.0), divisor=data.num_labels)
+        norm = engine.gradient_norm()
+        engine.update(config.learning_rate, norm=norm, clip_norm=config.clip_norm)
+        tokens = torch.from_numpy(data.tokens).flatten()
+        hidden = plain(tokens, torch.from_numpy(data.cu_seqlens), data.max_seqlen)
+        loss = cross_entropy(plain.logits(hidden), torch.from_numpy(data.labels).flatten())
+        adamw.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        whole = torch.nn.utils.clip_grad_norm_(trained.values(), config.clip_norm)
+        adamw.step()
+        assert measured["loss"] / data.num_labels == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert norm == pytest.approx(float(whole), rel=1e-4)
+    begun = dict(model().named_parameters())
+    kept = engine.snapshot()
+    for name, parameter in plain.named_parameters():
+        weight = kept.weights.whole(name)
+        torch.testing.assert_close(weight.double(), parameter.detach(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(weight, begun[name].detach()) == name.startswith(frozen)
+    assert {name.partition(".")[2] for name in kept.optimizer.shapes} == trained.keys()
+
+
+@pytest.mark.parametrize("head", ["language", "scalar"])
+def test_what_is_frozen_takes_two_bytes_in_bf16(head: str) -> None:
+    """The embedding and the head too, which are fp32 where they are trained."""
+    built = Transformer(CONFIG.model_copy(update={"head": head}))
+    built.init_weights(torch.Generator().manual_seed(0))
+    exact = {name: p.detach().clone() for name, p in built.named_parameters()}
+    last = "lm_head.weight" if head == "language" else "score.weight"
+    kept = {"model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", last}
+    for name in kept:
+        built.get_parameter(name).requires_grad_(False)
+    engine = LocalEngine(built, AdamWConfig(), precision="bf16")
+    objective = OBJECTIVE if head == "language" else FirstValue()
+    data = batch(rows(4))
+    engine.accumulate([data], objective, divisor=data.num_labels)
+    engine.update(1e-2, norm=engine.gradient_norm(), clip_norm=0.5)
+    held = {one.data_ptr() for one in engine.held_tensors()}
+    state = engine.snapshot()
+    for name, parameter in engine.model.named_parameters():
+        assert (parameter.dtype, parameter.grad) == (torch.bfloat16, None)
+        assert (name in engine.trained) == (name not in kept)
+        if name in kept:
+            assert parameter.data_ptr() not in held
+            assert torch.equal(state.weights.whole(name), exact[name].bfloat16().float())
+        assert (f"exp_avg.{name}" in state.optimizer) == (name not in kept)
+    # It says what a model says that is rounded altogether.
+    rounded = Transformer(engine.model.config).bfloat16()
+    rounded.load_state_dict(
+        {name: state.weights.whole(name).bfloat16() for name in state.weights.shapes}
+    )
+    said = engine.evaluate(objective, data)["loss"]
+    assert said == pytest.approx(float(objective(rounded, data).total.detach()), rel=1e-6)
+
+
+class FirstValue:
+    """The sum of all values."""
+
+    def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
+        tokens = torch.from_numpy(batch.tokens).flatten()
+        hidden = model(tokens, torch.from_numpy(batch.cu_seqlens), batch.max_seqlen)
+        return Loss(model.values(hidden).square().sum(), {})
 
 
 def test_bf16_computes_with_rounded_weights_over_fp32_master_and_state() -> None:

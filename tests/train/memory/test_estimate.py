@@ -98,6 +98,52 @@ def test_weights_and_moments_are_the_engines(head: dict[str, Any]) -> None:
     assert expected.moments == 2 * sum(4 * master.numel() for master in engine.master)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("kept", ["model.embed_tokens.", "lm_head.", "score.", "model.layers."])
+def test_a_frozen_parameter_is_its_weight_alone(
+    head: dict[str, Any], kept: str, precision: Precision
+) -> None:
+    config, model = shape("rope", **head), Transformer(shape("rope", **head))
+    trained = frozenset(name for name, _ in model.named_parameters() if not name.startswith(kept))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    engine = LocalEngine(model, AdamWConfig(), precision=precision)
+    tensors = [*engine.model.parameters(), *engine.trained.values()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    made = TrainingShape(config, SEQUENCES, LENGTH, precision, 0, trained=trained)
+    expected = estimate(made)
+    assert expected.weights + expected.master == sum(storages.values())
+    count = sum(parameter.numel() for parameter in engine.trained.values())
+    assert (expected.moments, expected.gradients) == (8 * count, 4 * count)
+    everything = replace(made, trained=None)
+    assert replace(made, trained=frozenset(engine.parts)).trained_params == everything.params
+    assert expected.total < estimate(everything).total or trained == engine.parts.keys()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("norm_head", [True, False])
+def test_a_frozen_head_has_no_gradient(norm_head: bool, precision: Precision) -> None:
+    config = shape("rope", norm_head=norm_head, vocab_size=4096)
+    model = Transformer(config)
+    model.lm_head.weight.requires_grad_(False)
+    engine = LocalEngine(model, AdamWConfig(), precision=precision)
+    dtype = engine.model.model.norm.weight.dtype
+    hidden = torch.randn(SEQUENCES * LENGTH, config.hidden_size).to(dtype).requires_grad_()
+    labels = torch.randint(4096, (SEQUENCES * LENGTH,))
+
+    def step() -> None:
+        loss = engine.model.language_head.loss(hidden, labels, z_weight=0.0)
+        loss.loss_sum.backward()  # type: ignore[no-untyped-call]
+
+    step()
+    hidden.grad = None
+    made = TrainingShape(config, SEQUENCES, LENGTH, precision, 0, trained=frozenset(engine.trained))
+    peak = peak_of(step)
+    assert estimate(made).head == pytest.approx(peak, rel=0.05)
+    assert estimate(replace(made, trained=None)).head > 1.1 * peak
+
+
 def peak_of(step: Callable[[], object]) -> int:
     """The most bytes that torch held at once of what `step` allocated."""
     with torch.profiler.profile(profile_memory=True) as profile:

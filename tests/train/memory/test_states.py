@@ -18,6 +18,7 @@ import pytest
 import warmed
 
 from bc2.model.model_config import ModelConfig
+from bc2.model.store import expected_shapes
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.engines.deepspeed_settings import BUCKET
 from bc2.train.memory.shape import TrainingShape
@@ -31,8 +32,19 @@ MODEL = {
 }  # fmt: skip
 
 
-def a_case(zero: int, offload: bool, precision: str, micro_batches: int) -> dict[str, Any]:
+#: All but the embedding and the first layer.
+UPPER = [
+    name
+    for name in expected_shapes(ModelConfig(**MODEL))
+    if not name.startswith(("model.embed_tokens.", "model.layers.0."))
+]
+
+
+def a_case(
+    zero: int, offload: bool, precision: str, micro_batches: int, trained: list[str] | None = None
+) -> dict[str, Any]:
     return {
+        "trained": trained,
         "zero": zero,
         "offload": offload,
         "precision": precision,
@@ -46,15 +58,19 @@ OFFLOADED = [
     for precision in ("bf16", "fp32")
     for micro_batches in (1, 2)
 ]
+OFFLOADED += [a_case(zero, True, "bf16", 2, UPPER) for zero in (1, 2)]
 #: ZeRO 1 in bf16 is another optimizer of DeepSpeed's there, `BF16_Optimizer`.
 ZERO_2 = [a_case(2, False, "bf16", micro_batches) for micro_batches in (1, 2)]
+ZERO_2 += [a_case(2, False, "bf16", 2, UPPER)]
 ZERO_3 = [a_case(3, offload, "bf16", 2) for offload in (False, True)]
+ZERO_3 += [a_case(3, True, "bf16", 2, UPPER)]
 CASES = [*OFFLOADED, *ZERO_2, *ZERO_3]
 
 
 def name_of(case: dict[str, Any]) -> str:
     where = "offload" if case["offload"] else "device"
-    return f"zero{case['zero']}-{where}-{case['precision']}-{case['micro_batches']}"
+    part = "-upper" if case["trained"] else ""
+    return f"zero{case['zero']}-{where}-{case['precision']}-{case['micro_batches']}{part}"
 
 
 def states_of(case: dict[str, Any], device: str = "cuda", world: int = 2, **model: Any) -> States:
@@ -63,6 +79,7 @@ def states_of(case: dict[str, Any], device: str = "cuda", world: int = 2, **mode
             ModelConfig(**{**MODEL, **model}), 1, LENGTH, case["precision"], 0, device=device,
             accumulated=case["micro_batches"] > 1, world=world,
             parallel=ParallelConfig(zero=case["zero"], offload_optimizer=case["offload"]),
+            trained=frozenset(case["trained"]) if case["trained"] else None,
         )
     )  # fmt: skip
 

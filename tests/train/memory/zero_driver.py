@@ -49,7 +49,7 @@ def train(case: dict[str, Any]) -> dict[str, int]:
     mesh = make_mesh(parallel, torch.device("cpu"), 120)
     engine = DeepSpeedEngine(
         ModelConfig(**case["model"]), AdamWConfig(), parallel, mesh,
-        device=torch.device("cpu"), precision=case["precision"],
+        device=torch.device("cpu"), precision=case["precision"], trainable=case["trained"],
     )  # fmt: skip
     zero = engine._engine.optimizer
     found: dict[str, int] = {}
