@@ -142,7 +142,6 @@ def test_modules_are_found_in_the_warmed_path_first(tmp_path: Path) -> None:
     assert done.stdout == "['/one', '/two']\n"
 
 
-
 def test_imports_are_not_paid_for_but_by_who_needs_his_own() -> None:
     code = "import sys; print('torch' in sys.modules)"
     command = [sys.executable, "-P", "-c", code]

@@ -56,6 +56,8 @@ def toy(small: Path, toy_path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("WARMED_PATH", toy_path)
     foreign_algorithms.cache_clear()
     (small / "toy.toml").write_text(TOY)
-    (small / "critic.toml").write_text(TOY.replace("[toy]", "[toy_critic]").replace('"toy"', '"critic"'))
+    (small / "critic.toml").write_text(
+        TOY.replace("[toy]", "[toy_critic]").replace('"toy"', '"critic"')
+    )
     yield small
     foreign_algorithms.cache_clear()

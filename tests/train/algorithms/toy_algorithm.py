@@ -77,8 +77,7 @@ class Toy(Algorithm):
     ) -> Batch:
         from toy_training import Texts
 
-        length, vocabulary = settings.training.sequence_length, settings.model.vocab_size
-        return Texts.draw(rng, sequences, length, vocabulary).batch(slice(None))
+        return Texts.draw(rng, sequences, settings.training.sequence_length).batch(slice(None))
 
     def open(self, run: Run) -> Training:
         from toy_training import ToyRun

@@ -1,4 +1,4 @@
-"""The toy with a second trained model beside its product: a critic that learns the judge's scores."""
+"""The toy with a second trained model beside its product: a critic that learns what is scored."""
 
 from __future__ import annotations
 

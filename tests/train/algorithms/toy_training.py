@@ -28,8 +28,9 @@ from bc2.train.sample_sums import counted_once, sum_by_sample
 from bc2.train.schedule import Schedule
 from bc2.train.stream import BatchStream, StepData, StreamState
 
-#: Ends a text; its other ids are those above.
+#: Ends a text; its other ids are these.
 EOS = 2
+IDS = range(3, 19)
 
 #: One pair in so many is a tie, which does not count.
 TIES = 8
@@ -43,8 +44,8 @@ class Texts(NamedTuple):
     tie: np.ndarray[Any, Any]  # [R]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, rows: int, length: int, vocabulary: int) -> Texts:
-        ids = rng.integers(EOS + 1, vocabulary, (rows, length + 1))
+    def draw(cls, rng: np.random.Generator, rows: int, length: int) -> Texts:
+        ids = rng.integers(IDS.start, IDS.stop, (rows, length + 1))
         ids[:, length // 2 - 1], ids[:, -1] = EOS, IGNORED
         weight = rng.uniform(0.5, 1.5, (rows, length)).astype(np.float32)
         return cls(ids, weight, rng.integers(0, TIES, rows) == 0)
@@ -59,7 +60,7 @@ class Texts(NamedTuple):
             pack(ids, np.zeros(count, np.int64), EOS),
             token_fields={SAMPLE: text, "weight": weight},
             packed_samples=2 * count,
-            sample_fields={name: unknown for name in ("side", "margin", "score")},
+            sample_fields=dict.fromkeys(("side", "margin", "score"), unknown),
             extra_weights={"pairs": count - int(tie.sum())},
         )
 
@@ -137,8 +138,8 @@ def hidden_of(model: Transformer, batch: Batch, clock: Clock | None = None) -> T
 class ToyStream(BatchStream):
     """Pairs of a generator, judged by the models as they are."""
 
-    def __init__(self, config: RunConfig, vocabulary: int, models: Models):
-        self.config, self.vocabulary, self.models = config, vocabulary, models
+    def __init__(self, config: RunConfig, models: Models):
+        self.config, self.models = config, models
         self.sequences = config.batch_sequences
         self.random = np.random.default_rng(config.seed)
         self.next = 0
@@ -166,8 +167,7 @@ class ToyStream(BatchStream):
     def _draw(self) -> Texts:
         """The texts of the next step, of all ranks."""
         self.next += self.sequences
-        length = self.config.sequence_length
-        return Texts.draw(self.random, self.sequences, length, self.vocabulary)
+        return Texts.draw(self.random, self.sequences, self.config.sequence_length)
 
     @torch.no_grad()
     def _judged(self, batch: Batch) -> Batch:
@@ -192,12 +192,11 @@ class HeldoutPairs:
     """Evaluates the product on the pairs of another seed."""
 
     config: RunConfig
-    vocabulary: int
     models: Models
 
     def __call__(self) -> Measured:
         other = self.config.model_copy(update={"seed": self.config.seed + 1})
-        with ToyStream(other, self.vocabulary, self.models).steps(0) as steps:
+        with ToyStream(other, self.models).steps(0) as steps:
             batches = next(steps).batches
         right = [self.models.product.evaluate(Preference(), batch)["right"] for batch in batches]
         pairs = [batch.weights["pairs"] for batch in batches]
@@ -210,19 +209,20 @@ class ToyRun(Training):
     """The toy in one run."""
 
     def __init__(self, run: Run):
-        self.config, self.vocabulary = run.config, run.model.vocab_size
-        self.metrics = run.algorithm.metrics
+        self.config, self.metrics = run.config, run.algorithm.metrics
         self.schedule = Schedule.of(run.config, epoch_tokens=run.config.step_tokens)
         self.tokenizer = run.inputs.one("tokenizer").file(TOKENIZER_FILE)
 
-    def stream(self, models: Models, check: Callable[[], None]) -> ToyStream:
-        return ToyStream(self.config, self.vocabulary, models)
+    def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> ToyStream:
+        return ToyStream(config, models)
 
     def guard(self) -> Guard[Any]:
         return Guard(self.config.guard, self.metrics.guarded)
 
-    def evaluator(self, models: Models, check: Callable[[], None]) -> HeldoutPairs:
-        return HeldoutPairs(self.config, self.vocabulary, models)
+    def evaluator(
+        self, config: RunConfig, models: Models, check: Callable[[], None]
+    ) -> HeldoutPairs:
+        return HeldoutPairs(config, models)
 
     def extent(self) -> str:
         return f"{self.config.batch_sequences:,} pairs"
