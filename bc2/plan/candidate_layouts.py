@@ -43,10 +43,14 @@ class Workload:
     gpus: int
     mfu: float
     """Share of the peak that computing reaches while no device waits."""
+    trained: frozenset[str] | None = None
+    """The names of the model's parameters that are trained; None: all of them."""
+    adapters: int = 0
+    """Parameters of adapters, which are trained too."""
 
     def at(self, gpus: int) -> Workload:
         """The same on another number of devices."""
-        return Workload(self.model, self.training, self.precision, self.device, gpus, self.mfu)
+        return replace(self, gpus=gpus)
 
     @property
     def shape(self) -> TrainingShape:
@@ -61,7 +65,14 @@ class Workload:
             device=self.device.kind,
             world=self.gpus,
             optimizer=training.optimizer,
+            trained=self.trained,
+            adapters=self.adapters,
         )
+
+    @property
+    def trained_share(self) -> float:
+        """The share of all parameters that is trained."""
+        return self.shape.trained_params / self.shape.params
 
     @property
     def size(self) -> int:
@@ -172,17 +183,21 @@ class CandidateLayout:
         return each * self._passes * self.work.model.num_layers * (ranks - 1) / ranks
 
     def _data_bytes(self) -> float:
-        """As DeepSpeed reduces: ZeRO 1 once a step, 2 and 3 every micro-batch; 3 also gathers."""
+        """As DeepSpeed reduces: ZeRO 1 once a step, 2 and 3 every micro-batch; 3 also gathers.
+
+        Frozen weights are gathered alone.
+        """
         work, ranks = self.work, self.data * self.parallel.sequence
         share = (ranks - 1) / ranks
         weights = work.size * work.model.num_params() / self.parallel.tensor * share
+        trained = weights * work.trained_share
         if self.parallel.zero == 0:
-            return 2 * 4 / work.size * weights
+            return 2 * 4 / work.size * trained
         if self.parallel.zero == 3:
             gathers = 1 if self.parallel.zero_group else 2
-            return (gathers + 1) * weights * self.accumulation
+            return (gathers + work.trained_share) * weights * self.accumulation
         reductions = self.accumulation if self.parallel.zero == 2 else 1
-        return (2 * reductions + 1) * weights
+        return (2 * reductions + 1) * trained
 
     def _bandwidth(self, ranks: int) -> float:
         """Bytes/s of the links inside a group of so many neighbouring ranks."""

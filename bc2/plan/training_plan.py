@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,7 +87,9 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return checkpoint_bytes(self.work.model, self.work.training.optimizer)
+        work = self.work
+        trained = work.shape.trained_params - work.adapters
+        return checkpoint_bytes(work.model, work.training.optimizer, trained)
 
     def batches(self) -> list[dict[str, int]]:
         """Every solution of batch_tokens = micro_batch x data x accumulation x sequence_length."""
@@ -294,10 +296,7 @@ def _offloaded(work: Workload) -> str:
 def _larger(work: Workload) -> str:
     for device in sorted(DEVICES.values(), key=lambda device: device.memory):
         if work.device.kind == "cuda" and device.memory > work.device.memory:
-            larger = Workload(
-                work.model, work.training, work.precision, device, work.gpus, work.mfu
-            )  # fmt: skip
-            found = layouts_that_fit(larger)
+            found = layouts_that_fit(replace(work, device=device))
             if found:
                 return f"take {device.name}: {_layout_text(found[0])}"
     return ""
