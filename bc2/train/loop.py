@@ -236,11 +236,7 @@ class Loop:
     def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:
         """Go back to the last scheduled checkpoint, and leave out the data up to the bad step."""
         bad, rollbacks, at = self.guard.bad + 1, self.rollbacks + 1, self.step
-        self.saver.wait()
-        assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
-        with self.saver.anchor.hold():
-            snapshot = Snapshot.load(self.saver.anchor, self.models.mesh)
-        self._restore(snapshot)
+        self._restore(self.saver.load_anchor())
         self._evaluate_if_due()
         with self._changing():
             self.guard.bad, self.rollbacks, self.rewound = bad, rollbacks, True
