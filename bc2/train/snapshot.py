@@ -135,8 +135,13 @@ class Snapshot:
         engines: Mapping[str, EngineState],
         metrics: bytes,
         stream: StreamState | None = None,
+        random: Tensor | None = None,
     ) -> Snapshot:
-        """A snapshot of what the engines hold; the first is of the run's product."""
+        """A snapshot of what the engines hold; the first is of the run's product.
+
+        Args:
+            random: a `random_state`; None: the one now.
+        """
         product, *further = engines.values()
 
         def release() -> None:
@@ -148,7 +153,7 @@ class Snapshot:
             product.weights,
             product.optimizer,
             metrics,
-            random_state(),
+            random_state() if random is None else random,
             release,
             {
                 role: ModelState(held.weights, held.optimizer)
