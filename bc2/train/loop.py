@@ -362,7 +362,9 @@ class Loop:
         """Save the last completed step, if there is one that is not saved."""
         saved = self.saver.position == self.saver.at(self.step, self.samples)
         if self.samples and not (saved or self.rewound):
-            self._save(scheduled=self.step % self.schedule.checkpoint_every == 0)
+            # After the last step an undisturbed run saves only its end.
+            ended = self.step >= self.schedule.total
+            self._save(scheduled=not ended and self.step % self.schedule.checkpoint_every == 0)
 
     def _save(
         self,
