@@ -288,11 +288,12 @@ class Loop:
         """Save what can be saved before an error is raised on, and log the error."""
         try:
             self.models.discard()
-            # Ranks save together, and the others may not have failed.
-            alone = self.models.mesh.world.size == 1
-            if alone and not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
+            # Ranks save together, and the others may not have failed; but they all judge alike.
+            together = self.models.mesh.world.size == 1 or isinstance(error, BadTraining)
+            unsafe = self.torn or self.saver.broken or isinstance(error, ResourceError)
+            if together and not unsafe:
                 self._save_last_step()
-            if alone:
+            if together:
                 self.saver.wait()
         except Exception as second:
             warn(f"and the state could not be saved: {second}")
