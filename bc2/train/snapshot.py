@@ -144,8 +144,13 @@ class Snapshot:
         models: Mapping[str, ModelSnapshot],
         metrics: bytes,
         stream: StreamState | None = None,
+        random: Tensor | None = None,
     ) -> Snapshot:
-        """A snapshot of what the engines hold, by role as `models`."""
+        """A snapshot of what the engines hold, by role as `models`.
+
+        Args:
+            random: a `random_state`; None: the one now.
+        """
 
         def release() -> None:
             for one in models.values():
@@ -155,7 +160,9 @@ class Snapshot:
             role: ModelState(held.weights, held.optimizer, shapes)
             for role, (held, shapes) in models.items()
         }
-        return cls(state, states, metrics, random_state(), release, stream)
+        return cls(
+            state, states, metrics, random_state() if random is None else random, release, stream
+        )
 
     @property
     def weights(self) -> HeldTensors | Stored:

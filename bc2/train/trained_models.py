@@ -137,7 +137,13 @@ class TrainedModels:
                 continue  # it is only divided by
             if name != "loss" and f"{role}{name}" not in over:
                 raise ValueError(f"{role}{name} is summed by an objective and no declared metric")
-            by = known[self.divisor if name == "loss" else over[f"{role}{name}"]]
+            over_what = self.divisor if name == "loss" else over[f"{role}{name}"]
+            if over_what not in known:
+                raise ValueError(
+                    f"{role}{name} is averaged over {over_what}, which is no weight of the step "
+                    "and no sum of the objective"
+                )
+            by = known[over_what]
             means[f"{role}{name}"] = value / by if by else float("nan")
         return means
 
