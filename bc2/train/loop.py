@@ -12,10 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from bc2.console import Progress, note, warn
 from bc2.data.loader import Batch
@@ -29,7 +30,7 @@ from bc2.train.measured import Measured
 from bc2.train.run_log import Log
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
-from bc2.train.snapshot import Snapshot, TrainerState
+from bc2.train.snapshot import Snapshot, TrainerState, random_state
 from bc2.train.stream import BatchStream, StepData, StepSpan, StreamState
 from bc2.train.trained_models import TrainedModels
 
@@ -58,6 +59,9 @@ class Loop:
     """The row of the last evaluation."""
     stream_state: StreamState | None = None
     """Of the stream after the last completed step."""
+    random: Tensor = field(default_factory=random_state)
+    """Of torch's generator after the last completed step or evaluation: one that is abandoned may
+    have drawn from it, and is made again."""
     place: StepSpan | None = None
     """The step under way, or the one just made."""
     torn: bool = False
@@ -239,7 +243,9 @@ class Loop:
         self.saver.wait()
         assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
         with self.saver.anchor.hold():
-            snapshot = Snapshot.load(self.saver.anchor, self.models.mesh)
+            snapshot = Snapshot.load(
+                self.saver.anchor, self.models.mesh, self.models.further_roles
+            )
         self._restore(snapshot)
         self._evaluate_if_due()
         with self._changing():
@@ -356,7 +362,7 @@ class Loop:
         samples = [{**self._at("sample"), **sample} for sample in measured.samples]
         with self._named(f"the evaluation after step {self.step}"):
             self.log.rows([row, *samples])
-        self.evaluated = row
+        self.evaluated, self.random = row, random_state()
         (warn if measured.broken else note)(f"step {self.step}: {measured}")
 
     def _save_last_step(self) -> None:
@@ -381,7 +387,11 @@ class Loop:
                 self.step, self.samples, list(self.guard.recent), self.guard.bad, self.rollbacks
             )
             snapshot = Snapshot.of(
-                state, self.models.snapshot(), self.log.content(), self.stream_state
+                state,
+                self.models.snapshot(),
+                self.log.content(),
+                self.stream_state,
+                self.random,
             )
             self.saver.save(snapshot, scheduled=scheduled, finished=finished, facts=facts)
 
@@ -396,12 +406,13 @@ class Loop:
             self.log.reset(snapshot.metrics)
             self.evaluated = last_row(snapshot.metrics, "eval")
             torch.set_rng_state(snapshot.random)
+            self.random = snapshot.random
 
     def _advance(self, step: StepData) -> None:
         self.step += 1
         report_step(self.step)
         self.samples = step.first + step.sequences
-        self.stream_state = self.stream.state()
+        self.stream_state, self.random = self.stream.state(), random_state()
         self.rewound = False
 
     def _at(self, event: str) -> dict[str, Any]:

@@ -135,15 +135,21 @@ class Snapshot:
         engines: Mapping[str, EngineState],
         metrics: bytes,
         stream: StreamState | None = None,
+        random: Tensor | None = None,
     ) -> Snapshot:
-        """A snapshot of what the engines hold, by role as `models`."""
+        """A snapshot of what the engines hold, by role as `models`.
+
+        Args:
+            random: the generator's state then; None: as it is now.
+        """
 
         def release() -> None:
             for held in engines.values():
                 held.release()
 
         models = {role: ModelState(held.weights, held.optimizer) for role, held in engines.items()}
-        return cls(state, models, metrics, random_state(), release, stream)
+        random = random_state() if random is None else random
+        return cls(state, models, metrics, random, release, stream)
 
     @property
     def weights(self) -> HeldTensors | Stored:
