@@ -7,8 +7,12 @@ bc2's own, so that they cost nothing where there are none.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
+
+from bc2.errors import UsageError
 
 GROUP = "bc2.algorithms"
 
@@ -19,3 +23,29 @@ def foreign_algorithms() -> Mapping[str, str]:
     from importlib.metadata import entry_points
 
     return {each.name: each.value for each in entry_points(group=GROUP)}
+
+
+def foreign_algorithm(section: str) -> Any:
+    """The `bc2.train.algorithm.Algorithm` of a section of `foreign_algorithms`.
+
+    Raises:
+        UsageError: its package is broken.
+    """
+    name = foreign_algorithms()[section]
+    module, _, attribute = name.partition(":")
+    try:
+        algorithm = getattr(importlib.import_module(module), attribute)
+        own = algorithm.section.section
+    except Exception as error:
+        raise _broken(section, name, repr(error)) from error
+    if own != section:
+        raise _broken(section, name, f"its section is [{own}]")
+    return algorithm
+
+
+def _broken(section: str, name: str, why: str) -> UsageError:
+    return UsageError(
+        f"the algorithm {section!r} of another package cannot be used: {why}",
+        where=f"entry point {section} = {name} of {GROUP}",
+        todo="mend that package, or uninstall it",
+    )

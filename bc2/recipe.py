@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from bc2.errors import RecipeError, nearest
 from bc2.override import assign, parse_override, spelled_place
-from bc2.plugins import foreign_algorithms
+from bc2.plugins import foreign_algorithm, foreign_algorithms
 from bc2.toml_file import KeyPath, TomlFile, check_values, dotted, read_toml
 from bc2.user_paths import expand_if_known
 
@@ -285,10 +285,11 @@ def is_section(name: str) -> bool:
 
 def section_class(name: str) -> type[Section]:
     """Import the class behind a section's name."""
-    module, _, attribute = (SECTIONS.get(name) or foreign_algorithms()[name]).partition(":")
-    loaded = getattr(importlib.import_module(module), attribute)
-    if name not in SECTIONS:
-        loaded = loaded.section
+    if name in SECTIONS:
+        module, _, attribute = SECTIONS[name].partition(":")
+        loaded = getattr(importlib.import_module(module), attribute)
+    else:
+        loaded = foreign_algorithm(name).section
     assert issubclass(loaded, Section)
     return loaded  # type: ignore[no-any-return]
 

@@ -135,6 +135,13 @@ def test_a_directory_that_is_not_there_is_the_callers_error(tmp_path: Path) -> N
         forked("", cwd=tmp_path / "nowhere")
 
 
+def test_modules_are_found_in_the_warmed_path_first(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", "import sys; print(sys.path[:2])"]
+    environment = {**os.environ, "WARMED_PATH": os.pathsep.join(["/one", "/two"])}
+    done = warmed.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "['/one', '/two']\n"
+
+
 def test_imports_are_not_paid_for_but_by_who_needs_his_own() -> None:
     code = "import sys; print('torch' in sys.modules)"
     command = [sys.executable, "-P", "-c", code]

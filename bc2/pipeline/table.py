@@ -11,7 +11,7 @@ from typing import Any
 
 from bc2.errors import RecipeError, UsageError
 from bc2.pipeline.stage import Stage
-from bc2.plugins import foreign_algorithms
+from bc2.plugins import foreign_algorithm
 from bc2.recipe import SECTIONS, Recipe
 from bc2.registry import Kind, check_name
 
@@ -76,7 +76,7 @@ def algorithm_named(section: str) -> Any:
     Raises:
         KeyError: no algorithm has it.
     """
-    return _imported(ALGORITHMS.get(section) or foreign_algorithms()[section])
+    return _imported(ALGORITHMS[section]) if section in ALGORITHMS else foreign_algorithm(section)
 
 
 def _imported(name: str) -> Any:

@@ -77,6 +77,11 @@ class Workload:
             trained=trained_names(role),
         )
 
+    def trained_share(self, role: ModelRole) -> float:
+        """The share of a model's parameters that is trained."""
+        shape = self._shape(role)
+        return shape.trained_params / shape.params
+
     @property
     def size(self) -> int:
         return 2 if self.precision == "bf16" else 4
@@ -196,20 +201,23 @@ class CandidateLayout:
     def _data_bytes(self, role: ModelRole) -> float:
         """As DeepSpeed reduces: ZeRO 1 once a step, 2 and 3 every micro-batch; 3 also gathers.
 
-        Of a model that is not trained ZeRO 3 gathers the weights once a micro-batch.
+        Frozen parameters are gathered alone, those of a model that is not trained once a
+        micro-batch.
         """
         work, ranks = self.work, self.data * self.parallel.sequence
         share = (ranks - 1) / ranks
         weights = work.size * role.model.num_params() / self.parallel.tensor * share
         if not role.trained:
             return weights * self.accumulation if self.parallel.zero == 3 else 0.0
+        trained_share = work.trained_share(role)
+        trained = weights * trained_share
         if self.parallel.zero == 0:
-            return 2 * 4 / work.size * weights
+            return 2 * 4 / work.size * trained
         if self.parallel.zero == 3:
             gathers = 1 if self.parallel.zero_group else 2
-            return (gathers + 1) * weights * self.accumulation
+            return (gathers + trained_share) * weights * self.accumulation
         reductions = self.accumulation if self.parallel.zero == 2 else 1
-        return (2 * reductions + 1) * weights
+        return (2 * reductions + 1) * trained
 
     def _bandwidth(self, ranks: int) -> float:
         """Bytes/s of the links inside a group of so many neighbouring ranks."""

@@ -17,6 +17,7 @@ from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.algorithm import Algorithm, ModelRole
 from bc2.train.duration import Duration
+from bc2.train.memory.run_memory import trained_count
 from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.run_config import RunConfig, check_batches, check_context
 
@@ -86,7 +87,9 @@ class TrainingSettings:
     def checkpoint_bytes(self) -> int:
         """Of the tensors of a checkpoint: the trained models and their optimizers' states."""
         return sum(
-            checkpoint_bytes(role.model, role.optimizer or self.training.optimizer)
+            checkpoint_bytes(
+                role.model, role.optimizer or self.training.optimizer, trained_count(role)
+            )
             for role in self.models
             if role.trained
         )

@@ -11,13 +11,15 @@ import pytest
 from bc2.errors import ResourceError, UsageError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.plan.candidate_layouts import CandidateLayout
+from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
 from bc2.plan.check import check_memory_fits
 from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
 from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
 from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
+from bc2.train.memory.run_memory import trained_count
 from bc2.train.memory.shape import TrainingShape
+from bc2.train.optimizer_config import AdamWConfig, checkpoint_bytes
 from bc2.train.training_settings import TrainingSettings
 
 H100 = DEVICES["h100"]
@@ -76,6 +78,45 @@ def test_zero_0_is_the_local_engine_on_every_rank() -> None:
     matrices = 2 * 125_696 * 4096
     assert lasting(of_seven()) == 16 * PARAMS + 2 * (PARAMS - matrices)
     assert of_seven(world=1).total == of_seven(world=64).total
+
+
+HEAD = 125_696 * 4096
+
+
+@pytest.mark.parametrize(
+    ("layout", "head", "others"),
+    [
+        # The local engine's head is its own master; DeepSpeed's is bf16, with a master.
+        ({"zero": 0}, 4 + 8 + 4, 2),
+        ({"zero": 2}, 2 + 16 / 8, 2),
+        ({"zero": 3}, (2 + 16) / 8, 2 / 8),
+    ],
+)
+def test_a_frozen_parameter_takes_two_bytes(
+    layout: dict[str, int], head: float, others: float
+) -> None:
+    """Only the head is trained."""
+    shape = TrainingShape(
+        SEVEN, 1, 4096, "bf16", 1, device="cuda", parallel=ParallelConfig(**layout), world=8,
+        trained=frozenset({"lm_head.weight"}),
+    )  # fmt: skip
+    assert lasting(estimate(shape)) == head * HEAD + others * (PARAMS - HEAD)
+    assert replace(shape, adapters=8000).trained_params == HEAD + 8000
+
+
+def test_a_head_alone_is_trained_where_the_whole_model_does_not_fit() -> None:
+    work = workload_of(settings(), H100, 1)
+    assert not layouts_that_fit(work)
+    head = replace(work.roles[0], trainable="lm_head.weight".__eq__)
+    alone = replace(work, roles=(head,))
+    assert layouts_that_fit(alone)
+    # Its gradients alone pass between the ranks.
+    zero_2, frozen = (
+        CandidateLayout(one.at(8), ParallelConfig(zero=2), 1, 1) for one in (work, alone)
+    )
+    share = HEAD / PARAMS
+    assert frozen.traffic["data"] == pytest.approx(zero_2.traffic["data"] * share)
+    assert checkpoint_bytes(SEVEN, AdamWConfig(), trained_count(head)) == 4 * PARAMS + 8 * HEAD
 
 
 def test_groups_hold_weights_once_more_and_offload_moves_states() -> None:

@@ -16,6 +16,10 @@ What is not: modules are imported already, so do not ask here what a command imp
 takes to start or how much memory it needs; all children of a session share one hash seed; and
 /proc shows the command line and the environment of the parent. Use `subprocess` for those.
 
+``WARMED_PATH`` in the environment: folders that the child, and what it starts in this way, finds
+modules in before all others, for packages that are not installed. ``PYTHONPATH`` is for
+interpreters to read: with another one a command is started as ever.
+
 ``children=True``: what the command itself starts in this way (ranks by ``--nproc``, the runs of
 ``bc2 verify``) is forked too, by a parent of its own. Else it is started by the interpreter.
 

@@ -197,6 +197,7 @@ def _become(order: dict[str, Any]) -> None:
         signal.signal(signum, handler)
     os.environ.clear()
     os.environ.update(order["environment"])
+    sys.path[:0] = filter(None, os.environ.get("WARMED_PATH", "").split(os.pathsep))
     for name, value in bc2.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "RANK" in os.environ:

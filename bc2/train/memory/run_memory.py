@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from bc2.train.memory.activations import forward_bytes
@@ -120,3 +121,14 @@ def trained_names(role: ModelRole) -> frozenset[str] | None:
     from bc2.model.store import expected_shapes
 
     return frozenset(filter(role.trainable, expected_shapes(role.model)))
+
+
+def trained_count(role: ModelRole) -> int | None:
+    """How many parameters of a trained model are; None: all of them."""
+    names = trained_names(role)
+    if names is None:
+        return None
+    from bc2.model.store import expected_shapes
+
+    shapes = expected_shapes(role.model)
+    return sum(prod(shapes[name]) for name in names)

@@ -1,0 +1,175 @@
+"""``init``: training goes on from another run's weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from bc2 import recipe
+from bc2.data.loader import Loader
+from bc2.errors import RecipeError, RefError
+from bc2.model.store import load_model
+from bc2.model.transformer import Transformer
+from bc2.pipeline.session import Session
+from bc2.registry import Artifact, Registry
+from bc2.registry.lineage import parent_of_kind
+from bc2.train.log_rows import METRICS, read_rows
+from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.pretrain.token_inputs import open_token_inputs
+from bc2.train.snapshot import Snapshot
+
+#: Of the run that goes on: other data, and a learning rate that moves the weights.
+ON = ["name=on", "pretrain.seed=7", "pretrain.length=6 steps", "pretrain.schedule.warmup=1 steps"]
+
+
+def train(*overrides: str) -> Artifact:
+    loaded = recipe.load("small.toml", overrides)
+    return Session(Registry.open()).obtain("checkpoint", loaded, command=["bc2"])
+
+
+def go_on(base: Artifact, *overrides: str) -> Artifact:
+    return train(*ON, f"pretrain.init={base.digest[:16]}", *overrides)
+
+
+@pytest.fixture
+def base(small: Path) -> Artifact:
+    return train("pretrain.length=8 steps")
+
+
+def losses(artifact: Artifact) -> list[float]:
+    return [row["ce"] for row in read_rows(artifact.file(METRICS)) if row["event"] == "step"]
+
+
+def heldout(artifact: Artifact) -> list[float]:
+    rows = read_rows(artifact.file(METRICS))
+    return [row["heldout_loss"] for row in rows if row["event"] == "eval"]
+
+
+def reference(base: Artifact) -> list[float]:
+    """The cross-entropy of each step of plain torch in float64, from the weights of `base`."""
+    registry = Registry.open()
+    config = recipe.load("small.toml", ON).get(PretrainConfig)
+    (tokens,) = registry.list("tokens")
+    data = open_token_inputs(config, tokens, parent_of_kind(registry, tokens, "tokenizer"))
+    loader = Loader(data.shards, "train", data.mixture, config.sequence_length, data.shards.eos_id)
+    plain: Transformer = load_model(base.path).double()
+    parameters = list(plain.parameters())
+    optimizer, rows = config.optimizer, config.batch_sequences
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.dim() >= 2]},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay,
+    )  # fmt: skip
+    found = []
+    for step in range(data.schedule.total):
+        batch = loader.batch(step * rows, rows)
+        labels = torch.from_numpy(batch.labels).flatten()
+        ids = torch.from_numpy(batch.tokens).flatten()
+        hidden = plain(ids, torch.from_numpy(batch.cu_seqlens), batch.max_seqlen)
+        logits = plain.logits(hidden)
+        ce = cross_entropy(logits, labels)
+        largest = logits[labels >= 0].max(dim=-1).values
+        adamw.zero_grad()
+        (ce + config.z_loss * largest.square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, optimizer.clip_norm)
+        for group in adamw.param_groups:
+            group["lr"] = data.schedule.learning_rate(step, peak=optimizer.learning_rate)
+        adamw.step()
+        found.append(float(ce.detach()))
+    return found
+
+
+def test_it_continues_as_plain_torch_in_float64(base: Artifact) -> None:
+    artifact = go_on(base)
+    assert losses(artifact) == pytest.approx(reference(base), rel=2e-5)
+    # It begins where the other one ended, and says so.
+    assert heldout(artifact)[0] == heldout(base)[-1] < heldout(base)[0]
+    tokens = parent_of_kind(Registry.open(), artifact, "tokens")
+    tokenizer = parent_of_kind(Registry.open(), tokens, "tokenizer")
+    assert artifact.manifest.parents == (tokens.digest, tokenizer.digest, base.digest)
+    assert artifact.key != train(*ON).key
+    # Its optimizer begins anew.
+    saved = Snapshot.load(artifact).optimizer
+    assert float(saved.whole("step.model.norm.weight")) == 6
+
+
+def spawned(base: Artifact, parallel: dict[str, Any], *more: str) -> list[float]:
+    command = [sys.executable, "-m", "bc2", "pretrain", "small.toml", "--json", "--nproc", "2"]
+    overrides = [*ON, f"pretrain.init={base.digest}", *more]
+    overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]
+    for override in overrides:
+        command += ["--set", override]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    return losses(Registry.open().get(json.loads(done.stdout)["digest"]))
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"zero": 2},
+        *(
+            pytest.param(layout, marks=pytest.mark.slow)
+            for layout in ({}, {"zero": 1}, {"zero": 3}, {"tensor": 2}, {"sequence": 2})
+        ),
+    ],
+)
+def test_each_layout_finds_the_same_losses(base: Artifact, parallel: dict[str, Any]) -> None:
+    alone = losses(go_on(base))
+    # A layout has no key of its own: the run would be found.
+    for made in Registry.open().list("checkpoint", "on"):
+        Registry.open().remove(made)
+    assert spawned(base, parallel) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.hidden_size=64", "hidden_size is 32 there and 64 here"),
+        ("model.num_layers=1", "num_layers is 2 there and 1 here"),
+        ("model.position=alibi", "position is rope there and alibi here"),
+    ],
+)
+def test_another_model_is_refused_before_anything_is_written(
+    base: Artifact, override: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        go_on(base, override)
+    assert override.partition("=")[0] in str(caught.value.where)
+    assert Registry.open().list("checkpoint", "on") == []
+
+
+def test_a_checkpoint_that_is_not_there(small: Path) -> None:
+    with pytest.raises(RefError):
+        train("pretrain.init=nobody")
+    assert Registry.open().list("checkpoint") == []
+
+
+def test_a_run_resumes_where_it_was_and_not_from_init(
+    base: Artifact,
+) -> None:
+    straight = go_on(base, "pretrain.checkpoint_every=2 steps")
+    registry = Registry.open()
+    unfinished = registry.list("checkpoint", "on", finished=False)
+    assert unfinished
+    registry.remove(straight)
+    assert go_on(base, "pretrain.checkpoint_every=2 steps").digest == straight.digest
+
+
+def test_it_may_name_a_recipe_that_makes_it(small: Path) -> None:
+    (small / "first.toml").write_text(
+        'base = "small.toml"\n[pretrain]\nlength = "8 steps"\nsample_prompts = 0\n'
+    )
+    artifact = train(*ON, "pretrain.init=first.toml")
+    (first,) = Registry.open().list("checkpoint", "first", finished=True)
+    assert first.digest in artifact.manifest.parents
