@@ -81,11 +81,6 @@ class TrainedModels:
         return next(iter(self.models.values())).engine
 
     @property
-    def further_roles(self) -> tuple[str, ...]:
-        """All but the product's."""
-        return tuple(self.models)[1:]
-
-    @property
     def mesh(self) -> Mesh:
         return self.product.mesh
 
