@@ -1,12 +1,14 @@
 """Model FLOPs of a run's steps, by the convention of `ModelConfig.flops_per_token`.
 
-Imports no torch.
+Imports no torch, unless parts of a model are frozen or have adapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from bc2.train.role_params import frozen_products, num_adapters
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
@@ -16,17 +18,22 @@ if TYPE_CHECKING:
 def flops_per_token(roles: Iterable[ModelRole], row: int) -> int:
     """FLOPs of one token in a step that passes through every model once.
 
-    Of a model that is not trained only the forward pass, a third of the three.
+    Of a model that is not trained only the forward pass, a third of the three. A frozen matrix of
+    a trained one has a forward pass and the gradient of its input, although that is left out below
+    the lowest one that is trained; an adapter counts as any product.
 
     Args:
         row: tokens of the row that it is in. FLOPs are linear in it: those beside attention are
             those of 0.
     """
-    return sum(
-        role.model.flops_per_token(row) // (1 if role.trained else 3)
-        for role in roles
-        if role.in_steps
-    )
+    return sum(_of_role(role, row) for role in roles if role.in_steps)
+
+
+def _of_role(role: ModelRole, row: int) -> int:
+    whole = role.model.flops_per_token(row)
+    if not role.trained:
+        return whole // 3
+    return whole - 2 * frozen_products(role) + 6 * num_adapters(role)
 
 
 def forward_flops(model: ModelConfig, tokens: int, row: int) -> int:

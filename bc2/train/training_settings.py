@@ -19,6 +19,7 @@ from bc2.train.algorithm import Algorithm, ModelRole
 from bc2.train.duration import Duration
 from bc2.train.memory.run_memory import trained_count
 from bc2.train.optimizer_config import checkpoint_bytes
+from bc2.train.role_params import num_adapters
 from bc2.train.run_config import RunConfig, check_batches, check_context
 
 
@@ -86,13 +87,12 @@ class TrainingSettings:
     @property
     def checkpoint_bytes(self) -> int:
         """Of the tensors of a checkpoint: the trained models and their optimizers' states."""
-        return sum(
-            checkpoint_bytes(
-                role.model, role.optimizer or self.training.optimizer, trained_count(role)
-            )
-            for role in self.models
-            if role.trained
-        )
+        return sum(self._saved_bytes(role) for role in self.models if role.trained)
+
+    def _saved_bytes(self, role: ModelRole) -> int:
+        optimizer = role.optimizer or self.training.optimizer
+        adapters = num_adapters(role) * (4 + optimizer.state_bytes(role.model))
+        return checkpoint_bytes(role.model, optimizer, trained_count(role)) + round(adapters)
 
     def check_ranks(self, world: int) -> None:
         """The models and the batch must divide among so many ranks.

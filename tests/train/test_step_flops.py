@@ -8,6 +8,7 @@ import pytest
 from bc2.data.loader import Batch, pack
 from bc2.model.model_config import ModelConfig
 from bc2.train.algorithm import ModelRole
+from bc2.train.role_params import frozen_products, num_adapters
 from bc2.train.schedule import Speed
 from bc2.train.step_flops import flops_per_token, forward_flops
 from bc2.train.stream import StepData
@@ -61,3 +62,21 @@ def test_what_the_stream_computed_counts_and_makes_no_tokens() -> None:
     plain, further = StepData(0, 2, batches), StepData(0, 2, batches, further_flops=written)
     assert one.flops(further) == one.flops(plain) * 4 / 3
     assert further.computed == plain.computed
+
+
+def test_what_is_frozen_in_a_trained_model_has_no_gradient_of_its_weight() -> None:
+    """Two of the six FLOPs; an embedding has none anyway, nor has a norm."""
+    head = ModelRole("policy", MODEL, trainable="lm_head.weight".__eq__)
+    layers = 2 * (4 * 32**2 + 3 * 32 * 64)
+    assert frozen_products(head) == layers
+    assert flops_per_token([head], 8) == MODEL.flops_per_token(8) - 2 * layers
+
+
+def test_adapters_are_products_too() -> None:
+    def beside_up_proj(model: Transformer) -> None:
+        for layer in model.model.layers:
+            layer.mlp.up_proj.adapter = Low()  # type: ignore[assignment,union-attr]
+
+    adapted = ModelRole("policy", MODEL, adapters=beside_up_proj)
+    assert num_adapters(adapted) == 2 * 4 * (32 + 64)
+    assert flops_per_token([adapted], 8) == MODEL.flops_per_token(8) + 6 * num_adapters(adapted)

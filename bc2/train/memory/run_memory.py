@@ -12,6 +12,7 @@ from bc2.train.memory.activations import forward_bytes
 from bc2.train.memory.estimate import MEMORY_PARTS, MemoryEstimate, estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.memory.states import BytesByPart, frozen_states
+from bc2.train.role_params import num_adapters
 
 if TYPE_CHECKING:
     from bc2.train.algorithm import ModelRole
@@ -110,8 +111,9 @@ def _shape(settings: TrainingSettings, role: ModelRole, world: int) -> TrainingS
     own = {} if role.optimizer is None else {"optimizer": role.optimizer}
     training = settings.training.model_copy(update=own)
     return TrainingShape.of(
-        role.model, training, settings.parallel, world, trained=trained_names(role)
-    )
+        role.model, training, settings.parallel, world,
+        trained=trained_names(role), adapters=num_adapters(role),
+    )  # fmt: skip
 
 
 def trained_names(role: ModelRole) -> frozenset[str] | None:

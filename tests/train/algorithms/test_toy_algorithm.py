@@ -155,7 +155,9 @@ def test_what_is_frozen_stays_and_what_is_trained_learns(
         assert torch.equal(judge.state_dict()[name], weight), name
     learnt = weights(artifact)
     assert learnt["score.weight"].shape == (1, 32)
-    assert all(not torch.equal(learnt[n], w) for n, w in drawn.model.state_dict(prefix="model.").items())
+    assert all(
+        not torch.equal(learnt[n], w) for n, w in drawn.model.state_dict(prefix="model.").items()
+    )
     late, early = ([row["loss"] for row in rows()[part]] for part in (slice(-10, None), slice(10)))
     assert np.mean(late) < np.mean(early)
 
