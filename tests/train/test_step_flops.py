@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from bc2.data.loader import Batch, pack
+from bc2.model.adapters import Adapter
 from bc2.model.model_config import ModelConfig
+from bc2.model.transformer import Transformer
 from bc2.train.algorithm import ModelRole
 from bc2.train.role_params import frozen_products, num_adapters
 from bc2.train.schedule import Speed
@@ -14,6 +18,17 @@ from bc2.train.step_flops import flops_per_token, forward_flops
 from bc2.train.stream import StepData
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+
+
+class Low(Adapter):
+    """Two matrices of rank 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(32, 4, bias=False), nn.Linear(4, 64, bias=False)
+
+    def draw(self, name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
 
 
 def rows(count: int, length: int) -> Batch:
@@ -75,7 +90,7 @@ def test_what_is_frozen_in_a_trained_model_has_no_gradient_of_its_weight() -> No
 def test_adapters_are_products_too() -> None:
     def beside_up_proj(model: Transformer) -> None:
         for layer in model.model.layers:
-            layer.mlp.up_proj.adapter = Low()  # type: ignore[assignment,union-attr]
+            layer.mlp.up_proj.adapter = Low()  # type: ignore[union-attr]
 
     adapted = ModelRole("policy", MODEL, adapters=beside_up_proj)
     assert num_adapters(adapted) == 2 * 4 * (32 + 64)
