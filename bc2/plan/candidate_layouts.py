@@ -22,10 +22,9 @@ from bc2.plan.communicators import communicator_bytes
 from bc2.plan.devices import Device
 from bc2.train.algorithm import ModelRole
 from bc2.train.memory.estimate import MemoryEstimate, least_segment
-from bc2.train.memory.run_memory import ModelShape, estimate_models, trained_names
+from bc2.train.memory.run_memory import ModelShape, adapter_count, estimate_models, trained_names
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.precision import Precision
-from bc2.train.role_params import num_adapters
 from bc2.train.run_config import RunConfig
 from bc2.train.step_flops import flops_per_token
 
@@ -75,7 +74,7 @@ class Workload:
             world=self.gpus,
             optimizer=role.optimizer or training.optimizer,
             trained=trained_names(role),
-            adapters=num_adapters(role),
+            adapters=adapter_count(role),
         )
 
     def trained_share(self, role: ModelRole) -> float:

@@ -6,9 +6,10 @@ Imports no torch, unless parts of a model are frozen or have adapters.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from typing import TYPE_CHECKING
 
-from bc2.train.role_params import frozen_products, num_adapters
+from bc2.train.memory.run_memory import adapter_count, trained_names
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
@@ -33,7 +34,18 @@ def _of_role(role: ModelRole, row: int) -> int:
     whole = role.model.flops_per_token(row)
     if not role.trained:
         return whole // 3
-    return whole - 2 * frozen_products(role) + 6 * num_adapters(role)
+    return whole - 2 * _frozen_products(role) + 6 * adapter_count(role)
+
+
+def _frozen_products(role: ModelRole) -> int:
+    """Parameters of matrix products that are frozen in a trained model; an embedding is none."""
+    trained = trained_names(role)
+    if trained is None:
+        return 0
+    from bc2.model.store import expected_shapes
+
+    frozen = {name: s for name, s in expected_shapes(role.model).items() if name not in trained}
+    return sum(prod(s) for name, s in frozen.items() if len(s) > 1 and "embed" not in name)
 
 
 def forward_flops(model: ModelConfig, tokens: int, row: int) -> int:

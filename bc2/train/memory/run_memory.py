@@ -12,7 +12,7 @@ from bc2.train.memory.activations import forward_bytes
 from bc2.train.memory.estimate import MEMORY_PARTS, MemoryEstimate, estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.memory.states import BytesByPart, frozen_states
-from bc2.train.role_params import num_adapters
+from bc2.train.optimizer_config import OptimizerConfig, checkpoint_bytes
 
 if TYPE_CHECKING:
     from bc2.train.algorithm import ModelRole
@@ -111,8 +111,8 @@ def _shape(settings: TrainingSettings, role: ModelRole, world: int) -> TrainingS
     own = {} if role.optimizer is None else {"optimizer": role.optimizer}
     training = settings.training.model_copy(update=own)
     return TrainingShape.of(
-        role.model, training, settings.parallel, world,
-        trained=trained_names(role), adapters=num_adapters(role),
+        role.model, training, settings.parallel, world, trained=trained_names(role),
+        adapters=adapter_count(role),
     )  # fmt: skip
 
 
@@ -125,8 +125,34 @@ def trained_names(role: ModelRole) -> frozenset[str] | None:
     return frozenset(filter(role.trainable, expected_shapes(role.model)))
 
 
+def adapter_count(role: ModelRole) -> int:
+    """Parameters of a model's adapters."""
+    if role.adapters is None:
+        return 0
+    from bc2.model.adapters import is_adapters
+    from bc2.parallel.build import parts
+    from bc2.parallel.mesh import Mesh
+
+    shards = parts(role.model, Mesh(), role.adapters)
+    return sum(prod(part.shape) for name, part in shards.items() if is_adapters(name))
+
+
+def saved_bytes(role: ModelRole, optimizer: OptimizerConfig) -> int:
+    """Of the tensors of a checkpoint that are a trained model's.
+
+    Args:
+        optimizer: of the section, for a role without one of its own.
+    """
+    chosen, adapters = role.optimizer or optimizer, adapter_count(role)
+    trained = trained_count(role)
+    if trained is None:
+        return checkpoint_bytes(role.model, chosen)
+    saved = adapters + (trained if role.alone else role.model.num_params())
+    return round(4 * saved + chosen.state_bytes(role.model) * (trained + adapters))
+
+
 def trained_count(role: ModelRole) -> int | None:
-    """How many parameters of a trained model are; None: all of them."""
+    """How many of a trained model's own parameters are; None: all of them."""
     names = trained_names(role)
     if names is None:
         return None

@@ -147,7 +147,8 @@ def test_what_is_frozen_stays_and_what_is_trained_learns(
         return seen[-1]
 
     monkeypatch.setattr(train_run, "make_models", keep)
-    artifact = train("toy", "toy.length=60 steps", "toy.batch_pairs=32")
+    long = ["toy.length=60 steps", "toy.batch_pairs=32", "toy.eval_every=1000 steps"]
+    artifact = train("toy", *long, "toy.optimizer.learning_rate=1e-2")
     judge = seen[0].frozen["judge"].model
     drawn = Transformer(judge.config)
     drawn.init_weights(torch.Generator().manual_seed(0))
