@@ -243,9 +243,7 @@ class Loop:
         self.saver.wait()
         assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
         with self.saver.anchor.hold():
-            snapshot = Snapshot.load(
-                self.saver.anchor, self.models.mesh, self.models.further_roles
-            )
+            snapshot = Snapshot.load(self.saver.anchor, self.models.mesh, self.models.further_roles)
         self._restore(snapshot)
         self._evaluate_if_due()
         with self._changing():
