@@ -104,10 +104,10 @@ def bench(
 ) -> None:
     """Measure training: speed, MFU, memory and the parts of a step, with random tokens.
 
-    The recipe needs [model] and [pretrain] alone; without one, a shape of 23M parameters is
-    measured. Each contender is a process of its own, and they take turns. --against hf
-    builds transformers' Llama at the same shape and tells how many times as fast bc2 is;
-    --layout runs the recipe over ranks of this machine beside the one process.
+    The recipe needs [model] and a section that trains, such as [pretrain]; without one, a shape
+    of 23M parameters is measured. Each contender is a process of its own, and they take turns.
+    --against hf builds transformers' Llama at the same shape and tells how many times as fast
+    bc2 is; --layout runs the recipe over ranks of this machine beside the one process.
 
     `bc2 bench generate` measures how fast a model writes and scores: see its own --help.
     """
@@ -172,7 +172,7 @@ def _measure(recipe: Recipe, asked: BenchOptions) -> BenchResult:
         "time": time,
         "recipe": {
             "model": plan.model.model_dump(mode="json"),
-            "pretrain": plan.training.model_dump(mode="json"),
+            plan.training.section: plan.training.model_dump(mode="json"),
         },
         "machine": machine_facts(plan.device),
         "settings": _settings(plan, asked),
@@ -197,7 +197,17 @@ def _settings(plan: BenchPlan, asked: BenchOptions) -> dict[str, Any]:
         "peer_environment": asked.peer_environment,
         "precision": plan.training.precision,
         "device": plan.training.device,
+        **_algorithm(plan),
     }
+
+
+def _algorithm(plan: BenchPlan) -> dict[str, str]:
+    """What is trained, and the number that tells how that goes; nothing of pretraining."""
+    spec = plan.contenders[0]
+    if spec.reads_shards:
+        return {}
+    headline = spec.settings.algorithm.metrics.headline
+    return {"algorithm": spec.algorithm, "headline": headline.label}
 
 
 def _keep(result: BenchResult, *, save: bool, markdown: Path | None) -> None:

@@ -41,7 +41,7 @@ def plan(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Plan a pretraining run: memory by part, time, cost, disk, and the layouts that fit.
+    """Plan a training run: memory by part, time, cost, disk, and the layouts that fit.
 
     Nothing is trained and no GPU is needed. The layouts are ranked by what they send over
     links and compute again, the recipe's own first if it fits; --quiet prints their names.

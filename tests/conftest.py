@@ -17,13 +17,14 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bc2  # noqa: F401 - its environment settings come before any import of torch
+from bc2.plugins import GROUP, foreign_algorithms
 from bc2.train.metric import Metric, Metrics
 from bc2.train.runs import RunFacts
 
@@ -163,6 +164,45 @@ def small(prepared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+TWO_MODELS = """\
+name = "two"
+
+[model]
+vocab_size = 256
+hidden_size = 64
+intermediate_size = 128
+num_layers = 2
+num_heads = 2
+context_length = 64
+
+[two_models]
+length = "10 steps"
+batch_texts = 16
+micro_batch = 4
+sequence_length = 64
+precision = "fp32"
+device = "cpu"
+schedule = { warmup = "2 steps" }
+"""
+
+
+@pytest.fixture
+def two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A recipe of the algorithm `two_models`, which this process and its children find."""
+    info = tmp_path / "site" / "two_models-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: two_models\nVersion: 1.0\n")
+    announced = f"[{GROUP}]\ntwo_models = two_models:TWO_MODELS\n"
+    (info / "entry_points.txt").write_text(announced)
+    monkeypatch.syspath_prepend(info.parent)
+    made = Path(__file__).parent / "train" / "made"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(made), str(info.parent)]))
+    foreign_algorithms.cache_clear()
+    (tmp_path / "two.toml").write_text(TWO_MODELS)
+    yield tmp_path / "two.toml"
+    foreign_algorithms.cache_clear()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from bc2.bench.peer import require_peer
 from bc2.bench.spec import (
     OURS,
     PEERS,
+    PEERS_ALGORITHM,
     Spec,
     default_peers,
     parse_names,
@@ -19,6 +20,7 @@ from bc2.bench.spec import (
     weights_of,
 )
 from bc2.console import note
+from bc2.errors import UsageError
 from bc2.model.model_config import ModelConfig, check_language_head
 from bc2.recipe import Recipe
 from bc2.train.device import datasheet_flops, pick_compile, pick_device, pick_precision
@@ -40,8 +42,12 @@ def make_bench_plan(
         UsageError: an option names something that is not known or not installed.
         RecipeError: a section is missing or broken.
     """
-    check_language_head(recipe, "a benchmark of pretraining")
-    settings = _resolved(TrainingSettings.of(recipe, trains=False))
+    settings = TrainingSettings.of(recipe, trains=False)
+    if settings.algorithm.name == PEERS_ALGORITHM:
+        check_language_head(recipe, "a benchmark of pretraining")
+    else:
+        _check_made(settings, against, documents)
+    settings = _resolved(settings)
     model, training = settings.model, settings.training
     specs = _ours(settings, ours, checkpointing)
     specs += _laid_out(settings, layouts)
@@ -58,6 +64,27 @@ def make_bench_plan(
         saves=rounds if checkpoint else 0,
         datasheet=known[0] if known else None,
     )
+
+
+def _check_made(settings: TrainingSettings, against: str | None, documents: int) -> None:
+    """What only pretraining has is not asked for, and the recipe is one of its algorithm.
+
+    Raises:
+        UsageError: a peer, or packed documents.
+        RecipeError: sections contradict each other.
+    """
+    name = settings.algorithm.name
+    if against:
+        raise UsageError(
+            f"--against {against} trains the next token, and this recipe trains [{name}]",
+            todo="leave out --against, or measure a recipe of [pretrain]",
+        )
+    if documents:
+        raise UsageError(
+            f"--documents is for token shards, and [{name}] makes batches of its own",
+            todo="leave out --documents",
+        )
+    settings.algorithm.check(settings.recipe)
 
 
 def _resolved(settings: TrainingSettings) -> TrainingSettings:
@@ -135,7 +162,7 @@ def _peers(
         Spec(
             name=f"hf-{name}",
             kind="hf",
-            algorithm="pretrain",
+            algorithm=PEERS_ALGORITHM,
             model=model,
             training=training.model_copy(update={"compile": name.endswith("compiled")}),
             shards="",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bc2.bench.data import read_steps
+from bc2.bench.made_data import made_steps
 from bc2.bench.spec import Spec
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.train.clock import Clock
@@ -26,7 +27,7 @@ class Contender(Protocol):
     """The ranks that make its steps together."""
 
     def step(self) -> float:
-        """Make one optimizer step; returns the loss in nats a token."""
+        """Make one optimizer step; returns the headline metric, such as the loss."""
         ...
 
     def held_tensors(self) -> Iterator[Tensor]:
@@ -47,7 +48,11 @@ class Ours:
             settings.models, self.training, spec.parallel, self.mesh, clock=self.clock
         )
         self.models = TrainedModels.of(settings, models, lambda step, peak: peak)
-        self.steps = held.enter_context(read_steps(Path(spec.shards), self.training, self.mesh))
+        self.steps = (
+            held.enter_context(read_steps(Path(spec.shards), self.training, self.mesh))
+            if spec.reads_shards
+            else made_steps(settings, self.mesh)
+        )
 
     def step(self) -> float:
         with self.clock.part("data"):

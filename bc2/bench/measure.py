@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from bc2.bench.data import write_shards
+from bc2.bench.made_data import work_of_step
 from bc2.bench.process import Workers
 from bc2.bench.results import BenchResult, Checkpoint, ContenderResult, Memory, Peak, Ratio
 from bc2.bench.spec import Spec
@@ -26,8 +27,7 @@ from bc2.console import Progress, note, warn
 from bc2.errors import RunFailed
 from bc2.files import make_directory
 from bc2.model.model_config import ModelConfig
-from bc2.train.memory.estimate import estimate
-from bc2.train.memory.shape import TrainingShape
+from bc2.train.memory.run_memory import estimate_run
 from bc2.train.run_config import RunConfig
 from bc2.train.worker_process import WorkerFailed
 
@@ -158,8 +158,7 @@ def _estimate(spec: Spec) -> dict[str, int] | None:
     """Bytes that bc2's engine should take above the imports, by part; None for a peer."""
     if spec.kind != "bc2":
         return None
-    shape = TrainingShape.of(spec.model, spec.training, spec.parallel, spec.ranks)
-    expected = estimate(shape)
+    expected = estimate_run(spec.settings, spec.ranks)
     parts = {
         name: value
         for name, value in asdict(expected).items()
@@ -184,17 +183,19 @@ def run_benchmark(
     make_directory(scratch)
     with TemporaryDirectory(dir=scratch, prefix="run-") as folder, ExitStack() as held:
         shards = Path(folder) / "shards"
-        write_shards(shards, plan.model.vocab_size, plan.training, plan.documents)
+        if plan.contenders[0].reads_shards:
+            write_shards(shards, plan.model.vocab_size, plan.training, plan.documents)
         named = [spec.model_copy(update={"shards": str(shards)}) for spec in plan.contenders]
         measure = _take_turns if plan.in_turn else _one_by_one
         running, peak, products = measure(plan, named, held, progress)
         found = [each.result() for each in running]
-        _require_ours(found)
+        _require_ours(found, plan.training.section)
+        tokens, flops = work_of_step(plan.contenders[0].settings)
         result = BenchResult(
             **header,
             params=plan.model.num_params(),
-            batch_tokens=plan.training.step_tokens,
-            flops_per_token=plan.model.flops_per_token(plan.training.sequence_length),
+            batch_tokens=tokens,
+            flops_per_token=flops,
             peak=peak,
             contenders=found,
             ratios=list(_ratios(found, paired=plan.in_turn)),
@@ -276,12 +277,12 @@ def _block(plan: BenchPlan, each: _Running, progress: Progress) -> None:
     progress(1, f"{each.spec.name}: {seconds * 1e3:.1f} ms a step")
 
 
-def _require_ours(found: list[ContenderResult]) -> None:
+def _require_ours(found: list[ContenderResult], section: str) -> None:
     ours = [each for each in found if each.kind == "bc2"]
     if ours and all(each.failed for each in ours):
         raise RunFailed(
             f"{ours[0].name} could not be measured: {ours[0].failed}",
-            todo="lower pretrain.micro_batch, raise pretrain.activation_checkpointing, or look "
+            todo=f"lower {section}.micro_batch, raise {section}.activation_checkpointing, or look "
             "at what `bc2 doctor` says",
         )
 

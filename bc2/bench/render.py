@@ -79,6 +79,13 @@ def setup_lines(result: BenchResult) -> Iterator[str]:
         f"{settings['precision']} on {settings['device']}; {settings['rounds']} rounds of "
         f"{settings['steps']} steps, {result.time}"
     )
+    if "headline" in settings:
+        last = ", ".join(
+            f"{found.name} {found.loss:.4g}"
+            for found in result.contenders
+            if found.loss is not None
+        )
+        yield f"{settings['algorithm']}; {settings['headline']} in the last step: {last}"
     yield f"{machine['cpu']}, {machine['cores']} cores; {machine['device']}; {packages}"
     sheet = f", datasheet {peak.datasheet / 1e12:.1f}" if peak.datasheet else ""
     yield (

@@ -106,7 +106,7 @@ class ContenderResult(Settings):
     rounds: list[list[float]] = Field(default_factory=list)
     """Seconds of each step, by round."""
     loss: float | None = None
-    """Nats a token in the last step: a sign that it trains."""
+    """The headline metric in the last step, of pretraining nats a token: a sign that it trains."""
     parts: dict[str, float] = Field(default_factory=dict)
     """Mean seconds of each part of a step."""
     parts_step_s: float | None = None
@@ -180,7 +180,7 @@ class KeptResult(Settings):
     settings: dict[str, Any]
     """Of the command."""
     params: int
-    """Parameters of the model."""
+    """Parameters of the model that training makes."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything kept, and what is worked out from it."""
@@ -192,9 +192,9 @@ class BenchResult(KeptResult):
 
     version: int = VERSION
     batch_tokens: int
-    """Tokens of an optimizer step."""
+    """Tokens of an optimizer step that go through the models."""
     flops_per_token: int
-    """Model FLOPs, by PaLM's convention."""
+    """Model FLOPs of all models, by PaLM's convention."""
     peak: Peak
     contenders: list[ContenderResult]
     ratios: list[Ratio]

@@ -14,6 +14,9 @@ PEERS = (
     "fp32-eager", "fp32-compiled",
 )  # fmt: skip
 
+#: The algorithm that peers train too, on the same data; another one's data is made by itself.
+PEERS_ALGORITHM = "pretrain"
+
 #: How our model can be run in one process; layouts over ranks come beside it.
 OURS = ("eager", "compiled")
 
@@ -28,13 +31,19 @@ class Spec(TrainingSpec):
     kind: Literal["bc2", "hf", "matmul"]
     """bc2's engine, transformers' Llama, or plain matrix products."""
     shards: str
-    """Directory of the token shards that all contenders read."""
+    """Directory of the token shards that all contenders of pretraining read; checkpoints are saved
+    beside it."""
     weights: Weights = "fp32"
     """Of a peer: bf16 weights, bf16 autocast over fp32 weights, or fp32 throughout."""
     ranks: int = 1
     """Of ours: processes that make its steps together."""
     tuned: bool = True
     """Run in bc2's own process environment (sleeping OpenMP threads, allocator settings)."""
+
+    @property
+    def reads_shards(self) -> bool:
+        """Whether its data is token shards."""
+        return self.algorithm == PEERS_ALGORITHM
 
 
 def default_peers(precision: Precision) -> tuple[str, ...]:

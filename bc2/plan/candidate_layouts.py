@@ -20,10 +20,13 @@ from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
 from bc2.plan.communicators import communicator_bytes
 from bc2.plan.devices import Device
-from bc2.train.memory.estimate import MemoryEstimate, estimate, least_segment
+from bc2.train.algorithm import ModelRole
+from bc2.train.memory.estimate import MemoryEstimate, least_segment
+from bc2.train.memory.run_memory import ModelShape, adapter_count, estimate_models, trained_names
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig
+from bc2.train.step_flops import flops_per_token
 
 #: The largest micro-batch that is tried, sequences.
 MOST_MICRO_BATCH = 64
@@ -36,53 +39,64 @@ HIDDEN = 0.5
 class Workload:
     """What is trained, and the devices it is trained on."""
 
-    model: ModelConfig
+    roles: tuple[ModelRole, ...]
+    """The models of the run."""
     training: RunConfig
     precision: Precision
     device: Device
     gpus: int
     mfu: float
     """Share of the peak that computing reaches while no device waits."""
-    trained: frozenset[str] | None = None
-    """The names of the model's parameters that are trained; None: all of them."""
-    adapters: int = 0
-    """Parameters of adapters, which are trained too."""
 
     def at(self, gpus: int) -> Workload:
         """The same on another number of devices."""
         return replace(self, gpus=gpus)
 
+    @cached_property
+    def model(self) -> ModelConfig:
+        """Of what the run makes."""
+        return next(role.model for role in self.roles if role.trained)
+
     @property
-    def shape(self) -> TrainingShape:
-        """What is trained, before any layout is chosen."""
+    def shapes(self) -> Iterator[ModelShape]:
+        """The models, before any layout is chosen."""
+        for role in self.roles:
+            yield ModelShape(role.name, self._shape(role), role.trained)
+
+    def _shape(self, role: ModelRole) -> TrainingShape:
         training = self.training
         return TrainingShape(
-            self.model,
+            role.model,
             micro_batch=1,
             sequence_length=training.sequence_length,
             precision=self.precision,
             checkpointing=0,
             device=self.device.kind,
             world=self.gpus,
-            optimizer=training.optimizer,
-            trained=self.trained,
-            adapters=self.adapters,
+            optimizer=role.optimizer or training.optimizer,
+            trained=trained_names(role),
+            adapters=adapter_count(role),
         )
 
-    @property
-    def trained_share(self) -> float:
-        """The share of all parameters that is trained."""
-        return self.shape.trained_params / self.shape.params
+    def trained_share(self, role: ModelRole) -> float:
+        """The share of a model's parameters that is trained."""
+        shape = self._shape(role)
+        return shape.trained_params / shape.params
 
     @property
     def size(self) -> int:
         return 2 if self.precision == "bf16" else 4
 
+    @cached_property
+    def token_flops(self) -> int:
+        """Model FLOPs of a token of a full sequence, through every model of a step."""
+        return flops_per_token(self.roles, self.training.sequence_length)
+
     @property
     def compute_s(self) -> float:
         """Seconds a step computes, on all devices together."""
-        flops = self.model.flops_per_token(self.training.sequence_length)
-        return flops * self.training.step_tokens / (self.gpus * self.device.flops * self.mfu)
+        flops = self.token_flops * self.training.step_tokens
+        return flops / (self.gpus * self.device.flops * self.mfu)
 
 
 @dataclass(frozen=True)
@@ -109,14 +123,14 @@ class CandidateLayout:
     @cached_property
     def memory(self) -> MemoryEstimate:
         """What one device holds."""
-        return estimate(
-            replace(
-                self.work.shape,
-                micro_batch=self.micro_batch,
-                checkpointing=self.checkpointing,
-                accumulated=self.accumulation > 1,
-                parallel=self.parallel,
-            )
+        laid_out: dict[str, Any] = {
+            "micro_batch": self.micro_batch,
+            "checkpointing": self.checkpointing,
+            "accumulated": self.accumulation > 1,
+            "parallel": self.parallel,
+        }
+        return estimate_models(
+            [replace(each, shape=replace(each.shape, **laid_out)) for each in self.work.shapes]
         )
 
     @property
@@ -142,60 +156,67 @@ class CandidateLayout:
         """Seconds a step computes again: the layers' forward pass, a third of their work."""
         if not self.checkpointing:
             return 0.0
-        model, length = self.work.model, self.work.training.sequence_length
-        head = 6 * model.head_rows * model.hidden_size
-        share = 1 - head / model.flops_per_token(length)
-        return self.work.compute_s * share / 3
+        # Of a trained model alone: of another one nothing is kept.
+        trained = [role for role in self.work.roles if role.trained and role.in_steps]
+        heads = sum(6 * role.model.head_rows * role.model.hidden_size for role in trained)
+        again = flops_per_token(trained, self.work.training.sequence_length) - heads
+        return self.work.compute_s * (again / self.work.token_flops) / 3
 
     @cached_property
     def traffic(self) -> dict[str, float]:
         """Bytes that a device sends in a step: by tensor, sequence, data."""
+        roles = [role for role in self.work.roles if role.in_steps]
         return {
-            "tensor": self._tensor_bytes(),
-            "sequence": self._sequence_bytes(),
-            "data": self._data_bytes(),
+            "tensor": sum(map(self._tensor_bytes, roles)),
+            "sequence": sum(map(self._sequence_bytes, roles)),
+            "data": sum(map(self._data_bytes, roles)),
         }
 
-    @property
-    def _passes(self) -> int:
+    def _passes(self, role: ModelRole) -> int:
         """Times that a layer's collectives run: forward, backward, and forward again."""
+        if not role.trained:
+            return 1
         return 3 if self.checkpointing else 2
 
-    @property
-    def _hidden_bytes(self) -> float:
+    def _hidden_bytes(self, model: ModelConfig) -> float:
         """Hidden states of a device's tokens, over all micro-batches of a step."""
         tokens = self.work.training.step_tokens / (self.data * self.parallel.sequence)
-        return tokens * self.work.model.hidden_size * self.work.size
+        return tokens * model.hidden_size * self.work.size
 
-    def _tensor_bytes(self) -> float:
+    def _tensor_bytes(self, role: ModelRole) -> float:
         """Two sums a layer and pass (Megatron-LM, section 3); the embedding's and the head's.
 
         Only a language head is cut.
         """
-        ranks, model = self.parallel.tensor, self.work.model
-        sums = 2 * self._passes * model.num_layers + (2 if model.head == "language" else 1)
-        return sums * self._hidden_bytes * 2 * (ranks - 1) / ranks
+        ranks, model = self.parallel.tensor, role.model
+        ends = (2 if model.head == "language" else 1) if role.trained else 1
+        sums = 2 * self._passes(role) * model.num_layers + ends
+        return sums * self._hidden_bytes(model) * 2 * (ranks - 1) / ranks
 
-    def _sequence_bytes(self) -> float:
+    def _sequence_bytes(self, role: ModelRole) -> float:
         """All-to-all of Q, K, V and of attention's output (Ulysses)."""
         ranks = self.parallel.sequence
-        each = 4 * self._hidden_bytes / self.parallel.tensor
-        return each * self._passes * self.work.model.num_layers * (ranks - 1) / ranks
+        each = 4 * self._hidden_bytes(role.model) / self.parallel.tensor
+        return each * self._passes(role) * role.model.num_layers * (ranks - 1) / ranks
 
-    def _data_bytes(self) -> float:
+    def _data_bytes(self, role: ModelRole) -> float:
         """As DeepSpeed reduces: ZeRO 1 once a step, 2 and 3 every micro-batch; 3 also gathers.
 
-        Frozen weights are gathered alone.
+        Frozen parameters are gathered alone, those of a model that is not trained once a
+        micro-batch.
         """
         work, ranks = self.work, self.data * self.parallel.sequence
         share = (ranks - 1) / ranks
-        weights = work.size * work.model.num_params() / self.parallel.tensor * share
-        trained = weights * work.trained_share
+        weights = work.size * role.model.num_params() / self.parallel.tensor * share
+        if not role.trained:
+            return weights * self.accumulation if self.parallel.zero == 3 else 0.0
+        trained_share = work.trained_share(role)
+        trained = weights * trained_share
         if self.parallel.zero == 0:
             return 2 * 4 / work.size * trained
         if self.parallel.zero == 3:
             gathers = 1 if self.parallel.zero_group else 2
-            return (gathers + work.trained_share) * weights * self.accumulation
+            return (gathers + trained_share) * weights * self.accumulation
         reductions = self.accumulation if self.parallel.zero == 2 else 1
         return (2 * reductions + 1) * trained
 
@@ -223,7 +244,8 @@ class CandidateLayout:
         offload = 0.0
         if self.parallel.offload_optimizer:
             # Gradients there and weights back over PCIe, 25 GB/s.
-            shared = self.work.model.num_params() / self.work.gpus
+            trained = sum(role.model.num_params() for role in self.work.roles if role.trained)
+            shared = trained / self.work.gpus
             offload = (4 + self.work.size) * shared / 25e9
         seconds = self.recompute + sum(self.waits.values()) + offload
         return 1 + seconds / self.work.compute_s
@@ -309,7 +331,8 @@ def possible_layouts(work: Workload) -> Iterator[ParallelConfig]:
 
 def _parallels(work: Workload, offload: bool) -> Iterator[ParallelConfig]:
     inside = min(work.gpus, work.device.machine if work.device.kind == "cuda" else work.gpus)
-    tensors = even_tensor(work.model, inside)
+    each = [even_tensor(role.model, inside) for role in work.roles]
+    tensors = sorted(set(each[0]).intersection(*each))
     for tensor, sequence in product(tensors, range(1, inside + 1)):
         for zero, group in ((0, None), (1, None), (2, None), (3, None), (3, work.device.machine)):
             chosen = {
@@ -328,7 +351,8 @@ def _parallels(work: Workload, offload: bool) -> Iterator[ParallelConfig]:
 def _checked(work: Workload, chosen: dict[str, Any]) -> ParallelConfig | None:
     try:
         parallel = ParallelConfig(**chosen)
-        check_layout(parallel, work.model, work.gpus, "")
+        for role in work.roles:
+            check_layout(parallel, role.model, work.gpus, "")
     except (ValidationError, RecipeError):
         return None
     training = work.training
@@ -345,8 +369,12 @@ def _ways(work: Workload, parallel: ParallelConfig) -> Iterator[CandidateLayout 
 
 
 def least_segment_of(work: Workload, tensor: int) -> int:
-    """Layers in a segment of activation checkpointing that hold the least: see `least_segment`."""
-    return least_segment(replace(work.shape, parallel=ParallelConfig(tensor=tensor)))
+    """Layers in a segment of activation checkpointing that hold the least: see `least_segment`.
+
+    Of what the run makes: its segments are those of all models.
+    """
+    shape = next(each.shape for each in work.shapes if each.trained)
+    return least_segment(replace(shape, parallel=ParallelConfig(tensor=tensor)))
 
 
 def with_largest_micro_batch(

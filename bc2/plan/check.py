@@ -75,8 +75,9 @@ def _refusal(own: CandidateLayout, room: int) -> ResourceError:
     best = others[0]
     parallel = best.parallel.model_dump(exclude_defaults=True)
     options = [f"--set parallel.{name}={value}" for name, value in parallel.items()]
-    options.append(f"--set pretrain.micro_batch={best.micro_batch}")
-    options.append(f"--set pretrain.activation_checkpointing={best.checkpointing}")
+    section = own.work.training.section
+    options.append(f"--set {section}.micro_batch={best.micro_batch}")
+    options.append(f"--set {section}.activation_checkpointing={best.checkpointing}")
     return ResourceError(
         f"this takes {own.total / 1e9:,.2f} GB on a rank, and {room / 1e9:,.2f} GB is free",
         where=f"{own.name} micro_batch={own.micro_batch}",

@@ -29,7 +29,7 @@ def render_plan(plan: Plan) -> Any:
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
-    work, training = plan.work, plan.work.training
+    training = plan.work.training
     best = plan.layouts[0]
     identity = (
         f"{training.step_tokens:,} tokens = micro_batch {best.micro_batch} x data {best.data} x "
@@ -38,7 +38,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("recipe", plan.name),
         ("devices", _devices(plan)),
-        ("parameters", f"{work.model.num_params():,}"),
+        ("parameters", _parameters(plan)),
         ("a step", identity),
         ("steps", _or_epochs(plan.steps, "{:,}", training.length)),
         ("FLOPs", _flops(plan)),
@@ -46,6 +46,16 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("cost", _cost(plan)),
         ("disk", _disk(plan)),
     ]
+
+
+def _parameters(plan: Plan) -> str:
+    """Of the model; of several each, and whether it is trained."""
+    if not plan.roles:
+        return f"{plan.work.model.num_params():,}"
+    return ", ".join(
+        f"{role['name']} {role['parameters']:,} ({'trained' if role['trained'] else 'frozen'})"
+        for role in plan.roles
+    )
 
 
 def _devices(plan: Plan) -> str:
@@ -85,7 +95,8 @@ def _cost(plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    one = plan.checkpoint_bytes / plan.work.model.num_params()
+    saved = sum(role.model.num_params() for role in plan.work.roles if role.trained)
+    one = plan.checkpoint_bytes / saved
     each = f"{plan.checkpoint_bytes / 1e9:,.1f} GB a checkpoint ({one:g} bytes a parameter)"
     if plan.checkpoints is None:
         return f"{each}, all kept"
@@ -99,8 +110,11 @@ def _memory_title(layout: CandidateLayout) -> str:
         "head": "in the head's loss", "turn": "as the backward pass begins",
         "end": "as the backward pass ends", "reduction": "while gradients are reduced",
         "norm": "while the gradient's norm is taken", "update": "in the update",
+        "forward": "in the forward pass",
     }  # fmt: skip
-    return f"Memory of a device at its peak, {phases[layout.memory.phase]}: {layout.name}"
+    model, _, phase = layout.memory.phase.rpartition(" ")
+    of = f" of {model}" if model else ""
+    return f"Memory of a device at its peak, {phases[phase]}{of}: {layout.name}"
 
 
 def _memory(layout: CandidateLayout) -> Any:

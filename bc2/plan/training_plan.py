@@ -20,7 +20,6 @@ from bc2.plan.candidate_layouts import (
 from bc2.plan.devices import DEVICES, Device
 from bc2.recipe import Recipe
 from bc2.train.duration import Duration
-from bc2.train.optimizer_config import checkpoint_bytes
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig, check_batches
 from bc2.train.training_settings import TrainingSettings
@@ -40,6 +39,8 @@ class Plan:
     work: Workload
     layouts: list[CandidateLayout]
     """Those that fit, the recipe's own first, then the fastest first."""
+    checkpoint_bytes: int
+    """Of a checkpoint's tensors."""
     own: CandidateLayout | None
     """The recipe's own, whether it fits or not; None if it does not divide the devices."""
     refused: str | None = None
@@ -55,8 +56,7 @@ class Plan:
 
     @property
     def flops_a_step(self) -> int:
-        training = self.work.training
-        return self.work.model.flops_per_token(training.sequence_length) * training.step_tokens
+        return self.work.token_flops * self.work.training.step_tokens
 
     @property
     def hours(self) -> float | None:
@@ -86,10 +86,13 @@ class Plan:
         return math.ceil(self.steps / gap)
 
     @property
-    def checkpoint_bytes(self) -> int:
-        work = self.work
-        trained = work.shape.trained_params - work.adapters
-        return checkpoint_bytes(work.model, work.training.optimizer, trained)
+    def roles(self) -> list[dict[str, Any]]:
+        """The models of the run; none where there is only one, which needs no name."""
+        several = self.work.roles if len(self.work.roles) > 1 else ()
+        return [
+            {"name": each.name, "parameters": each.model.num_params(), "trained": each.trained}
+            for each in several
+        ]
 
     def batches(self) -> list[dict[str, int]]:
         """Every solution of batch_tokens = micro_batch x data x accumulation x sequence_length."""
@@ -107,6 +110,7 @@ class Plan:
         return {
             "recipe": self.name,
             "parameters": work.model.num_params(),
+            **({"models": self.roles} if self.roles else {}),
             "precision": work.precision,
             "gpus": work.gpus,
             "device": {
@@ -122,7 +126,7 @@ class Plan:
             },
             "steps": self.steps,
             "flops": {
-                "token": work.model.flops_per_token(training.sequence_length),
+                "token": work.token_flops,
                 "step": self.flops_a_step,
                 "run": None if self.steps is None else self.steps * self.flops_a_step,
             },
@@ -145,7 +149,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = None) -> Plan:
-    """Plan a recipe's pretraining.
+    """Plan a recipe's training.
 
     Args:
         gpus: devices, all machines together.
@@ -165,7 +169,7 @@ def make_plan(recipe: Recipe, device: Device, gpus: int, mfu: float | None = Non
         found = [own, *(layout for layout in found if not _alike(layout, own))]
     if not found:
         raise nothing_fits(work, own)
-    return Plan(recipe.name, work, found, own, refused)
+    return Plan(recipe.name, work, found, settings.checkpoint_bytes, own, refused)
 
 
 def _own(settings: TrainingSettings, work: Workload) -> tuple[CandidateLayout | None, str | None]:
@@ -196,7 +200,7 @@ def workload_of(
     if not 0 < mfu <= 1:
         raise UsageError(f"--mfu {mfu:g} is no share of the peak", todo="give 0 to 1, e.g. 0.4")
     training = settings.training
-    return Workload(settings.model, training, _precision(training, device), device, gpus, mfu)
+    return Workload(settings.models, training, _precision(training, device), device, gpus, mfu)
 
 
 def _precision(training: RunConfig, device: Device) -> Precision:
@@ -217,7 +221,8 @@ def recipe_candidate(settings: TrainingSettings, work: Workload) -> CandidateLay
     """
     parallel = settings.parallel
     training = work.training
-    check_layout(parallel, work.model, work.gpus, settings.recipe.where(("parallel",)))
+    for role in work.roles:
+        check_layout(parallel, role.model, work.gpus, settings.recipe.where(("parallel",)))
     if training.micro_batch != "auto":
         check_batches(training, parallel, work.gpus)
     chosen = training.activation_checkpointing
@@ -234,9 +239,10 @@ def _indivisible(work: Workload) -> UsageError:
     near = range(max(1, work.gpus // 2), 2 * work.gpus + 1)
     fit = [n for n in near if any(True for _ in possible_layouts(work.at(n)))]
     fit.sort(key=lambda n: abs(n - work.gpus))
+    heads = " and ".join(sorted({str(role.model.num_heads) for role in work.roles}))
     return UsageError(
         f"{work.gpus} devices cannot share a step of {work.training.batch_sequences} "
-        f"sequences, nor {work.model.num_heads} heads, evenly",
+        f"sequences, nor {heads} heads, evenly",
         where="--gpus",
         todo=f"take {', '.join(map(str, sorted(fit[:4])))}",
     )

@@ -59,8 +59,13 @@ class ModelRole:
     """Says of a parameter's name whether it is trained; None: all are."""
     adapters: AddAdapters | None = None
     """Puts adapters beside its layers."""
+    alone: bool = False
+    """Whether only what is trained is saved, as adapters are: the rest is where it starts from."""
     init: str | None = INIT.name
     """The input whose weights it starts from; None, or where nothing is named: the seed's."""
+    in_steps: bool = True
+    """Whether every step passes through it, as FLOPs and MFU count. False: only the stream or the
+    evaluation runs it; what the stream computes it says itself, `StepData.further_flops`."""
 
 
 class Algorithm(ABC):

@@ -117,6 +117,18 @@ class Saver:
             raise error
         return self.latest
 
+    def load_anchor(self) -> Snapshot:
+        """The checkpoint that a rollback goes back to, with all models; every rank calls it.
+
+        Raises:
+            IntegrityError: it is not what was published.
+            Exception: whatever the save that was under way failed with.
+        """
+        self.wait()
+        assert self.anchor is not None, "a run that may roll back saves its beginning"
+        with self.anchor.hold():
+            return Snapshot.load(self.anchor, self.mesh, [role for role in self.configs if role])
+
     def at(self, step: int, samples: int) -> Position:
         """A position in the run as its checkpoints record it."""
         return Position(step, samples * self.sequence_length)

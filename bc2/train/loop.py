@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from bc2.console import Progress, note, warn
 from bc2.data.loader import Batch
-from bc2.errors import BadTraining, Bc2Error, Interrupted, ResourceError, RunFailed
+from bc2.errors import BadTraining, Bc2Error, Interrupted, ResourceError
 from bc2.ranks import report_step
 from bc2.registry import Artifact
+from bc2.train import loop_messages as say
 from bc2.train.checkpoint import Saver
 from bc2.train.guard import Guard
 from bc2.train.log_rows import last_row
@@ -33,6 +34,9 @@ from bc2.train.signals import Stop, Stopped
 from bc2.train.snapshot import Snapshot, TrainerState, random_state
 from bc2.train.stream import BatchStream, StepData, StepSpan, StreamState
 from bc2.train.trained_models import TrainedModels
+
+#: What ranks call the FLOPs of a step while they sum them beside its weights.
+_FLOPS = " FLOPs"
 
 
 @dataclass
@@ -60,8 +64,7 @@ class Loop:
     stream_state: StreamState | None = None
     """Of the stream after the last completed step."""
     random: Tensor = field(default_factory=random_state)
-    """Of torch's generator after the last completed step or evaluation: one that is abandoned may
-    have drawn from it, and is made again."""
+    """Of torch's generator after the last completed step or evaluation."""
     place: StepSpan | None = None
     """The step under way, or the one just made."""
     torn: bool = False
@@ -117,37 +120,35 @@ class Loop:
             began = time.perf_counter()
             last = self.samples + self.stream.sequences - 1
             self.place = StepSpan(self.step + 1, self.samples, last)
-            with self._named(str(self.place)):
+            with say.named(str(self.place)):
                 with self.models.clock.part("data"):
                     step = next(steps)
-                weights, computed = self._agree(step)
+                weights, computed, flops = self._agree(step)
                 measured = self._measure(step, weights)
                 reason = self.guard.judge(measured)
                 if reason is None:
-                    self._accept(step, measured, began, computed)
+                    self._accept(step, measured)
+                    self._report(measured, time.perf_counter() - began, computed, flops)
             if reason is not None and self._bad(step, reason) == "rewound":
                 return
             self._pause()
 
-    def _agree(self, step: StepData) -> tuple[dict[str, float], int]:
-        """Weights and computed tokens of the step on all ranks.
+    def _agree(self, step: StepData) -> tuple[dict[str, float], int, float]:
+        """Weights, computed tokens and FLOPs of the step on all ranks.
 
         Raises:
             Stopped: one of them is to stop.
         """
-        weights, computed, stop = self.models.agree(step.weights, step.computed, bool(self.stop))
+        counted = {**step.weights, _FLOPS: self.speed.flops(step)}
+        weights, computed, stop = self.models.agree(counted, step.computed, bool(self.stop))
         if stop:
             self.stop.follow()
-        return weights, computed
+        return weights, computed, weights.pop(_FLOPS)
 
     def _measure(self, step: StepData, weights: dict[str, float]) -> dict[str, float]:
         """Forward and backward of one optimizer step; no weight is changed."""
         if not weights[self.models.divisor]:
-            what = {"tokens": "supervised token"}.get(self.models.divisor, self.models.divisor)
-            raise RunFailed(
-                f"no {what} in samples {step.first} to {step.first + step.sequences - 1}",
-                todo="look at the data: every label of the batch is masked",
-            )
+            raise say.no_weight(self.models.divisor, step)
         return self.models.measure(lambda: self._unless_stopped(step.batches), weights, self.step)
 
     def _unless_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -157,44 +158,24 @@ class Loop:
                 self.stop.check()
             yield batch
 
-    def _accept(
-        self, step: StepData, measured: dict[str, float], began: float, computed: int
-    ) -> None:
-        logged = self.schedule.is_logged(self.step + 1)
+    def _accept(self, step: StepData, measured: dict[str, float]) -> None:
+        """Make the step that was measured."""
         with self._changing():
             self.models.update(measured)
             self.guard.accept(measured)
             self._advance(step)
-            if logged:
+            if self.schedule.is_logged(self.step):
                 span = [step.first, step.first + step.sequences - 1]
                 self.log.row(**self._at("step"), samples=span, **measured)
-        self._report(measured, time.perf_counter() - began, computed, logged=logged)
 
-    def _report(
-        self, measured: dict[str, float], took: float, computed: int, *, logged: bool
-    ) -> None:
-        """Report how long a step took, in the log and in the progress line."""
-        speed = self.speed.of(took, computed)
-        if logged:
+    def _report(self, measured: dict[str, float], took: float, computed: int, flops: float) -> None:
+        """Report how long the step just made took, in the log and in the progress line."""
+        speed = self.speed.of(took, computed, flops)
+        if self.schedule.is_logged(self.step):
             parts = self.models.clock.take()
             self.log.time("step", step=self.step, step_s=took, **speed, parts=parts)
-        clipped = "*" if measured["clipped"] else ""
-        self.progress(
-            1,
-            f"{self._headlines(measured)}  |g| {measured['grad_norm']:.2f}{clipped}  "
-            f"lr {measured['lr']:.1e}  {speed['tokens_per_s']:,.0f} tok/s  "
-            f"MFU {100 * speed['mfu']:.0f}%",
-        )
-
-    def _headlines(self, measured: Mapping[str, float]) -> str:
-        """The number of the step, and that of the last evaluation, that tell how the run goes."""
-        of_steps = self.models.metrics.headline
-        shown = [f"{of_steps.brief} {measured[of_steps.name]:.3f}"]
-        of_evaluations = self.models.metrics.evaluation_headline
-        if self.evaluated and of_evaluations:
-            value = float(self.evaluated[of_evaluations.name])
-            shown.append(f"{of_evaluations.brief} {value:.3f}")
-        return "  ".join(shown)
+        line = say.progress_line(self.models.metrics, measured, self.evaluated, speed)
+        self.progress(1, line)
 
     def _bad(self, step: StepData, reason: str) -> str:
         """Skip the step, roll back or stop; log and print the step, its samples and sources."""
@@ -202,20 +183,13 @@ class Loop:
         self.models.discard()
         worst = max(self.guard.bad, self.rollbacks) + 1
         action = self.guard.config.action
-        read = Counter[str]()
-        for counts in self.models.mesh.data.all_gather_object(step.sources):
-            read.update(counts)
-        facts = {
-            "samples": [*self.place[1:]],
-            "sources": dict(read.most_common()),
-            "reason": reason,
-        }
+        sources = self._sources(step)
+        facts = {"samples": [*self.place[1:]], "sources": sources, "reason": reason}
         self.log.time("bad", step=self.place.step, **facts)
         if action == "stop" or worst >= self.guard.config.max_bad:
             self._end_badly(facts, worst)
-        sources = ", ".join(f"{name} {count}" for name, count in read.most_common())
         then = "skipped" if action == "skip" else "rolling back"
-        warn(f"{reason} at {self.place} ({sources}): {then}")
+        warn(say.bad_step_line(reason, self.place, sources, then))
         if action == "rollback":
             return self._roll_back(step, facts)
         with self._changing():
@@ -225,26 +199,24 @@ class Loop:
         self.progress(1)
         return "skipped"
 
+    def _sources(self, step: StepData) -> dict[str, int]:
+        """How many samples of the step each source gave, on all ranks, most first."""
+        read = Counter[str]()
+        for counts in self.models.mesh.data.all_gather_object(step.sources):
+            read.update(counts)
+        return dict(read.most_common())
+
     def _end_badly(self, facts: dict[str, Any], worst: int) -> NoReturn:
         """End the run at a bad step. The saved state is the one before it."""
         assert self.place is not None
         self._save_last_step()
         self.log.row(**{**self._at("stop"), "step": self.place.step}, **facts)
-        raise BadTraining(
-            f"{facts['reason']} (bad steps or rollbacks without progress: {worst})",
-            where=str(self.place),
-            todo=f"look at these samples; a higher {self.section}.guard.max_bad goes on from the "
-            "last checkpoint, another learning rate or other settings of the guard are another run",
-        )
+        raise say.too_bad(facts["reason"], worst, self.place, self.section)
 
     def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:
         """Go back to the last scheduled checkpoint, and leave out the data up to the bad step."""
         bad, rollbacks, at = self.guard.bad + 1, self.rollbacks + 1, self.step
-        self.saver.wait()
-        assert self.saver.anchor is not None, "a run that may roll back saves its beginning"
-        with self.saver.anchor.hold():
-            snapshot = Snapshot.load(self.saver.anchor, self.models.mesh, self.models.further_roles)
-        self._restore(snapshot)
+        self._restore(self.saver.load_anchor())
         self._evaluate_if_due()
         with self._changing():
             self.guard.bad, self.rollbacks, self.rewound = bad, rollbacks, True
@@ -265,7 +237,7 @@ class Loop:
         self._evaluate_if_due()
         if self.step % self.schedule.checkpoint_every == 0:
             began = time.perf_counter()
-            with self._named(f"the checkpoint of step {self.step}"):
+            with say.named(f"the checkpoint of step {self.step}"):
                 self._save()
                 self.log.time("save", step=self.step, wait_s=time.perf_counter() - began)
 
@@ -293,11 +265,12 @@ class Loop:
         """Save what can be saved before an error is raised on, and log the error."""
         try:
             self.models.discard()
-            # Ranks save together, and the others may not have failed.
-            alone = self.models.mesh.world.size == 1
-            if alone and not (self.torn or self.saver.broken or isinstance(error, ResourceError)):
+            # Ranks save together, and the others may not have failed; but they all judge alike.
+            together = self.models.mesh.world.size == 1 or isinstance(error, BadTraining)
+            unsafe = self.torn or self.saver.broken or isinstance(error, ResourceError)
+            if together and not unsafe:
                 self._save_last_step()
-            if alone:
+            if together:
                 self.saver.wait()
         except Exception as second:
             warn(f"and the state could not be saved: {second}")
@@ -321,21 +294,12 @@ class Loop:
                 self._save_last_step()
             self._record(measured)
             if measured.broken:
-                raise self._not_finite(measured)
+                raise say.not_finite(self.models.metrics, measured)
             facts = {**measured.facts, **measured.recorded}
         self._save(scheduled=False, finished=True, facts=facts)
         artifact = self.saver.wait()
         assert artifact is not None
         return artifact
-
-    def _not_finite(self, measured: Measured) -> BadTraining:
-        labels = {metric.name: metric.label for metric in self.models.metrics.of_evaluations}
-        name = measured.broken[0]
-        return BadTraining(
-            f"the {labels.get(name, name)} is {measured.facts[name]} after the last step, "
-            "so the model is not published as finished",
-            todo="another learning rate or precision is another run",
-        )
 
     def _evaluate_if_due(self) -> None:
         """Evaluate where it is due, unless the metrics already have this evaluation."""
@@ -349,7 +313,7 @@ class Loop:
         if self.evaluate is None:
             return None
         began = time.perf_counter()
-        with self._named(f"the evaluation after step {self.step}"):
+        with say.named(f"the evaluation after step {self.step}"):
             measured = self.evaluate()
             self.log.time("eval", step=self.step, eval_s=time.perf_counter() - began)
         return measured
@@ -358,7 +322,7 @@ class Loop:
         """Log all rows of an evaluation at once, so that there is all of it or nothing."""
         row = {**self._at("eval"), **measured.facts}
         samples = [{**self._at("sample"), **sample} for sample in measured.samples]
-        with self._named(f"the evaluation after step {self.step}"):
+        with say.named(f"the evaluation after step {self.step}"):
             self.log.rows([row, *samples])
         self.evaluated, self.random = row, random_state()
         (warn if measured.broken else note)(f"step {self.step}: {measured}")
@@ -367,7 +331,9 @@ class Loop:
         """Save the last completed step, if there is one that is not saved."""
         saved = self.saver.position == self.saver.at(self.step, self.samples)
         if self.samples and not (saved or self.rewound):
-            self._save(scheduled=self.step % self.schedule.checkpoint_every == 0)
+            # After the last step an undisturbed run saves only its end.
+            ended = self.step >= self.schedule.total
+            self._save(scheduled=not ended and self.step % self.schedule.checkpoint_every == 0)
 
     def _save(
         self,
@@ -403,8 +369,8 @@ class Loop:
             self.rollbacks = snapshot.state.rollbacks
             self.log.reset(snapshot.metrics)
             self.evaluated = last_row(snapshot.metrics, "eval")
-            torch.set_rng_state(snapshot.random)
             self.random = snapshot.random
+            torch.set_rng_state(self.random)
 
     def _advance(self, step: StepData) -> None:
         self.step += 1
@@ -422,15 +388,3 @@ class Loop:
         self.torn = True
         yield
         self.torn = False
-
-    @contextmanager
-    def _named(self, place: str) -> Iterator[None]:
-        """Add the place in the run to an error."""
-        try:
-            yield
-        except Bc2Error as error:
-            if error.where is None:
-                error.where = place
-            else:
-                error.what += f", at {place}"
-            raise

@@ -63,7 +63,8 @@ def make_models(
         parallel: the layout; None: one rank alone.
         weights: by role, what to start from; the seed's where there is none.
         clock: told how long the parts of a step take.
-        blank: give the trained ones no weights: a checkpoint's are going to be restored.
+        blank: give the trained ones no weights: a checkpoint's are going to be restored. Of one
+            that is saved alone it does not have all of them.
     """
     weights = weights or {}
     trained: dict[str, Engine] = {}
@@ -74,8 +75,8 @@ def make_models(
             own = {} if role.optimizer is None else {"optimizer": role.optimizer}
             trained[role.name] = make_engine(
                 role.model, config.model_copy(update=own), parallel, mesh,
-                weights=weights.get(role.name), clock=clock, blank=blank, trainable=role.trainable,
-                adapters=role.adapters,
+                weights=weights.get(role.name), clock=clock, blank=blank and not role.alone,
+                trainable=role.trainable, adapters=role.adapters,
             )  # fmt: skip
         else:
             frozen[role.name] = _frozen(role, config, parallel, mesh, weights.get(role.name))

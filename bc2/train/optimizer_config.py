@@ -1,4 +1,4 @@
-"""[pretrain.optimizer]: the update rule of a run, its settings, and the state that it keeps.
+"""The update rule of a run, ``optimizer`` of its section: its settings, and the state it keeps.
 
 Imports no torch. `bc2.train.optimizer` builds what is described here. Another rule is another
 class with the same two methods, added to `OptimizerConfig`, and its builder there.

@@ -104,12 +104,13 @@ def fill_micro_batch(settings: TrainingSettings, layout: RankLayout) -> RankLayo
 
 
 def check_divides(settings: TrainingSettings, layout: RankLayout) -> None:
-    """Check that the model and the batch divide evenly among the ranks.
+    """Check that the models and the batch divide evenly among the ranks.
 
     Raises:
         RecipeError: they do not; it names what would.
     """
-    check_layout(layout.parallel, settings.model, layout.ranks, str(layout))
+    for role in settings.models:
+        check_layout(layout.parallel, role.model, layout.ranks, str(layout))
     training = settings.training
     if layout.micro_batch is not None:
         training = training.model_copy(update={"micro_batch": layout.micro_batch})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +13,9 @@ from bc2.train.device import pick_precision
 from bc2.train.peak_flops import STEP, KeptPeaks, Peak, keep_peak, peak_flops
 from bc2.train.precision import Precision
 from bc2.train.schedule import Speed
+from bc2.train.step_flops import flops_per_token
 
 if TYPE_CHECKING:
-    from bc2.train.algorithm import ModelRole
     from bc2.train.run import Run
 
 
@@ -28,19 +28,9 @@ def speed_of(run: Run, mesh: Mesh) -> Speed:
     peak, source = peak_flops(device, precision, kept)
     ranks = f" on each of {mesh.world.size} ranks" if mesh.world.size > 1 else ""
     note(f"{device}, {config.precision}: peak {peak / 1e12:.2f} TFLOP/s{ranks} ({source})")
-    flops = flops_per_token(run.settings.models, config.sequence_length)
+    matmul, attended = (flops_per_token(run.settings.models, row) for row in (0, 1))
     raised = _keep_raised(device, precision, peak, mesh, kept)
-    return Speed(flops, peak * mesh.world.size, raised)
-
-
-def flops_per_token(roles: Iterable[ModelRole], sequence_length: int) -> float:
-    """Model FLOPs of one token in a step that passes through every model once.
-
-    Of a model that is not trained a third of `ModelConfig.flops_per_token`: the forward pass.
-    """
-    return sum(
-        role.model.flops_per_token(sequence_length) / (1 if role.trained else 3) for role in roles
-    )
+    return Speed(matmul, peak * mesh.world.size, raised, flops_per_pair=attended - matmul)
 
 
 def _keep_raised(

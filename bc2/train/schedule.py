@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from bc2.errors import RecipeError
 from bc2.train.duration import MOST, Duration
 from bc2.train.run_config import RunConfig, ScheduleShape
+
+if TYPE_CHECKING:
+    from bc2.train.stream import StepData
 
 
 @dataclass(frozen=True)
@@ -78,23 +82,33 @@ class Speed:
     """What turns seconds into MFU, which is never above 1."""
 
     flops_per_token: float
+    """Of the matrix products, through all models of a step."""
     peak_flops: float
     """Of all ranks together, as far as it is known."""
     raised: Callable[[float], None]
     """Told of a higher peak."""
+    flops_per_pair: float = 0.0
+    """Of attention, for each pair of a token and a token of its row."""
 
-    def of(self, seconds: float, tokens: int) -> dict[str, float]:
+    def flops(self, step: StepData) -> float:
+        """Model FLOPs of this rank's part of a step."""
+        products = self.flops_per_token * step.computed
+        return products + self.flops_per_pair * step.pairs + step.further_flops
+
+    def of(self, seconds: float, tokens: int, flops: float) -> dict[str, float]:
         """The speed of a step that took so long. One above the peak proves that it is higher.
 
         Args:
             tokens: that went through the models, on all ranks.
+            flops: of the step, on all ranks.
         """
-        rate = tokens / seconds
-        flops = rate * self.flops_per_token
-        if flops > self.peak_flops:
-            self.peak_flops = flops
-            self.raised(flops)
-        return {"tokens_per_s": rate, "flops": flops, "mfu": flops / self.peak_flops}
+        reached = flops / seconds
+        if reached > self.peak_flops:
+            self.peak_flops = reached
+            self.raised(reached)
+        return {
+            "tokens_per_s": tokens / seconds, "flops": reached, "mfu": reached / self.peak_flops,
+        }  # fmt: skip
 
 
 def learning_rate(

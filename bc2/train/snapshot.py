@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -115,6 +116,14 @@ def prefix(role: str) -> str:
     return f"{role}-" if role else ""
 
 
+class ModelSnapshot(NamedTuple):
+    """What an engine holds of a model, to be saved."""
+
+    held: EngineState
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    """See `ModelState.shapes`."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The state of a run at one step."""
@@ -132,7 +141,7 @@ class Snapshot:
     def of(
         cls,
         state: TrainerState,
-        engines: Mapping[str, EngineState],
+        models: Mapping[str, ModelSnapshot],
         metrics: bytes,
         stream: StreamState | None = None,
         random: Tensor | None = None,
@@ -140,16 +149,20 @@ class Snapshot:
         """A snapshot of what the engines hold, by role as `models`.
 
         Args:
-            random: the generator's state then; None: as it is now.
+            random: a `random_state`; None: the one now.
         """
 
         def release() -> None:
-            for held in engines.values():
-                held.release()
+            for one in models.values():
+                one.held.release()
 
-        models = {role: ModelState(held.weights, held.optimizer) for role, held in engines.items()}
-        random = random_state() if random is None else random
-        return cls(state, models, metrics, random, release, stream)
+        states = {
+            role: ModelState(held.weights, held.optimizer, shapes)
+            for role, (held, shapes) in models.items()
+        }
+        return cls(
+            state, states, metrics, random_state() if random is None else random, release, stream
+        )
 
     @property
     def weights(self) -> HeldTensors | Stored:

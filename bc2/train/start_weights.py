@@ -59,14 +59,14 @@ def start_weights(run: Run, mesh: Mesh, *, resumes: bool) -> dict[str, StateSour
     """By role, the weights that the models of a run begin with. All ranks call it.
 
     Args:
-        resumes: the trained ones get a checkpoint's weights instead.
+        resumes: the trained ones get a checkpoint's weights instead, if it has all of them.
     """
     return {
         role.name: open_start_weights(
             artifact, role.model, run.config.seed, mesh, adapters=role.adapters
         )
         for role in run.settings.models
-        if not (resumes and role.trained)
+        if not (resumes and role.trained and not role.alone)
         for artifact in [start_of(run, role)]
         if artifact is not None
     }

@@ -43,6 +43,10 @@ class StepData:
     """This rank's micro-batches."""
     names: tuple[str, ...] = ()
     """Names of the sources, by `Batch.source_ids`."""
+    further_flops: float = 0.0
+    """Model FLOPs that the stream spent on these batches, such as the forward passes that wrote
+    their text (`bc2.train.step_flops.forward_flops`): they count in MFU as the step's own do, and
+    once for ranks that share their samples."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -53,6 +57,11 @@ class StepData:
     def computed(self) -> int:
         """Tokens that go through the model, supervised or not, with padding."""
         return sum(batch.tokens.size for batch in self.batches)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a token and one of its row, which is what attention computes with padding."""
+        return sum(batch.tokens.size * batch.tokens.shape[1] for batch in self.batches)
 
     @property
     def sources(self) -> dict[str, int]:
@@ -125,5 +134,5 @@ def _stuck(timeout_s: float) -> RunFailed:
     return RunFailed(
         f"no data for {timeout_s:g} s: reading the token shards is stuck",
         todo="look at the disk or the network they are on, and run the same again; "
-        "pretrain.data_timeout_s says how long to wait",
+        "data_timeout_s of the recipe says how long to wait",
     )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from bc2.data.loader import Batch
 from bc2.parallel.mesh import Mesh
 from bc2.train.clock import Clock
-from bc2.train.engines.base import Agreed, Engine, EngineState
+from bc2.train.engines.base import Agreed, Engine
 from bc2.train.metric import Metrics
 from bc2.train.objective import Objective
-from bc2.train.snapshot import Snapshot
+from bc2.train.snapshot import ModelSnapshot, Snapshot
 
 if TYPE_CHECKING:
     from bc2.train.models import Models
@@ -30,6 +30,16 @@ class TrainedModel:
     """Of a step, from 0."""
     clip_norm: float
     """What its gradient's norm is clipped to."""
+    alone: bool = False
+    """Whether only what is trained is saved."""
+
+    def snapshot(self) -> ModelSnapshot:
+        """Copies of the state that is saved."""
+        engine = self.engine
+        shapes = None
+        if self.alone:
+            shapes = {name: engine.parts[name].shape for name in sorted(engine.trained_names)}
+        return ModelSnapshot(engine.snapshot(frozen=not self.alone), shapes)
 
 
 @dataclass(frozen=True)
@@ -62,17 +72,13 @@ class TrainedModels:
                     algorithm.objective(role.name, config, models),
                     partial(learning_rate, peak=optimizer.learning_rate),
                     optimizer.clip_norm,
+                    role.alone,
                 )
         return cls(trained, algorithm.metrics, algorithm.divisor)
 
     @property
     def product(self) -> Engine:
         return next(iter(self.models.values())).engine
-
-    @property
-    def further_roles(self) -> tuple[str, ...]:
-        """All but the product's."""
-        return tuple(self.models)[1:]
 
     @property
     def mesh(self) -> Mesh:
@@ -131,7 +137,13 @@ class TrainedModels:
                 continue  # it is only divided by
             if name != "loss" and f"{role}{name}" not in over:
                 raise ValueError(f"{role}{name} is summed by an objective and no declared metric")
-            by = known[self.divisor if name == "loss" else over[f"{role}{name}"]]
+            over_what = self.divisor if name == "loss" else over[f"{role}{name}"]
+            if over_what not in known:
+                raise ValueError(
+                    f"{role}{name} is averaged over {over_what}, which is no weight of the step "
+                    "and no sum of the objective"
+                )
+            by = known[over_what]
             means[f"{role}{name}"] = value / by if by else float("nan")
         return means
 
@@ -147,10 +159,10 @@ class TrainedModels:
         for model in self.models.values():
             model.engine.discard()
 
-    def snapshot(self) -> dict[str, EngineState]:
-        """See `Engine.snapshot`; by role, as `Snapshot.models` names them."""
+    def snapshot(self) -> dict[str, ModelSnapshot]:
+        """Of each model; by role, as `Snapshot.models` names them."""
         return {
-            role if number else "": model.engine.snapshot()
+            role if number else "": model.snapshot()
             for number, (role, model) in enumerate(self.models.items())
         }
 

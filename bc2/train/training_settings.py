@@ -17,7 +17,7 @@ from bc2.recipe import Recipe
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.train.algorithm import Algorithm, ModelRole
 from bc2.train.duration import Duration
-from bc2.train.optimizer_config import checkpoint_bytes
+from bc2.train.memory.run_memory import saved_bytes
 from bc2.train.run_config import RunConfig, check_batches, check_context
 
 
@@ -85,11 +85,8 @@ class TrainingSettings:
     @property
     def checkpoint_bytes(self) -> int:
         """Of the tensors of a checkpoint: the trained models and their optimizers' states."""
-        return sum(
-            checkpoint_bytes(role.model, role.optimizer or self.training.optimizer)
-            for role in self.models
-            if role.trained
-        )
+        trained = (role for role in self.models if role.trained)
+        return sum(saved_bytes(role, self.training.optimizer) for role in trained)
 
     def check_ranks(self, world: int) -> None:
         """The models and the batch must divide among so many ranks.

@@ -252,6 +252,7 @@ def _subject(request: ResumeRequest, parents: Sequence[Artifact]) -> dict[str, A
     """What was verified, and on which machine; without names of hosts and paths."""
     model, recipe = request.settings.model, request.settings.recipe
     return {
+        "algorithm": request.settings.algorithm.name,
         "recipe": {"name": recipe.name, "digest": sha256_json(recipe.resolved())},
         "overrides": list(recipe.overrides.values()),
         "inputs": _named(request.inputs, parents),
@@ -270,9 +271,16 @@ def _subject(request: ResumeRequest, parents: Sequence[Artifact]) -> dict[str, A
     }
 
 
-def _named(inputs: Inputs, parents: Sequence[Artifact]) -> dict[str, str]:
-    """Digests of all that the runs descend from: inputs by name, what belongs to them by kind."""
-    named = {name: found[0].digest for name, found in inputs.by_name.items() if found}
+def _named(inputs: Inputs, parents: Sequence[Artifact]) -> dict[str, str | list[str]]:
+    """Digests of all that the runs descend from: inputs by name, what belongs to them by kind.
+
+    Of an input that is several artifacts a list.
+    """
+    named: dict[str, str | list[str]] = {}
+    for name, found in inputs.by_name.items():
+        digests: list[str] = [artifact.digest for artifact in found]
+        if digests:
+            named[name] = digests if len(digests) > 1 else digests[0]
     given = inputs.all()
     return named | {str(one.kind): one.digest for one in parents if one not in given}
 

@@ -11,6 +11,7 @@ from bc2.bench import bench_plan
 from bc2.bench.bench_plan import make_bench_plan
 from bc2.recipe import load
 from bc2.train.micro_batch import Choice
+from bc2.train.training_settings import TrainingSettings
 
 SHAPE = """\
 name = "shape"
@@ -38,8 +39,8 @@ def test_an_auto_micro_batch_is_chosen_once_for_all_contenders(
 ) -> None:
     asked: list[Any] = []
 
-    def choose(model: Any, training: Any) -> Choice:
-        asked.append((training.device, training.precision))
+    def choose(settings: TrainingSettings) -> Choice:
+        asked.append((settings.training.device, settings.training.precision))
         return Choice(2, 1000, 5000, again=False)
 
     monkeypatch.setattr(bench_plan, "choose_micro_batch", choose)
@@ -52,4 +53,4 @@ def test_an_auto_micro_batch_is_chosen_once_for_all_contenders(
     assert asked == [("cpu", "fp32")]
     assert len(plan.contenders) == 2
     assert {spec.training.micro_batch for spec in plan.contenders} == {2}
-    assert str(choose(None, plan.training)) in capsys.readouterr().err
+    assert str(choose(plan.contenders[0].settings)) in capsys.readouterr().err

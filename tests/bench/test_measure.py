@@ -289,8 +289,8 @@ def test_a_peer_that_fails_is_a_result_with_its_reason(
 def test_without_any_of_ours_there_is_no_result() -> None:
     failed = ContenderResult(name="bc2-eager", kind="bc2", failed="RuntimeError: no")
     with pytest.raises(RunFailed, match="bc2-eager could not be measured: RuntimeError: no"):
-        _require_ours([failed, ContenderResult(name="hf", kind="hf")])
-    _require_ours([failed, ContenderResult(name="bc2-compiled", kind="bc2")])
+        _require_ours([failed, ContenderResult(name="hf", kind="hf")], "pretrain")
+    _require_ours([failed, ContenderResult(name="bc2-compiled", kind="bc2")], "pretrain")
 
 
 @pytest.mark.slow

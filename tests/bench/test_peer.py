@@ -17,7 +17,13 @@ from bc2.train.pretrain.pretrain_config import PretrainConfig
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2)
 TRAINING = PretrainConfig(length="1 steps", batch_tokens=64, micro_batch=1, sequence_length=32)
 SPEC = Spec(
-    name="hf-bf16-eager", kind="hf", model=MODEL, training=TRAINING, shards="", weights="bf16"
+    name="hf-bf16-eager",
+    kind="hf",
+    algorithm="pretrain",
+    model=MODEL,
+    training=TRAINING,
+    shards="",
+    weights="bf16",
 )
 
 

@@ -18,7 +18,10 @@ def spec(ranks: int, device: str) -> Spec:
         length="1 steps", batch_tokens=64, micro_batch=1, sequence_length=32, device=device,
         precision="bf16",
     )  # fmt: skip
-    return Spec(name="bc2", kind="bc2", model=MODEL, training=training, shards="", ranks=ranks)
+    return Spec(
+        name="bc2", kind="bc2", algorithm="pretrain", model=MODEL, training=training, shards="",
+        ranks=ranks,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

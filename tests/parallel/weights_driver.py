@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from driver import LENGTH, SHAPE, batches, main, through_folder
+from driver import LENGTH, SHAPE, answers, batches, main, through_folder
 from heads_driver import Values
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -221,6 +221,10 @@ def check_alone(
     data = batches(20, Mesh())[0]
     said = engine.evaluate(NextToken(0.0), data)["loss"]
     assert again.evaluate(NextToken(0.0), data)["loss"] == said
+    texts = [answers(one, mesh, by_layer=False) for one in (engine, again)]
+    if run.get("parallel", {}).get("zero") == 3:
+        texts.append(answers(engine, mesh, by_layer=True))
+    assert texts == [texts[0]] * len(texts), "the same weights generate the same"
     # A run goes on from what is saved alone, over the base that it has.
     begun = made(run, StartWeights(config, base, SEED, add_adapters), mesh)
     assert begun.evaluate(NextToken(0.0), data)["loss"] != said

@@ -10,11 +10,14 @@ import pytest
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
+from bc2.pipeline.table import algorithm_named
 from bc2.plan.history import memory_records
+from bc2.recipe import Recipe
 from bc2.train.memory.estimate import MEMORY_PARTS
 from bc2.train.memory.measured import Footprint
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.runs import RunFolder
+from bc2.train.training_settings import TrainingSettings
 
 ROW = {
     "event": "memory", "time": 1.0, "elapsed": 1.0, "step": 3, "measure": "host resident",
@@ -49,7 +52,10 @@ def test_a_footprint_has_the_parts_and_what_was_touched_since() -> None:
         length="1 steps", batch_tokens=128, micro_batch=1, sequence_length=64, precision="fp32",
         device="cpu",
     )  # fmt: skip
-    footprint = Footprint(model, config, ParallelConfig(), 1)
+    settings = TrainingSettings(
+        "x", algorithm_named("pretrain"), model, config, ParallelConfig(), Recipe("x", "", {}, ())
+    )
+    footprint = Footprint(settings, 1)
     touched = bytearray(b"x" * 64_000_000)
     row = footprint.row()
     assert row["measured"] >= len(touched)

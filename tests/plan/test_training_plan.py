@@ -17,7 +17,9 @@ from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
 from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
 from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
+from bc2.train.memory.run_memory import trained_count
 from bc2.train.memory.shape import TrainingShape
+from bc2.train.optimizer_config import AdamWConfig, checkpoint_bytes
 from bc2.train.training_settings import TrainingSettings
 
 H100 = DEVICES["h100"]
@@ -105,17 +107,16 @@ def test_a_frozen_parameter_takes_two_bytes(
 def test_a_head_alone_is_trained_where_the_whole_model_does_not_fit() -> None:
     work = workload_of(settings(), H100, 1)
     assert not layouts_that_fit(work)
-    alone = replace(work, trained=frozenset({"lm_head.weight"}))
+    head = replace(work.roles[0], trainable="lm_head.weight".__eq__)
+    alone = replace(work, roles=(head,))
     assert layouts_that_fit(alone)
-    assert alone.at(8).trained == alone.trained
     # Its gradients alone pass between the ranks.
     zero_2, frozen = (
         CandidateLayout(one.at(8), ParallelConfig(zero=2), 1, 1) for one in (work, alone)
     )
     share = HEAD / PARAMS
     assert frozen.traffic["data"] == pytest.approx(zero_2.traffic["data"] * share)
-    plan = Plan("a", alone, [], None)
-    assert plan.checkpoint_bytes == 4 * PARAMS + 8 * HEAD
+    assert checkpoint_bytes(SEVEN, AdamWConfig(), trained_count(head)) == 4 * PARAMS + 8 * HEAD
 
 
 def test_groups_hold_weights_once_more_and_offload_moves_states() -> None:

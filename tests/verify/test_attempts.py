@@ -14,7 +14,7 @@ import pytest
 from bc2.errors import RunFailed
 from bc2.ranks import RankFailed
 from bc2.verify import attempts
-from bc2.verify.attempts import train_to_end, train_with_kills
+from bc2.verify.attempts import TriedRun, train_to_end, train_with_kills
 from bc2.verify.scratch import ScratchHome
 
 #: Logs so many steps, one every hundredth of a second, as a run would.
@@ -52,8 +52,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def kill(home: ScratchHome, kills: int = 1, steps: int = 4) -> list[attempts.Kill]:
-    recipe, rng = home.path / "x.toml", random.Random(0)
-    return train_with_kills(recipe, home, 1, kills=kills, steps=steps, rng=rng)
+    return train_with_kills(tried(home), kills=kills, steps=steps, rng=random.Random(0))
+
+
+def tried(home: ScratchHome) -> TriedRun:
+    return TriedRun("pretrain", home.path / "x.toml", home, 1)
 
 
 def test_an_attempt_is_killed_after_a_step_and_the_last_ends(runs: Any) -> None:
@@ -79,7 +82,7 @@ def test_an_attempt_that_fails_before_its_step_is_the_error(runs: Any) -> None:
 def test_an_attempt_that_a_signal_killed(runs: Any) -> None:
     home = runs("import os; os.kill(os.getpid(), 15)")
     with pytest.raises(RunFailed, match=f"killed by {signal.SIGTERM.name}"):
-        train_to_end(home.path / "x.toml", home, 1)
+        train_to_end(tried(home))
 
 
 def test_an_attempt_that_ends_while_it_is_about_to_be_killed_is_none(
@@ -102,10 +105,11 @@ def test_a_tried_run_imports_nothing_of_the_working_directory(
             started.append(command)
 
         patch.setattr(attempts.subprocess, "Popen", record)
-        attempts.TrainingProcess(tmp_path / "r.toml", ScratchHome(tmp_path), 2)
+        home = ScratchHome(tmp_path)
+        attempts.TrainingProcess(TriedRun("reward", tmp_path / "r.toml", home, 2))
     (command,) = started
     assert command[command.index("bc2") :] == [
-        "bc2", "pretrain", str(tmp_path / "r.toml"), "--quiet", "--nproc", "2",
+        "bc2", "reward", str(tmp_path / "r.toml"), "--quiet", "--nproc", "2",
     ]  # fmt: skip
     (tmp_path / "typer.py").write_text("raise ImportError('of the working directory')")
     start = [*command[: command.index("bc2") + 1], "--version"]

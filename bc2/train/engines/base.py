@@ -69,6 +69,8 @@ class Engine(ABC):
     """
 
     model: Transformer
+    parts: dict[str, TensorShard]
+    """The shard that this rank has of each parameter."""
     mesh: Mesh
     clock: Clock
     shares_weights: bool = False

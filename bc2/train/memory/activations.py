@@ -128,6 +128,17 @@ def _value_head_bytes(shape: TrainingShape) -> int:
     return 4 * numbers
 
 
+def forward_bytes(shape: TrainingShape) -> tuple[int, int]:
+    """What a pass without gradients holds at most: of a layer and beside layers, and of the head.
+
+    Of a language head the logits' buffers, of another one its values and hidden states in fp32.
+    """
+    layer = layer_bytes(shape) + _shared_bytes(shape)
+    if shape.model.head == "language":
+        return layer, _head_buffers(shape)
+    return layer, 4 * shape.tokens * (shape.model.head_rows + shape.model.hidden_size)
+
+
 def hidden_gradient(shape: TrainingShape) -> int:
     return shape.number_bytes * shape.tokens * shape.model.hidden_size
 

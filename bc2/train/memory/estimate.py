@@ -51,6 +51,8 @@ class MemoryEstimate:
     """Buffers and gradients of the head, between forward and backward pass."""
     phases: Mapping[str, BytesByPart]
     """Bytes held in each phase of a step, by part."""
+    lasting: BytesByPart
+    """Bytes held at any time, by part."""
     host: int = 0
     """Bytes of each rank in the host's memory instead: offloaded states."""
 
@@ -83,6 +85,7 @@ def estimate(shape: TrainingShape) -> MemoryEstimate:
         recomputed=activations.segment if activations.again else 0,
         head=head_bytes(shape),
         phases=_phases(shape, states, activations),
+        lasting=states.lasting,
         host=states.host,
     )
 

@@ -47,6 +47,24 @@ class States:
     """Bytes in the host's memory instead."""
 
 
+def frozen_states(shape: TrainingShape) -> States:
+    """See `bc2.train.engines.frozen`: weights in the type of the forward pass, and nothing else."""
+    size, params = shape.number_bytes, shape.params
+    if shape.layout.zero < 3:
+        return _never_updated(size * params)
+    group = shape.layout.zero_group
+    copy = size * -(-params // group) if group else 0
+    mine = size * -(-params // shape.replicas)
+    return _never_updated(mine + copy, gathered=_near(shape))
+
+
+def _never_updated(weights: int, gathered: int = 0) -> States:
+    return States(
+        lasting={"weights": weights}, gradients=0, earlier=0, head=0, arrived={}, reduced={},
+        normed={}, updated={}, gathered=gathered,
+    )  # fmt: skip
+
+
 def local_states(shape: TrainingShape) -> States:
     """See `bc2.train.engines.local`."""
     # Embedding and head are their own masters, unless they are frozen.
@@ -200,13 +218,16 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
     )
 
 
+def _near(shape: TrainingShape) -> int:
+    """Bytes of gathered weights: what is needed again within REUSE elements, the last layers'."""
+    return shape.number_bytes * min(shape.params, REUSE // 2 + PREFETCH + shape.head)
+
+
 def _zero_3(shape: TrainingShape) -> States:
     """`DeepSpeedZeroOptimizer_Stage3`: weights are gathered when they are needed."""
     params, part, size = shape.params, _partition(shape), shape.number_bytes
     trained = shape.trained_params
     joined = size * min(trained, BUCKET)
-    # Weights needed again within REUSE elements stay: those of the last layers.
-    near = min(params, REUSE // 2 + PREFETCH + shape.head)
     group = shape.layout.zero_group
     again = size * -(-params // group) if group else 0
     offload = shape.layout.offload_optimizer
@@ -232,7 +253,7 @@ def _zero_3(shape: TrainingShape) -> States:
         reduced={"buffers": joined + scattered + 2 * size * shape.trained_matrix},
         normed={},
         updated={"gradients": 0 if offload else 4 * part},
-        gathered=size * near,
+        gathered=_near(shape),
         passing={"buffers": joined + scattered} if trained > BUCKET else {},
         host=host,
     )

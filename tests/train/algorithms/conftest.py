@@ -41,6 +41,7 @@ def toy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         f"[{GROUP}]\ntoy = toy_algorithm:TOY\ntoy_critic = toy_critic:TOY_CRITIC\n"
+        "adapted = adapted_pretraining:ADAPTED\n"
     )
     return os.pathsep.join([str(Path(__file__).parent), str(site)])
 
