@@ -60,7 +60,10 @@ class Workload:
     @cached_property
     def shapes(self) -> list[ModelShape]:
         """The models, before any layout is chosen."""
-        return [ModelShape(role.name, self._shape(role), role.trained) for role in self.roles]
+        return [
+            ModelShape(role.name, self._shape(role), role.trained, role.in_steps)
+            for role in self.roles
+        ]
 
     def _shape(self, role: ModelRole) -> TrainingShape:
         training = self.training
