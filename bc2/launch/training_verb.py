@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bc2.console import Output
+from bc2.errors import RecipeError
 from bc2.lasting_recipe import lasting_source
 from bc2.launch.rank_options import Ranks
 from bc2.options import (
@@ -33,7 +34,7 @@ from bc2.options import (
     verb,
 )
 from bc2.pipeline.reach import check_overrides
-from bc2.pipeline.table import algorithm_named, recipe_of_verb
+from bc2.pipeline.table import algorithm_named, recipe_of_verb, training_section
 from bc2.process.launcher_variables import rendezvous_address, take_part
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
@@ -246,6 +247,14 @@ class _Training:
         """Make once what every rank needs, and run the ranks to their end."""
         from bc2.launch.elastic import launch
 
+        base = self.session.untrained(self.recipe, self.settings)
+        if base is not None:
+            # This process would train it alone, whatever ranks it needs.
+            raise RecipeError(
+                f"the model of {base.name!r}, which this run begins with, is not trained yet",
+                where=self.recipe.where((self.request.verb, "init")),
+                todo=f"train it first: bc2 {training_section(base)} {base.path} --nproc ...",
+            )
         self.session.obtain_inputs("checkpoint", self.recipe, settings=self.settings)
         self.session.registry.check_writable()
         work = self.session.registry.work

@@ -87,6 +87,15 @@ class Session:
                 return None
         return Inputs(found)
 
+    def untrained(self, recipe: Recipe, settings: Any) -> Recipe | None:
+        """The recipe of a checkpoint that the run of `recipe` begins with and that is not there."""
+        for needed in stage_of("checkpoint", recipe).inputs:
+            if needed.kind == "checkpoint":
+                for source in sources_of(needed, settings, recipe):
+                    if isinstance(source, Recipe) and not self._registered("checkpoint", source):
+                        return source
+        return None
+
     def _registered(self, kind: Kind, source: Recipe | str | None) -> Artifact | None:
         if source is None:
             return self.registry.newest(kind)
@@ -95,8 +104,10 @@ class Session:
         stage, inputs = stage_of(kind, source), self.find_inputs(kind, source)
         if inputs is None:
             return None
-        key = self._key(stage, stage.settings_of(source), inputs)
-        return self.registry.find(kind, key.hex)
+        settings = stage.settings_of(source)
+        if stage.find is not None:
+            return stage.find(settings, inputs, self.registry)
+        return self.registry.find(kind, self._key(stage, settings, inputs).hex)
 
     def obtain_recorded(
         self,

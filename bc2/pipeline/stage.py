@@ -126,6 +126,8 @@ class Stage(Generic[S]):
     """Writes the payload into `Task.out` and returns the facts to record."""
     run: Callable[[RunTask[S]], Made] | None = None
     """Instead of `make`: registers its artifacts itself, and goes on from unfinished ones."""
+    find: Callable[[S, Inputs, Registry], Artifact | None] | None = None
+    """Of one with `run`: what it has registered and finished of these settings and inputs."""
     resolve: Callable[[Recipe], S] | None = None
     """Settings from a recipe, if they are more than its section. Everything that can be known to
     be wrong before any work, on any machine, is found here."""

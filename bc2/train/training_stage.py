@@ -6,9 +6,10 @@ from functools import partial
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.pipeline.stage import Made, RunTask, Stage
+from bc2.pipeline.stage import Inputs, Made, RunTask, Stage
 from bc2.ranks import world_size
 from bc2.recipe import Recipe
+from bc2.registry import Artifact, Registry
 from bc2.train.algorithm import Algorithm
 from bc2.train.training_settings import TrainingSettings, check_training
 
@@ -27,6 +28,7 @@ def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
         also=(ModelConfig, ParallelConfig),
         inputs=algorithm.all_inputs,
         run=_run,
+        find=_find,
         resolve=partial(TrainingSettings.of, algorithm=algorithm),
         fit=_fit,
         check=check,
@@ -35,6 +37,12 @@ def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
 
 def _fit(settings: TrainingSettings) -> None:
     settings.check_ranks(world_size())
+
+
+def _find(settings: TrainingSettings, inputs: Inputs, registry: Registry) -> Artifact | None:
+    from bc2.train.run import Run
+
+    return Run.of_inputs(settings, inputs, registry, {}).finished(registry)
 
 
 def _run(task: RunTask[TrainingSettings]) -> Made:

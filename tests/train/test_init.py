@@ -170,6 +170,18 @@ def test_it_may_name_a_recipe_that_makes_it(small: Path) -> None:
     (small / "first.toml").write_text(
         'base = "small.toml"\n[pretrain]\nlength = "8 steps"\nsample_prompts = 0\n'
     )
-    artifact = train(*ON, "pretrain.init=first.toml")
+    named = "pretrain.init=first.toml"
+    on = recipe.load("small.toml", [*ON, named])
+    assert Session(Registry.open()).find_inputs("checkpoint", on) is None
+    # Not alone in the process that starts ranks, whatever ranks it needs.
+    command = [sys.executable, "-m", "bc2", "pretrain", "small.toml", "--set", named]
+    done = subprocess.run([*command, "--nproc", "2"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the model of 'first', which this run begins with, is not trained yet" in done.stderr
+    assert "bc2 pretrain first.toml --nproc" in done.stderr
+    artifact = train(*ON, named)
+    found = Session(Registry.open()).find_inputs("checkpoint", on)
+    assert found is not None
     (first,) = Registry.open().list("checkpoint", "first", finished=True)
+    assert found.one("init") == first
     assert first.digest in artifact.manifest.parents
