@@ -12,7 +12,7 @@ from bc2.train.memory.activations import forward_bytes
 from bc2.train.memory.estimate import MEMORY_PARTS, MemoryEstimate, estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.memory.states import BytesByPart, frozen_states
-from bc2.train.optimizer_config import OptimizerConfig, checkpoint_bytes
+from bc2.train.optimizer_config import OptimizerConfig
 
 if TYPE_CHECKING:
     from bc2.train.algorithm import ModelRole
@@ -147,10 +147,10 @@ def saved_bytes(role: ModelRole, optimizer: OptimizerConfig) -> int:
         optimizer: of the section, for a role without one of its own.
     """
     chosen, adapters = role.optimizer or optimizer, adapter_count(role)
-    trained = trained_count(role)
-    if trained is None:
-        return checkpoint_bytes(role.model, chosen)
-    saved = adapters + (trained if role.alone else role.model.num_params())
+    every = role.model.num_params()
+    counted = trained_count(role)
+    trained = every if counted is None else counted
+    saved = adapters + (trained if role.alone else every)
     return round(4 * saved + chosen.state_bytes(role.model) * (trained + adapters))
 
 
