@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
+from bc2.parallel.parallel_config import ParallelConfig, even_tensor
 from bc2.plan.communicators import communicator_bytes
 from bc2.plan.devices import Device
 from bc2.train.algorithm import ModelRole
@@ -27,6 +27,7 @@ from bc2.train.memory.shape import TrainingShape
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig
 from bc2.train.step_flops import flops_per_token
+from bc2.train.training_settings import check_models
 
 #: The largest micro-batch that is tried, sequences.
 MOST_MICRO_BATCH = 64
@@ -60,7 +61,10 @@ class Workload:
     @cached_property
     def shapes(self) -> list[ModelShape]:
         """The models, before any layout is chosen."""
-        return [ModelShape(role.name, self._shape(role), role.trained) for role in self.roles]
+        return [
+            ModelShape(role.name, self._shape(role), role.trained, role.in_steps)
+            for role in self.roles
+        ]
 
     def _shape(self, role: ModelRole) -> TrainingShape:
         training = self.training
@@ -360,8 +364,7 @@ def _parallels(work: Workload, offload: bool) -> Iterator[ParallelConfig]:
 def _checked(work: Workload, chosen: dict[str, Any]) -> ParallelConfig | None:
     try:
         parallel = ParallelConfig(**chosen)
-        for role in work.roles:
-            check_layout(parallel, role.model, work.gpus, "")
+        check_models(work.roles, parallel, work.gpus, "")
     except (ValidationError, RecipeError):
         return None
     training = work.training
