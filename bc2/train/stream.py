@@ -101,7 +101,11 @@ class BatchStream(ABC):
         return None
 
     def restore(self, state: StreamState | None) -> None:  # noqa: B027 most have no state
-        """Go back to a state, before `steps` is called anew. None: there was none."""
+        """Go back to a state, before `steps` is called anew. None: there was none.
+
+        After a rollback `steps` begins at a later sample than the state's: what would have been
+        drawn between is left out, or a bad step would come again.
+        """
 
 
 def with_timeout(batches: Ahead, timeout_s: float, check: Callable[[], None]) -> Iterator[Batch]:

@@ -147,7 +147,7 @@ def test_what_is_frozen_stays_and_what_is_trained_learns(
         return seen[-1]
 
     monkeypatch.setattr(train_run, "make_models", keep)
-    long = ["toy.length=60 steps", "toy.batch_pairs=32", "toy.eval_every=1000 steps"]
+    long = ["toy.length=40 steps", "toy.batch_pairs=32", "toy.eval_every=1000 steps"]
     artifact = train("toy", *long, "toy.optimizer.learning_rate=1e-2")
     judge = seen[0].frozen["judge"].model
     drawn = Transformer(judge.config)
@@ -196,15 +196,15 @@ def test_a_steps_numbers_are_those_of_the_whole_batch(toy: Path, monkeypatch) ->
 
 
 def test_killed_runs_end_as_the_undisturbed_one(toy: Path, undisturbed) -> None:
-    """Killed at three random steps, by signal 9."""
+    """Killed at two random steps, by signal 9."""
     rng, killed = random.Random(3), 0
-    for at in (rng.randint(1, 3), rng.randint(5, 7), rng.randint(9, 11)):
+    for at in (rng.randint(1, 3), rng.randint(5, 11)):
         with process_of("toy", "toy.toml") as process:
             if wait_for_step(process, at):
                 process.kill()
             process.communicate(timeout=60)
         killed += process.returncode == -signal.SIGKILL
-    assert killed >= 2
+    assert killed == 2
     artifact = train()
     same(undisturbed(), artifact)
     state = read_stream_state(artifact.path / STREAM)
@@ -261,7 +261,7 @@ def saved(step: int) -> Artifact:
     return found
 
 
-@pytest.mark.parametrize("name", ["toy", "critic"])
+@pytest.mark.parametrize("name", [pytest.param("toy", marks=pytest.mark.slow), "critic"])
 def test_a_signal_in_a_step_saves_the_streams_state_before_it(
     toy: Path, undisturbed, in_step, name: str
 ) -> None:
@@ -346,7 +346,7 @@ def digests(models: TrainedModels) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["toy", "critic"])
+@pytest.mark.parametrize("name", [pytest.param("toy", marks=pytest.mark.slow), "critic"])
 def test_a_rollback_leaves_data_out_and_keeps_the_streams_place(
     toy: Path, in_step, name: str
 ) -> None:
@@ -435,7 +435,9 @@ def test_ranks_in_every_layout(
     equal_runs(undisturbed(name), saved(STEPS))
 
 
-@pytest.mark.parametrize("micro_batch", ["1", "16", '"auto"'])
+@pytest.mark.parametrize(
+    "micro_batch", ["16", *(pytest.param(one, marks=pytest.mark.slow) for one in ("1", '"auto"'))]
+)
 def test_the_micro_batch_changes_nothing(
     toy: Path, toy_path: str, monkeypatch: pytest.MonkeyPatch, undisturbed, micro_batch: str
 ) -> None:

@@ -65,7 +65,10 @@ class Toy(Algorithm):
 
     def models(self, settings: TrainingSettings) -> tuple[ModelRole, ...]:
         judge = settings.model.model_copy(update={"head": "language"})
-        return (ModelRole("values", settings.model), ModelRole("judge", judge, trained=False))
+        return (
+            ModelRole("values", settings.model),
+            ModelRole("judge", judge, trained=False, in_steps=False),
+        )
 
     def objective(self, role: str, config: RunConfig, models: Models) -> Objective:
         from toy_training import Preference

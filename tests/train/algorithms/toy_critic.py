@@ -35,7 +35,7 @@ class ToyCritic(Toy):
         (
             *Toy.metrics.all,
             Metric("critic.loss", "critic loss", over="pairs", better="lower"),
-            Metric("critic.error", "critic's squared error", over="samples", better="lower"),
+            Metric("critic.error", "critic error", over="samples", better="lower"),
         )
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from bc2.train.run import Run
 from bc2.train.run_config import RunConfig
 from bc2.train.sample_sums import counted_once, sum_by_sample
 from bc2.train.schedule import Schedule
+from bc2.train.step_flops import forward_flops
 from bc2.train.stream import BatchStream, StepData, StreamState
 
 #: Ends a text; its other ids are these.
@@ -162,7 +163,16 @@ class ToyStream(BatchStream):
             sides = np.concatenate([batch.sample_fields["side"][::2] for batch in mine])
             counts = np.array([np.count_nonzero(sides > 0), np.count_nonzero(sides < 0)])
             self.preferred = sum(data.all_gather_object(counts), self.preferred)
-            yield StepData(first, self.sequences, mine, names=("drawn",))
+            yield StepData(first, self.sequences, mine, ("drawn",), self._flops(mine))
+
+    def _flops(self, batches: Iterable[Batch]) -> float:
+        """Of judging some batches, for MFU: the forward passes of both models."""
+        models = self.models["judge"].model, self.models.product.model
+        return sum(
+            forward_flops(model.config, batch.tokens.size, self.config.sequence_length)
+            for model in models
+            for batch in batches
+        )
 
     def _draw(self) -> Texts:
         """The texts of the next step, of all ranks."""
