@@ -65,7 +65,7 @@ def plan(
 def _history(output: Output) -> None:
     from bc2.plan.history import memory_records
     from bc2.plan.render import render_history
-    from bc2.train.runs import list_runs
+    from bc2.train.logs.runs import list_runs
 
     past = memory_records(list_runs(Registry.open()))
     output.emit(

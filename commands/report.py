@@ -37,7 +37,7 @@ def report(
     the curves beside it as loss.svg and loss.png. Without RUN the newest one is taken.
     """
     from bc2.report.page import write_report
-    from bc2.train.runs import find_run
+    from bc2.train.logs.runs import find_run
 
     if out is not None:
         out = output_file(out, "--out")

@@ -36,7 +36,7 @@ def watch(
     """
     from bc2.report import watch as watching
     from bc2.report.status import Status
-    from bc2.train.runs import find_run
+    from bc2.train.logs.runs import find_run
 
     registry = Registry.open()
     found = find_run(registry, run)

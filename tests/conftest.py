@@ -25,8 +25,8 @@ import pytest
 
 import bc2  # noqa: F401 - its environment settings come before any import of torch
 from bc2.plugins import GROUP, foreign_algorithms
+from bc2.train.logs.runs import RunFacts
 from bc2.train.metric import Metric, Metrics
-from bc2.train.runs import RunFacts
 
 # Real ranks on a CPU; and a test must not depend on what else the machine does.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -14,8 +14,8 @@ from bc2.bench.data import read_steps
 from bc2.bench.made_data import made_steps
 from bc2.bench.spec import Spec
 from bc2.parallel.mesh import Mesh, make_mesh
-from bc2.train.clock import Clock
 from bc2.train.models import make_models
+from bc2.train.speed.clock import Clock
 from bc2.train.trained_models import TrainedModels
 
 

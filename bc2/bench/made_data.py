@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bc2.parallel.mesh import Mesh
-from bc2.train.step_flops import flops_per_token
+from bc2.train.speed.step_flops import flops_per_token
 from bc2.train.stream import StepData
 from bc2.train.training_settings import TrainingSettings
 

@@ -22,8 +22,8 @@ from bc2.bench.spec import Spec
 from bc2.data.loader import Batch
 from bc2.errors import UsageError
 from bc2.parallel.mesh import Mesh
-from bc2.train.clock import Clock
 from bc2.train.optimizer import AdamW
+from bc2.train.speed.clock import Clock
 
 
 def require_peer() -> None:

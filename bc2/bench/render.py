@@ -16,8 +16,8 @@ from bc2.bench.results import (
     Ratio,
 )
 from bc2.console import Output, table, warn
-from bc2.train.log_rows import STEP_PARTS
-from bc2.train.mfu import mfu_text
+from bc2.train.logs.log_rows import STEP_PARTS
+from bc2.train.speed.mfu import mfu_text
 
 
 class Table(NamedTuple):

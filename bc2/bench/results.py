@@ -16,7 +16,7 @@ from bc2.console import warn
 from bc2.errors import DataError, RefError, nearest
 from bc2.files import make_directory, replace_durably
 from bc2.recipe import Settings
-from bc2.train.mfu import impossible
+from bc2.train.speed.mfu import impossible
 
 #: Raised when a field changes its name or its meaning.
 VERSION = 2

@@ -18,7 +18,7 @@ from bc2.bench.spec import Spec
 from bc2.train.allocator import keep_freed_memory, use_expandable_segments
 from bc2.train.device import DTYPES, pick_precision, take_device
 from bc2.train.peak import allocated_peak, device_peak, forget_peak, host_peak
-from bc2.train.peak_flops import MATMUL, STEP, Peak, keep_peak, measure_matmul
+from bc2.train.speed.peak_flops import MATMUL, STEP, Peak, keep_peak, measure_matmul
 from bc2.train.worker_process import Answer, serve
 
 #: Steps of a warm-up: at least, at most, and seconds after which no more is begun.

@@ -280,7 +280,7 @@ class _Training:
         command = self.request.resume_command
         model = self.session.obtain("checkpoint", self.recipe, settings=settings, command=command)
         from bc2.report.curves import draw_run, redraw
-        from bc2.train.runs import RunFolder
+        from bc2.train.logs.runs import RunFolder
 
         made = model in self.session.built
         if first():
@@ -305,7 +305,7 @@ def check_resources(
         RunFailed: no checkpoint could be published.
     """
     from bc2.plan.check import check_memory_fits
-    from bc2.train.trackers import check_trackers
+    from bc2.train.logs.trackers import check_trackers
 
     for settings in runs:
         check_trackers(settings.training.track)

@@ -26,7 +26,7 @@ from bc2.train.memory.run_memory import ModelShape, adapter_count, estimate_mode
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig
-from bc2.train.step_flops import flops_per_token
+from bc2.train.speed.step_flops import flops_per_token
 from bc2.train.training_settings import check_models
 
 #: The largest micro-batch that is tried, sequences.

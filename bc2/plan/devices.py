@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bc2.errors import UsageError, nearest
-from bc2.train.datasheets import DATASHEETS
+from bc2.train.speed.datasheets import DATASHEETS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Device:
 #: cuBLAS's workspace. An estimate, not measured.
 CONTEXT = 0.6e9
 
-#: See `bc2.train.datasheets`.
+#: See `bc2.train.speed.datasheets`.
 DEVICES = {
     sheet.name: Device(sheet.name, "cuda", sheet.memory, sheet.flops, sheet.near, sheet.far)
     for sheet in DATASHEETS
@@ -103,7 +103,7 @@ def _cpu(flops: float | None, ranks: int) -> Device:
 
     from bc2.free_memory import host_available
     from bc2.train.device import pick_precision
-    from bc2.train.peak_flops import peak_flops
+    from bc2.train.speed.peak_flops import peak_flops
 
     cpu = torch.device("cpu")
     peak = flops or peak_flops(cpu, pick_precision("auto", cpu)).flops

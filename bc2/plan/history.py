@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bc2.train.runs import RunFolder
+from bc2.train.logs.runs import RunFolder
 
 
 @dataclass(frozen=True)

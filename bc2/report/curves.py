@@ -19,9 +19,9 @@ from bc2.report.history import CurveAxis, History
 from bc2.report.metric_panels import metric_panels
 from bc2.report.picture_files import save_figure
 from bc2.report.plotting import COLORS, PART_COLORS, STYLE, Ruler, curve
-from bc2.train.log_rows import METRICS
-from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
-from bc2.train.runs import RunFolder
+from bc2.train.logs.log_rows import METRICS
+from bc2.train.logs.runs import RunFolder
+from bc2.train.speed.mfu import IMPOSSIBLE, Floats, impossible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bc2.train.log_rows import STEP_PARTS, LogRow
+from bc2.train.logs.log_rows import STEP_PARTS, LogRow
+from bc2.train.logs.runs import Attempt, RunFolder, add_to_attempts, latest_attempts
 from bc2.train.metric import MODEL_COLUMNS, Metric, Metrics, column_of_model
-from bc2.train.mfu import Floats, of_highest_peak
-from bc2.train.runs import Attempt, RunFolder, add_to_attempts, latest_attempts
+from bc2.train.speed.mfu import Floats, of_highest_peak
 
 CurveAxis = Literal["tokens", "step"]
 

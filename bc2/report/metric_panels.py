@@ -15,7 +15,7 @@ import numpy as np
 from bc2.report.history import History
 from bc2.report.plotting import COLORS, PART_COLORS, Ruler, curve, running_median
 from bc2.train.metric import Metric
-from bc2.train.mfu import Floats
+from bc2.train.speed.mfu import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

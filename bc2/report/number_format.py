@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bc2.train.mfu import mfu_text
+from bc2.train.speed.mfu import mfu_text
 
 NOTHING = "-"
 

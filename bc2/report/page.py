@@ -20,10 +20,10 @@ from bc2.report.curves import draw_run, inline_svg, run_figure
 from bc2.report.history import History
 from bc2.report.number_format import NOTHING, amount, duration, figure, moment, percent
 from bc2.report.status import Status
-from bc2.train.log_rows import LogRow
+from bc2.train.logs.log_rows import LogRow
+from bc2.train.logs.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
 from bc2.train.metric import Metric, Metrics
-from bc2.train.mfu import IMPOSSIBLE, Floats, impossible
-from bc2.train.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
+from bc2.train.speed.mfu import IMPOSSIBLE, Floats, impossible
 
 RUN_PAGE = "report.html"
 #: Rows of one prompt's samples, and of bad steps, that a page shows at most.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bc2.report.history import CurveAxis, History
-from bc2.train.mfu import Floats
+from bc2.train.speed.mfu import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,11 +13,18 @@ import numpy as np
 
 from bc2.registry import Registry
 from bc2.report.history import BadSteps, number
-from bc2.train.log_rows import METRICS, TIMING, LogFollower, LogRow
+from bc2.train.logs.log_rows import METRICS, TIMING, LogFollower, LogRow
+from bc2.train.logs.runs import (
+    Attempt,
+    RunFolder,
+    State,
+    add_to_attempts,
+    latest_attempts,
+    state_at_end,
+)
 from bc2.train.metric import Metric, column_of_model
-from bc2.train.mfu import IMPOSSIBLE, impossible, of_highest_peak
 from bc2.train.pretrain.pretrain_metrics import WATCH_KEYS
-from bc2.train.runs import Attempt, RunFolder, State, add_to_attempts, latest_attempts, state_at_end
+from bc2.train.speed.mfu import IMPOSSIBLE, impossible, of_highest_peak
 
 #: Steps that recent speeds and shares are taken over.
 RECENT = 100

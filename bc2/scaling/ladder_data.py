@@ -26,7 +26,7 @@ def expected(
         UsageError: the device is not there, or an MFU outside of 0 to 1.
     """
     from bc2.train.device import pick_device, pick_precision
-    from bc2.train.peak_flops import peak_flops
+    from bc2.train.speed.peak_flops import peak_flops
 
     share = MFU if mfu is None else mfu
     if not 0 < share <= 1:

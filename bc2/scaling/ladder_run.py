@@ -14,7 +14,7 @@ from bc2.errors import Bc2Error, ResourceError, RunFailed
 from bc2.registry import Artifact, Registry
 from bc2.report.number_format import duration
 from bc2.scaling.ladder import Ladder, LadderMember
-from bc2.train.runs import RunFolder, latest_attempts
+from bc2.train.logs.runs import RunFolder, latest_attempts
 
 #: Finds or trains a member: its finished checkpoint, and whether it was made now.
 Train = Callable[[LadderMember], tuple[Artifact, bool]]

@@ -19,7 +19,7 @@ from bc2.scaling.ladder import read_ladder
 from bc2.scaling.ladder_data import expected
 from bc2.scaling.points import Conventions, FlopsConvention, ParamsConvention, Points
 from bc2.train.duration import Duration
-from bc2.train.log_rows import METRICS, read_rows
+from bc2.train.logs.log_rows import METRICS, read_rows
 
 #: A run diverged if its last held-out loss is this much above its lowest, in nats a token.
 _RISE = 0.1

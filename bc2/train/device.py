@@ -15,8 +15,8 @@ from bc2.errors import UsageError
 from bc2.parallel.own_device import make_current
 from bc2.process.cores import usable_cores
 from bc2.ranks import local_rank, rank, world_size
-from bc2.train.datasheets import datasheet_of
 from bc2.train.precision import Precision
+from bc2.train.speed.datasheets import datasheet_of
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -26,9 +26,9 @@ from bc2.registry import Artifact
 from bc2.train import loop_messages as say
 from bc2.train.checkpoint import Saver
 from bc2.train.guard import Guard
-from bc2.train.log_rows import last_row
+from bc2.train.logs.log_rows import last_row
+from bc2.train.logs.run_log import Log
 from bc2.train.measured import Measured
-from bc2.train.run_log import Log
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop, Stopped
 from bc2.train.snapshot import Snapshot, TrainerState, random_state

@@ -11,11 +11,11 @@ import torch
 from bc2.parallel.build import InitialWeights
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import StateSource
-from bc2.train.clock import Clock
 from bc2.train.device import pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.frozen import FrozenModel
 from bc2.train.engines.make import make_engine
+from bc2.train.speed.clock import Clock
 
 if TYPE_CHECKING:
     from bc2.parallel.parallel_config import ParallelConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bc2.data.loader import Batch
 from bc2.model.transformer import Transformer
-from bc2.train.clock import Clock
+from bc2.train.speed.clock import Clock
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from bc2.registry import Artifact, Registry, stage_key
 from bc2.train.algorithm import Algorithm
 from bc2.train.checkpoint import reading_order
 from bc2.train.device import pick_compile, pick_precision, rank_device
+from bc2.train.logs.runs import RunFolder
 from bc2.train.memory.estimate import settle_checkpointing
 from bc2.train.run_config import RunConfig
-from bc2.train.runs import RunFolder
 from bc2.train.training_settings import TrainingSettings
 
 #: A file in the run's folder while ``--fresh`` trains it anew: the digests of the checkpoints

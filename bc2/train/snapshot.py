@@ -33,7 +33,7 @@ from bc2.registry import Artifact
 from bc2.registry.manifest import FileEntry
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.engines.base import EngineState
-from bc2.train.log_rows import METRICS
+from bc2.train.logs.log_rows import METRICS
 from bc2.train.stream import StreamState
 
 TRAINER = "trainer.json"

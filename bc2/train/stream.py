@@ -45,8 +45,8 @@ class StepData:
     """Names of the sources, by `Batch.source_ids`."""
     further_flops: float = 0.0
     """Model FLOPs that the stream spent on these batches, such as the forward passes that wrote
-    their text (`bc2.train.step_flops.forward_flops`): they count in MFU as the step's own do, and
-    once for ranks that share their samples."""
+    their text (`bc2.train.speed.step_flops.forward_flops`): they count in MFU as the step's own
+    do, and once for ranks that share their samples."""
 
     @property
     def weights(self) -> dict[str, float]:

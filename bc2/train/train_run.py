@@ -24,19 +24,19 @@ from bc2.train.algorithm import Training
 from bc2.train.allocator import use_expandable_segments
 from bc2.train.checkpoint import Saver
 from bc2.train.deterministic import deterministic
+from bc2.train.logs.run_log import Log, MetricsLog, NoLog
+from bc2.train.logs.runs import RunFacts, mark_running
+from bc2.train.logs.trackers import check_trackers, make_trackers
 from bc2.train.loop import Loop
 from bc2.train.memory.measured import Footprint
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.models import make_models
 from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
 from bc2.train.run import Run
-from bc2.train.run_log import Log, MetricsLog, NoLog
-from bc2.train.run_speed import speed_of
-from bc2.train.runs import RunFacts, mark_running
 from bc2.train.signals import Stop, stop_on_signals
 from bc2.train.snapshot import Snapshot
+from bc2.train.speed.run_speed import speed_of
 from bc2.train.start_weights import check_start, start_weights
-from bc2.train.trackers import check_trackers, make_trackers
 from bc2.train.trained_models import TrainedModels
 
 

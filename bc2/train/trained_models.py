@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from bc2.data.loader import Batch
 from bc2.parallel.mesh import Mesh
-from bc2.train.clock import Clock
 from bc2.train.engines.base import Agreed, Engine
 from bc2.train.metric import Metrics
 from bc2.train.objective import Objective
 from bc2.train.snapshot import ModelSnapshot, Snapshot
+from bc2.train.speed.clock import Clock
 
 if TYPE_CHECKING:
     from bc2.train.models import Models

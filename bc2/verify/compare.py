@@ -12,7 +12,7 @@ import numpy as np
 
 from bc2.parallel.state import MappedTensors, TensorFile
 from bc2.registry import Artifact
-from bc2.train.log_rows import METRICS, LogRow, read_rows
+from bc2.train.logs.log_rows import METRICS, LogRow, read_rows
 from bc2.train.metric import Metric, Metrics
 
 #: How far losses of another layout may be apart, relative, by precision: sums are rounded in

@@ -13,9 +13,9 @@ from typing import Any
 from bc2.files import make_directory
 from bc2.registry import Artifact, Registry, staging
 from bc2.registry.draft import place_of
-from bc2.train.log_rows import LogRow
+from bc2.train.logs.log_rows import LogRow
+from bc2.train.logs.runs import RunFolder
 from bc2.train.metric import Metrics
-from bc2.train.runs import RunFolder
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import warmed
 
 from bc2.cli import main
 from bc2.registry import Artifact, Registry
-from bc2.train.runs import list_runs
+from bc2.train.logs.runs import list_runs
 
 
 class Done(NamedTuple):

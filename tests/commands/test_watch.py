@@ -18,7 +18,7 @@ from bc2.cli import main
 from bc2.process.signals import SignalReceived
 from bc2.registry import Registry
 from bc2.report import watch as watching
-from bc2.train.runs import RunFolder, find_run, is_running, mark_running
+from bc2.train.logs.runs import RunFolder, find_run, is_running, mark_running
 
 LogRun = Callable[..., Path]
 

@@ -15,9 +15,9 @@ from bc2.data.loader import Batch
 from bc2.model.transformer import Transformer
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.clock import Clock
 from bc2.train.engines.base import Engine
 from bc2.train.objective import Loss
+from bc2.train.speed.clock import Clock
 
 STEPS = 5
 

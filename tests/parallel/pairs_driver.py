@@ -22,10 +22,10 @@ from bc2.data.loader import IGNORED, SAMPLE, Batch
 from bc2.model.transformer import Transformer
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.clock import Clock
 from bc2.train.engines.base import Engine
 from bc2.train.objective import Loss
 from bc2.train.sample_sums import counted_once, mean_by_sample, sum_by_sample, to_tokens
+from bc2.train.speed.clock import Clock
 from bc2.train.stream import StepData
 
 PAIRS, BETA = 4, 0.1

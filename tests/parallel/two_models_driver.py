@@ -27,7 +27,6 @@ from bc2.parallel.build import InitialWeights, build_model
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.state import HeldTensors
-from bc2.train.clock import Clock
 from bc2.train.engines import deepspeed, frozen
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.frozen import FrozenModel
@@ -35,6 +34,7 @@ from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import Loss
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.pretrain.next_token import NextToken
+from bc2.train.speed.clock import Clock
 
 #: Two models that differ in everything that an engine could mix up.
 MODELS = {

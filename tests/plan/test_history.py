@@ -13,10 +13,10 @@ from bc2.parallel.parallel_config import ParallelConfig
 from bc2.pipeline.table import algorithm_named
 from bc2.plan.history import memory_records
 from bc2.recipe import Recipe
+from bc2.train.logs.runs import RunFolder
 from bc2.train.memory.estimate import MEMORY_PARTS
 from bc2.train.memory.measured import Footprint
 from bc2.train.pretrain.pretrain_config import PretrainConfig
-from bc2.train.runs import RunFolder
 from bc2.train.training_settings import TrainingSettings
 
 ROW = {

@@ -23,7 +23,7 @@ from bc2 import cli
 from bc2.errors import DataError, TooManyOpenFiles, from_os_error
 from bc2.process import open_files
 from bc2.registry import Registry
-from bc2.train.log_rows import METRICS, read_rows
+from bc2.train.logs.log_rows import METRICS, read_rows
 
 #: Sources, and how many files a process that reads all of them may have open.
 SOURCES, LIMIT = 120, 64

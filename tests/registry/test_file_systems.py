@@ -174,7 +174,7 @@ def test_a_run_needs_its_mark_and_a_watcher_does_not(shim, tmp_path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from bc2.errors import from_os_error\n"
-        "from bc2.train.runs import is_running, mark_running\n"
+        "from bc2.train.logs.runs import is_running, mark_running\n"
         "folder = Path(sys.argv[1])\n"
         "try:\n"
         "    with mark_running(folder):\n"

@@ -13,7 +13,7 @@ import pytest
 
 from bc2.report.curves import draw_run, inline_svg, redraw, run_figure
 from bc2.report.history import CurveAxis, History
-from bc2.train.runs import RunFolder
+from bc2.train.logs.runs import RunFolder
 
 LogRun = Callable[..., Path]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bc2.report.history import Columns, History
+from bc2.train.logs.runs import RunFolder
 from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
-from bc2.train.runs import RunFolder
 
 LogRun = Callable[..., Path]
 

@@ -11,7 +11,7 @@ import pytest
 
 from bc2.registry import Artifact, Draft, Position, Registry, queries
 from bc2.report.page import MOST_BAD, MOST_SAMPLES, write_report
-from bc2.train.runs import RunFolder, mark_running
+from bc2.train.logs.runs import RunFolder, mark_running
 
 LogRun = Callable[..., Path]
 

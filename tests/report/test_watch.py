@@ -16,8 +16,8 @@ from bc2.registry import Draft, Position, Registry
 from bc2.report.number_format import amount, duration, figure
 from bc2.report.status import Status
 from bc2.report.watch import sparkline, status_line, status_rows, watch
+from bc2.train.logs.runs import RunFolder, mark_running
 from bc2.train.metric import Metric, Metrics
-from bc2.train.runs import RunFolder, mark_running
 
 LogRun = Callable[..., Path]
 

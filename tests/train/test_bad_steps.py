@@ -11,7 +11,7 @@ import torch
 
 from bc2.errors import RunFailed
 from bc2.registry import Registry
-from bc2.train.log_rows import METRICS, TIMING, read_rows
+from bc2.train.logs.log_rows import METRICS, TIMING, read_rows
 from bc2.train.objective import Loss
 from bc2.train.pretrain import heldout
 from bc2.train.pretrain.next_token import NextToken

@@ -22,7 +22,7 @@ from bc2.data import shards
 from bc2.errors import DataError, ResourceError
 from bc2.registry import Registry
 from bc2.train.engines.local import LocalEngine
-from bc2.train.log_rows import METRICS, TIMING
+from bc2.train.logs.log_rows import METRICS, TIMING
 
 
 def timing(*events: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from bc2.model.transformer import Transformer
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import parent_of_kind
-from bc2.train.log_rows import METRICS, read_rows
+from bc2.train.logs.log_rows import METRICS, read_rows
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.pretrain.token_inputs import open_token_inputs
 from bc2.train.snapshot import Snapshot

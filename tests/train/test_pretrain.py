@@ -13,7 +13,7 @@ from bc2.errors import IntegrityError, RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.pipeline.session import Session
 from bc2.registry import Registry, payload, verified
-from bc2.train.runs import list_runs
+from bc2.train.logs.runs import list_runs
 
 
 def test_a_step_has_the_flops_of_its_tokens_however_they_are_computed(small: Path) -> None:

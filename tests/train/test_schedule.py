@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bc2.errors import Interrupted, RecipeError
-from bc2.train.log_rows import METRICS, read_rows
+from bc2.train.logs.log_rows import METRICS, read_rows
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.run_config import ScheduleConfig, ScheduleShape
 from bc2.train.schedule import Schedule, Speed, learning_rate

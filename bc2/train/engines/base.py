@@ -21,9 +21,9 @@ from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.own_batch import own_batch
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
-from bc2.train.clock import Clock
 from bc2.train.engines.host_copies import CopySet
 from bc2.train.objective import Loss, Objective
+from bc2.train.speed.clock import Clock
 
 
 @dataclass

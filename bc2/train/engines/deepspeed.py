@@ -33,7 +33,6 @@ from bc2.parallel.own_batch import own_batch
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, StateSource
-from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
 from bc2.train.engines.base import (
     Engine,
@@ -65,6 +64,7 @@ from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.optimizer_config import OptimizerConfig
 from bc2.train.precision import Precision
+from bc2.train.speed.clock import Clock
 
 
 class DeepSpeedEngine(Engine):

@@ -23,7 +23,6 @@ from bc2.parallel.mesh import Mesh
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import StateSource
 from bc2.train.allocator import keep_freed_memory
-from bc2.train.clock import Clock
 from bc2.train.device import DTYPES
 from bc2.train.engines.base import (
     Engine,
@@ -39,6 +38,7 @@ from bc2.train.engines.trainable import freeze
 from bc2.train.objective import Objective
 from bc2.train.optimizer import STEP, make_optimizer
 from bc2.train.precision import Precision
+from bc2.train.speed.clock import Clock
 
 if TYPE_CHECKING:
     from bc2.train.optimizer_config import OptimizerConfig

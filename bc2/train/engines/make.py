@@ -9,11 +9,11 @@ import torch
 from bc2.parallel.build import InitialWeights, build_model, parts
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.state import HeldTensors, StateSource
-from bc2.train.clock import Clock
 from bc2.train.device import DTYPES, pick_compile, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.trainable import Trainable, freeze, names_to_train
+from bc2.train.speed.clock import Clock
 
 if TYPE_CHECKING:
     from bc2.model.adapters import AddAdapters

@@ -9,8 +9,8 @@ import torch
 from bc2.data.loader import Batch
 from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
-from bc2.train.clock import Clock
 from bc2.train.objective import Loss
+from bc2.train.speed.clock import Clock
 
 
 @dataclass(frozen=True)

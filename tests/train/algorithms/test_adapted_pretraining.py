@@ -15,7 +15,7 @@ from bc2.model.adapters import is_adapters
 from bc2.parallel.state import Stored
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
-from bc2.train.log_rows import METRICS, read_rows
+from bc2.train.logs.log_rows import METRICS, read_rows
 from bc2.train.training_settings import TrainingSettings
 
 ADAPTED = """\

@@ -17,7 +17,6 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.own_batch import own_batch
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.algorithm import Training
-from bc2.train.clock import Clock
 from bc2.train.guard import Guard
 from bc2.train.measured import Measured
 from bc2.train.models import Models
@@ -26,7 +25,8 @@ from bc2.train.run import Run
 from bc2.train.run_config import RunConfig
 from bc2.train.sample_sums import counted_once, sum_by_sample
 from bc2.train.schedule import Schedule
-from bc2.train.step_flops import forward_flops
+from bc2.train.speed.clock import Clock
+from bc2.train.speed.step_flops import forward_flops
 from bc2.train.stream import BatchStream, StepData, StreamState
 
 #: Ends a text; its other ids are these.

@@ -11,10 +11,10 @@ from torch import nn
 
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sharding import TensorShard
-from bc2.train.clock import Clock
 from bc2.train.engines import deepspeed
 from bc2.train.engines.deepspeed import DeepSpeedEngine, may_pin
 from bc2.train.engines.deepspeed_settings import PINNED_BYTES
+from bc2.train.speed.clock import Clock
 
 
 def engine(gradient: Any, copies: bool) -> DeepSpeedEngine:

@@ -20,7 +20,6 @@ from bc2.model.transformer import Attention, Linear, Transformer
 from bc2.parallel import build
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.train.clock import Clock
 from bc2.train.engines.base import Engine, EngineState
 from bc2.train.engines.local import LocalEngine
 from bc2.train.engines.make import make_engine
@@ -30,6 +29,7 @@ from bc2.train.objective import Loss
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.pretrain.next_token import NextToken
 from bc2.train.pretrain.pretrain_config import PretrainConfig
+from bc2.train.speed.clock import Clock
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,

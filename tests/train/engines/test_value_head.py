@@ -12,12 +12,12 @@ from torch import Tensor
 from bc2.data.loader import Batch, pack
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
-from bc2.train.clock import Clock
 from bc2.train.engines.local import LocalEngine
 from bc2.train.objective import Loss
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.precision import Precision
 from bc2.train.pretrain.next_token import NextToken
+from bc2.train.speed.clock import Clock
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,

@@ -17,13 +17,13 @@ from pydantic import Field
 from bc2.data.loader import Batch, pack
 from bc2.model.transformer import Transformer
 from bc2.train.algorithm import Algorithm, ModelRole, Training
-from bc2.train.clock import Clock
 from bc2.train.metric import Metric, Metrics
 from bc2.train.models import Models
 from bc2.train.objective import Loss, Objective
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.run import Run
 from bc2.train.run_config import RunConfig
+from bc2.train.speed.clock import Clock
 from bc2.train.training_settings import TrainingSettings
 
 

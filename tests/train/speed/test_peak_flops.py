@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bc2.train import peak_flops as module
-from bc2.train.peak_flops import (
+from bc2.train.speed import peak_flops as module
+from bc2.train.speed.peak_flops import (
     AGAIN_S,
     FIRST_S,
     MATMUL,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bc2.train.mfu import IMPOSSIBLE, impossible, mfu_text, of_highest_peak
+from bc2.train.speed.mfu import IMPOSSIBLE, impossible, mfu_text, of_highest_peak
 
 
 def test_a_share_above_one_is_told_with_the_words_that_it_cannot_be() -> None:

@@ -1,7 +1,7 @@
 """The rows of a run's two logs, as they are read. Imports no torch.
 
 ``metrics.jsonl`` has what a run computed, ``timing.jsonl`` how long that took and what became of
-each attempt; `bc2.train.run_log` writes both. All that is read of them is read here.
+each attempt; `bc2.train.logs.run_log` writes both. All that is read of them is read here.
 """
 
 from __future__ import annotations

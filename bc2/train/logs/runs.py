@@ -21,7 +21,7 @@ from bc2.console import note
 from bc2.errors import DataError, RefError, nearest
 from bc2.files import NO_LOCKS, make_directory, no_lock, replace_durably, warn_once
 from bc2.registry import Registry, refs
-from bc2.train.log_rows import METRICS, TIMING, LogRow, parse_row, read_rows
+from bc2.train.logs.log_rows import METRICS, TIMING, LogRow, parse_row, read_rows
 from bc2.train.metric import Metrics
 from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.user_paths import expand_if_known

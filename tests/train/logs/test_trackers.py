@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bc2.errors import UsageError
 from bc2.registry import Registry
-from bc2.train.log_rows import METRICS, read_rows
-from bc2.train.run_log import MetricsLog
-from bc2.train.trackers import TensorBoard, Trackers, WandB, check_trackers, scalars
+from bc2.train.logs.log_rows import METRICS, read_rows
+from bc2.train.logs.run_log import MetricsLog
+from bc2.train.logs.trackers import TensorBoard, Trackers, WandB, check_trackers, scalars
 
 COMMAND = [
     sys.executable, "-P", "-m", "bc2", "pretrain", "small.toml", "--quiet",

@@ -16,7 +16,7 @@ import pytest
 
 from bc2.errors import DataError, RefError
 from bc2.registry import Draft, Position, Registry
-from bc2.train.runs import (
+from bc2.train.logs.runs import (
     RunFolder,
     find_run,
     is_running,
@@ -110,7 +110,7 @@ def test_the_mark_lasts_as_long_as_the_process(log_run: LogRun) -> None:
     folder = log_run()
     assert not is_running(folder)
     script = (
-        "import sys, pathlib; from bc2.train.runs import mark_running\n"
+        "import sys, pathlib; from bc2.train.logs.runs import mark_running\n"
         "with mark_running(pathlib.Path(sys.argv[1])): print('on', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-P", "-c", script, str(folder)]

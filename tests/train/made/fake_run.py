@@ -24,7 +24,6 @@ from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import StateSource
 from bc2.registry import Position
-from bc2.train.clock import Clock
 from bc2.train.engines.base import Agreed, Engine, EngineState
 from bc2.train.guard import Guard
 from bc2.train.loop import Loop
@@ -35,6 +34,7 @@ from bc2.train.run_config import GuardConfig
 from bc2.train.schedule import Schedule, Speed
 from bc2.train.signals import Stop
 from bc2.train.snapshot import Snapshot
+from bc2.train.speed.clock import Clock
 from bc2.train.stream import BatchStream, StepData, StreamState
 from bc2.train.trained_models import TrainedModel, TrainedModels
 

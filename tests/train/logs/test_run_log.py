@@ -14,10 +14,10 @@ from bc2 import cli, recipe
 from bc2.errors import Bc2Error
 from bc2.pipeline.session import Session
 from bc2.registry import Registry
-from bc2.train import train_run as pretraining
-from bc2.train.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
-from bc2.train.peak_flops import STEP, KeptPeaks, Peak, peak_key
-from bc2.train.run_log import MetricsLog
+from bc2.train.logs.log_rows import METRICS, STEP_PARTS, TIMING, read_rows
+from bc2.train.logs.run_log import MetricsLog
+from bc2.train.speed import run_speed
+from bc2.train.speed.peak_flops import STEP, KeptPeaks, Peak, peak_key
 
 
 def test_rows_are_visible_at_once_and_nan_is_text(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_steps_that_beat_the_peak_raise_it_for_this_run_and_later_ones(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(small / "cache"))
     busy = Peak(1.0, "measured at a busy moment")
-    monkeypatch.setattr(pretraining, "peak_flops", lambda device, precision, kept: busy)
+    monkeypatch.setattr(run_speed, "peak_flops", lambda device, precision, kept: busy)
     registry = Registry.open()
     loaded = recipe.load("small.toml", ["pretrain.length=6 steps"])
     Session(registry).obtain("checkpoint", loaded)

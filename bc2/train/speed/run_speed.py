@@ -10,10 +10,10 @@ import torch
 from bc2.console import note
 from bc2.parallel.mesh import Mesh
 from bc2.train.device import pick_precision
-from bc2.train.peak_flops import STEP, KeptPeaks, Peak, keep_peak, peak_flops
 from bc2.train.precision import Precision
 from bc2.train.schedule import Speed
-from bc2.train.step_flops import flops_per_token
+from bc2.train.speed.peak_flops import STEP, KeptPeaks, Peak, keep_peak, peak_flops
+from bc2.train.speed.step_flops import flops_per_token
 
 if TYPE_CHECKING:
     from bc2.train.run import Run

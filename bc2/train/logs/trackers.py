@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bc2.console import warn
 from bc2.errors import UsageError
 from bc2.files import replace_durably
-from bc2.train.log_rows import METRICS, TIMING, LogRow, last_row, parse_row, read_rows
-from bc2.train.runs import RunFolder
+from bc2.train.logs.log_rows import METRICS, TIMING, LogRow, last_row, parse_row, read_rows
+from bc2.train.logs.runs import RunFolder
 
 if TYPE_CHECKING:
-    from bc2.train.event_files import EventFile
+    from bc2.train.logs.event_files import EventFile
 
 #: What a step computed, of ``timing.jsonl``; ``tokens`` is the run's position.
 _COMPUTED = "step_tokens"
@@ -96,7 +96,7 @@ def _without_clock(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir`, below the run folder: see `bc2.train.event_files`."""
+    """Scalars for `tensorboard --logdir`, below the run folder: see `event_files`."""
 
     name = "TensorBoard"
 
@@ -105,7 +105,7 @@ class TensorBoard:
         self._file: EventFile | None = None
 
     def rewind(self, content: bytes) -> None:
-        from bc2.train.event_files import EventFile
+        from bc2.train.logs.event_files import EventFile
 
         self.close()
         step = _last_step(content)

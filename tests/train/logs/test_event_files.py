@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from bc2.train.event_files import EventFile, event_files
+from bc2.train.logs.event_files import EventFile, event_files
 
 
 def fill(folder: Path, first: int, last: int, attempt: int, **begin: set[str]) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bc2.train.datasheets import DATASHEETS, MIB, datasheet_of
+from bc2.train.speed.datasheets import DATASHEETS, MIB, datasheet_of
 
 
 @pytest.mark.parametrize(

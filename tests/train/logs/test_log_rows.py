@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bc2.train.log_rows import METRICS, LogFollower, last_row, read_rows
+from bc2.train.logs.log_rows import METRICS, LogFollower, last_row, read_rows
 
 
 def test_lines_that_are_no_rows_are_left_out_and_said(

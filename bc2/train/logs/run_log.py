@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from bc2.errors import Bc2Error, from_os_error
 from bc2.files import replace_durably
-from bc2.train.log_rows import METRICS, TIMING
-from bc2.train.trackers import Trackers
+from bc2.train.logs.log_rows import METRICS, TIMING
+from bc2.train.logs.trackers import Trackers
 
 #: Bytes read at once from the end of a file.
 _BLOCK = 1 << 16

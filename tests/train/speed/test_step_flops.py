@@ -13,7 +13,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.train.algorithm import ModelRole
 from bc2.train.schedule import Speed
-from bc2.train.step_flops import flops_per_token, forward_flops
+from bc2.train.speed.step_flops import flops_per_token, forward_flops
 from bc2.train.stream import StepData
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
