@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
-from bc2.parallel.parallel_config import ParallelConfig, check_layout, even_tensor
+from bc2.parallel.parallel_config import ParallelConfig, even_tensor
 from bc2.plan.communicators import communicator_bytes
 from bc2.plan.devices import Device
 from bc2.train.algorithm import ModelRole
@@ -27,6 +27,7 @@ from bc2.train.memory.shape import TrainingShape
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig
 from bc2.train.step_flops import flops_per_token
+from bc2.train.training_settings import check_models
 
 #: The largest micro-batch that is tried, sequences.
 MOST_MICRO_BATCH = 64
@@ -57,11 +58,13 @@ class Workload:
         """Of what the run makes."""
         return next(role.model for role in self.roles if role.trained)
 
-    @property
-    def shapes(self) -> Iterator[ModelShape]:
+    @cached_property
+    def shapes(self) -> list[ModelShape]:
         """The models, before any layout is chosen."""
-        for role in self.roles:
-            yield ModelShape(role.name, self._shape(role), role.trained)
+        return [
+            ModelShape(role.name, self._shape(role), role.trained, role.in_steps)
+            for role in self.roles
+        ]
 
     def _shape(self, role: ModelRole) -> TrainingShape:
         training = self.training
@@ -80,7 +83,7 @@ class Workload:
 
     def trained_share(self, role: ModelRole) -> float:
         """The share of a model's parameters that is trained."""
-        shape = self._shape(role)
+        shape = next(each.shape for each in self.shapes if each.name == role.name)
         return shape.trained_params / shape.params
 
     @property
@@ -91,6 +94,19 @@ class Workload:
     def token_flops(self) -> int:
         """Model FLOPs of a token of a full sequence, through every model of a step."""
         return flops_per_token(self.roles, self.training.sequence_length)
+
+    @cached_property
+    def trained_layer_flops(self) -> int:
+        """Those of the layers of trained models, without their heads; frozen ones as others."""
+        trained = [role.model for role in self.roles if role.trained and role.in_steps]
+        heads = sum(6 * model.head_rows * model.hidden_size for model in trained)
+        length = self.training.sequence_length
+        return sum(model.flops_per_token(length) for model in trained) - heads
+
+    @cached_property
+    def trained_params(self) -> int:
+        """Of all models."""
+        return sum(each.shape.trained_params for each in self.shapes if each.trained)
 
     @property
     def compute_s(self) -> float:
@@ -156,11 +172,9 @@ class CandidateLayout:
         """Seconds a step computes again: the layers' forward pass, a third of their work."""
         if not self.checkpointing:
             return 0.0
-        # Of a trained model alone: of another one nothing is kept.
-        trained = [role for role in self.work.roles if role.trained and role.in_steps]
-        heads = sum(6 * role.model.head_rows * role.model.hidden_size for role in trained)
-        again = flops_per_token(trained, self.work.training.sequence_length) - heads
-        return self.work.compute_s * (again / self.work.token_flops) / 3
+        # Of trained models alone: of another one nothing is kept.
+        share = self.work.trained_layer_flops / self.work.token_flops
+        return self.work.compute_s * share / 3
 
     @cached_property
     def traffic(self) -> dict[str, float]:
@@ -244,8 +258,7 @@ class CandidateLayout:
         offload = 0.0
         if self.parallel.offload_optimizer:
             # Gradients there and weights back over PCIe, 25 GB/s.
-            trained = sum(role.model.num_params() for role in self.work.roles if role.trained)
-            shared = trained / self.work.gpus
+            shared = self.work.trained_params / self.work.gpus
             offload = (4 + self.work.size) * shared / 25e9
         seconds = self.recompute + sum(self.waits.values()) + offload
         return 1 + seconds / self.work.compute_s
@@ -351,8 +364,7 @@ def _parallels(work: Workload, offload: bool) -> Iterator[ParallelConfig]:
 def _checked(work: Workload, chosen: dict[str, Any]) -> ParallelConfig | None:
     try:
         parallel = ParallelConfig(**chosen)
-        for role in work.roles:
-            check_layout(parallel, role.model, work.gpus, "")
+        check_models(work.roles, parallel, work.gpus, "")
     except (ValidationError, RecipeError):
         return None
     training = work.training

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bc2.errors import RecipeError, ResourceError, UsageError
-from bc2.parallel.parallel_config import check_layout, divisors
+from bc2.parallel.parallel_config import divisors
 from bc2.plan.candidate_layouts import (
     CandidateLayout,
     Workload,
@@ -22,7 +22,7 @@ from bc2.recipe import Recipe
 from bc2.train.duration import Duration
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig, check_batches
-from bc2.train.training_settings import TrainingSettings
+from bc2.train.training_settings import TrainingSettings, check_models
 
 #: More than 180 of an A800's 312 TFLOP/s, on 1,024 of them (Baichuan 2, section 2.7).
 MFU = 0.577
@@ -221,8 +221,7 @@ def recipe_candidate(settings: TrainingSettings, work: Workload) -> CandidateLay
     """
     parallel = settings.parallel
     training = work.training
-    for role in work.roles:
-        check_layout(parallel, role.model, work.gpus, settings.recipe.where(("parallel",)))
+    check_models(work.roles, parallel, work.gpus, settings.recipe.where(("parallel",)))
     if training.micro_batch != "auto":
         check_batches(training, parallel, work.gpus)
     chosen = training.activation_checkpointing

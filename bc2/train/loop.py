@@ -35,8 +35,8 @@ from bc2.train.snapshot import Snapshot, TrainerState, random_state
 from bc2.train.stream import BatchStream, StepData, StepSpan, StreamState
 from bc2.train.trained_models import TrainedModels
 
-#: What ranks call the FLOPs of a step while they sum them beside its weights.
-_FLOPS = " FLOPs"
+#: What ranks sum beside a step's weights: its FLOPs, and how many of them know of a failed save.
+_FLOPS, _FAILED = " FLOPs", " failed saves"
 
 
 @dataclass
@@ -139,14 +139,22 @@ class Loop:
         Raises:
             Stopped: one of them is to stop.
         """
-        counted = {**step.weights, _FLOPS: self.speed.flops(step)}
+        several = self.models.mesh.world.size > 1
+        failed = float(several and self.saver.failed())
+        counted = {**step.weights, _FLOPS: self.speed.flops(step), _FAILED: failed}
         weights, computed, stop = self.models.agree(counted, step.computed, bool(self.stop))
+        if weights.pop(_FAILED):
+            # All ranks end together, whichever noticed first.
+            self.saver.wait()
         if stop:
             self.stop.follow()
         return weights, computed, weights.pop(_FLOPS)
 
     def _measure(self, step: StepData, weights: dict[str, float]) -> dict[str, float]:
         """Forward and backward of one optimizer step; no weight is changed."""
+        if self.models.divisor not in weights:
+            known = ", ".join(weights)
+            raise ValueError(f"batches have the weights {known}, and no {self.models.divisor}")
         if not weights[self.models.divisor]:
             raise say.no_weight(self.models.divisor, step)
         return self.models.measure(lambda: self._unless_stopped(step.batches), weights, self.step)
@@ -230,7 +238,7 @@ class Loop:
 
     def _pause(self) -> None:
         """Between two steps: report a failed save, evaluate, save a checkpoint."""
-        if self.saver.failed():
+        if self.models.mesh.world.size == 1 and self.saver.failed():
             self.saver.wait()
         if self.step >= self.schedule.total:
             return

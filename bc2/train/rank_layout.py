@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from bc2.errors import UsageError
-from bc2.parallel.parallel_config import ParallelConfig, check_layout
+from bc2.parallel.parallel_config import ParallelConfig
 from bc2.train.run_config import check_batches
-from bc2.train.training_settings import TrainingSettings
+from bc2.train.training_settings import TrainingSettings, check_models
 
 #: The settings that ``--layout`` takes beside the number of ranks.
 _NUMBERS = ("tensor", "sequence", "zero", "zero_group")
@@ -109,8 +109,7 @@ def check_divides(settings: TrainingSettings, layout: RankLayout) -> None:
     Raises:
         RecipeError: they do not; it names what would.
     """
-    for role in settings.models:
-        check_layout(layout.parallel, role.model, layout.ranks, str(layout))
+    check_models(settings.models, layout.parallel, layout.ranks, str(layout))
     training = settings.training
     if layout.micro_batch is not None:
         training = training.model_copy(update={"micro_batch": layout.micro_batch})

@@ -129,6 +129,8 @@ class TrainedModels:
     def _means(
         self, role: str, sums: Mapping[str, float], weights: Mapping[str, float]
     ) -> dict[str, float]:
+        if taken := weights.keys() & sums.keys():
+            raise ValueError(f"an objective sums {min(taken)}, which is a weight of the batches")
         over = {metric.name: metric.over for metric in self.metrics.of_steps}
         known = {**weights, **sums}
         means = {}

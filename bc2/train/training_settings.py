@@ -5,6 +5,7 @@ Imports no torch: a plan or a check needs none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,8 +97,7 @@ class TrainingSettings:
         """
         with name_launcher(world):
             where = self.recipe.where(("parallel",))
-            for role in self.models:
-                check_layout(self.parallel, role.model, world, where)
+            check_models(self.models, self.parallel, world, where)
             check_batches(self.training, self.parallel, world)
 
     def with_training(self, **changed: Any) -> TrainingSettings:
@@ -114,6 +114,23 @@ class TrainingSettings:
         named = {f"{self.training.section}.{name}": value for name, value in training.items()}
         shape = self.model.model_dump(mode="json")
         return named | {f"model.{name}": value for name, value in shape.items()}
+
+
+def check_models(
+    roles: Sequence[ModelRole], parallel: ParallelConfig, world: int, where: str
+) -> None:
+    """Check that a layout divides every model of a run evenly: see `check_layout`.
+
+    Raises:
+        RecipeError: one does not divide; of several it names which.
+    """
+    for role in roles:
+        try:
+            check_layout(parallel, role.model, world, where)
+        except RecipeError as error:
+            if len(roles) > 1:
+                error.what = f"{role.name}: {error.what}"
+            raise
 
 
 def check_training(recipe: Recipe, algorithm: Algorithm) -> None:

@@ -68,6 +68,7 @@ def test_one_rank_against_kills_and_two(small: Path) -> None:
     assert kept["comparisons"] == answer["comparisons"]
     assert kept["run"]["precision"] == "fp32"
     assert kept["layout"]["ranks"] == 1
+    assert kept["algorithm"] == "pretrain"
     assert kept["environment"]["packages"]["torch"]
     assert str(small) not in (small / "here" / "it.json").read_text()
     assert answer["ref"] is None

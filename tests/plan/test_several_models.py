@@ -95,6 +95,18 @@ def test_models_that_wait_hold_their_states(settings: TrainingSettings, zero: in
     assert "reference forward" in memory.phases
 
 
+def test_what_steps_leave_out_is_held_and_does_not_run(settings: TrainingSettings) -> None:
+    whole = laid_out(settings, zero=3)
+    *trained, reference = whole.work.roles
+    left_out = replace(whole.work, roles=(*trained, replace(reference, in_steps=False)))
+    other = replace(whole, work=left_out)
+    assert "reference forward" not in other.memory.phases
+    assert other.memory.weights == whole.memory.weights
+    assert other.traffic["data"] < whole.traffic["data"]
+    forward = reference.model.flops_per_token(64) // 3
+    assert left_out.token_flops == whole.work.token_flops - forward
+
+
 def test_a_plan_predicts_what_the_run_itself_does(settings: TrainingSettings) -> None:
     own = recipe_candidate(settings, workload_of(settings, DEVICES["h100"], 1))
     on_gpu = settings.with_training(device="cuda", precision="fp32")

@@ -39,9 +39,7 @@ def snapshot(step: int) -> Snapshot:
     ("fault", "reason", "settings"),
     [
         ({"add": float("nan")}, "loss is nan", []),
-        ({"add": float("inf")}, "loss is inf", []),
         ({"gradient": float("inf")}, "gradient norm is", []),
-        ({"gradient": float("nan")}, "gradient norm is nan", []),
         ({"add": 4e4}, "nats above the median", ["pretrain.guard.window=4"]),
     ],
 )
@@ -120,14 +118,6 @@ def spoil(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return {**measured, "heldout_loss": float("nan"), "bits_per_byte": float("nan")}
 
     monkeypatch.setattr(heldout, "heldout_loss", loss)
-
-
-def test_a_held_out_nan_on_the_way_is_told(train, monkeypatch, capsys) -> None:
-    spoil(monkeypatch, 1)
-    assert train().finished
-    evals = [row for row in read_rows(run_folder() / METRICS) if row["event"] == "eval"]
-    assert [row["heldout_loss"] == "nan" for row in evals] == [False, True, False]
-    assert "warning: step 8: held-out loss nan" in capsys.readouterr().err
 
 
 def test_a_held_out_nan_at_the_end_is_never_finished(train, straight, monkeypatch) -> None:

@@ -130,17 +130,6 @@ def fail() -> None:
     raise RuntimeError("a defect")
 
 
-def test_an_error_in_a_step_saves_the_step_before(train, straight, at_sample) -> None:
-    at_sample({44: fail})  # in the second micro-batch of step 6
-    with pytest.raises(RuntimeError, match="a defect"):
-        train()
-    assert saved() == [4, 5]
-    (row,) = timing("fail")
-    assert (row["step"], row["samples"], row["saved"]) == (6, [40, 47], 5)
-    assert "a defect" in row["what"]
-    assert train().digest == straight().digest
-
-
 def test_an_error_in_an_update_saves_nothing(train, straight, monkeypatch) -> None:
     """Some weights are new and some old: such a state must not be gone on from."""
     plain, made = LocalEngine.update, []

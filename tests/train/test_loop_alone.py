@@ -273,6 +273,17 @@ def test_too_many_bad_steps_end_the_run() -> None:
     assert run.attempt() == straight(bad=bad, stateful=True)
 
 
+def test_bad_steps_are_counted_over_an_interruption() -> None:
+    bad = bad_step(4, "loss") | bad_step(5, "loss") | bad_step(6, "loss")
+    run = FakeRun(bad=bad, max_bad=3)
+    run.actions["give", span(6)[0]] = run.terminate
+    with pytest.raises(Interrupted, match="stopped at step 5"):
+        run.attempt()
+    with pytest.raises(BadTraining, match="progress: 3") as caught:
+        run.attempt()
+    assert caught.value.where == "step 6, samples 20 to 23"
+
+
 def test_a_good_step_makes_up_for_bad_ones() -> None:
     bad = {key: "loss" for step in (2, 4, 6, 8) for key in bad_step(step, "loss")}
     assert FakeRun(bad=bad, max_bad=2).attempt().finished
@@ -288,6 +299,7 @@ def test_to_stop_at_a_bad_step(ranks: int, capsys: pytest.CaptureFixture[str]) -
     assert positions(run) == [(3, 12), (4, 16)]
     assert "step 4 is saved; go on from there with: bc2 toy" in capsys.readouterr().err
     assert run.events()[-1] == ("stop", 5)
+    assert "stop" not in [row["event"] for row in run.saves[-1].rows], "it can be met anew"
 
 
 def test_a_rollback_goes_back_and_leaves_the_data_out(capsys: pytest.CaptureFixture[str]) -> None:

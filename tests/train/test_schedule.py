@@ -155,8 +155,8 @@ def test_a_run_that_is_stopped_half_way_goes_on_along_its_schedule(
 def test_a_step_above_the_peak_raises_it() -> None:
     raised: list[float] = []
     speed = Speed(6.0, peak_flops=1200.0, raised=raised.append)
-    assert speed.of(1.0, 100) == {"tokens_per_s": 100.0, "flops": 600.0, "mfu": 0.5}
-    assert speed.of(0.4, 100) == {"tokens_per_s": 250.0, "flops": 1500.0, "mfu": 1.0}
-    assert speed.of(1.0, 100)["mfu"] == pytest.approx(0.4)
-    assert speed.of(0.5, 100)["mfu"] == pytest.approx(0.8)
+    assert speed.of(1.0, 100, 600.0) == {"tokens_per_s": 100.0, "flops": 600.0, "mfu": 0.5}
+    assert speed.of(0.4, 100, 600.0) == {"tokens_per_s": 250.0, "flops": 1500.0, "mfu": 1.0}
+    assert speed.of(1.0, 100, 600.0)["mfu"] == pytest.approx(0.4)
+    assert speed.of(0.5, 100, 600.0)["mfu"] == pytest.approx(0.8)
     assert (speed.peak_flops, raised) == (1500.0, [1500.0])

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from bc2.data.loader import Batch, pack
+from bc2.model.adapters import Adapter
 from bc2.model.model_config import ModelConfig
+from bc2.model.transformer import Transformer
 from bc2.train.algorithm import ModelRole
 from bc2.train.schedule import Speed
 from bc2.train.step_flops import flops_per_token, forward_flops
 from bc2.train.stream import StepData
 
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+
+
+class Low(Adapter):
+    """Two matrices of rank 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(32, 4, bias=False), nn.Linear(4, 64, bias=False)
+
+    def draw(self, name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
 
 
 def rows(count: int, length: int) -> Batch:
@@ -61,3 +76,20 @@ def test_what_the_stream_computed_counts_and_makes_no_tokens() -> None:
     plain, further = StepData(0, 2, batches), StepData(0, 2, batches, further_flops=written)
     assert one.flops(further) == one.flops(plain) * 4 / 3
     assert further.computed == plain.computed
+
+
+def test_what_is_frozen_in_a_trained_model_has_no_gradient_of_its_weight() -> None:
+    """Two of the six FLOPs; an embedding has none anyway, nor has a norm."""
+    head = ModelRole("policy", MODEL, trainable="lm_head.weight".__eq__)
+    layers = 2 * (4 * 32**2 + 3 * 32 * 64)
+    assert flops_per_token([head], 8) == MODEL.flops_per_token(8) - 2 * layers
+
+
+def test_adapters_are_products_too() -> None:
+    def beside_up_proj(model: Transformer) -> None:
+        for layer in model.model.layers:
+            layer.mlp.up_proj.adapter = Low()  # type: ignore[union-attr]
+
+    adapted = ModelRole("policy", MODEL, adapters=beside_up_proj)
+    matrices = 2 * 4 * (32 + 64)
+    assert flops_per_token([adapted], 8) == MODEL.flops_per_token(8) + 6 * matrices

@@ -52,7 +52,7 @@ from bc2.train.engines.deepspeed_model import (
 )
 from bc2.train.engines.deepspeed_settings import PINNED_BYTES, ds_settings
 from bc2.train.engines.host_copies import CopySet, HostCopies
-from bc2.train.engines.trainable import Trainable, freeze, trained_names
+from bc2.train.engines.trainable import Trainable, freeze, names_to_train
 from bc2.train.engines.zero import (
     OwnedSlice,
     Zero,
@@ -99,7 +99,7 @@ class DeepSpeedEngine(Engine):
         whole = parallel.zero < 3 and parallel.ranks_of_a_replica == 1
         self.shares_weights = not whole
         self._partitioned = parallel.zero == 3
-        trained = trained_names(self.parts, trainable)
+        trained = names_to_train(self.parts, trainable)
         updated = sum(prod(self.parts[name].shard_shape) for name in trained)
         pin = parallel.offload_optimizer and may_pin(device, updated, mesh)
         settings = ds_settings(parallel, precision, updated, pin=pin)

@@ -13,7 +13,7 @@ from bc2.train.clock import Clock
 from bc2.train.device import DTYPES, pick_compile, pick_precision
 from bc2.train.engines.base import Engine
 from bc2.train.engines.local import LocalEngine
-from bc2.train.engines.trainable import Trainable, freeze, trained_names
+from bc2.train.engines.trainable import Trainable, freeze, names_to_train
 
 if TYPE_CHECKING:
     from bc2.model.adapters import AddAdapters
@@ -79,7 +79,7 @@ def make_engine(
         )
     else:
         built = build_model(model, mesh, adapters)
-        trained = trained_names(parts(model, mesh, adapters), trainable)
+        trained = names_to_train(parts(model, mesh, adapters), trainable)
         # Before there is memory, which is then taken in their own type.
         freeze(built, trained, DTYPES[shared["precision"]])
         built.to_empty(device=device)

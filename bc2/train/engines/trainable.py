@@ -15,7 +15,7 @@ from torch import nn
 Trainable = Callable[[str], bool] | Collection[str]
 
 
-def trained_names(names: Iterable[str], trainable: Trainable | None) -> frozenset[str]:
+def names_to_train(names: Iterable[str], trainable: Trainable | None) -> frozenset[str]:
     """Those of a model's parameters that are trained.
 
     Args:

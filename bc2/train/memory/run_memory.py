@@ -12,7 +12,7 @@ from bc2.train.memory.activations import forward_bytes
 from bc2.train.memory.estimate import MEMORY_PARTS, MemoryEstimate, estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.memory.states import BytesByPart, frozen_states
-from bc2.train.optimizer_config import OptimizerConfig, checkpoint_bytes
+from bc2.train.optimizer_config import OptimizerConfig
 
 if TYPE_CHECKING:
     from bc2.train.algorithm import ModelRole
@@ -27,6 +27,8 @@ class ModelShape:
     """Of its role."""
     shape: TrainingShape
     trained: bool
+    in_steps: bool = True
+    """See `ModelRole.in_steps`."""
 
 
 def estimate_run(settings: TrainingSettings, world: int) -> MemoryEstimate:
@@ -37,7 +39,7 @@ def estimate_run(settings: TrainingSettings, world: int) -> MemoryEstimate:
         world: ranks.
     """
     return estimate_models(
-        [ModelShape(role.name, _shape(settings, role, world), role.trained)
+        [ModelShape(role.name, _shape(settings, role, world), role.trained, role.in_steps)
          for role in settings.models]
     )  # fmt: skip
 
@@ -47,7 +49,8 @@ def estimate_models(models: Sequence[ModelShape]) -> MemoryEstimate:
 
     They compute one after another. While one has its turn, those before it hold their gradients
     too, until all are updated, and those after it their weights and states alone. A frozen one
-    runs in the turn of a trained one, whose activations may be held by then.
+    runs in the turn of a trained one, whose activations may be held by then, unless steps leave it
+    out: what a stream or an evaluation holds is not counted.
     """
     trained = {each.name: estimate(each.shape) for each in models if each.trained}
     if len(models) == 1:
@@ -65,8 +68,8 @@ def estimate_models(models: Sequence[ModelShape]) -> MemoryEstimate:
             # Updates begin when every model was measured.
             beside = measured if phase == "update" else others
             phases[f"{name} {phase}"] = _parts(Counter(parts) + beside)
-        for other, shape in frozen.items():
-            turn = _parts(_frozen_turn(trained[name], shape) + others)
+        for other in (each.name for each in models if each.in_steps and not each.trained):
+            turn = _parts(_frozen_turn(trained[name], frozen[other]) + others)
             known = phases.get(f"{other} forward", {})
             phases[f"{other} forward"] = max(known, turn, key=lambda held: sum(held.values()))
     return _together(list(trained.values()), held, phases)
@@ -144,10 +147,10 @@ def saved_bytes(role: ModelRole, optimizer: OptimizerConfig) -> int:
         optimizer: of the section, for a role without one of its own.
     """
     chosen, adapters = role.optimizer or optimizer, adapter_count(role)
-    trained = trained_count(role)
-    if trained is None:
-        return checkpoint_bytes(role.model, chosen)
-    saved = adapters + (trained if role.alone else role.model.num_params())
+    every = role.model.num_params()
+    counted = trained_count(role)
+    trained = every if counted is None else counted
+    saved = adapters + (trained if role.alone else every)
     return round(4 * saved + chosen.state_bytes(role.model) * (trained + adapters))
 
 

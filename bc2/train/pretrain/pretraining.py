@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bc2.data.source_names import check_source_weights
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig, check_language_head
@@ -21,6 +19,8 @@ from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.train.run_config import RunConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bc2.data.loader import Batch
     from bc2.train.guard import Guard
     from bc2.train.models import Models
@@ -71,6 +71,8 @@ class Pretraining(Algorithm):
     def example(
         self, settings: TrainingSettings, sequences: int, rng: np.random.Generator
     ) -> Batch:
+        import numpy as np
+
         from bc2.data.loader import pack
 
         # No id ends a document: each row is one.

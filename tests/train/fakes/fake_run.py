@@ -141,7 +141,7 @@ class FakeEngine(Engine):
     def discard(self) -> None:
         self.gradient = 0.0
 
-    def snapshot(self) -> EngineState:
+    def snapshot(self, *, frozen: bool = True) -> EngineState:
         state = EngineState()
         for held, value in ((state.weights, self.weight), (state.optimizer, self.momentum)):
             held.add("it", WHOLE, 0, torch.tensor([value], dtype=torch.float64))
