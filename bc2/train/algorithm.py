@@ -67,6 +67,11 @@ class ModelRole:
     """Whether every step passes through it, as FLOPs and MFU count. False: only the stream or the
     evaluation runs it; what the stream computes it says itself, `StepData.further_flops`."""
 
+    def __post_init__(self) -> None:
+        # Files and metrics begin with it.
+        if not self.name.isidentifier() or self.name == "optimizer":
+            raise ValueError(f"a model of a run cannot be called {self.name!r}")
+
 
 class Algorithm(ABC):
     """The declaration of an algorithm; see `Training` for what it does in a run."""

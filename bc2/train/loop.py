@@ -97,7 +97,10 @@ class Loop:
             self._begin(start)
             while self.step < self.schedule.total:
                 with self.stream.steps(self.samples) as steps:
-                    self._make_steps(steps)
+                    bad = self._make_steps(steps)
+                # Not before: what reads ahead must not meet the stream's earlier state.
+                if bad is not None:
+                    self._roll_back(*bad)
             return self._finish()
         except Stopped:
             self._stop()
@@ -114,8 +117,8 @@ class Loop:
             # So that a rollback is possible from the first step on.
             self._save()
 
-    def _make_steps(self, steps: Iterator[StepData]) -> None:
-        """Make steps until the run ends or a rollback moves the position."""
+    def _make_steps(self, steps: Iterator[StepData]) -> tuple[StepData, dict[str, Any]] | None:
+        """Make steps until the run ends, or one is bad and to be rolled back: that and its facts."""
         while self.step < self.schedule.total:
             began = time.perf_counter()
             last = self.samples + self.stream.sequences - 1
@@ -129,9 +132,11 @@ class Loop:
                 if reason is None:
                     self._accept(step, measured)
                     self._report(measured, time.perf_counter() - began, computed, flops)
-            if reason is not None and self._bad(step, reason) == "rewound":
-                return
+            facts = self._bad(step, reason) if reason is not None else None
+            if facts is not None:
+                return step, facts
             self._pause()
+        return None
 
     def _agree(self, step: StepData) -> tuple[dict[str, float], int, float]:
         """Weights, computed tokens and FLOPs of the step on all ranks.
@@ -185,8 +190,12 @@ class Loop:
         line = say.progress_line(self.models.metrics, measured, self.evaluated, speed)
         self.progress(1, line)
 
-    def _bad(self, step: StepData, reason: str) -> str:
-        """Skip the step, roll back or stop; log and print the step, its samples and sources."""
+    def _bad(self, step: StepData, reason: str) -> dict[str, Any] | None:
+        """Skip the step or stop; log and print the step, its samples and sources.
+
+        Returns:
+            These, if the step is to be rolled back.
+        """
         assert self.place is not None
         self.models.discard()
         worst = max(self.guard.bad, self.rollbacks) + 1
@@ -199,13 +208,13 @@ class Loop:
         then = "skipped" if action == "skip" else "rolling back"
         warn(say.bad_step_line(reason, self.place, sources, then))
         if action == "rollback":
-            return self._roll_back(step, facts)
+            return facts
         with self._changing():
             self.guard.bad += 1
             self._advance(step)
             self.log.row(**self._at("skip"), **facts)
         self.progress(1)
-        return "skipped"
+        return None
 
     def _sources(self, step: StepData) -> dict[str, int]:
         """How many samples of the step each source gave, on all ranks, most first."""
@@ -221,7 +230,7 @@ class Loop:
         self.log.row(**{**self._at("stop"), "step": self.place.step}, **facts)
         raise say.too_bad(facts["reason"], worst, self.place, self.section)
 
-    def _roll_back(self, step: StepData, facts: dict[str, Any]) -> str:
+    def _roll_back(self, step: StepData, facts: dict[str, Any]) -> None:
         """Go back to the last scheduled checkpoint, and leave out the data up to the bad step."""
         bad, rollbacks, at = self.guard.bad + 1, self.rollbacks + 1, self.step
         self._restore(self.saver.load_anchor())
@@ -234,7 +243,6 @@ class Loop:
             self.log.row(**self._at("rollback"), **row)
         self.progress(self.step - at)
         note(f"back at step {self.step}; samples {skipped[0]} to {skipped[1]} are left out")
-        return "rewound"
 
     def _pause(self) -> None:
         """Between two steps: report a failed save, evaluate, save a checkpoint."""

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bc2.data.loader import Batch
 from bc2.parallel.build import InitialWeights
 from bc2.parallel.mesh import Mesh
+from bc2.parallel.own_batch import own_batch
 from bc2.parallel.state import StateSource
 from bc2.train.device import pick_precision
 from bc2.train.engines.base import Engine
@@ -34,6 +36,10 @@ class Models:
 
     def __getitem__(self, role: str) -> Engine | FrozenModel:
         return self.trained[role] if role in self.trained else self.frozen[role]
+
+    def own_batch(self, batch: Batch) -> Batch:
+        """The batch as this rank's `call_model` needs it, where ranks share its tokens."""
+        return own_batch(batch, self.mesh.sequence)
 
     @property
     def product(self) -> Engine:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from toy_runs import train
 
 from bc2.plugins import GROUP, foreign_algorithms
+from bc2.registry import Artifact
 
 TOY = """\
 base = "small.toml"
@@ -62,3 +65,22 @@ def toy(small: Path, toy_path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     )
     yield small
     foreign_algorithms.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    prepared_home: Path, toy_path: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Artifact]:
+    """The finished checkpoint of a toy's run that nothing happened to; each made once."""
+    made: dict[tuple[str, ...], Artifact] = {}
+
+    def run(*words: str) -> Artifact:
+        if words not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                home = tmp_path_factory.mktemp("undisturbed") / "home"
+                shutil.copytree(prepared_home / "home", home)
+                patch.setenv("BC2_HOME", str(home))
+                made[words] = train(*words)
+        return made[words]
+
+    return run

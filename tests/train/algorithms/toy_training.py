@@ -181,7 +181,7 @@ class ToyStream(BatchStream):
 
     @torch.no_grad()
     def _judged(self, batch: Batch) -> Batch:
-        own = own_batch(batch, self.models.mesh.sequence)
+        own = self.models.own_batch(batch)
         scores = self.models["judge"].call_model(scores_of, own)
         values = self.models.product.call_model(values_of, own)
         return judged(batch, scores.cpu().numpy(), values.cpu().numpy())
