@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bc2.data.loader import IGNORED, SAMPLE, Batch, pack
 from bc2.model.transformer import Transformer
-from bc2.parallel.own_batch import own_batch
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
 from bc2.train.algorithm import Training
 from bc2.train.guard import Guard
