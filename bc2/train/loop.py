@@ -118,7 +118,7 @@ class Loop:
             self._save()
 
     def _make_steps(self, steps: Iterator[StepData]) -> tuple[StepData, dict[str, Any]] | None:
-        """Make steps until the run ends, or one is bad and to be rolled back: that and its facts."""
+        """Make steps until the run ends, or one is to be rolled back, which is returned."""
         while self.step < self.schedule.total:
             began = time.perf_counter()
             last = self.samples + self.stream.sequences - 1
