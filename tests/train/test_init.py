@@ -214,3 +214,16 @@ def test_a_finished_model_may_be_of_ranks_that_are_not_here(small: Path) -> None
     Path("first.toml").write_text(f"{first}seed = 1\n[parallel]\ntensor = 2\n")
     with pytest.raises(RecipeError, match="1 ranks cannot be parted"):
         train(*ON, "pretrain.init=first.toml")
+
+
+def test_fresh_leaves_what_another_run_began_with(
+    base: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry.open()
+    (unfinished,) = registry.list("checkpoint", "small", finished=False)
+    begun = go_on(unfinished)
+    loaded = recipe.load("small.toml", ["pretrain.length=8 steps"])
+    again = Session(registry, fresh=True).obtain("checkpoint", loaded, command=["bc2"])
+    assert again.digest == base.digest
+    assert "is needed by checkpoint/on@6" in capsys.readouterr().err
+    assert registry.get(unfinished.digest).digest in begun.manifest.parents
