@@ -66,7 +66,7 @@ class ModelState:
     weights: HeldTensors | Stored
     optimizer: HeldTensors | Stored
     shapes: Mapping[str, tuple[int, ...]] | None = None
-    """Of all weights that are saved; None: those of the whole model, not of adapters alone."""
+    """Of all weights that are saved; None: those that the configuration tells, without adapters."""
 
     @classmethod
     def open(cls, folder: Path, names: Iterable[str], role: str = "") -> ModelState:
