@@ -67,6 +67,11 @@ class ModelRole:
     """Whether every step passes through it, as FLOPs and MFU count. False: only the stream or the
     evaluation runs it; what the stream computes it says itself, `StepData.further_flops`."""
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError if files and columns of metrics cannot have its name."""
+        if not self.name.isidentifier():
+            raise ValueError(f"a model's name has letters, digits and underscores: {self.name!r}")
+
 
 class Algorithm(ABC):
     """The declaration of an algorithm; see `Training` for what it does in a run."""
