@@ -153,6 +153,8 @@ class Recipe:
     data: Mapping[str, Any]
     layers: tuple[TomlFile, ...] = field(repr=False)
     overrides: Mapping[KeyPath, str] = field(default_factory=dict, repr=False)
+    named_by: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+    """Of one that others name as an input's: the files on the way to it, its own the last."""
 
     @property
     def path(self) -> Path:

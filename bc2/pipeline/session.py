@@ -104,7 +104,7 @@ class Session:
         stage, inputs = stage_of(kind, source), self.find_inputs(kind, source)
         if inputs is None:
             return None
-        settings = stage.settings_of(source)
+        settings = stage.read(source)
         if stage.find is not None:
             return stage.find(settings, inputs, self.registry)
         return self.registry.find(kind, self._key(stage, settings, inputs).hex)
@@ -145,11 +145,23 @@ class Session:
             for source in sources_of(needed, settings, recipe):
                 if isinstance(source, Recipe):
                     upstream = stage_of(needed.kind, source)
-                    self._look_up(upstream, upstream.settings_of(source), source)
+                    self._look_up(upstream, self._settings(upstream, source), source)
                 elif source is not None:
                     self.registry.resolve(source, needed.kind)
                 else:
                     self.registry.newest(needed.kind)
+
+    def _settings(self, stage: Stage[Any], recipe: Recipe) -> Any:
+        """What the recipe of an input says of its stage. It need fit this process only if it is
+        yet to be made: a model may have been trained on other ranks.
+
+        Raises:
+            RecipeError: it is wrong, or does not fit the ranks.
+        """
+        settings = stage.read(recipe)
+        if stage.fit is not None and self._registered(stage.kind, recipe) is None:
+            stage.fit(settings)
+        return settings
 
     def _inputs(self, stage: Stage[Any], settings: Any, recipe: Recipe) -> Inputs:
         return Inputs(
@@ -164,7 +176,8 @@ class Session:
     def _input(self, needed: Input[Any], source: Recipe | str | None) -> Artifact:
         if isinstance(source, Recipe):
             stage = stage_of(needed.kind, source)
-            return self._obtain(stage, source, stage.settings_of(source), False, None, ())
+            settings = self._settings(stage, source)
+            return self._obtain(stage, source, settings, False, None, ())
         if source is not None:
             return self.registry.resolve(source, needed.kind)
         newest = self.registry.newest(needed.kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from os.path import isfile
 from typing import Any
 
@@ -34,11 +35,20 @@ def _other_recipe(recipe: Recipe, key: str, name: str) -> Recipe:
     """The recipe that another one names by `key` of a section.
 
     Raises:
-        RecipeError: it is missing or wrong. What lies in no place is said to lie where it is named.
+        RecipeError: it is missing or wrong, or is made of what it makes. What lies in no place is
+            said to lie where it is named.
     """
     beside = recipe.folder / name
     try:
-        return recipes.load(beside if isfile(beside) else name)
+        found = recipes.load(beside if isfile(beside) else name)
+        way = (*recipe.named_by, found.path.resolve())
+        # The recipe that is asked for is not on it: what it names is read without its overrides.
+        if len(set(way)) < len(way):
+            raise RecipeError(
+                f"recipes name each other as {key}: {' -> '.join(map(str, way))}",
+                todo="break the circle",
+            )
+        return replace(found, named_by=way)
     except RecipeError as error:
         sections = [one for one in recipe.section_names if recipe.data[one].get(key) == name]
         if error.where is None and sections:

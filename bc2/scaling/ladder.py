@@ -171,6 +171,13 @@ def read_ladder(source: str, overrides: Sequence[str] = (), *, seeds: int = 1) -
                 todo="set ladder.members.0.length and so on, or ladder.warmup_share",
             )
     _check_shapes_left(base, config)
+    if base.get(PretrainConfig).init is not None:
+        raise RecipeError(
+            "the members of a ladder begin with weights that the seed draws: with those of "
+            "another run a loss is not that of a member's own tokens",
+            where=base.where(("pretrain", "init")),
+            todo="leave out pretrain.init",
+        )
     made = [_Member(source, overrides, base, config, one, at) for one, at in _listed(config)]
     labels = _labels(made)
     found = [one.build(label) for one, label in zip(made, labels, strict=True)]

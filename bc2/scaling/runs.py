@@ -51,6 +51,7 @@ class FinishedRun:
     def of(cls, artifact: Artifact) -> FinishedRun:
         """Raises: DataError if the run is no point: unfinished, diverged, not measured."""
         _refuse_unfinished(artifact)
+        _refuse_continued(artifact)
         manifest = artifact.manifest
         facts, recipe = manifest.facts, manifest.recipe
         if "heldout_loss" not in facts or artifact.position is None:
@@ -109,6 +110,21 @@ def _refuse_unfinished(artifact: Artifact) -> None:
         "that of a shorter run",
         where=str(artifact.path),
         todo="finish the run, or leave it out",
+    )
+
+
+def _refuse_continued(artifact: Artifact) -> None:
+    pretrain = artifact.manifest.recipe.get("pretrain")
+    if pretrain is None:
+        what = f"{artifact.title} is not of pretraining"
+        raise DataError(what, where=str(artifact.path), todo="leave it out")
+    if pretrain.get("init") is None:
+        return
+    raise DataError(
+        f"{artifact.title} began with the weights of another run (pretrain.init): its loss is not "
+        "that of its own tokens",
+        where=str(artifact.path),
+        todo="leave it out",
     )
 
 

@@ -68,9 +68,12 @@ class ModelRole:
     evaluation runs it; what the stream computes it says itself, `StepData.further_flops`."""
 
     def __post_init__(self) -> None:
-        # Files and metrics begin with it.
+        """Raises: ValueError if files and columns of metrics cannot have its name."""
         if not self.name.isidentifier() or self.name == "optimizer":
-            raise ValueError(f"a model of a run cannot be called {self.name!r}")
+            raise ValueError(
+                f"a model's name has letters, digits and underscores, and is not optimizer: "
+                f"{self.name!r}"
+            )
 
 
 class Algorithm(ABC):

@@ -186,7 +186,8 @@ class Loop:
         speed = self.speed.of(took, computed, flops)
         if self.schedule.is_logged(self.step):
             parts = self.models.clock.take()
-            self.log.time("step", step=self.step, step_s=took, **speed, parts=parts)
+            spent = {"step_s": took, "tokens": computed, **speed}
+            self.log.time("step", step=self.step, **spent, parts=parts)
         line = say.progress_line(self.models.metrics, measured, self.evaluated, speed)
         self.progress(1, line)
 

@@ -73,6 +73,9 @@ def make_models(
             that is saved alone it does not have all of them.
     """
     weights = weights or {}
+    roles = [*roles]
+    if len({role.name for role in roles}) < len(roles):
+        raise ValueError(f"two models of one name: {', '.join(role.name for role in roles)}")
     trained: dict[str, Engine] = {}
     frozen: dict[str, FrozenModel] = {}
     clock = clock or Clock(torch.device(config.device))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bc2.console import warn
 from bc2.files import replace_durably
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.pipeline.stage import Inputs
 from bc2.registry import Artifact, Registry, stage_key
+from bc2.registry.removal import StillNeeded
 from bc2.train.algorithm import Algorithm
 from bc2.train.checkpoint import reading_order
 from bc2.train.device import pick_compile, pick_precision, rank_device
@@ -86,7 +89,21 @@ class Run:
     def key(self) -> str:
         """The stage key of its checkpoints."""
         settings = {self.config.section: self.config.keyed(), "model": self.model.keyed()}
+        if alike := self._inputs_alike():
+            settings["named inputs"] = alike
         return stage_key("checkpoint", self.algorithm.version, settings, self.inputs.digests())
+
+    def _inputs_alike(self) -> dict[str, list[str]]:
+        """Digests by name of the inputs whose kind does not tell them apart, where two are given
+        or may be left out: a model that training begins with, and one that it is held to.
+        """
+        needed = self.algorithm.all_inputs
+        kinds = Counter(one.kind for one in needed)
+        return {
+            one.key: [artifact.digest for artifact in self.inputs.by_name.get(one.key, ())]
+            for one in needed
+            if kinds[one.kind] > 1
+        }
 
     def folder(self, registry: Registry) -> Path:
         """Where the run's metrics, plots and trackers live."""
@@ -113,8 +130,13 @@ class Run:
         outdated = "\n".join(artifact.digest for artifact in earlier)
         replace_durably(self.folder(registry) / FRESH, outdated.encode())
         for artifact in earlier:
-            if not artifact.tags:
+            if artifact.tags:
+                continue
+            try:
                 registry.remove(artifact)
+            except StillNeeded as error:
+                # Something is made from it, or uses it: it stays, and is not resumed from.
+                warn(f"kept {artifact.title}: {error}")
 
     def made_again(self, registry: Registry, artifact: Artifact) -> None:
         """A checkpoint was just published: it is outdated no longer if it was before.

@@ -66,7 +66,7 @@ class ModelState:
     weights: HeldTensors | Stored
     optimizer: HeldTensors | Stored
     shapes: Mapping[str, tuple[int, ...]] | None = None
-    """Of all weights that are saved; None: those of the whole model, not of adapters alone."""
+    """Of all weights that are saved; None: those that the configuration tells, without adapters."""
 
     @classmethod
     def open(cls, folder: Path, names: Iterable[str], role: str = "") -> ModelState:
@@ -298,8 +298,9 @@ def random_state() -> Tensor:
 def stream_state_bytes(state: StreamState) -> bytes:
     """A stream's state as a safetensors file: the same state gives the same bytes."""
     values = json.dumps(state.values, sort_keys=True, allow_nan=False)
-    # safetensors writes an array's memory as it lies, whatever its strides.
-    arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
+    # safetensors writes an array's memory as it lies, whatever its strides. Not ascontiguousarray:
+    # it gives a scalar a dimension.
+    arrays = {name: np.asarray(array, order="C") for name, array in state.arrays.items()}
     return save(arrays, metadata={"values": values})
 
 

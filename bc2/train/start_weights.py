@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bc2.console import note
 from bc2.errors import DataError, RecipeError
-from bc2.model.adapters import AddAdapters
+from bc2.model.adapters import AddAdapters, is_adapters
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import CONFIG, check_shapes, load_config, weight_files
 from bc2.parallel.agreement import fail_together
@@ -61,15 +62,21 @@ def start_weights(run: Run, mesh: Mesh, *, resumes: bool) -> dict[str, StateSour
     Args:
         resumes: the trained ones get a checkpoint's weights instead, if it has all of them.
     """
-    return {
-        role.name: open_start_weights(
+    found: dict[str, StateSource] = {}
+    for role in run.settings.models:
+        artifact = start_of(run, role)
+        if artifact is None or (resumes and role.trained and not role.alone):
+            continue
+        weights = open_start_weights(
             artifact, role.model, run.config.seed, mesh, adapters=role.adapters
         )
-        for role in run.settings.models
-        if not (resumes and role.trained and not role.alone)
-        for artifact in [start_of(run, role)]
-        if artifact is not None
-    }
+        if weights.draws_head and mesh.first:
+            note(
+                f"{role.name} begins with {artifact.title}, whose head is not "
+                f"{role.model.head}: its own is drawn from the seed"
+            )
+        found[role.name] = weights
+    return found
 
 
 def open_start_weights(
@@ -89,7 +96,7 @@ def open_start_weights(
         adapters: those of the model that is filled, which are drawn from the seed.
 
     Raises:
-        DataError: the artifact holds no weights.
+        DataError: the artifact holds no weights, or adapters alone.
         IntegrityError: a file is not what was published, or not what the artifact's own
             configuration says; on every rank alike.
         RecipeError: the weights do not fit the model; on every rank alike.
@@ -101,5 +108,11 @@ def open_start_weights(
         if not names:
             raise DataError("it holds no weights to start from", where=artifact.title)
         stored = Stored.open([artifact.path / name for name in names])
+        if all(map(is_adapters, stored.shapes)):
+            raise DataError(
+                "it holds adapters alone, without the model that they are beside",
+                where=artifact.title,
+                todo="begin with that model: it is a parent, see `bc2 registry show`",
+            )
         check_shapes(stored.shapes, load_config(artifact.path), artifact.title)
         return StartWeights(config, stored, seed, adapters)

@@ -198,13 +198,14 @@ def _log(run: Run, folder: Path, start: Snapshot | None, mesh: Mesh) -> Log:
 
 def _facts(run: Run, training: Training) -> RunFacts:
     """What watching and reporting need to know of the run beside its logs."""
+    product = next(role for role in run.settings.models if role.trained)
     return RunFacts(
         name=run.name,
         key=run.key,
         steps=training.schedule.total,
         batch_tokens=run.config.step_tokens,
         sequence_length=run.config.sequence_length,
-        clip_norm=run.config.optimizer.clip_norm,
+        clip_norm=(product.optimizer or run.config.optimizer).clip_norm,
         parents=tuple(artifact.digest for artifact in run.parents),
         metrics=run.algorithm.metrics,
     )

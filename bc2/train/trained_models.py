@@ -37,8 +37,10 @@ class TrainedModel:
         """Copies of the state that is saved."""
         engine = self.engine
         shapes = None
-        if self.alone:
-            shapes = {name: engine.parts[name].shape for name in sorted(engine.trained_names)}
+        if self.alone or engine.adapters is not None:
+            # Not those that its configuration tells.
+            saved = engine.trained_names if self.alone else engine.parts
+            shapes = {name: engine.parts[name].shape for name in sorted(saved)}
         return ModelSnapshot(engine.snapshot(frozen=not self.alone), shapes)
 
 

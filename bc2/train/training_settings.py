@@ -142,6 +142,7 @@ def check_training(recipe: Recipe, algorithm: Algorithm) -> None:
     has_model, has_training = recipe.has(ModelConfig), recipe.has(algorithm.section)
     if has_training:
         _check_warmup(recipe, algorithm.section)
+        _check_not_itself(recipe, algorithm)
     if has_model and recipe.has(TokenizerConfig):
         _check_vocabulary(recipe, algorithm)
     if has_model and has_training:
@@ -166,6 +167,27 @@ def _check_warmup(recipe: Recipe, section: type[RunConfig]) -> None:
             where=recipe.where((config.section, "schedule", "warmup")),
             todo="shorten the warm-up or lengthen the run",
         )
+
+
+def _check_not_itself(recipe: Recipe, algorithm: Algorithm) -> None:
+    """No model begins with the newest checkpoint of the run's own name.
+
+    That is the run's own as soon as it has saved one: to go on would be another run, which begins
+    with half of this one.
+    """
+    config = recipe.get(algorithm.section)
+    for needed in algorithm.all_inputs:
+        named = getattr(config, needed.key, None)
+        every = [named] if isinstance(named, str) else named or ()
+        if needed.kind == "checkpoint" and {recipe.name, f"checkpoint/{recipe.name}"} & {*every}:
+            place = (config.section, needed.key)
+            raise RecipeError(
+                f"{'.'.join(place)} is {recipe.name!r}, the newest checkpoint of the name that "
+                "this run gives its own",
+                where=recipe.where(place),
+                todo="give this run another name (--set name=...), or name that checkpoint by its "
+                "digest or a tag; see `bc2 registry list`",
+            )
 
 
 def _check_vocabulary(recipe: Recipe, algorithm: Algorithm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
@@ -12,6 +13,9 @@ from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
 from bc2.train.algorithm import Algorithm
 from bc2.train.training_settings import TrainingSettings, check_training
+
+if TYPE_CHECKING:
+    from bc2.train.run import Run
 
 
 def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
@@ -51,9 +55,27 @@ def _run(task: RunTask[TrainingSettings]) -> Made:
 
     run = Run.of_inputs(task.settings, task.inputs, task.registry, task.recorded, task.command)
     known = None if task.fresh else run.finished(task.registry)
-    if known is not None and world_size() == 1:
+    if _all_found(run, known):
+        assert known is not None
         return Made(known, anew=False)
     task.begin_work()
-    # Ranks find out together whether it is finished: they may not see the same home.
     artifact = train_run(run, task.registry, fresh=task.fresh)
     return Made(artifact, anew=artifact != known)
+
+
+def _all_found(run: Run, known: Artifact | None) -> bool:
+    """Whether it is finished on every rank alike: ranks may not see the same home.
+
+    What is finished need not fit these ranks: a model that they begin with may be of others.
+    """
+    if world_size() == 1:
+        return known is not None
+    import torch
+
+    from bc2.parallel.mesh import all_ranks
+    from bc2.train.rendezvous import explain_lost_rank
+
+    ranks = all_ranks(torch.device(run.config.device))
+    with explain_lost_rank(ranks):
+        digests = ranks.all_gather_object(known.digest if known else None)
+    return known is not None and set(digests) == {known.digest}

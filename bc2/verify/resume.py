@@ -236,9 +236,8 @@ class _Runs:
 
 def _end(home: ScratchHome) -> Artifact:
     """The finished checkpoint of a tried run, read through."""
-    registry = home.registry
-    artifact = registry.newest("checkpoint")
-    registry.verify(artifact)
+    artifact = home.end()
+    home.registry.verify(artifact)
     return artifact
 
 

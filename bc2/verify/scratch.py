@@ -23,6 +23,8 @@ class ScratchHome:
     """The registry home of one trial run."""
 
     path: Path
+    given: frozenset[str] = frozenset()
+    """Digests of what its run is trained on, among which may be a checkpoint."""
 
     @property
     def registry(self) -> Registry:
@@ -50,10 +52,19 @@ class ScratchHome:
         """The unfinished checkpoint of a step."""
         (found,) = [
             artifact
-            for artifact in self.registry.list("checkpoint")
-            if not artifact.finished and artifact.position and artifact.position.step == step
+            for artifact in self._made(finished=False)
+            if artifact.position and artifact.position.step == step
         ]
         return found
+
+    def end(self) -> Artifact:
+        """The finished checkpoint of the run."""
+        (found,) = self._made(finished=True)
+        return found
+
+    def _made(self, *, finished: bool) -> list[Artifact]:
+        listed = self.registry.list("checkpoint", finished=finished)
+        return [artifact for artifact in listed if artifact.digest not in self.given]
 
     def saving(self) -> bool:
         """Whether a checkpoint is being written, or was when its writer died."""
@@ -72,7 +83,8 @@ class Scratch:
 
         An artifact's directory is a link: who holds it holds the original.
         """
-        home = ScratchHome(self.path / name)
+        given = frozenset(artifact.digest for artifact in self.inputs)
+        home = ScratchHome(self.path / name, given)
         registry = home.registry
         make_directory(home.path)
         _ = registry.index  # made while it is empty: building it from artifacts prints a note

@@ -105,6 +105,7 @@ class FakeRuns:
         finished: bool = True, evals: Sequence[float] = (), heldout: str = "aa",
         min_ratio: float = 0.1, tokens: Artifact | None = None, tokenizer: Artifact | None = None,
         facts: dict[str, Any] | None = None, shape: str | None = None,
+        section: str = "pretrain", **more: Any,
     ) -> Artifact:  # fmt: skip
         """A run of `batches` steps of 65,536 tokens."""
         model = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192,
@@ -114,9 +115,9 @@ class FakeRuns:
             schedule["shape"] = shape
         pretrain = {
             "length": f"{batches} steps", "batch_tokens": 65_536, "sequence_length": 64,
-            "seed": seed, "schedule": schedule,
+            "seed": seed, "schedule": schedule, **more,
         }  # fmt: skip
-        recipe = {"name": name, "model": model, "pretrain": pretrain, "ladder": {}}
+        recipe = {"name": name, "model": model, section: pretrain, "ladder": {}}
         rows = [{"event": "eval", "heldout_loss": value} for value in (*evals, loss)]
         metrics = "".join(f"{json.dumps(row)}\n" for row in rows)
         measured = {"heldout_loss": loss, "heldout_tokens": 4096, "heldout_sha256": heldout}

@@ -193,3 +193,9 @@ def test_what_is_each_members_own_cannot_be_set(ladder_home: Path) -> None:
 def test_no_member_where_the_list_is_empty(ladder_home: Path) -> None:
     with pytest.raises(RecipeError, match="at least 1 item"):
         recipes.load("micro.toml", ["ladder.members=[]"]).get(LadderConfig)
+
+
+def test_no_member_begins_with_another_run(ladder_home: Path) -> None:
+    with pytest.raises(RecipeError, match="weights that the seed draws") as caught:
+        read_ladder("micro.toml", ["pretrain.init=other"])
+    assert caught.value.where == "--set pretrain.init=other"

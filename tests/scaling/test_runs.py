@@ -76,6 +76,15 @@ def test_a_run_without_a_loss_is_refused(fake_runs) -> None:  # type: ignore[no-
         points_of_runs(fake_runs.registry, [fake_runs.run("mute", 2, 50, 5.0, facts={})])
 
 
+def test_a_run_of_other_weights_or_another_algorithm_is_refused(fake_runs) -> None:  # type: ignore[no-untyped-def]
+    on = fake_runs.run("on", 2, 50, 5.0, init="half")
+    with pytest.raises(DataError, match=r"on@50 began with the weights of another run"):
+        points_of_runs(fake_runs.registry, [*fake_runs.ladder(2), on])
+    tuned = fake_runs.run("tuned", 2, 50, 5.0, section="tune")
+    with pytest.raises(DataError, match="tuned@50 is not of pretraining"):
+        points_of_runs(fake_runs.registry, [tuned])
+
+
 def test_a_run_named_twice_is_refused(fake_runs) -> None:  # type: ignore[no-untyped-def]
     one = fake_runs.run("one", 2, 50, 5.0)
     with pytest.raises(DataError, match="are one run"):

@@ -185,3 +185,45 @@ def test_it_may_name_a_recipe_that_makes_it(small: Path) -> None:
     (first,) = Registry.open().list("checkpoint", "first", finished=True)
     assert found.one("init") == first
     assert first.digest in artifact.manifest.parents
+
+
+def test_a_run_does_not_begin_with_its_own_newest_checkpoint(base: Artifact) -> None:
+    for name in ("small", "checkpoint/small"):
+        with pytest.raises(RecipeError, match="the newest checkpoint of the name") as caught:
+            train(f"pretrain.init={name}")
+        assert caught.value.where == f"--set pretrain.init={name}"
+    assert train("pretrain.init=small", *ON).manifest.parents[-1] == base.digest
+
+
+def test_recipes_that_begin_with_each_other(small: Path) -> None:
+    for name, other in (("one", "two"), ("two", "one"), ("alone", "alone")):
+        Path(f"{name}.toml").write_text(f'base = "small.toml"\npretrain.init = "{other}.toml"\n')
+    for name in ("one", "alone"):
+        with pytest.raises(RecipeError, match="name each other as init"):
+            Session(Registry.open()).obtain("checkpoint", recipe.load(f"{name}.toml"))
+
+
+def test_a_finished_model_may_be_of_ranks_that_are_not_here(small: Path) -> None:
+    first = 'base = "small.toml"\n[pretrain]\nlength = "5 steps"\nsample_prompts = 0\n'
+    Path("first.toml").write_text(first)
+    made = Session(Registry.open()).obtain("checkpoint", recipe.load("first.toml"))
+    Path("first.toml").write_text(f"{first}[parallel]\ntensor = 2\n")
+    begun = train(*ON, "pretrain.init=first.toml", "pretrain.length=2 steps")
+    assert begun.manifest.parents[-1] == made.digest
+    # It is other ranks' work if it is yet to be made.
+    Path("first.toml").write_text(f"{first}seed = 1\n[parallel]\ntensor = 2\n")
+    with pytest.raises(RecipeError, match="1 ranks cannot be parted"):
+        train(*ON, "pretrain.init=first.toml")
+
+
+def test_fresh_leaves_what_another_run_began_with(
+    base: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry.open()
+    (unfinished,) = registry.list("checkpoint", "small", finished=False)
+    begun = go_on(unfinished)
+    loaded = recipe.load("small.toml", ["pretrain.length=8 steps"])
+    again = Session(registry, fresh=True).obtain("checkpoint", loaded, command=["bc2"])
+    assert again.digest == base.digest
+    assert "is needed by checkpoint/on@6" in capsys.readouterr().err
+    assert registry.get(unfinished.digest).digest in begun.manifest.parents

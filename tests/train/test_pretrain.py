@@ -28,6 +28,7 @@ def test_a_step_has_the_flops_of_its_tokens_however_they_are_computed(small: Pat
     for row in steps:
         assert row["flops"] * row["step_s"] == pytest.approx(flops, rel=1e-3)
         assert row["tokens_per_s"] * row["step_s"] == pytest.approx(512, rel=1e-3)
+        assert row["tokens"] == 512
         assert 0 < row["mfu"] <= 1
 
 
