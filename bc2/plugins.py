@@ -19,10 +19,23 @@ GROUP = "bc2.algorithms"
 
 @cache
 def foreign_algorithms() -> Mapping[str, str]:
-    """The "module:NAME" of each algorithm that an installed package brings, by its section."""
+    """The "module:NAME" of each algorithm that an installed package brings, by its section.
+
+    Raises:
+        UsageError: two packages bring one of the same name.
+    """
     from importlib.metadata import entry_points
 
-    return {each.name: each.value for each in entry_points(group=GROUP)}
+    found: dict[str, str] = {}
+    for each in entry_points(group=GROUP):
+        if found.setdefault(each.name, each.value) != each.value:
+            raise UsageError(
+                f"two packages bring an algorithm {each.name!r}: {found[each.name]} and "
+                f"{each.value}",
+                where=f"entry points of {GROUP}",
+                todo="uninstall one of the packages",
+            )
+    return found
 
 
 def foreign_algorithm(section: str) -> Any:

@@ -77,6 +77,16 @@ def test_a_broken_one_is_named(package: Path, code: str, section: str, said: str
     )
 
 
+def test_two_packages_with_one_name(package: Path) -> None:
+    other = package / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nfirst = foreign_two:FIRST\n")
+    (package / "r.toml").write_text("[first]\n")
+    with pytest.raises(UsageError, match="two packages bring an algorithm 'first'"):
+        recipe.load(package / "r.toml")
+
+
 def test_what_nobody_brings_is_unknown(package: Path) -> None:
     (package / "r.toml").write_text("[third]\n")
     with pytest.raises(RecipeError, match="unknown section") as caught:

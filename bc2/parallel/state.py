@@ -370,8 +370,12 @@ def _joined(pieces: Iterable[tuple[int, Array]]) -> list[tuple[int, list[Array]]
 class Stored:
     """The tensors of some files: a `ShapedSource`."""
 
-    files: Mapping[str, MappedTensors]
+    files: dict[str, MappedTensors]
     """By tensor."""
+
+    def close(self) -> None:
+        """Let go of the files: of one that was removed, the disk has its room again."""
+        self.files.clear()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

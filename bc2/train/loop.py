@@ -111,6 +111,8 @@ class Loop:
             self.stream_state = self.stream.state()
         else:
             self._restore(start)
+            # Its checkpoint may be removed long before the run ends.
+            start.close()
             self.progress(self.step)
         self._evaluate_if_due()
         if start is None and self.guard.config.action == "rollback":
@@ -333,6 +335,7 @@ class Loop:
         with say.named(f"the evaluation after step {self.step}"):
             measured = self.evaluate()
             self.log.time("eval", step=self.step, eval_s=time.perf_counter() - began)
+            self.models.metrics.check_evaluation(measured.facts)
         return measured
 
     def _record(self, measured: Measured) -> None:

@@ -119,6 +119,12 @@ class Metrics:
         """The one of evaluations that progress shows; None: the algorithm has no evaluation."""
         return next((metric for metric in self.of_evaluations if metric.headline), None)
 
+    def check_evaluation(self, facts: Mapping[str, float]) -> None:
+        """Raises: ValueError if an evaluation lacks its headline."""
+        headline = self.evaluation_headline
+        if headline is not None and headline.name not in facts:
+            raise ValueError(f"an evaluation has no {headline.name}, its headline metric")
+
     @property
     def guarded(self) -> tuple[str, ...]:
         """Names of what a step is bad without."""

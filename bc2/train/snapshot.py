@@ -164,6 +164,13 @@ class Snapshot:
             state, states, metrics, random_state() if random is None else random, release, stream
         )
 
+    def close(self) -> None:
+        """Let go of the files that it was loaded from; nothing can be read any more."""
+        for model in self.models.values():
+            for source in (model.weights, model.optimizer):
+                if isinstance(source, Stored):
+                    source.close()
+
     @property
     def weights(self) -> HeldTensors | Stored:
         """Of the model that the run makes."""

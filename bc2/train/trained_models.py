@@ -121,6 +121,8 @@ class TrainedModels:
                 f"{role}clipped": norm > model.clip_norm,
                 f"{role}lr": model.learning_rate(step),
             }
+        if self.metrics.headline.name not in measured:
+            raise ValueError(f"no objective sums the headline metric {self.metrics.headline.name}")
         return measured
 
     def _named(self) -> Iterable[tuple[str, TrainedModel]]:
