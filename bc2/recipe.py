@@ -396,6 +396,7 @@ def _check_top(recipe: Recipe) -> None:
     known = [*TOP_KEYS, *SECTIONS]
     for key, value in recipe.data.items():
         if key not in known and not is_section(key):
+            known.extend(sorted({*foreign_algorithms()} - {*known}))
             guess = nearest(key, known)
             raise RecipeError(
                 f"unknown section [{key}]" if isinstance(value, Mapping) else f"unknown key {key}",
