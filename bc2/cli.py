@@ -97,7 +97,7 @@ class LazyGroup(TyperGroup):
     ) -> tuple[str | None, Command | None, list[str]]:
         known = not args or args[0].startswith("-") or args[0] in VERBS
         if not known and args[0] not in foreign_algorithms():
-            guess = nearest(args[0], VERBS)
+            guess = nearest(args[0], [*VERBS, *foreign_algorithms()])
             hint = f" Did you mean {guess!r}?" if guess else " See `bc2 --help`."
             ctx.fail(f"No such command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
@@ -277,10 +277,18 @@ def _fail(error: BaseException, *, debug: bool) -> Any:
         import traceback
 
         traceback.print_exception(error)
-    told = render(known) if known else "error: this is a defect of bc2, please report it"
+    told = render(known) if known else f"error: this is a defect of {_whose()}, please report it"
     if not report_error(told, lasting=known is not None and known.lasting):
         print(told if first() else f"rank {rank()}: {told}", file=sys.stderr)
     return known.exit_code if known else 1
+
+
+def _whose() -> str:
+    """Who can mend what nobody expected: also an algorithm of another package, if one ran."""
+    if not foreign_algorithms.cache_info().currsize:
+        return "bc2"  # none was looked for
+    ran = [name for name in foreign_algorithms() if name in sys.argv]
+    return f"the package that brings the algorithm {ran[0]!r}, or of bc2" if ran else "bc2"
 
 
 if __name__ == "__main__":

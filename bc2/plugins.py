@@ -48,6 +48,8 @@ def foreign_algorithm(section: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         algorithm = getattr(importlib.import_module(module), attribute)
+        if isinstance(algorithm, type):
+            raise TypeError(f"{attribute} is a class; name an instance of it")
         own = algorithm.section.section
     except Exception as error:
         raise _broken(section, name, repr(error)) from error

@@ -64,6 +64,7 @@ def test_its_section_is_one_of_a_recipe(package: Path) -> None:
         ("FIRST = 3", "first", "no attribute 'section'"),
         ("", "first", "no attribute 'FIRST'"),
         (WHOLE, "second", r"its section is \[first\]"),
+        (WHOLE.replace("First()", "First"), "first", "FIRST is a class; name an instance"),
     ],
 )
 def test_a_broken_one_is_named(package: Path, code: str, section: str, said: str) -> None:

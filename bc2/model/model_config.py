@@ -10,6 +10,10 @@ from bc2.errors import RecipeError
 from bc2.model.model_formulas import HeadKind, ModelFormulas
 from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, KEYED_UNLESS_DEFAULT, Recipe, Section
 
+#: Settings in which a model may differ from the weights that it begins with: they change no shape
+#: of a layer, or only the head's, which is then drawn from the seed.
+_MAY_DIFFER = {"head", "num_classes", "context_length", "initializer_range"}
+
 
 class ModelConfig(Section, ModelFormulas):
     """A pre-norm decoder with SwiGLU, RMSNorm, RoPE or ALiBi, and an untied head."""
@@ -78,6 +82,16 @@ class ModelConfig(Section, ModelFormulas):
         if self.head != "classes" and self.num_classes is not None:
             raise ValueError(f'num_classes is for head = "classes", not "{self.head}"')
         return self
+
+
+def differences(there: ModelConfig, here: ModelConfig) -> dict[str, str]:
+    """What keeps a model from beginning with the weights of another one, by setting, in words."""
+    one, other = there.model_dump(), here.model_dump()
+    return {
+        name: f"{name} is {one[name]} there and {other[name]} here"
+        for name in other
+        if one[name] != other[name] and name not in _MAY_DIFFER
+    }
 
 
 def check_language_head(recipe: Recipe, what: str) -> None:

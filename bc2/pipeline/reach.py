@@ -16,7 +16,7 @@ from bc2.console import note
 from bc2.errors import RecipeError
 from bc2.override import spelled_place
 from bc2.pipeline.table import ALGORITHMS, STAGES, stage_of
-from bc2.recipe import SECTIONS, TOP_KEYS, Recipe, load
+from bc2.recipe import SECTIONS, TOP_KEYS, Recipe, is_section, load
 from bc2.registry import Kind
 from bc2.toml_file import KeyPath, dotted
 
@@ -83,7 +83,9 @@ def check_overrides(
     own |= found.sections if reads is None else set()
     later = {*_later(kind, recipe), *found.sections, *_of_no_stage(recipe)}
     if kind == "checkpoint":
-        later |= ALGORITHMS.keys()  # of a verb before this one or after it
+        # Of a verb before this one or after it, of bc2's own or another package's.
+        names = {str(path[0]) for path in recipe.overrides} - SECTIONS.keys()
+        later |= {*ALGORITHMS, *filter(is_section, names)}
     for path, spelled in recipe.overrides.items():
         if path[0] in own:
             continue

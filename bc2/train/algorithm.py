@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from bc2.model.model_config import ModelConfig
 from bc2.pipeline.stage import Input, Inputs, Stage
@@ -92,6 +92,15 @@ class Algorithm(ABC):
     (supervised ones), "samples", or one of its own, such as "pairs"."""
     inputs: ClassVar[tuple[Input[TrainingSettings], ...]] = ()
     """What it is trained on, beside `INIT`."""
+
+    def __init__(self) -> None:
+        """Raises: TypeError or ValueError if the declaration is not whole."""
+        for name in ("section", "version", "role", "metrics"):
+            if not hasattr(self, name):
+                raise TypeError(f"{type(self).__name__} does not say its {name}")
+        if self.role not in get_args(Role):
+            known = ", ".join(get_args(Role))
+            raise ValueError(f"checkpoints have no role {self.role!r}; there are {known}")
 
     @property
     def name(self) -> str:

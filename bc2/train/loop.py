@@ -345,7 +345,8 @@ class Loop:
         with say.named(f"the evaluation after step {self.step}"):
             self.log.rows([row, *samples])
         self.evaluated, self.random = row, random_state()
-        (warn if measured.broken else note)(f"step {self.step}: {measured}")
+        broken = f" (not finite: {', '.join(measured.broken)})" if measured.broken else ""
+        (warn if broken else note)(f"step {self.step}: {measured}{broken}")
 
     def _save_last_step(self) -> None:
         """Save the last completed step, if there is one that is not saved."""

@@ -120,10 +120,10 @@ class Metrics:
         return next((metric for metric in self.of_evaluations if metric.headline), None)
 
     def check_evaluation(self, facts: Mapping[str, float]) -> None:
-        """Raises: ValueError if an evaluation lacks its headline."""
-        headline = self.evaluation_headline
-        if headline is not None and headline.name not in facts:
-            raise ValueError(f"an evaluation has no {headline.name}, its headline metric")
+        """Raises: ValueError if an evaluation lacks what is declared of it."""
+        for metric in self.of_evaluations:
+            if metric.name not in facts:
+                raise ValueError(f"an evaluation lacks the declared metric {metric.name}")
 
     @property
     def guarded(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bc2.console import note
 from bc2.errors import DataError, RecipeError
 from bc2.model.adapters import AddAdapters, is_adapters
-from bc2.model.model_config import ModelConfig
+from bc2.model.model_config import ModelConfig, differences
 from bc2.model.store import CONFIG, check_shapes, load_config, weight_files
 from bc2.parallel.agreement import fail_together
 from bc2.parallel.build import StartWeights
@@ -19,10 +19,6 @@ from bc2.registry import Artifact
 if TYPE_CHECKING:
     from bc2.train.algorithm import ModelRole
     from bc2.train.run import Run
-
-#: Settings of a model in which it may differ from what it begins with: they change no shape of a
-#: layer, or only the head's, which is then drawn from the seed.
-_MAY_DIFFER = {"head", "num_classes", "context_length", "initializer_range"}
 
 
 def check_start(run: Run) -> None:
@@ -45,13 +41,12 @@ def start_of(run: Run, role: ModelRole) -> Artifact | None:
 
 def _check_shape(run: Run, role: ModelRole, artifact: Artifact) -> None:
     artifact.file(CONFIG)
-    there, wanted = load_config(artifact.path).model_dump(), role.model.model_dump()
-    other = [name for name in wanted if wanted[name] != there[name] and name not in _MAY_DIFFER]
+    other = differences(load_config(artifact.path), role.model)
     if other:
-        said = ", ".join(f"{name} is {there[name]} there and {wanted[name]} here" for name in other)
         raise RecipeError(
-            f"{run.config.section}.{role.init} = {artifact.title} is another model: {said}",
-            where=run.settings.recipe.where(("model", other[0])),
+            f"{run.config.section}.{role.init} = {artifact.title} is another model: "
+            f"{', '.join(other.values())}",
+            where=run.settings.recipe.where(("model", next(iter(other)))),
             todo="make [model] equal, or start from another checkpoint",
         )
 

@@ -121,8 +121,9 @@ class TrainedModels:
                 f"{role}clipped": norm > model.clip_norm,
                 f"{role}lr": model.learning_rate(step),
             }
-        if self.metrics.headline.name not in measured:
-            raise ValueError(f"no objective sums the headline metric {self.metrics.headline.name}")
+        for metric in self.metrics.of_steps:
+            if metric.name not in measured:
+                raise ValueError(f"no objective sums the declared metric {metric.name}")
         return measured
 
     def _named(self) -> Iterable[tuple[str, TrainedModel]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bc2.model.model_config import ModelConfig
+from bc2.errors import RecipeError
+from bc2.model.model_config import ModelConfig, differences
 from bc2.parallel.parallel_config import ParallelConfig
+from bc2.pipeline.sources import sources_of
 from bc2.pipeline.stage import Inputs, Made, RunTask, Stage
 from bc2.ranks import world_size
 from bc2.recipe import Recipe
@@ -24,6 +26,8 @@ def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
     def check(recipe: Recipe) -> None:
         check_training(recipe, algorithm)
         algorithm.check_inputs(recipe)
+        if recipe.has(algorithm.section) and recipe.has(ModelConfig):
+            _check_begun(TrainingSettings.of(recipe, algorithm=algorithm))
 
     return Stage(
         kind="checkpoint",
@@ -37,6 +41,28 @@ def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
         fit=_fit,
         check=check,
     )
+
+
+def _check_begun(settings: TrainingSettings) -> None:
+    """Models that begin with what another recipe makes have its shape: known before it is trained.
+
+    Raises:
+        RecipeError: one has another shape.
+    """
+    named = {one.key: one for one in settings.algorithm.all_inputs if one.kind == "checkpoint"}
+    for role in settings.models:
+        needed = named.get(role.init or "")
+        for source in sources_of(needed, settings, settings.recipe) if needed else ():
+            if not isinstance(source, Recipe) or not source.has(ModelConfig):
+                continue
+            other = differences(source.get(ModelConfig), role.model)
+            if other:
+                raise RecipeError(
+                    f"{settings.training.section}.{role.init} = {source.path} makes another "
+                    f"model: {', '.join(other.values())}",
+                    where=settings.recipe.where(("model", next(iter(other)))),
+                    todo="make [model] equal in both recipes",
+                )
 
 
 def _fit(settings: TrainingSettings) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bc2.parallel.mesh import Mesh
 from bc2.recipe import load
-from bc2.train.algorithm import ModelRole
+from bc2.train.algorithm import Algorithm, ModelRole
 from bc2.train.models import make_models
+from bc2.train.pretrain.pretraining import Pretraining
 from bc2.train.training_settings import TrainingSettings
 
 
@@ -23,3 +26,21 @@ def test_models_have_names_of_their_own() -> None:
     role = ModelRole("critic", settings.model)
     with pytest.raises(ValueError, match="two models of one name: critic, critic"):
         make_models([role, role], settings.training, None, Mesh())
+
+
+def declared(**changed: Any) -> Pretraining:
+    """A kind of pretraining that says something else."""
+    made: Pretraining = type("Declared", (Pretraining,), changed)()
+    return made
+
+
+def test_a_declaration_is_whole() -> None:
+    assert declared(version=7).version == 7
+    with pytest.raises(ValueError, match="no role 'policy'; there are base, chat"):
+        declared(role="policy")
+
+    class Nothing(Algorithm):
+        example = objective = open = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="Nothing does not say its section"):
+        Nothing()

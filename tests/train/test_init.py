@@ -149,6 +149,13 @@ def test_another_model_is_refused_before_anything_is_written(
     assert Registry.open().list("checkpoint", "on") == []
 
 
+def test_a_recipe_of_another_model_is_not_trained_first(small: Path) -> None:
+    (small / "wide.toml").write_text('base = "small.toml"\n[model]\nhidden_size = 64\n')
+    with pytest.raises(RecipeError, match=r"wide\.toml makes another model: hidden_size is 64"):
+        train(*ON, "pretrain.init=wide.toml")
+    assert Registry.open().list("checkpoint") == []
+
+
 def test_a_checkpoint_that_is_not_there(small: Path) -> None:
     with pytest.raises(RefError):
         train("pretrain.init=nobody")

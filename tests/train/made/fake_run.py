@@ -357,6 +357,12 @@ class FakeRun:
     gone: bool = False
     """Whether the process of this attempt was killed."""
 
+    @property
+    def declared(self) -> Metrics:
+        """The metrics of the models that there are."""
+        owners = {"", *self.roles}
+        return Metrics(tuple(m for m in self.metrics.all if m.name.rpartition(".")[0] in owners))
+
     def attempt(self) -> Saved:
         """Train from the newest save to the end."""
         self.gone = False
@@ -389,7 +395,7 @@ class FakeRun:
             for role, engine in self.engines.items()
         }
         return Loop(
-            models=TrainedModels(models, self.metrics, self.divisor),
+            models=TrainedModels(models, self.declared, self.divisor),
             stream=FakeStream(self, stateful=self.stateful),
             schedule=Schedule(
                 self.total, self.save_every, self.eval_every, self.log_every, lambda step: 0.0
@@ -397,7 +403,7 @@ class FakeRun:
             speed=Speed(1e-9, 1.0, lambda flops: None),
             guard=Guard(
                 GuardConfig.model_validate({"action": self.action, "max_bad": self.max_bad}),
-                self.metrics.guarded,
+                self.declared.guarded,
             ),
             saver=FakeSaver(self, self.save_every),  # type: ignore[arg-type]
             log=self.log,
