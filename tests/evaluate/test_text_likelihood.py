@@ -195,7 +195,9 @@ def test_within_the_window_it_is_the_trainers_heldout_loss(
         row = np.array([[tokenizer.eos_id, *tokenizer.encode(text)]])
         assert row.shape[1] <= WINDOW + 1
         batches.append(pack(row, np.zeros(1, np.int64), eos_id=-1))
-    trainer = LocalEngine(build(torch.float32, tokenizer.vocab_size), AdamWConfig())
+    trainer = LocalEngine(
+        build(torch.float32, tokenizer.vocab_size).requires_grad_(True), AdamWConfig()
+    )
     theirs = heldout_loss(trainer, NextToken(0.0), iter(batches), tokenizer.piece_bytes)
     ours = measure_text(engine_of(model), tokenizer, documents(*texts)).as_json()["total"]
     assert ours["tokens"] == theirs["heldout_tokens"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +22,7 @@ from bc2.train.run_config import (
     check_context,
 )
 from bc2.train.schedule import Schedule
-from bc2.train.training_settings import settings_by_name
+from bc2.train.training_settings import TrainingSettings
 
 
 class PairsConfig(RunConfig):
@@ -93,7 +94,8 @@ def test_errors_name_the_section() -> None:
     with pytest.raises(RecipeError, match="does not end within the run") as caught:
         Schedule.of(pairs(schedule=ScheduleConfig(warmup="20 steps")), epoch_tokens=1000)
     assert caught.value.where == "pairs.schedule.warmup"
-    named = settings_by_name(pairs(), load("tiny").get(ModelConfig))
+    tiny = TrainingSettings.of(load("tiny"))
+    named = replace(tiny, training=pairs()).by_name()
     assert (named["pairs.batch_pairs"], named["pairs.beta"]) == (6, 0.1)
 
 
