@@ -15,6 +15,7 @@ import json
 import os
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,9 +233,10 @@ class _File:
         except OSError as error:
             raise self._unreadable(error) from error
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # By an argument: at the interpreter's end this module has no names any more.
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
 
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into` with the bytes from `offset` on. Raises: DataError if it cannot."""

@@ -114,7 +114,7 @@ def lock_run(run: Run, registry: Registry, mesh: Mesh) -> Iterator[None]:
 @contextmanager
 def _locked(run: Run, registry: Registry) -> Iterator[None]:
     # By key, not by name: the same settings under two names are one run.
-    lock = registry.work / f"pretrain-{run.key}"
+    lock = registry.work / f"{run.algorithm.name}-{run.key}"
     make_directory(lock)
     until = time.monotonic() + _LOCK_RETRY_S
     while True:
