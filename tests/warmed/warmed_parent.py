@@ -135,7 +135,7 @@ def _prepare(order: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         os.chdir(order["cwd"])
     except OSError as error:
         answer = {"pid": os.getpid(), "errno": error.errno, "where": order["cwd"]}
-        os.write(tell, json.dumps(answer).encode())
+        _tell(tell, answer)
         os._exit(1)
     if order["children"]:
         ours, theirs = socket.socketpair()
@@ -145,9 +145,17 @@ def _prepare(order: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         theirs.close()
         _fork_own(warmed.Channel(ours, order["environment"]))
     _become(order)
-    os.write(tell, json.dumps({"pid": os.getpid()}).encode())
-    os.close(tell)
+    _tell(tell, {"pid": os.getpid()})
     return dict(order["command"])
+
+
+def _tell(pipe: int, answer: dict[str, Any]) -> None:
+    """Tell who asked how the start went; end where nobody listens any more."""
+    try:
+        os.write(pipe, json.dumps(answer).encode())
+    except BrokenPipeError:
+        os._exit(1)  # a signal ended who asked meanwhile
+    os.close(pipe)
 
 
 def _place(fds: list[int], targets: list[int]) -> list[int]:
