@@ -69,7 +69,8 @@ class ModelRunner:
         """Key heads of a layer on this rank."""
         layer = self.model.model.layers[0]
         assert isinstance(layer, Layer)
-        return len(range(self.config.num_heads)[layer.self_attn.heads])
+        heads = len(range(self.config.num_heads)[layer.self_attn.heads])
+        return heads // self.config.heads_per_key
 
     def refresh(self) -> None:
         """Forget what follows from the weights."""

@@ -3,6 +3,7 @@
 Shapes:
     T  tokens of all documents, one after another
     H  heads          K  channels of a head          N  documents
+    G  heads of keys and values, each read by H / G heads of queries
 
 `cu_seqlens` [N+1] holds the boundaries: document n is tokens cu_seqlens[n] to
 cu_seqlens[n+1]. No token attends across a boundary. Attention to the keys of earlier
@@ -87,7 +88,8 @@ def attend(
     """softmax(q kᵀ / √K + ALiBi) v within each document, with a causal mask.
 
     Args:
-        q, k, v: [T, H, K].
+        q: [T, H, K].
+        k, v: [T, G, K]; query head h reads key head h // (H / G).
         cu_seqlens: int32 [N+1], boundaries of the documents.
         max_seqlen: tokens of the longest document.
         slopes: fp32 [H] for ALiBi: adds slope · (key position - query position).
@@ -152,6 +154,9 @@ class Documents:
         seqlens = (self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
         if backend == "flash":
             return cuda_kernels.flash(q, k, v, seqlens, slopes)
+        # The other kernels do not all take fewer key heads, so each gets a copy for each query
+        # head.
+        k, v = (each_for(x, q.shape[1]) for x in (k, v))
         scale, size, dtype = None, q.shape[-1], q.dtype
         if slopes is not None:
             if q.device.type == "cpu":
@@ -193,6 +198,20 @@ class Documents:
             assert self.positions is not None
             self._channels = alibi_channels(self.slopes, self.positions, q.shape[-1], q.dtype)
         return self._channels
+
+
+def each_for(x: Tensor, heads: int) -> Tensor:
+    """Keys or values, with those of a head once for each query head that reads it.
+
+    Args:
+        x: [T, G, K].
+        heads: H.
+
+    Returns:
+        [T, H, K]; x itself if G is H.
+    """
+    share = heads // x.shape[1]
+    return x if share == 1 else x.repeat_interleave(share, dim=1)
 
 
 def choose_backend(q: Tensor, slopes: Tensor | None, *, one_length: bool = False) -> Backend:

@@ -141,6 +141,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | No
     """Causal attention within each document, by flash-attn: [T, H, K] -> [T, H, K].
 
     Args:
+        k, v: [T, G, K], where G divides H.
         slopes: ALiBi's, [H], or None.
 
     Raises:

@@ -29,7 +29,7 @@ class ModelConfig(Section, ModelFormulas):
     """Decoder layers."""
 
     num_heads: int = Field(gt=0, le=2**24)
-    """Attention heads H; each has hidden_size / num_heads channels."""
+    """Attention heads H; each has `head_dim` channels."""
 
     position: Literal["rope", "alibi"] = "rope"
     """How attention encodes positions: rotary embedding (7B) or linear biases (13B)."""
@@ -58,16 +58,27 @@ class ModelConfig(Section, ModelFormulas):
     num_classes: int | None = Field(None, ge=2, lt=2**31, json_schema_extra=KEYED_UNLESS_DEFAULT)
     """Classes of a classes head, which needs it; of no other head."""
 
+    num_kv_heads: int | None = Field(None, gt=0, le=2**24, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Heads of keys and values, each read by as many query heads (grouped-query attention, arXiv
+    2305.13245). None: num_heads."""
+
+    head_dim: int | None = Field(None, gt=0, le=2**24, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Channels K of a head. None: hidden_size / num_heads."""
+
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.hidden_size % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
             )
-        if self.position == "rope" and self.head_dim % 2:
+        if self.num_heads % self.kv_heads:
             raise ValueError(
-                f"rope rotates pairs of channels, but hidden_size / num_heads = {self.head_dim} "
-                "is odd"
+                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}"
+            )
+        if self.position == "rope" and self.head_size % 2:
+            name = "head_dim" if self.head_dim else "hidden_size / num_heads"
+            raise ValueError(
+                f"rope rotates pairs of channels, but {name} = {self.head_size} is odd"
             )
         return self
 

@@ -50,7 +50,7 @@ def parts(
     """The shard that this rank has of each parameter, in the model's order."""
     tensor = mesh.tensor
     return {
-        name: shard_of(name, shape, tensor.rank, tensor.size)
+        name: shard_of(name, shape, tensor.rank, tensor.size, heads_per_key=config.heads_per_key)
         for name, shape in _shapes(_whole(config, adapters)).items()
     }
 

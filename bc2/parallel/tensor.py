@@ -33,7 +33,10 @@ def cut_tensors(model: Transformer, group: Group) -> None:
     if group.size == 1:
         return
     for name, parameter in list(model.named_parameters()):
-        part = shard_of(name, tuple(parameter.shape), group.rank, group.size)
+        part = shard_of(
+            name, tuple(parameter.shape), group.rank, group.size,
+            heads_per_key=model.config.heads_per_key,
+        )  # fmt: skip
         if part.dim is None:
             continue
         mine = nn.Parameter(part.of(parameter.detach()).contiguous(), parameter.requires_grad)

@@ -47,6 +47,8 @@ class Model(Plain, ModelFormulas):
     initializer_range: float = 0.02
     head: HeadKind = "language"
     num_classes: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,26 @@ def test_4096_tokens_against_float64(dtype, alibi):
     check_against_float64([4096], 128, dtype, "auto", alibi)
 
 
+@pytest.mark.parametrize("alibi", [False, True], ids=["plain", "alibi"])
+@pytest.mark.parametrize("backend", ["sdpa", "bmm"])
+@pytest.mark.parametrize("key_heads", [1, 2, 3])
+def test_a_key_head_is_read_by_its_query_heads(key_heads, backend, alibi):
+    """With gradients: those of a key head are the sum of what its query heads give."""
+    lengths, heads = (5, 70, 1, 64), 6
+    slopes = alibi_slopes(heads) if alibi else None
+    q = qkv(lengths, heads)[0]
+    k, v = qkv(lengths, key_heads, seed=1)[:2]
+    out = attend(q, k, v, cu_seqlens(lengths), max(lengths), slopes, backend)
+    every = [x.repeat_interleave(heads // key_heads, 1) for x in (k, v)]
+    expected = naive(q, *every, lengths, slopes)
+    torch.testing.assert_close(out, expected)
+    seed = torch.randn_like(out)
+    found = torch.autograd.grad(out, (q, k, v), seed)
+    right = torch.autograd.grad(expected, (q, k, v), seed)
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
+
+
 def test_alibi_of_some_heads_is_the_whole_ones():
     lengths = [70, 9]
     q, k, v = qkv(lengths, heads=4, size=8)

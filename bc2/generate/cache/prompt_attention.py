@@ -23,7 +23,7 @@ from bc2.generate.cache.kv_cache import KVCache
 from bc2.generate.cache.partial_attention import attend_part, merge_into
 from bc2.generate.cache.segment import Segment
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
-from bc2.model.attention import PAD_TO, padded_slots
+from bc2.model.attention import PAD_TO, each_for, padded_slots
 from bc2.model.head_weight import at_least_fp32
 
 
@@ -48,8 +48,7 @@ class OwnTokens:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, out: Tensor, log_sum: Tensor
     ) -> None:
-        share = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(share, 1) if share > 1 else x for x in (k, v))
+        k, v = (each_for(x, q.shape[1]) for x in (k, v))
         padded = sum(count * length for count, length in self._groups)
         q, k, v = (
             x.new_zeros(padded, *x.shape[1:]).index_copy_(0, self._slots, x[self._tokens])

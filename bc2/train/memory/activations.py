@@ -62,17 +62,20 @@ def layer_bytes(shape: TrainingShape) -> int:
 def _attention_bytes(shape: TrainingShape) -> int:
     """Bytes that attention keeps of each token."""
     model, size = shape.model, shape.number_bytes
-    wide = model.hidden_size // shape.layout.tensor
+    heads, keys = (n // shape.layout.tensor for n in (model.num_heads, model.kv_heads))
+    wide, narrow = heads * model.head_size, keys * model.head_size
     mixed = size * wide  # what attention gives to o_proj
     if shape.layout.sequence > 1:
         mixed *= 2  # before and after it is exchanged
-    heads = model.num_heads // shape.layout.tensor
     log_sum = 4 * heads  # of the exponentials of a head
     if model.position == "alibi":
         # q, k, v and the result with ALiBi's channels. flash-attn, where it is installed, keeps
         # them without.
         return mixed + log_sum + 4 * _joined_bytes(shape) * (wide + heads * ALIBI_CHANNELS)
-    rotated = 2 * size * wide
+    rotated = size * (wide + narrow)
+    if narrow < wide:
+        # A copy of keys and values for each query head, in place of what W_pack gave.
+        return mixed + log_sum + rotated + 2 * size * wide
     return mixed + log_sum + rotated + 3 * size * wide
 
 
@@ -89,7 +92,7 @@ def _norm_bytes(model: ModelConfig, size: int) -> int:
 def _shared_bytes(shape: TrainingShape) -> int:
     """Bytes that the model keeps outside of its layers."""
     model, size = shape.model, shape.number_bytes
-    table = 8 * model.head_dim  # rotary
+    table = 8 * model.head_size  # rotary
     if model.position == "alibi":
         # Its channels of queries and keys: only recomputation needs them after the forward pass.
         channels = 2 * model.num_heads * ALIBI_CHANNELS

@@ -124,7 +124,7 @@ class TrainingShape:
     @cached_property
     def params(self) -> int:
         """Parameters of this rank's part of the model, and of adapters."""
-        whole = (2 * self.model.num_layers + 1) * self.model.hidden_size  # norms
+        whole = self.model.num_norm_params()
         if self.model.head != "language":
             whole += self.head
         return (self.model.num_params() - whole) // self.layout.tensor + whole + self.adapters
@@ -159,7 +159,7 @@ class TrainingShape:
     def largest_trained(self) -> int:
         """Elements of the largest parameter that is trained; with frozen ones, at most."""
         model = self.model
-        packed = max(model.intermediate_size, 3 * model.hidden_size) * model.hidden_size
+        packed = max(model.intermediate_size, model.packed_rows) * model.hidden_size
         inner = min(packed // self.layout.tensor, self.trained_params)
         return max(self.trained_matrix, self.trained_head, inner)
 

@@ -27,7 +27,7 @@ from bc2.train.precision import Precision
 SEQUENCES, LENGTH = 4, 64
 
 
-def shape(position: str, **head: Any) -> ModelConfig:
+def shape(position: str, /, **head: Any) -> ModelConfig:
     return ModelConfig.model_validate(
         {
             "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_layers": 4,
@@ -84,10 +84,30 @@ def test_activations_are_what_autograd_keeps(
     assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.1)
 
 
+#: What other families have.
+FAMILIES: list[dict[str, Any]] = [
+    {"num_kv_heads": 2},
+    {"num_kv_heads": 1, "head_dim": 64},
+    {"head_dim": 48},
+    {"num_kv_heads": 2, "position": "alibi"},
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_activations_of_other_families(
+    family: dict[str, Any], precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shape("rope", **family)
+    engine = LocalEngine(Transformer(config), AdamWConfig(), precision=precision)
+    expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, precision, 0))
+    assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.02)
+
+
 HEADS: list[dict[str, Any]] = [{}, {"head": "scalar"}, {"head": "classes", "num_classes": 3}]
 
 
-@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("head", [*HEADS, *FAMILIES], ids=str)
 def test_weights_and_moments_are_the_engines(head: dict[str, Any]) -> None:
     config = shape("rope", **head)
     engine = LocalEngine(Transformer(config), AdamWConfig(), precision="bf16")
