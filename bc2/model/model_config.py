@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from bc2.errors import RecipeError
 from bc2.model.model_formulas import HeadKind, ModelFormulas
+from bc2.model.rope_scaling import RopeScaling
 from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, KEYED_UNLESS_DEFAULT, Recipe, Section
 
 
@@ -65,6 +66,15 @@ class ModelConfig(Section, ModelFormulas):
     head_dim: int | None = Field(None, gt=0, le=2**24, json_schema_extra=KEYED_UNLESS_DEFAULT)
     """Channels K of a head. None: hidden_size / num_heads."""
 
+    qkv_bias: bool = Field(False, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Whether queries, keys and values have a bias (Qwen 2)."""
+
+    qk_norm: bool = Field(False, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """RMSNorm of each query and key, over the channels of its head, before RoPE (Qwen 3)."""
+
+    rope_scaling: RopeScaling | None = Field(None, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Rotary wavelengths stretched for longer texts than a model was trained on (Llama 3.1)."""
+
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.head_dim is None and self.hidden_size % self.num_heads:
@@ -80,6 +90,14 @@ class ModelConfig(Section, ModelFormulas):
             raise ValueError(
                 f"rope rotates pairs of channels, but {name} = {self.head_size} is odd"
             )
+        if self.position != "rope" and self.rope_scaling is not None:
+            raise ValueError(f'rope_scaling is for position = "rope", not "{self.position}"')
+        if (
+            self.rope_scaling is not None
+            and self.rope_scaling.kind == "yarn"
+            and self.rope_base <= 1
+        ):
+            raise ValueError("yarn needs a rope_base above 1")
         return self
 
     @model_validator(mode="after")

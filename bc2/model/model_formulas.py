@@ -35,6 +35,10 @@ class ModelFormulas:
         def num_kv_heads(self) -> int | None: ...
         @property
         def head_dim(self) -> int | None: ...
+        @property
+        def qkv_bias(self) -> bool: ...
+        @property
+        def qk_norm(self) -> bool: ...
 
     @property
     def head_size(self) -> int:
@@ -69,17 +73,19 @@ class ModelFormulas:
         return self.num_params_non_embedding() + outer
 
     def num_params_non_embedding(self) -> int:
-        """The number of parameters without embedding and head, norms included.
+        """The number of parameters without embedding and head, norms and biases included.
 
         It is N in the scaling laws.
 
         This is the count that gives the model sizes of Baichuan 2's section 2.6.
         """
-        return self.num_layers * self._layer_matmul_params() + self.num_norm_params()
+        biases = self.packed_rows if self.qkv_bias else 0
+        return self.num_layers * (self._layer_matmul_params() + biases) + self.num_norm_params()
 
     def num_norm_params(self) -> int:
-        """The number of parameters of norms, which are no part of a matrix product."""
-        return (2 * self.num_layers + 1) * self.hidden_size
+        """The number of parameters of norms."""
+        of_heads = 2 * self.head_size if self.qk_norm else 0
+        return (2 * self.num_layers + 1) * self.hidden_size + self.num_layers * of_heads
 
     def flops_per_token(self, sequence_length: int) -> int:
         """Model FLOPs to train on one token, forward and backward.

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 class Linear(nn.Linear):
-    """x Wᵀ without a bias. Weights are zero until `Transformer.init_weights` or a load.
+    """x Wᵀ, usually without a bias. Zero until `Transformer.init_weights` or a load.
 
     An adapter may stand beside the weight, and adds to the output: see `bc2.model.adapters`.
     """
 
     adapter: Adapter | None
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
+        super().__init__(inputs, outputs, bias=bias)
         #: Whether to use `linear_by_bmm`, whose backward pass is faster on a CPU.
         self.bmm_backward = False
         self.register_module("adapter", None)
@@ -48,12 +48,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # [T, I] -> [T, O]
         if self.bmm_backward and x.dtype == torch.bfloat16:
             out = linear_by_bmm(x, self.weight)
+            out = out if self.bias is None else out + self.bias
         else:
-            out = F.linear(x, self.weight)
+            out = F.linear(x, self.weight, self.bias)
         return out if self.adapter is None else out + self.adapter(x)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -74,10 +77,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:  # [T, D] -> [T, D]
-        wide = x.to(at_least_fp32(x.dtype))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+    def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., D]
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `RMSNorm`."""
+    wide = x.to(at_least_fp32(x.dtype))
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight
 
 
 class Exchange(Protocol):
@@ -120,8 +128,11 @@ class Attention(nn.Module):
         self.heads = slice(None)
         #: If a rank has only some of the tokens: exchanges heads to get all of the tokens.
         self.exchange: Exchange | None = None
-        self.W_pack = Linear(config.hidden_size, config.packed_rows)
+        self.W_pack = Linear(config.hidden_size, config.packed_rows, bias=config.qkv_bias)
         self.o_proj = Linear(config.num_heads * config.head_size, config.hidden_size)
+        #: Norms of each query and key, or None.
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, at: Positions, cache: AttentionCache | None, layer: int) -> Tensor:
         qkv = self.W_pack(x).view(len(x), -1, self.head_size)  # [T, H + 2 G, K]
@@ -129,6 +140,9 @@ class Attention(nn.Module):
             qkv = self.exchange.to_heads(qkv, self._parts(qkv))
         heads, keys, _ = self._parts(qkv)
         qk, v = qkv.split((heads + keys, keys), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((heads, keys), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         if at.rotary is not None:
             qk = rotate(qk, *at.rotary)
         q, k = qk.split((heads, keys), dim=1)
@@ -314,10 +328,10 @@ class Transformer(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw all weights. A seed gives the same weights on every device and in every dtype.
 
-        Linear layers and the embedding are drawn from N(0, initializer_range²); norms are 1. A
-        NormHead is drawn from U(-1/√D, 1/√D) as in the released code (kaiming_uniform with a=√5).
-        The length of its rows does not change the output, but it changes training: the gradient
-        of a row is orthogonal to the row and inversely proportional to its length, so an
+        Linear layers and the embedding are drawn from N(0, initializer_range²); norms are 1, biases
+        are 0. A NormHead is drawn from U(-1/√D, 1/√D) as in the released code (kaiming_uniform with
+        a=√5). The length of its rows does not change the output, but it changes training: the
+        gradient of a row is orthogonal to the row and inversely proportional to its length, so an
         optimizer's step turns a short row further. U(-1/√D, 1/√D) gives rows of length about
         1/√3 whatever D is; with N(0, 0.02²) the length would depend on D.
 
@@ -341,7 +355,7 @@ def draw_weight(
     """
     drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
     if drawn.dim() == 1:
-        return drawn.fill_(1.0)
+        return drawn.fill_(0.0 if name.endswith(".bias") else 1.0)
     if name == "lm_head.weight" and config.norm_head:
         bound = config.hidden_size**-0.5
         return drawn.uniform_(-bound, bound, generator=generator)
@@ -355,7 +369,9 @@ class Positions:
         self.rotary: tuple[Tensor, Tensor] | None = None
         self.slopes: Tensor | None = None
         if config.position == "rope":
-            self.rotary = rotary_table(positions, config.head_size, config.rope_base)
+            self.rotary = rotary_table(
+                positions, config.head_size, config.rope_base, config.rope_scaling
+            )
         else:
             # Not to wait for the device.
             self.slopes = alibi_slopes(config.num_heads).to(positions.device, non_blocking=True)

@@ -89,10 +89,8 @@ def _exchange(x: Tensor, group: Group, to_heads: bool, parts: tuple[int, ...]) -
     """See `bc2.model.transformer.Exchange`; `parts` counts all heads of each kind."""
     ranks = group.size
     if to_heads:
-        shares = zip(
-            *(part.chunk(ranks, dim=1) for part in x.split_with_sizes(parts, dim=1)), strict=True
-        )
-        pieces = [torch.cat(share, dim=1) for share in shares]
+        kinds = [kind.chunk(ranks, dim=1) for kind in x.split_with_sizes(parts, dim=1)]
+        pieces = [torch.cat(share, dim=1) for share in zip(*kinds, strict=True)]
     else:
         pieces = list(x.chunk(ranks, dim=0))
     sent = torch.stack(pieces)  # [n, ...]: one piece for each rank
@@ -100,8 +98,6 @@ def _exchange(x: Tensor, group: Group, to_heads: bool, parts: tuple[int, ...]) -
     dist.all_to_all_single(got, sent, group=group.handle)
     if to_heads:
         return torch.cat(got.unbind(), dim=0)
-    share_of_each = [part // ranks for part in parts]
-    of_kinds = zip(
-        *(piece.split_with_sizes(share_of_each, dim=1) for piece in got.unbind()), strict=True
-    )
-    return torch.cat([piece for kind in of_kinds for piece in kind], dim=1)
+    sizes = [part // ranks for part in parts]
+    shares = [share.split_with_sizes(sizes, dim=1) for share in got.unbind()]
+    return torch.cat([share[i] for i in range(len(parts)) for share in shares], dim=1)

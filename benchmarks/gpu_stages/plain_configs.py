@@ -49,6 +49,9 @@ class Model(Plain, ModelFormulas):
     num_classes: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: None = None
 
 
 @dataclass(frozen=True)

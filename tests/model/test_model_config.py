@@ -72,6 +72,10 @@ def test_a_head_of_values_has_a_row_for_each(head, rows):
     assert fewer == 6 * (V - rows) * 4096
 
 
+def scaled(**settings):
+    return {"kind": "linear", "factor": 2.0, **settings}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -85,6 +89,17 @@ def test_a_head_of_values_has_a_row_for_each(head, rows):
         ({"head_dim": 3}, "head_dim = 3 is odd"),
         ({"num_kv_heads": 3}, "num_heads 2 is not divisible by num_kv_heads 3"),
         ({"num_kv_heads": 0}, "greater than 0"),
+        ({"rope_scaling": scaled(kind="dynamic")}, 'RoPE scaling "dynamic" is not supported'),
+        ({"rope_scaling": scaled(kind="llama3")}, '"llama3" needs original_context'),
+        ({"rope_scaling": scaled(beta_fast=2.0)}, 'beta_fast is not for kind = "linear"'),
+        (
+            {"rope_scaling": scaled(kind="yarn", original_context=8, beta_slow=40.0)},
+            "beta_slow must be less",
+        ),
+        (
+            {"rope_scaling": scaled(), "position": "alibi"},
+            'rope_scaling is for position = "rope", not "alibi"',
+        ),
         ({"num_layers": 0}, "greater than 0"),
         ({"position": "learned"}, "'rope' or 'alibi'"),
         ({"norm_eps": 0.0}, "greater than or equal to 0.0000"),
@@ -120,6 +135,8 @@ SHAPES = [
     {"num_kv_heads": 2},
     {"num_kv_heads": 1, "head_dim": 10},
     {"head_dim": 2, "head": "scalar"},
+    {"num_kv_heads": 2, "qkv_bias": True},
+    {"num_kv_heads": 2, "head_dim": 8, "qk_norm": True},
 ]
 
 

@@ -13,7 +13,9 @@ Run = dict[str, Any]
 
 #: Grouped queries, and heads that are wider than the residual stream has room for.
 GROUPED = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 6}
-EVERY = {"grouped": GROUPED}
+BIASED = {"num_kv_heads": 2, "qkv_bias": True}
+NORMED = {"num_kv_heads": 2, "head_dim": 10, "qk_norm": True}
+EVERY = {"grouped": GROUPED, "biased": BIASED, "normed": NORMED}
 
 
 def asked(model: dict[str, Any], **more: Any) -> Run:

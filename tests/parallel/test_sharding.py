@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,8 +60,14 @@ def test_every_parameter_of_a_model_is_cut_as_by_hand(head: str, ranks: int) -> 
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("shape", [{"num_kv_heads": 4}, {"num_kv_heads": 4, "num_heads": 8}])
-def test_queries_keys_and_values_are_cut_by_their_heads(shape: dict[str, int], ranks: int) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_kv_heads": 4, "qkv_bias": True},
+        {"num_kv_heads": 4, "num_heads": 8, "qk_norm": True},
+    ],
+)
+def test_queries_keys_and_values_are_cut_by_their_heads(shape: dict[str, Any], ranks: int) -> None:
     config = CONFIG.model_copy(update={"head_dim": CHANNELS, **shape})
     for name, whole in numbered(config).items():
         for rank in range(ranks):

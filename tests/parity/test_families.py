@@ -10,6 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
@@ -24,6 +27,9 @@ SHAPE: dict[str, Any] = {
     "num_heads": 6, "norm_head": False, "context_length": WINDOW,
 }  # fmt: skip
 
+LLAMA_3 = {"kind": "llama3", "factor": 8.0, "original_context": 32}
+YARN = {"kind": "yarn", "factor": 4.0, "original_context": 32, "beta_fast": 6.0}
+
 #: A family by its name in transformers, what differs from `SHAPE`, and the same in its words.
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "two key heads": ("Llama", {"num_kv_heads": 2}, {"num_key_value_heads": 2}),
@@ -31,6 +37,33 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "narrow heads": ("Llama", {"head_dim": 6}, {"head_dim": 6}),
     "wide heads": (
         "Llama", {"num_kv_heads": 3, "head_dim": 16}, {"num_key_value_heads": 3, "head_dim": 16},
+    ),
+    "biases": ("Qwen2", {"num_kv_heads": 2, "qkv_bias": True}, {"num_key_value_heads": 2}),
+    "norms": (
+        "Qwen3", {"num_kv_heads": 2, "head_dim": 12, "qk_norm": True},
+        {"num_key_value_heads": 2, "head_dim": 12},
+    ),
+    "far base": (
+        "Qwen3", {"head_dim": 8, "qk_norm": True, "rope_base": 1e6},
+        {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "linear": (
+        "Llama", {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    ),
+    "llama3": (
+        "Llama", {"num_kv_heads": 2, "head_dim": 32, "rope_scaling": LLAMA_3},
+        {"num_key_value_heads": 2, "head_dim": 32, "rope_parameters": {
+            "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10000.0,
+        }},
+    ),
+    "yarn": (
+        "Qwen2", {"head_dim": 32, "qkv_bias": True, "rope_scaling": YARN},
+        {"head_dim": 32, "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+            "beta_fast": 6.0, "rope_theta": 10000.0,
+        }},
     ),
 }  # fmt: skip
 
@@ -58,7 +91,8 @@ def _norms_in_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         out: Tensor = self.weight * (wide * scale).to(x.dtype)
         return out
 
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+    for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)
 
 
 def to_theirs(config: ModelConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -71,12 +71,30 @@ def _attention_bytes(shape: TrainingShape) -> int:
     if model.position == "alibi":
         # q, k, v and the result with ALiBi's channels. flash-attn, where it is installed, keeps
         # them without.
-        return mixed + log_sum + 4 * _joined_bytes(shape) * (wide + heads * ALIBI_CHANNELS)
+        joined = 4 * _joined_bytes(shape) * (wide + heads * ALIBI_CHANNELS)
+        return mixed + log_sum + joined + _head_norm_bytes(shape, heads + keys)
     rotated = size * (wide + narrow)
-    if narrow < wide:
-        # A copy of keys and values for each query head, in place of what W_pack gave.
-        return mixed + log_sum + rotated + 2 * size * wide
-    return mixed + log_sum + rotated + 3 * size * wide
+    # What W_pack gave has the values; else they are copied with the keys, for each query head.
+    if narrow == wide:
+        rotated += size * (wide + 2 * narrow)
+    else:
+        rotated += 2 * size * wide
+    return mixed + log_sum + rotated + _head_norm_bytes(shape, heads + keys)
+
+
+def _head_norm_bytes(shape: TrainingShape, heads: int) -> int:
+    """Bytes that the norms of queries and keys keep of a token."""
+    model, size = shape.model, shape.number_bytes
+    if not model.qk_norm:
+        return 0
+    # The normalised ones, their scale, and what was normalised in fp32.
+    kept = heads * (size * model.head_size + 4)
+    if size == 2:
+        return kept + heads * 4 * model.head_size
+    # In fp32 that is what W_pack gave, which may be kept for the values already.
+    plain = model.position == "rope" and model.kv_heads == model.num_heads
+    packed = 4 * model.packed_rows // shape.layout.tensor
+    return kept if plain else kept + packed
 
 
 def _joined_bytes(shape: TrainingShape) -> int:

@@ -90,6 +90,10 @@ FAMILIES: list[dict[str, Any]] = [
     {"num_kv_heads": 1, "head_dim": 64},
     {"head_dim": 48},
     {"num_kv_heads": 2, "position": "alibi"},
+    {"num_kv_heads": 2, "qkv_bias": True},
+    {"qk_norm": True},
+    {"num_kv_heads": 1, "qk_norm": True},
+    {"num_kv_heads": 2, "qk_norm": True, "position": "alibi"},
 ]
 
 
