@@ -13,7 +13,10 @@ from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, KEYED_UNLESS_DEFAULT, Recipe
 
 
 class ModelConfig(Section, ModelFormulas):
-    """A pre-norm decoder with SwiGLU, RMSNorm, RoPE or ALiBi, and an untied head."""
+    """A pre-norm decoder with SwiGLU, RMSNorm, RoPE or ALiBi.
+
+    The defaults are Baichuan 2's. What other families differ by is at the end.
+    """
 
     section: ClassVar[str] = "model"
 
@@ -74,6 +77,13 @@ class ModelConfig(Section, ModelFormulas):
 
     rope_scaling: RopeScaling | None = Field(None, json_schema_extra=KEYED_UNLESS_DEFAULT)
     """Rotary wavelengths stretched for longer texts than a model was trained on (Llama 3.1)."""
+
+    tied: bool = Field(False, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Whether a language head has the embedding's rows, and no parameter of its own.
+
+    With norm_head it scales them to unit length, and the embedding looks them up as they are. Has
+    no effect with another head.
+    """
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -39,6 +39,8 @@ class ModelFormulas:
         def qkv_bias(self) -> bool: ...
         @property
         def qk_norm(self) -> bool: ...
+        @property
+        def tied(self) -> bool: ...
 
     @property
     def head_size(self) -> int:
@@ -67,10 +69,22 @@ class ModelFormulas:
             return self.vocab_size
         return self.num_classes or 1
 
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is a language head with the embedding's matrix."""
+        return self.tied and self.head == "language"
+
+    @property
+    def head_module(self) -> str:
+        """The submodule that has the head's matrix, by its name in the model."""
+        if self.head != "language":
+            return "score"
+        return "model.embed_tokens" if self.tied else "lm_head"
+
     def num_params(self) -> int:
-        """The number of all parameters: embedding, layers, norms and the untied head."""
-        outer = (self.vocab_size + self.head_rows) * self.hidden_size
-        return self.num_params_non_embedding() + outer
+        """The number of all parameters: embedding, layers, norms and the head's own."""
+        rows = self.vocab_size + (0 if self.tied_head else self.head_rows)
+        return self.num_params_non_embedding() + rows * self.hidden_size
 
     def num_params_non_embedding(self) -> int:
         """The number of parameters without embedding and head, norms and biases included.

@@ -24,7 +24,7 @@ from bc2.model.adapters import Adapter
 from bc2.model.attention import Backend, Documents, alibi_slopes, document_positions
 from bc2.model.cpu_kernels import linear_by_bmm
 from bc2.model.head_weight import at_least_fp32
-from bc2.model.heads import Head, ValueHead
+from bc2.model.heads import Head, TiedHead, ValueHead
 from bc2.model.rotary import rotary_table, rotate
 
 if TYPE_CHECKING:
@@ -251,10 +251,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        if config.head == "language":
-            self.lm_head = Head(config)
-        else:
+        if config.head != "language":
             self.score = ValueHead(config)
+        else:
+            self.lm_head = TiedHead(config, self.model) if config.tied else Head(config)
 
     @property
     def head(self) -> Head | ValueHead:

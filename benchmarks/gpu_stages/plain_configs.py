@@ -52,6 +52,7 @@ class Model(Plain, ModelFormulas):
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_scaling: None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ SHAPES = [
     {"num_kv_heads": 1, "head_dim": 10},
     {"head_dim": 2, "head": "scalar"},
     {"num_kv_heads": 2, "qkv_bias": True},
+    {"tied": True, "head": "scalar"},
     {"num_kv_heads": 2, "head_dim": 8, "qk_norm": True},
 ]
 

@@ -15,7 +15,12 @@ Run = dict[str, Any]
 GROUPED = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 6}
 BIASED = {"num_kv_heads": 2, "qkv_bias": True}
 NORMED = {"num_kv_heads": 2, "head_dim": 10, "qk_norm": True}
-EVERY = {"grouped": GROUPED, "biased": BIASED, "normed": NORMED}
+TIED = {"num_kv_heads": 2, "tied": True, "norm_head": False}
+TIED_NORMED = {"tied": True}
+EVERY = {
+    "grouped": GROUPED, "biased": BIASED, "normed": NORMED, "tied": TIED,
+    "tied NormHead": TIED_NORMED,
+}  # fmt: skip
 
 
 def asked(model: dict[str, Any], **more: Any) -> Run:

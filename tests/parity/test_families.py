@@ -38,6 +38,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "wide heads": (
         "Llama", {"num_kv_heads": 3, "head_dim": 16}, {"num_key_value_heads": 3, "head_dim": 16},
     ),
+    "tied": ("Llama", {"tied": True}, {"tie_word_embeddings": True}),
+    "tied biases": (
+        "Qwen2", {"num_kv_heads": 2, "qkv_bias": True, "tied": True},
+        {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
     "biases": ("Qwen2", {"num_kv_heads": 2, "qkv_bias": True}, {"num_key_value_heads": 2}),
     "norms": (
         "Qwen3", {"num_kv_heads": 2, "head_dim": 12, "qk_norm": True},

@@ -134,7 +134,7 @@ def head_bytes(shape: TrainingShape) -> int:
     """
     if shape.model.head != "language":
         return _value_head_bytes(shape)
-    return _head_buffers(shape) + 4 * shape.trained_head + hidden_gradient(shape)
+    return _head_buffers(shape) + 4 * shape.head_gradient + hidden_gradient(shape)
 
 
 def _value_head_bytes(shape: TrainingShape) -> int:
@@ -143,8 +143,8 @@ def _value_head_bytes(shape: TrainingShape) -> int:
     See `bc2.model.heads.ValueHead`.
     """
     model = shape.model
-    numbers = 2 * shape.tokens * (model.head_rows + model.hidden_size) + shape.trained_head
-    if shape.number_bytes == 2 and (shape.layout.zero or not shape.trained_head):
+    numbers = 2 * shape.tokens * (model.head_rows + model.hidden_size) + shape.head_gradient
+    if shape.number_bytes == 2 and (shape.layout.zero or not shape.head_gradient):
         numbers += shape.head  # DeepSpeed's weights are bf16, and frozen ones: a copy
     return 4 * numbers
 
@@ -173,9 +173,9 @@ def _head_buffers(shape: TrainingShape) -> int:
     # A product of 16-bit numbers is added to the gradient in fp32, which a GPU gives it in.
     number = {4: 0, 2: 2 if shape.device == "cpu" else 4}[size]
     product = number * min(vocabulary, weight_rows(shape.device)) * model.hidden_size
-    if not shape.trained_head:
+    if not shape.head_gradient:
         product = 0
     # Without NormHead a weight is used as it is, unless its type must change.
-    wide = size == 2 and not shape.layout.zero and shape.trained_head > 0
+    wide = size == 2 and not shape.layout.zero and shape.head_gradient > 0
     unit = shape.matrix if model.norm_head or wide else 0
     return min(tokens, chunk) * vocabulary * size + size * unit + product + blocks

@@ -148,9 +148,13 @@ class TrainingShape:
 
     @property
     def trained_head(self) -> int:
-        """Elements of the head if it is trained, else 0."""
-        language = self.model.head == "language"
-        return self.head if self._trains("lm_head.weight" if language else "score.weight") else 0
+        """Elements of the head's own matrix if it is trained, else 0: a tied one has none."""
+        return 0 if self.model.tied_head else self.head_gradient
+
+    @property
+    def head_gradient(self) -> int:
+        """Elements of the gradient that the head gives: of its own matrix or the embedding's."""
+        return self.head if self._trains(f"{self.model.head_module}.weight") else 0
 
     def _trains(self, name: str) -> bool:
         return self.trained is None or name in self.trained

@@ -91,6 +91,8 @@ FAMILIES: list[dict[str, Any]] = [
     {"head_dim": 48},
     {"num_kv_heads": 2, "position": "alibi"},
     {"num_kv_heads": 2, "qkv_bias": True},
+    {"tied": True},
+    {"tied": True, "head": "scalar"},
     {"qk_norm": True},
     {"num_kv_heads": 1, "qk_norm": True},
     {"num_kv_heads": 2, "qk_norm": True, "position": "alibi"},
@@ -200,7 +202,7 @@ def test_a_head_of_values_holds_what_torch_allocates(
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
-@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("head", [*HEADS, {"tied": True}, {"qk_norm": True}], ids=str)
 def test_parameters_of_a_rank_are_those_of_its_parts(head: dict[str, Any], tensor: int) -> None:
     config = shape("rope", **head)
     layout = ParallelConfig(tensor=tensor)
@@ -208,7 +210,8 @@ def test_parameters_of_a_rank_are_those_of_its_parts(head: dict[str, Any], tenso
     ranks = Mesh(tensor=Group(tuple(range(tensor)), 0))
     sizes = {name: prod(part.shard_shape) for name, part in parts(config, ranks).items()}
     assert made.params == sum(sizes.values())
-    assert made.head == sizes["score.weight" if head else "lm_head.weight"]
+    assert made.head == sizes[f"{config.head_module}.weight"]
+    assert made.trained_head == (0 if config.tied else made.head)
 
 
 def test_a_scalar_head_takes_no_logits_and_no_matrix() -> None:
