@@ -256,7 +256,7 @@ def _zero_3(shape: TrainingShape) -> States:
         lasting=lasting,
         gradients=4 * part,
         earlier=0,
-        head=0,
+        head=size * shape.head_gradient if shape.model.tied_head else 0,
         arrived={},
         # The embedding and its gradient come last and are still held.
         reduced={"buffers": joined + scattered + 2 * size * shape.trained_matrix},

@@ -8,9 +8,11 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from bc2.data.loader import pack
 from bc2.model import transformer
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
 from bc2.model.model_config import ModelConfig
@@ -23,6 +25,7 @@ from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.precision import Precision
+from bc2.train.pretrain.next_token import NextToken
 
 SEQUENCES, LENGTH = 4, 64
 
@@ -178,6 +181,30 @@ def peak_of(step: Callable[[], object]) -> int:
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]
     return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_heads_gradient_waits_for_the_embeddings(tied: bool, micro_batches: int) -> None:
+    """Of a model that is mostly embedding and head: what a step's passes hold of gradients."""
+    config = shape(
+        "rope", tied=tied, vocab_size=8192, hidden_size=256, intermediate_size=128, num_layers=1,
+        norm_head=False,
+    )  # fmt: skip
+    engine = LocalEngine(Transformer(config), AdamWConfig(), precision="fp32")
+    rows = np.random.default_rng(0).integers(0, 500, (micro_batches, LENGTH + 1))
+    ids = np.zeros(1, np.int64)
+    batches = [pack(rows[i : i + 1], ids, -1) for i in range(micro_batches)]
+
+    def step() -> None:
+        engine.accumulate(batches, NextToken(0.0), divisor=LENGTH)
+
+    step()
+    engine.discard()
+    found = estimate(TrainingShape(config, 1, LENGTH, "fp32", 0, accumulated=micro_batches > 1))
+    phases = {name: sum(held.values()) for name, held in found.phases.items() if name != "update"}
+    held = max(phases.values()) - sum(found.lasting.values())
+    assert held == pytest.approx(peak_of(step), rel=0.07)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
