@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -84,6 +84,7 @@ def attend(
     max_seqlen: int,
     slopes: Tensor | None = None,
     backend: Backend = "auto",
+    window: int | None = None,
 ) -> Tensor:
     """softmax(q kᵀ / √K + ALiBi) v within each document, with a causal mask.
 
@@ -94,6 +95,7 @@ def attend(
         max_seqlen: tokens of the longest document.
         slopes: fp32 [H] for ALiBi: adds slope · (key position - query position).
         backend: the kernel; "auto" is the one that `choose_backend` chooses.
+        window: see `Documents`.
 
     Returns:
         [T, H, K] in q's dtype.
@@ -104,7 +106,7 @@ def attend(
             host checks this: sdpa and bmm, but for documents of one length on a GPU.
     """
     positions = None if slopes is None else document_positions(cu_seqlens, len(q))
-    documents = Documents(cu_seqlens, max_seqlen, positions, slopes)
+    documents = Documents(cu_seqlens, max_seqlen, positions, slopes, window)
     out: Tensor = documents.attend(q, k, v, backend=backend)
     return out
 
@@ -120,6 +122,8 @@ class Documents:
         max_seqlen: tokens of the longest document.
         positions: int64 [T], of each token in its document; only ALiBi needs them.
         slopes: ALiBi's of all heads, fp32; None without ALiBi.
+        window: how many tokens each attends to, the last of them itself; None: all before it too.
+            Not with ALiBi.
     """
 
     def __init__(
@@ -128,11 +132,14 @@ class Documents:
         max_seqlen: int,
         positions: Tensor | None = None,
         slopes: Tensor | None = None,
+        window: int | None = None,
     ):
         self.cu_seqlens = cu_seqlens
         self.max_seqlen = max_seqlen
         self.positions = positions
         self.slopes = slopes
+        #: None too where no document is longer.
+        self.window = window if window is not None and window < max_seqlen else None
         self._lengths: tuple[int, ...] | None = None
         self._channels: AlibiChannels | None = None
 
@@ -150,10 +157,12 @@ class Documents:
         """`bc2.model.attention.attend`; `heads` are those of q, k and v."""
         slopes = None if self.slopes is None else self.slopes[heads]
         if backend == "auto":
-            backend = choose_backend(q, slopes, one_length=self._have_one_length(len(q)))
+            # The kernel for one length knows no window.
+            one_length = self._have_one_length(len(q)) and self.window is None
+            backend = choose_backend(q, slopes, one_length=one_length)
         seqlens = (self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
         if backend == "flash":
-            return cuda_kernels.flash(q, k, v, seqlens, slopes)
+            return cuda_kernels.flash(q, k, v, seqlens, slopes, self.window)
         # The other kernels do not all take fewer key heads, so each gets a copy for each query
         # head.
         k, v = (each_for(x, q.shape[1]) for x in (k, v))
@@ -166,9 +175,11 @@ class Documents:
             q, k, v = channels.join(q, k, v, heads)
             scale = channels.scale
         if backend == "varlen":
-            out = cuda_kernels.varlen(q, k, v, seqlens, scale)
+            out = cuda_kernels.varlen(q, k, v, seqlens, scale, self.window)
         else:
-            kernel = _bmm_batch if backend == "bmm" else _sdpa_batch
+            kernel: Kernel = _bmm_batch if backend == "bmm" else _sdpa_batch
+            if self.window is not None:
+                kernel = partial(_windowed_batch, self.window, kernel)
             out = _sdpa_packed(q, k, v, self._lengths_of(len(q)), kernel, scale)
         return out if slopes is None else out[..., :size].to(dtype)
 
@@ -347,3 +358,28 @@ def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     if scale is None and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
         return attend_by_bmm(q, k, v)
     return _sdpa_batch(q, k, v, scale)
+
+
+def _windowed_batch(
+    window: int, plain: Kernel, q: Tensor, k: Tensor, v: Tensor, scale: float | None
+) -> Tensor:
+    """Attention of each token to a window; documents no longer than it have the plain kernel."""
+    if q.shape[1] <= window:
+        return plain(q, k, v, scale)
+    # All layers have one mask, of the type that kernels add.
+    mask = window_mask(q.shape[1], window, q.dtype, q.device)
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2)
+
+
+@lru_cache(maxsize=8)
+def window_mask(length: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores [S, S]: 0 for the last `window` keys up to a query, else -inf."""
+    with torch.inference_mode(False):  # training may use the cached tensor later
+        place = torch.arange(length, device=device)
+        distance = place[:, None] - place
+        hidden = (distance < 0) | (distance >= window)
+        return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(
+            hidden, -torch.inf
+        )

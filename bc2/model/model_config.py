@@ -85,6 +85,9 @@ class ModelConfig(Section, ModelFormulas):
     no effect with another head.
     """
 
+    sliding_window: int | None = Field(None, gt=0, lt=2**31, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Tokens that each attends to, the last of them itself (Mistral). None: all before it."""
+
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.head_dim is None and self.hidden_size % self.num_heads:
@@ -102,6 +105,8 @@ class ModelConfig(Section, ModelFormulas):
             )
         if self.position != "rope" and self.rope_scaling is not None:
             raise ValueError(f'rope_scaling is for position = "rope", not "{self.position}"')
+        if self.position != "rope" and self.sliding_window is not None:
+            raise ValueError(f'sliding_window is for position = "rope", not "{self.position}"')
         if (
             self.rope_scaling is not None
             and self.rope_scaling.kind == "yarn"

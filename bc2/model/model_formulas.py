@@ -41,6 +41,8 @@ class ModelFormulas:
         def qk_norm(self) -> bool: ...
         @property
         def tied(self) -> bool: ...
+        @property
+        def sliding_window(self) -> int | None: ...
 
     @property
     def head_size(self) -> int:
@@ -108,14 +110,14 @@ class ModelFormulas:
         matrix product, the head's included and the embedding's and norms' not, plus
         12 L H K S for attention, where H K is usually D. The causal half of attention is counted
         although it can be skipped, and recomputation is not counted, so that numbers compare
-        across systems.
+        across systems. With a sliding window S is at most its length in this term.
 
         Args:
             sequence_length: S, the length of a document in tokens.
         """
         matmul = self.num_layers * self._layer_matmul_params() + self.head_rows * self.hidden_size
-        mixed = self.num_heads * self.head_size
-        return 6 * matmul + 12 * self.num_layers * mixed * sequence_length
+        seen = min(sequence_length, self.sliding_window or sequence_length)
+        return 6 * matmul + 12 * self.num_layers * self.num_heads * self.head_size * seen
 
     def _layer_matmul_params(self) -> int:
         rows = self.packed_rows + self.num_heads * self.head_size + 3 * self.intermediate_size

@@ -375,4 +375,6 @@ class Positions:
         else:
             # Not to wait for the device.
             self.slopes = alibi_slopes(config.num_heads).to(positions.device, non_blocking=True)
-        self.documents = Documents(cu_seqlens, max_seqlen, positions, self.slopes)
+        self.documents = Documents(
+            cu_seqlens, max_seqlen, positions, self.slopes, config.sliding_window
+        )

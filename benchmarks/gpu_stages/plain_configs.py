@@ -53,6 +53,7 @@ class Model(Plain, ModelFormulas):
     qk_norm: bool = False
     rope_scaling: None = None
     tied: bool = False
+    sliding_window: int | None = None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def scaled(**settings):
             {"rope_scaling": scaled(kind="yarn", original_context=8, beta_slow=40.0)},
             "beta_slow must be less",
         ),
+        ({"sliding_window": 4, "position": "alibi"}, 'sliding_window is for position = "rope"'),
         (
             {"rope_scaling": scaled(), "position": "alibi"},
             'rope_scaling is for position = "rope", not "alibi"',

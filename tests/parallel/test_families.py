@@ -17,9 +17,10 @@ BIASED = {"num_kv_heads": 2, "qkv_bias": True}
 NORMED = {"num_kv_heads": 2, "head_dim": 10, "qk_norm": True}
 TIED = {"num_kv_heads": 2, "tied": True, "norm_head": False}
 TIED_NORMED = {"tied": True}
+WINDOWED = {"num_kv_heads": 2, "sliding_window": 5}
 EVERY = {
     "grouped": GROUPED, "biased": BIASED, "normed": NORMED, "tied": TIED,
-    "tied NormHead": TIED_NORMED,
+    "tied NormHead": TIED_NORMED, "windowed": WINDOWED,
 }  # fmt: skip
 
 

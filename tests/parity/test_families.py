@@ -52,6 +52,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Qwen3", {"head_dim": 8, "qk_norm": True, "rope_base": 1e6},
         {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     ),
+    "short window": (
+        "Mistral", {"num_kv_heads": 2, "sliding_window": 7},
+        {"num_key_value_heads": 2, "sliding_window": 7},
+    ),
+    "window": (
+        "Mistral", {"num_kv_heads": 2, "sliding_window": 40},
+        {"num_key_value_heads": 2, "sliding_window": 40},
+    ),
+    "long window": (
+        "Mistral", {"num_kv_heads": 1, "sliding_window": 4096},
+        {"num_key_value_heads": 1, "sliding_window": 4096},
+    ),
     "linear": (
         "Llama", {"rope_scaling": {"kind": "linear", "factor": 4.0}},
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},

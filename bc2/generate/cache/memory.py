@@ -50,6 +50,7 @@ class Memory:
             head_dim=config.head_size,
             dtype=dtype,
             device=device,
+            window=config.sliding_window,
             poison=poison,
         )
         return cls(BlockPool(blocks, size, most_idle), cache)
