@@ -35,13 +35,10 @@ from torch.autograd.function import once_differentiable
 
 from bc2.model import cuda_kernels
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
-from bc2.model.attention_sizes import ALIBI_CHANNELS
+from bc2.model.attention_sizes import ALIBI_CHANNELS, PAD_TO
 from bc2.model.cpu_kernels import attend_by_bmm
 
 Backend = Literal["auto", "sdpa", "bmm", "varlen", "flash"]
-
-#: For sdpa, documents are padded to a multiple of this many tokens.
-PAD_TO = 64
 
 
 def alibi_slopes(num_heads: int) -> Tensor:

@@ -179,6 +179,7 @@ def flash(
         v,
         *seqlens,
         causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
         alibi_slopes=slopes,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )

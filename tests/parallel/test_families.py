@@ -11,28 +11,27 @@ Curves = list[list[float]]
 Spread = Callable[..., list[Curves]]
 Run = dict[str, Any]
 
-#: Grouped queries, and heads that are wider than the residual stream has room for.
-GROUPED = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 6}
-BIASED = {"num_kv_heads": 2, "qkv_bias": True}
-NORMED = {"num_kv_heads": 2, "head_dim": 10, "qk_norm": True}
-TIED = {"num_kv_heads": 2, "tied": True, "norm_head": False}
-TIED_NORMED = {"tied": True}
-WINDOWED = {"num_kv_heads": 2, "sliding_window": 5}
-EVERY = {
-    "grouped": GROUPED, "biased": BIASED, "normed": NORMED, "tied": TIED,
-    "tied NormHead": TIED_NORMED, "windowed": WINDOWED,
+GROUPED = {"num_heads": 8, "num_kv_heads": 4}
+#: One thing that differs from Baichuan 2 each.
+EVERY: dict[str, dict[str, Any]] = {
+    "grouped": GROUPED,
+    "wide": {"head_dim": 12},
+    "biased": {**GROUPED, "qkv_bias": True},
+    "normed": {**GROUPED, "head_dim": 6, "qk_norm": True},
+    "tied": {**GROUPED, "tied": True, "norm_head": False},
+    "tied NormHead": {"tied": True},
+    "windowed": {**GROUPED, "sliding_window": 5},
+}
+#: And all of it at once.
+ALL = {
+    **GROUPED, "head_dim": 6, "qkv_bias": True, "qk_norm": True, "tied": True, "sliding_window": 5,
+    "rope_scaling": {"kind": "yarn", "factor": 2.0, "original_context": 8},
 }  # fmt: skip
 
 
 def asked(model: dict[str, Any], **more: Any) -> Run:
     """Some steps, and what the model says before the last."""
     return {"model": model, "steps": 4, "answers_before": [3], **more}
-
-
-@pytest.fixture(scope="module")
-def alone(spread: Spread) -> dict[str, Curves]:
-    found = spread(1, [asked(model) for model in EVERY.values()])
-    return dict(zip(EVERY, found, strict=True))
 
 
 def check(got: Curves, alone: Curves) -> None:
@@ -45,22 +44,29 @@ def check(got: Curves, alone: Curves) -> None:
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
-def layouts(*each: dict[str, int]) -> list[tuple[str, Run]]:
-    return [(name, asked(model, parallel=one)) for one in each for name, model in EVERY.items()]
+def check_all(spread: Spread, world: int, *layouts: dict[str, int], **models: Any) -> None:
+    """Every model under every layout is what one process makes of it."""
+    alone = spread(1, [asked(model) for model in models.values()])
+    runs = [asked(model, parallel=one) for one in layouts for model in models.values()]
+    for number, found in enumerate(spread(world, runs)):
+        check(found, alone[number % len(alone)])
 
 
-def test_two_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
-    runs = layouts({"tensor": 2}, {"sequence": 2}, {"zero": 3})
-    for (name, _), found in zip(runs, spread(2, [run for _, run in runs]), strict=True):
-        check(found, alone[name])
+def test_two_ranks(spread: Spread) -> None:
+    check_all(spread, 2, {"tensor": 2}, {"sequence": 2}, {"zero": 3}, all=ALL)
 
 
 @pytest.mark.slow
-def test_four_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
-    runs = layouts(
+def test_two_ranks_each(spread: Spread) -> None:
+    layouts = [{"tensor": 2}, {"sequence": 2}, {"zero": 1}, {"zero": 2}, {"zero": 3}]
+    check_all(spread, 2, *layouts, **EVERY)
+
+
+@pytest.mark.slow
+def test_four_ranks(spread: Spread) -> None:
+    layouts = [
         {"tensor": 4}, {"sequence": 4}, {"tensor": 2, "sequence": 2},
         {"zero": 3, "tensor": 2, "sequence": 2}, {"zero": 1, "tensor": 2},
         {"zero": 2, "sequence": 2},
-    )  # fmt: skip
-    for (name, _), found in zip(runs, spread(4, [run for _, run in runs]), strict=True):
-        check(found, alone[name])
+    ]  # fmt: skip
+    check_all(spread, 4, *layouts, **EVERY, all=ALL)

@@ -23,7 +23,8 @@ from bc2.generate.cache.kv_cache import KVCache
 from bc2.generate.cache.partial_attention import attend_part, merge_into
 from bc2.generate.cache.segment import Segment
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
-from bc2.model.attention import PAD_TO, each_for, padded_slots, window_mask
+from bc2.model.attention import each_for, padded_slots, window_mask
+from bc2.model.attention_sizes import PAD_TO
 from bc2.model.head_weight import at_least_fp32
 
 #: Added to the score of a key that is not seen: exp of it is 0 beside any key that is.

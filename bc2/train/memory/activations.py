@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bc2.model.attention_sizes import ALIBI_CHANNELS
+from bc2.model.attention_sizes import ALIBI_CHANNELS, PAD_TO
 from bc2.model.head_sizes import block_rows, chunk_size, weight_rows
 from bc2.train.memory.shape import TrainingShape
 
@@ -115,9 +115,21 @@ def _shared_bytes(shape: TrainingShape) -> int:
         # Its channels of queries and keys: only recomputation needs them after the forward pass.
         channels = 2 * model.num_heads * ALIBI_CHANNELS
         table = channels * _joined_bytes(shape) if shape.checkpointing else 0
+    masks = _mask_bytes(shape)
     # The last norm's output is the head's input, which the head does not keep.
     norm = _norm_bytes(model, size) - size * model.hidden_size
-    return shape.all_tokens * (8 + table) + shape.tokens * norm
+    return shape.all_tokens * (8 + table) + shape.tokens * norm + masks
+
+
+def _mask_bytes(shape: TrainingShape) -> int:
+    """Of a sliding window's mask, which all layers share. Kernels for 16 bits on a GPU need none.
+
+    A layer holds it also in a pass without gradients.
+    """
+    window, length = shape.model.sliding_window, shape.sequence_length
+    if window is None or window >= length or (shape.device == "cuda" and shape.number_bytes == 2):
+        return 0
+    return shape.number_bytes * (math.ceil(length / PAD_TO) * PAD_TO) ** 2
 
 
 def _work_bytes(shape: TrainingShape) -> int:

@@ -94,6 +94,8 @@ FAMILIES: list[dict[str, Any]] = [
     {"head_dim": 48},
     {"num_kv_heads": 2, "position": "alibi"},
     {"num_kv_heads": 2, "qkv_bias": True},
+    {"sliding_window": 16},
+    {"sliding_window": LENGTH, "num_kv_heads": 2},
     {"tied": True},
     {"tied": True, "head": "scalar"},
     {"qk_norm": True},
