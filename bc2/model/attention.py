@@ -365,8 +365,8 @@ def _windowed_batch(
         return plain(q, k, v, scale)
     # All layers have one mask, of the type that kernels add.
     mask = window_mask(q.shape[1], window, q.dtype, q.device)
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2)
 
 

@@ -122,7 +122,7 @@ class TiedHead(Head):
         self._decoder = (decoder,)
 
     @property
-    def weight(self) -> nn.Parameter:  # type: ignore[override]
+    def weight(self) -> Tensor:  # type: ignore[override]
         return self._decoder[0].embed_tokens.weight
 
     def extra_repr(self) -> str:

@@ -177,6 +177,7 @@ class StartWeights:
         return self._stored.read(name, part, first, count)
 
     def _draw_head(self, part: TensorShard, first: int, count: int) -> Tensor:
+        assert self._head is not None
         drawn = InitialWeights(self.config, self.seed)
         for name, shape in self._shapes.items():
             if name == self._head:

@@ -48,6 +48,8 @@ def _to_llama(ours: Transformer) -> Iterator[tuple[str, Tensor]]:
     config = ours.config
     rows = [heads * config.head_size for heads in (config.num_heads, *[config.kv_heads] * 2)]
     for name, weight in ours.state_dict().items():
+        if name.endswith(("W_pack.bias", "q_norm.weight", "k_norm.weight")):
+            continue  # See `left_out`.
         if "W_pack" in name:
             for part, piece in zip("qkv", weight.split(rows), strict=True):
                 yield name.replace("W_pack", f"{part}_proj"), piece
