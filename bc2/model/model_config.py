@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -87,6 +87,21 @@ class ModelConfig(Section, ModelFormulas):
 
     sliding_window: int | None = Field(None, gt=0, lt=2**31, json_schema_extra=KEYED_UNLESS_DEFAULT)
     """Tokens that each attends to, the last of them itself (Mistral). None: all before it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model_is_said_in_one_way(cls, data: Any) -> Any:
+        """Leave out what follows: or a model would have two keys, and differ from itself."""
+        if not isinstance(data, dict):
+            return data
+        heads, width = data.get("num_heads"), data.get("hidden_size")
+        follows = {"num_kv_heads": heads}
+        if isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0:
+            follows["head_dim"] = width // heads
+        return {
+            name: value for name, value in data.items()
+            if name not in follows or value is None or value != follows[name]
+        }  # fmt: skip
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

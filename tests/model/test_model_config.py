@@ -167,3 +167,14 @@ def test_llama_3_has_8_billion_parameters():
         num_heads=32, num_kv_heads=8,
     )  # fmt: skip
     assert config.num_params() == 8_030_261_248
+
+
+def test_what_follows_anyway_is_no_other_model():
+    """An imported model says all of it, and is the model of a recipe that says nothing."""
+    plain = ModelConfig(vocab_size=V, **SEVEN)
+    said = ModelConfig(vocab_size=V, **SEVEN, num_kv_heads=32, head_dim=128)
+    assert said == plain
+    assert said.keyed() == plain.keyed()
+    assert ModelConfig(vocab_size=V, **SEVEN, num_kv_heads=8, head_dim=64).keyed() == {
+        **plain.keyed(), "num_kv_heads": 8, "head_dim": 64,
+    }  # fmt: skip

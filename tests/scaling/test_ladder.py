@@ -193,3 +193,13 @@ def test_what_is_each_members_own_cannot_be_set(ladder_home: Path) -> None:
 def test_no_member_where_the_list_is_empty(ladder_home: Path) -> None:
     with pytest.raises(RecipeError, match="at least 1 item"):
         recipes.load("micro.toml", ["ladder.members=[]"]).get(LadderConfig)
+
+
+def test_a_member_cannot_take_back_what_the_recipe_has(ladder_home: Path) -> None:
+    """No override says that a setting has no value."""
+    (ladder_home / "grouped.toml").write_text(
+        'base = "micro.toml"\n[model]\nnum_kv_heads = 1\n[ladder]\nreference_params = 20_640\n'
+        '[[ladder.members]]\nrecipe = "micro.toml"\nlength = "30 steps"\n'
+    )
+    with pytest.raises(RecipeError, match=r"micro\.toml has another model\.num_kv_heads"):
+        read_ladder("grouped.toml")
