@@ -118,15 +118,16 @@ class ModelConfig(Section, ModelFormulas):
             raise ValueError(
                 f"rope rotates pairs of channels, but {name} = {self.head_size} is odd"
             )
-        if self.position != "rope" and self.rope_scaling is not None:
+        return self
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> Self:
+        scaling = self.rope_scaling
+        if self.position != "rope" and scaling is not None:
             raise ValueError(f'rope_scaling is for position = "rope", not "{self.position}"')
         if self.position != "rope" and self.sliding_window is not None:
             raise ValueError(f'sliding_window is for position = "rope", not "{self.position}"')
-        if (
-            self.rope_scaling is not None
-            and self.rope_scaling.kind == "yarn"
-            and self.rope_base <= 1
-        ):
+        if scaling is not None and scaling.kind == "yarn" and self.rope_base <= 1:
             raise ValueError("yarn needs a rope_base above 1")
         return self
 
