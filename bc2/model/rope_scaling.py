@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from bc2.recipe import Settings
-
-KINDS = ("linear", "llama3", "yarn")
 
 
 class RopeScaling(Settings):
@@ -42,13 +40,6 @@ class RopeScaling(Settings):
 
     attention_factor: float | None = Field(None, gt=0, le=1e6)
     """yarn: what cos and sin are multiplied by. None: 0.1 ln(factor) + 1."""
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _is_known(cls, kind: Any) -> Any:
-        if isinstance(kind, str) and kind not in KINDS:
-            raise ValueError(f'RoPE scaling "{kind}" is not supported: {", ".join(KINDS)} are')
-        return kind
 
     @model_validator(mode="after")
     def _settings_are_those_of_the_kind(self) -> Self:

@@ -89,7 +89,7 @@ def scaled(**settings):
         ({"head_dim": 3}, "head_dim = 3 is odd"),
         ({"num_kv_heads": 3}, "num_heads 2 is not divisible by num_kv_heads 3"),
         ({"num_kv_heads": 0}, "greater than 0"),
-        ({"rope_scaling": scaled(kind="dynamic")}, 'RoPE scaling "dynamic" is not supported'),
+        ({"rope_scaling": scaled(kind="dynamic")}, "'linear', 'llama3' or 'yarn'"),
         ({"rope_scaling": scaled(kind="llama3")}, '"llama3" needs original_context'),
         ({"rope_scaling": scaled(beta_fast=2.0)}, 'beta_fast is not for kind = "linear"'),
         (
