@@ -179,9 +179,9 @@ def flash(
         v,
         *seqlens,
         causal=True,
-        window_size=(-1, -1) if window is None else (window - 1, 0),
         alibi_slopes=slopes,
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        **({} if window is None else {"window_size": (window - 1, 0)}),
     )
     return out
 
