@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from bc2.bench.llama import left_out
 from bc2.bench.measure import BenchPlan
 from bc2.bench.peer import require_peer
 from bc2.bench.spec import (
@@ -158,6 +159,8 @@ def _peers(
     names = default_peers(precision) if peers is None else parse_names(peers, PEERS, "--peers")
     if model.position != "rope":
         note(f"transformers' Llama has rotary positions where the recipe has {model.position}")
+    if (has := left_out(model)) is not None:
+        note(f"transformers' Llama is measured without what the recipe has: {has}")
     return [
         Spec(
             name=f"hf-{name}",

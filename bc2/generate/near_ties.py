@@ -239,7 +239,7 @@ def wide_logits(
     Args:
         candidates: compute those of these tokens, and set the others to -inf; None: all.
     """
-    with runner.weights_of("lm_head") as weights:
+    with runner.weights_of(runner.config.head_module) as weights:
         weight = weights["weight"]
         found = torch.full((len(weight),), -torch.inf, dtype=hidden.dtype, device=hidden.device)
         here = torch.arange(len(weight), device=hidden.device)

@@ -69,7 +69,8 @@ class ModelRunner:
         """Key heads of a layer on this rank."""
         layer = self.model.model.layers[0]
         assert isinstance(layer, Layer)
-        return len(range(self.config.num_heads)[layer.self_attn.heads])
+        heads = len(range(self.config.num_heads)[layer.self_attn.heads])
+        return heads // self.config.heads_per_key
 
     def refresh(self) -> None:
         """Forget what follows from the weights."""
@@ -162,7 +163,7 @@ class ModelRunner:
         """The head's rows on this rank, of unit length with NormHead, in the layers' dtype."""
         if self._head is not None:
             return self._head
-        with self.weights_of("lm_head") as weights:
+        with self.weights_of(self.config.head_module) as weights:
             rows, _ = head_rows(weights["weight"], self.dtype, self.config.norm_head)
             if self._weights_of is None:
                 self._head = rows

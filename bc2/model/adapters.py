@@ -4,10 +4,11 @@ An `Adapter` stands beside the weight of a `bc2.model.transformer.Linear`, and w
 layer's input is added to the layer's output. The weight keeps its name; the adapter's parameters
 are `….adapter.NAME`. What each adapter sees, with D the hidden and F the feed-forward size:
 
-- `self_attn.W_pack`, from the normalised hidden states [T, D] to [T, 3D]: queries, keys and values
-  one after another, before the rotary embedding. They are one matrix here, as in the released
-  models, so an adapter of rank r shares its r channels among the three.
-- `self_attn.o_proj`, from what the heads say, joined, [T, D] to [T, D].
+- `self_attn.W_pack`, from the normalised hidden states [T, D] to [T, (H + 2 G) K], usually
+  [T, 3D]: queries, keys and values one after another, before the rotary embedding. They are one
+  matrix here, as in the released models, so an adapter of rank r shares its r channels among the
+  three.
+- `self_attn.o_proj`, from what the heads say, joined, [T, H K] to [T, D].
 - `mlp.gate_proj` and `mlp.up_proj`, each from the normalised hidden states [T, D] to [T, F]. They
   are two matrices, so each has an adapter of its own.
 - `mlp.down_proj`, from silu(gate) · up [T, F] to [T, D].

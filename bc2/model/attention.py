@@ -3,6 +3,7 @@
 Shapes:
     T  tokens of all documents, one after another
     H  heads          K  channels of a head          N  documents
+    G  heads of keys and values, each read by H / G heads of queries
 
 `cu_seqlens` [N+1] holds the boundaries: document n is tokens cu_seqlens[n] to
 cu_seqlens[n+1]. No token attends across a boundary. Attention to the keys of earlier
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -34,13 +35,10 @@ from torch.autograd.function import once_differentiable
 
 from bc2.model import cuda_kernels
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
-from bc2.model.attention_sizes import ALIBI_CHANNELS
+from bc2.model.attention_sizes import ALIBI_CHANNELS, PAD_TO
 from bc2.model.cpu_kernels import attend_by_bmm
 
 Backend = Literal["auto", "sdpa", "bmm", "varlen", "flash"]
-
-#: For sdpa, documents are padded to a multiple of this many tokens.
-PAD_TO = 64
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
@@ -83,15 +81,18 @@ def attend(
     max_seqlen: int,
     slopes: Tensor | None = None,
     backend: Backend = "auto",
+    window: int | None = None,
 ) -> Tensor:
     """softmax(q kᵀ / √K + ALiBi) v within each document, with a causal mask.
 
     Args:
-        q, k, v: [T, H, K].
+        q: [T, H, K].
+        k, v: [T, G, K]; query head h reads key head h // (H / G).
         cu_seqlens: int32 [N+1], boundaries of the documents.
         max_seqlen: tokens of the longest document.
         slopes: fp32 [H] for ALiBi: adds slope · (key position - query position).
         backend: the kernel; "auto" is the one that `choose_backend` chooses.
+        window: see `Documents`.
 
     Returns:
         [T, H, K] in q's dtype.
@@ -102,7 +103,7 @@ def attend(
             host checks this: sdpa and bmm, but for documents of one length on a GPU.
     """
     positions = None if slopes is None else document_positions(cu_seqlens, len(q))
-    documents = Documents(cu_seqlens, max_seqlen, positions, slopes)
+    documents = Documents(cu_seqlens, max_seqlen, positions, slopes, window)
     out: Tensor = documents.attend(q, k, v, backend=backend)
     return out
 
@@ -118,6 +119,8 @@ class Documents:
         max_seqlen: tokens of the longest document.
         positions: int64 [T], of each token in its document; only ALiBi needs them.
         slopes: ALiBi's of all heads, fp32; None without ALiBi.
+        window: how many tokens each attends to, the last of them itself; None: all before it too.
+            Not with ALiBi.
     """
 
     def __init__(
@@ -126,11 +129,14 @@ class Documents:
         max_seqlen: int,
         positions: Tensor | None = None,
         slopes: Tensor | None = None,
+        window: int | None = None,
     ):
         self.cu_seqlens = cu_seqlens
         self.max_seqlen = max_seqlen
         self.positions = positions
         self.slopes = slopes
+        #: None too where no document is longer.
+        self.window = window if window is not None and window < max_seqlen else None
         self._lengths: tuple[int, ...] | None = None
         self._channels: AlibiChannels | None = None
 
@@ -148,10 +154,15 @@ class Documents:
         """`bc2.model.attention.attend`; `heads` are those of q, k and v."""
         slopes = None if self.slopes is None else self.slopes[heads]
         if backend == "auto":
-            backend = choose_backend(q, slopes, one_length=self._have_one_length(len(q)))
+            # The kernel for one length knows no window.
+            one_length = self._have_one_length(len(q)) and self.window is None
+            backend = choose_backend(q, slopes, one_length=one_length)
         seqlens = (self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
         if backend == "flash":
-            return cuda_kernels.flash(q, k, v, seqlens, slopes)
+            return cuda_kernels.flash(q, k, v, seqlens, slopes, self.window)
+        # The other kernels do not all take fewer key heads, so each gets a copy for each query
+        # head.
+        k, v = (each_for(x, q.shape[1]) for x in (k, v))
         scale, size, dtype = None, q.shape[-1], q.dtype
         if slopes is not None:
             if q.device.type == "cpu":
@@ -161,9 +172,11 @@ class Documents:
             q, k, v = channels.join(q, k, v, heads)
             scale = channels.scale
         if backend == "varlen":
-            out = cuda_kernels.varlen(q, k, v, seqlens, scale)
+            out = cuda_kernels.varlen(q, k, v, seqlens, scale, self.window)
         else:
-            kernel = _bmm_batch if backend == "bmm" else _sdpa_batch
+            kernel: Kernel = _bmm_batch if backend == "bmm" else _sdpa_batch
+            if self.window is not None:
+                kernel = partial(_windowed_batch, self.window, kernel)
             out = _sdpa_packed(q, k, v, self._lengths_of(len(q)), kernel, scale)
         return out if slopes is None else out[..., :size].to(dtype)
 
@@ -193,6 +206,20 @@ class Documents:
             assert self.positions is not None
             self._channels = alibi_channels(self.slopes, self.positions, q.shape[-1], q.dtype)
         return self._channels
+
+
+def each_for(x: Tensor, heads: int) -> Tensor:
+    """Keys or values, with those of a head once for each query head that reads it.
+
+    Args:
+        x: [T, G, K].
+        heads: H.
+
+    Returns:
+        [T, H, K]; x itself if G is H.
+    """
+    share = heads // x.shape[1]
+    return x if share == 1 else x.repeat_interleave(share, dim=1)
 
 
 def choose_backend(q: Tensor, slopes: Tensor | None, *, one_length: bool = False) -> Backend:
@@ -328,3 +355,28 @@ def _bmm_batch(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     if scale is None and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
         return attend_by_bmm(q, k, v)
     return _sdpa_batch(q, k, v, scale)
+
+
+def _windowed_batch(
+    window: int, plain: Kernel, q: Tensor, k: Tensor, v: Tensor, scale: float | None
+) -> Tensor:
+    """Attention of each token to a window; documents no longer than it have the plain kernel."""
+    if q.shape[1] <= window:
+        return plain(q, k, v, scale)
+    # All layers have one mask, of the type that kernels add.
+    mask = window_mask(q.shape[1], window, q.dtype, q.device)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2)
+
+
+@lru_cache(maxsize=8)
+def window_mask(length: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores [S, S]: 0 for the last `window` keys up to a query, else -inf."""
+    with torch.inference_mode(False):  # training may use the cached tensor later
+        place = torch.arange(length, device=device)
+        distance = place[:, None] - place
+        hidden = (distance < 0) | (distance >= window)
+        return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(
+            hidden, -torch.inf
+        )

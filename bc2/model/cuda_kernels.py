@@ -114,11 +114,19 @@ def _dense_order(q: Tensor) -> list[SDPBackend]:
     return order
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, scale: float | None) -> Tensor:
+def varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seqlens: Seqlens,
+    scale: float | None,
+    window: int | None = None,
+) -> Tensor:
     """Causal attention within each document, by torch: [T, H, K] -> [T, H, K].
 
     Args:
         scale: of the scores; None: 1 / √K.
+        window: see `bc2.model.attention.Documents`.
 
     Raises:
         UsageError: this torch has no such kernel, or none for the tensors' device.
@@ -129,7 +137,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, scale: float | Non
     options = {} if scale is None else {"scale": scale}
     try:
         # A window of all earlier keys and no later ones is a causal mask.
-        out: Tensor = kernel(q, k, v, *seqlens, window_size=(-1, 0), **options)
+        size = (-1 if window is None else window - 1, 0)
+        out: Tensor = kernel(q, k, v, *seqlens, window_size=size, **options)
     except NotImplementedError:
         raise UsageError(
             f"attention backend 'varlen' does not run on {q.device}", todo="use 'auto' or 'sdpa'"
@@ -137,11 +146,20 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, scale: float | Non
     return out
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | None) -> Tensor:
+def flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seqlens: Seqlens,
+    slopes: Tensor | None,
+    window: int | None = None,
+) -> Tensor:
     """Causal attention within each document, by flash-attn: [T, H, K] -> [T, H, K].
 
     Args:
+        k, v: [T, G, K], where G divides H.
         slopes: ALiBi's, [H], or None.
+        window: see `bc2.model.attention.Documents`.
 
     Raises:
         UsageError: flash-attn's function cannot be imported.
@@ -163,6 +181,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, seqlens: Seqlens, slopes: Tensor | No
         causal=True,
         alibi_slopes=slopes,
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        **({} if window is None else {"window_size": (window - 1, 0)}),
     )
     return out
 

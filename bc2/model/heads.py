@@ -4,7 +4,8 @@ Shapes:
     T  tokens      D  hidden size      V  vocabulary      C  classes
 
 Both heads have one matrix, under the names of transformers: `lm_head.weight` [V, D] for language;
-`score.weight` [1, D] or [C, D] else, as in its models for sequence classification.
+`score.weight` [1, D] or [C, D] else, as in its models for sequence classification. A tied language
+head has none: it reads `model.embed_tokens.weight`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bc2.model.softmax import VocabularyShard
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
+    from bc2.model.transformer import Decoder
 
 
 class _Matrix(nn.Linear):
@@ -38,6 +40,9 @@ class Head(_Matrix):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
+        self._prepare(config)
+
+    def _prepare(self, config: ModelConfig) -> None:
         self.norm_head = config.norm_head
         #: The part of the vocabulary that this rank has; None if it has all of it.
         self.shard: VocabularyShard | None = None
@@ -101,6 +106,27 @@ class Head(_Matrix):
             shard=self.shard,
             compiled=self.compiled,
         )
+
+
+class TiedHead(Head):
+    """A head with the embedding's matrix, whose gradients from both are summed.
+
+    It has no parameter: the matrix is named, cut, stored and updated as the embedding's.
+    """
+
+    def __init__(self, config: ModelConfig, decoder: Decoder):
+        nn.Module.__init__(self)
+        self._prepare(config)
+        # In a tuple, because a module that is assigned becomes a submodule. The decoder and not
+        # its embedding, which tensor parallelism replaces.
+        self._decoder = (decoder,)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self._decoder[0].embed_tokens.weight
+
+    def extra_repr(self) -> str:
+        return "tied"
 
 
 class ValueHead(_Matrix):

@@ -2,7 +2,7 @@
 
 Shapes:
     T  tokens of all documents, packed one after another
-    D  hidden size      H  heads      K  channels of a head, D / H
+    D  hidden size      H  heads      G  heads of keys and of values      K  channels of a head
     F  feed-forward size      V  vocabulary      N  documents
 
 A batch is one flat row of tokens. `cu_seqlens` [N+1] marks where documents begin and end;
@@ -23,22 +23,24 @@ from torch.utils.checkpoint import checkpoint
 from bc2.model.adapters import Adapter
 from bc2.model.attention import Backend, Documents, alibi_slopes, document_positions
 from bc2.model.cpu_kernels import linear_by_bmm
-from bc2.model.heads import Head, ValueHead
+from bc2.model.head_weight import at_least_fp32
+from bc2.model.heads import Head, TiedHead, ValueHead
+from bc2.model.rotary import rotary_table, rotate
 
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
 
 
 class Linear(nn.Linear):
-    """x Wᵀ without a bias. Weights are zero until `Transformer.init_weights` or a load.
+    """x Wᵀ, usually without a bias. Zero until `Transformer.init_weights` or a load.
 
     An adapter may stand beside the weight, and adds to the output: see `bc2.model.adapters`.
     """
 
     adapter: Adapter | None
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
+        super().__init__(inputs, outputs, bias=bias)
         #: Whether to use `linear_by_bmm`, whose backward pass is faster on a CPU.
         self.bmm_backward = False
         self.register_module("adapter", None)
@@ -46,12 +48,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # [T, I] -> [T, O]
         if self.bmm_backward and x.dtype == torch.bfloat16:
             out = linear_by_bmm(x, self.weight)
+            out = out if self.bias is None else out + self.bias
         else:
-            out = F.linear(x, self.weight)
+            out = F.linear(x, self.weight, self.bias)
         return out if self.adapter is None else out + self.adapter(x)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -72,20 +77,29 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:  # [T, D] -> [T, D]
-        wide = _at_least_fp32(x)
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+    def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., D]
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `RMSNorm`."""
+    wide = x.to(at_least_fp32(x.dtype))
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight
 
 
 class Exchange(Protocol):
     """Exchanges tokens for heads between ranks: see `bc2.parallel.sequence`."""
 
-    def to_heads(self, x: Tensor) -> Tensor:
-        """[T of this rank, ..., H, K] -> [all T, ..., H of this rank, K]."""
+    def to_heads(self, x: Tensor, parts: tuple[int, ...]) -> Tensor:
+        """[T of this rank, all heads, K] -> [all T, this rank's heads, K].
+
+        Args:
+            parts: how many heads are queries, keys and values; a rank gets its share of each.
+        """
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """The inverse of `to_heads`."""
+        """[all T, this rank's query heads, K] -> [T of this rank, all query heads, K]."""
 
 
 class AttentionCache(Protocol):
@@ -99,27 +113,39 @@ class AttentionCache(Protocol):
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention; the weights of Q, K and V are the thirds of one matrix."""
+    """Causal attention of H query heads to G key heads, each read by H / G of them (GQA).
+
+    The weights of Q, K and V are one matrix, one after another: with as many key heads as query
+    heads, its thirds.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_size = config.head_size
+        self.heads_per_key = config.heads_per_key
         self.backend: Backend = "auto"
-        #: The heads of the model that this rank has; all of them by default.
+        #: The query heads of the model that this rank has; all of them by default.
         self.heads = slice(None)
         #: If a rank has only some of the tokens: exchanges heads to get all of the tokens.
         self.exchange: Exchange | None = None
-        self.W_pack = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = Linear(config.hidden_size, config.hidden_size)
+        self.W_pack = Linear(config.hidden_size, config.packed_rows, bias=config.qkv_bias)
+        self.o_proj = Linear(config.num_heads * config.head_size, config.hidden_size)
+        #: Norms of each query and key, or None.
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, at: Positions, cache: AttentionCache | None, layer: int) -> Tensor:
-        # The number of heads follows from the weights, so that a shard of the heads works too.
-        qkv = self.W_pack(x).view(len(x), 3, -1, self.head_dim)  # [T, 3, H, K]
+        qkv = self.W_pack(x).view(len(x), -1, self.head_size)  # [T, H + 2 G, K]
         if self.exchange is not None:
-            qkv = self.exchange.to_heads(qkv)
-        q, k, v = qkv.unbind(1)
+            qkv = self.exchange.to_heads(qkv, self._parts(qkv))
+        heads, keys, _ = self._parts(qkv)
+        qk, v = qkv.split((heads + keys, keys), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((heads, keys), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         if at.rotary is not None:
-            q, k = rotate(qkv[:, :2], *at.rotary).unbind(1)
+            qk = rotate(qk, *at.rotary)
+        q, k = qk.split((heads, keys), dim=1)
         if cache is None:
             out = at.documents.attend(q, k, v, self.heads, self.backend)
         else:
@@ -129,6 +155,14 @@ class Attention(nn.Module):
             out = self.exchange.to_tokens(out)
         mixed: Tensor = self.o_proj(out.flatten(1))
         return mixed
+
+    def _parts(self, qkv: Tensor) -> tuple[int, int, int]:
+        """The heads of queries, keys and values in [T, H + 2 G, K].
+
+        They follow from the tensor, so that a shard of the heads works too.
+        """
+        keys = qkv.shape[1] // (self.heads_per_key + 2)
+        return self.heads_per_key * keys, keys, keys
 
 
 class MLP(nn.Module):
@@ -217,10 +251,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        if config.head == "language":
-            self.lm_head = Head(config)
-        else:
+        if config.head != "language":
             self.score = ValueHead(config)
+        else:
+            self.lm_head = TiedHead(config, self.model) if config.tied else Head(config)
 
     @property
     def head(self) -> Head | ValueHead:
@@ -294,10 +328,10 @@ class Transformer(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw all weights. A seed gives the same weights on every device and in every dtype.
 
-        Linear layers and the embedding are drawn from N(0, initializer_range²); norms are 1. A
-        NormHead is drawn from U(-1/√D, 1/√D) as in the released code (kaiming_uniform with a=√5).
-        The length of its rows does not change the output, but it changes training: the gradient
-        of a row is orthogonal to the row and inversely proportional to its length, so an
+        Linear layers and the embedding are drawn from N(0, initializer_range²); norms are 1, biases
+        are 0. A NormHead is drawn from U(-1/√D, 1/√D) as in the released code (kaiming_uniform with
+        a=√5). The length of its rows does not change the output, but it changes training: the
+        gradient of a row is orthogonal to the row and inversely proportional to its length, so an
         optimizer's step turns a short row further. U(-1/√D, 1/√D) gives rows of length about
         1/√3 whatever D is; with N(0, 0.02²) the length would depend on D.
 
@@ -321,7 +355,7 @@ def draw_weight(
     """
     drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
     if drawn.dim() == 1:
-        return drawn.fill_(1.0)
+        return drawn.fill_(0.0 if name.endswith(".bias") else 1.0)
     if name == "lm_head.weight" and config.norm_head:
         bound = config.hidden_size**-0.5
         return drawn.uniform_(-bound, bound, generator=generator)
@@ -335,44 +369,12 @@ class Positions:
         self.rotary: tuple[Tensor, Tensor] | None = None
         self.slopes: Tensor | None = None
         if config.position == "rope":
-            self.rotary = rotary_table(positions, config.head_dim, config.rope_base)
+            self.rotary = rotary_table(
+                positions, config.head_size, config.rope_base, config.rope_scaling
+            )
         else:
             # Not to wait for the device.
             self.slopes = alibi_slopes(config.num_heads).to(positions.device, non_blocking=True)
-        self.documents = Documents(cu_seqlens, max_seqlen, positions, self.slopes)
-
-
-def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles for `rotate`, in fp32: each [T, 1, 1, K].
-
-    In 16 bits, neighbouring positions above 256 would have the same angle.
-
-    Args:
-        positions: int64 [T].
-        head_dim: K.
-        base: `ModelConfig.rope_base`.
-    """
-    channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    frequency = 1.0 / base ** (channel / head_dim)
-    angle = positions.float()[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()
-    return (
-        torch.cat((cos, cos), dim=-1)[:, None, None, :],
-        torch.cat((-sin, sin), dim=-1)[:, None, None, :],
-    )
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of [T, 2, H, K], computed in fp32 or wider.
-
-    Channel k is paired with channel k + K/2, as in GPT-NeoX.
-    """
-    wide = _at_least_fp32(x)
-    # flip instead of chunk and cat: its backward pass is several times faster on a CPU.
-    halves = wide.view(*wide.shape[:-1], 2, wide.shape[-1] // 2)
-    swapped = halves.flip(-2).flatten(-2)
-    return (wide * cos + swapped * sin).to(x.dtype)
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        self.documents = Documents(
+            cu_seqlens, max_seqlen, positions, self.slopes, config.sliding_window
+        )

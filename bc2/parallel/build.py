@@ -50,7 +50,7 @@ def parts(
     """The shard that this rank has of each parameter, in the model's order."""
     tensor = mesh.tensor
     return {
-        name: shard_of(name, shape, tensor.rank, tensor.size)
+        name: shard_of(name, shape, tensor.rank, tensor.size, heads_per_key=config.heads_per_key)
         for name, shape in _shapes(_whole(config, adapters)).items()
     }
 
@@ -136,7 +136,8 @@ class StartWeights:
         self._stored = stored
         self._model = _whole(config, adapters)
         self._shapes = _shapes(self._model)
-        self._head = next(name for name in self._shapes if name in HEADS)
+        #: None: the head is the embedding.
+        self._head = next((name for name in self._shapes if name in HEADS), None)
         self.draws_head = _head_kind(stored.shapes) not in (None, config.head)
         """Whether the head is drawn, because the checkpoint has another one."""
         self.draws_adapters = not any(map(is_adapters, stored.shapes))
@@ -152,7 +153,7 @@ class StartWeights:
     def _problems(self, stored: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         wanted, found = dict(self._shapes), dict(stored)
         if self.draws_head:
-            del wanted[self._head]
+            wanted.pop(self._head or "", None)
             found = {name: shape for name, shape in found.items() if name not in HEADS}
         if self.draws_adapters:
             wanted = {name: shape for name, shape in wanted.items() if not is_adapters(name)}
@@ -176,6 +177,7 @@ class StartWeights:
         return self._stored.read(name, part, first, count)
 
     def _draw_head(self, part: TensorShard, first: int, count: int) -> Tensor:
+        assert self._head is not None
         drawn = InitialWeights(self.config, self.seed)
         for name, shape in self._shapes.items():
             if name == self._head:
@@ -186,10 +188,10 @@ class StartWeights:
 
 
 def _head_kind(shapes: Mapping[str, tuple[int, ...]]) -> HeadKind | None:
-    """The kind of the head that parameters have; None: they have none, or both."""
+    """The kind of the head that parameters have; None: they have both."""
     language, score = (shapes.get(name) for name in HEADS)
-    if (language is None) == (score is None):
+    if language is not None and score is not None:
         return None
-    if score is None:
+    if score is None:  # With none of its own, it is the embedding.
         return "language"
     return "scalar" if score[:1] == (1,) else "classes"

@@ -82,11 +82,12 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where
             todo=f"start a multiple of {unit} ranks, or set parallel.tensor and .sequence to "
             f"divisors of {world}",
         )
-    all_three = math.gcd(model.num_heads, model.intermediate_size, model.vocab_size)
-    for key in ("num_heads", "intermediate_size", "vocab_size"):
-        _even(parallel.tensor, "tensor", getattr(model, key), f"model.{key}", where, all_three)
-    heads = model.num_heads // parallel.tensor
-    _even(parallel.sequence, "sequence", heads, "heads of a tensor rank", where, heads)
+    shared = _shared_sizes(model)
+    for key, size in shared.items():
+        _even(parallel.tensor, "tensor", size, f"model.{key}", where, math.gcd(*shared.values()))
+    heads = model.kv_heads // parallel.tensor
+    kind = "heads" if model.kv_heads == model.num_heads else "key heads"
+    _even(parallel.sequence, "sequence", heads, f"{kind} of a tensor rank", where, heads)
     if parallel.zero_group and (world // parallel.tensor) % parallel.zero_group:
         raise RecipeError(
             f"parallel.zero_group = {parallel.zero_group} does not divide the "
@@ -94,6 +95,17 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, world: int, where
             where=where,
             todo=offer("parallel.zero_group", world // parallel.tensor, least=2),
         )
+
+
+def _shared_sizes(model: ModelConfig) -> dict[str, int]:
+    """What tensor-parallel ranks share evenly, by its key in [model]."""
+    # Each key head stays with its query heads, so there is a number of ranks for both.
+    heads = "num_heads" if model.num_kv_heads is None else "num_kv_heads"
+    return {
+        heads: model.kv_heads,
+        "intermediate_size": model.intermediate_size,
+        "vocab_size": model.vocab_size,
+    }
 
 
 def _even(ranks: int, key: str, size: int, name: str, where: str, offered: int) -> None:
@@ -121,5 +133,5 @@ def divisors(size: int) -> list[int]:
 
 def even_tensor(model: ModelConfig, most: int) -> list[int]:
     """The tensor-parallel sizes up to `most` that divide heads, channels and vocabulary."""
-    common = math.gcd(model.num_heads, model.intermediate_size, model.vocab_size)
+    common = math.gcd(*_shared_sizes(model).values())
     return [n for n in range(1, most + 1) if common % n == 0]

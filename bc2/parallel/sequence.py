@@ -42,6 +42,7 @@ def cut_sequence(model: Transformer, group: Group) -> None:
         assert isinstance(layer, Layer)
         attention = layer.self_attn
         attention.exchange = Ulysses(group)
+        # Of the query heads; `check_layout` has seen that the key heads divide too.
         here = range(model.config.num_heads)[attention.heads]
         share = len(here) // group.size
         first = here.start + group.rank * share
@@ -60,31 +61,43 @@ class Ulysses:
 
     group: Group
 
-    def to_heads(self, x: Tensor) -> Tensor:  # [T/n, ..., H, K] -> [T, ..., H/n, K]
-        return call_uncompiled(_Exchange.apply, x, self.group, True)
+    def to_heads(self, x: Tensor, parts: tuple[int, ...]) -> Tensor:  # [T/n, H, K] -> [T, H/n, K]
+        return call_uncompiled(_Exchange.apply, x, self.group, True, parts)
 
-    def to_tokens(self, x: Tensor) -> Tensor:  # [T, ..., H/n, K] -> [T/n, ..., H, K]
-        return call_uncompiled(_Exchange.apply, x, self.group, False)
+    def to_tokens(self, x: Tensor) -> Tensor:  # [T, H/n, K] -> [T/n, H, K]
+        heads = x.shape[1] * self.group.size
+        return call_uncompiled(_Exchange.apply, x, self.group, False, (heads,))
 
 
 class _Exchange(torch.autograd.Function):
     """One all-to-all; its gradient is the opposite one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, to_heads: bool) -> Tensor:
-        ctx.group, ctx.to_heads = group, to_heads
-        return _exchange(x, group, to_heads)
+    def forward(
+        ctx: Any, x: Tensor, group: Group, to_heads: bool, parts: tuple[int, ...]
+    ) -> Tensor:
+        ctx.group, ctx.to_heads, ctx.parts = group, to_heads, parts
+        return _exchange(x, group, to_heads, parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _exchange(grad, ctx.group, not ctx.to_heads), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grad, ctx.group, not ctx.to_heads, ctx.parts), None, None, None
 
 
-def _exchange(x: Tensor, group: Group, to_heads: bool) -> Tensor:
-    heads, tokens = x.dim() - 2, 0
-    cut, joined = (heads, tokens) if to_heads else (tokens, heads)
-    sent = torch.stack(x.chunk(group.size, dim=cut))  # [n, ...]: one piece for each rank
+def _exchange(x: Tensor, group: Group, to_heads: bool, parts: tuple[int, ...]) -> Tensor:
+    """See `bc2.model.transformer.Exchange`; `parts` counts all heads of each kind."""
+    ranks = group.size
+    if to_heads:
+        kinds = [kind.chunk(ranks, dim=1) for kind in x.split_with_sizes(parts, dim=1)]
+        pieces = [torch.cat(share, dim=1) for share in zip(*kinds, strict=True)]
+    else:
+        pieces = list(x.chunk(ranks, dim=0))
+    sent = torch.stack(pieces)  # [n, ...]: one piece for each rank
     got = torch.empty_like(sent)
     dist.all_to_all_single(got, sent, group=group.handle)
-    return torch.cat(got.unbind(), dim=joined)
+    if to_heads:
+        return torch.cat(got.unbind(), dim=0)
+    sizes = [part // ranks for part in parts]
+    shares = [share.split_with_sizes(sizes, dim=1) for share in got.unbind()]
+    return torch.cat([share[i] for i in range(len(parts)) for share in shares], dim=1)

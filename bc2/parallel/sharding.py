@@ -2,8 +2,8 @@
 
 Column-parallel matrices are cut by rows of the weight (their outputs), row-parallel ones by
 its columns (their inputs), after Megatron-LM (arXiv 1909.08053, section 3). W_pack holds Q, K
-and V in thirds, each cut by heads, so a rank has three slices of its rows. The embedding and
-a language head are cut by rows: by the vocabulary. Norms and the few rows of another head
+and V one after another, each cut by heads, so a rank has three slices of its rows. The embedding
+and a language head are cut by rows: by the vocabulary. Norms and the few rows of another head
 (`score`) are whole on every rank.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 #: The modules that are cut, by their last name, and how.
 _BY_ROWS = {"gate_proj", "up_proj", "embed_tokens", "lm_head"}
 _BY_COLUMNS = {"o_proj", "down_proj"}
-_BY_THIRDS = {"W_pack"}
+_BY_HEADS = {"W_pack"}
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,28 @@ class TensorShard:
         return (*self.shape[: self.dim], held, *self.shape[self.dim + 1 :])
 
 
-def shard_of(name: str, shape: tuple[int, ...], rank: int, ranks: int) -> TensorShard:
-    """The shard that rank `rank` of `ranks` has of a parameter of this name and whole shape."""
+def shard_of(
+    name: str, shape: tuple[int, ...], rank: int, ranks: int, *, heads_per_key: int = 1
+) -> TensorShard:
+    """The shard that rank `rank` of `ranks` has of a parameter of this name and whole shape.
+
+    Args:
+        heads_per_key: query heads of each key head, by which W_pack's rows are queries.
+    """
     module = name.split(".")[-2]
     if ranks == 1 or not module_is_cut(module):
         return TensorShard(shape)
     dim = 1 if module in _BY_COLUMNS else 0
-    pieces = 3 if module in _BY_THIRDS else 1
-    piece = shape[dim] // pieces
-    size = piece // ranks
-    runs = tuple((i * piece + rank * size, i * piece + (rank + 1) * size) for i in range(pieces))
-    return TensorShard(shape, dim, runs)
+    kinds = (heads_per_key, 1, 1) if module in _BY_HEADS else (1,)
+    unit = shape[dim] // sum(kinds) // ranks
+    runs, first = [], 0
+    for kind in kinds:
+        size = kind * unit
+        runs.append((first + rank * size, first + (rank + 1) * size))
+        first += ranks * size
+    return TensorShard(shape, dim, tuple(runs))
 
 
 def module_is_cut(module: str) -> bool:
     """Whether tensor parallelism cuts the parameter of a module of this name."""
-    return module in _BY_ROWS | _BY_COLUMNS | _BY_THIRDS
+    return module in _BY_ROWS | _BY_COLUMNS | _BY_HEADS

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bc2.model.heads import Head
-from bc2.model.transformer import Embedding, Layer, Transformer
+from bc2.model.transformer import Embedding, Layer, RMSNorm, Transformer, rms_norm
 from bc2.parallel.mesh import Group, call_uncompiled
 from bc2.parallel.sharding import shard_of
 
@@ -33,7 +33,10 @@ def cut_tensors(model: Transformer, group: Group) -> None:
     if group.size == 1:
         return
     for name, parameter in list(model.named_parameters()):
-        part = shard_of(name, tuple(parameter.shape), group.rank, group.size)
+        part = shard_of(
+            name, tuple(parameter.shape), group.rank, group.size,
+            heads_per_key=model.config.heads_per_key,
+        )  # fmt: skip
         if part.dim is None:
             continue
         mine = nn.Parameter(part.of(parameter.detach()).contiguous(), parameter.requires_grad)
@@ -53,7 +56,11 @@ def cut_tensors(model: Transformer, group: Group) -> None:
 
 def _cut_layer(layer: Layer, group: Group, heads: int) -> None:
     share = heads // group.size
-    layer.self_attn.heads = slice(group.rank * share, (group.rank + 1) * share)
+    attention = layer.self_attn
+    attention.heads = slice(group.rank * share, (group.rank + 1) * share)
+    if attention.q_norm is not None and attention.k_norm is not None:
+        attention.q_norm = SharedNorm(attention.q_norm, group)
+        attention.k_norm = SharedNorm(attention.k_norm, group)
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (_enter(args[0], group), *args[1:])
@@ -107,6 +114,19 @@ class ShardedEmbedding(Embedding):
         found = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
         found = found.masked_fill(elsewhere[:, None], 0.0)
         return _leave(found, self.vocabulary.group)
+
+
+class SharedNorm(RMSNorm):
+    """A norm of this rank's heads alone: the gradient of its weight is summed over the ranks."""
+
+    def __init__(self, norm: RMSNorm, group: Group):
+        nn.Module.__init__(self)
+        self.weight = norm.weight
+        self.eps = norm.eps
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, _enter(self.weight, self.group), self.eps)
 
 
 class _Enter(torch.autograd.Function):

@@ -209,8 +209,9 @@ class CandidateLayout:
 
     def _sequence_bytes(self, role: ModelRole) -> float:
         """All-to-all of Q, K, V and of attention's output (Ulysses)."""
-        ranks = self.parallel.sequence
-        each = 4 * self._hidden_bytes(role.model) / self.parallel.tensor
+        ranks, model = self.parallel.sequence, role.model
+        widths = (model.packed_rows + model.num_heads * model.head_size) / model.hidden_size
+        each = widths * self._hidden_bytes(model) / self.parallel.tensor
         return each * self._passes(role) * role.model.num_layers * (ranks - 1) / ranks
 
     def _data_bytes(self, role: ModelRole) -> float:

@@ -108,7 +108,9 @@ def _disk(plan: Plan) -> str:
 def _memory_title(layout: CandidateLayout) -> str:
     phases = {
         "head": "in the head's loss", "turn": "as the backward pass begins",
-        "end": "as the backward pass ends", "reduction": "while gradients are reduced",
+        "end": "as the backward pass ends",
+        "embedding": "as a tied head's gradient is added to the embedding's",
+        "reduction": "while gradients are reduced",
         "norm": "while the gradient's norm is taken", "update": "in the update",
         "forward": "in the forward pass",
     }  # fmt: skip

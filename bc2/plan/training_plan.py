@@ -238,7 +238,7 @@ def _indivisible(work: Workload) -> UsageError:
     near = range(max(1, work.gpus // 2), 2 * work.gpus + 1)
     fit = [n for n in near if any(True for _ in possible_layouts(work.at(n)))]
     fit.sort(key=lambda n: abs(n - work.gpus))
-    heads = " and ".join(sorted({str(role.model.num_heads) for role in work.roles}))
+    heads = " and ".join(sorted({str(role.model.kv_heads) for role in work.roles}))
     return UsageError(
         f"{work.gpus} devices cannot share a step of {work.training.batch_sequences} "
         f"sequences, nor {heads} heads, evenly",

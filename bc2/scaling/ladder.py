@@ -8,7 +8,7 @@ rate and batch are those of the recipe times a power of N / reference_params. Im
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -277,7 +277,18 @@ class _Member:
             own = self.base.get(ModelConfig).model_dump()
             theirs = self.other.get(ModelConfig).model_dump()
             shape = {name: value for name, value in theirs.items() if value != own[name]}
+            self._check_replaces(shape)
         return [f"model.{name}={_toml(value)}" for name, value in shape.items()]
+
+    def _check_replaces(self, shape: Mapping[str, Any]) -> None:
+        """Check that what another recipe's [model] differs by can be said as overrides."""
+        for name, value in shape.items():
+            if value is None or isinstance(value, dict):
+                raise RecipeError(
+                    f"{self.member.recipe} has another model.{name}, which no member can replace",
+                    where=self.base.where(self.place),
+                    todo=f"give both recipes the same model.{name}, or the member a shape",
+                )
 
     def _scaled(self, value: float, exponent: float) -> float:
         return float(value * (self.params / self.config.reference_params) ** exponent)

@@ -39,10 +39,15 @@ class Case:
     head_dim: int
     lengths: tuple[int, ...]
     alibi: bool
+    key_heads: int = HEADS
+    window: int | None = None
 
     def __str__(self) -> str:
         shown = "+".join(map(str, self.lengths))
-        return f"K={self.head_dim} {shown}{' ALiBi' if self.alibi else ''}"
+        more = [f"K={self.head_dim} {shown}", "ALiBi" if self.alibi else ""]
+        more.append(f"{self.key_heads} key heads" if self.key_heads < HEADS else "")
+        more.append(f"window {self.window}" if self.window else "")
+        return " ".join(filter(None, more))
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Made:
     """Inputs of a case, and what fp64 makes of them."""
 
     inputs: tuple[Tensor, ...]
-    """q, k, v and the gradient of the result: [T, H, K]."""
+    """q, k, v and the gradient of the result: [T, H, K], k and v of the key heads."""
     out: Tensor
     grads: tuple[Tensor, ...]
     slopes: Tensor | None
@@ -88,6 +93,11 @@ def cases(small: bool) -> Iterator[Case]:
                 if not small:
                     yield Case(head_dim, (64, 64, 64, 64), alibi)
                     yield Case(head_dim, (4096, 700, 129, 64, 3, 1), alibi)
+    # What Llama, Qwen and Mistral have.
+    for lengths in (mixed, whole):
+        yield Case(128, lengths, False, key_heads=2)
+        yield Case(64, lengths, False, window=50)
+        yield Case(128, lengths, False, key_heads=1, window=50)
 
 
 def backends(case: Case, small: bool) -> list[Backend]:
@@ -100,29 +110,36 @@ def backends(case: Case, small: bool) -> list[Backend]:
 def make(case: Case, device: torch.device) -> Made:
     """Random bf16 numbers, and their attention in fp64."""
     generator = torch.Generator().manual_seed(len(case.lengths) + case.head_dim)
-    shape = sum(case.lengths), HEADS, case.head_dim
-    q, k, v, g = (torch.randn(shape, generator=generator).bfloat16().to(device) for _ in range(4))
+    q, k, v, g = (
+        torch.randn(sum(case.lengths), heads, case.head_dim, generator=generator)
+        .bfloat16().to(device)
+        for heads in (HEADS, case.key_heads, case.key_heads, HEADS)
+    )  # fmt: skip
     slopes = alibi_slopes(HEADS).to(device) if case.alibi else None
     wide = [x.double().requires_grad_() for x in (q, k, v)]
     outs = []
     for q1, k1, v1 in zip(*(x.split(case.lengths) for x in wide), strict=True):
-        outs.append(reference(q1, k1, v1, slopes))
+        outs.append(reference(q1, k1, v1, slopes, case.window))
     out = torch.cat(outs)
     grads = torch.autograd.grad(out, wide, g.double())
     return Made((q, k, v, g), out.detach(), grads, slopes)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, window: int | None
+) -> Tensor:  # fmt: skip
     """Attention of one document, head by head, with all scores at once."""
     places = torch.arange(len(q), device=q.device)
     distance = (places[None, :] - places[:, None]).to(q.dtype)
+    hidden = distance > 0 if window is None else (distance > 0) | (distance <= -window)
     found = []
     for head in range(q.shape[1]):
-        scores = q[:, head] @ k[:, head].t() / math.sqrt(q.shape[-1])
+        key = head * k.shape[1] // q.shape[1]
+        scores = q[:, head] @ k[:, key].t() / math.sqrt(q.shape[-1])
         if slopes is not None:
             scores = scores + slopes[head].to(q.dtype) * distance
-        weights = scores.masked_fill(distance > 0, -math.inf).softmax(-1)
-        found.append(weights @ v[:, head])
+        weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+        found.append(weights @ v[:, key])
     return torch.stack(found, dim=1)
 
 
@@ -161,7 +178,7 @@ def _attend(
     inputs = [x.to(dtype).requires_grad_() for x in made.inputs[:3]]
     cu_seqlens = torch.tensor([0, *case.lengths]).cumsum(0, dtype=torch.int32)
     cu_seqlens = cu_seqlens.to(made.out.device)
-    out = attend(*inputs, cu_seqlens, max(case.lengths), made.slopes, backend)
+    out = attend(*inputs, cu_seqlens, max(case.lengths), made.slopes, backend, case.window)
     return out.detach(), torch.autograd.grad(out, inputs, made.inputs[3].to(dtype))
 
 

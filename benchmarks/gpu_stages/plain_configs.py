@@ -47,6 +47,13 @@ class Model(Plain, ModelFormulas):
     initializer_range: float = 0.02
     head: HeadKind = "language"
     num_classes: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: None = None
+    tied: bool = False
+    sliding_window: int | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def cu_seqlens(lengths):
     return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
 
 
-def naive(q, k, v, lengths, slopes=None):
+def naive(q, k, v, lengths, slopes=None, window=None):
     """Attention in float64, document by document, with a mask and ALiBi's bias written out."""
     q, k, v = q.double(), k.double(), v.double()
     done = []
@@ -36,7 +36,8 @@ def naive(q, k, v, lengths, slopes=None):
         scores = torch.einsum("ihk,jhk->hij", x, y) / math.sqrt(q.shape[-1])
         if slopes is not None:
             scores = scores + slopes.double()[:, None, None] * distance
-        scores = scores.masked_fill(distance > 0, -math.inf)
+        hidden = distance > 0 if window is None else (distance > 0) | (distance <= -window)
+        scores = scores.masked_fill(hidden, -math.inf)
         done.append(torch.einsum("hij,jhk->ihk", scores.softmax(-1), z))
     return torch.cat(done)
 
@@ -157,6 +158,26 @@ def test_documents_of_one_length_against_float64(lengths, dtype, alibi):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_4096_tokens_against_float64(dtype, alibi):
     check_against_float64([4096], 128, dtype, "auto", alibi)
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["plain", "alibi"])
+@pytest.mark.parametrize("backend", ["sdpa", "bmm"])
+@pytest.mark.parametrize("key_heads", [1, 2, 3])
+def test_a_key_head_is_read_by_its_query_heads(key_heads, backend, alibi):
+    """With gradients: those of a key head are the sum of what its query heads give."""
+    lengths, heads = (5, 70, 1, 64), 6
+    slopes = alibi_slopes(heads) if alibi else None
+    q = qkv(lengths, heads)[0]
+    k, v = qkv(lengths, key_heads, seed=1)[:2]
+    out = attend(q, k, v, cu_seqlens(lengths), max(lengths), slopes, backend)
+    every = [x.repeat_interleave(heads // key_heads, 1) for x in (k, v)]
+    expected = naive(q, *every, lengths, slopes)
+    torch.testing.assert_close(out, expected)
+    seed = torch.randn_like(out)
+    found = torch.autograd.grad(out, (q, k, v), seed)
+    right = torch.autograd.grad(expected, (q, k, v), seed)
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_alibi_of_some_heads_is_the_whole_ones():
@@ -299,12 +320,13 @@ def fake_varlen_attn(
     """A function with torch's signature since 2.11, which computes what torch documents."""
     queries, keys = lengths_of(cu_seq_q), lengths_of(cu_seq_k)
     assert (max_q, max_k) == (max(queries), max(keys))
-    assert window_size == (-1, 0), "not causal"
+    before, after = window_size
+    assert after == 0, "not causal"
     assert return_aux is None
     assert queries == keys
     # `naive` divides by the square root of K.
     factor = 1.0 if scale is None else scale * math.sqrt(query.shape[-1])
-    return naive(query * factor, key, value, queries)
+    return naive(query * factor, key, value, queries, window=None if before < 0 else before + 1)
 
 
 def fake_flash_attn_varlen_func(
@@ -332,7 +354,9 @@ def fake_flash_attn_varlen_func(
     assert causal
     assert alibi_slopes is None or alibi_slopes.dtype == torch.float32
     assert queries == keys
-    return naive(q, k, v, queries, alibi_slopes)
+    before, after = window_size
+    assert after == (-1 if before < 0 else 0)
+    return naive(q, k, v, queries, alibi_slopes, None if before < 0 else before + 1)
 
 
 @pytest.fixture
@@ -367,6 +391,30 @@ def test_kernels_get_the_arguments_that_mean_the_same(backend, alibi, lengths):
     torch.testing.assert_close(
         attend(*call, backend), attend(*call, "sdpa"), rtol=1e-10, atol=1e-12
     )
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize("backend", ["varlen", "flash", "sdpa", "bmm"])
+@pytest.mark.parametrize("lengths", [[64, 64], [3, 70, 1, 5]], ids=str)
+@pytest.mark.parametrize("window", [1, 4, 65, 70, 1000])
+def test_a_window_is_the_last_keys_alone(backend, lengths, window):
+    q, k, v = qkv(lengths)
+    bounds = cu_seqlens(lengths)
+    out = attend(q, k, v, bounds, max(lengths), backend=backend, window=window)
+    expected = naive(q, k, v, lengths, window=window)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
+    seed = torch.randn_like(out)
+    found = torch.autograd.grad(out, (q, k, v), seed)
+    right = torch.autograd.grad(expected, (q, k, v), seed)
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_a_window_that_no_document_leaves_changes_no_bit():
+    q, k, v = qkv([3, 70, 64], dtype=torch.bfloat16)
+    call = (q, k, v, cu_seqlens([3, 70, 64]), 70)
+    assert torch.equal(attend(*call), attend(*call, window=70))
+    assert not torch.equal(attend(*call), attend(*call, window=69))
 
 
 def test_the_fake_has_the_installed_torchs_signature():

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 from pydantic import ValidationError
 
 from bc2.model.model_config import ModelConfig
+from bc2.model.store import expected_shapes
 
 V = 125_696
 SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32}
@@ -29,7 +32,7 @@ def test_counts_the_parameters_of_the_7b():
     config = ModelConfig(vocab_size=V, **SEVEN)
     assert config.num_params() == 7_505_973_248
     assert config.num_params_non_embedding() == 6_476_271_616
-    assert config.head_dim == 128
+    assert config.head_size == 128
 
 
 def test_counts_the_parameters_of_the_13b():
@@ -69,6 +72,10 @@ def test_a_head_of_values_has_a_row_for_each(head, rows):
     assert fewer == 6 * (V - rows) * 4096
 
 
+def scaled(**settings):
+    return {"kind": "linear", "factor": 2.0, **settings}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -79,6 +86,21 @@ def test_a_head_of_values_has_a_row_for_each(head, rows):
         ({"head": "scalar", "num_classes": 2}, 'for head = "classes", not "scalar"'),
         ({"num_heads": 3}, "hidden_size 4 is not divisible by num_heads 3"),
         ({"num_heads": 4}, "is odd"),
+        ({"head_dim": 3}, "head_dim = 3 is odd"),
+        ({"num_kv_heads": 3}, "num_heads 2 is not divisible by num_kv_heads 3"),
+        ({"num_kv_heads": 0}, "greater than 0"),
+        ({"rope_scaling": scaled(kind="dynamic")}, "'linear', 'llama3' or 'yarn'"),
+        ({"rope_scaling": scaled(kind="llama3")}, '"llama3" needs original_context'),
+        ({"rope_scaling": scaled(beta_fast=2.0)}, 'beta_fast is not for kind = "linear"'),
+        (
+            {"rope_scaling": scaled(kind="yarn", original_context=8, beta_slow=40.0)},
+            "beta_slow must be less",
+        ),
+        ({"sliding_window": 4, "position": "alibi"}, 'sliding_window is for position = "rope"'),
+        (
+            {"rope_scaling": scaled(), "position": "alibi"},
+            'rope_scaling is for position = "rope", not "alibi"',
+        ),
         ({"num_layers": 0}, "greater than 0"),
         ({"position": "learned"}, "'rope' or 'alibi'"),
         ({"norm_eps": 0.0}, "greater than or equal to 0.0000"),
@@ -106,4 +128,53 @@ def test_odd_head_size_is_fine_with_alibi():
         num_heads=2,
         position="alibi",
     )
-    assert config.head_dim == 3
+    assert config.head_size == 3
+
+
+#: Llama 3 8B, Qwen3 4B and others have such shapes.
+SHAPES = [
+    {"num_kv_heads": 2},
+    {"num_kv_heads": 1, "head_dim": 10},
+    {"head_dim": 2, "head": "scalar"},
+    {"num_kv_heads": 2, "qkv_bias": True},
+    {"tied": True, "head": "scalar"},
+    {"num_kv_heads": 2, "head_dim": 8, "qk_norm": True},
+]
+
+
+@pytest.mark.parametrize("more", SHAPES, ids=str)
+def test_counts_what_a_model_of_another_family_has(more):
+    config = ModelConfig(
+        vocab_size=20, hidden_size=24, intermediate_size=16, num_layers=3, num_heads=4, **more
+    )
+    sizes = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
+    assert config.num_params() == sum(sizes.values())
+    outer = [size for name, size in sizes.items() if "layers" not in name and "norm" not in name]
+    assert config.num_params_non_embedding() == sum(sizes.values()) - sum(outer)
+    norms = [size for name, size in sizes.items() if "norm" in name]
+    assert config.num_norm_params() == sum(norms)
+    products = [
+        size for name, size in sizes.items()
+        if name.endswith("weight") and "norm" not in name and "embed" not in name
+    ]  # fmt: skip
+    mixed = 12 * 3 * 4 * config.head_size * 7
+    assert config.flops_per_token(7) == 6 * sum(products) + mixed
+
+
+def test_llama_3_has_8_billion_parameters():
+    config = ModelConfig(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_layers=32,
+        num_heads=32, num_kv_heads=8,
+    )  # fmt: skip
+    assert config.num_params() == 8_030_261_248
+
+
+def test_what_follows_anyway_is_no_other_model():
+    """An imported model says all of it, and is the model of a recipe that says nothing."""
+    plain = ModelConfig(vocab_size=V, **SEVEN)
+    said = ModelConfig(vocab_size=V, **SEVEN, num_kv_heads=32, head_dim=128)
+    assert said == plain
+    assert said.keyed() == plain.keyed()
+    assert ModelConfig(vocab_size=V, **SEVEN, num_kv_heads=8, head_dim=64).keyed() == {
+        **plain.keyed(), "num_kv_heads": 8, "head_dim": 64,
+    }  # fmt: skip

@@ -257,3 +257,21 @@ def test_a_broken_configuration_is_an_error(folder, text, message):
     (folder / CONFIG).write_text(text)
     with pytest.raises(IntegrityError, match=message):
         load_config(folder)
+
+
+def test_a_tied_head_is_stored_once(tmp_path):
+    shape = ModelConfig(
+        vocab_size=13, hidden_size=8, intermediate_size=12, num_layers=1, num_heads=2,
+        num_kv_heads=1, qkv_bias=True, qk_norm=True, tied=True, sliding_window=4,
+        rope_scaling={"kind": "yarn", "factor": 2.0, "original_context": 64},
+    )  # fmt: skip
+    made = Transformer(shape)
+    made.init_weights(torch.Generator().manual_seed(0))
+    save_model(tmp_path, shape, made.state_dict())
+    assert [name for name in load_file(tmp_path / WEIGHTS) if "head" in name] == []
+    loaded = load_model(tmp_path, dtype=torch.float64)
+    assert loaded.config == shape
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded.lm_head.weight, made.lm_head.weight.double())
+    with pytest.raises(IntegrityError, match=r"lm_head.weight is missing"):
+        load_weights(tmp_path, shape.model_copy(update={"tied": False}))

@@ -8,12 +8,8 @@ from hypothesis import strategies as st
 from bc2.model.attention import document_positions
 from bc2.model.heads import normalize_rows
 from bc2.model.model_config import ModelConfig
-from bc2.model.transformer import (
-    RMSNorm,
-    Transformer,
-    rotary_table,
-    rotate,
-)
+from bc2.model.rotary import rotary_table, rotate
+from bc2.model.transformer import RMSNorm, Transformer
 
 
 def config(**changes):
@@ -167,15 +163,15 @@ def test_rotary_angles_are_distinct_and_right_at_any_position():
     frequency = torch.tensor([10000.0 ** -(2 * c / 8) for c in range(4)], dtype=torch.float64)
     angle = positions.double()[:, None] * frequency
     # An fp32 angle of up to 20,000 is within half a unit in its last place, 2^-10.
-    assert (cos[:, 0, 0, :4] - angle.cos()).abs().max() < 2**-9
-    assert (sin[:, 0, 0, 4:] - angle.sin()).abs().max() < 2**-9
+    assert (cos[:, 0, :4] - angle.cos()).abs().max() < 2**-9
+    assert (sin[:, 0, 4:] - angle.sin()).abs().max() < 2**-9
     # The fastest channel turns by exactly the position: exact in fp32, not in bf16.
-    assert torch.equal(sin[:, 0, 0, 4], positions.float().sin())
+    assert torch.equal(sin[:, 0, 4], positions.float().sin())
     assert (sin[1:] != sin[:-1]).any(-1).all()
 
 
 def test_rotation_by_the_definition():
-    x = torch.randn(5, 2, 3, 6, dtype=torch.float64)
+    x = torch.randn(5, 3, 6, dtype=torch.float64)
     positions = torch.tensor([0, 1, 7, 300, 4097])
     turned = rotate(x, *rotary_table(positions, 6, 100.0))
     for t, p in enumerate(positions.tolist()):
@@ -191,7 +187,7 @@ def test_rotation_by_the_definition():
 
 
 def test_rotation_keeps_bf16_positions_apart():
-    x = torch.randn(1, 1, 1, 8).bfloat16().expand(2, 1, 1, 8)
+    x = torch.randn(1, 1, 8).bfloat16().expand(2, 1, 8)
     one, two = rotate(x, *rotary_table(torch.tensor([3000, 3001]), 8, 10000.0))
     assert not torch.equal(one, two)
 

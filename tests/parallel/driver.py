@@ -46,7 +46,7 @@ SHAPE = {
 
 def engine_of(run: dict[str, Any], mesh: Mesh) -> Engine:
     parallel = ParallelConfig(**run.get("parallel", {}))
-    model = ModelConfig(**SHAPE, position=run.get("position", "rope"), **run.get("head", {}))
+    model = ModelConfig(**SHAPE | {"position": run.get("position", "rope")} | run.get("model", {}))
     settings = {
         "precision": run.get("precision", "fp32"),
         "checkpointing": run.get("checkpointing", 0),

@@ -91,6 +91,32 @@ def test_a_head_of_another_kind_alone_is_drawn_from_the_seed(checkpoint: str, mo
     assert (("score.weight" if model == "language" else "lm_head.weight") in weights) is False
 
 
+def test_a_tied_head_is_the_embedding_of_the_checkpoint() -> None:
+    tied = CONFIG.model_copy(update={"tied": True})
+    scalar = HEADS["scalar"]
+    theirs = drawn(tied, 3)
+    # The same model, and one with another head: that alone is drawn.
+    assert read_all(StartWeights(tied, held(theirs), seed=7), theirs).keys() == theirs.keys()
+    weights = StartWeights(scalar, held(theirs), seed=7)
+    assert weights.draws_head
+    found = read_all(weights, drawn(scalar, 7))
+    assert torch.equal(found.pop("score.weight"), drawn(scalar, 7)["score.weight"])
+    assert all(torch.equal(found[name], theirs[name]) for name in theirs)
+    assert found.keys() == theirs.keys()
+    # The other way there is nothing to draw.
+    back = drawn(scalar, 3)
+    found = read_all(StartWeights(tied, held(back), seed=7), theirs)
+    assert all(torch.equal(found[name], back[name]) for name in theirs)
+
+
+def test_a_tied_head_is_not_one_of_its_own() -> None:
+    tied = CONFIG.model_copy(update={"tied": True})
+    with pytest.raises(RecipeError, match=r"lm_head\.weight \[24, 16\] is missing"):
+        StartWeights(CONFIG, held(drawn(tied, 3)), seed=7)
+    with pytest.raises(RecipeError, match=r"lm_head\.weight \[24, 16\] is not in the model"):
+        StartWeights(tied, held(drawn(CONFIG, 3)), seed=7)
+
+
 def test_a_rank_reads_its_part_of_a_drawn_head() -> None:
     weights = StartWeights(CONFIG, held(drawn(HEADS["scalar"], 3)), seed=7)
     head = drawn(CONFIG, 7)["lm_head.weight"]

@@ -12,8 +12,8 @@ Curves = list[list[float]]
 Spread = Callable[..., list[Curves]]
 
 DRIVER = Path(__file__).with_name("heads_driver.py")
-SCALAR = {"head": {"head": "scalar"}}
-CLASSES = {"head": {"head": "classes", "num_classes": 3}}
+SCALAR = {"model": {"head": "scalar"}}
+CLASSES = {"model": {"head": "classes", "num_classes": 3}}
 
 
 def layout(**parallel: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_two_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
     layouts = [layout(), layout(tensor=2), layout(sequence=2)]
     runs = [{**one, **head} for one in layouts for head in (SCALAR, CLASSES)]
     for run, got in zip(runs, spread(2, runs, driver=DRIVER), strict=True):
-        check(got, alone[run["head"]["head"]])
+        check(got, alone[run["model"]["head"]])
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

@@ -86,6 +86,16 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], int, str, str]] = [
         "parallel.sequence may be 1, 2, 3, 6",
     ),
     (
+        {"tensor": 6}, {"num_kv_heads": 4}, 6,
+        "parallel.tensor = 6 does not divide model.num_kv_heads = 4",
+        "parallel.tensor may be 1, 2, 4",
+    ),
+    (
+        {"tensor": 2, "sequence": 3}, {"num_kv_heads": 4}, 6,
+        "parallel.sequence = 3 does not divide key heads of a tensor rank = 2",
+        "parallel.sequence may be 1, 2",
+    ),
+    (
         {"zero": 3, "zero_group": 4}, {}, 6,
         "parallel.zero_group = 4 does not divide the 6 ranks that share a model's states",
         "parallel.zero_group may be 2, 3, 6",
@@ -133,6 +143,7 @@ def test_tensor_sizes_that_fit_a_model() -> None:
     assert even_tensor(model(), 100) == [1, 2, 3, 4, 6, 12]
     assert even_tensor(model(vocab_size=121), 100) == [1]
     assert even_tensor(model(), 3) == [1, 2, 3]
+    assert even_tensor(model(num_kv_heads=4), 100) == [1, 2, 4]
 
 
 # -- batches ------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ CONFIG = ModelConfig(
     vocab_size=24, hidden_size=24, intermediate_size=36, num_layers=2, num_heads=12,
     context_length=16,
 )  # fmt: skip
+CHANNELS = 2
 RANKS = (1, 2, 3, 4, 6, 12)
 
 
@@ -27,13 +30,13 @@ def numbered(config: ModelConfig = CONFIG) -> dict[str, Tensor]:
     }
 
 
-def by_hand(name: str, whole: Tensor, rank: int, ranks: int) -> Tensor:
+def by_hand(name: str, whole: Tensor, rank: int, ranks: int, key_heads: int = 12) -> Tensor:
     """What Megatron-LM's layers have: whole heads, channels and words of one rank."""
     kind = name.split(".")[-2]
     if kind == "W_pack":
-        heads = whole.view(3, CONFIG.num_heads, CONFIG.head_dim, -1)
-        share = CONFIG.num_heads // ranks
-        return heads[:, rank * share : (rank + 1) * share].reshape(-1, whole.shape[1])
+        queries = len(whole) - 2 * key_heads * CHANNELS
+        parts = whole.split([queries, key_heads * CHANNELS, key_heads * CHANNELS])
+        return torch.cat([part.chunk(ranks)[rank] for part in parts])
     if kind in ("gate_proj", "up_proj", "embed_tokens", "lm_head"):
         return whole.chunk(ranks, dim=0)[rank]
     if kind in ("o_proj", "down_proj"):
@@ -54,6 +57,26 @@ def test_every_parameter_of_a_model_is_cut_as_by_hand(head: str, ranks: int) -> 
             assert torch.equal(part.of(whole), expected), (name, rank)
             assert part.shard_shape == tuple(expected.shape)
             assert part.shape == tuple(whole.shape)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_kv_heads": 4, "qkv_bias": True},
+        {"num_kv_heads": 4, "num_heads": 8, "qk_norm": True},
+    ],
+)
+def test_queries_keys_and_values_are_cut_by_their_heads(shape: dict[str, Any], ranks: int) -> None:
+    config = CONFIG.model_copy(update={"head_dim": CHANNELS, **shape})
+    for name, whole in numbered(config).items():
+        for rank in range(ranks):
+            part = shard_of(
+                name, tuple(whole.shape), rank, ranks, heads_per_key=config.heads_per_key
+            )
+            expected = by_hand(name, whole, rank, ranks, key_heads=4)
+            assert torch.equal(part.of(whole), expected), (name, rank)
+            assert part.shard_shape == tuple(expected.shape)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

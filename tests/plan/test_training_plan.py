@@ -11,7 +11,7 @@ import pytest
 from bc2.errors import ResourceError, UsageError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
-from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit
+from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit, possible_layouts
 from bc2.plan.check import check_memory_fits
 from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
 from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
@@ -78,6 +78,39 @@ def test_zero_0_is_the_local_engine_on_every_rank() -> None:
     matrices = 2 * 125_696 * 4096
     assert lasting(of_seven()) == 16 * PARAMS + 2 * (PARAMS - matrices)
     assert of_seven(world=1).total == of_seven(world=64).total
+
+
+#: Qwen 2.5 0.5B, whose head is tied, and its sizes: 494 million parameters.
+QWEN = ModelConfig(
+    vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14,
+    num_kv_heads=2, qkv_bias=True, tied=True, norm_head=False, rope_base=1e6,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_a_tied_head_is_in_memory_once(tensor: int) -> None:
+    assert QWEN.num_params() == 494_032_768
+    layout = ParallelConfig(tensor=tensor)
+    found = estimate(
+        TrainingShape(QWEN, 1, 4096, "bf16", 1, device="cuda", parallel=layout, world=tensor)
+    )
+    norms = (2 * 24 + 1) * 896
+    mine, matrix = (494_032_768 - norms) // tensor + norms, 151_936 * 896 // tensor
+    # The embedding is fp32 and its own master.
+    assert lasting(found) == 16 * mine + 2 * (mine - matrix)
+    assert found.total > lasting(found)
+
+
+def test_no_layout_parts_a_key_head() -> None:
+    names = ("num_kv_heads", "num_heads", "hidden_size", "intermediate_size")
+    recipe = seven(*(f"model.{name}={getattr(QWEN, name)}" for name in names))
+    work = workload_of(TrainingSettings.of(recipe), H100, 8)
+    found = {(layout.tensor, layout.sequence) for layout in possible_layouts(work)}
+    assert found == {(1, 1), (2, 1), (1, 2)}
+    # All-to-all of 14 query heads, twice 2 key heads, and 14 heads' results, of 64 channels.
+    one = CandidateLayout(work, ParallelConfig(sequence=2), 0, 1)
+    tokens = work.training.step_tokens / (4 * 2)
+    assert one.traffic["sequence"] == tokens * 2 * (14 + 4 + 14) * 64 * 2 * 32 / 2
 
 
 HEAD = 125_696 * 4096

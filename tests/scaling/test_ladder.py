@@ -199,3 +199,13 @@ def test_no_member_begins_with_another_run(ladder_home: Path) -> None:
     with pytest.raises(RecipeError, match="weights that the seed draws") as caught:
         read_ladder("micro.toml", ["pretrain.init=other"])
     assert caught.value.where == "--set pretrain.init=other"
+
+
+def test_a_member_cannot_take_back_what_the_recipe_has(ladder_home: Path) -> None:
+    """No override says that a setting has no value."""
+    (ladder_home / "grouped.toml").write_text(
+        'base = "micro.toml"\n[model]\nnum_kv_heads = 1\n[ladder]\nreference_params = 20_640\n'
+        '[[ladder.members]]\nrecipe = "micro.toml"\nlength = "30 steps"\n'
+    )
+    with pytest.raises(RecipeError, match=r"micro\.toml has another model\.num_kv_heads"):
+        read_ladder("grouped.toml")

@@ -9,6 +9,7 @@ from pathlib import Path
 from bc2.bench.generation.job import CONTENDERS, PARTS, Job, Kind
 from bc2.bench.generation.measure import GenerationPlan
 from bc2.bench.generation.work import Encode, make_work
+from bc2.bench.llama import left_out
 from bc2.bench.spec import parse_names, parse_sizes
 from bc2.console import note
 from bc2.errors import UsageError
@@ -132,4 +133,6 @@ def _peers(model: ModelConfig, against: str | None) -> tuple[Kind, ...]:
     names = peers if against is None else parse_names(against, peers, "--against")
     if model.position != "rope":
         note(f"transformers' Llama has rotary positions where this model has {model.position}")
+    if (has := left_out(model)) is not None:
+        note(f"transformers' Llama is measured without what this model has: {has}")
     return tuple(peer for peer in peers if peer in names)

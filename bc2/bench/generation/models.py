@@ -44,11 +44,15 @@ def build_llama(job: Job) -> Any:
 
 
 def _to_llama(ours: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Our names and rows as Llama's: W_pack splits into thirds, the head's rows are scaled."""
+    """Our names and rows as Llama's: W_pack splits into its parts, the head's rows are scaled."""
+    config = ours.config
+    rows = [heads * config.head_size for heads in (config.num_heads, *[config.kv_heads] * 2)]
     for name, weight in ours.state_dict().items():
+        if name.endswith(("W_pack.bias", "q_norm.weight", "k_norm.weight")):
+            continue  # See `left_out`.
         if "W_pack" in name:
-            for part, third in zip("qkv", weight.chunk(3), strict=True):
-                yield name.replace("W_pack", f"{part}_proj"), third
+            for part, piece in zip("qkv", weight.split(rows), strict=True):
+                yield name.replace("W_pack", f"{part}_proj"), piece
         else:
             yield name, weight
     yield "lm_head.weight", ours.head_weight().detach().to(ours.language_head.weight.dtype)

@@ -41,15 +41,17 @@ class SingleTokens:
         decoding: Sequence[int],
     ):
         size = cache.size
-        counts = np.array([segments[i].start // size + 1 for i in decoding])
+        begins = np.array([cache.first_block(segments[i].start) for i in decoding])
+        ends = np.array([segments[i].start // size + 1 for i in decoding])
+        counts = ends - begins
         blocks = np.concatenate(
             [
-                np.asarray(segments[i].blocks[:n], np.int64)
-                for i, n in zip(decoding, counts, strict=True)
+                np.asarray(segments[i].blocks[begin:end], np.int64)
+                for i, begin, end in zip(decoding, begins, ends, strict=True)
             ]
         )
         query = np.repeat(np.arange(len(decoding)), counts)
-        number = np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts)
+        number = np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts - begins, counts)
         position = np.array([segments[i].start for i in decoding])[query]
         self.rows = cache.tensor(first[np.asarray(decoding)])
         self._all = len(decoding) == len(segments)
@@ -150,7 +152,10 @@ class _Span:
         away[row, column] = distance
         self._queries = cache.tensor(queries.reshape(-1))
         each = away[:, :, None] + np.arange(cache.size)
-        self._later = cache.tensor(each > 0)[:, None, :, None]  # [N, 1, W, 1, S]
+        unseen = each > 0
+        if cache.window is not None:
+            unseen |= each <= -cache.window
+        self._unseen = cache.tensor(unseen)[:, None, :, None]  # [N, 1, W, 1, S]
         self._distance = cache.tensor(each.astype(np.float32))[:, None, :, None]
 
     def __call__(
@@ -164,7 +169,7 @@ class _Span:
         """
         k, v = keys[self._low : self._high], values[self._low : self._high]
         blocks, groups, size, channels = k.shape
-        width, heads = self._later.shape[2], q.shape[1]
+        width, heads = self._unseen.shape[2], q.shape[1]
         rows = q[self._queries].view(blocks, width, groups, heads // groups, channels)
         rows = rows.transpose(1, 2).reshape(blocks * groups, -1, channels)
         scores = torch.bmm(rows, k.reshape(-1, size, channels).transpose(1, 2))
@@ -172,7 +177,7 @@ class _Span:
         wide = scores.view(blocks, groups, width, -1, size).to(dtype)
         if slopes is not None:
             wide = wide.addcmul_(slopes.to(dtype).view(groups, 1, -1, 1), self._distance.to(dtype))
-        wide = wide.masked_fill_(self._later, torch.finfo(dtype).min)
+        wide = wide.masked_fill_(self._unseen, torch.finfo(dtype).min)
         top = wide.amax(-1, keepdim=True)
         weights = wide.sub_(top).exp_()
         total = weights.sum(-1)

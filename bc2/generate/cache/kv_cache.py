@@ -22,6 +22,7 @@ class KVCache:
         layers: L.
         heads: H, the key heads on this rank; there may be fewer than query heads.
         head_dim: K.
+        window: how many tokens each attends to, the last of them itself; None: all before it too.
         poison: fill freed blocks with NaN, to find in tests what reads them.
     """
 
@@ -35,9 +36,11 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        window: int | None = None,
         poison: bool = False,
     ):
         self.size = size
+        self.window = window
         self.poison = poison
         shape = (layers, 2, blocks, heads, size, head_dim)
         with torch.inference_mode(False):  # it is written in other modes than it is made in
@@ -49,6 +52,12 @@ class KVCache:
         """Keys and values of a layer: [N, H, S, K] each."""
         keys, values = self.data[index].unbind(0)
         return keys, values
+
+    def first_block(self, position: int) -> int:
+        """The first block of a sequence that a token at this position attends to."""
+        if self.window is None:
+            return 0
+        return max(0, position - self.window + 1) // self.size
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero blocks that are taken: what attention masks must be finite."""

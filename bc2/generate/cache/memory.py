@@ -47,9 +47,10 @@ class Memory:
             size,
             layers=config.num_layers,
             heads=heads,
-            head_dim=config.head_dim,
+            head_dim=config.head_size,
             dtype=dtype,
             device=device,
+            window=config.sliding_window,
             poison=poison,
         )
         return cls(BlockPool(blocks, size, most_idle), cache)
@@ -84,4 +85,4 @@ class Memory:
 
 def block_bytes(config: ModelConfig, heads: int, size: int, dtype: torch.dtype) -> int:
     """Bytes of a block: keys and values of `size` tokens in all layers."""
-    return 2 * config.num_layers * heads * config.head_dim * size * dtype.itemsize
+    return 2 * config.num_layers * heads * config.head_size * size * dtype.itemsize

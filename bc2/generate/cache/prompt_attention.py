@@ -23,8 +23,12 @@ from bc2.generate.cache.kv_cache import KVCache
 from bc2.generate.cache.partial_attention import attend_part, merge_into
 from bc2.generate.cache.segment import Segment
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
-from bc2.model.attention import PAD_TO, padded_slots
+from bc2.model.attention import each_for, padded_slots, window_mask
+from bc2.model.attention_sizes import PAD_TO
 from bc2.model.head_weight import at_least_fp32
+
+#: Added to the score of a key that is not seen: exp of it is 0 beside any key that is.
+UNSEEN = -1e30
 
 
 class OwnTokens:
@@ -42,14 +46,14 @@ class OwnTokens:
         self._slots = slots.to(cache.data.device)
         tokens = [np.arange(first[i], first[i] + segments[i].length) for i in pieces]
         self._tokens = cache.tensor(np.concatenate(tokens))
+        self._window = cache.window
         #: By length; for all layers of the step.
         self._channels: dict[int, AlibiChannels] = {}
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, out: Tensor, log_sum: Tensor
     ) -> None:
-        share = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(share, 1) if share > 1 else x for x in (k, v))
+        k, v = (each_for(x, q.shape[1]) for x in (k, v))
         padded = sum(count * length for count, length in self._groups)
         q, k, v = (
             x.new_zeros(padded, *x.shape[1:]).index_copy_(0, self._slots, x[self._tokens])
@@ -60,10 +64,13 @@ class OwnTokens:
         for count, length in self._groups:
             span, shape = slice(start, start + count * length), (count, length, *q.shape[1:])
             a, b, c = (x[span].view(shape).transpose(1, 2) for x in (q, k, v))
-            if slopes is None:
-                part, part_sum = attend_part(a, b, c, causal=True)
-            else:
+            if slopes is not None:
                 part, part_sum = self._attend_alibi(a, b, c, slopes)
+            elif self._window is not None and self._window < length:
+                mask = window_mask(length, self._window, q.dtype, q.device)
+                part, part_sum = attend_part(a, b, c, mask)
+            else:
+                part, part_sum = attend_part(a, b, c, causal=True)
             done.append(part.transpose(1, 2).flatten(0, 1))
             sums.append(part_sum.transpose(1, 2).flatten(0, 1))
             start = span.stop
@@ -111,19 +118,20 @@ def context_calls(
     one size are one call, so no token is twice in a call.
     """
     groups: dict[tuple[int, int, int], list[_Part]] = {}
-    for number, part in _parts(cache.size, segments, first, pieces):
+    for number, part in _parts(cache, segments, first, pieces):
         keys = rounded(len(part.blocks) * cache.size)
         groups.setdefault((number, rounded(len(part.tokens)), keys), []).append(part)
     return [ContextCall(cache, parts, *key[1:]) for key, parts in sorted(groups.items())]
 
 
 def _parts(
-    size: int,
+    cache: KVCache,
     segments: Sequence[Segment],
     first: np.ndarray,
     pieces: Sequence[int],
 ) -> list[tuple[int, _Part]]:
     """The parts, each with its number in the order of its sequences."""
+    size = cache.size
     # A block that is not full before a segment is its own: others attend to other keys of it.
     entries: dict[int, list[tuple[int, int]]] = {}
     users: dict[tuple[int, int], list[int]] = {}
@@ -133,12 +141,12 @@ def _parts(
         entries[i] = [
             (block, min(size, start - at * size))
             for at, block in enumerate(segments[i].blocks[:count])
-        ]
+        ][cache.first_block(start) :]
         for entry in entries[i]:
             users.setdefault(entry, []).append(i)
     found = []
     for i in pieces:
-        at = 0
+        at = cache.first_block(segments[i].start)
         runs = groupby(entries[i], key=lambda entry: users[entry])
         for number, (sharing, run) in enumerate(runs):
             held = list(run)
@@ -190,6 +198,11 @@ class ContextCall:
         # ALiBi as the distance to the end of the part, which is the same for all queries; the
         # rest of the distance changes the sum alone.
         self._after = cache.tensor(after.astype(np.float32))
+        #: What no query at a place may see of a window, or None: [B, C, C'].
+        self._passed: Tensor | None = None
+        if cache.window is not None:
+            keys_at = np.array([part.first for part in parts])[:, None, None] + place
+            self._passed = cache.tensor(keys_at <= positions[:, :, None] - cache.window)
         end = np.array([part.first + part.keys for part in parts])
         self._before = cache.tensor((end[:, None] - positions)[wanted].astype(np.float32))
 
@@ -227,7 +240,15 @@ class ContextCall:
     def _bias(
         self, slopes: Tensor | None, dtype: torch.dtype, share: int, queries: int
     ) -> Tensor | None:
-        """What is added to the scores, or None: [B, 1, 1, C'], with ALiBi [B, G, H / G · C, C']."""
+        """What is added to the scores, or None.
+
+        [B, 1, 1, C'], with a window [B, 1, H / G · C, C'], with ALiBi [B, G, H / G · C, C'].
+        """
+        if self._passed is not None:
+            # Finite: a token may see nothing of a part, which then counts nothing.
+            hidden = (self._passed | self._beyond[:, None])[:, None]
+            bias = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, UNSEEN)
+            return bias.repeat(1, 1, share, 1)
         if slopes is None:
             if self._is_full:
                 return None

@@ -66,10 +66,11 @@ def allocate(
     from deepspeed.utils import groups
 
     pieces = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.head]
+    stage = settings["zero_optimization"]["stage"]
     for piece in pieces:
         piece.to_empty(device=device)
         piece.to(dtype)
-        if settings["zero_optimization"]["stage"] == 3:
+        if stage == 3:
             deepspeed.zero.Init(
                 module=piece,
                 data_parallel_group=mesh.replicas.handle,
@@ -78,6 +79,9 @@ def allocate(
                 # DeepSpeed makes it with the first piece, if the recipe asks for such groups.
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
             )
+    if stage == 3 and model.config.tied_head:
+        # The embedding's weight is gathered for the head too, in which it is no parameter.
+        deepspeed.zero.register_external_parameter(model.head, model.model.embed_tokens.weight)
 
 
 class CallsFunction(nn.Module):

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bc2.model.attention_sizes import ALIBI_CHANNELS
+from bc2.model.attention_sizes import ALIBI_CHANNELS, PAD_TO
 from bc2.model.head_sizes import block_rows, chunk_size, weight_rows
 from bc2.train.memory.shape import TrainingShape
 
@@ -62,18 +62,39 @@ def layer_bytes(shape: TrainingShape) -> int:
 def _attention_bytes(shape: TrainingShape) -> int:
     """Bytes that attention keeps of each token."""
     model, size = shape.model, shape.number_bytes
-    wide = model.hidden_size // shape.layout.tensor
+    heads, keys = (n // shape.layout.tensor for n in (model.num_heads, model.kv_heads))
+    wide, narrow = heads * model.head_size, keys * model.head_size
     mixed = size * wide  # what attention gives to o_proj
     if shape.layout.sequence > 1:
         mixed *= 2  # before and after it is exchanged
-    heads = model.num_heads // shape.layout.tensor
     log_sum = 4 * heads  # of the exponentials of a head
     if model.position == "alibi":
         # q, k, v and the result with ALiBi's channels. flash-attn, where it is installed, keeps
         # them without.
-        return mixed + log_sum + 4 * _joined_bytes(shape) * (wide + heads * ALIBI_CHANNELS)
-    rotated = 2 * size * wide
-    return mixed + log_sum + rotated + 3 * size * wide
+        joined = 4 * _joined_bytes(shape) * (wide + heads * ALIBI_CHANNELS)
+        return mixed + log_sum + joined + _head_norm_bytes(shape, heads + keys)
+    rotated = size * (wide + narrow)
+    # What W_pack gave has the values; else they are copied with the keys, for each query head.
+    if narrow == wide:
+        rotated += size * (wide + 2 * narrow)
+    else:
+        rotated += 2 * size * wide
+    return mixed + log_sum + rotated + _head_norm_bytes(shape, heads + keys)
+
+
+def _head_norm_bytes(shape: TrainingShape, heads: int) -> int:
+    """Bytes that the norms of queries and keys keep of a token."""
+    model, size = shape.model, shape.number_bytes
+    if not model.qk_norm:
+        return 0
+    # The normalised ones, their scale, and what was normalised in fp32.
+    kept = heads * (size * model.head_size + 4)
+    if size == 2:
+        return kept + heads * 4 * model.head_size
+    # In fp32 that is what W_pack gave, which may be kept for the values already.
+    plain = model.position == "rope" and model.kv_heads == model.num_heads
+    packed = 4 * model.packed_rows // shape.layout.tensor
+    return kept if plain else kept + packed
 
 
 def _joined_bytes(shape: TrainingShape) -> int:
@@ -89,14 +110,26 @@ def _norm_bytes(model: ModelConfig, size: int) -> int:
 def _shared_bytes(shape: TrainingShape) -> int:
     """Bytes that the model keeps outside of its layers."""
     model, size = shape.model, shape.number_bytes
-    table = 8 * model.head_dim  # rotary
+    table = 8 * model.head_size  # rotary
     if model.position == "alibi":
         # Its channels of queries and keys: only recomputation needs them after the forward pass.
         channels = 2 * model.num_heads * ALIBI_CHANNELS
         table = channels * _joined_bytes(shape) if shape.checkpointing else 0
+    masks = _mask_bytes(shape)
     # The last norm's output is the head's input, which the head does not keep.
     norm = _norm_bytes(model, size) - size * model.hidden_size
-    return shape.all_tokens * (8 + table) + shape.tokens * norm
+    return shape.all_tokens * (8 + table) + shape.tokens * norm + masks
+
+
+def _mask_bytes(shape: TrainingShape) -> int:
+    """Of a sliding window's mask, which all layers share. Kernels for 16 bits on a GPU need none.
+
+    A layer holds it also in a pass without gradients.
+    """
+    window, length = shape.model.sliding_window, shape.sequence_length
+    if window is None or window >= length or (shape.device == "cuda" and shape.number_bytes == 2):
+        return 0
+    return shape.number_bytes * (math.ceil(length / PAD_TO) * PAD_TO) ** 2
 
 
 def _work_bytes(shape: TrainingShape) -> int:
@@ -113,7 +146,7 @@ def head_bytes(shape: TrainingShape) -> int:
     """
     if shape.model.head != "language":
         return _value_head_bytes(shape)
-    return _head_buffers(shape) + 4 * shape.trained_head + hidden_gradient(shape)
+    return _head_buffers(shape) + 4 * shape.head_gradient + hidden_gradient(shape)
 
 
 def _value_head_bytes(shape: TrainingShape) -> int:
@@ -122,8 +155,8 @@ def _value_head_bytes(shape: TrainingShape) -> int:
     See `bc2.model.heads.ValueHead`.
     """
     model = shape.model
-    numbers = 2 * shape.tokens * (model.head_rows + model.hidden_size) + shape.trained_head
-    if shape.number_bytes == 2 and (shape.layout.zero or not shape.trained_head):
+    numbers = 2 * shape.tokens * (model.head_rows + model.hidden_size) + shape.head_gradient
+    if shape.number_bytes == 2 and (shape.layout.zero or not shape.head_gradient):
         numbers += shape.head  # DeepSpeed's weights are bf16, and frozen ones: a copy
     return 4 * numbers
 
@@ -152,9 +185,9 @@ def _head_buffers(shape: TrainingShape) -> int:
     # A product of 16-bit numbers is added to the gradient in fp32, which a GPU gives it in.
     number = {4: 0, 2: 2 if shape.device == "cpu" else 4}[size]
     product = number * min(vocabulary, weight_rows(shape.device)) * model.hidden_size
-    if not shape.trained_head:
+    if not shape.head_gradient:
         product = 0
     # Without NormHead a weight is used as it is, unless its type must change.
-    wide = size == 2 and not shape.layout.zero and shape.trained_head > 0
+    wide = size == 2 and not shape.layout.zero and shape.head_gradient > 0
     unit = shape.matrix if model.norm_head or wide else 0
     return min(tokens, chunk) * vocabulary * size + size * unit + product + blocks

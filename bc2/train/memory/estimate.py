@@ -160,22 +160,34 @@ def _phases(shape: TrainingShape, states: States, act: Activations) -> dict[str,
     kept = {"gradients": states.earlier, "activations": act.kept}
     turn = {"gradients": states.head, "activations": act.work + hidden_gradient(shape)}
     last = {"activations": act.work} if act.again else {"activations": act.work + act.segment}
-    return {
+    tied = shape.model.tied_head
+    # A tied head's gradient waits for the embedding's. With one micro-batch it is of what arrives.
+    beside = tied and (shape.accumulated or shape.layout.zero > 0)
+    waiting = {"gradients": states.head if beside else 0}
+    phases = {
         "head": _sum(states.lasting, kept, {"head": head_bytes(shape), "buffers": states.gathered}),
         "turn": _sum(states.lasting, kept, turn, inside, states.passing),
         "end": _sum(
-            states.lasting, _without_last_gradients(shape, states, act), last, {"recomputed": again}
+            states.lasting, _without_last_gradients(shape, states, act), waiting, last,
+            {"recomputed": again},
         ),
         "reduction": _sum(states.lasting, states.reduced),
         "norm": _sum(states.lasting, states.normed),
         "update": _sum(states.lasting, states.updated),
-    }
+    }  # fmt: skip
+    if tied:
+        phases["embedding"] = _sum(
+            states.lasting, states.arrived, waiting, {"activations": states.head}
+        )
+    return phases
 
 
 def _without_last_gradients(shape: TrainingShape, states: States, act: Activations) -> BytesByPart:
     """Gradients held while those of the first segment and the embedding are still missing."""
     inner = shape.trained_params - shape.trained_matrix - shape.trained_head
-    coming = inner * act.layers // shape.model.num_layers + shape.trained_matrix
+    coming = inner * act.layers // shape.model.num_layers
+    if not shape.model.tied_head:  # else the head's gradient is there, in the embedding's place
+        coming += shape.trained_matrix
     arrived = sum(states.arrived.values())
     missing = max(0, arrived - states.earlier) * coming // shape.trained_params
     name = "buffers" if "buffers" in states.arrived else "gradients"

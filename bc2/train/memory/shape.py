@@ -124,7 +124,7 @@ class TrainingShape:
     @cached_property
     def params(self) -> int:
         """Parameters of this rank's part of the model, and of adapters."""
-        whole = (2 * self.model.num_layers + 1) * self.model.hidden_size  # norms
+        whole = self.model.num_norm_params()
         if self.model.head != "language":
             whole += self.head
         return (self.model.num_params() - whole) // self.layout.tensor + whole + self.adapters
@@ -148,9 +148,13 @@ class TrainingShape:
 
     @property
     def trained_head(self) -> int:
-        """Elements of the head if it is trained, else 0."""
-        language = self.model.head == "language"
-        return self.head if self._trains("lm_head.weight" if language else "score.weight") else 0
+        """Elements of the head's own matrix if it is trained, else 0: a tied one has none."""
+        return 0 if self.model.tied_head else self.head_gradient
+
+    @property
+    def head_gradient(self) -> int:
+        """Elements of the gradient that the head gives: of its own matrix or the embedding's."""
+        return self.head if self._trains(f"{self.model.head_module}.weight") else 0
 
     def _trains(self, name: str) -> bool:
         return self.trained is None or name in self.trained
@@ -159,7 +163,7 @@ class TrainingShape:
     def largest_trained(self) -> int:
         """Elements of the largest parameter that is trained; with frozen ones, at most."""
         model = self.model
-        packed = max(model.intermediate_size, 3 * model.hidden_size) * model.hidden_size
+        packed = max(model.intermediate_size, model.packed_rows) * model.hidden_size
         inner = min(packed // self.layout.tensor, self.trained_params)
         return max(self.trained_matrix, self.trained_head, inner)
 

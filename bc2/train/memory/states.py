@@ -79,13 +79,22 @@ def local_states(shape: TrainingShape) -> States:
         },
         gradients=4 * trained,
         earlier=4 * trained if shape.accumulated else 0,
-        head=0 if shape.accumulated else 4 * shape.trained_head,
+        head=_held_head(shape, 4),
         # A bf16 gradient becomes fp32 and is freed as soon as it is there.
         arrived=grads,
         reduced=grads,
         normed=grads,
         updated=grads,
     )
+
+
+def _held_head(shape: TrainingShape, number_bytes: int) -> int:
+    """The head's gradient, until it is added to that of earlier micro-batches.
+
+    That of a tied head waits for the embedding's.
+    """
+    added = shape.accumulated and not shape.model.tied_head
+    return 0 if added else number_bytes * shape.head_gradient
 
 
 def zero_states(shape: TrainingShape) -> States:
@@ -141,7 +150,7 @@ def _zero_1_bf16(shape: TrainingShape) -> States:
         },
         gradients=4 * trained,
         earlier=half if shape.accumulated else 0,
-        head=0 if shape.accumulated else 2 * shape.trained_head,
+        head=_held_head(shape, 2),
         arrived={"gradients": half},
         reduced={"gradients": half, "buffers": joined + half},
         normed={"gradients": half},
@@ -163,7 +172,7 @@ def _zero_1_2(shape: TrainingShape) -> States:
         lasting={"weights": size * shape.params, **_optimized(shape, part)},
         gradients=4 * part,
         earlier=earlier if shape.accumulated else 0,
-        head=size * shape.trained_head,
+        head=size * shape.head_gradient,
         arrived={"gradients": own, "buffers": bucket},
         reduced={"gradients": own, "buffers": bucket + joined},
         normed={"gradients": 4 * part},
@@ -208,7 +217,7 @@ def _zero_1_2_offloaded(shape: TrainingShape) -> States:
         lasting=on_device,
         gradients=4 * part,
         earlier=all_kept if shape.accumulated else 0,
-        head=size * shape.trained_head,
+        head=size * shape.head_gradient,
         arrived={"gradients": kept, "buffers": bucket},
         reduced={"gradients": kept, "buffers": bucket + joined},
         normed={"gradients": kept, "buffers": left},
@@ -247,7 +256,7 @@ def _zero_3(shape: TrainingShape) -> States:
         lasting=lasting,
         gradients=4 * part,
         earlier=0,
-        head=0,
+        head=size * shape.head_gradient if shape.model.tied_head else 0,
         arrived={},
         # The embedding and its gradient come last and are still held.
         reduced={"buffers": joined + scattered + 2 * size * shape.trained_matrix},

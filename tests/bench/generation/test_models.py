@@ -10,6 +10,7 @@ import torch
 
 from bc2.bench.generation.job import Job
 from bc2.bench.generation.models import build_llama, build_model
+from bc2.bench.llama import left_out
 from bc2.generate.engine_config import EngineConfig
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import save_model
@@ -28,15 +29,35 @@ def job(**changes: Any) -> Job:
     return Job(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("norm_head", [True, False])
-def test_logits_are_the_same(norm_head: bool) -> None:
-    asked = job(model=SHAPE.model_copy(update={"norm_head": norm_head}))
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"norm_head": False},
+        {"num_kv_heads": 2, "head_dim": 8},
+        {"num_kv_heads": 1, "tied": True},
+    ],
+    ids=str,
+)
+def test_logits_are_the_same(changed: dict[str, Any]) -> None:
+    asked = job(model=SHAPE.model_copy(update=changed))
     ours, theirs = build_model(asked), build_llama(asked)
     text = torch.randint(97, (100,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         logits = ours.logits(ours(text, torch.tensor([0, 100], dtype=torch.int32), 100))
         expected = theirs(text[None]).logits[0]
     assert (logits - expected).norm() / expected.norm() < 1e-5
+
+
+def test_what_llama_has_not_is_named_and_left_out() -> None:
+    assert left_out(SHAPE) is None
+    more = {"qkv_bias": True, "qk_norm": True, "sliding_window": 8}
+    model = SHAPE.model_copy(update=more)
+    assert left_out(model) == (
+        "biases of queries, keys and values, norms of queries and keys, a sliding window"
+    )
+    names = {name for name, _ in build_llama(job(model=model)).named_parameters()}
+    assert names == {name for name, _ in build_llama(job()).named_parameters()}
 
 
 def test_weights_follow_from_the_seed_and_have_the_precision() -> None:

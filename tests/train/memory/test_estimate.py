@@ -8,9 +8,11 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from bc2.data.loader import pack
 from bc2.model import transformer
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
 from bc2.model.model_config import ModelConfig
@@ -23,11 +25,12 @@ from bc2.train.memory.estimate import estimate
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.precision import Precision
+from bc2.train.pretrain.next_token import NextToken
 
 SEQUENCES, LENGTH = 4, 64
 
 
-def shape(position: str, **head: Any) -> ModelConfig:
+def shape(position: str, /, **head: Any) -> ModelConfig:
     return ModelConfig.model_validate(
         {
             "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_layers": 4,
@@ -84,10 +87,38 @@ def test_activations_are_what_autograd_keeps(
     assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.1)
 
 
+#: What other families have.
+FAMILIES: list[dict[str, Any]] = [
+    {"num_kv_heads": 2},
+    {"num_kv_heads": 1, "head_dim": 64},
+    {"head_dim": 48},
+    {"num_kv_heads": 2, "position": "alibi"},
+    {"num_kv_heads": 2, "qkv_bias": True},
+    {"sliding_window": 16},
+    {"sliding_window": LENGTH, "num_kv_heads": 2},
+    {"tied": True},
+    {"tied": True, "head": "scalar"},
+    {"qk_norm": True},
+    {"num_kv_heads": 1, "qk_norm": True},
+    {"num_kv_heads": 2, "qk_norm": True, "position": "alibi"},
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_activations_of_other_families(
+    family: dict[str, Any], precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shape("rope", **family)
+    engine = LocalEngine(Transformer(config), AdamWConfig(), precision=precision)
+    expected = estimate(TrainingShape(config, SEQUENCES, LENGTH, precision, 0))
+    assert expected.activations == pytest.approx(kept_bytes(engine, monkeypatch), rel=0.02)
+
+
 HEADS: list[dict[str, Any]] = [{}, {"head": "scalar"}, {"head": "classes", "num_classes": 3}]
 
 
-@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("head", [*HEADS, *FAMILIES], ids=str)
 def test_weights_and_moments_are_the_engines(head: dict[str, Any]) -> None:
     config = shape("rope", **head)
     engine = LocalEngine(Transformer(config), AdamWConfig(), precision="bf16")
@@ -154,6 +185,30 @@ def peak_of(step: Callable[[], object]) -> int:
     return max(itertools.accumulate(changes))
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_heads_gradient_waits_for_the_embeddings(tied: bool, micro_batches: int) -> None:
+    """Of a model that is mostly embedding and head: what a step's passes hold of gradients."""
+    config = shape(
+        "rope", tied=tied, vocab_size=8192, hidden_size=256, intermediate_size=128, num_layers=1,
+        norm_head=False,
+    )  # fmt: skip
+    engine = LocalEngine(Transformer(config), AdamWConfig(), precision="fp32")
+    rows = np.random.default_rng(0).integers(0, 500, (micro_batches, LENGTH + 1))
+    ids = np.zeros(1, np.int64)
+    batches = [pack(rows[i : i + 1], ids, -1) for i in range(micro_batches)]
+
+    def step() -> None:
+        engine.accumulate(batches, NextToken(0.0), divisor=LENGTH)
+
+    step()
+    engine.discard()
+    found = estimate(TrainingShape(config, 1, LENGTH, "fp32", 0, accumulated=micro_batches > 1))
+    phases = {name: sum(held.values()) for name, held in found.phases.items() if name != "update"}
+    held = max(phases.values()) - sum(found.lasting.values())
+    assert held == pytest.approx(peak_of(step), rel=0.07)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("head", HEADS[1:], ids=str)
 def test_a_head_of_values_holds_what_torch_allocates(
@@ -176,7 +231,7 @@ def test_a_head_of_values_holds_what_torch_allocates(
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
-@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("head", [*HEADS, {"tied": True}, {"qk_norm": True}], ids=str)
 def test_parameters_of_a_rank_are_those_of_its_parts(head: dict[str, Any], tensor: int) -> None:
     config = shape("rope", **head)
     layout = ParallelConfig(tensor=tensor)
@@ -184,7 +239,8 @@ def test_parameters_of_a_rank_are_those_of_its_parts(head: dict[str, Any], tenso
     ranks = Mesh(tensor=Group(tuple(range(tensor)), 0))
     sizes = {name: prod(part.shard_shape) for name, part in parts(config, ranks).items()}
     assert made.params == sum(sizes.values())
-    assert made.head == sizes["score.weight" if head else "lm_head.weight"]
+    assert made.head == sizes[f"{config.head_module}.weight"]
+    assert made.trained_head == (0 if config.tied else made.head)
 
 
 def test_a_scalar_head_takes_no_logits_and_no_matrix() -> None:
