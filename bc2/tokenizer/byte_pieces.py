@@ -1,4 +1,4 @@
-"""How a ``tokenizer.json`` spells bytes in its pieces, and what it does to text before it encodes it.
+"""How a ``tokenizer.json`` spells bytes in its pieces, and whether it encodes text as it is.
 
 Two spellings are known. *Byte level*: each byte is a printable character, GPT-2's table. *Byte
 fallback*: pieces are text with U+2581 for a space, and ``<0x0A>`` is a byte, as in SentencePiece.
@@ -53,9 +53,7 @@ def spelling_of(spec: Mapping[str, Any]) -> Spelling:
     if "ByteFallback" in decoders:
         names = [f"<0x{byte:02X}>" for byte in range(256)]
         return Spelling(_read_byte_fallback, names, exact=False, dummy_prefix="Strip" in decoders)
-    raise _unsupported(
-        "its pieces are spelled in " + (", ".join(sorted(decoders)) or "no known way")
-    )
+    raise _unsupported(f"its decoder is {', '.join(sorted(decoders)) or 'none'}")
 
 
 def steps_of(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

@@ -89,7 +89,7 @@ class JsonEncoder:
         return not text.isascii() and _SURROGATES.search(text) is not None
 
     def _uncut(self, text: str) -> Iterator[str]:
-        """The parts of a text, each name that would become a special token cut after a character."""
+        """The parts of a text; a name that would become a special token is cut in two."""
         start = 0
         while self._typed is not None and (found := self._typed.search(text, start)):
             yield text[start : found.start() + 1]
