@@ -14,8 +14,9 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from bc2.errors import DataError
@@ -110,7 +111,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return False
         return bool(super().is_safe_attribute(obj, attr, value))
 
-    def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function; `str.replace` measured."""
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str) and getattr(function, "__name__", "") == "replace":
@@ -205,7 +206,8 @@ def _tojson(value: Any, indent: int | None = None) -> str:
     """As transformers has it: characters as they are, and nothing escaped for HTML."""
     if indent is not None and not 0 <= indent <= 8:
         raise TemplateRefused("it indents JSON by more than 8")
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    text: str = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text
 
 
 def _raise(message: str) -> Callable[[], None]:

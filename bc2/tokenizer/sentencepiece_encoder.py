@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import sentencepiece
@@ -84,10 +84,14 @@ class SentencePieceEncoder:
 
     def spans(self, text: str) -> tuple[list[int], CharacterSpans]:
         """The ids of a text and what they cover, as SentencePiece aligns them."""
-        pieces = self._sp.encode(
-            text.encode("utf-8", "replace").decode(), out_type="immutable_proto"
-        ).pieces
-        return [piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces]
+        plain = text.encode("utf-8", "replace").decode()
+        found = cast("dict[str, Any]", self._sp.encode(plain, return_type="offset_mapping"))
+        ids, spans = list(found["ids"]), list(found["offsets"])
+        for at in range(len(ids) - 2, -1, -1):
+            # It gives a character's last byte the whole of it, and the bytes before nothing.
+            if spans[at][0] == spans[at][1] == spans[at + 1][0] and self._sp.is_byte(ids[at]):
+                spans[at] = spans[at + 1]
+        return ids, spans
 
     # -- the vocabulary
 
@@ -99,7 +103,7 @@ class SentencePieceEncoder:
 
     def piece_of(self, token_id: int) -> str:
         """The piece of an id as the model spells it."""
-        return cast(str, self._sp.id_to_piece(token_id))
+        return self._sp.id_to_piece(token_id)
 
     def matched_pieces(self) -> Iterator[tuple[str, bool]]:
         """See `Tokenizer.matched_pieces`."""
