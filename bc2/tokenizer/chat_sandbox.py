@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import jinja2
@@ -23,8 +24,8 @@ from bc2.errors import DataError
 
 #: Limits: characters of a template, of what it makes; turns of its loops and calls of its macros.
 MOST_TEMPLATE = 100_000
-MOST_TEXT = 16_000_000
-MOST_STEPS = 200_000
+MOST_TEXT = 8_000_000
+MOST_STEPS = 50_000
 
 _FILTERS = (
     "capitalize", "count", "default", "d", "dictsort", "first", "int", "items", "join", "last",
@@ -36,6 +37,9 @@ _TEXT_METHODS = (
     "isspace", "isupper", "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rfind",
     "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
 )  # fmt: skip
+
+#: What can hold more than it seems to.
+_HOLDERS = (str, list, tuple, dict)
 
 
 class TemplateRefused(SecurityError):
@@ -57,7 +61,8 @@ class _Counted(NodeTransformer):
 
     def _stepped(self, node: Any) -> Any:
         self.generic_visit(node)
-        step = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
+        size = nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)))
+        step = nodes.Call(nodes.EnvironmentAttribute("step"), [size], [], None, None)
         node.body.insert(0, nodes.ExprStmt(step))
         return node
 
@@ -74,36 +79,52 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
-            optimized=False, cache_size=0,
+            optimized=False, cache_size=0, finalize=self.written,
         )  # fmt: skip
-        self.filters = {name: self.filters[name] for name in _FILTERS}
-        self.filters |= {"join": _join, "replace": _replace, "tojson": _tojson}
+        own = {"join": _join, "replace": _replace, "tojson": _tojson}
+        listed = {name: self.filters[name] for name in _FILTERS}
+        self.filters = {name: _bounded_filter(f) for name, f in {**listed, **own}.items()}
         known = {name: self.globals[name] for name in ("namespace", "range", "dict")}
         self.globals = {**known, "raise_exception": _raise}
-        self.steps = 0
+        self.begin()
 
-    def step(self) -> str:
-        """Count a step; nothing is shown."""
-        self.steps += 1
-        if self.steps > MOST_STEPS:
+    def begin(self) -> None:
+        """Begin to count anew."""
+        self._steps = self._size = 0
+
+    def step(self, size: int) -> None:
+        """Count a step, which writes text of a size."""
+        self._steps += 1
+        self._size += size
+        if self._steps > MOST_STEPS:
             raise TemplateRefused(f"it takes more than {MOST_STEPS:,} steps")
-        return ""
+        _measured(self._size)
+
+    def written(self, value: Any) -> Any:
+        """Count what an expression writes, also into a variable."""
+        if not isinstance(value, jinja2.Undefined):
+            value = _text(value)
+            self._size += len(value)
+            _measured(self._size)
+        return value
 
     def joined(self, *values: Any) -> str:
         """Values as one text."""
-        return _measured("".join(map(str, values)))
+        return _joined(map(_text, values))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic on numbers; of text and lists only a sum that is not too long."""
         if operator == "+" and _sized(left) and _sized(right):
-            if len(left) + len(right) > MOST_TEXT:
-                raise TemplateRefused(f"it makes more than {MOST_TEXT:,} characters")
+            _measured(len(left) + len(right))
         elif _sized(left) or _sized(right) or operator == "**":
             raise TemplateRefused(f"it uses {operator!r}")
         made = super().call_binop(context, operator, left, right)
         if isinstance(made, int) and abs(made) > 1 << 63:
             raise TemplateRefused("it makes too large a number")
         return made
+
+    def wrap_str_format(self, value: Any) -> None:
+        """None: `str.format` is not among the methods; one field can be of any width."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Only methods of text that cannot make it longer, but for `replace`."""
@@ -149,14 +170,13 @@ class SandboxedTemplate:
             "tools": None, "documents": None, "add_generation_prompt": False, **known,
         }  # fmt: skip
         with self._lock:
-            self._environment.steps = 0
+            self._environment.begin()
             try:
                 parts: list[str] = []
                 size = 0
                 for part in self._template.generate(context):
                     size += len(part)
-                    if size > MOST_TEXT:
-                        raise TemplateRefused(f"it makes more than {MOST_TEXT:,} characters")
+                    _measured(size)
                     parts.append(part)
                 return "".join(parts)
             except Exception as error:  # a template fails with whatever its operators raise
@@ -180,26 +200,56 @@ def _sized(value: Any) -> bool:
     return isinstance(value, (str, list, tuple))
 
 
-def _measured(text: str) -> str:
-    if len(text) > MOST_TEXT:
+def _measured(size: int) -> None:
+    if size > MOST_TEXT:
         raise TemplateRefused(f"it makes more than {MOST_TEXT:,} characters")
-    return text
+
+
+def _bounded(value: Any) -> None:
+    """See that a value, with all that it holds, is not too long to be written."""
+    waiting, size = [value], 0
+    while waiting:
+        one = waiting.pop()
+        size += len(one) if isinstance(one, str) else 16
+        _measured(size)
+        if isinstance(one, (list, tuple, set, frozenset)):
+            waiting.extend(one)
+        elif isinstance(one, dict):
+            waiting.extend([*one.keys(), *one.values()])
+
+
+def _bounded_filter(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that sees first that what it is given can be written."""
+
+    @wraps(filter_)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _bounded([arg for arg in (*args, *kwargs.values()) if isinstance(arg, _HOLDERS)])
+        return filter_(*args, **kwargs)
+
+    return bounded
+
+
+def _text(value: Any) -> str:
+    _bounded(value)
+    return str(value)
+
+
+def _joined(parts: Iterable[str], between: str = "") -> str:
+    parts = list(parts)
+    _measured(sum(map(len, parts)) + len(between) * len(parts))
+    return between.join(parts)
 
 
 def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
-    text = str(text)
-    if len(text) + text.count(old) * len(new) > MOST_TEXT:
-        raise TemplateRefused(f"it makes more than {MOST_TEXT:,} characters")
+    text = _text(text)
+    _measured(len(text) + text.count(old) * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
 def _join(values: Any, between: str = "", attribute: str | None = None) -> str:
     if attribute is not None:
         raise TemplateRefused("it uses the attribute of 'join'")
-    parts = [str(value) for value in values]
-    if sum(map(len, parts)) + len(between) * len(parts) > MOST_TEXT:
-        raise TemplateRefused(f"it makes more than {MOST_TEXT:,} characters")
-    return between.join(parts)
+    return _joined(map(_text, values), between)
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -210,5 +260,5 @@ def _tojson(value: Any, indent: int | None = None) -> str:
     return text
 
 
-def _raise(message: str) -> Callable[[], None]:
-    raise jinja2.TemplateError(message)
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(_text(message))

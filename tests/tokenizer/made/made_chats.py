@@ -1,4 +1,4 @@
-"""Random conversations, hostile ones among them, and the templates that models are released with."""
+"""Random conversations, some of them hostile, and templates that models are released with."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ QWEN2_TEMPLATE = (
 )
 
 _WORDS = (
-    "hello", "What is", " 2 + 2?", "天地玄黄，", "def f(x):\n\treturn x", "é", "👩‍👩‍👧‍👦", "\n", "\n\n", "  ",
-    "\t", "1234567", "<", "|", "<b>", "{{ 7 * 7 }}", "{% raw %}", "'", '"', "\\", "I'm", "字" * 40,
+    "hello", "What is", " 2 + 2?", "天地玄黄，", "def f(x):\n\treturn x", "é", "👩‍👩‍👧‍👦",
+    "\n", "\n\n", "  ", "\t", "1234567", "<", "|", "<b>", "{{ 7 * 7 }}", "{% raw %}",
+    "'", '"', "\\", "I'm", "字" * 40,
 )  # fmt: skip
 
 
