@@ -241,9 +241,9 @@ def _joined(parts: Iterable[str], between: str = "") -> str:
 
 
 def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
-    text = _text(text)
-    _measured(len(text) + text.count(old) * len(new))
-    return text.replace(old, new, -1 if count is None else count)
+    whole = _text(text)
+    _measured(len(whole) + whole.count(old) * len(new))
+    return whole.replace(old, new, -1 if count is None else count)
 
 
 def _join(values: Any, between: str = "", attribute: str | None = None) -> str:
@@ -256,8 +256,7 @@ def _tojson(value: Any, indent: int | None = None) -> str:
     """As transformers has it: characters as they are, and nothing escaped for HTML."""
     if indent is not None and not 0 <= indent <= 8:
         raise TemplateRefused("it indents JSON by more than 8")
-    text: str = json.dumps(value, ensure_ascii=False, indent=indent)
-    return text
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise(message: str) -> None:
