@@ -26,6 +26,7 @@ from made_json_tokenizers import (
 )  # fmt: skip
 
 from bc2.errors import DataError
+from bc2.generate.text import TextStream
 from bc2.tokenizer.boundaries import Boundaries
 from bc2.tokenizer.tokenizer import Tokenizer
 
@@ -205,6 +206,21 @@ def test_a_vocabulary_with_gaps_and_large_ids() -> None:
     assert ours.generated_bytes(drawn).decode("utf-8", "replace") == "hi\ufffd\ufffd!"
     assert ours.shown_piece(gap) == ours.shown_piece(10**6) == "\ufffd"
     assert ours.shown_piece(ours.eos_id) == "<|end_of_text|>"
+
+
+def test_a_stream_shows_whole_characters_and_holds_the_rest_back(
+    pair: Any, tokenizer: Tokenizer
+) -> None:
+    for ours in (pair[0], tokenizer):
+        text = "a 😀é字👩‍👩‍👧 b"
+        stream = TextStream(ours.generated_bytes)
+        shown = [stream.push(token) for token in ours.encode(text)]
+        assert "".join([*shown, stream.finish()]).strip() == text
+        assert "" in shown
+        assert not any("\ufffd" in part for part in shown)
+        cut = TextStream(ours.generated_bytes)
+        parts = [cut.push(token) for token in ours.encode("😀")[:-1]]
+        assert [*filter(str.strip, parts), cut.finish()] == ["\ufffd"]
 
 
 def test_it_is_read_from_a_folder_and_travels(tmp_path: Path) -> None:
