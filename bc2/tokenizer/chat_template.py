@@ -52,6 +52,7 @@ class TemplateChat(Chat):
         longest = sorted(self._specials, key=len, reverse=True)
         self._found = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
         self._encode = PartEncoder(tokenizer, ())
+        self._own: list[str] = []
         self.end_ids = self._tried()
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +64,7 @@ class TemplateChat(Chat):
         check_messages(messages)
         if messages[0]["role"] == "assistant":
             raise DataError("the assistant has the first word", todo="begin with a user's message")
+        self._see_that_none_is_typed(messages)
         text, spans = self._text(messages, generation_prompt)
         broken = self._break(messages)
         if broken is not None:
@@ -144,6 +146,22 @@ class TemplateChat(Chat):
             raise refused("it does something with the names of special tokens in a message")
         return text, spans
 
+    def _see_that_none_is_typed(self, messages: Sequence[Message]) -> None:
+        """Refuse what the tokenizer would take for a token that the template writes itself.
+
+        These are tokens that it does not call special, which it finds in any text. The assistant
+        may write them: it can also choose them.
+        """
+        for number, message in enumerate(messages):
+            typed = next((name for name in self._own if name in message["content"]), None)
+            if typed is not None and message["role"] != "assistant":
+                raise DataError(
+                    f"it holds {typed}, which the template writes and the tokenizer does not call "
+                    "special",
+                    where=f"message {number}",
+                    todo=f"leave {typed} out, or mark it as special in tokenizer.json",
+                )
+
     # -- whether it can be used
 
     def _tried(self) -> tuple[int, ...]:
@@ -159,6 +177,8 @@ class TemplateChat(Chat):
                 raise
             ends |= dict.fromkeys(self._ends_of(messages))
             self._see_that_specials_are_whole(messages)
+            written = self._write(messages, False)
+            self._own = [name for name in self.tokenizer.added_ids if name in written]
         if self.tokenizer.eos_id >= 0:
             ends[self.tokenizer.eos_id] = None
         return tuple(ends)

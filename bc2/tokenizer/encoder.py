@@ -5,7 +5,7 @@ Shapes: V ids, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,8 @@ class Encoder(Protocol):
     """Whether every text round-trips."""
     dummy_prefix: bool
     """Whether a space is put before each text."""
+    added: Mapping[str, int]
+    """Tokens that a text is searched for before it is cut into pieces, and are text, by name."""
     table: Sequence[bytes | None]
     """[V] What each id stands for: nothing for control ids; None for ids without a piece."""
 

@@ -47,6 +47,7 @@ class JsonEncoder:
         self.table: Sequence[bytes | None] = _table(
             self._vocabulary, added, spelling, self.vocab_size
         )
+        self.added = {str(one.content): token for token, one in added.items() if not one.special}
         special = {str(one.content): token for token, one in added.items() if one.special}
         self.bos_id, self.eos_id = (_first(names, special) for names in (BEGINS, ENDS))
         pad = _first(PADS, special)
@@ -126,7 +127,9 @@ class JsonEncoder:
         """What finds the names of special tokens that merges alone would make of text."""
         # A name of one character cannot be cut: it is a piece like others.
         names = {name: token for name, token in special.items() if len(name) > 1}
-        typed = [name for name, token in names.items() if token in self._plain(name)]
+        # A dummy prefix, or what is before it, may keep a name from being merged.
+        beside = ("", "a", " ", "\n", ".")
+        typed = [n for n, i in names.items() if any(i in self._plain(b + n) for b in beside)]
         return re.compile("|".join(map(re.escape, typed))) if typed else None
 
     # -- the vocabulary

@@ -8,7 +8,7 @@ model with byte fallback and without normalisation every `str` round-trips.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +42,7 @@ class SentencePieceEncoder:
         self.pad_id: int = pad if pad >= 0 else PAD_ID
         self._byte_ids = self._find_byte_ids()
         self.dummy_prefix = changes["dummy_prefix"]
+        self.added: Mapping[str, int] = {}
         self.exact: bool = bool(self._byte_ids) and not any(changes.values())
 
     # -- text to ids

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -232,6 +232,11 @@ class Tokenizer:
         """The control ids by their names."""
         ids = [i for i, piece in enumerate(self._table) if piece == b""]
         return {self._encoder.piece_of(i): i for i in ids}
+
+    @property
+    def added_ids(self) -> Mapping[str, int]:
+        """Tokens by their names that a text is searched for, and that are text themselves."""
+        return self._encoder.added
 
     def id_of(self, piece: str) -> int:
         """The id of a piece as the file spells it (SentencePiece: U+2581 for a space).
