@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bc2.errors import DataError
-from bc2.tokenizer.chat import IGNORED, Chat, Message, Rendered, check_messages
+from bc2.tokenizer.chat import IGNORED, ROLES, Chat, Message, Rendered, check_messages
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -48,6 +48,8 @@ class Special:
 EOS = Special(-1)
 
 _Part = Special | str
+#: Heading and ending of a turn.
+_Turn = tuple[Sequence[_Part], Sequence[_Part]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class TurnLayout:
     """A layout of turns, each between a heading and an ending."""
 
     name: str
-    turns: Mapping[str, tuple[Sequence[_Part], Sequence[_Part]]]
+    turns: Mapping[str, _Turn]
     """Heading and ending by role; an assistant's ending begins with what is learnt."""
     end: Special
     """What ends an answer."""
@@ -70,16 +72,11 @@ class TurnLayout:
     """Whether too long a conversation loses its oldest rounds."""
 
 
-def _headed(before: Sequence[_Part], after: Sequence[_Part], ending: Sequence[_Part]) -> Any:
-    return {
-        role: ((*before, *_joined(role, after)), ending) for role in ("system", "user", "assistant")
-    }
-
-
-def _joined(role: str, after: Sequence[_Part]) -> Sequence[_Part]:
-    """The name of a role, and the text right after it in one part with it."""
-    first, *rest = after
-    return (role + first, *rest) if isinstance(first, str) else (role, *after)
+def _named(
+    before: Sequence[_Part], after: Sequence[_Part], ending: Sequence[_Part]
+) -> Mapping[str, _Turn]:
+    """The turns of a layout that writes the name of the role into the heading."""
+    return {role: ((*before, role, *after), ending) for role in ROLES}
 
 
 LAYOUTS = {
@@ -98,12 +95,12 @@ LAYOUTS = {
         ),
         TurnLayout(
             "chatml",
-            _headed([Special("<|im_start|>")], ["\n"], [Special("<|im_end|>"), "\n"]),
+            _named([Special("<|im_start|>")], ["\n"], [Special("<|im_end|>"), "\n"]),
             end=Special("<|im_end|>"),
         ),
         TurnLayout(
             "llama3",
-            _headed(
+            _named(
                 [Special("<|start_header_id|>")],
                 [Special("<|end_header_id|>"), "\n\n"],
                 [Special("<|eot_id|>")],
@@ -152,7 +149,7 @@ class TurnChat(Chat):
         self, messages: Sequence[Message], generation_prompt: bool
     ) -> Iterator[Control | Text]:
         layout = self._layout
-        yield from self._plain(layout.begin)
+        yield from self._ending(layout.begin, learnt=False)
         previous = ""
         for message in messages:
             role = message["role"]
@@ -185,9 +182,6 @@ class TurnChat(Chat):
             else:
                 yield Control(self._ids[part], self._ids[part] if learnt else IGNORED)
                 learnt = False
-
-    def _plain(self, parts: Sequence[_Part]) -> Iterator[Control | Text]:
-        return self._ending(parts, learnt=False)
 
     def prompt(self, messages: Sequence[Message], room: int | None = None) -> list[int]:
         ids = super().prompt(messages)

@@ -47,7 +47,9 @@ class JsonEncoder:
         self.table: Sequence[bytes | None] = _table(
             self._vocabulary, added, spelling, self.vocab_size
         )
-        self.added = {str(one.content): token for token, one in added.items() if not one.special}
+        self.added: Mapping[str, int] = {
+            str(one.content): token for token, one in added.items() if not one.special
+        }
         special = {str(one.content): token for token, one in added.items() if one.special}
         self.bos_id, self.eos_id = (_first(names, special) for names in (BEGINS, ENDS))
         pad = _first(PADS, special)

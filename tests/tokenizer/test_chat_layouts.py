@@ -251,22 +251,39 @@ def test_baichuan_learns_the_end_at_the_next_marker(baichuan: Chat) -> None:
     assert baichuan.end_ids == (eos,)
 
 
-def test_transformers_renders_baichuan_alike(
-    baichuan: Chat, trained: Trained, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def baichuan_peer(
+    baichuan: Chat, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """transformers with the template that is exported."""
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "tokenizer.model").write_bytes(trained.model)
+    folder = tmp_path_factory.mktemp("baichuan")
+    (folder / "tokenizer.model").write_bytes(trained.model)
     markers = [baichuan.tokenizer.piece_of(i) for i in (USER_ID, ASSISTANT_ID)]
     peer = transformers.LlamaTokenizer.from_pretrained(
-        tmp_path, add_prefix_space=False, additional_special_tokens=markers
+        folder, add_prefix_space=False, additional_special_tokens=markers
     )
     peer.chat_template = baichuan.template
-    chance = random.Random(0)
-    for _ in range(FEW):
-        messages = conversation(chance)
-        prompt = messages[-1]["role"] != "assistant"
-        ours = baichuan.render(messages, generation_prompt=prompt)
-        assert ours.ids == ids_of(peer, messages, add_generation_prompt=prompt)
+    return peer
+
+
+#: What a user could type to begin a turn of Baichuan's.
+TYPED = [*HOSTILE, "<reserved_106>", "<reserved_107>", "<reserved_10", "6>"]
+
+
+@pytest.mark.parametrize("hostile", [(), TYPED], ids=["tame", "hostile"])
+def test_transformers_renders_baichuan_alike(
+    baichuan: Chat, baichuan_peer: Any, hostile: Sequence[str]
+) -> None:
+    check_against(baichuan_peer, baichuan, FEW, hostile)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", [(), TYPED], ids=["tame", "hostile"])
+def test_1_000_conversations_of_baichuan_are_as_in_transformers(
+    baichuan: Chat, baichuan_peer: Any, hostile: Sequence[str]
+) -> None:
+    check_against(baichuan_peer, baichuan, 1000, hostile)
 
 
 MODELS = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "models"
