@@ -13,6 +13,7 @@ llama3    ``<|start_header_id|>user<|end_header_id|>\\n\\nTEXT<|eot_id|>`` after
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from bc2.tokenizer.chat import IGNORED, ROLES, Chat, Message, Rendered, check_me
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.tokenizer import Tokenizer
+
+_RESERVED = re.compile(r"<reserved_\d+>")
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,17 @@ class Special:
             token = tokenizer.special_ids.get(self.token, -1)
         else:
             token = tokenizer.eos_id if self.token < 0 else self.token
-        if not tokenizer.has(token):
+        if not tokenizer.has(token) or not self._marks(tokenizer, token):
             what = "an end of text" if self.token == -1 else f"the special token {self.token}"
             raise DataError(
                 f"the {layout} layout needs {what}, which this tokenizer has not got",
                 todo="choose the layout that the model was trained with",
             )
         return token
+
+    def _marks(self, tokenizer: Tokenizer, token: int) -> bool:
+        """Whether a token has no other use. Released Baichuan models have reserved pieces."""
+        return tokenizer.is_control(token) or bool(_RESERVED.fullmatch(tokenizer.piece_of(token)))
 
 
 EOS = Special(-1)

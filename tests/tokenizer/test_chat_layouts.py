@@ -326,3 +326,8 @@ def test_messages_without_a_place_are_refused(
 def test_a_layout_needs_its_control_tokens(tokenizer: Tokenizer, name: str) -> None:
     with pytest.raises(DataError, match=rf"the {name} layout needs the special token <\|"):
         chat_named(name, tokenizer)
+
+
+def test_baichuans_markers_are_no_ordinary_pieces() -> None:
+    with pytest.raises(DataError, match="the baichuan layout needs the special token 195"):
+        chat_named("baichuan", Tokenizer.from_bytes(qwen_like()))
