@@ -28,6 +28,9 @@ ENDS = (
 )  # fmt: skip
 PADS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
 
+#: A file may give any number to a piece; of ids up to it there is a table.
+MOST_IDS = 1 << 22
+
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 
@@ -43,6 +46,11 @@ class JsonEncoder:
         spelling = spelling_of(spec)
         self._vocabulary: dict[str, int] = self._native.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(self._vocabulary.values(), default=-1) + 1
+        if self.vocab_size > MOST_IDS:
+            raise DataError(
+                f"this tokenizer.json has the id {self.vocab_size - 1:,} for a piece",
+                todo=f"ids are below {MOST_IDS:,}",
+            )
         added = self._native.get_added_tokens_decoder()
         self.table: Sequence[bytes | None] = _table(
             self._vocabulary, added, spelling, self.vocab_size

@@ -223,6 +223,14 @@ def test_a_stream_shows_whole_characters_and_holds_the_rest_back(
         assert [*filter(str.strip, parts), cut.finish()] == ["\ufffd"]
 
 
+@pytest.mark.parametrize("wrong", [1 << 22, (1 << 32) - 1])
+def test_an_absurd_id_costs_no_memory(wrong: int) -> None:
+    spec = json.loads(llama3_like())
+    spec["model"]["vocab"]["far away"] = wrong
+    with pytest.raises(DataError, match=f"has the id {wrong:,} for a piece"):
+        remade(spec)
+
+
 def test_it_is_read_from_a_folder_and_travels(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(qwen_like())
     ours = Tokenizer.load(tmp_path)
