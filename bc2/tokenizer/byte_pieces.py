@@ -7,11 +7,11 @@ fallback*: pieces are text with U+2581 for a space, and ``<0x0A>`` is a byte, as
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bc2.errors import DataError
+from bc2.tokenizer.json_spec import steps_of, unsupported
 from bc2.tokenizer.layout import SPACE_MARK
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -32,18 +32,11 @@ class Spelling:
 
 
 def spelling_of(spec: Mapping[str, Any]) -> Spelling:
-    """The spelling of a ``tokenizer.json``.
+    """The spelling of a ``tokenizer.json``, from `read_spec`.
 
     Raises:
         DataError: it is of another kind; names it.
     """
-    model = spec["model"]
-    kind = model.get("type")
-    if kind != "BPE":
-        raise _unsupported(f"its model is {kind}")
-    for marked in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(marked):
-            raise _unsupported(f"its pieces have a {marked}")
     decoders = {step["type"] for step in steps_of(spec.get("decoder"))}
     before = list(steps_of(spec.get("pre_tokenizer")))
     if "ByteLevel" in decoders and any(step["type"] == "ByteLevel" for step in before):
@@ -53,19 +46,7 @@ def spelling_of(spec: Mapping[str, Any]) -> Spelling:
     if "ByteFallback" in decoders:
         names = [f"<0x{byte:02X}>" for byte in range(256)]
         return Spelling(_read_byte_fallback, names, exact=False, dummy_prefix="Strip" in decoders)
-    raise _unsupported(f"its decoder is {', '.join(sorted(decoders)) or 'none'}")
-
-
-def steps_of(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those of sequences one by one."""
-    if step is None:
-        return
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in step:
-            for inner in step[key]:
-                yield from steps_of(inner)
-            return
-    yield step
+    raise unsupported(f"its decoder is {', '.join(sorted(decoders)) or 'none'}")
 
 
 def _keeps_text(step: Mapping[str, Any]) -> bool:
@@ -73,14 +54,6 @@ def _keeps_text(step: Mapping[str, Any]) -> bool:
     if step["type"] in ("Split", "Punctuation"):
         return step.get("behavior") != "Removed"
     return step["type"] in ("ByteLevel", "Digits", "UnicodeScripts", "FixedLength")
-
-
-def _unsupported(why: str) -> DataError:
-    return DataError(
-        f"this tokenizer.json is not supported: {why}",
-        todo="use one of byte-pair encoding over bytes (Llama 3, Qwen) or with byte fallback "
-        "(Llama 2, Mistral), or a SentencePiece tokenizer.model",
-    )
 
 
 def _byte_characters() -> list[str]:

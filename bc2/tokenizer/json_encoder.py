@@ -8,7 +8,6 @@ The library finds special tokens in any text. Here text never becomes one: the c
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from bc2.errors import DataError
 from bc2.tokenizer.byte_pieces import Spelling, spelling_of
 from bc2.tokenizer.encoder import CharacterSpans, Ids
+from bc2.tokenizer.json_spec import no_tokenizer, read_spec
 from bc2.tokenizer.layout import PAD_ID
 
 #: Names of special tokens, which the file does not tell the use of; the first that is there counts.
@@ -27,9 +26,6 @@ ENDS = (
     "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>", "<|im_end|>",
 )  # fmt: skip
 PADS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
-
-#: A file may give any number to a piece; of ids up to it there is a table.
-MOST_IDS = 1 << 22
 
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
@@ -42,15 +38,11 @@ class JsonEncoder:
     """
 
     def __init__(self, model: bytes):
-        spec, self._native = _load(model)
+        spec = read_spec(model)
         spelling = spelling_of(spec)
+        self._native = _load(model)
         self._vocabulary: dict[str, int] = self._native.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(self._vocabulary.values(), default=-1) + 1
-        if self.vocab_size > MOST_IDS:
-            raise DataError(
-                f"this tokenizer.json has the id {self.vocab_size - 1:,} for a piece",
-                todo=f"ids are below {MOST_IDS:,}",
-            )
         added = self._native.get_added_tokens_decoder()
         self.table: Sequence[bytes | None] = _table(
             self._vocabulary, added, spelling, self.vocab_size
@@ -159,27 +151,20 @@ class JsonEncoder:
         return None
 
 
-def _load(model: bytes) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
-    """The file as JSON data, and the library's tokenizer of it without what adds tokens."""
+def _load(model: bytes) -> tokenizers.Tokenizer:
+    """The library's tokenizer, without what adds tokens or leaves some out."""
     try:
-        text = model.decode()
-        spec = json.loads(text)
-        native = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises Exception itself
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"not a tokenizer.json: {reason}", todo="give the tokenizer.json of a tokenizer"
-        ) from None
-    if spec["model"].get("dropout"):
-        raise DataError(
-            "this tokenizer.json drops merges at random (model.dropout)",
-            todo="set dropout to null: encoding has to be repeatable",
-        )
+        native = tokenizers.Tokenizer.from_buffer(model)
+    except BaseException as error:
+        # Its panics are no `Exception`; a KeyboardInterrupt is not its.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise no_tokenizer(str(error)) from None
+        raise
     native.no_truncation()
     native.no_padding()
     native.post_processor = None
     native.encode_special_tokens = True
-    return spec, native
+    return native
 
 
 def _table(

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,37 @@ def test_what_is_no_tokenizer_is_refused(content: bytes, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"not a tokenizer\.json") as raised:
         Tokenizer.load(path)
     assert raised.value.where == str(path)
+
+
+#: What takes the place of a value of a damaged file.
+WRONG = (None, True, -1, 1 << 31, 1 << 40, "", "x", [], {}, [["a", "b"]], {"type": "ByteLevel"})
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of a file's values, a few of each table."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    for key in keys[:8]:
+        yield (*path, key)
+        if isinstance(value[key], dict | list):
+            yield from places(value[key], (*path, key))
+
+
+def test_damaged_files_are_refused_or_work() -> None:
+    """The library panics on some, which could end the process; here that is an error."""
+    chance, refused = random.Random(0), 0
+    for path in [*places(json.loads(qwen_like()))] * 2:
+        spec = json.loads(qwen_like())
+        inner = spec
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = chance.choice(WRONG)
+        try:
+            made = remade(spec)
+        except DataError:
+            refused += 1
+        else:
+            made.decode(made.encode("some <|im_start|> text\ud800 字"))
+    assert refused > 100
 
 
 @pytest.mark.slow
