@@ -22,6 +22,7 @@ from bc2.files import why_not_writable
 REQUIRED = {
     "torch": "torch",
     "sentencepiece": "sentencepiece",
+    "tokenizers": "tokenizers",
     "datasets": "datasets",
     "lm-eval": "lm_eval",
     "deepspeed": "deepspeed",

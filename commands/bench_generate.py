@@ -140,12 +140,12 @@ def _planned(
         )
     from bc2.generate.chosen_model import chosen_model
     from bc2.model.store import load_config
-    from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+    from bc2.tokenizer.tokenizer_files import tokenizer_name, tokenizer_path
 
     artifact = chosen_model(Registry.open(), ref)
     with artifact.hold():
-        if asked.tokenizer is None and TOKENIZER_FILE in artifact.files():
-            asked = replace(asked, tokenizer=artifact.file(TOKENIZER_FILE))
+        if asked.tokenizer is None and tokenizer_name(artifact.files()) is not None:
+            asked = replace(asked, tokenizer=tokenizer_path(artifact))
         plan = make_generation_plan(load_config(artifact.path), asked, checkpoint=artifact.path)
         yield artifact.name, {"checkpoint": artifact.digest}, plan
 

@@ -113,7 +113,7 @@ def generate(
         ends = _stop_ids(stop_id or [], tokenizer.eos_id, ignore_eos=ignore_eos)
         settings = settings.model_copy(update={"stop_ids": ends})
         engine = InferenceEngine(
-            loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=tokenizer.decode_bytes
+            loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=tokenizer.generated_bytes
         )
         requests = prompt_requests(prompts, tokenizer, settings)
         output = Output.of(json=json, quiet=quiet)
@@ -177,7 +177,7 @@ def _stream(
     from bc2.generate.text import TextStream
     from bc2.report.continuations import log_prob_tables
 
-    stream = TextStream(loaded.tokenizer.decode_bytes, request.settings.stop)
+    stream = TextStream(loaded.tokenizer.generated_bytes, request.settings.stop)
     _show("" if quiet else request.text)
     answers = engine.generate([request], on_token=lambda _, __, token: _show(stream.push(token)))
     (made,) = next(answers).continuations

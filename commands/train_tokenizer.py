@@ -24,7 +24,11 @@ def train_tokenizer(
     ] = False,
     against: Annotated[
         list[Path] | None,
-        typer.Option("--against", metavar="MODEL", help="A SentencePiece model to compare with."),
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help="A tokenizer.model or tokenizer.json to compare with.",
+        ),
     ] = None,
     fresh: Fresh = False,
     json: Json = False,
@@ -33,7 +37,7 @@ def train_tokenizer(
     """Train the tokenizer of a recipe on a weighted sample of its corpus.
 
     With --report, tokens per byte and per character by language are shown for it and for every
-    SentencePiece model given by --against, on the held-out part of the corpus.
+    tokenizer given by --against, on the held-out part of the corpus.
     """
     from bc2.pipeline.session import Session
     from bc2.report.artifact_view import show_artifact

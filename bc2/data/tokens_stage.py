@@ -9,7 +9,7 @@ from typing import Any
 from bc2.data import versions
 from bc2.data.corpus_config import TokensConfig
 from bc2.pipeline.stage import Input, Stage, Task
-from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+from bc2.tokenizer.tokenizer_files import tokenizer_path
 
 
 def _identity(config: TokensConfig, home: Path) -> Mapping[str, Any]:
@@ -24,7 +24,7 @@ def _make(task: Task[TokensConfig]) -> Mapping[str, Any]:
 
     corpus = task.inputs.one("corpus")
     corpus.check_files()
-    model = task.inputs.one("tokenizer").file(TOKENIZER_FILE)
+    model = tokenizer_path(task.inputs.one("tokenizer"))
     facts = corpus_facts(corpus.path)
     size = facts["train"]["bytes"] + facts["heldout"]["bytes"]
     with progress("tokenizing", size, "bytes") as bar:

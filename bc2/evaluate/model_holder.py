@@ -65,10 +65,10 @@ class ModelHolder:
         """
         from bc2.generate.load import check_files
         from bc2.tokenizer.tokenizer import Tokenizer
-        from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+        from bc2.tokenizer.tokenizer_files import tokenizer_path
 
         check_files(self.artifact)
-        tokenizer = Tokenizer.load(self.artifact.file(TOKENIZER_FILE))
+        tokenizer = Tokenizer.load(tokenizer_path(self.artifact))
         rows = self.shape.vocab_size
         if tokenizer.vocab_size > rows:
             raise DataError(
@@ -110,7 +110,7 @@ class ModelHolder:
             self.model,
             self.config,
             eos_id=tokenizer.eos_id,
-            decode_bytes=tokenizer.decode_bytes,
+            decode_bytes=tokenizer.generated_bytes,
         )
 
     def seconds_since_last(self) -> float:

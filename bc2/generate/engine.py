@@ -42,7 +42,7 @@ class InferenceEngine:
         model: a model, or a runner of one that is on several ranks; then every rank makes an
             engine and gives it the same requests.
         eos_id: the end-of-text token, which ends a continuation by default.
-        decode_bytes: `Tokenizer.decode_bytes`; needed for stop texts.
+        decode_bytes: `Tokenizer.generated_bytes`; needed for stop texts.
         poison: see `KVCache`.
 
     Raises:

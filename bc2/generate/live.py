@@ -9,7 +9,7 @@ from bc2.generate.requests import Continuation, FinishReason, Request, TokenLogP
 from bc2.generate.sampling.seeds import sequence_key
 from bc2.generate.text import first_stop
 
-#: Token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
+#: Token ids -> the bytes of their text: `Tokenizer.generated_bytes`.
 DecodeBytes = Callable[[Sequence[int]], bytes]
 
 

@@ -14,7 +14,7 @@ from bc2.model.transformer import Transformer
 from bc2.parallel.own_device import make_current
 from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+from bc2.tokenizer.tokenizer_files import MODEL_FILE, tokenizer_name, tokenizer_path
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ def check_files(artifact: Artifact) -> None:
     Raises:
         DataError: it has no model or no tokenizer.
     """
-    there = {*artifact.files(), *([WEIGHTS] if weight_files(artifact.files()) else [])}
-    missing = {CONFIG, WEIGHTS, TOKENIZER_FILE} - there
+    names = artifact.files()
+    there = {*names, *([WEIGHTS] if weight_files(names) else [])}
+    # Without a tokenizer of either kind, bc2's own is what is missing.
+    missing = {CONFIG, WEIGHTS, tokenizer_name(names) or MODEL_FILE} - there
     if missing:
         raise DataError(
             f"{artifact.title} holds no {min(missing)}",
@@ -66,5 +68,5 @@ def open_model(
         artifact.file(CONFIG)
         opened = {artifact.path / name: artifact.reading(name) for name in weights}
         model = load_model(artifact.path, device, dtype, opened=opened)
-        tokenizer = Tokenizer.load(artifact.file(TOKENIZER_FILE))
+        tokenizer = Tokenizer.load(tokenizer_path(artifact))
         yield LanguageModel(model.eval(), tokenizer, artifact)

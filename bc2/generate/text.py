@@ -23,7 +23,7 @@ class TextStream:
     first stop text (see `first_stop`), with U+FFFD for bytes that are not UTF-8.
 
     Args:
-        decode_bytes: token ids -> the bytes of their text: `Tokenizer.decode_bytes`.
+        decode_bytes: token ids -> the bytes of their text: `Tokenizer.generated_bytes`.
         stop: texts that end the stream; they are not part of the text.
     """
 

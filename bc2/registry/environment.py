@@ -18,6 +18,7 @@ PACKAGES = (
     "torch",
     "numpy",
     "sentencepiece",
+    "tokenizers",
     "datasets",
     "pyarrow",
     "safetensors",

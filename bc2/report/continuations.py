@@ -82,7 +82,7 @@ def _likeliest(number: TokenLogProb, tokenizer: Tokenizer) -> str:
 
 def _visible(token: int, tokenizer: Tokenizer) -> str:
     """A piece on one line: control characters as JSON writes them."""
-    return json.dumps(tokenizer.piece_of(token), ensure_ascii=False)[1:-1]
+    return json.dumps(tokenizer.shown_piece(token), ensure_ascii=False)[1:-1]
 
 
 def _row(made: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -103,11 +103,11 @@ def _row(made: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
 def _log_prob(token: int, number: TokenLogProb, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "id": token,
-        "piece": tokenizer.piece_of(token),
+        "piece": tokenizer.shown_piece(token),
         "raw": number.raw,
         "drawn": number.drawn,
         "top": [
-            {"id": other, "piece": tokenizer.piece_of(other), "raw": value}
+            {"id": other, "piece": tokenizer.shown_piece(other), "raw": value}
             for other, value in number.top
         ],
     }

@@ -20,6 +20,8 @@ No boundary is safe in other models:
 - BPE with unused pieces of several characters: SentencePiece splits one as it was merged last
   anywhere in the text.
 - Models that are not exact, since they change the beginning of a text or neighbours.
+- Files of the tokenizers library (``tokenizer.json``), which cut the text by expressions that look
+  around before they match pieces.
 """
 
 from __future__ import annotations
@@ -66,9 +68,10 @@ class Boundaries:
 
 def _matched_pieces(tokenizer: Tokenizer) -> list[str] | None:
     """The pieces that text is matched with, spaces as in texts; None if no boundary is safe."""
-    if not tokenizer.exact or not _is_bpe(tokenizer.model):
+    matched = tokenizer.matched_pieces()
+    if matched is None or not tokenizer.exact or not _is_bpe(tokenizer.model):
         return None
-    pieces = list(tokenizer.matched_pieces())
+    pieces = list(matched)
     if any(unused and len(piece) > 1 for piece, unused in pieces):
         return None
     return [piece.replace(SPACE_MARK, " ") for piece, _ in pieces]

@@ -1,4 +1,4 @@
-"""How few tokens a tokenizer needs for a text, beside other SentencePiece models."""
+"""How few tokens a tokenizer needs for a text, beside other tokenizers."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def compression(
     which flatters its rate: `Row.unknown` says how many.
 
     Args:
-        models: a name for each tokenizer, or for the path of a SentencePiece model.
+        models: a name for each tokenizer, or for its path.
         texts: pairs of group and text; read once, a few megabytes at a time.
 
     Raises:
-        DataError: a path that is no SentencePiece model, or no text at all.
+        DataError: a path that is no tokenizer, or no text at all.
     """
     loaded = {
         name: model if isinstance(model, Tokenizer) else Tokenizer.load(model)

@@ -1,78 +1,90 @@
-"""Text to ids and back, exactly.
+"""Text to ids and back, exactly, whichever library a vocabulary is made for.
 
-SentencePiece alone is not exact: it reads U+2581 as a space and refuses lone
-surrogates. Here those characters are encoded apart, as their bytes, so that for a
-model with byte fallback and without normalisation (`Tokenizer.exact`)
-``decode(encode(text)) == text`` for every `str`.
+``decode(encode(text)) == text`` for every `str` where the vocabulary allows it (`Tokenizer.exact`).
+No text is ever encoded to a control id.
 
-Shapes: V pieces, N tokens of D documents.
+Shapes: V ids, N tokens of D documents.
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import sentencepiece
 
 from bc2.errors import DataError, from_os_error
-from bc2.tokenizer.layout import PAD_ID, SPACE_MARK
-from bc2.tokenizer.protobuf import message_fields
+from bc2.tokenizer.encoder import CharacterSpans, Encoder, Ids
+from bc2.tokenizer.tokenizer_files import JSON_FILE, MODEL_FILE, tokenizer_name
 
-Ids = npt.NDArray[np.int32]
+#: What an id without a piece is generated as: no UTF-8, so that it is shown as U+FFFD.
+_NO_PIECE = b"\xff"
+_SHOWN_NO_PIECE = "\ufffd"
 
-#: What a directory that holds a tokenizer calls the model, as transformers does.
-MODEL_FILE = "tokenizer.model"
 
-#: Characters that SentencePiece does not keep: its mark for spaces, and lone surrogates.
-_APART = re.compile(f"[{SPACE_MARK}\ud800-\udfff]+")
-_MARK_BYTES = SPACE_MARK.encode()
+@dataclass(frozen=True)
+class Spans:
+    """The tokens of a text, and where in the text each one is."""
+
+    ids: list[int]
+    characters: CharacterSpans
+    """First character that a token holds of, and the one after its last. Tokens that share a
+    character overlap."""
+    bytes: list[tuple[int, int]]
+    """The same in bytes of UTF-8 (WTF-8 for lone surrogates). Of a vocabulary that is `exact` each
+    token has its own bytes; else they are those of its characters."""
 
 
 class Tokenizer:
-    """A SentencePiece model, trained by bc2 or foreign; safe to use from many threads.
+    """A tokenizer of bc2 or a foreign one; safe to use from many threads.
+
+    Args:
+        model: the contents of a ``tokenizer.model`` (SentencePiece) or a ``tokenizer.json``.
 
     Attributes:
-        vocab_size: V.
-        unk_id, bos_id, eos_id, pad_id: special ids; bos and eos are -1 if the model has
-            none. Padding is the model's own, else 0, Baichuan 2's convention.
-        exact: every text round-trips. False for foreign models that normalise, add a
-            dummy prefix or lack byte pieces.
-        digest: hex SHA-256 of the model's bytes.
+        file_name: what its file is called in an artifact.
+        vocab_size: V, one more than the largest id.
+        unk_id, bos_id, eos_id, pad_id: special ids; unk, bos and eos are -1 where there is none.
+            Padding is the file's own, else 0, Baichuan 2's convention.
+        exact: every text round-trips. False for foreign ones that normalise, add a dummy prefix
+            or lack byte pieces.
+        digest: hex SHA-256 of the file.
+
+    Raises:
+        DataError: it is neither, or of a kind that is not supported.
     """
 
     def __init__(self, model: bytes):
         self.model = model
-        self._sp, self._bytes_of, changes = _load(model)
-        self.vocab_size: int = self._sp.get_piece_size()
-        self.unk_id: int = self._sp.unk_id()
-        self.bos_id: int = self._sp.bos_id()
-        self.eos_id: int = self._sp.eos_id()
-        pad = self._sp.pad_id()
-        self.pad_id: int = pad if pad >= 0 else PAD_ID
+        self.file_name = JSON_FILE if model[:1] == b"{" else MODEL_FILE
+        self._encoder = _encoder(model, self.file_name)
+        self._table = self._encoder.table
+        self.vocab_size: int = self._encoder.vocab_size
+        self.unk_id: int = self._encoder.unk_id
+        self.bos_id: int = self._encoder.bos_id
+        self.eos_id: int = self._encoder.eos_id
+        self.pad_id: int = self._encoder.pad_id
+        self.exact: bool = self._encoder.exact
         self.digest: str = hashlib.sha256(model).hexdigest()
-        self._byte_ids = self._find_byte_ids()
-        self._dummy_prefix = changes["dummy_prefix"]
-        self.exact: bool = bool(self._byte_ids) and not any(changes.values())
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a model file, or the ``tokenizer.model`` of a directory.
+        """Read a file, or the ``tokenizer.model`` or ``tokenizer.json`` of a directory.
 
         Raises:
-            DataError: no such file, or not a SentencePiece model.
+            DataError: no such file, or not a tokenizer.
         """
         path = Path(path)
-        if path.is_dir():
-            path = path / MODEL_FILE
         try:
+            if path.is_dir():
+                names = [entry.name for entry in path.iterdir()]
+                path = path / (tokenizer_name(names) or MODEL_FILE)
             model = path.read_bytes()
         except OSError as error:
             raise from_os_error(error, "reading a tokenizer") from None
@@ -83,7 +95,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> Tokenizer:
-        """A tokenizer of a serialized model, such as `bc2.tokenizer.train.Trained.model`."""
+        """A tokenizer of a file's contents, such as `bc2.tokenizer.train.Trained.model`."""
         return cls(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -96,17 +108,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; no beginning, no end, and never a control id."""
-        data = _plain(text)
-        ids = self._apart(text, eos=False) if data is None else self._one(data, eos=False)
+        (ids,) = self._encoder.encode([text], 1, eos=False)
         return cast("list[int]", ids.tolist())
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """`encode` of many texts at SentencePiece's native speed."""
-        return [ids.tolist() for ids in self._arrays(texts, threads, eos=False)]
+        """`encode` of many texts at the library's native speed."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[Ids]:
         """`encode_batch` as int32 arrays (read-only), without Python integers."""
-        return self._arrays(texts, threads, eos=False)
+        return self._encoder.encode(texts, threads, eos=False)
 
     def encode_flat(
         self, texts: Sequence[str], threads: int = 1
@@ -122,7 +133,7 @@ class Tokenizer:
         """
         if self.eos_id < 0:
             raise DataError("this tokenizer has no end-of-text piece, so it cannot make shards")
-        arrays = self._arrays(texts, threads, eos=True)
+        arrays = self._encoder.encode(texts, threads, eos=True)
         lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
         if not arrays:
             return np.empty(0, self.dtype), lengths
@@ -133,38 +144,24 @@ class Tokenizer:
         """The smallest unsigned integers that hold every id: 16 bits up to 65,536 pieces."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
-    def _arrays(self, texts: Sequence[str], threads: int, *, eos: bool) -> list[Ids]:
-        """int32 ids of each text; the special ones by `_apart`, the rest in one native call."""
-        plain = [_plain(text) for text in texts]
-        native = [data for data in plain if data is not None]
-        arrays = iter(self._native(native, threads, eos=eos))
-        return [
-            next(arrays) if data is not None else self._apart(text, eos=eos)
-            for data, text in zip(plain, texts, strict=True)
-        ]
-
-    def _native(self, texts: list[bytes], threads: int, *, eos: bool) -> list[Ids]:
-        encoded = self._sp.encode(texts, return_type="numpy", num_threads=threads, add_eos=eos)
-        return cast("list[Ids]", encoded)
-
-    def _one(self, text: bytes, *, eos: bool) -> Ids:
-        # A batch of one would start a pool of threads: 230 µs against 2.
-        return cast(Ids, self._sp.encode(text, return_type="numpy", add_eos=eos))
-
-    def _apart(self, text: str, *, eos: bool) -> Ids:
-        """A text with characters that SentencePiece does not keep: those go as bytes."""
+    def spans(self, text: str) -> Spans:
+        """`encode`, with the place of each token in the text."""
+        # [characters + 1] where each character begins, in bytes, and where the text ends.
+        sizes = [len(c.encode("utf-8", "surrogatepass")) for c in text]
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         if not self.exact:
-            # Each part would get the dummy prefix of a foreign model. Surrogates become "?".
-            return self._one(text.encode("utf-8", "replace"), eos=eos)
-        parts: list[Ids] = []
-        start = 0
-        for match in _APART.finditer(text):
-            parts.append(self._one(text[start : match.start()].encode(), eos=False))
-            special = match[0].encode("utf-8", "surrogatepass")
-            parts.append(np.array([self._byte_ids[byte] for byte in special], np.int32))
-            start = match.end()
-        parts.append(self._one(text[start:].encode(), eos=eos))
-        return np.concatenate(parts)
+            ids, characters = self._encoder.spans(text)
+            return Spans(ids, characters, [(int(starts[a]), int(starts[b])) for a, b in characters])
+        ids = self.encode(text)
+        ends = np.cumsum(self.piece_bytes[ids], dtype=np.int64)
+        begins = ends - self.piece_bytes[ids]
+        first = np.searchsorted(starts, begins, side="right") - 1
+        last = np.searchsorted(starts, ends, side="left")
+        return Spans(
+            ids,
+            list(zip(first.tolist(), last.tolist(), strict=True)),
+            list(zip(begins.tolist(), ends.tolist(), strict=True)),
+        )
 
     # -- ids to text
 
@@ -178,128 +175,108 @@ class Tokenizer:
             DataError: an id that this vocabulary has not got.
         """
         text = self.decode_bytes(ids).decode("utf-8", _WTF8)
-        return text[1:] if self._dummy_prefix and text.startswith(" ") else text
+        return text[1:] if self._encoder.dummy_prefix and text.startswith(" ") else text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of some ids (WTF-8: UTF-8, and lone surrogates in three bytes)."""
+        """The exact bytes of some ids (WTF-8: UTF-8, and lone surrogates in three bytes).
+
+        Raises:
+            DataError: an id that this vocabulary has not got.
+        """
         ids = list(ids)
         self._check(ids)
-        table = self._bytes_of
-        return b"".join([table[i] for i in ids])
+        table = self._table
+        return b"".join([cast(bytes, table[i]) for i in ids])
 
-    def _check(self, ids: list[int]) -> None:
-        if not ids or (min(ids) >= 0 and max(ids) < self.vocab_size):
+    def generated_bytes(self, ids: Iterable[int]) -> bytes:
+        """`decode_bytes` of ids that a model has drawn.
+
+        A model may have more rows than its tokenizer has pieces, and can draw the id of such a
+        row: here that is a byte that no UTF-8 has, so that it is shown as U+FFFD.
+        """
+        return b"".join([self._table[i] or b"" if self.has(i) else _NO_PIECE for i in ids])
+
+    def has(self, token_id: int) -> bool:
+        """Whether this vocabulary has an id."""
+        return 0 <= token_id < self.vocab_size and self._table[token_id] is not None
+
+    def _check(self, ids: Sequence[int]) -> None:
+        within = not ids or (min(ids) >= 0 and max(ids) < self.vocab_size)
+        if within and (self._is_dense or all(map(self.has, ids))):
             return
-        wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+        wrong = next(i for i in ids if not self.has(i))
         raise DataError(
             f"token id {wrong} is outside this vocabulary of {self.vocab_size:,} pieces",
             todo="check that the tokens were made with this tokenizer",
         )
 
     @cached_property
+    def _is_dense(self) -> bool:
+        """Whether every id up to the largest has a piece."""
+        return None not in self._table
+
+    @cached_property
     def piece_bytes(self) -> npt.NDArray[np.int32]:
         """[V] UTF-8 bytes each id stands for; 0 for control ids. For bits per byte."""
-        return np.fromiter(map(len, self._bytes_of), np.int32, self.vocab_size)
+        return np.fromiter((len(piece or b"") for piece in self._table), np.int32, self.vocab_size)
 
     # -- the vocabulary
 
     def is_control(self, token_id: int) -> bool:
         """Whether an id stands for no text: control pieces and unknown."""
         self._check([token_id])
-        return bool(self._sp.is_control(token_id) or self._sp.is_unknown(token_id))
+        return not self._table[token_id]
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The control ids by their names."""
+        ids = [i for i, piece in enumerate(self._table) if piece == b""]
+        return {self._encoder.piece_of(i): i for i in ids}
+
+    @property
+    def added_ids(self) -> Mapping[str, int]:
+        """Tokens by their names that a text is searched for, and that are text themselves."""
+        return self._encoder.added
 
     def id_of(self, piece: str) -> int:
-        """The id of a piece as the model spells it (U+2581 for a space).
+        """The id of a piece as the file spells it (SentencePiece: U+2581 for a space).
 
         Raises:
             DataError: there is no such piece.
         """
-        found: int = self._sp.piece_to_id(piece)
-        if found == self.unk_id and piece != self.piece_of(self.unk_id):
+        found = self._encoder.id_of(piece)
+        if found is None:
             raise DataError(f"this tokenizer has no piece {piece!r}")
         return found
 
     def piece_of(self, token_id: int) -> str:
-        """The piece of an id as the model spells it."""
+        """The piece of an id as the file spells it."""
         self._check([token_id])
-        return self._sp.id_to_piece(token_id)
+        return self._encoder.piece_of(token_id)
 
-    def matched_pieces(self) -> Iterator[tuple[str, bool]]:
+    def shown_piece(self, token_id: int) -> str:
+        """`piece_of` an id that a model has drawn: U+FFFD if there is none."""
+        return self._encoder.piece_of(token_id) if self.has(token_id) else _SHOWN_NO_PIECE
+
+    def matched_pieces(self) -> Iterator[tuple[str, bool]] | None:
         """Every piece that text is matched with, as the model spells it; whether it is unused.
 
         An unused piece is matched, then split again. Control, unknown and byte pieces are not
-        matched.
+        matched. None if the text is cut by rules before pieces are matched with it, so that they
+        do not say where it may be cut.
         """
-        ids = list(range(self.vocab_size))
-        sp = self._sp
-        kinds = zip(sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
-        for piece, unmatched, unused in zip(
-            sp.id_to_piece(ids), map(any, kinds), sp.is_unused(ids), strict=True
-        ):
-            if not unmatched:
-                yield piece, unused
-
-    def _find_byte_ids(self) -> list[int]:
-        """The ids of the 256 bytes, or none if the model does not fall back to bytes."""
-        found = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        # The pieces may be there and the fallback off: ask for a character nobody trains on.
-        probe = self._sp.encode("\U0010fffe")
-        if not all(self._sp.is_byte(found)) or self.unk_id in probe:
-            return []
-        return found
+        return self._encoder.matched_pieces()
 
 
-def _plain(text: str) -> bytes | None:
-    """UTF-8 that SentencePiece encodes exactly, or None if the text needs `_apart`."""
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        return None
-    return None if _MARK_BYTES in data else data
+def _encoder(model: bytes, file_name: str) -> Encoder:
+    """The library that a file is for; only that one is imported."""
+    if file_name == JSON_FILE:
+        from bc2.tokenizer.json_encoder import JsonEncoder
 
+        return JsonEncoder(model)
+    from bc2.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
-def _load(
-    model: bytes,
-) -> tuple[sentencepiece.SentencePieceProcessor, list[bytes], dict[str, bool]]:
-    """The native processor of a model, what each id stands for, and `_changes`."""
-    # Warnings only repeat what is in the model; errors come as exceptions.
-    sentencepiece.set_min_log_level(2)
-    try:
-        processor = sentencepiece.SentencePieceProcessor()
-        processor.LoadFromSerializedProto(model)
-        return processor, _table(processor), _changes(model)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"not a SentencePiece model: {reason}", todo="give the tokenizer.model of a tokenizer"
-        ) from None
-
-
-def _table(processor: sentencepiece.SentencePieceProcessor) -> list[bytes]:
-    """V byte strings: what each id stands for."""
-    ids = list(range(processor.get_piece_size()))
-    pieces = processor.id_to_piece(ids)
-    table = [piece.replace(SPACE_MARK, " ").encode() for piece in pieces]
-    for i, byte in enumerate(processor.is_byte(ids)):
-        if byte:
-            table[i] = bytes([int(pieces[i][1:-1], 16)])
-    for silent in (processor.is_control(ids), processor.is_unknown(ids)):
-        for i, is_silent in enumerate(silent):
-            if is_silent:
-                table[i] = b""
-    return table
-
-
-def _changes(model: bytes) -> dict[str, bool]:
-    """How a model changes text before it encodes it."""
-    spec = sentencepiece.SentencePieceNormalizer(model_proto=model).serialized_normalizer_spec()
-    fields = dict(message_fields(spec))
-    return {
-        "charsmap": bool(fields.get(2, b"")),
-        "dummy_prefix": bool(fields.get(3, True)),
-        "extra_whitespace": bool(fields.get(4, True)),
-        "unescaped": not fields.get(5, True),
-    }
+    return SentencePieceEncoder(model)
 
 
 def _wtf8(error: UnicodeError) -> tuple[str, int]:

@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from bc2.recipe import UNKEYED, Section
+from bc2.tokenizer.tokenizer_files import MODEL_FILE
 
-#: The SentencePiece model inside an artifact.
-TOKENIZER_FILE = "tokenizer.model"
+#: The SentencePiece model inside an artifact: what this stage writes.
+TOKENIZER_FILE = MODEL_FILE
 
 #: Bounds of settings, which advice must keep too.
 LEAST_PIECES, MOST_PIECES = 512, 1_048_576

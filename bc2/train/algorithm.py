@@ -173,7 +173,8 @@ class Training(ABC):
     schedule: Schedule
     """When the run evaluates, saves and ends."""
     tokenizer: Path
-    """The tokenizer's file, which goes into every checkpoint."""
+    """The tokenizer's file (`bc2.tokenizer.tokenizer_files.tokenizer_path`), which goes into every
+    checkpoint under its own name, with the chat layout beside it if there is one."""
 
     @abstractmethod
     def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> BatchStream:

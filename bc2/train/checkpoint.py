@@ -21,6 +21,7 @@ from bc2.parallel.agreement import fail_together
 from bc2.parallel.mesh import Mesh
 from bc2.registry import Artifact, Draft, Position, Registry
 from bc2.registry.staging import Staged
+from bc2.tokenizer.tokenizer_files import TOKENIZER_FILES
 from bc2.train.snapshot import Snapshot
 
 
@@ -40,6 +41,7 @@ class Saver:
         registry: where to.
         draft: kind, name, key, parents and recipe that all checkpoints of the run share.
         configs: of the models, as in `Snapshot.models`.
+        tokenizer: its file, ``tokenizer.model`` or ``tokenizer.json``.
         sequence_length: turns a position in samples into one in tokens.
         keep: how many checkpoints of the run stay registered; 0: all.
         latest: the checkpoint that the run resumes from.
@@ -67,6 +69,8 @@ class Saver:
         self.registry = registry
         self.draft = draft
         self.configs = configs
+        if tokenizer.name not in TOKENIZER_FILES:
+            raise ValueError(f"a tokenizer is called {' or '.join(TOKENIZER_FILES)}: {tokenizer}")
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.keep = keep

@@ -31,7 +31,7 @@ from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import HeldTensors, Stored, TensorFile, index_of, write_fragments
 from bc2.registry import Artifact
 from bc2.registry.manifest import FileEntry
-from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+from bc2.tokenizer.tokenizer_files import CHAT_FILE
 from bc2.train.engines.base import EngineState
 from bc2.train.logs.log_rows import METRICS
 from bc2.train.stream import StreamState
@@ -214,6 +214,7 @@ class Snapshot:
 
         Args:
             configs: of `models`.
+            tokenizer: its file, copied under its own name, and so is a chat layout beside it.
 
         Returns:
             Size and digest of the files of tensors, on every rank.
@@ -268,7 +269,10 @@ class Snapshot:
             (folder / STREAM).write_bytes(stream_state_bytes(self.stream))
         (folder / TRAINER).write_text(json.dumps(asdict(self.state)), encoding="utf-8")
         (folder / METRICS).write_bytes(self.metrics)
-        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+        shutil.copyfile(tokenizer, folder / tokenizer.name)
+        chat = tokenizer.with_name(CHAT_FILE)
+        if chat.exists():
+            shutil.copyfile(chat, folder / CHAT_FILE)
 
 
 def _digests_of_all(

@@ -8,7 +8,7 @@ EOS = 2
 class Pieces:
     eos_id = EOS
 
-    def piece_of(self, token):
+    def shown_piece(self, token):
         return ["<unk>", "<s>", "</s>", "▁a", "\n", "<0xE6>"][token]
 
 

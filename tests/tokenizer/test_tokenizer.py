@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import io
+import itertools
+import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +21,7 @@ from hypothesis import strategies as st
 
 from bc2.errors import Bc2Error, DataError
 from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_files import MODEL_FILE
 from bc2.tokenizer.train import Trained
 
 NASTY = [
@@ -275,3 +280,57 @@ def test_released_models_decode_as_sentencepiece_does(name: str, texts: list[str
         ids = tokenizer.encode(text)
         assert ids == native.encode(text)
         assert tokenizer.decode(ids) == native.decode(ids) == text
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_spans_cover_a_text_as_sentencepiece_aligns_it(exact: bool) -> None:
+    tokenizer = _foreign(**_EXACT) if exact else _foreign(**{**_EXACT, "add_dummy_prefix": True})
+    native = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    for text in ["the cat", "字 sat é on 😀 the mat", "  a\n", ""]:
+        spans = tokenizer.spans(text)
+        assert spans.ids == tokenizer.encode(text)
+        expected = native.encode(text, return_type="offset_mapping")["offsets"]
+        for own, theirs in zip(spans.characters, expected, strict=True):
+            # SentencePiece gives all but the last byte of a character nothing.
+            assert own == theirs or (theirs[0] == theirs[1] and own == (theirs[0], theirs[0] + 1))
+        if exact:
+            pieces = [text.encode()[first:last] for first, last in spans.bytes]
+            assert pieces == [tokenizer.decode_bytes([i]) for i in spans.ids]
+
+
+def test_spans_of_what_sentencepiece_does_not_keep(tokenizer: Tokenizer) -> None:
+    spans = tokenizer.spans("a\u2581\ud800b")
+    assert spans.ids == tokenizer.encode("a\u2581\ud800b")
+    assert spans.characters == [(0, 1), *[(1, 2)] * 3, *[(2, 3)] * 3, (3, 4)]
+    assert spans.bytes == [(i, i + 1) for i in range(8)]
+
+
+def test_special_ids_are_the_control_pieces(tokenizer: Tokenizer) -> None:
+    assert list(tokenizer.special_ids.values()) == list(range(197))
+    assert tokenizer.special_ids["<reserved_106>"] == 195
+    assert tokenizer.generated_bytes([195, 1536, *tokenizer.encode("é")]) == b"\xff" + "é".encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trained", "baichuan_sp", "baichuan7b_sp_rebuilt", "llama2_sp"])
+def test_10_000_real_texts_are_encoded_as_by_sentencepiece(name: str, trained: Trained) -> None:
+    """In both languages and code, parts of documents; white space and special pieces put in."""
+    corpus = MODELS.parent / "corpus"
+    if not corpus.is_dir() or not (name == "trained" or (MODELS / name).is_dir()):
+        pytest.skip("needs shared/data, or BC2_TEST_DATA")
+    model = trained.model if name == "trained" else (MODELS / name / MODEL_FILE).read_bytes()
+    tokenizer = Tokenizer.from_bytes(model)
+    native = sentencepiece.SentencePieceProcessor(model_proto=model)
+    chance, count = random.Random(0), 0
+    put_in = [text for text in NASTY if text.isprintable() and "\u2581" not in text]
+    for path in sorted(corpus.glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in itertools.islice(file, 1500):
+                text = json.loads(line)["text"].replace("\u2581", "")
+                at = chance.randrange(max(1, len(text) - 600))
+                text = text[at : at + 200] + chance.choice(put_in) + text[at + 200 : at + 600]
+                ids = tokenizer.encode(text)
+                assert ids == native.encode(text)
+                assert not tokenizer.exact or tokenizer.decode(ids) == text
+                count += 1
+    assert count >= 10_000

@@ -140,9 +140,7 @@ class Heldout:
 
     def _text(self, ids: list[int]) -> str:
         """The text of ids; U+FFFD for bytes that are no text, and for ids that no piece has."""
-        known = self.tokenizer.vocab_size
-        pieces = [self.tokenizer.decode_bytes([i]) if i < known else b"\xff" for i in ids]
-        return b"".join(pieces).decode("utf-8", "replace")
+        return self.tokenizer.generated_bytes(ids).decode("utf-8", "replace")
 
 
 class WindowsDigest:

@@ -11,7 +11,7 @@ from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.shards import INDEX, TokenShards
 from bc2.errors import RecipeError
 from bc2.registry import Artifact
-from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
+from bc2.tokenizer.tokenizer_files import tokenizer_path
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule
 
@@ -39,7 +39,7 @@ def open_token_inputs(config: PretrainConfig, tokens: Artifact, tokenizer: Artif
     windows = sum(mixture.windows.values())
     schedule = Schedule.of(config, epoch_tokens=windows * config.sequence_length)
     _check_epochs(config, mixture, schedule.total)
-    return TokenInputs(shards, mixture, schedule, tokenizer.file(TOKENIZER_FILE))
+    return TokenInputs(shards, mixture, schedule, tokenizer_path(tokenizer))
 
 
 def _mixture(shards: TokenShards, config: PretrainConfig) -> Mixture:

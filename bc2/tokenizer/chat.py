@@ -1,0 +1,109 @@
+"""Conversations as tokens: the chat layout that a model was, or is to be, trained with.
+
+A layout is data on an artifact, ``chat.json`` beside the tokenizer: one of those in
+`bc2.tokenizer.chat_layouts` by its name, or an imported Jinja template. Each gives the tokens of a
+conversation, what of them is to be learnt, the ids that end an answer, and a template for export.
+
+What a message says stays text: no content becomes a control token or a turn's marker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bc2.errors import DataError
+from bc2.tokenizer.tokenizer import Tokenizer
+
+#: The label of a token that is not learnt, as in `torch.nn.functional.cross_entropy`.
+IGNORED = -100
+
+ROLES = ("system", "user", "assistant")
+
+#: A `role`, one of `ROLES`, and a `content`.
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The tokens of a conversation."""
+
+    ids: list[int]
+    labels: list[int]
+    """What is to be learnt at each place, that is from the tokens before it; `IGNORED` elsewhere.
+    It is the token itself but in Baichuan's layout, where the marker of the next turn stands at
+    the place of the end of an answer."""
+
+    @property
+    def mask(self) -> list[bool]:
+        """Whether each place is learnt: the assistant's text and the end of it."""
+        return [label != IGNORED for label in self.labels]
+
+
+class Chat(ABC):
+    """A chat layout over a tokenizer.
+
+    Attributes:
+        name: of the layout.
+        end_ids: tokens that end an answer.
+        template: the layout as a Jinja template for transformers.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    end_ids: tuple[int, ...]
+    template: str
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
+        """The tokens of a conversation, for training; of one to be answered for generation.
+
+        Args:
+            generation_prompt: end with the beginning of the assistant's turn.
+
+        Raises:
+            DataError: no messages, or one that this layout has no place for.
+        """
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """What ``chat.json`` holds."""
+
+    def prompt(self, messages: Sequence[Message], room: int | None = None) -> list[int]:
+        """The tokens of a conversation that is to be answered.
+
+        Args:
+            room: the most tokens, the window minus those of the answer. A layout that does not
+                say what to leave out ignores it.
+
+        Raises:
+            DataError: see `render`; or the assistant has the last word already.
+        """
+        check_messages(messages)
+        if messages[-1]["role"] == "assistant":
+            raise DataError(
+                "the last message is the assistant's: there is nothing to answer",
+                todo="end with a message of the user",
+            )
+        return self.render(messages, generation_prompt=True).ids
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise DataError unless they are messages in an order that all layouts have a place for."""
+    if not messages:
+        raise DataError("a conversation without messages", todo="give at least one")
+    for number, message in enumerate(messages):
+        where = f"message {number}"
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise DataError("not an object with a `role` and a string `content`", where=where)
+        if message.get("role") not in ROLES:
+            raise DataError(
+                f"unknown role {message.get('role')!r}", where=where,
+                todo=f"roles are {', '.join(ROLES)}",
+            )  # fmt: skip
+        if message["role"] == "system" and number:
+            raise DataError(
+                "a system message after the first one", where=where, todo="put it first"
+            )
