@@ -350,36 +350,71 @@ def _gone(item: Doomed) -> dict[str, Any]:
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact, or any directory.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|hf://OWNER/NAME@REV",
+            help="An artifact, a model as Hugging Face lays it out, or any directory.",
+        ),
+    ],
     kind: Annotated[str | None, typer.Option("--kind", help="Of a plain directory.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of a plain directory.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of a model, or of a plain directory.")
+    ] = None,
     role: Annotated[
-        str | None, typer.Option("--role", help="Of a checkpoint from a plain directory; base.")
+        str | None, typer.Option("--role", help="Of a checkpoint; base, or chat with a layout.")
+    ] = None,
+    chat_layout: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-layout", metavar="NAME", help="Of a model: baichuan, chatml, llama3 or none."
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy an artifact of another registry, or a plain directory, into this one."""
+    """Bring a model of another family, an artifact of another registry or a directory into this.
+
+    Baichuan, Llama, Mistral, Qwen2 and Qwen3 models become checkpoints like those trained here.
+    """
     from bc2.registry import Registry
     from bc2.registry.importing import import_artifact, import_directory
 
     registry = Registry.open()
     registry.check_writable()
-    wanted = _kind(kind)
+    wanted, path = _kind(kind), Path(source)
+    if chat_layout is not None and (wanted or (path / "manifest.json").exists()):
+        raise UsageError("--chat-layout is for a model of another family", where=source)
     if wanted and name:
         artifact = import_directory(registry, path, wanted, name, _role(role))
-    elif wanted or name or role:
-        raise UsageError("give both --kind and --name for a plain directory, or neither")
-    elif not (path / "manifest.json").exists():
-        raise UsageError(
-            "this is not an artifact",
-            where=str(path),
-            todo="give --kind and --name to register a plain directory",
-        )
-    else:
+    elif wanted:
+        raise UsageError("a plain directory needs a name", todo="give --name with --kind")
+    elif (path / "manifest.json").exists():
+        if name or role:
+            raise UsageError("an artifact keeps its name and role", todo="give neither")
         artifact = import_artifact(registry, path)
+    else:
+        _check_is_model(source)
+        from bc2.convert.import_model import import_model
+
+        artifact = import_model(
+            registry, source, name=name, role=_role(role), chat_layout=chat_layout
+        )
     Output.of(json=json, quiet=quiet).emit(
         brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref], kept=True
+    )
+
+
+def _check_is_model(source: str) -> None:
+    """Raises: UsageError for a directory that is neither an artifact nor somebody's model."""
+    path = Path(source)
+    models = ("config.json", "adapter_config.json")
+    if source.startswith("hf://") or not path.is_dir() or any((path / n).exists() for n in models):
+        return
+    raise UsageError(
+        "this is neither an artifact nor a model with a config.json",
+        where=source,
+        todo="give --kind and --name to register a plain directory",
     )
 
 

@@ -36,6 +36,7 @@ _BF16 = np.dtype(np.uint16)
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "BF16": _BF16,
+    "F16": np.dtype(np.float16),
     "U8": np.dtype(np.uint8),
 }
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
