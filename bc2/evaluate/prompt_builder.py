@@ -55,7 +55,8 @@ def _encoded(
     if kind == "generate":
         return [encoder.encode(texts[0][0])], [(0, ())]
     if kind == "rolling":
-        return [()], [(0, encoder.encode(texts[0][0]))]
+        # The beginning is the token before the text, and not itself predicted.
+        return [()], [(0, encoder.text_ids(texts[0][0]))]
     # Neighbours have the same context, as a rule.
     for context, group in groupby(texts, key=lambda text: text[0]):
         ids, continuations = encoder.pair(context, [text[1] for text in group], where=where)

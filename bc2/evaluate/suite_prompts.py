@@ -114,20 +114,12 @@ class SuitePrompts:
         return self.store.obtain(prompts, lambda: self._build(prompts))
 
     def _build(self, prompts: TaskPrompts) -> Iterator[Prompt]:
-        from bc2.evaluate.encoding import PromptEncoder
+        from bc2.evaluate.encoding import PromptEncoder, prefix_id
         from bc2.evaluate.prompt_builder import build_prompts
 
         encoder = PromptEncoder(self.tokenizer, prefix_id=prefix_id(self.tokenizer))
         task = self.loaded.tasks[prompts.task]
         return build_prompts(task, encoder, prompts.samples, self.settings.seed)
-
-
-def prefix_id(tokenizer: Tokenizer) -> int:
-    """The token before a text without context: the end of the document before it.
-
-    It is -1 for a tokenizer that has neither an end nor a beginning of text.
-    """
-    return tokenizer.eos_id if tokenizer.eos_id >= 0 else tokenizer.bos_id
 
 
 def _facts_of(loaded: LoadedSuite) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from bc2.console import note, progress
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal, units_of
 from bc2.evaluate.answering import Answerer
+from bc2.evaluate.encoding import prefix_id
 from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.generation_settings import Generation, generation_of
 from bc2.evaluate.judging import Verdicts
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.prompts import PromptFile, TaskPrompts
-from bc2.evaluate.suite_prompts import SuitePrompts, prefix_id
+from bc2.evaluate.suite_prompts import SuitePrompts
 from bc2.ranks import world_size
 
 #: Tasks whose prompts are built ahead.

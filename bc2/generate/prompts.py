@@ -76,7 +76,7 @@ def prompt_requests(
         if "" in prompt.settings.get("stop", ()):
             raise DataError("a stop text is empty", where=prompt.where, todo="leave it out")
         text = _SURROGATE.sub("\ufffd", prompt.text)
-        yield PromptRequest(tokenizer.encode(prompt.text), own, prompt.where, text)
+        yield PromptRequest(tokenizer.encode_whole(prompt.text), own, prompt.where, text)
 
 
 def _merged(settings: SamplingConfig, prompt: Prompt, number: int) -> SamplingConfig:

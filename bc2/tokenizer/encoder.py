@@ -27,6 +27,8 @@ class Encoder(Protocol):
     eos_id: int
     """Special ids; -1 where there is none."""
     pad_id: int
+    begin_ids: tuple[int, ...]
+    """See `Tokenizer.begin_ids`."""
     exact: bool
     """Whether every text round-trips."""
     dummy_prefix: bool

@@ -17,7 +17,7 @@ import tokenizers
 
 from bc2.tokenizer.byte_pieces import Spelling, spelling_of
 from bc2.tokenizer.encoder import CharacterSpans, Ids
-from bc2.tokenizer.json_spec import no_tokenizer, read_spec
+from bc2.tokenizer.json_spec import begin_ids, no_tokenizer, read_spec
 from bc2.tokenizer.layout import PAD_ID
 
 #: Names of special tokens, which the file does not tell the use of; the first that is there counts.
@@ -55,6 +55,7 @@ class JsonEncoder:
         pad = _first(PADS, special)
         self.pad_id: int = pad if pad >= 0 else PAD_ID
         self.unk_id: int = self._vocabulary.get(spec["model"].get("unk_token") or "", -1)
+        self.begin_ids = self._begins(spec)
         self.dummy_prefix = spelling.dummy_prefix
         self._byte_ids = [self._vocabulary.get(piece, -1) for piece in spelling.bytes]
         self.exact = spelling.exact and min(self._byte_ids) >= 0 and not _eats_space(added)
@@ -135,6 +136,14 @@ class JsonEncoder:
         return re.compile("|".join(map(re.escape, typed))) if typed else None
 
     # -- the vocabulary
+
+    def _begins(self, spec: Mapping[str, Any]) -> tuple[int, ...]:
+        """What the file puts before each text, all of it in the vocabulary."""
+        begins = begin_ids(spec)
+        wrong = next((i for i in begins if i >= self.vocab_size or self.table[i] is None), None)
+        if wrong is not None:
+            raise no_tokenizer(f"its post_processor has the id {wrong}, which no piece has")
+        return begins
 
     def id_of(self, piece: str) -> int | None:
         """The id of a piece as the file spells it; None without one."""

@@ -14,7 +14,7 @@ from bc2.errors import DataError
 #: A file may give any number to a piece; of ids up to it there is a table.
 MOST_IDS = 1 << 22
 
-_SEQUENCES = ("normalizers", "pretokenizers", "decoders")
+_SEQUENCES = ("normalizers", "pretokenizers", "decoders", "processors")
 
 
 def read_spec(model: bytes) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_spec(model: bytes) -> dict[str, Any]:
             _check_id(_of(token, dict)["id"])
             if not _of(token["content"], str):
                 raise ValueError("an added token without content")
-        for key in ("normalizer", "pre_tokenizer", "decoder"):
+        for key in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
             for step in steps_of(spec.get(key)):
                 _of(step["type"], str)
     except (ValueError, KeyError, RecursionError) as error:
@@ -56,7 +56,7 @@ def unsupported(why: str) -> DataError:
 
 
 def steps_of(step: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those of sequences one by one."""
+    """The steps of one of a file's parts, such as its decoder, those of sequences one by one."""
     if step is None:
         return
     for key in _SEQUENCES:
@@ -65,6 +65,45 @@ def steps_of(step: Any) -> Iterator[Mapping[str, Any]]:
                 yield from steps_of(inner)
             return
     yield step
+
+
+def begin_ids(spec: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that a file's post-processor puts before each text.
+
+    Raises:
+        DataError: it puts some after it, which bc2 does itself where an end belongs; or is of a
+            kind that is not known.
+    """
+    templates = []
+    for step in steps_of(spec.get("post_processor")):
+        if step["type"] == "TemplateProcessing":
+            templates.append(step)
+        elif step["type"] != "ByteLevel":  # which changes offsets alone
+            raise unsupported(f"its post_processor is {step['type']}")
+    if len(templates) > 1:
+        raise unsupported("its post_processor has several templates")
+    try:
+        return _template_begin(templates[0]) if templates else ()
+    except (ValueError, KeyError) as error:
+        raise no_tokenizer(f"post_processor: {error}") from None
+
+
+def _template_begin(step: Mapping[str, Any]) -> tuple[int, ...]:
+    parts = [next(iter(_of(part, dict).items())) for part in _of(step["single"], list)]
+    texts = [at for at, (kind, _) in enumerate(parts) if kind == "Sequence"]
+    if len(texts) != 1:
+        raise ValueError(f"a template with {len(texts)} places for the text")
+    after = [_of(part["id"], str) for _, part in parts[texts[0] + 1 :]]
+    if after:
+        raise DataError(
+            f"this tokenizer.json puts {after[0]} after each text (post_processor)",
+            todo="take it out of the template: bc2 adds an end of text where one belongs",
+        )
+    known = _of(step["special_tokens"], dict)
+    ids = [token for _, part in parts[: texts[0]] for token in _of(known[part["id"]]["ids"], list)]
+    for token in ids:
+        _check_id(token)
+    return tuple(ids)
 
 
 def _check_model(model: Any) -> None:

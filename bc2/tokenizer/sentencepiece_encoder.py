@@ -40,6 +40,7 @@ class SentencePieceEncoder:
         self.eos_id: int = self._sp.eos_id()
         pad = self._sp.pad_id()
         self.pad_id: int = pad if pad >= 0 else PAD_ID
+        self.begin_ids: tuple[int, ...] = ()  # nothing in the file says so
         self._byte_ids = self._find_byte_ids()
         self.dummy_prefix = changes["dummy_prefix"]
         self.added: Mapping[str, int] = {}

@@ -52,6 +52,8 @@ class Tokenizer:
         vocab_size: V, one more than the largest id.
         unk_id, bos_id, eos_id, pad_id: special ids; unk, bos and eos are -1 where there is none.
             Padding is the file's own, else 0, Baichuan 2's convention.
+        begin_ids: what stands before every whole text: a prompt, a document. As the original
+            library has it, which adds it by itself; () where the file says nothing of it.
         exact: every text round-trips. False for foreign ones that normalise, add a dummy prefix
             or lack byte pieces.
         digest: hex SHA-256 of the file.
@@ -70,6 +72,7 @@ class Tokenizer:
         self.bos_id: int = self._encoder.bos_id
         self.eos_id: int = self._encoder.eos_id
         self.pad_id: int = self._encoder.pad_id
+        self.begin_ids: tuple[int, ...] = self._encoder.begin_ids
         self.exact: bool = self._encoder.exact
         self.digest: str = hashlib.sha256(model).hexdigest()
 
@@ -111,6 +114,10 @@ class Tokenizer:
         (ids,) = self._encoder.encode([text], 1, eos=False)
         return cast("list[int]", ids.tolist())
 
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of a whole text: `begin_ids` and those of `encode`."""
+        return [*self.begin_ids, *self.encode(text)]
+
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """`encode` of many texts at the library's native speed."""
         return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
@@ -122,11 +129,13 @@ class Tokenizer:
     def encode_flat(
         self, texts: Sequence[str], threads: int = 1
     ) -> tuple[npt.NDArray[np.uint16 | np.uint32], npt.NDArray[np.int64]]:
-        """Documents end to end, each followed by EOS, as token shards hold them.
+        """Documents end to end, each between `begin_ids` and EOS, as token shards hold them.
+
+        Where a text begins with EOS itself, that of the document before it is the one.
 
         Returns:
             tokens: [N] of `dtype`.
-            lengths: [D] tokens of each document, its EOS included.
+            lengths: [D] tokens of each document, its beginning and its EOS included.
 
         Raises:
             DataError: the model has no EOS.
@@ -134,9 +143,12 @@ class Tokenizer:
         if self.eos_id < 0:
             raise DataError("this tokenizer has no end-of-text piece, so it cannot make shards")
         arrays = self._encoder.encode(texts, threads, eos=True)
-        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        begin = np.array([i for i in self.begin_ids if i != self.eos_id], np.int32)
+        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays)) + len(begin)
         if not arrays:
             return np.empty(0, self.dtype), lengths
+        if len(begin):
+            arrays = [part for ids in arrays for part in (begin, ids)]
         return np.concatenate(arrays, dtype=self.dtype, casting="unsafe"), lengths
 
     @property
