@@ -55,6 +55,10 @@ class PromptEncoder:
         beginning, ids = self._beginning(text)
         return ids + self._encode(text[len(beginning) :])
 
+    def question_tokens(self, text: str) -> int:
+        """How many tokens a question has without shots."""
+        return len(self.encode(text))
+
     def pair(
         self, context: str, continuations: Sequence[str], *, where: str | None = None
     ) -> tuple[list[int], list[list[int]]]:

@@ -92,18 +92,23 @@ class SuiteRun:
 
     def generations(self) -> dict[str, Generation]:
         """By task, how its prompts are continued, where they are."""
-        settings = self.prompts.settings
         return {
-            task.task: generation_of(
-                task.generation,
-                self.holder.window,
-                self.holder.tokenizer,
-                samples=max(settings.samples, task.repeats),
-                temperature=settings.temperature,
-            )
+            task.task: self._generation(task)
             for task in self.prompts.tasks
             if task.kind == "generate"
         }
+
+    def _generation(self, task: TaskPrompts) -> Generation:
+        settings, defaults, chat = self.prompts.settings, self.holder.defaults, self.prompts.chat
+        return generation_of(
+            task.generation,
+            self.holder.window,
+            self.holder.tokenizer,
+            samples=max(settings.samples, task.repeats),
+            temperature=settings.temperature,
+            end_ids=(*(chat.end_ids if chat is not None else ()), *defaults.end_ids),
+            repetition_penalty=defaults.repetition_penalty or 1.0,
+        )
 
     def _say_generation(self) -> None:
         """Say of which tasks the answers are shortened to the window."""
