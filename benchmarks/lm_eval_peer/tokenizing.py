@@ -14,6 +14,21 @@ from bc2.tokenizer.tokenizer import Tokenizer
 Pair = tuple[list[int], list[int]]
 
 
+def fast_tokenizer(folder: Path, model: bytes, template: str | None = None) -> Any:
+    """transformers' tokenizer of the contents of a ``tokenizer.json``, which a folder takes."""
+    import transformers
+
+    (folder / "tokenizer.json").write_bytes(model)
+    ours = Tokenizer.from_bytes(model)
+    ends = {"bos_token": ours.bos_id, "eos_token": ours.eos_id}
+    names = {role: ours.piece_of(token) for role, token in ends.items() if token >= 0}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), **names
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 class TokenizingHFLM(HFLM):
     """The `hf` model of lm-eval with a model that is never run.
 
@@ -26,16 +41,9 @@ class TokenizingHFLM(HFLM):
     def __init__(self, folder: Path, model: bytes, template: str | None = None):
         import transformers
 
-        (folder / "tokenizer.json").write_bytes(model)
-        ours = Tokenizer.from_bytes(model)
-        ends = {"bos_token": ours.bos_id, "eos_token": ours.eos_id}
-        names = {role: ours.piece_of(token) for role, token in ends.items() if token >= 0}
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(folder / "tokenizer.json"), **names
-        )
-        tokenizer.chat_template = template
+        tokenizer = fast_tokenizer(folder, model, template)
         config = transformers.LlamaConfig(
-            vocab_size=ours.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
             num_attention_heads=1,
         )  # fmt: skip
         super().__init__(
