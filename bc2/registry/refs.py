@@ -115,10 +115,9 @@ def resolve(
 def not_imported(name: str, where: str | None = None) -> RefError:
     """The error for the name of a model on a hub where only an artifact will do."""
     return RefError(
-        f"{name} is on a hub, and an artifact of this registry is needed",
+        f"{name} is on a hub, and the ref of an imported model is needed",
         where=where,
-        todo=f"import it first: bc2 registry import {shlex.quote(name)}\n"
-        "and name it by the ref that this prints",
+        todo=f"import it first: bc2 registry import {shlex.quote(name)}",
     )
 
 

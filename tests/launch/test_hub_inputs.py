@@ -226,7 +226,7 @@ def test_a_name_is_no_ref(small: Path) -> None:
     """The command is one to paste, whatever the name."""
     with pytest.raises(RefError, match="hf://a/b; rm x is on a hub") as caught:
         Registry.open().resolve("hf://a/b; rm x", "checkpoint")
-    assert "bc2 registry import 'hf://a/b; rm x'\n" in str(caught.value.todo)
+    assert "bc2 registry import 'hf://a/b; rm x'" in str(caught.value.todo)
 
 
 def test_the_request_of_a_recipe_without_a_hub_is_unchanged(imports: list[str]) -> None:
