@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -22,6 +23,9 @@ from bc2.registry.artifact import Artifact
 from bc2.registry.catalog import Catalog
 from bc2.registry.draft import KINDS, NAME, Kind, Role, spell_roles
 from bc2.user_paths import expand_if_known
+
+#: What the name of a model on a hub begins with: ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REV``.
+HUB = "hf://"
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -82,8 +86,11 @@ def resolve(
             number of tokens at which there are several.
 
     Raises:
-        RefError: nothing answers to it, several do, or it is of another kind or role.
+        RefError: nothing answers to it, several do, or it is of another kind or role; or it is
+            the name of a model on a hub.
     """
+    if text.startswith(HUB):
+        raise not_imported(text)
     folder = expand_if_known(text)
     # Not of pathlib: it raises for a path that is too long.
     if os.path.isfile(folder / "manifest.json"):
@@ -103,6 +110,15 @@ def resolve(
     if named:
         raise _other_kind(text, named[0], kind)
     raise _unknown(catalog, ref, text, kind)
+
+
+def not_imported(name: str, where: str | None = None) -> RefError:
+    """The error for the name of a model on a hub where only an artifact will do."""
+    return RefError(
+        f"{name} is on a hub, and the ref of an imported model is needed",
+        where=where,
+        todo=f"import it first: bc2 registry import {shlex.quote(name)}",
+    )
 
 
 def _kinds(catalog: Catalog, name: str) -> list[Kind]:
