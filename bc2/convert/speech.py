@@ -54,8 +54,9 @@ class Speech:
     @property
     def files(self) -> dict[str, bytes]:
         """Everything, as it lies beside the weights."""
-        defaults = self.defaults.to_bytes()
-        return {**self.tokenizer_files, GENERATION_FILE: defaults}
+        if self.defaults == GenerationDefaults():
+            return self.tokenizer_files
+        return {**self.tokenizer_files, GENERATION_FILE: self.defaults.to_bytes()}
 
 
 def read_speech(
