@@ -132,7 +132,8 @@ def _qwen3(config: HfConfig) -> ModelConfig:
 
 def _rotary(config: HfConfig, *, base: float | None = None, **own: object) -> ModelConfig:
     """Llama's shape, and what a family has of its own."""
-    own.setdefault("num_kv_heads", config.get("num_key_value_heads", int, None))
+    if "num_kv_heads" not in own:
+        own["num_kv_heads"] = config.get("num_key_value_heads", int)
     return config.model(
         **config.sizes(), **config.rotary(base), **own,
         head_dim=config.optional("head_dim", int),

@@ -166,9 +166,7 @@ class HfConfig:
 def _scaling_of(table: Mapping[str, Any], config: HfConfig) -> RopeScaling | None:
     """Raises: DataError: a kind or a setting of it is not supported; it is named."""
     kind = table.get("rope_type", table.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3", "yarn"):
+    if kind not in ("default", "linear", "llama3", "yarn"):
         raise DataError(
             f"RoPE scaling {kind!r} is not supported, only linear, llama3 and yarn",
             where=config.where,
@@ -180,6 +178,8 @@ def _scaling_of(table: Mapping[str, Any], config: HfConfig) -> RopeScaling | Non
             raise DataError(
                 f"{name} = {value!r} of RoPE scaling {kind} is not supported", where=config.where
             )
+    if kind == "default":
+        return None
     if kind == "linear":
         settings.pop("original_context", None)
     elif kind == "yarn" and settings.get("original_context") is None:
