@@ -15,7 +15,7 @@ from weight_files import Kind, write_weights
 
 GB = 10**9
 
-#: Peak memory of this process alone, before and after: ru_maxrss would begin with the parent's.
+#: Prints its memory before an import, and at the peak: ru_maxrss would begin with the parent's.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -23,22 +23,22 @@ import torch, safetensors.torch, transformers.utils.hub
 from bc2.convert.import_model import import_model
 from bc2.registry import Registry
 
-def peak():
+def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 registry = Registry.open(Path(sys.argv[1]))
-before = peak()
+before = status("VmRSS")
 import_model(registry, Path(sys.argv[2]))
-print(before, peak())
+print(before, status("VmHWM"))
 """
 
 
 @pytest.fixture(scope="module")
 def large() -> dict[str, torch.Tensor]:
-    """1.5 GB in bf16: a table of 262 MB, and layers of which the largest matrix is 90 MB."""
+    """1.45 GB in bf16: a table of 262 MB, and layers of which the largest matrix is 96 MB."""
     config = transformers.LlamaConfig(
-        vocab_size=64000, hidden_size=2048, intermediate_size=22000, num_hidden_layers=3,
+        vocab_size=64000, hidden_size=2048, intermediate_size=23500, num_hidden_layers=3,
         num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=False,
     )  # fmt: skip
     with torch.device("meta"):
@@ -55,15 +55,13 @@ def large() -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_memory(
-    large: dict[str, torch.Tensor], tmp_path: Path, kind: Kind, shards: int
-) -> None:
+def test_memory(large: dict[str, torch.Tensor], tmp_path: Path, kind: Kind, shards: int) -> None:
     source = tmp_path / "large"
     original("llama3").write(source)
     (source / "model.safetensors").unlink()
     path = source / "config.json"
     settings = json.loads(path.read_text()) | {
-        "vocab_size": 64000, "hidden_size": 2048, "intermediate_size": 22000,
+        "vocab_size": 64000, "hidden_size": 2048, "intermediate_size": 23500,
         "num_hidden_layers": 3, "num_attention_heads": 16, "num_key_value_heads": 4,
         "head_dim": 128, "dtype": "bfloat16",
     }  # fmt: skip
@@ -78,4 +76,4 @@ def test_memory(
     grown, largest = after - before, max(tensor.nbytes for tensor in large.values())
     print(f"{kind} in {shards}: {grown / 1e6:,.0f} MB over {before / 1e6:,.0f} MB")
     assert grown < largest + GB
-    assert grown < total / 2, "so small a limit would not show what reads all of it"
+    assert grown < largest, "a tensor is held as a whole"

@@ -133,6 +133,21 @@ def test_each_kind_of_file_gives_the_same(imported: Imported, name: str) -> None
             assert payload(imported(name, kind, shards)) == whole, (kind, shards)
 
 
+def test_a_file_of_torch_may_hold_views_and_parameters(imported: Imported, tmp_path: Path) -> None:
+    """Tensors in one storage at several places, and such as ask for a gradient."""
+    source = original("baichuan2-7b")
+    source.write(tmp_path / "model", "bin")
+    numbers = torch.cat([torch.ones(7), *(tensor.flatten() for tensor in source.state.values())])
+    state, at = {}, 7
+    for name, tensor in source.state.items():
+        view = numbers[at : at + tensor.numel()].view(tensor.shape)
+        state[name] = torch.nn.Parameter(view) if "norm" in name else view
+        at += tensor.numel()
+    torch.save(state, tmp_path / "model" / "pytorch_model.bin")
+    artifact = import_model(Registry.open(tmp_path / "home"), tmp_path / "model")
+    assert payload(artifact) == payload(imported("baichuan2-7b"))
+
+
 def test_what_is_imported_again_is_found(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path / "home")
     original("qwen2").write(tmp_path / "qwen2")

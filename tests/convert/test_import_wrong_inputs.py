@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import zipfile
@@ -21,6 +23,8 @@ from made_hf_models import original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from weight_files import Kind, write_weights
+
+from bc2.registry import Registry
 
 Bc2 = Callable[..., Any]
 Break = Callable[[Path], None]
@@ -40,11 +44,37 @@ class Case:
     code: int = DATA
 
 
-def check(bc2: Bc2, nothing_left: Callable[[], None], case: Case, folder: Path) -> None:
-    original(case.model).write(folder, case.kind, case.shards)
-    case.break_it(folder)
-    refused(bc2, case, folder)
-    nothing_left()
+Check = Callable[[Case], None]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
+    """The folder of a case's model before it is broken; made once."""
+    made: dict[tuple[str, Kind, int], Path] = {}
+
+    def get(case: Case) -> Path:
+        wanted = case.model, case.kind, case.shards
+        if wanted not in made:
+            made[wanted] = tmp_path_factory.mktemp("whole") / case.model
+            original(case.model).write(made[wanted], case.kind, case.shards)
+        return made[wanted]
+
+    return get
+
+
+@pytest.fixture
+def check(
+    bc2: Bc2, nothing_left: Callable[[], None], whole: Callable[[Case], Path], tmp_path: Path
+) -> Check:
+    """Breaks a copy of a model, imports it, and looks at what is said and left."""
+
+    def run(case: Case) -> None:
+        shutil.copytree(whole(case), tmp_path / "model")
+        case.break_it(tmp_path / "model")
+        refused(bc2, case, tmp_path / "model")
+        nothing_left()
+
+    return run
 
 
 def refused(bc2: Bc2, case: Case, source: object, *options: str) -> None:
@@ -74,8 +104,11 @@ def rope(**settings: Any) -> Break:
     return config_of(rope_parameters={"rope_theta": 10000.0, **settings})
 
 
-def text_of_config(text: str) -> Break:
-    return lambda folder: (folder / "config.json").write_text(text) and None
+def text(name: str, content: str) -> Break:
+    def write(folder: Path) -> None:
+        (folder / name).write_text(content)
+
+    return write
 
 
 LONG = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0], "long_factor": [2.0]}
@@ -116,28 +149,34 @@ CONFIGS = {
             use_sliding_window=True, sliding_window=16, max_window_layers=1,
             layer_types=["full_attention", "sliding_attention"],
         ),
-        ("layer_types",), "qwen2",
+        ("a window in 1 of 2 layers",), "qwen2",
     ),
     "mixed layers by number": Case(
         config_of(
             drop=("layer_types",), use_sliding_window=True, sliding_window=16, max_window_layers=1
         ),
-        ("max_window_layers",), "qwen2",
+        ("a window in 1 of 2 layers",), "qwen2",
     ),
     "quantised": Case(
-        config_of(quantization_config={"quant_method": "gptq", "bits": 4}), ("gptq", "quanti")
+        config_of(quantization_config={"quant_method": "gptq", "bits": 4}), ("quantised",)
     ),
-    "no JSON": Case(text_of_config("{"), ("config.json",)),
-    "no object": Case(text_of_config("[1]"), ("config.json",)),
-    "deep": Case(text_of_config("[" * 200_000), ("config.json",)),
+    "Baichuan 1 or 2": Case(
+        config_of(drop=("z_loss_weight",)), ("z_loss_weight",), "baichuan2-7b", "bin"
+    ),
+    "a scaling of one kind in another": Case(
+        rope(rope_type="linear", factor=2.0, low_freq_factor=2.0), ("low_freq_factor",)
+    ),
+    "two bases": Case(config_of(rope_theta=5.0), ("rope_theta",)),
+    "another key of rope": Case(rope(rope_type="default", mrope_section=[1, 2]), ("mrope_section",)),
+    "no JSON": Case(text("config.json", "{"), ("config.json",)),
+    "no object": Case(text("config.json", "[1]"), ("config.json",)),
+    "deep": Case(text("config.json", "[" * 200_000), ("config.json",)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configurations(
-    bc2: Bc2, nothing_left: Callable[[], None], tmp_path: Path, name: str
-) -> None:
-    check(bc2, nothing_left, CONFIGS[name], tmp_path / "model")
+def test_configurations(check: Check, name: str) -> None:
+    check(CONFIGS[name])
 
 
 # -- tensors ------------------------------------------------------------------------------
@@ -156,7 +195,10 @@ def state(change: Callable[[dict[str, Tensor]], None]) -> Break:
 
 
 def drops(name: str) -> Break:
-    return state(lambda tensors: tensors.pop(name) and None)
+    def drop(tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+
+    return state(drop)
 
 
 def adds(name: str, tensor: Tensor) -> Break:
@@ -171,7 +213,9 @@ def _int8(tensors: dict[str, Tensor]) -> None:
 
 def _few_rows(folder: Path) -> None:
     """Rows for fewer ids than the tokenizer has."""
-    state(lambda all_: all_.update({n: t[:1200] for n, t in all_.items() if len(t) == 1280}))(folder)
+    state(lambda all_: all_.update({n: t[:1200] for n, t in all_.items() if len(t) == 1280}))(
+        folder
+    )
     config(folder, vocab_size=1200)
 
 
@@ -189,7 +233,9 @@ def _adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": "someone/base", "r": 4})
     )
-    save_file({"base_model.model.a.lora_A.weight": torch.ones(4, 8)}, folder / "adapter_model.safetensors")
+    save_file(
+        {"base_model.model.a.lora_A.weight": torch.ones(4, 8)}, folder / "adapter_model.safetensors"
+    )
 
 
 def _twice(folder: Path) -> None:
@@ -217,7 +263,22 @@ TENSORS = {
         adds("model.layers.0.mlp.up_proj.bias", torch.ones(96)), ("model.layers.0.mlp.up_proj.bias",)
     ),
     "scalar": Case(adds("model.norm.weight", torch.tensor(1.0)), ("model.norm.weight",)),
+    "a beginning that tokenizer.model does not say": Case(
+        text("tokenizer_config.json", '{"add_bos_token": true}'), ("add_bos_token",),
+        "baichuan2-7b", "bin",
+    ),
+    "an end": Case(text("tokenizer_config.json", '{"add_eos_token": true}'), ("add_eos_token",)),
     "more ids than rows": Case(_few_rows, ("1,209", "1,200")),
+    "a NaN": Case(
+        adds("model.norm.weight", torch.tensor([0.5] * 63 + [math.nan])), ("model.norm.weight", "NaN")
+    ),
+    "another head, said to be tied": Case(
+        adds("lm_head.weight", torch.ones(1280, 64)), ("lm_head.weight",), "qwen2"
+    ),
+    "two types in W_pack": Case(
+        adds("model.layers.0.self_attn.k_proj.weight", torch.ones(32, 64, dtype=torch.float16)),
+        ("model.layers.0.self_attn.k_proj.weight", "F16"),
+    ),
     "int8": Case(state(_int8), ("I8", "quanti")),
     "no weights": Case(_removed("model.safetensors"), ("no weights",)),
     "a shard missing": Case(
@@ -230,10 +291,10 @@ TENSORS = {
     ),
     "twice": Case(_twice, ("model.embed_tokens.weight",), shards=3),
     "adapter": Case(_adapter, ("adapter", "someone/base")),
-    "no config": Case(_removed("config.json"), ("config.json",)),
+    "no config": Case(_removed("config.json"), ("config.json",), code=USAGE),
     "no tokenizer": Case(_removed("tokenizer.json"), ("tokenizer",)),
     "broken tokenizer": Case(
-        lambda folder: (folder / "tokenizer.json").write_text("{}") and None, ("tokenizer.json",)
+        text("tokenizer.json", "{}"), ("tokenizer.json",)
     ),
     "a third of W_pack": Case(
         lambda folder: write_weights(
@@ -248,11 +309,14 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_tensors(bc2: Bc2, nothing_left: Callable[[], None], tmp_path: Path, name: str) -> None:
-    check(bc2, nothing_left, TENSORS[name], tmp_path / "model")
+def test_tensors(check: Check, name: str) -> None:
+    check(TENSORS[name])
 
 
 # -- the index ----------------------------------------------------------------------------
+
+
+INDEX = "model.safetensors.index.json"
 
 
 def index_names(name: str) -> Break:
@@ -262,7 +326,7 @@ def index_names(name: str) -> Break:
         outside = folder.parent / "outside.safetensors"
         outside.write_bytes((folder / "model-00001-of-00003.safetensors").read_bytes())
         (folder / "model-00001-of-00003.safetensors").unlink()
-        path = folder / "model.safetensors.index.json"
+        path = folder / INDEX
         text = path.read_text()
         found = name.format(outside=outside)
         path.write_text(text.replace("model-00001-of-00003.safetensors", found))
@@ -281,13 +345,9 @@ def _linked_folder(folder: Path) -> None:
     (folder / "within").symlink_to(folder.parent)
 
 
-def index_text(text: str) -> Break:
-    return lambda folder: (folder / "model.safetensors.index.json").write_text(text) and None
-
-
 def _tensor_elsewhere(folder: Path) -> None:
     """The index says another file than the one that a tensor is in."""
-    path = folder / "model.safetensors.index.json"
+    path = folder / INDEX
     data = json.loads(path.read_text())
     data["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
     path.write_text(json.dumps(data))
@@ -300,18 +360,18 @@ INDEXES = {
     "link": (_link, "model-00001-of-00003.safetensors"),
     "linked folder": (_linked_folder, "outside.safetensors"),
     "device": (index_names("/dev/zero"), "/dev/zero"),
-    "no JSON": (index_text("{"), "model.safetensors.index.json"),
-    "no map": (index_text("{}"), "model.safetensors.index.json"),
-    "a map of numbers": (index_text('{"weight_map": {"a": 1}}'), "model.safetensors.index.json"),
-    "a map of lists": (index_text('{"weight_map": []}'), "model.safetensors.index.json"),
+    "no JSON": (text(INDEX, "{"), INDEX),
+    "no map": (text(INDEX, "{}"), INDEX),
+    "a map of numbers": (text(INDEX, '{"weight_map": {"a": 1}}'), INDEX),
+    "a map of lists": (text(INDEX, '{"weight_map": []}'), INDEX),
     "elsewhere": (_tensor_elsewhere, "model.norm.weight"),
 }
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_indexes(bc2: Bc2, nothing_left: Callable[[], None], tmp_path: Path, name: str) -> None:
+def test_indexes(check: Check, name: str) -> None:
     break_it, says = INDEXES[name]
-    check(bc2, nothing_left, Case(break_it, (says,), shards=3), tmp_path / "model")
+    check(Case(break_it, (says,), shards=3))
 
 
 # -- headers of safetensors ---------------------------------------------------------------
@@ -375,9 +435,8 @@ HEADERS: dict[str, Break] = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_headers(bc2: Bc2, nothing_left: Callable[[], None], tmp_path: Path, name: str) -> None:
-    case = Case(HEADERS[name], ("model.safetensors",))
-    check(bc2, nothing_left, case, tmp_path / "model")
+def test_headers(check: Check, name: str) -> None:
+    check(Case(HEADERS[name], ("model.safetensors",)))
 
 
 # -- files of torch -----------------------------------------------------------------------
@@ -470,14 +529,15 @@ FILES: dict[str, Break] = {
     "a number": saved(lambda data: data | {"model.norm.weight": 1.0}),
     "numbers for names": saved(lambda data: dict(enumerate(data.values()))),
     "sparse": saved(_sparse),
+    "transposed": saved(
+        lambda data: data | {MISSING: torch.ones(64, 96).T}  # its numbers lie in another order
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_torch(
-    bc2: Bc2, nothing_left: Callable[[], None], tmp_path: Path, name: str
-) -> None:
-    check(bc2, nothing_left, Case(FILES[name], (BIN,), kind="bin"), tmp_path / "model")
+def test_files_of_torch(check: Check, tmp_path: Path, name: str) -> None:
+    check(Case(FILES[name], (BIN,), kind="bin"))
     assert not (tmp_path / "ran").exists(), "a pickle ran a command"
 
 
@@ -492,7 +552,9 @@ def test_the_hostile_files_are(tmp_path: Path) -> None:
 # -- what else ----------------------------------------------------------------------------
 
 
-def test_no_space_left(bc2: Bc2, home: Path, tmp_path: Path) -> None:
+def test_no_space_left(
+    bc2: Bc2, nothing_left: Callable[[], None], home: Path, tmp_path: Path
+) -> None:
     home.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(home)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
@@ -500,8 +562,7 @@ def test_no_space_left(bc2: Bc2, home: Path, tmp_path: Path) -> None:
     try:
         original("llama3").write(tmp_path / "model")
         refused(bc2, Case(_removed(), ("disk full",), code=DISK), tmp_path / "model")
-        left = [path for path in home.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
-        assert [path for path in left if "index" not in path.name] == []
+        nothing_left()
     finally:
         subprocess.run(["umount", "-l", str(home)], check=True)
 
@@ -510,7 +571,7 @@ def test_no_space_left(bc2: Bc2, home: Path, tmp_path: Path) -> None:
     ("options", "code", "says"),
     [
         (("--chat-layout", "chatmll"), DATA, "chatml"),
-        (("--chat-layout", "chatml"), DATA, "<|im_start|>"),
+        (("--chat-layout", "chatml"), DATA, "<|im_"),
         (("--role", "chatter"), USAGE, "chat"),
         (("--name", "a/b"), USAGE, "a/b"),
     ],
@@ -546,17 +607,25 @@ def test_no_hub(
     bc2: Bc2, nothing_left: Callable[[], None], monkeypatch: pytest.MonkeyPatch, switched_off: bool
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", switched_off)
-    refused(bc2, Case(_removed(), ("hf://someone/model", "cannot be fetched")), "hf://someone/model")
+    refused(
+        bc2, Case(_removed(), ("hf://someone/model", "cannot be fetched")), "hf://someone/model"
+    )
     nothing_left()
 
 
-def test_a_template_that_changes_earlier_turns(
-    bc2: Bc2, nothing_left: Callable[[], None], tmp_path: Path
-) -> None:
-    """Each turn is told how many there are."""
+def test_a_template_that_changes_earlier_turns(bc2: Bc2, home: Path, tmp_path: Path) -> None:
+    """Each turn is told how many there are: the model comes in, without a layout."""
     original("llama3").write(tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
     template = "{% for m in messages %}{{ messages | length }}{{ m['content'] }}{% endfor %}"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
-    refused(bc2, Case(_removed(), ("chat",)), tmp_path / "model")
-    nothing_left()
+    done = bc2("registry", "import", tmp_path / "model", "--quiet")
+    assert done.code == 0
+    assert "adding a turn changes what is before it" in done.err
+    artifact = Registry.open().resolve(done.out.strip())
+    assert artifact.role == "base"
+    assert "chat.json" not in artifact.files()
+    asked = "--chat-layout", "llama3", "--quiet", "--name", "chat"
+    done = bc2("registry", "import", tmp_path / "model", *asked)
+    assert (done.code, done.err) == (0, "")
+    assert Registry.open().resolve(done.out.strip()).role == "chat"

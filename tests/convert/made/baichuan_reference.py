@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 
-def logits(config: Mapping[str, Any], state: Mapping[str, Tensor], ids: Sequence[int]) -> Tensor:
+def logits(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], ids: Sequence[int], *, last: int = 0
+) -> Tensor:
     """What the model says after each token of one text: [T, V].
 
     Args:
         config: what config.json holds.
         state: the released weights, of any dtype.
+        last: after so many of the last tokens only.
     """
     weights = {name: tensor.double() for name, tensor in state.items()}
     x = weights["model.embed_tokens.weight"][torch.tensor(ids)]
@@ -36,7 +39,7 @@ def logits(config: Mapping[str, Any], state: Mapping[str, Tensor], ids: Sequence
     head = weights["lm_head.weight"]
     if "z_loss_weight" in config:  # Baichuan 2: NormHead
         head = head / head.pow(2).sum(dim=1, keepdim=True).sqrt()
-    return x @ head.T
+    return x[-last:] @ head.T
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -54,7 +57,9 @@ def _attention(x: Tensor, layer: Mapping[str, Tensor], config: Mapping[str, Any]
     out = []
     for head in range(heads):
         own = slice(head * size, (head + 1) * size)
-        queries, keys = (_rotate(q[:, own]), _rotate(k[:, own])) if rotary else (q[:, own], k[:, own])
+        queries, keys = (
+            (_rotate(q[:, own]), _rotate(k[:, own])) if rotary else (q[:, own], k[:, own])
+        )
         scores = queries @ keys.T / math.sqrt(size)
         if not rotary:
             scores = scores + slopes(heads)[head] * torch.arange(length, dtype=torch.float64)
@@ -69,7 +74,8 @@ def _rotate(x: Tensor) -> Tensor:
     angles = torch.arange(len(x), dtype=torch.float64)[:, None] * speeds
     one, other = x[:, :half], x[:, half:]
     return torch.cat(
-        (one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()), dim=1
+        (one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()),
+        dim=1,
     )
 
 

@@ -65,6 +65,7 @@ RELEASES = {
         _COMMON | {
             "architectures": ["BaichuanForCausalLM"], "num_attention_heads": 6,
             "model_max_length": WINDOW, "gradient_checkpointing": False,
+            "vocab_size": 64_000,  # which alone tells it from Baichuan 2
         },
     ),
     "baichuan2-7b": Release(

@@ -112,6 +112,18 @@ FAMILIES = {
         },
         made_json_tokenizers.qwen_like, _QWEN, made_chats.QWEN2_TEMPLATE,
     ),
+    "qwen2-yarn": Family(
+        "Qwen2",
+        {
+            "vocab_size": 1280, "num_key_value_heads": 4, "use_sliding_window": True,
+            "sliding_window": 16, "max_window_layers": 0,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        made_json_tokenizers.qwen_like, _QWEN, made_chats.CHATML_TEMPLATE,
+    ),
     "qwen3": Family(
         "Qwen3",
         {
@@ -172,8 +184,9 @@ class OfTransformers(Original):
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         settings = transformers.GenerationConfig(
-            do_sample=False, max_new_tokens=count, eos_token_id=None, pad_token_id=0
-        )
+            do_sample=False, max_new_tokens=count, pad_token_id=0,
+            eos_token_id=self.vocab_size,  # None would be the model's own
+        )  # fmt: skip
         given = torch.tensor([ids])
         said = self._wide.generate(
             given, attention_mask=torch.ones_like(given), generation_config=settings
@@ -199,6 +212,7 @@ class OfBaichuan(Original):
     def __init__(self, name: str, seed: int = 0):
         self.release = made_baichuan.RELEASES[name]
         self.state = made_baichuan.drawn(self.release, seed)
+        self._wide = {name: tensor.double() for name, tensor in self.state.items()}
         self.vocab_size = self.release.config["vocab_size"]
         self.layout = "baichuan" if self.release.chat else None
 
@@ -206,12 +220,13 @@ class OfBaichuan(Original):
         made_baichuan.write(folder, self.release, self.state, kind, shards)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        return baichuan_reference.logits(self.release.config, self.state, ids)
+        return baichuan_reference.logits(self.release.config, self._wide, ids)
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         text = list(ids)
         for _ in range(count):
-            text.append(int(self.logits(text)[-1].argmax()))
+            said = baichuan_reference.logits(self.release.config, self._wide, text, last=1)
+            text.append(int(said.argmax()))
         return text[len(ids) :]
 
 
@@ -239,7 +254,9 @@ def _drawn(family: Family, seed: int) -> Any:
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() == 1:  # of norms, all ones, and biases, all zeros, nothing could be said
+            if (
+                weight.dim() == 1
+            ):  # of norms, all ones, and biases, all zeros, nothing could be said
                 weight.uniform_(*((-0.5, 0.5) if "bias" in name else (0.5, 1.5)), generator=chance)
             else:
                 weight.normal_(std=0.1 if "embed" in name else 0.25, generator=chance)

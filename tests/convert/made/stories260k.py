@@ -141,3 +141,6 @@ def write(file: Gguf, folder: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    # It makes a tokenizer.json of it, which has the beginning of texts.
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()
