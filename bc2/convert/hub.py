@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class HubModel:
         """
         import huggingface_hub
         import huggingface_hub.constants
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             return self._kept("HF_HUB_OFFLINE is set")
@@ -63,6 +65,8 @@ class HubModel:
             found = huggingface_hub.HfApi().model_info(
                 self.repo, revision=self.revision, timeout=_ANSWER_S
             )
+            if not sys.stderr.isatty():
+                disable_progress_bars()  # they are for terminals
             names = [one.rfilename for one in found.siblings or ()]
             note(f"fetching {self.repo} at {found.sha} from the hub")
             folder = huggingface_hub.snapshot_download(

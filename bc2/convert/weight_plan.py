@@ -35,6 +35,12 @@ def plan_weights(
         DataError: one is missing, unknown, quantised, or not of the shape that `config` says.
     """
     _check_types(stored, where)
+    if config.num_layers > len(stored):  # before so many are laid out
+        raise DataError(
+            f"{config.num_layers:,} layers by config.json, and {len(stored):,} tensors",
+            where=where,
+            todo="take config.json and weights of the same model",
+        )
     parts = _parts_by_name(family, config)
     _check_names(stored, parts, family, config, where)
     made: dict[str, list[StoredTensor]] = {}

@@ -143,15 +143,9 @@ def _judging_agent() -> type:
 
 
 def _prepare_environment(ranks: Ranks, restarts: Restarts) -> None:
-    ignored = signals.ignored().split()
     os.environ[LAUNCHED] = shlex.join(ranks.options)
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ[signals.IGNORED] = signals.ignored()
-    # Of one that is ignored torch must set no handler, not even until `install`: a thread that
-    # does not block it would take it.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(
-        signum.name for signum in signals.SIGNALS if str(int(signum)) not in ignored
-    )
     os.environ[STEPS] = str(restarts.steps)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     # With a store that is shared over restarts a rank may find the address of a dead one.
@@ -164,6 +158,7 @@ def _config(ranks: Ranks, folder: Path, silent: bool) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     least, most = ranks.machines
+    ignored = signals.ignored().split()
     settings: dict[str, Any] = {"join_timeout": ranks.rendezvous_timeout}
     if known_host(ranks) is not None:
         settings["is_host"] = known_host(ranks)
@@ -177,4 +172,9 @@ def _config(ranks: Ranks, folder: Path, silent: bool) -> Any:
         rdzv_configs=settings,
         max_restarts=ranks.max_restarts,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.OUT if silent else Std.NONE),
+        # Of one that is ignored torch must set no handler, not even until `install`: a thread that
+        # does not block it would take it.
+        signals_to_handle=",".join(
+            signum.name for signum in signals.SIGNALS if str(int(signum)) not in ignored
+        ),
     )

@@ -7,6 +7,7 @@ Every use opens a connection of its own and closes it: a fork inherits none.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ BUSY_S = 120.0
 _ROOM = 1 << 16
 #: The key of PostgreSQL's advisory lock that keeps writers one at a time ("bc2").
 _PG_LOCK = 0x626332
+
+# SQLAlchemy logs what comes while it puts a connection back, a signal too, and raises it as well.
+# Without a handler Python would print that with its stack.
+logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 _tables = sa.MetaData()
 schema = sa.Table("bc2_schema", _tables, sa.Column("version", sa.Integer, primary_key=True))

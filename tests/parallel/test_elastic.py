@@ -250,8 +250,13 @@ def test_a_hang_up_is_ignored_where_it_was(
     rng = random.Random()
     steps = sorted(rng.sample(range(1, STEPS - 4), 3))
     with running(folder, ["nohup", *BC2, *RUN, *LENGTH, *TWO]) as process:
-        wait_until(process, lambda: len(ranks_of(process)) == 2)
-        os.kill(process.pid, signal.SIGHUP)
+        wait_until(process, lambda: psutil.Process(process.pid).name() != "nohup")
+
+        def started() -> bool:
+            os.kill(process.pid, signal.SIGHUP)
+            return len(ranks_of(process)) == 2
+
+        wait_until(process, started)
         for step in steps:
             wait_for_step(process, folder, step)
             for pid in (process.pid, *(rank.pid for rank in ranks_of(process).values())):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,25 @@ def test_writers_exclude_each_other_and_readers_do_not_wait(registry, publish, m
         with pytest.raises(RunFailed, match="in use"), registry.index.writing():
             pass
     assert registry.list() == []
+
+
+def test_a_signal_while_a_connection_is_put_back_is_raised_and_prints_no_stack(
+    registry, publish
+) -> None:
+    publish()
+    ends = (
+        "import sys, sqlalchemy.pool.base as pool, pathlib\n"
+        "from bc2.registry import Registry\n"
+        "def stop(*_, **__): raise KeyboardInterrupt\n"
+        "registry = Registry.open(pathlib.Path(sys.argv[1]))\n"
+        "pool._ConnectionFairy._reset = stop\n"
+        "try: registry.list()\n"
+        "except KeyboardInterrupt: print('raised')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ends, str(registry.home)], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("raised\n", "")
 
 
 def test_an_index_of_another_schema_says_so(registry, publish) -> None:
