@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -35,8 +36,8 @@ def cases(*fast: str, but: tuple[str, ...] = ()) -> list[Any]:
     ]
 
 
-def prepared(name: str) -> Artifact:
-    """Import a model into the home, and write on.toml, which goes on from it for 20 steps."""
+def prepared(name: str, steps: int = 20) -> Artifact:
+    """Import a model into the home, and write on.toml, which goes on from it."""
     original(name).write(Path(name))
     registry = Registry.open()
     artifact = import_model(registry, Path(name))
@@ -46,8 +47,8 @@ def prepared(name: str) -> Artifact:
         'base = "small.toml"\nname = "on"',
         f'[tokens]\ntokenizer = "{tokenizer.digest[:16]}"',
         "[model]", *_lines(model),
-        f'[pretrain]\ninit = "{artifact.digest[:16]}"\nlength = "20 steps"\nz_loss = 0',
-        "sample_prompts = 0",
+        f'[pretrain]\ninit = "{artifact.digest[:16]}"\nlength = "{steps} steps"\nz_loss = 0',
+        "sample_prompts = 0\neval_tokens = 0\noptimizer = { learning_rate = 1e-2 }",
     ]  # fmt: skip
     Path("on.toml").write_text("\n".join(lines) + "\n")
     return artifact
@@ -83,7 +84,7 @@ def first_loss(name: str, trained: Artifact) -> float:
     ends = batch.cu_seqlens.tolist()
     said = [
         original(name).logits(ids[first:end].tolist())
-        for first, end in zip(ends, ends[1:], strict=False)
+        for first, end in itertools.pairwise(ends)
         if first < end
     ]
     return float(cross_entropy(torch.cat(said).double(), labels))
@@ -120,7 +121,7 @@ def spawned(**parallel: int) -> list[float]:
 # One head of keys cannot be parted.
 @pytest.mark.parametrize("name", cases("qwen2", but=("mistral",)))
 def test_two_tensor_parallel_ranks_are_as_one(small: Path, name: str) -> None:
-    prepared(name)
+    prepared(name, 6)
     alone = losses(train())
     for made in Registry.open().list("checkpoint", "on"):
         Registry.open().remove(made)
@@ -130,7 +131,7 @@ def test_two_tensor_parallel_ranks_are_as_one(small: Path, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_3_on_two_ranks_is_as_one(small: Path, name: str) -> None:
-    prepared(name)
+    prepared(name, 6)
     alone = losses(train())
     for made in Registry.open().list("checkpoint", "on"):
         Registry.open().remove(made)

@@ -167,7 +167,9 @@ CONFIGS = {
         rope(rope_type="linear", factor=2.0, low_freq_factor=2.0), ("low_freq_factor",)
     ),
     "two bases": Case(config_of(rope_theta=5.0), ("rope_theta",)),
-    "another key of rope": Case(rope(rope_type="default", mrope_section=[1, 2]), ("mrope_section",)),
+    "another key of rope": Case(
+        rope(rope_type="default", mrope_section=[1, 2]), ("mrope_section",)
+    ),
     "no JSON": Case(text("config.json", "{"), ("config.json",)),
     "no object": Case(text("config.json", "[1]"), ("config.json",)),
     "deep": Case(text("config.json", "[" * 200_000), ("config.json",)),
@@ -260,7 +262,8 @@ TENSORS = {
     ),
     "unknown": Case(adds(STRANGE, torch.ones(2)), (STRANGE,)),
     "unknown bias": Case(
-        adds("model.layers.0.mlp.up_proj.bias", torch.ones(96)), ("model.layers.0.mlp.up_proj.bias",)
+        adds("model.layers.0.mlp.up_proj.bias", torch.ones(96)),
+        ("model.layers.0.mlp.up_proj.bias",),
     ),
     "scalar": Case(adds("model.norm.weight", torch.tensor(1.0)), ("model.norm.weight",)),
     "a beginning that tokenizer.model does not say": Case(
@@ -270,7 +273,8 @@ TENSORS = {
     "an end": Case(text("tokenizer_config.json", '{"add_eos_token": true}'), ("add_eos_token",)),
     "more ids than rows": Case(_few_rows, ("1,209", "1,200")),
     "a NaN": Case(
-        adds("model.norm.weight", torch.tensor([0.5] * 63 + [math.nan])), ("model.norm.weight", "NaN")
+        adds("model.norm.weight", torch.tensor([0.5] * 63 + [math.nan])),
+        ("model.norm.weight", "NaN"),
     ),
     "another head, said to be tied": Case(
         adds("lm_head.weight", torch.ones(1280, 64)), ("lm_head.weight",), "qwen2"

@@ -117,7 +117,8 @@ def test_it_learns_on_from_its_stories(theirs: Any, imported: Artifact, tmp_path
         *(f"{key} = {json.dumps(value)}" for key, value in model.items() if value is not None),
         f'[pretrain]\ninit = "{imported.digest[:16]}"\nlength = "20 steps"\nz_loss = 0',
         'batch_tokens = 1024\nmicro_batch = 8\nsequence_length = 128\nprecision = "fp32"',
-        'sample_prompts = 0\nschedule = { warmup = "2 steps" }\noptimizer = { learning_rate = 1e-3 }',
+        'sample_prompts = 0\nschedule = { warmup = "2 steps" }',
+        "optimizer = { learning_rate = 1e-3 }",
     ]  # fmt: skip
     (tmp_path / "on.toml").write_text("\n".join(lines) + "\n")
     trained = Session(Registry.open()).obtain("checkpoint", recipe.load("on.toml"), command=["bc2"])
