@@ -164,7 +164,12 @@ def _window(config: HfConfig, window: int | None) -> int | None:
     """The window, which the kinds of the layers, where they are listed, must not contradict."""
     config.seen.add("layer_types")
     right = "full_attention" if window is None else "sliding_attention"
-    for number, kind in enumerate(config.data.get("layer_types") or ()):
+    kinds, layers = config.data.get("layer_types"), config.get("num_hidden_layers", int)
+    if kinds is None:
+        return window
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise DataError(f"layer_types is no list of {layers} kinds", where=config.where)
+    for number, kind in enumerate(kinds):
         if kind != right:
             raise DataError(
                 f"layer {number} has {kind}, and others {right}: not supported", where=config.where

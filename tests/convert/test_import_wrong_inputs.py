@@ -104,9 +104,9 @@ def rope(**settings: Any) -> Break:
     return config_of(rope_parameters={"rope_theta": 10000.0, **settings})
 
 
-def text(name: str, content: str) -> Break:
+def text(name: str, content: str | bytes) -> Break:
     def write(folder: Path) -> None:
-        (folder / name).write_text(content)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     return write
 
@@ -167,6 +167,11 @@ CONFIGS = {
         rope(rope_type="linear", factor=2.0, low_freq_factor=2.0), ("low_freq_factor",)
     ),
     "two bases": Case(config_of(rope_theta=5.0), ("rope_theta",)),
+    "a base of words": Case(rope(rope_type="default", rope_theta="far"), ("rope_theta", "far")),
+    "a base beyond counting": Case(rope(rope_theta=10**400), ("rope_theta",)),
+    "an eps beyond counting": Case(config_of(rms_norm_eps=10**400), ("rms_norm_eps",)),
+    "a number of kinds": Case(config_of(layer_types=5), ("layer_types",), "qwen2"),
+    "too few kinds": Case(config_of(layer_types=["full_attention"]), ("layer_types",), "qwen2"),
     "another key of rope": Case(
         rope(rope_type="default", mrope_section=[1, 2]), ("mrope_section",)
     ),
@@ -240,6 +245,11 @@ def _adapter(folder: Path) -> None:
     )
 
 
+def _pipe(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 def _twice(folder: Path) -> None:
     shards = sorted(folder.glob("model-*.safetensors"))
     one, other = load_file(shards[0]), load_file(shards[1])
@@ -269,6 +279,23 @@ TENSORS = {
     "a beginning that tokenizer.model does not say": Case(
         text("tokenizer_config.json", '{"add_bos_token": true}'), ("add_bos_token",),
         "baichuan2-7b", "bin",
+    ),
+    "half an end": Case(
+        text("generation_config.json", '{"eos_token_id": 1.5}'), ("eos_token_id", "1.5")
+    ),
+    "an end that is no token": Case(
+        text("generation_config.json", '{"eos_token_id": [1201, 1279]}'), ("eos_token_id", "1279")
+    ),
+    "a temperature of words": Case(
+        text("generation_config.json", '{"do_sample": true, "temperature": "hot"}'),
+        ("temperature", "hot"),
+    ),
+    "a template of no text": Case(
+        text("chat_template.jinja", b"\xff"), ("chat_template.jinja", "UTF-8")
+    ),
+    "a pipe": Case(_pipe, ("model.safetensors",)),
+    "a file of nothing but size": Case(
+        lambda folder: os.truncate(folder / "config.json", 2**36), ("config.json", "too large")
     ),
     "an end": Case(text("tokenizer_config.json", '{"add_eos_token": true}'), ("add_eos_token",)),
     "more ids than rows": Case(_few_rows, ("1,209", "1,200")),
