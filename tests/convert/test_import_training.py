@@ -44,11 +44,13 @@ def prepared(name: str, steps: int = 20) -> Artifact:
     (tokenizer,) = registry.parents(artifact)
     model = load_config(artifact.path).keyed()
     lines = [
-        'base = "small.toml"\nname = "on"',
-        f'[tokens]\ntokenizer = "{tokenizer.digest[:16]}"',
+        'name = "on"\n[tokens]\ncorpus = "corpus/small"',
+        f'tokenizer = "{tokenizer.digest[:16]}"',
         "[model]", *_lines(model),
         f'[pretrain]\ninit = "{artifact.digest[:16]}"\nlength = "{steps} steps"\nz_loss = 0',
-        "sample_prompts = 0\neval_tokens = 0\noptimizer = { learning_rate = 1e-2 }",
+        'batch_tokens = 512\nmicro_batch = 4\nsequence_length = 64\nprecision = "fp32"',
+        'schedule = { warmup = "4 steps" }\noptimizer = { learning_rate = 1e-2 }',
+        "sample_prompts = 0\neval_tokens = 0",
     ]  # fmt: skip
     Path("on.toml").write_text("\n".join(lines) + "\n")
     return artifact
