@@ -132,7 +132,8 @@ def _qwen3(config: HfConfig) -> ModelConfig:
 
 def _rotary(config: HfConfig, *, base: float | None = None, **own: object) -> ModelConfig:
     """Llama's shape, and what a family has of its own."""
-    own.setdefault("num_kv_heads", config.get("num_key_value_heads", int, None))
+    if "num_kv_heads" not in own:
+        own["num_kv_heads"] = config.get("num_key_value_heads", int)
     return config.model(
         **config.sizes(), **config.rotary(base), **own,
         head_dim=config.optional("head_dim", int),
@@ -163,7 +164,12 @@ def _window(config: HfConfig, window: int | None) -> int | None:
     """The window, which the kinds of the layers, where they are listed, must not contradict."""
     config.seen.add("layer_types")
     right = "full_attention" if window is None else "sliding_attention"
-    for number, kind in enumerate(config.data.get("layer_types") or ()):
+    kinds, layers = config.data.get("layer_types"), config.get("num_hidden_layers", int)
+    if kinds is None:
+        return window
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise DataError(f"layer_types is no list of {layers} kinds", where=config.where)
+    for number, kind in enumerate(kinds):
         if kind != right:
             raise DataError(
                 f"layer {number} has {kind}, and others {right}: not supported", where=config.where

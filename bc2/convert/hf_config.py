@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -65,8 +66,12 @@ class HfConfig:
             if default is None:
                 raise DataError(f"{name} is missing", where=self.where)
             return default
+        return self._checked(name, value, kind)
+
+    def _checked(self, name: str, value: Any, kind: type[T]) -> T:
         if kind is float and type(value) is int:
-            value = float(value)
+            with suppress(OverflowError):
+                value = float(value)
         if type(value) is not kind:
             raise DataError(f"{name} is {value!r}, no {kind.__name__}", where=self.where)
         return value
@@ -124,12 +129,13 @@ class HfConfig:
         self.must_be("partial_rotary_factor", 1.0)
         self.seen |= {"rope_parameters", "rope_scaling"}
         new, old = (self._table(name) for name in ("rope_parameters", "rope_scaling"))
-        flat = self.optional("rope_theta", float)
-        said = {float(one) for one in (flat, new.pop("rope_theta", None)) if one is not None}
+        flat, inner = self.optional("rope_theta", float), new.pop("rope_theta", None)
+        if inner is not None:
+            inner = self._checked("rope_theta", inner, float)
+        said = {one for one in (flat, inner) if one is not None}
         if len(said) > 1:
             raise DataError(
-                f"rope_theta is {flat} and in rope_parameters {max(said - {flat})}",
-                where=self.where,
+                f"rope_theta is {flat} and in rope_parameters {inner}", where=self.where
             )
         if new and old and _scaling_of(new, self) != _scaling_of(old, self):
             raise DataError("rope_parameters and rope_scaling differ", where=self.where)
@@ -166,9 +172,7 @@ class HfConfig:
 def _scaling_of(table: Mapping[str, Any], config: HfConfig) -> RopeScaling | None:
     """Raises: DataError: a kind or a setting of it is not supported; it is named."""
     kind = table.get("rope_type", table.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3", "yarn"):
+    if kind not in ("default", "linear", "llama3", "yarn"):
         raise DataError(
             f"RoPE scaling {kind!r} is not supported, only linear, llama3 and yarn",
             where=config.where,
@@ -180,6 +184,8 @@ def _scaling_of(table: Mapping[str, Any], config: HfConfig) -> RopeScaling | Non
             raise DataError(
                 f"{name} = {value!r} of RoPE scaling {kind} is not supported", where=config.where
             )
+    if kind == "default":
+        return None
     if kind == "linear":
         settings.pop("original_context", None)
     elif kind == "yarn" and settings.get("original_context") is None:

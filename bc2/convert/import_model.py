@@ -7,7 +7,8 @@ tokenizer, chat layout and settings. Nothing of the source is run, and no tensor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bc2.convert.speech import FILES, Speech, read_speech
 from bc2.convert.stored_tensors import StoredTensor, open_tensors
 from bc2.convert.weight_plan import check_tied, plan_weights
 from bc2.convert.write_weights import write_weights
-from bc2.errors import DataError, UsageError, from_os_error
+from bc2.errors import Bc2Error, DataError, UsageError, from_os_error
 from bc2.files import sha256_file, write_durably
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import save_config
@@ -100,8 +101,8 @@ def import_model(
     name = _checked_name(found.name if name is None else name, given=name is not None)
     try:
         read = _Read.of(found, chat_layout)
-        tokenizer = read.tokenizer(registry, name)
-        return read.checkpoint(registry, name, role, tokenizer)
+        with read.tokenizer(registry, name) as tokenizer:
+            return read.checkpoint(registry, name, role, tokenizer)
     except OSError as error:
         raise from_os_error(error, f"importing {found.title}") from error
 
@@ -151,18 +152,29 @@ class _Read:
     def facts(self) -> dict[str, Any]:
         return {"imported_from": self.source.title, "family": self.family.name}
 
-    def tokenizer(self, registry: Registry, name: str) -> Artifact:
-        """The tokenizer as an artifact of its own, which token shards are made with."""
+    @contextmanager
+    def tokenizer(self, registry: Registry, name: str) -> Iterator[Artifact]:
+        """The tokenizer as an artifact of its own, which token shards are made with.
+
+        One that was made is taken back if what follows fails.
+        """
         files = self.speech.tokenizer_files
         key = stage_key("tokenizer", _VERSION, {"imported": _digests(files), "name": name}, ())
         known = registry.find("tokenizer", key)
         if known is not None:
-            return known
+            yield known
+            return
         facts = {**self.facts, "vocab_size": self.speech.tokenizer.vocab_size}
         with registry.stage(Draft("tokenizer", name, key, facts=facts)) as staged:
             for file, data in files.items():
                 write_durably(staged.path / file, data)
-            return staged.publish()
+            made = staged.publish()
+        try:
+            yield made
+        except BaseException:
+            with suppress(Bc2Error):  # somebody else may have begun to use it
+                registry.remove(made)
+            raise
 
     def checkpoint(
         self, registry: Registry, name: str, role: Role | None, tokenizer: Artifact

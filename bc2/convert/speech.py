@@ -183,12 +183,20 @@ def _chat(
 def _template(folder: ModelFolder, settings: Mapping[str, Any]) -> str | None:
     """The model's Jinja template; of several the one that is called default."""
     if folder.has(_TEMPLATE):
-        return folder.bytes(_TEMPLATE).decode("utf-8")
+        try:
+            return folder.bytes(_TEMPLATE).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8: {error}", where=str(folder.path / _TEMPLATE)) from None
     found = settings.get("chat_template")
     if isinstance(found, list):
-        found = {
-            one.get("name"): one.get("template") for one in found if isinstance(one, dict)
-        }.get("default")
+        found = next(
+            (
+                one.get("template")
+                for one in found
+                if isinstance(one, dict) and one.get("name") == "default"
+            ),
+            None,
+        )
     return found if isinstance(found, str) else None
 
 
@@ -215,7 +223,7 @@ def _defaults(
     if sampled is False:
         found["temperature"] = 0.0
     ends = generation.get("eos_token_id")
-    ids = [ends] if isinstance(ends, int) else list(ends or ())
+    ids = list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
     if end is not None and end in tokenizer.special_ids:
         ids.append(tokenizer.special_ids[end])
     for token in ids:

@@ -51,7 +51,8 @@ def test_a_template_from_each_place(tmp_path: Path, where: str) -> None:
         "several": {
             "tokenizer_config.json": {
                 "chat_template": [
-                    {"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML},
+                    {"name": "tool_use", "template": "x"}, {"name": [], "template": "x"}, "x",
+                    {"name": "default", "template": CHATML},
                 ]
             }
         },
