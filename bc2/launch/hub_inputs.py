@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bc2.errors import RefError
 from bc2.override import parse_override
 from bc2.pipeline.table import stage_of
 from bc2.process.signals import LAUNCHED
@@ -59,13 +60,23 @@ class HubInputs:
 
     def _ref(self, name: str, where: str) -> str:
         if name not in self.refs:
-            if world_size() > 1:
-                raise not_imported(name, where)
-            # Imported now: what reads other libraries' files is needed by few runs.
-            from bc2.convert.import_model import import_model
-
-            self.refs[name] = import_model(self.registry, name).ref
+            self.refs[name] = self._found(name) or self._imported(name, where)
         return self.refs[name]
+
+    def _found(self, name: str) -> str | None:
+        """The ref of what was imported by this name before."""
+        try:
+            return self.registry.resolve(name, "checkpoint").ref
+        except RefError:
+            return None
+
+    def _imported(self, name: str, where: str) -> str:
+        if world_size() > 1:
+            raise not_imported(name, where)
+        # Imported now: what reads other libraries' files is needed by few runs.
+        from bc2.convert.import_model import import_model
+
+        return import_model(self.registry, name).ref
 
 
 def hub_names(recipe: Recipe) -> dict[KeyPath, Any]:
