@@ -20,6 +20,7 @@ import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_json_tokenizers import llama3_like
 
 from bc2.data.documents import Document, SourceRow
 from bc2.data.loader import pack
@@ -95,7 +96,8 @@ def documents(*texts: str, lang: str | None = None) -> list[Document]:
 def naive_nats(tokenizer: Tokenizer, text: str, stride: int) -> list[float]:
     """What each token costs, in float64: one full pass for each window."""
     exact = build(torch.float64, tokenizer.vocab_size)
-    ids = [tokenizer.eos_id, *tokenizer.encode(text)]
+    before = tokenizer.begin_ids or (tokenizer.eos_id,)
+    ids = [before[-1], *tokenizer.encode(text)]
     costs: list[float] = []
     for end in [*range(WINDOW, len(ids) - 1, stride), len(ids) - 1]:
         begin = max(0, end - WINDOW)
@@ -125,6 +127,17 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == (value if value is None else pytest.approx(value, rel=1e-5)), name
+
+
+def test_texts_are_predicted_from_their_beginning() -> None:
+    tokenizer = Tokenizer.from_bytes(llama3_like())
+    texts = [ENGLISH, CHINESE]
+    scores = measure_text(
+        engine_of(build(torch.float32, tokenizer.vocab_size)), tokenizer, documents(*texts),
+        TextSettings(stride=5),
+    )  # fmt: skip
+    check(scores, texts, [naive_nats(tokenizer, text, 5) for text in texts])
+    assert scores.as_json()["first_token_from"] == "beginning of text"
 
 
 @pytest.mark.parametrize("stride", [None, 1, 5, WINDOW])
