@@ -9,8 +9,8 @@ and where each key was written; it knows nothing of models or data.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from os.path import exists, isdir, isfile
@@ -155,6 +155,11 @@ class Recipe:
     overrides: Mapping[KeyPath, str] = field(default_factory=dict, repr=False)
     named_by: tuple[Path, ...] = field(default=(), repr=False, compare=False)
     """Of one that others name as an input's: the files on the way to it, its own the last."""
+    borrowed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Sections that it takes from what it names, and where they are written."""
+    complete: Callable[[Recipe], Recipe] | None = field(default=None, repr=False, compare=False)
+    """Fills in what a recipe leaves to what it names, see `bc2.pipeline.completion`; also for
+    the recipes that this one names."""
 
     @property
     def path(self) -> Path:
@@ -199,6 +204,23 @@ class Recipe:
         """Every section, validated, in the order of `SECTIONS`."""
         for name in self.section_names:
             yield self.get(section_class(name))
+
+    def writes(self, cls: type[Section]) -> bool:
+        """Whether a file has the section, and not overrides alone."""
+        return any(cls.section in layer.data for layer in self.layers)
+
+    def borrowing(self, cls: type[Section], table: Mapping[str, Any], where: str) -> Recipe:
+        """The recipe with a section of something else below its own overrides of it.
+
+        Args:
+            where: where the table is written, for errors.
+        """
+        merged = _merge(table, self.data.get(cls.section, {}))
+        return replace(
+            self,
+            data={**self.data, cls.section: merged},
+            borrowed={**self.borrowed, cls.section: where},
+        )
 
     def resolved(self, only: Collection[str] | None = None) -> dict[str, Any]:
         """The whole recipe with every default filled in, as JSON data.
@@ -269,6 +291,8 @@ class Recipe:
             # an item's number is a string on the command line
             if tuple(map(str, key[: len(path)])) == path:
                 return spelled_place(spelled)
+        if key and key[0] in self.borrowed:
+            return self.borrowed[str(key[0])]
         for length in range(len(key), 0, -1):
             for layer in self.layers:
                 line = layer.line_of(key[:length])

@@ -44,6 +44,8 @@ class _Asked:
     temperature: float
     allow_code: bool
     require: tuple[str, ...]
+    apply_chat_template: bool
+    fewshot_as_multiturn: bool | None
     stride: int | None
     nproc: int
     device: str
@@ -81,6 +83,13 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the model's programs, in a sandbox.")
     ] = False,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Ask in the model's own chat layout.")
+    ] = False,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        typer.Option(help="Examples as turns of the chat; else in one turn.", show_default="turns"),
+    ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SHARE", help="Exit with 1 below it; repeatable."),
@@ -122,7 +131,8 @@ def evaluate(
     names = list(dict.fromkeys(filter(None, map(str.strip, (bench or "").split(",")))))
     asked = _Asked(
         ref, names, data, shots, limit, seed, samples, temperature, allow_code,
-        tuple(require or ()), stride, nproc, device, precision, cache_memory, out, fresh,
+        tuple(require or ()), apply_chat_template, fewshot_as_multiturn, stride, nproc, device,
+        precision, cache_memory, out, fresh,
     )  # fmt: skip
     _check(asked)
     if names == [_TEXT]:
@@ -152,6 +162,9 @@ def _check(asked: _Asked) -> None:
             f"--samples {asked.samples} at temperature 0 are equal answers",
             todo="give --temperature, such as 0.8",
         )
+    if asked.fewshot_as_multiturn is not None and not asked.apply_chat_template:
+        option = f"--{'' if asked.fewshot_as_multiturn else 'no-'}fewshot-as-multiturn"
+        raise UsageError(f"{option} is about chats", todo="add --apply-chat-template")
     if asked.names != [_TEXT]:
         if _TEXT in asked.names:
             raise UsageError("text is evaluated alone: its --data is a file", todo="--bench text")
@@ -161,7 +174,7 @@ def _check(asked: _Asked) -> None:
     others = {
         "--shots": asked.shots is not None, "--samples": asked.samples > 1,
         "--temperature": asked.temperature > 0, "--allow-code": asked.allow_code,
-        "--require": bool(asked.require),
+        "--require": bool(asked.require), "--apply-chat-template": asked.apply_chat_template,
     }  # fmt: skip
     for option, given in others.items():
         if given:
@@ -252,7 +265,7 @@ def _opened(asked: _Asked, *, runs_code: bool = False) -> Iterator[Evaluation]:
             sandbox = held.enter_context(Sandbox.open())
         request = EvalRequest(
             asked.shots, asked.limit, asked.seed, asked.samples, asked.temperature,
-            holder.precision,
+            holder.precision, asked.apply_chat_template, asked.fewshot_as_multiturn is not False,
         )  # fmt: skip
         launch = partial(_launch, registry, asked.nproc) if asked.nproc > 1 else None
         session = Session(registry, fresh=asked.fresh)

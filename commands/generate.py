@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bc2.console import Output, check_output
-from bc2.errors import UsageError
+from bc2.console import Output, check_output, note
+from bc2.errors import DataError, UsageError
 from bc2.options import Json, Quiet, parse_bytes, verb
-from bc2.registry import Registry
+from bc2.registry import Artifact, Registry
 
 if TYPE_CHECKING:
     from bc2.generate.engine import InferenceEngine
+    from bc2.generate.generation_defaults import GenerationDefaults
+    from bc2.generate.live import DecodeBytes
     from bc2.generate.load import LanguageModel
     from bc2.generate.prompts import Prompt, PromptRequest
+    from bc2.generate.sampling_config import SamplingConfig
     from bc2.recipe import Settings
+    from bc2.tokenizer.chat import Chat
+    from bc2.tokenizer.tokenizer import Tokenizer
 
     S = TypeVar("S", bound=Settings)
 
 app = verb()
+
+#: Where neither an option nor the model says otherwise.
+_DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 128, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
+def _option(name: str, help: str, **bounds: Any) -> Any:
+    """An option whose default may be the model's own."""
+    return typer.Option(help=help, show_default=str(_DEFAULTS[name]), **bounds)
 
 
 @app.command(no_args_is_help=True)
@@ -38,17 +54,28 @@ def generate(
             "--file", help="Prompts: a line each, or JSON lines with a `prompt` key; - is stdin."
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 128,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer prompts, or `messages`, in the model's layout.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --chat: a system message before them.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, _option("max_new_tokens", "Most tokens to add.", min=1)
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Continuations of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest that sum to this.")] = 1.0,
+    temperature: Annotated[float | None, _option("temperature", "0 is greedy.", min=0)] = None,
+    top_k: Annotated[
+        int | None, _option("top_k", "Keep the k likeliest; 0 keeps all.", min=0)
+    ] = None,
+    top_p: Annotated[float | None, _option("top_p", "Keep the likeliest that sum to this.")] = None,
     min_p: Annotated[
-        float, typer.Option(help="Keep those this many times as likely as the likeliest.")
-    ] = 0.0,
+        float | None, _option("min_p", "Keep those this many times as likely as the likeliest.")
+    ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1, tokens that were there become less likely.")
-    ] = 1.0,
+        float | None,
+        _option("repetition_penalty", "Above 1, tokens that were there become less likely."),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; repeatable.")] = None,
     stop_id: Annotated[
         list[int] | None, typer.Option(help="Token that ends it, beside the end of text.")
@@ -80,6 +107,8 @@ def generate(
 ) -> None:
     """Continue each prompt. With a single word it is the prompt, and the newest model is taken.
 
+    What no option says is the model's own, where it was imported with such settings.
+
     On a terminal one prompt is shown as it grows; --quiet prints the continuations alone.
     """
     from bc2.generate.engine_config import EngineConfig
@@ -88,38 +117,55 @@ def generate(
     from bc2.report.result_file import ResultFile
 
     _check_formats(json=json, jsonl=jsonl, quiet=quiet, as_completed=as_completed, out=out)
+    if system is not None and not chat:
+        raise UsageError("--system is a message of a chat", todo="add --chat")
+    asked = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
     settings = _settings(
-        SamplingConfig, max_new_tokens=max_new_tokens, n=n, temperature=temperature, top_k=top_k,
-        top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
-        stop=tuple(stop or ()), logprobs=logprobs,
+        SamplingConfig, **{**_DEFAULTS, **given}, n=n, seed=seed, stop=tuple(stop or ()),
+        logprobs=logprobs,
     )  # fmt: skip
     memory = parse_bytes(cache_memory, "--cache-memory") if cache_memory is not None else None
     config = _settings(EngineConfig, cache_bytes=memory, max_running=max_running)
     if out is not None and file is not None and out.resolve() == file.resolve():
         raise UsageError("the results would replace the prompts", where=str(out))
-    ref, prompts, live = _split(words or [], file)
+    ref, prompts, live = _split(words or [], file, chat=chat)
     results = ResultFile(out) if out is not None else None
 
     from bc2.generate.chosen_model import chosen_model
+    from bc2.generate.conversations import Conversations
     from bc2.generate.engine import InferenceEngine
+    from bc2.generate.generation_defaults import GenerationDefaults
     from bc2.generate.load import open_model
     from bc2.generate.prompts import prompt_requests
+    from bc2.tokenizer.chat_file import chat_of, check_has_layout
     from bc2.train.device import DTYPES, pick_device, pick_inference_precision
 
     where = pick_device(device)
     dtype = DTYPES[pick_inference_precision(precision, where)]
-    with open_model(chosen_model(Registry.open(), ref), where, dtype) as loaded:
+    artifact = chosen_model(Registry.open(), ref)
+    if chat:
+        check_has_layout(artifact)
+    own = GenerationDefaults.of(artifact)
+    with open_model(artifact, where, dtype) as loaded:
         tokenizer = loaded.tokenizer
-        ends = _stop_ids(stop_id or [], tokenizer.eos_id, ignore_eos=ignore_eos)
+        layout = chat_of(artifact, tokenizer) if chat else None
+        ends = () if ignore_eos else _end_ids(tokenizer, layout, own, artifact)
+        settings = _of_model(settings, own, given, ends, artifact)
+        ends = tuple(dict.fromkeys([*ends, *(stop_id or [])]))
         settings = settings.model_copy(update={"stop_ids": ends})
-        engine = InferenceEngine(
-            loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=tokenizer.generated_bytes
-        )
-        requests = prompt_requests(prompts, tokenizer, settings)
+        decode = layout.generated_bytes if layout is not None else tokenizer.generated_bytes
+        engine = InferenceEngine(loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=decode)
+        window = loaded.model.config.context_length
+        talk = Conversations(layout, window, system) if layout is not None else None
+        requests = prompt_requests(prompts, tokenizer, settings, talk)
         output = Output.of(json=json, quiet=quiet)
         plain = not (json or jsonl or out)
         if plain and live and n == 1 and sys.stdout.isatty():
-            _stream(engine, next(requests), loaded, quiet=quiet)
+            _stream(engine, next(requests), loaded, decode, quiet=quiet)
             return
         answers = engine.generate(requests, in_order=not as_completed)
         deliver(answers, loaded, output, jsonl=jsonl, results=results)
@@ -137,14 +183,16 @@ def _check_formats(
         )
 
 
-def _split(words: list[str], file: Path | None) -> tuple[str | None, Iterator[Prompt], bool]:
+def _split(
+    words: list[str], file: Path | None, *, chat: bool
+) -> tuple[str | None, Iterator[Prompt], bool]:
     """The ref and the prompts among the arguments, and whether it is a single prompt."""
     from bc2.generate.prompts import Prompt, read_prompts
 
     if file is not None:
         if len(words) > 1:
             raise UsageError("prompts come from --file or from the command line, not from both")
-        prompts = read_prompts(file)
+        prompts = read_prompts(file, chat=chat)
         # What is wrong with its beginning is said before the model is loaded.
         first = next(prompts)
         return (words[0] if words else None), itertools.chain([first], prompts), False
@@ -165,20 +213,48 @@ def _settings(cls: type[S], **values: Any) -> S:
         raise UsageError(f"{option}: {first['msg'].lower()}, not {first['input']}") from None
 
 
-def _stop_ids(more: list[int], eos_id: int, *, ignore_eos: bool) -> tuple[int, ...]:
+def _end_ids(
+    tokenizer: Tokenizer, chat: Chat | None, own: GenerationDefaults, artifact: Artifact
+) -> tuple[int, ...]:
     """The tokens that end a continuation; a tokenizer may have no end of text (-1)."""
-    return (*(() if ignore_eos or eos_id < 0 else (eos_id,)), *more)
+    from bc2.generate.generation_defaults import GENERATION_FILE
+
+    wrong = next((i for i in own.end_ids if not 0 <= i < tokenizer.vocab_size), None)
+    if wrong is not None:
+        raise DataError(
+            f"the model's answers end at token {wrong}, and its tokenizer has "
+            f"{tokenizer.vocab_size:,} pieces",
+            where=str(artifact.path / GENERATION_FILE),
+            todo="import the model again with the tokenizer that it was trained with",
+        )
+    ends = [] if tokenizer.eos_id < 0 else [tokenizer.eos_id]
+    return tuple(dict.fromkeys([*ends, *(chat.end_ids if chat else ()), *own.end_ids]))
+
+
+def _of_model(
+    settings: SamplingConfig, own: GenerationDefaults, given: Mapping[str, Any],
+    ends: tuple[int, ...], artifact: Artifact,
+) -> SamplingConfig:  # fmt: skip
+    """The settings with those of the model that no option gives, which is said."""
+    taken = {name: value for name, value in own.sampling().items() if name not in given}
+    said = [f"{name} {value:g}" for name, value in taken.items()]
+    more = [str(token) for token in own.end_ids if token in ends]
+    said += [f"end_ids {' '.join(more)}"] if more else []
+    if said:
+        note(f"settings of {artifact.title}: {', '.join(said)}")
+    return settings.model_copy(update=taken)
 
 
 def _stream(
-    engine: InferenceEngine, request: PromptRequest, loaded: LanguageModel, *, quiet: bool
-) -> None:
+    engine: InferenceEngine, request: PromptRequest, loaded: LanguageModel, decode: DecodeBytes,
+    *, quiet: bool,
+) -> None:  # fmt: skip
     """Show one continuation as it grows."""
     from bc2.generate.text import TextStream
-    from bc2.report.continuations import log_prob_tables
+    from bc2.report.continuations import log_prob_tables, shown_prompt
 
-    stream = TextStream(loaded.tokenizer.generated_bytes, request.settings.stop)
-    _show("" if quiet else request.text)
+    stream = TextStream(decode, request.settings.stop)
+    _show("" if quiet else shown_prompt(request))
     answers = engine.generate([request], on_token=lambda _, __, token: _show(stream.push(token)))
     (made,) = next(answers).continuations
     _show(stream.finish() + "\n")

@@ -32,7 +32,9 @@ def list_(json: Json = False, quiet: Quiet = False) -> None:
 @app.command()
 def show(recipe: RecipeArg, set_: Set = None, json: Json = False) -> None:
     """Show a recipe with every default filled in, and the size of its model."""
-    loaded = load(recipe, set_ or [])
+    from bc2.pipeline.completion import completed
+
+    loaded = completed(load(recipe, set_ or []))
     resolved = {**loaded.resolved(), **_sizes(loaded)}
     Output.of(json=json).emit(resolved, table=_tables(resolved))
 
@@ -40,10 +42,11 @@ def show(recipe: RecipeArg, set_: Set = None, json: Json = False) -> None:
 @app.command()
 def check(recipe: RecipeArg, set_: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Check a recipe: keys, types, values, and sections against each other."""
+    from bc2.pipeline.completion import completed
     from bc2.pipeline.reach import unread_sections
     from bc2.pipeline.table import check_recipe
 
-    loaded = load(recipe, set_ or [])
+    loaded = completed(load(recipe, set_ or []))
     check_recipe(loaded)
     for kind, (sections, found) in unread_sections(loaded).items():
         names = ", ".join(f"[{name}]" for name in sections)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from bc2.console import note, warn
 from bc2.errors import DataError, UsageError
+from bc2.registry.refs import HUB
 from bc2.streams import first_line
-
-HUB = "hf://"
 
 _SOURCE = re.compile(r"hf://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -42,6 +41,11 @@ class HubModel:
                 f"{source!r} names no model of the hub", todo="write hf://OWNER/NAME@REVISION"
             )
         return cls(found[1], found[2] or "main")
+
+    def names(self, commit: str) -> tuple[str, ...]:
+        """What it is called: by a commit, and as it was asked for."""
+        asked = f"{HUB}{self.repo}@{self.revision}"
+        return tuple(dict.fromkeys([f"{HUB}{self.repo}@{commit}", asked]))
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from bc2.console import progress, warn
 from bc2.convert.families import Family, family_of
 from bc2.convert.hf_config import HfConfig
-from bc2.convert.hub import HUB, HubModel
+from bc2.convert.hub import HubModel
 from bc2.convert.model_folder import CONFIG, ModelFolder
 from bc2.convert.speech import FILES, Speech, read_speech
 from bc2.convert.stored_tensors import StoredTensor, open_tensors
@@ -29,6 +29,7 @@ from bc2.model.store import save_config
 from bc2.registry import Artifact, Draft, Registry, Role, stage_key
 from bc2.registry.draft import check_name
 from bc2.registry.manifest import FileEntry
+from bc2.registry.refs import HUB, HUB_NAMES
 
 #: Raised when the same files would give another artifact.
 _VERSION = 1
@@ -43,8 +44,8 @@ class Source:
     """For people, and recorded."""
     name: str
     """What it is called if nobody says."""
-    commit: str | None = None
-    """On the hub: the same commit is the same model."""
+    hub_names: tuple[str, ...] = ()
+    """On the hub, by its commit first: the same commit is the same model."""
 
     @classmethod
     def of(cls, source: str | Path) -> Source:
@@ -59,11 +60,12 @@ class Source:
             return cls(ModelFolder(path), str(path.absolute()), _name_of(path.absolute()))
         hub = HubModel.parse(str(source))
         folder, commit = hub.fetch()
-        return cls(ModelFolder(folder), f"{HUB}{hub.repo}@{commit}", hub.name, commit)
+        names = hub.names(commit)
+        return cls(ModelFolder(folder), names[0], hub.name, names)
 
     def identity(self, paths: list[Path]) -> dict[str, str]:
         """What the model is made of, for its key: a commit, or digests of the files."""
-        if self.commit is not None:
+        if self.hub_names:
             return {"hub": self.title}
         total = sum(path.stat().st_size for path in paths)
         with progress("reading", total, "bytes") as seen:
@@ -150,7 +152,8 @@ class _Read:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"imported_from": self.source.title, "family": self.family.name}
+        facts = {"imported_from": self.source.title, "family": self.family.name}
+        return {**facts, HUB_NAMES: list(self.source.hub_names)} if self.source.hub_names else facts
 
     @contextmanager
     def tokenizer(self, registry: Registry, name: str) -> Iterator[Artifact]:

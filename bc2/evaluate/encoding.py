@@ -31,23 +31,33 @@ class PromptEncoder:
     """Encodes the prompts of a task, best in the task's own order; for one thread.
 
     Args:
-        prefix_id: what stands for an empty context, lm-eval's `prefix_token_id`.
+        prefix_id: what stands for an empty context, lm-eval's `prefix_token_id`. Other contexts
+            begin with the tokenizer's `begin_ids`, as in lm-eval's `hf` model by default.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, prefix_id: int):
         self._tokenizer = tokenizer
         self._prefix_id = prefix_id
+        self._begin = list(tokenizer.begin_ids)
         self._boundaries = Boundaries(tokenizer)
         self._short = lru_cache(_SHORT_TEXTS)(tokenizer.encode)
         self._beginnings: OrderedDict[str, list[int]] = OrderedDict()
         self._last = ""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a prompt: `Tokenizer.encode`."""
+        """The ids of a prompt: `Tokenizer.encode_whole`."""
+        return self._begin + self.text_ids(text)
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text without what it begins with: `Tokenizer.encode`."""
         if not self._boundaries.exist:
             return self._tokenizer.encode(text)
         beginning, ids = self._beginning(text)
         return ids + self._encode(text[len(beginning) :])
+
+    def question_tokens(self, text: str) -> int:
+        """How many tokens a question has without shots."""
+        return len(self.encode(text))
 
     def pair(
         self, context: str, continuations: Sequence[str], *, where: str | None = None
@@ -67,10 +77,11 @@ class PromptEncoder:
         if context:
             kept = context.rstrip()
             moved = context[len(kept) :]
-            context_ids = self.encode(kept)
+            ids = self.text_ids(kept)
+            context_ids = self._begin + ids
             if not context_ids:
                 raise DataError(f"the context {context!r} has no tokens", where=where)
-            answers = [self._after(kept, context_ids, moved + text) for text in continuations]
+            answers = [self._after(kept, ids, moved + text) for text in continuations]
         else:
             context_ids = [self._prefix_id]
             answers = [self._after_nothing(text) for text in continuations]
@@ -89,6 +100,8 @@ class PromptEncoder:
 
     def _after(self, context: str, context_ids: list[int], text: str) -> list[int]:
         """The tokens of ``context + text`` after those that the context alone has.
+
+        What texts begin with is in neither.
 
         The tokens before a safe place are the same in both, so only what is after it is encoded.
         """
@@ -140,6 +153,17 @@ class PromptEncoder:
         length = _common_length(text, self._last)
         line = text.rfind("\n", 0, length) + 1
         return self._boundaries.last(text, line or length)
+
+
+def prefix_id(tokenizer: Tokenizer) -> int:
+    """The token before a text without context: what texts begin with, as in lm-eval's `hf` model.
+
+    Else the end of the document before it. It is -1 for a tokenizer that has neither an end nor a
+    beginning of text.
+    """
+    if tokenizer.begin_ids:
+        return tokenizer.begin_ids[-1]
+    return tokenizer.eos_id if tokenizer.eos_id >= 0 else tokenizer.bos_id
 
 
 def _common_length(first: str, second: str) -> int:

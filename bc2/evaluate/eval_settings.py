@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bc2.recipe import Settings
+from bc2.recipe import KEYED_UNLESS_DEFAULT, Settings
 
 
 class EvalSettings(Settings):
@@ -41,3 +41,9 @@ class EvalSettings(Settings):
 
     prompts_version: int
     """Of the way in which prompts are built."""
+
+    apply_chat_template: bool = Field(False, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Whether prompts are chats in the checkpoint's layout."""
+
+    fewshot_as_multiturn: bool = Field(False, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Whether the examples are turns of these chats; else they are in the user's one turn."""

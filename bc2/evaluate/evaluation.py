@@ -22,6 +22,7 @@ from bc2.evaluate.text_run import TextEvalSettings, TextFiles, TextRun
 from bc2.harness.versions import harness_version
 from bc2.pipeline.session import Session
 from bc2.ranks import RankFailed
+from bc2.recipe import keying
 from bc2.registry import Artifact
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class EvalRequest:
     samples: int = 1
     temperature: float = 0.0
     precision: Precision = "fp32"
+    apply_chat_template: bool = False
+    """Whether prompts are chats in the model's layout."""
+    fewshot_as_multiturn: bool = True
+    """Whether the examples are turns of these chats, lm-eval's default."""
 
     def settings(self, rows: SuiteRows) -> EvalSettings:
         """The settings of one suite."""
@@ -61,12 +66,18 @@ class EvalRequest:
             data=rows.digest(shots),
             harness=harness_version(rows.suite),
             prompts_version=PROMPTS_VERSION,
+            apply_chat_template=self.apply_chat_template,
+            fewshot_as_multiturn=self.apply_chat_template and self.fewshot_as_multiturn,
         )
 
 
 @dataclass
 class Evaluation:
-    """One model, and how it is evaluated."""
+    """One model, and how it is evaluated.
+
+    Raises:
+        DataError: a chat layout is asked for, and the model has none.
+    """
 
     session: Session
     holder: ModelHolder
@@ -81,6 +92,10 @@ class Evaluation:
     """Suites that came to no score."""
     model_seconds: dict[str, float | None] = field(default_factory=dict)
     """By digest of scores that were made now: see `SuiteRun.model_seconds`."""
+
+    def __post_init__(self) -> None:
+        if self.request.apply_chat_template:
+            self.holder.use_layout()
 
     def evaluate(self, suites: Sequence[SuiteRows]) -> Iterator[Artifact]:
         """The scores of each suite that comes to any, in order.
@@ -112,9 +127,10 @@ class Evaluation:
 
     def _scores(self, rows: SuiteRows) -> Artifact:
         settings = self.request.settings(rows)
-        prompts = SuitePrompts(rows, settings, self.holder.tokenizer, self._kept_in)
+        holder = self.holder
+        prompts = SuitePrompts(rows, settings, holder.tokenizer, self._kept_in, holder.chat)
         verdicts = self._verdicts if rows.suite.runs_code else None
-        run = SuiteRun(prompts, self.holder, self._start_ranks(), verdicts)
+        run = SuiteRun(prompts, holder, self._start_ranks(), verdicts)
         scores = self._obtain(settings, run)
         self.model_seconds[scores.digest] = run.model_seconds
         return scores
@@ -158,13 +174,20 @@ class Evaluation:
             path: of one's own texts, of which another path is another text; None: a benchmark.
         """
         wanted = settings.model_dump(mode="json")
+        # Settings that there were not yet when others were recorded had their defaults.
+        later = {
+            name: info.default
+            for name, info in type(settings).model_fields.items()
+            if keying(info) == "unless default"
+        }
         digest = self.holder.artifact.digest
         alike = {}
         for known in self.session.registry.list("scores", name=name):
             recorded = known.manifest.recipe.get("scores", {})
             if path is not None and known.manifest.facts["data"]["origin"] != path:
                 continue
-            if known.parents == (digest,) and {**recorded, "data": settings.data} == wanted:
+            alike_but_rows = {**later, **recorded, "data": settings.data} == wanted
+            if known.parents == (digest,) and alike_but_rows:
                 alike[recorded["data"]] = known
         if alike and settings.data not in alike:
             other = next(iter(alike.values()))

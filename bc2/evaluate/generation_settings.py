@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ def generation_of(
     *,
     samples: int,
     temperature: float,
+    end_ids: Sequence[int] = (),
+    repetition_penalty: float = 1.0,
 ) -> Generation:
     """The settings for a task.
 
@@ -52,6 +54,8 @@ def generation_of(
         window: tokens of the model's context.
         samples: answers to each prompt.
         temperature: above 0 it replaces the task's.
+        end_ids: tokens that end an answer, beside the tokenizer's end of text.
+        repetition_penalty: the model's own, which transformers applies for lm-eval too.
 
     Raises:
         UsageError: an argument is unknown here, or its value is impossible.
@@ -81,7 +85,8 @@ def generation_of(
             top_k=int(arguments.get("top_k", 0)) if drawn else 0,
             min_p=float(arguments.get("min_p", 0.0)) if drawn else 0.0,
             stop=tuple(dict.fromkeys(stops)),
-            stop_ids=tuple(ends),
+            stop_ids=tuple(dict.fromkeys([*ends, *end_ids])),
+            repetition_penalty=repetition_penalty,
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -60,6 +60,10 @@ class RunRecord:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: Mapping[str, tuple[str | None, int | None]] = field(default_factory=dict)
     """``pad``, ``eos``, ``bos``: token and id."""
+    chat_template: str | None = None
+    """The layout that was applied, in Jinja."""
+    fewshot_as_multiturn: bool | None = None
+    """Whether shots were turns of it."""
 
 
 def date_id(started: float) -> str:
@@ -89,9 +93,9 @@ def results_json(
         "model_name_sanitized": re.sub(r'["<>:/|\\?*\[\]]+', "__", record.model_name),
         "system_instruction": None,
         "system_instruction_sha": None,
-        "fewshot_as_multiturn": None,
-        "chat_template": None,
-        "chat_template_sha": None,
+        "fewshot_as_multiturn": record.fewshot_as_multiturn,
+        "chat_template": record.chat_template,
+        "chat_template_sha": None if record.chat_template is None else _hash(record.chat_template),
         "total_evaluation_time_seconds": None if record.seconds is None else str(record.seconds),
     }
     written = json.dumps(results, indent=2, default=_plain, ensure_ascii=False)

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from bc2.generate.engine import InferenceEngine
+    from bc2.generate.generation_defaults import GenerationDefaults
     from bc2.model.model_config import ModelConfig
     from bc2.model.transformer import Transformer
+    from bc2.tokenizer.chat import Chat
     from bc2.tokenizer.tokenizer import Tokenizer
     from bc2.train.precision import Precision
 
@@ -31,6 +33,8 @@ class ModelHolder:
     config: EngineConfig = field(default_factory=EngineConfig)
     wanted_device: str = "auto"
     """As it was asked for: each rank takes its own."""
+    chat: Chat | None = None
+    """The layout that it answers in; None: it continues texts. Set by `use_layout`."""
     _held: ExitStack = field(default_factory=ExitStack)
     _told_seconds: float = 0.0
 
@@ -79,6 +83,24 @@ class ModelHolder:
             )
         return tokenizer
 
+    def use_layout(self) -> None:
+        """Answer in the checkpoint's chat layout; before anything is answered.
+
+        Raises:
+            DataError: it has none.
+            IntegrityError: its file is not what was published.
+        """
+        from bc2.tokenizer.chat_file import chat_of
+
+        self.chat = chat_of(self.artifact, self.tokenizer)
+
+    @cached_property
+    def defaults(self) -> GenerationDefaults:
+        """The checkpoint's own settings of generation."""
+        from bc2.generate.generation_defaults import GenerationDefaults
+
+        return GenerationDefaults.of(self.artifact)
+
     @cached_property
     def shape(self) -> ModelConfig:
         """The model's configuration."""
@@ -110,7 +132,7 @@ class ModelHolder:
             self.model,
             self.config,
             eos_id=tokenizer.eos_id,
-            decode_bytes=tokenizer.generated_bytes,
+            decode_bytes=(self.chat or tokenizer).generated_bytes,
         )
 
     def seconds_since_last(self) -> float:

@@ -75,7 +75,9 @@ def answer_as_rank(registry: Registry, work: Path) -> None:
         else:
             rows = SuiteRows.open(suite_of(job.settings.suite), job.folder, say=False)
             _check_rest(rows.digest(job.settings.shots), job.settings)
-            prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in)
+            if job.settings.apply_chat_template:
+                holder.use_layout()
+            prompts = SuitePrompts(rows, job.settings, holder.tokenizer, job.kept_in, holder.chat)
             holder.config = _fair(holder.config, prompts)
             SuiteRun(prompts, holder).answer(AnswerJournal(work, job.claims))
     finally:

@@ -98,6 +98,7 @@ def suite_facts(run: SuiteRun, loaded: LoadedSuite) -> SuiteFacts:
         aggregations={k: made for task in tasks for k, made in other_aggregations(task).items()},
         fallbacks={k: v for task in tasks for k, v in extraction_fallbacks(task).items()},
         subjects={name: task.config.task_alias or name for name, task in loaded.tasks.items()},
+        layout=None if run.prompts.chat is None else run.prompts.chat.name,
     )
 
 
@@ -129,8 +130,9 @@ def _weighted(loaded: LoadedSuite) -> bool:
 
 def _facts(run: SuiteRun, whole: Summary) -> dict[str, Any]:
     """What the registry records of the scores, beside the settings."""
-    rows, release = run.prompts.rows, run.prompts.rows.release
+    rows, release, chat = run.prompts.rows, run.prompts.rows.release, run.prompts.chat
     return {
+        **({} if chat is None else {"chat_layout": chat.name}),
         "suite": rows.suite.name,
         "metric": whole.metric,
         "score": whole.score,
@@ -149,7 +151,7 @@ def _facts(run: SuiteRun, whole: Summary) -> dict[str, Any]:
 
 
 def _record(run: SuiteRun) -> RunRecord:
-    holder, settings = run.holder, run.prompts.settings
+    holder, settings, chat = run.holder, run.prompts.settings, run.prompts.chat
     return RunRecord(
         model_name=holder.artifact.title,
         model_sha=holder.artifact.digest,
@@ -161,4 +163,6 @@ def _record(run: SuiteRun) -> RunRecord:
         seed=settings.seed,
         limit=settings.limit,
         device=holder.device.type,
+        chat_template=None if chat is None else chat.template,
+        fewshot_as_multiturn=None if chat is None else settings.fewshot_as_multiturn,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,13 @@ from bc2.evaluate.prompts import Prompt, PromptFile, TaskPrompts
 from bc2.files import sha256_json
 from bc2.harness.release import Release, open_release
 from bc2.harness.suites import Suite
+from bc2.tokenizer.chat_file import chat_bytes
 
 if TYPE_CHECKING:
+    from bc2.evaluate.encoding import PromptEncoder
     from bc2.harness.load import LoadedSuite
+    from bc2.harness.questions import ChatForm
+    from bc2.tokenizer.chat import Chat
     from bc2.tokenizer.tokenizer import Tokenizer
 
 #: Raised when the same rows, shots, seed and tokenizer would give other stored prompts.
@@ -71,6 +76,8 @@ class SuitePrompts:
     tokenizer: Tokenizer
     kept_in: Path
     """Where prompts of all suites and tokenizers are stored."""
+    chat: Chat | None = None
+    """The layout that prompts are chats in, where the settings say so."""
 
     @cached_property
     def loaded(self) -> LoadedSuite:
@@ -83,6 +90,9 @@ class SuitePrompts:
         kept = self.settings.model_dump(
             include={"suite", "shots", "seed", "data", "harness", "prompts_version"}
         )
+        if self.chat is not None:
+            layout = hashlib.sha256(chat_bytes(self.chat)).hexdigest()
+            kept |= {"layout": layout, "multiturn": self.settings.fewshot_as_multiturn}
         return PromptStore(self.kept_in / sha256_json({**kept, "tokenizer": self.tokenizer.digest}))
 
     @cached_property
@@ -114,20 +124,23 @@ class SuitePrompts:
         return self.store.obtain(prompts, lambda: self._build(prompts))
 
     def _build(self, prompts: TaskPrompts) -> Iterator[Prompt]:
-        from bc2.evaluate.encoding import PromptEncoder
         from bc2.evaluate.prompt_builder import build_prompts
 
-        encoder = PromptEncoder(self.tokenizer, prefix_id=prefix_id(self.tokenizer))
+        encoder, chat = self._encoder()
         task = self.loaded.tasks[prompts.task]
-        return build_prompts(task, encoder, prompts.samples, self.settings.seed)
+        return build_prompts(task, encoder, prompts.samples, self.settings.seed, chat)
 
+    def _encoder(self) -> tuple[PromptEncoder, ChatForm | None]:
+        """What encodes prompts, and how they become chats if they do."""
+        from bc2.evaluate.chat_encoding import ChatPromptEncoder
+        from bc2.evaluate.encoding import PromptEncoder, prefix_id
+        from bc2.harness.questions import ChatForm
 
-def prefix_id(tokenizer: Tokenizer) -> int:
-    """The token before a text without context: the end of the document before it.
-
-    It is -1 for a tokenizer that has neither an end nor a beginning of text.
-    """
-    return tokenizer.eos_id if tokenizer.eos_id >= 0 else tokenizer.bos_id
+        first = prefix_id(self.tokenizer)
+        if self.chat is None:
+            return PromptEncoder(self.tokenizer, prefix_id=first), None
+        encoder = ChatPromptEncoder(self.chat, prefix_id=first)
+        return encoder, ChatForm(encoder.template, self.settings.fewshot_as_multiturn)
 
 
 def _facts_of(loaded: LoadedSuite) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from bc2.console import note, progress
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal, units_of
 from bc2.evaluate.answering import Answerer
+from bc2.evaluate.encoding import prefix_id
 from bc2.evaluate.eval_settings import EvalSettings
 from bc2.evaluate.generation_settings import Generation, generation_of
 from bc2.evaluate.judging import Verdicts
 from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.prompts import PromptFile, TaskPrompts
-from bc2.evaluate.suite_prompts import SuitePrompts, prefix_id
+from bc2.evaluate.suite_prompts import SuitePrompts
 from bc2.ranks import world_size
 
 #: Tasks whose prompts are built ahead.
@@ -91,18 +92,23 @@ class SuiteRun:
 
     def generations(self) -> dict[str, Generation]:
         """By task, how its prompts are continued, where they are."""
-        settings = self.prompts.settings
         return {
-            task.task: generation_of(
-                task.generation,
-                self.holder.window,
-                self.holder.tokenizer,
-                samples=max(settings.samples, task.repeats),
-                temperature=settings.temperature,
-            )
+            task.task: self._generation(task)
             for task in self.prompts.tasks
             if task.kind == "generate"
         }
+
+    def _generation(self, task: TaskPrompts) -> Generation:
+        settings, defaults, chat = self.prompts.settings, self.holder.defaults, self.prompts.chat
+        return generation_of(
+            task.generation,
+            self.holder.window,
+            self.holder.tokenizer,
+            samples=max(settings.samples, task.repeats),
+            temperature=settings.temperature,
+            end_ids=(*(chat.end_ids if chat is not None else ()), *defaults.end_ids),
+            repetition_penalty=defaults.repetition_penalty or 1.0,
+        )
 
     def _say_generation(self) -> None:
         """Say of which tasks the answers are shortened to the window."""

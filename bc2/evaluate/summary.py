@@ -47,6 +47,8 @@ class SuiteFacts:
     """By filter that extracts: what it gives where it finds nothing (``[invalid]``)."""
     subjects: Mapping[str, str] = field(default_factory=dict)
     """Names of tasks for people; the task's own name where there is none."""
+    layout: str | None = None
+    """The chat layout of the prompts; None: they are plain texts."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Summary:
     """By filter, the share of samples in which it found no answer; None: nothing is extracted."""
     others: Mapping[str, float | None]
     """All other metrics by lm-eval's key; None is not a finite number."""
+    layout: str | None = None
+    """The chat layout of the prompts; None: they are plain texts."""
 
     @property
     def not_extracted_share(self) -> float | None:
@@ -88,8 +92,11 @@ class Summary:
         return (self.not_extracted or {}).get(filter_of(self.metric))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data; `from_json` reads it."""
-        return asdict(self)
+        """As JSON data, without `layout` where there is none; `from_json` reads it."""
+        found = asdict(self)
+        if self.layout is None:
+            del found["layout"]
+        return found
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Summary:
@@ -199,6 +206,7 @@ class _Suite:
             at_limit=sum(tally.at_limit for tally in tallies),
             not_extracted=_missed_shares(tallies),
             others={key: v if math.isfinite(v) else None for key, v in values.items()},
+            layout=facts.layout,
         )
 
     def _together(self, values: Mapping[str, float | None]) -> float:

@@ -146,8 +146,11 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
 
 
 def _note(summary: Summary) -> str:
-    """The label; and the interval where the standard error says nothing: all answers are equal."""
+    """The label; the interval where the standard error says nothing: all answers are equal; and
+    the chat layout."""
     notes: list[str] = [summary.label] if summary.label else []
+    if summary.layout is not None:
+        notes.append(f"chat layout {summary.layout}")
     # By rounding it may come out as next to nothing.
     if summary.interval and (summary.stderr or 0) < 1e-9:
         low, high = (_figure(bound, percent=summary.percent) for bound in summary.interval)

@@ -1,9 +1,9 @@
 """How well a model predicts texts: nats a token, bits a byte, perplexity, by language.
 
 Each token of a document is predicted once, in windows that overlap where a document is longer
-than the model's context. The first token is predicted from the end-of-text token, as lm-eval
-does, so that the figures are of the whole text. The end of the text after the last token is not
-predicted, since a text may be a part of a document.
+than the model's context. The first token is predicted from what the tokenizer puts before texts,
+else from the end-of-text token, as lm-eval does, so that the figures are of the whole text. The end
+of the text after the last token is not predicted, since a text may be a part of a document.
 
 A run's held-out loss counts otherwise: there the end of each document is predicted and its first
 token is not, and windows do not overlap. A model that was trained so has never seen a text after
@@ -22,6 +22,7 @@ from pydantic import Field
 
 from bc2.data.documents import Document
 from bc2.errors import DataError, RunFailed, UsageError
+from bc2.evaluate.encoding import prefix_id
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.requests import Score, ScoreRequest
 from bc2.recipe import Settings
@@ -33,6 +34,9 @@ ReportProgress = Callable[[int, int], None]
 
 #: The language of a document that states none.
 UNKNOWN = "unknown"
+
+#: What a document's first token may be predicted from.
+END_OF_TEXT, BEGINNING_OF_TEXT = "end of text", "beginning of text"
 
 #: Characters of a document that are encoded at once, where its tokenizer can cut it.
 _ENCODED_CHARACTERS = 1 << 18
@@ -212,13 +216,15 @@ class TextScores:
     """Tokens that the model reads at once."""
     stride: int
     """Tokens that each window of a document predicts after the first window."""
+    first_token_from: str = END_OF_TEXT
+    """What the first token of a document is predicted from: see `first_token_from`."""
 
     def as_json(self) -> dict[str, Any]:
         """`TextLikelihood.result`, and what it is the result of."""
         return {
             "window": self.window,
             "stride": self.stride,
-            "first_token_from": "end of text",
+            "first_token_from": self.first_token_from,
             "end_of_text_predicted": False,
             "empty_documents": self.likelihood.empty,
             **self.likelihood.result(),
@@ -257,7 +263,13 @@ def measure_text(
     read = itertools.islice(documents, settings.limit)
     likelihood = measure_part(engine, tokenizer, read, stride, progress)
     likelihood.result()  # raises if there is none
-    return TextScores(likelihood, engine.runner.config.context_length, stride)
+    window = engine.runner.config.context_length
+    return TextScores(likelihood, window, stride, first_token_from(tokenizer))
+
+
+def first_token_from(tokenizer: Tokenizer) -> str:
+    """What stands before a document, by its name: see `bc2.evaluate.encoding.prefix_id`."""
+    return BEGINNING_OF_TEXT if tokenizer.begin_ids else END_OF_TEXT
 
 
 def stride_of(wanted: int | None, window: int) -> int:
@@ -330,14 +342,15 @@ def _pieces(
     likelihood: TextLikelihood,
 ) -> Iterator[_Piece]:
     """The windows of all documents in order; those that have none are counted as empty."""
-    if tokenizer.eos_id < 0:
+    if tokenizer.eos_id < 0 and not tokenizer.begin_ids:
         raise DataError("this tokenizer has no end-of-text piece to predict first tokens from")
+    first = prefix_id(tokenizer)
     boundaries = Boundaries(tokenizer)
     for number, document in enumerate(documents):
         where = f"{document.origin_file}:{document.origin_row}"
         ids = document_ids(document.text, tokenizer, boundaries)
         none = True
-        for context, continuation in text_windows(ids, window, stride, tokenizer.eos_id):
+        for context, continuation in text_windows(ids, window, stride, first):
             none = False
             yield _Piece(number, document, ScoreRequest(context, continuation, where))
         likelihood.empty += none

@@ -20,7 +20,12 @@ from bc2.data.readers import documents_at
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal, Unit
 from bc2.evaluate.model_holder import ModelHolder
-from bc2.evaluate.text_likelihood import TextLikelihood, TextScores, measure_part
+from bc2.evaluate.text_likelihood import (
+    TextLikelihood,
+    TextScores,
+    first_token_from,
+    measure_part,
+)
 from bc2.files import replace_durably, sha256_json
 from bc2.recipe import Settings
 from bc2.registry import Artifact
@@ -136,7 +141,10 @@ class TextRun:
 
     def write(self, work: Path, out: Path) -> dict[str, Any]:
         """Measure, write the payload and return the facts to record."""
-        scores = TextScores(self.measure_all(work), self.holder.window, self.settings.stride)
+        scores = TextScores(
+            self.measure_all(work), self.holder.window, self.settings.stride,
+            first_token_from(self.holder.tokenizer),
+        )  # fmt: skip
         result = scores.as_json()
         text = json.dumps(result, ensure_ascii=False, indent=2)
         (out / TEXT_FILE).write_text(text + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,19 +26,39 @@ class Question:
     """What the model is asked: one for each choice, or one to be continued."""
 
 
-def questions(task: Task, limit: int | None = None) -> Iterator[Question]:
+@dataclass(frozen=True)
+class ChatForm:
+    """How lm-eval makes chats of prompts."""
+
+    template: Callable[..., str]
+    """A prompt of messages, called as `lm_eval.api.model.LM.apply_chat_template` is."""
+    multiturn: bool
+    """Whether each shot is a turn of the user and one of the assistant, lm-eval's default; else
+    all is in the user's one turn."""
+
+
+def questions(
+    task: Task, limit: int | None = None, chat: ChatForm | None = None
+) -> Iterator[Question]:
     """Build a task's questions in order, one at a time; memory does not grow with their number.
 
     Shots that a task draws at random depend on the questions before: start at the first and ask
     once after each `load_suite`, or the shots are others.
+
+    Args:
+        chat: None: prompts are plain texts.
 
     Raises:
         DataError: a row cannot be made a prompt, or its answer is none of its choices.
     """
     for doc_id, doc in islice(enumerate(task.eval_docs), limit):
         try:
-            requests = _requests(task, doc_id, doc)
+            requests = _requests(task, doc_id, doc, chat)
             _check_answer(task, doc)
+        except DataError as error:  # of a chat layout
+            raise DataError(
+                error.what, where=f"{task.task_name}:{doc_id}", todo=error.todo
+            ) from error
         except Exception as error:  # of a template or a task's own code: no common class
             raise DataError(
                 f"cannot make a question of this row: {first_line(error)}",
@@ -48,13 +68,21 @@ def questions(task: Task, limit: int | None = None) -> Iterator[Question]:
         yield Question(doc_id, doc, requests)
 
 
-def _requests(task: Task, doc_id: int, doc: dict[str, Any]) -> list[Instance]:
+def _requests(
+    task: Task, doc_id: int, doc: dict[str, Any], chat: ChatForm | None
+) -> list[Instance]:
+    applied: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    if chat is not None:
+        applied = {"apply_chat_template": True, "chat_template": chat.template}
+        shown = {**applied, "fewshot_as_multiturn": chat.multiturn}
     context = task.fewshot_context(
-        doc, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(doc)
+        doc, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(doc), **shown
     )
     made = task.construct_requests(
-        doc=doc, ctx=context, metadata=(task.config["task"], doc_id, task.config.repeats)
-    )
+        doc=doc, ctx=context, metadata=(task.config["task"], doc_id, task.config.repeats),
+        **applied,
+    )  # fmt: skip
     return made if isinstance(made, list) else [made]
 
 

@@ -18,6 +18,7 @@ import typer
 from bc2.console import Output
 from bc2.errors import RecipeError
 from bc2.lasting_recipe import lasting_source
+from bc2.launch.hub_inputs import HubInputs, hub_names, pinned_overrides
 from bc2.launch.rank_options import Ranks
 from bc2.options import (
     Fresh,
@@ -33,8 +34,9 @@ from bc2.options import (
     Set,
     verb,
 )
+from bc2.pipeline.completion import completed
 from bc2.pipeline.reach import check_overrides
-from bc2.pipeline.table import algorithm_named, recipe_of_verb, training_section
+from bc2.pipeline.table import algorithm_named, check_sections, recipe_of_verb, training_section
 from bc2.process.launcher_variables import rendezvous_address, take_part
 from bc2.ranks import RENDEZVOUS_TIMEOUT_S, first, launched_with, restarted, world_size
 from bc2.recipe import Recipe, load
@@ -74,14 +76,15 @@ class TrainingRequest:
         return Output.of(json=self.json, quiet=self.quiet)
 
     def load(self) -> Recipe:
-        """The recipe with every override. Raises: RecipeError."""
+        """The recipe with every override, as it is written. Raises: RecipeError."""
         also = [f"{self.verb}.deterministic=true"] if self.deterministic else []
-        overrides = [*self.overrides, *also]
-        # Another verb has checked what its overrides reach: each member of a ladder has its own.
-        recipe = recipe_of_verb(load(self.recipe, overrides), self.verb)
-        if not self.instead:
-            check_overrides(recipe, "checkpoint")
-        return recipe
+        return recipe_of_verb(load(self.recipe, [*self.overrides, *also]), self.verb)
+
+    @property
+    def world(self) -> int:
+        """Ranks of the run, over all machines."""
+        wanted = self.ranks.wanted
+        return self.ranks.nproc * self.ranks.machines[0] if wanted else world_size()
 
     @property
     def _words(self) -> list[str]:
@@ -215,33 +218,33 @@ class _Training:
     recipe: Recipe
     settings: TrainingSettings
     session: Session
+    hub: HubInputs
 
     @classmethod
     def of(cls, request: TrainingRequest) -> _Training:
-        """Raises: RecipeError; UsageError, also where the environment names no rendezvous."""
+        """Raises: RecipeError; UsageError, also where the environment names no rendezvous.
+
+        What the recipe names on a hub is imported, when all is checked that is known before.
+        """
         from bc2.pipeline.session import Session
-        from bc2.train.device import check_gpus_for
-        from bc2.train.training_settings import TrainingSettings
 
         if world_size() > 1:
             rendezvous_address(os.environ)  # refused before anything is read
             # torch, not imported yet, would log each attempt to reach a rank with its C++ stack.
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        recipe = request.load()
-        settings = TrainingSettings.of(recipe, algorithm=algorithm_named(request.verb))
-        ranks, registry = request.ranks, Registry.open()
-        world = ranks.nproc * ranks.machines[0] if ranks.wanted else world_size()
-        settings.check_ranks(world)
-        check_gpus_for(settings.training.device, ranks.nproc)
+        written, registry = request.load(), Registry.open()
+        hub = HubInputs.of(registry)
+        if hub_names(written):
+            _check_before_import(request, registry, written)
+        recipe = completed(written, registry, before=hub.pinned)
+        settings, world = _checked(request, recipe), request.world
         source = lasting_source(recipe, request.recipe, registry.work / "recipes")
-        request = replace(request, recipe=source)
-        session = Session(
-            registry,
-            # A rank that is started again goes on.
-            fresh=request.fresh and not restarted(),
-            before_work=partial(check_resources, registry, [settings], world, ranks.starts),
-        )
-        return cls(request, recipe, settings, session)
+        overrides = pinned_overrides(request.overrides, written, recipe)
+        request = replace(request, recipe=source, overrides=overrides)
+        check = partial(check_resources, registry, [settings], world, request.ranks.starts)
+        # A rank that is started again goes on.
+        fresh = request.fresh and not restarted()
+        return cls(request, recipe, settings, Session(registry, fresh, check), hub)
 
     def start_ranks(self, *, silent: bool = False) -> None:
         """Make once what every rank needs, and run the ranks to their end."""
@@ -257,6 +260,7 @@ class _Training:
             )
         self.session.obtain_inputs("checkpoint", self.recipe, settings=self.settings)
         self.session.registry.check_writable()
+        self.hub.export()
         work = self.session.registry.work
         launch(self.request.ranks, self.request.rank_arguments, work, silent=silent)
 
@@ -287,6 +291,42 @@ class _Training:
             folder = RunFolder.of(registry, self.recipe.name, model.key)
             draw_run(folder) if made else redraw(folder)
         return model, made
+
+
+def _checked(request: TrainingRequest, recipe: Recipe) -> TrainingSettings:
+    """The settings of a complete recipe, which fit each other, the ranks and the devices.
+
+    Raises:
+        RecipeError: they do not; or an override reaches nothing.
+        UsageError: the device is not there.
+    """
+    from bc2.train.device import check_gpus_for
+    from bc2.train.training_settings import TrainingSettings
+
+    # Another verb has checked what its overrides reach: each member of a ladder has its own.
+    if not request.instead:
+        check_overrides(recipe, "checkpoint")
+    settings = TrainingSettings.of(recipe, algorithm=algorithm_named(request.verb))
+    settings.check_ranks(request.world)
+    check_gpus_for(settings.training.device, request.ranks.nproc)
+    return settings
+
+
+def _check_before_import(request: TrainingRequest, registry: Registry, recipe: Recipe) -> None:
+    """Find what is wrong with a recipe before a model is fetched for it, which may take hours.
+
+    Raises:
+        Bc2Error: as `_checked` and `check_resources`, of what is known without that model.
+    """
+    from bc2.model.model_config import ModelConfig
+
+    if recipe.writes(ModelConfig):
+        settings = _checked(request, recipe)
+        check_resources(registry, [settings], request.world, request.ranks.starts)
+        return
+    others = {name: table for name, table in recipe.data.items() if name != ModelConfig.section}
+    check_sections(replace(recipe, data=others))
+    registry.check_writable()
 
 
 def check_resources(

@@ -116,7 +116,7 @@ class StartWeights:
 
     Args:
         config: of the model that is filled.
-        stored: the checkpoint's weights, fp32 or bf16.
+        stored: the checkpoint's weights, fp32, bf16 or fp16.
         seed: of what the checkpoint does not have.
         adapters: the model's adapters.
 

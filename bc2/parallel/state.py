@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bc2.errors import IntegrityError
 from bc2.files import write_durably, writing_in_place
-from bc2.model.safetensors_file import NO_HEADER, tensor_spans
+from bc2.model.safetensors_file import DTYPES, NO_HEADER, tensor_spans
 from bc2.parallel.sharding import TensorShard
 
 #: Bytes of tensors in a file, unless one is larger: files are digested side by side.
@@ -33,13 +33,16 @@ FILE_BYTES = 8 << 30
 
 #: NumPy has no bfloat16: its bits.
 _BF16 = np.dtype(np.uint16)
+#: In the order in which safetensors lays tensors out: the most bits to a number first.
 _DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype(np.int64),
     "F32": np.dtype(np.float32),
     "BF16": _BF16,
     "F16": np.dtype(np.float16),
     "U8": np.dtype(np.uint8),
 }
-_NAMES = {torch.float32: "F32", torch.uint8: "U8"}
+_NAMES = {DTYPES[name]: name for name in _DTYPES}
+_ORDER = {name: place for place, name in enumerate(_DTYPES)}
 
 Array = npt.NDArray[Any]
 
@@ -147,7 +150,7 @@ class TensorFile:
         """The file of tensors by name (type and shape), laid out as safetensors itself does."""
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
-        for name in sorted(tensors, key=lambda n: (-_DTYPES[tensors[n][0]].itemsize, n)):
+        for name in sorted(tensors, key=lambda n: (_ORDER[tensors[n][0]], n)):
             dtype, shape = tensors[name]
             end = at + prod(shape) * _DTYPES[dtype].itemsize
             entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
@@ -342,7 +345,7 @@ def _write(
 
 def _pieces(mapped: MappedTensors, fragment: Fragment) -> Iterator[tuple[int, Array]]:
     """The bytes of a fragment, cut where they lie apart in the file, each with its offset."""
-    numbers = fragment.data.numpy()
+    numbers = _array(fragment.data)
     whole = mapped[fragment.name]
     for view, which in runs(whole, fragment.part, fragment.first, len(numbers)):
         at = view.ctypes.data - mapped.raw.ctypes.data
@@ -351,6 +354,14 @@ def _pieces(mapped: MappedTensors, fragment: Fragment) -> Iterator[tuple[int, Ar
             continue
         for row, values in enumerate(numbers[which].reshape(view.shape)):
             yield at + row * view.strides[0], values.view(np.uint8)
+
+
+def _array(data: Tensor) -> Array:
+    """The memory of a tensor on the host as an array, of bfloat16 its bits."""
+    if data.dtype == torch.bfloat16:
+        return _array(data.view(torch.int16)).view(_BF16)
+    array: Array = data.numpy()
+    return array
 
 
 def _joined(pieces: Iterable[tuple[int, Array]]) -> list[tuple[int, list[Array]]]:

@@ -15,6 +15,7 @@ from typing import Any
 from bc2.console import note
 from bc2.errors import RecipeError
 from bc2.override import spelled_place
+from bc2.pipeline.completion import completed
 from bc2.pipeline.table import ALGORITHMS, STAGES, stage_of
 from bc2.recipe import SECTIONS, TOP_KEYS, Recipe, is_section, load
 from bc2.registry import Kind
@@ -48,8 +49,11 @@ def load_for(
 
     Raises:
         RecipeError: as `bc2.recipe.load`; or an override reaches nothing.
+        RefError: what it begins with, and takes its [model] from, is not there.
     """
     recipe = load(source, overrides)
+    if kind == "checkpoint":
+        recipe = completed(recipe)
     check_overrides(recipe, kind, reads=reads, also=also)
     return recipe
 
@@ -58,9 +62,9 @@ def load_training(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe for a command about its training, which makes no inputs: a plan.
 
     Raises:
-        RecipeError: as `load_for`.
+        Bc2Error: as `load_for`.
     """
-    recipe = load(source, overrides)
+    recipe = completed(load(source, overrides))
     check_overrides(recipe, "checkpoint", reads=stage_of("checkpoint", recipe).sections)
     return recipe
 

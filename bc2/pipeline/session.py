@@ -16,6 +16,7 @@ from typing import Any
 from bc2.console import note
 from bc2.errors import DataError
 from bc2.files import lock_directory, make_directory
+from bc2.pipeline.completion import completed
 from bc2.pipeline.reach import recorded_recipe
 from bc2.pipeline.sources import sources_of
 from bc2.pipeline.stage import Input, Inputs, RunTask, Stage, Task
@@ -58,6 +59,7 @@ class Session:
             RecipeError: the recipe is wrong; found before any work.
             RefError: an input that it names is not there; found before any work.
         """
+        recipe = self._completed(kind, recipe)
         stage = stage_of(kind, recipe)
         settings = stage.settings_of(recipe) if settings is None else settings
         self._look_up(stage, settings, recipe)
@@ -65,6 +67,7 @@ class Session:
 
     def obtain_inputs(self, kind: Kind, recipe: Recipe, *, settings: Any = None) -> Inputs:
         """The inputs of the stage of `kind`, found or made, and not what it makes of them."""
+        recipe = self._completed(kind, recipe)
         stage = stage_of(kind, recipe)
         settings = stage.read(recipe) if settings is None else settings
         self._look_up(stage, settings, recipe)
@@ -76,6 +79,7 @@ class Session:
         Raises:
             RefError: an input that the recipe names is not there.
         """
+        recipe = self._completed(kind, recipe)
         stage = stage_of(kind, recipe)
         settings = stage.read(recipe)
         found: dict[str, tuple[Artifact, ...]] = {}
@@ -96,11 +100,15 @@ class Session:
                         return source
         return None
 
+    def _completed(self, kind: Kind, recipe: Recipe) -> Recipe:
+        return completed(recipe, self.registry) if kind == "checkpoint" else recipe
+
     def _registered(self, kind: Kind, source: Recipe | str | None) -> Artifact | None:
         if source is None:
             return self.registry.newest(kind)
         if isinstance(source, str):
             return self.registry.resolve(source, kind)
+        source = self._completed(kind, source)
         stage, inputs = stage_of(kind, source), self.find_inputs(kind, source)
         if inputs is None:
             return None

@@ -25,10 +25,21 @@ def sources_of(needed: Input[Any], settings: Any, recipe: Recipe) -> Iterator[Re
         yield recipe if stage.made_by(recipe, stage_of) else None
         return
     for name in [named] if isinstance(named, str) else named:
-        if name.endswith(".toml"):
-            yield _other_recipe(recipe, needed.key, name)
-        else:
-            yield name
+        yield source_named(name, needed, recipe)
+
+
+def source_named(name: str, needed: Input[Any], recipe: Recipe) -> Recipe | str:
+    """What a recipe names for an input: another recipe, or a ref as it is.
+
+    Raises:
+        RecipeError: the other recipe is missing or wrong.
+    """
+    if not name.endswith(".toml"):
+        return name
+    other = _other_recipe(recipe, needed.key, name)
+    if needed.kind != "checkpoint" or recipe.complete is None:
+        return other
+    return recipe.complete(replace(other, complete=recipe.complete))
 
 
 def _other_recipe(recipe: Recipe, key: str, name: str) -> Recipe:

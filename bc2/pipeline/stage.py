@@ -138,6 +138,8 @@ class Stage(Generic[S]):
     identity: Callable[[S, Path], Mapping[str, Any]] | None = None
     """``identity(settings, home)``: JSON data on which the result depends. None: the settings'
     `keyed()`. If it changes while the stage runs (an input file was written), the stage fails."""
+    complete: Callable[[Recipe, Registry | None], Recipe] | None = None
+    """Fills in what a recipe leaves to an input that it names; see `bc2.pipeline.completion`."""
     implied: bool = False
     """Whether a recipe that makes an input of this stage also makes this stage without having
     its section, which then has its defaults."""

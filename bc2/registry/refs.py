@@ -1,15 +1,17 @@
 """Refs: how a person names an artifact.
 
-A path to one; else ``KIND/NAME`` or ``NAME``, alone (the newest) or with ``@1000``
-(step), ``@220B`` (tokens; K, M, B, T) or ``:TAG``; else 8 or more digits of its
-digest. The first of these that means anything wins. What only one artifact of the name
-can mean is that one, whatever other kinds have the name too.
+A path to one; ``hf://OWNER/NAME``, with ``@REVISION`` or without, of a model that was imported;
+else ``KIND/NAME`` or ``NAME``, alone (the newest) or with ``@1000`` (step), ``@220B`` (tokens; K,
+M, B, T) or ``:TAG``; else 8 or more digits of its digest. The first of these that means anything
+wins. What only one artifact of the name can mean is that one, whatever other kinds have the name
+too.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -22,6 +24,12 @@ from bc2.registry.artifact import Artifact
 from bc2.registry.catalog import Catalog
 from bc2.registry.draft import KINDS, NAME, Kind, Role, spell_roles
 from bc2.user_paths import expand_if_known
+
+#: What the name of a model on a hub begins with: ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REV``.
+HUB = "hf://"
+
+#: The fact of an imported artifact that lists its names on a hub: by commit, and as asked for.
+HUB_NAMES = "hub_names"
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -82,8 +90,11 @@ def resolve(
             number of tokens at which there are several.
 
     Raises:
-        RefError: nothing answers to it, several do, or it is of another kind or role.
+        RefError: nothing answers to it, several do, or it is of another kind or role; or it is
+            the name of a model on a hub that was not imported.
     """
+    if text.startswith(HUB):
+        return _usable(_imported(catalog, text, kind), text, kind, roles)
     folder = expand_if_known(text)
     # Not of pathlib: it raises for a path that is too long.
     if os.path.isfile(folder / "manifest.json"):
@@ -103,6 +114,29 @@ def resolve(
     if named:
         raise _other_kind(text, named[0], kind)
     raise _unknown(catalog, ref, text, kind)
+
+
+def not_imported(name: str, where: str | None = None) -> RefError:
+    """The error for the name of a model on a hub where only an artifact will do."""
+    return RefError(
+        f"{name} is on a hub, and the ref of an imported model is needed",
+        where=where,
+        todo=f"import it first: bc2 registry import {shlex.quote(name)}",
+    )
+
+
+def _imported(catalog: Catalog, text: str, kind: Kind | None) -> Artifact:
+    """What was imported from a hub by this name, or as this commit; the newest of several.
+
+    Raises:
+        RefError: nothing was.
+    """
+    wanted = text if "@" in text else f"{text}@main"
+    for artifact in catalog.list(kind or "checkpoint"):
+        # What was imported is of no run, and so at no position.
+        if artifact.position is None and wanted in artifact.manifest.facts.get(HUB_NAMES, ()):
+            return artifact
+    raise not_imported(text)
 
 
 def _kinds(catalog: Catalog, name: str) -> list[Kind]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bc2.console import table
 
 if TYPE_CHECKING:
-    from bc2.generate.requests import Continuation, Generated, TokenLogProb
+    from bc2.generate.requests import Continuation, Generated, Request, TokenLogProb
     from bc2.tokenizer.tokenizer import Tokenizer
 
 
@@ -30,7 +30,7 @@ def answer_row(answer: Generated, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def shown_answer(answer: Generated, tokenizer: Tokenizer) -> list[Any]:
     """The answer to a `PromptRequest` for people: texts and tables, one below the other."""
-    prompt = _prompt_of(answer)
+    prompt = shown_prompt(answer.request)
     shown: list[Any] = []
     every = answer.continuations
     for number, made in enumerate(every, 1):
@@ -47,6 +47,14 @@ def _prompt_of(answer: Generated) -> str:
 
     assert isinstance(answer.request, PromptRequest)
     return answer.request.text
+
+
+def shown_prompt(request: Request) -> str:
+    """A prompt as people see it before what is made of it."""
+    from bc2.generate.prompts import PromptRequest
+
+    assert isinstance(request, PromptRequest)
+    return request.text + request.between
 
 
 def finish_reason(made: Continuation, eos_id: int) -> str:

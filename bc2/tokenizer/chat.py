@@ -10,12 +10,15 @@ What a message says stays text: no content becomes a control token or a turn's m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bc2.errors import DataError
 from bc2.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 
 #: The label of a token that is not learnt, as in `torch.nn.functional.cross_entropy`.
 IGNORED = -100
@@ -49,14 +52,27 @@ class Chat(ABC):
         name: of the layout.
         end_ids: tokens that end an answer.
         template: the layout as a Jinja template for transformers.
+        markers: tokens of the layout that the tokenizer takes for ordinary pieces; `end_ids` may
+            be among them.
     """
 
     name: str
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]
     template: str
+    markers: frozenset[int] = frozenset()
+    _encode: PartEncoder
 
     @abstractmethod
+    def parts(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False
+    ) -> list[Control | Text]:
+        """A conversation as control tokens and text: see `render`."""
+
+    def encode_parts(self, parts: Iterable[Control | Text]) -> Rendered:
+        """The tokens of parts, text between two control tokens encoded as one."""
+        return self._encode(parts)
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
         """The tokens of a conversation, for training; of one to be answered for generation.
 
@@ -66,6 +82,11 @@ class Chat(ABC):
         Raises:
             DataError: no messages, or one that this layout has no place for.
         """
+        return self.encode_parts(self.parts(messages, generation_prompt=generation_prompt))
+
+    def generated_bytes(self, ids: Iterable[int]) -> bytes:
+        """`Tokenizer.generated_bytes` of an answer, in which markers of turns are no text."""
+        return self.tokenizer.generated_bytes([i for i in ids if i not in self.markers])
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

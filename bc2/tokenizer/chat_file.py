@@ -73,12 +73,11 @@ def read_chat(path: Path, tokenizer: Tokenizer) -> Chat:
         raise DataError(error.what, where=where, todo=error.todo) from None
 
 
-def chat_of(artifact: Artifact, tokenizer: Tokenizer) -> Chat:
-    """The layout of a model, where chat is asked of it.
+def check_has_layout(artifact: Artifact) -> None:
+    """See that a model has a layout, before its tokenizer is read.
 
     Raises:
-        DataError: the model has none.
-        IntegrityError: its file is not what was published.
+        DataError: it has none.
     """
     if CHAT_FILE not in artifact.files():
         raise DataError(
@@ -86,4 +85,14 @@ def chat_of(artifact: Artifact, tokenizer: Tokenizer) -> Chat:
             where=str(artifact.path),
             todo="give it a plain prompt, or name a model with a layout",
         )
+
+
+def chat_of(artifact: Artifact, tokenizer: Tokenizer) -> Chat:
+    """The layout of a model, where chat is asked of it.
+
+    Raises:
+        DataError: the model has none.
+        IntegrityError: its file is not what was published.
+    """
+    check_has_layout(artifact)
     return read_chat(artifact.file(CHAT_FILE), tokenizer)

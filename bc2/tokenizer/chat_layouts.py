@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bc2.errors import DataError
-from bc2.tokenizer.chat import IGNORED, ROLES, Chat, Message, Rendered, check_messages
+from bc2.tokenizer.chat import IGNORED, ROLES, Chat, Message, check_messages
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -139,6 +139,7 @@ class TurnChat(Chat):
         }
         self._ids = {part: part.of(tokenizer, layout.name) for part in specials}
         self._encode = PartEncoder(tokenizer, self._ids.values())
+        self.markers = frozenset(i for i in self._ids.values() if not tokenizer.is_control(i))
         ends = (self._ids[layout.end], tokenizer.eos_id)
         self.end_ids = tuple(dict.fromkeys(i for i in ends if i >= 0))
         self.template = self.export()
@@ -148,9 +149,11 @@ class TurnChat(Chat):
 
     # -- tokens
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
+    def parts(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False
+    ) -> list[Control | Text]:
         check_messages(messages)
-        return self._encode(self._parts(messages, generation_prompt))
+        return list(self._parts(messages, generation_prompt))
 
     def _parts(
         self, messages: Sequence[Message], generation_prompt: bool

@@ -28,6 +28,13 @@ class Text:
     learnt: bool = False
 
 
+def written(parts: Iterable[Control | Text], tokenizer: Tokenizer) -> str:
+    """Parts as a template writes them: control tokens by their names."""
+    return "".join(
+        part.text if isinstance(part, Text) else tokenizer.piece_of(part.token) for part in parts
+    )
+
+
 class PartEncoder:
     """Encodes parts.
 

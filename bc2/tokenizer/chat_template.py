@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bc2.errors import DataError
-from bc2.tokenizer.chat import IGNORED, Chat, Message, Rendered, check_messages
+from bc2.tokenizer.chat import IGNORED, Chat, Message, check_messages
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 from bc2.tokenizer.chat_sandbox import SandboxedTemplate, refused
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -60,7 +60,9 @@ class TemplateChat(Chat):
 
     # -- tokens
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
+    def parts(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False
+    ) -> list[Control | Text]:
         check_messages(messages)
         if messages[0]["role"] == "assistant":
             raise DataError("the assistant has the first word", todo="begin with a user's message")
@@ -69,8 +71,7 @@ class TemplateChat(Chat):
         broken = self._break(messages)
         if broken is not None:
             text, spans = self._without_break(messages, text, broken, generation_prompt)
-        parts = list(self._parts(text, spans, broken))
-        return self._encode(parts)
+        return list(self._parts(text, spans, broken))
 
     def _text(
         self, messages: Sequence[Message], generation_prompt: bool

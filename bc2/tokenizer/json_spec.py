@@ -74,17 +74,18 @@ def begin_ids(spec: Mapping[str, Any]) -> tuple[int, ...]:
         DataError: it puts some after it, which bc2 does itself where an end belongs; or is of a
             kind that is not known.
     """
-    begins: tuple[int, ...] = ()
+    templates = []
     for step in steps_of(spec.get("post_processor")):
         if step["type"] == "TemplateProcessing":
-            try:
-                # A later step has what the earlier ones made as its text.
-                begins = _template_begin(step) + begins
-            except (ValueError, KeyError) as error:
-                raise no_tokenizer(f"post_processor: {error}") from None
+            templates.append(step)
         elif step["type"] != "ByteLevel":  # which changes offsets alone
             raise unsupported(f"its post_processor is {step['type']}")
-    return begins
+    if len(templates) > 1:
+        raise unsupported("its post_processor has several templates")
+    try:
+        return _template_begin(templates[0]) if templates else ()
+    except (ValueError, KeyError) as error:
+        raise no_tokenizer(f"post_processor: {error}") from None
 
 
 def _template_begin(step: Mapping[str, Any]) -> tuple[int, ...]:

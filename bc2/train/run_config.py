@@ -91,8 +91,8 @@ class RunConfig(Section):
     device: str = Field("auto", pattern=DEVICE, json_schema_extra=UNKEYED)
     """auto, cpu, cuda or cuda:N."""
     init: str | None = Field(None, json_schema_extra=UNKEYED)
-    """Weights to start from: a checkpoint by its ref, or a recipe that makes it. None: the seed's.
-    Keyed by its digest."""
+    """Weights to start from: a checkpoint by its ref, a recipe that makes it, or a model of the
+    hub (hf://OWNER/NAME@REVISION). None: the seed's. Keyed by its digest."""
     seed: int = Field(0, ge=0, lt=2**64)
     """Seeds the weights and the order of samples."""
     optimizer: OptimizerConfig = AdamWConfig()

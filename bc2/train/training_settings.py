@@ -53,6 +53,7 @@ class TrainingSettings:
         """
         if algorithm is None:
             algorithm = algorithm_named(training_section(recipe))
+        _check_model(recipe, algorithm.section)
         if trains:
             check_sections(recipe)
             check_training(recipe, algorithm)
@@ -114,6 +115,30 @@ class TrainingSettings:
         named = {f"{self.training.section}.{name}": value for name, value in training.items()}
         shape = self.model.model_dump(mode="json")
         return named | {f"model.{name}": value for name, value in shape.items()}
+
+
+def _check_model(recipe: Recipe, section: type[RunConfig]) -> None:
+    """[model] is there and whole: written out, or taken from what the run begins with.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    init = recipe.get(section).init
+    begin = f"{section.section}.init"
+    if not recipe.has(ModelConfig):
+        neither = f", and neither has {init}, which it begins with" if init else ""
+        raise RecipeError(
+            f"recipe {recipe.name!r} has no [model] section{neither}",
+            where=str(recipe.path),
+            todo="add [model], take one from another recipe with base = ..., or name a checkpoint "
+            f"to begin with as {begin}: its model is taken",
+        )
+    try:
+        recipe.get(ModelConfig)
+    except RecipeError as error:
+        if init and error.what.startswith("missing key model."):
+            error.todo = f"{error.todo}, or leave [model] out: it is then that of {begin}"
+        raise
 
 
 def check_models(

@@ -14,6 +14,7 @@ from bc2.ranks import world_size
 from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
 from bc2.train.algorithm import Algorithm
+from bc2.train.taken_model import take_model
 from bc2.train.training_settings import TrainingSettings, check_training
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def training_stage(algorithm: Algorithm) -> Stage[TrainingSettings]:
         resolve=partial(TrainingSettings.of, algorithm=algorithm),
         fit=_fit,
         check=check,
+        complete=partial(take_model, algorithm=algorithm),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import lm_eval.tasks
 from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -73,10 +74,14 @@ def load_tasks(asked: Iterable[AskedTask], manager: TaskManager, source: Source)
     return tasks
 
 
-def run_tasks(lm: TimedHFLM, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]:
-    """Samples, as lm-eval logs them, of loaded tasks; the first `limit` of each."""
+def run_tasks(lm: HFLM, tasks: dict[str, Any], limit: int | None, **chat: bool) -> dict[str, Any]:
+    """Samples, as lm-eval logs them, of loaded tasks; the first `limit` of each.
+
+    Args:
+        chat: lm-eval's ``apply_chat_template`` and ``fewshot_as_multiturn``.
+    """
     tasks_and_groups = {"tasks": tasks, "groups": {}, "group_map": {}}
-    found = evaluate(lm, tasks_and_groups, limit=limit, bootstrap_iters=0)
+    found = evaluate(lm, tasks_and_groups, limit=limit, bootstrap_iters=0, **chat)
     samples: dict[str, Any] = found["samples"]
     return samples
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lm_eval_peer.tokenizing import TokenizingHFLM
+from made_json_tokenizers import llama2_like, llama3_like, qwen_like
 
 from bc2.errors import DataError
-from bc2.evaluate.encoding import KEPT_BEGINNINGS, PromptEncoder
+from bc2.evaluate.encoding import KEPT_BEGINNINGS, PromptEncoder, prefix_id
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import train
@@ -195,3 +198,30 @@ def test_an_answer_that_merges_into_its_context_is_an_error(tokenizer: Tokenizer
     assert len(tokenizer.encode("Question")) == len(tokenizer.encode("Questio")) - 1
     with pytest.raises(DataError, match="the continuation 'n' has no tokens"):
         encoder.pair("Questio", ["n"])
+
+
+@pytest.mark.parametrize(
+    ("eos", "bos", "begin", "prefix"),
+    [(2, 1, (), 2), (0, -1, (), 0), (-1, 1, (), 1), (-1, -1, (), -1), (2, 1, (7, 1), 1)],
+)
+def test_what_stands_before_a_text(eos: int, bos: int, begin: tuple[int, ...], prefix: int) -> None:
+    tokenizer: Any = SimpleNamespace(eos_id=eos, bos_id=bos, begin_ids=begin)
+    assert prefix_id(tokenizer) == prefix
+
+
+@pytest.mark.parametrize("made", [llama3_like, llama2_like, qwen_like])
+def test_texts_begin_as_in_lm_evals_hf_model(made: Any, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_bytes(made())
+    peer = TokenizingHFLM(tmp_path, made())
+    encoder, begins = PromptEncoder(tokenizer, prefix_id=prefix_id(tokenizer)), tokenizer.begin_ids
+    asked = [*prompts(SUBJECTS[1], 3), "Question: a \n", "x"]
+    if begins:
+        asked += ["  ", ""]  # else what is before them is the end of text, and not hf's BOS
+    for prompt in asked:
+        answers = ["A", " B", "以下", "\n\nQuestion"]
+        context, found = encoder.pair(prompt, answers)
+        expected = peer.encoded_pairs([(prompt, one) for one in answers])
+        assert [(context, ids) for ids in found] == expected
+        if prompt:
+            assert encoder.encode(prompt) == peer.encoded_prompt(prompt)
+            assert context[: len(begins)] == list(begins)

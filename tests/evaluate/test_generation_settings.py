@@ -128,3 +128,10 @@ def test_impossible_arguments(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         made(arguments, **others)
+
+
+def test_what_the_model_says_itself() -> None:
+    found = made({}, end_ids=(7, EOS, 7), repetition_penalty=1.05).sampling
+    assert found.stop_ids == (EOS, 7)
+    assert found.repetition_penalty == 1.05
+    assert found.stop == ("</s>",)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import made_checkpoints
 import pytest
 
 from bc2.errors import DataError
@@ -13,7 +16,10 @@ from bc2.evaluate.model_holder import ModelHolder
 from bc2.evaluate.rank_job import RankJob, answer_as_rank, start_ranks
 from bc2.evaluate.suite_prompts import SuitePrompts
 from bc2.evaluate.suite_run import SuiteRun
+from bc2.generate.engine_config import EngineConfig
+from bc2.model.transformer import Transformer
 from bc2.registry import Registry
+from bc2.tokenizer.tokenizer import Tokenizer
 
 
 def answers(prompts: SuitePrompts, work: Path) -> dict[Any, Answered]:
@@ -45,6 +51,33 @@ def test_several_ranks_give_the_answers_of_one(
 
     SuiteRun(prompts, holder, start).answer_all(work)
     assert answers(prompts, work) == answers(prompts, tmp_path / "one") != {}
+
+
+def test_ranks_answer_chats(
+    make_prompts: Any, made_model: Transformer, made_tokenizer: Tokenizer, registry: Registry,
+    releases: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    layout = {"chat.json": b'{"layout": "baichuan"}'}
+    artifact = made_checkpoints.register(
+        registry.home, "talks", made_model, tokenizer=made_tokenizer.model, files=layout
+    )
+    holder = ModelHolder.on(artifact, "cpu", "fp32", EngineConfig(cache_bytes=1 << 22))
+    holder.use_layout()
+    plain = make_prompts("jecqa", limit=2, apply_chat_template=True)
+    prompts = replace(plain, chat=holder.chat)
+    SuiteRun(prompts, holder).answer_all(tmp_path / "one")
+    SuiteRun(make_prompts("jecqa", limit=2), holder).answer_all(tmp_path / "plain")
+    work = tmp_path / "several"
+    work.mkdir()
+
+    def start(*told: Any) -> None:
+        launch = partial(answer_as_rank, registry)
+        start_ranks(holder, releases, prompts.kept_in, launch, *told)
+
+    SuiteRun(prompts, holder, start).answer_all(work)
+    found = answers(prompts, work)
+    assert found == answers(prompts, tmp_path / "one") != answers(prompts, tmp_path / "plain")
+    holder.close()
 
 
 def test_a_rank_leaves_texts_for_the_others(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bc2.evaluate.suite_prompts import SuitePrompts, SuiteRows, prefix_id
+from bc2.evaluate.suite_prompts import SuitePrompts, SuiteRows
 from bc2.harness.load import LoadedSuite
 from bc2.harness.suites import Suite, suite_of
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -57,7 +57,9 @@ def test_prompts_of_an_edited_task_are_built_again(
 
 @pytest.fixture
 def other_tokenizer(made_tokenizer: Tokenizer) -> Any:
-    return SimpleNamespace(digest="0" * 64, eos_id=2, bos_id=1, encode=made_tokenizer.encode)
+    return SimpleNamespace(
+        digest="0" * 64, eos_id=2, bos_id=1, begin_ids=(), encode=made_tokenizer.encode
+    )
 
 
 def test_damaged_facts_are_recorded_again(make_prompts: Any) -> None:
@@ -84,13 +86,6 @@ def test_facts_of_a_task(make_prompts: Any) -> None:
 def test_a_task_that_votes_wants_several_texts(make_prompts: Any) -> None:
     (task,) = make_prompts("gsm8k_cot_self_consistency").tasks
     assert task.repeats == 64
-
-
-@pytest.mark.parametrize(
-    ("eos", "bos", "prefix"), [(2, 1, 2), (0, -1, 0), (-1, 1, 1), (-1, -1, -1)]
-)
-def test_what_stands_before_a_text(eos: int, bos: int, prefix: int) -> None:
-    assert prefix_id(SimpleNamespace(eos_id=eos, bos_id=bos)) == prefix  # type: ignore[arg-type]
 
 
 def test_rows_of_the_hub_are_known_with_the_shots_that_are_asked(

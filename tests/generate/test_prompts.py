@@ -16,6 +16,8 @@ class Letters:
     def encode(self, text):
         return list(text.encode("utf-8", "surrogatepass"))
 
+    encode_whole = encode
+
 
 def texts(file):
     return [prompt.text for prompt in read_prompts(file)]

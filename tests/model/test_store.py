@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -275,3 +277,61 @@ def test_a_tied_head_is_stored_once(tmp_path):
     assert torch.equal(loaded.lm_head.weight, made.lm_head.weight.double())
     with pytest.raises(IntegrityError, match=r"lm_head.weight is missing"):
         load_weights(tmp_path, shape.model_copy(update={"tied": False}))
+
+
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_of_several_dtypes_become_the_asked_one(tmp_path, model, asked):
+    types = (torch.float16, torch.bfloat16, torch.float32)
+    state = {
+        name: tensor.detach().to(types[at % 3])
+        for at, (name, tensor) in enumerate(model.state_dict().items())
+    }
+    save_model(tmp_path, SHAPE, state)
+    loaded = load_model(tmp_path, dtype=asked).state_dict()
+    for name, tensor in state.items():
+        assert loaded[name].dtype == asked
+        assert torch.equal(loaded[name], tensor.to(asked)), name
+    with pytest.raises(IntegrityError, match="several dtypes") as caught:
+        load_model(tmp_path)
+    assert caught.value.todo == "load with one dtype"
+
+
+LOADED = """
+import sys
+from pathlib import Path
+import torch
+from bc2.model.store import load_model
+
+def kib(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+small, large, dtype = sys.argv[1:]
+load_model(Path(small), dtype=getattr(torch, dtype))
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = kib("VmRSS")
+model = load_model(Path(large), dtype=getattr(torch, dtype))
+bytes_of = sum(one.numel() * one.element_size() for one in model.parameters())
+print(bytes_of, (kib("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["bfloat16", "float16", "float32"])
+def test_loading_takes_no_more_memory_than_the_model(tmp_path, model, asked):
+    """And 16 MiB of a tensor that becomes another dtype, and a few for what Python does."""
+    wide = ModelConfig(
+        vocab_size=65536, hidden_size=1024, intermediate_size=2816, num_layers=12, num_heads=8
+    )
+    for name, config, made in (
+        ("small", SHAPE, model.bfloat16()),
+        ("large", wide, Transformer(wide).bfloat16()),
+    ):
+        (tmp_path / name).mkdir()
+        save_model(tmp_path / name, config, made.state_dict())
+    command = [sys.executable, "-c", LOADED, tmp_path / "small", tmp_path / "large", asked]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, taken = map(int, done.stdout.split())
+    assert size > 500e6
+    assert taken < size + (8 << 20) + (0 if asked == "bfloat16" else 16 << 20), (size, taken)

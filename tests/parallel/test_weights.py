@@ -86,6 +86,21 @@ def test_two_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
         check(got, alone[name_of(run)])
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_that_are_stored_in_several_types(spread: Spread, world: int) -> None:
+    """fp32 masters are the stored numbers: none was rounded to the type of the run on the way."""
+    layouts: list[Run] = [layout()]
+    if world > 1:
+        layouts += [layout(tensor=2), layout(zero=1), layout(zero=2), PARTITIONED]
+    runs = [
+        {**one, **UPPER, "mixed": True, "precision": precision}
+        for one in layouts
+        for precision in ("fp32", "bf16")
+    ]
+    for ((checked,),) in spread_all(spread, world, runs):
+        assert checked > 1000
+
+
 LAYOUTS = [
     {},
     {"tensor": 2},

@@ -80,13 +80,18 @@ def adapters_of(run: dict[str, Any]) -> AddAdapters | None:
     return add_adapters if run["trained"] == "adapters" else None
 
 
-def checkpoint(folder: Path, mesh: Mesh) -> Stored:
-    """A language model's weights in bf16."""
-    path = folder / "base.safetensors"
+#: In turn, of the tensors of a checkpoint: what others publish is in any of them.
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def checkpoint(folder: Path, mesh: Mesh, types: tuple[torch.dtype, ...]) -> Stored:
+    """A language model's weights."""
+    path = folder / ("base.safetensors" if len(types) == 1 else "mixed.safetensors")
     if mesh.first and not path.exists():
         model = Transformer(BASE)
         model.init_weights(torch.Generator().manual_seed(3))
-        save_file({name: one.detach().bfloat16() for name, one in model.state_dict().items()}, path)
+        weights = enumerate(model.state_dict().items())
+        save_file({name: one.to(types[at % len(types)]) for at, (name, one) in weights}, path)
     mesh.world.all_gather_object(None)
     return Stored.open([path])
 
@@ -115,6 +120,19 @@ def make_step(engine: Engine, step: int, mesh: Mesh) -> list[float]:
     norm = engine.gradient_norm()
     engine.update(LEARNING_RATE, norm=norm, clip_norm=0.5)
     return [measured["loss"] / tokens, norm]
+
+
+def check_begun(engine: Engine, begun: StartWeights, trained: set[str]) -> int:
+    """What is trained begins with the stored numbers, and what is frozen with those rounded to the
+    type that it runs in. Of how many numbers that was checked."""
+    rounded = engine.model.model.norm.weight.dtype
+    fragments = engine.snapshot().weights.fragments
+    for held in fragments:
+        stored = begun.read(held.name, held.part, held.first, len(held.data))
+        kept = stored.float() if held.name in trained else stored.to(rounded).float()
+        assert held.data.dtype == torch.float32
+        assert torch.equal(held.data, kept), held.name
+    return sum(len(held.data) for held in fragments)
 
 
 def check_held(engine: Engine, trained: set[str]) -> None:
@@ -166,11 +184,13 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     folder = Path(sys.argv[2])
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
     model = BASE.model_copy(update=run.get("head", {}))
-    base = checkpoint(folder, mesh)
+    base = checkpoint(folder, mesh, TYPES if run.get("mixed") else (torch.bfloat16,))
     begun = StartWeights(model, base, SEED, adapters_of(run))
     engine = made(run, begun, mesh)
     trained = set(filter(TRAINED[run["trained"]], engine.parts))  # type: ignore[attr-defined]
     assert engine.trained_names == trained
+    if run.get("mixed"):
+        return [[float(check_begun(engine, begun, trained))]]
     if run.get("frozen_too"):
         check_frozen(engine, begun, run, mesh)
     steps = range(STEPS)

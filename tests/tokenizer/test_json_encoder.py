@@ -194,6 +194,7 @@ def test_a_shard_ends_each_document() -> None:
 def test_a_vocabulary_with_gaps_and_large_ids() -> None:
     spec = json.loads(llama3_like())
     spec["model"]["vocab"]["a piece that nothing merges to"] = 70_000
+    spec["post_processor"] = None  # the library gives its token another id
     ours = remade(spec)
     assert ours.vocab_size == 70_001
     assert ours.encode_flat(["hello"])[0].dtype == np.uint32
@@ -338,3 +339,80 @@ def test_10_000_real_texts_are_encoded_as_by_the_library(pair: Any) -> None:
                     assert ours.decode(ours.encode(text)) == text
                 count += 1
     assert count >= 10_000
+
+
+def with_processor(*steps: dict[str, Any]) -> Tokenizer:
+    spec = json.loads(llama3_like())
+    spec["post_processor"] = {"type": "Sequence", "processors": list(steps)}
+    return remade(spec)
+
+
+def template(*parts: str, token: int | None = None) -> dict[str, Any]:
+    """A TemplateProcessing whose `parts` are names of tokens, and "$A" the text."""
+    made = Tokenizer.from_bytes(llama3_like())
+    known = {
+        name: {"id": name, "ids": [token or made.id_of(name)], "tokens": [name]}
+        for name in parts if name != "$A"
+    }  # fmt: skip
+    single = [
+        {"Sequence": {"id": "A", "type_id": 0}} if name == "$A"
+        else {"SpecialToken": {"id": name, "type_id": 0}} for name in parts
+    ]  # fmt: skip
+    pair = [{"Sequence": {"id": one, "type_id": 0}} for one in "AB"]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": known}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+
+
+@pytest.mark.parametrize("kind", list(MADE))
+def test_a_whole_text_is_encoded_as_by_the_library(kind: str, texts: list[str]) -> None:
+    model = MADE[kind]()
+    ours, native = Tokenizer.from_bytes(model), tokenizers.Tokenizer.from_str(model.decode())
+    assert bool(ours.begin_ids) is (kind == "llama3")
+    for text in ["", "a", *texts[:5]]:
+        assert ours.encode_whole(text) == native.encode(text).ids
+        assert ours.encode(text) == native.encode(text, add_special_tokens=False).ids
+
+
+def test_what_texts_begin_with_in_sequences() -> None:
+    begin, header = (with_processor(BYTES).id_of(name) for name in (BEGIN, "<|start_header_id|>"))
+    assert with_processor(BYTES).begin_ids == ()
+    assert with_processor(BYTES, template(BEGIN, "$A")).begin_ids == (begin,)
+    several = with_processor(template(BEGIN, "<|start_header_id|>", "$A"), BYTES)
+    assert several.begin_ids == (begin, header)
+    native = tokenizers.Tokenizer.from_str(several.model.decode())
+    assert native.encode("a").ids == several.encode_whole("a")
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (template(BEGIN, "$A", END), "puts <|end_of_text|> after each text"),
+        (template(BEGIN), "a template with 0 places for the text"),
+        (template(BEGIN, "$A", token=5000), "the id 5000, which no piece has"),
+        (template(BEGIN, "$A", token=2**31), "has the id 2,147,483,648 for a piece"),
+        ({**template(BEGIN, "$A"), "special_tokens": {}}, "post_processor"),
+        ({"type": "BertProcessing", "sep": [END, 1], "cls": [BEGIN, 0]}, "BertProcessing"),
+    ],
+)
+def test_wrong_beginnings(step: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError) as info:
+        with_processor(step)
+    assert said in str(info.value)
+
+
+def test_documents_of_shards_begin_and_end(texts: list[str]) -> None:
+    ours = Tokenizer.from_bytes(llama3_like())
+    documents = ["one", "", texts[0][:200]]
+    tokens, lengths = ours.encode_flat(documents)
+    expected = [[*ours.begin_ids, *ours.encode(text), ours.eos_id] for text in documents]
+    assert tokens.tolist() == [token for ids in expected for token in ids]
+    assert tokens.dtype == ours.dtype
+    assert lengths.tolist() == list(map(len, expected))
+    assert [part.tolist() for part in ours.encode_flat([])] == [[], []]
+    # The end of the document before is the beginning, where they are one token.
+    ends = with_processor(template(END, "$A"))
+    assert ends.begin_ids == (ends.eos_id,)
+    assert ends.encode_flat(["one"])[0].tolist() == [*ends.encode("one"), ends.eos_id]

@@ -6,6 +6,7 @@ that its prompts are short; a model has either drawn weights, or says one text a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bc2.model.transformer import Transformer
 from bc2.registry import Artifact, Draft, Registry, Role
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE, TokenizerConfig
+from bc2.tokenizer.tokenizer_files import JSON_FILE
 from bc2.tokenizer.train import train
 
 VOCABULARY = 640
@@ -70,13 +72,21 @@ def register(
     *,
     role: Role = "base",
     tokenizer: bytes | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Artifact:
-    """Register a model with its tokenizer as a checkpoint."""
+    """Register a model with its tokenizer as a checkpoint.
+
+    Args:
+        files: more of them, by name.
+    """
     model = model or drawn()
     draft = Draft("checkpoint", name, name.encode().hex().ljust(64, "0")[:64], role=role)
     with Registry.open(home).stage(draft) as staged:
         save_model(staged.path, model.config, model.state_dict())
-        (staged.path / TOKENIZER_FILE).write_bytes(tokenizer or tokenizer_bytes())
+        content = tokenizer or tokenizer_bytes()
+        own_name = JSON_FILE if content[:1] == b"{" else TOKENIZER_FILE
+        for file, data in {own_name: content, **(files or {})}.items():
+            (staged.path / file).write_bytes(data)
         return staged.publish()
 
 
