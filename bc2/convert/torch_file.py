@@ -1,13 +1,16 @@
 """Files of `torch.save` (``.bin``): where their tensors lie, without running what they say.
 
 Such a file is a zip archive: a pickle that says names, types and shapes, and the numbers as they
-are in memory. The pickle is read by torch's own reader with ``weights_only``, which makes nothing
-but tensors, and with tensors that have no memory, so that nothing is read of the numbers.
+are in memory. The pickle may name what tensors are made of, and nothing else. It is read by torch's
+own reader with ``weights_only``, which calls nothing else either, and with tensors that have no
+memory, so that nothing is read of the numbers.
 """
 
 from __future__ import annotations
 
 import pickle
+import pickletools
+import re
 import struct
 import sys
 import zipfile
@@ -24,8 +27,22 @@ _LARGEST_PICKLE = 100_000_000
 #: A member's local header: 30 bytes, of which the last four are the lengths of name and extra.
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
+#: What the pickle may name: tensors and their parts. torch's reader would also make a ``bytearray``
+#: of any size.
+_TENSOR_PARTS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)"
+    r"|torch ([A-Z]\w*Storage|[a-z]\w*)|torch\.storage UntypedStorage"
+)
+
 #: What torch raises for files that it cannot read, or does not trust.
-_UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError)
+_UNREADABLE = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError,
+    OverflowError,
+)  # fmt: skip
+
+#: What zipfile raises for archives that are broken or encrypted; ValueError for names and places
+#: beyond reach.
+_NO_ARCHIVE = (zipfile.BadZipFile, struct.error, RuntimeError, ValueError, EOFError)
 
 
 def torch_tensors(path: Path) -> dict[str, tuple[Tensor, int]]:
@@ -66,15 +83,26 @@ def _members(path: Path) -> dict[int | None, int]:
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            _check_members(archive, path)
             _check_order(archive, path)
-            return {_begin(file.seek(one.header_offset), file.read(30), one, path): one.file_size
+            _check_pickles(archive, path)
+            return {_begin(file.seek(one.header_offset), file.read(30)): one.file_size
                     for one in archive.infolist()}  # fmt: skip
-    except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+    except _NO_ARCHIVE as error:
         raise DataError(
             f"no file of torch.save in its layout since torch 1.6: {error}",
             where=str(path),
             todo="fetch it again; an older one: save it with transformers, as safetensors",
         ) from None
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises: DataError: a member is not in the file as it is."""
+    for member in archive.infolist():
+        if member.header_offset < 0:
+            raise DataError(f"{member.filename} begins before it", where=str(path))
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise DataError(f"{member.filename} is compressed in it", where=str(path))
 
 
 def _check_order(archive: zipfile.ZipFile, path: Path) -> None:
@@ -86,12 +114,31 @@ def _check_order(archive: zipfile.ZipFile, path: Path) -> None:
                 raise DataError(f"its numbers are {order}-endian", where=str(path))
 
 
-def _begin(at: int, header: bytes, member: zipfile.ZipInfo, path: Path) -> int:
+def _check_pickles(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises: DataError: a pickle is too large, or names other things than tensors."""
+    # torch takes the name in any case, and one of several.
+    for member in archive.infolist():
+        if not member.filename.lower().endswith("data.pkl"):
+            continue
+        if member.file_size > _LARGEST_PICKLE:
+            raise DataError(f"{member.filename} is too large to be one", where=str(path))
+        for operation, said, _ in pickletools.genops(archive.read(member)):
+            if operation.name == "GLOBAL" and _TENSOR_PARTS.fullmatch(str(said)):
+                continue
+            if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+                raise _refused(path, f"It names {said or 'something by what is computed'}.")
+
+
+def _refused(path: Path, why: str) -> DataError:
+    return DataError(
+        f"refused: it would run code or make other things than tensors. {why}".strip(),
+        where=str(path),
+        todo="trust nothing of it; take safetensors of the same model",
+    )
+
+
+def _begin(at: int, header: bytes) -> int:
     """Where the bytes of a member begin, by the header before it."""
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise DataError(f"{member.filename} is compressed in it", where=str(path))
-    if member.filename.endswith("data.pkl") and member.file_size > _LARGEST_PICKLE:
-        raise DataError(f"{member.filename} is too large to be one", where=str(path))
     name, extra = _LOCAL_HEADER.unpack(header)
     return at + 30 + int(name) + int(extra)
 
@@ -105,11 +152,7 @@ def _load(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         said = next((line for line in str(error).splitlines() if "Unsupported" in line), "")
-        raise DataError(
-            f"refused: it would run code or make other things than tensors. {said}".strip(),
-            where=str(path),
-            todo="trust nothing of it; take safetensors of the same model",
-        ) from None
+        raise _refused(path, said.strip()) from None
     except _UNREADABLE as error:
         first = str(error).splitlines()[:1]
         raise DataError(
