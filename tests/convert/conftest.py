@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_models import Case, refused
+from made_hf_models import original
+from weight_files import Kind
 
 from bc2.cli import main
 from bc2.registry import Registry
@@ -69,3 +73,36 @@ def nothing_left(home: Path) -> Callable[[], None]:
         assert kept == []
 
     return check
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
+    """The folder of a case's model before it is broken; made once."""
+    made: dict[tuple[str, Kind, int], Path] = {}
+
+    def get(case: Case) -> Path:
+        wanted = case.model, case.kind, case.shards
+        if wanted not in made:
+            made[wanted] = tmp_path_factory.mktemp("whole") / case.model
+            original(case.model).write(made[wanted], case.kind, case.shards)
+        return made[wanted]
+
+    return get
+
+
+@pytest.fixture
+def check(
+    bc2: Callable[..., Done],
+    nothing_left: Callable[[], None],
+    whole: Callable[[Case], Path],
+    tmp_path: Path,
+) -> Callable[[Case], None]:
+    """Breaks a copy of a model, imports it, and looks at what is said and left."""
+
+    def run(case: Case) -> None:
+        shutil.copytree(whole(case), tmp_path / "model")
+        case.break_it(tmp_path / "model")
+        refused(bc2, case, tmp_path / "model")
+        nothing_left()
+
+    return run

@@ -2,90 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import pickle
-import shutil
-import struct
 import subprocess
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from broken_models import DATA, DISK, USAGE, Bc2, Break, Case, Check, refused, removed, text
 from made_hf_models import original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from weight_files import Kind, write_weights
+from weight_files import write_weights
 
 from bc2.registry import Registry
-
-Bc2 = Callable[..., Any]
-Break = Callable[[Path], None]
-
-USAGE, DATA, DISK = 2, 3, 6
-
-
-@dataclass(frozen=True)
-class Case:
-    """A folder that is broken in one way, and what is to be said of it."""
-
-    break_it: Break
-    says: tuple[str, ...]
-    model: str = "llama3"
-    kind: Kind = "safetensors"
-    shards: int = 1
-    code: int = DATA
-
-
-Check = Callable[[Case], None]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
-    """The folder of a case's model before it is broken; made once."""
-    made: dict[tuple[str, Kind, int], Path] = {}
-
-    def get(case: Case) -> Path:
-        wanted = case.model, case.kind, case.shards
-        if wanted not in made:
-            made[wanted] = tmp_path_factory.mktemp("whole") / case.model
-            original(case.model).write(made[wanted], case.kind, case.shards)
-        return made[wanted]
-
-    return get
-
-
-@pytest.fixture
-def check(
-    bc2: Bc2, nothing_left: Callable[[], None], whole: Callable[[Case], Path], tmp_path: Path
-) -> Check:
-    """Breaks a copy of a model, imports it, and looks at what is said and left."""
-
-    def run(case: Case) -> None:
-        shutil.copytree(whole(case), tmp_path / "model")
-        case.break_it(tmp_path / "model")
-        refused(bc2, case, tmp_path / "model")
-        nothing_left()
-
-    return run
-
-
-def refused(bc2: Bc2, case: Case, source: object, *options: str) -> None:
-    done = bc2("registry", "import", source, *options)
-    said = done.err + done.out
-    assert done.code == case.code, said
-    errors = [line for line in done.err.splitlines() if line.startswith("error")]
-    assert len(errors) == 1, said
-    for words in case.says:
-        assert words in " ".join(said.split()), said
-
 
 # -- config.json --------------------------------------------------------------------------
 
@@ -102,13 +36,6 @@ def config_of(drop: tuple[str, ...] = (), **settings: Any) -> Break:
 
 def rope(**settings: Any) -> Break:
     return config_of(rope_parameters={"rope_theta": 10000.0, **settings})
-
-
-def text(name: str, content: str | bytes) -> Break:
-    def write(folder: Path) -> None:
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return write
 
 
 LONG = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0], "long_factor": [2.0]}
@@ -226,14 +153,6 @@ def _few_rows(folder: Path) -> None:
     config(folder, vocab_size=1200)
 
 
-def _removed(*names: str) -> Break:
-    def remove(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink()
-
-    return remove
-
-
 def _adapter(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -311,19 +230,19 @@ TENSORS = {
         ("model.layers.0.self_attn.k_proj.weight", "F16"),
     ),
     "int8": Case(state(_int8), ("I8", "quanti")),
-    "no weights": Case(_removed("model.safetensors"), ("no weights",)),
+    "no weights": Case(removed("model.safetensors"), ("no weights",)),
     "a shard missing": Case(
-        _removed("model-00002-of-00003.safetensors"), ("model-00002-of-00003.safetensors",),
+        removed("model-00002-of-00003.safetensors"), ("model-00002-of-00003.safetensors",),
         shards=3,
     ),
     "a shard of torch missing": Case(
-        _removed("pytorch_model-00002-of-00003.bin"), ("pytorch_model-00002-of-00003.bin",),
+        removed("pytorch_model-00002-of-00003.bin"), ("pytorch_model-00002-of-00003.bin",),
         kind="bin", shards=3,
     ),
     "twice": Case(_twice, ("model.embed_tokens.weight",), shards=3),
     "adapter": Case(_adapter, ("adapter", "someone/base")),
-    "no config": Case(_removed("config.json"), ("config.json",), code=USAGE),
-    "no tokenizer": Case(_removed("tokenizer.json"), ("tokenizer",)),
+    "no config": Case(removed("config.json"), ("config.json",), code=USAGE),
+    "no tokenizer": Case(removed("tokenizer.json"), ("tokenizer",)),
     "broken tokenizer": Case(
         text("tokenizer.json", "{}"), ("tokenizer.json",)
     ),
@@ -344,242 +263,6 @@ def test_tensors(check: Check, name: str) -> None:
     check(TENSORS[name])
 
 
-# -- the index ----------------------------------------------------------------------------
-
-
-INDEX = "model.safetensors.index.json"
-
-
-def index_names(name: str) -> Break:
-    """Have the index name another file for one tensor, which is there outside."""
-
-    def rename(folder: Path) -> None:
-        outside = folder.parent / "outside.safetensors"
-        outside.write_bytes((folder / "model-00001-of-00003.safetensors").read_bytes())
-        (folder / "model-00001-of-00003.safetensors").unlink()
-        path = folder / INDEX
-        text = path.read_text()
-        found = name.format(outside=outside)
-        path.write_text(text.replace("model-00001-of-00003.safetensors", found))
-
-    return rename
-
-
-def _link(folder: Path) -> None:
-    shard = folder / "model-00001-of-00003.safetensors"
-    outside = shard.replace(folder.parent / "outside.safetensors")
-    shard.symlink_to(outside)
-
-
-def _linked_folder(folder: Path) -> None:
-    index_names("within/outside.safetensors")(folder)
-    (folder / "within").symlink_to(folder.parent)
-
-
-def _tensor_elsewhere(folder: Path) -> None:
-    """The index says another file than the one that a tensor is in."""
-    path = folder / INDEX
-    data = json.loads(path.read_text())
-    data["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
-    path.write_text(json.dumps(data))
-
-
-INDEXES = {
-    "absolute": (index_names("{outside}"), "outside.safetensors"),
-    "above": (index_names("../outside.safetensors"), "../outside.safetensors"),
-    "above by a detour": (index_names("a/../../outside.safetensors"), "outside.safetensors"),
-    "link": (_link, "model-00001-of-00003.safetensors"),
-    "linked folder": (_linked_folder, "outside.safetensors"),
-    "device": (index_names("/dev/zero"), "/dev/zero"),
-    "no JSON": (text(INDEX, "{"), INDEX),
-    "no map": (text(INDEX, "{}"), INDEX),
-    "a map of numbers": (text(INDEX, '{"weight_map": {"a": 1}}'), INDEX),
-    "a map of lists": (text(INDEX, '{"weight_map": []}'), INDEX),
-    "elsewhere": (_tensor_elsewhere, "model.norm.weight"),
-}
-
-
-@pytest.mark.parametrize("name", INDEXES)
-def test_indexes(check: Check, name: str) -> None:
-    break_it, says = INDEXES[name]
-    check(Case(break_it, (says,), shards=3))
-
-
-# -- headers of safetensors ---------------------------------------------------------------
-
-
-def header(change: Callable[[dict[str, Any]], None]) -> Break:
-    def rewrite(folder: Path) -> None:
-        path = folder / "model.safetensors"
-        raw = path.read_bytes()
-        (length,) = struct.unpack("<Q", raw[:8])
-        entries = json.loads(raw[8 : 8 + length])
-        change(entries)
-        made = json.dumps(entries).encode()
-        path.write_bytes(struct.pack("<Q", len(made)) + made + raw[8 + length :])
-
-    return rewrite
-
-
-def entry(**settings: Any) -> Break:
-    return header(lambda entries: entries["model.norm.weight"].update(settings))
-
-
-def raw(change: Callable[[bytes], bytes], name: str = "model.safetensors") -> Break:
-    def rewrite(folder: Path) -> None:
-        path = folder / name
-        path.write_bytes(change(path.read_bytes()))
-
-    return rewrite
-
-
-def _overlap(entries: dict[str, Any]) -> None:
-    one, other = "model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight"
-    entries[one]["data_offsets"] = entries[other]["data_offsets"]
-
-
-#: More bytes than any machine has.
-HUGE = 2**50
-
-HEADERS: dict[str, Break] = {
-    "beyond the file": entry(data_offsets=[HUGE, HUGE + 256]),
-    "before the file": entry(data_offsets=[-256, 0]),
-    "backwards": entry(data_offsets=[256, 0]),
-    "overlapping": header(_overlap),
-    "huge shape": entry(shape=[HUGE]),
-    "huge shape and place": entry(shape=[HUGE], data_offsets=[0, 4 * HUGE]),
-    "product that overflows": entry(shape=[2**32, 2**32]),
-    "negative shape": entry(shape=[-64]),
-    "shape of words": entry(shape=["64"]),
-    "shape of another size": entry(shape=[65]),
-    "no shape": header(lambda entries: entries["model.norm.weight"].pop("shape") and None),
-    "unknown dtype": entry(dtype="F3"),
-    "huge header": raw(lambda all_: struct.pack("<Q", HUGE) + all_[8:]),
-    "header of the whole file": raw(lambda all_: struct.pack("<Q", len(all_) - 8) + all_[8:]),
-    "no header": raw(lambda all_: struct.pack("<Q", 0) + all_[8:]),
-    "a header without end": raw(lambda all_: struct.pack("<Q", 100_000) + b"[" * 100_000),
-    "empty": raw(lambda _: b""),
-    "short": raw(lambda all_: all_[:-1]),
-    "long": raw(lambda all_: all_ + b"0"),
-    "a pickle": raw(lambda _: pickle.dumps({})),
-}
-
-
-@pytest.mark.parametrize("name", HEADERS)
-def test_headers(check: Check, name: str) -> None:
-    check(Case(HEADERS[name], ("model.safetensors",)))
-
-
-# -- files of torch -----------------------------------------------------------------------
-
-
-class Hostile:
-    """Runs a command where it is unpickled."""
-
-    def __init__(self, command: str):
-        self.command = command
-
-    def __reduce__(self) -> Any:
-        return os.system, (self.command,)
-
-
-class Evaluated(Hostile):
-    def __reduce__(self) -> Any:
-        return eval, (f"__import__('os').system({self.command!r})",)
-
-
-BIN = "pytorch_model.bin"
-
-
-def hostile(kind: type[Hostile], write: Callable[[Any, Path], None]) -> Break:
-    def rewrite(folder: Path) -> None:
-        command = f"touch {folder.parent / 'ran'}"
-        write({**torch.load(folder / BIN), "model.evil": kind(command)}, folder / BIN)
-
-    return rewrite
-
-
-def _old_format(data: Any, path: Path) -> None:
-    torch.save(data, path, _use_new_zipfile_serialization=False)
-
-
-def _plain_pickle(data: Any, path: Path) -> None:
-    path.write_bytes(pickle.dumps(data["model.evil"]))
-
-
-def _members(change: Callable[[str, bytes], bytes | None], compression: int = 0) -> Break:
-    """Write the archive anew, each member changed or left out."""
-
-    def rewrite(folder: Path) -> None:
-        made = io.BytesIO()
-        with zipfile.ZipFile(folder / BIN) as old, zipfile.ZipFile(made, "w", compression) as new:
-            for name in old.namelist():
-                content = change(name, old.read(name))
-                if content is not None:
-                    new.writestr(name, content)
-        (folder / BIN).write_bytes(made.getvalue())
-
-    return rewrite
-
-
-def _replaced(member: str, content: bytes | None) -> Break:
-    return _members(lambda name, old: content if name.endswith(member) else old)
-
-
-def _without_storage(name: str, content: bytes) -> bytes | None:
-    return None if name.endswith("data/3") else content
-
-
-def _short_storage(name: str, content: bytes) -> bytes:
-    return content[:-4] if name.endswith("data/3") else content
-
-
-def saved(change: Callable[[dict[str, Any]], Any]) -> Break:
-    return lambda folder: torch.save(change(torch.load(folder / BIN)), folder / BIN)
-
-
-def _sparse(data: dict[str, Any]) -> dict[str, Any]:
-    return data | {"model.norm.weight": data["model.norm.weight"].to_sparse()}
-
-
-FILES: dict[str, Break] = {
-    "os.system": hostile(Hostile, torch.save),
-    "eval": hostile(Evaluated, torch.save),
-    "os.system, as torch once wrote": hostile(Hostile, _old_format),
-    "os.system alone": hostile(Hostile, _plain_pickle),
-    "compressed": _members(lambda _, content: content, zipfile.ZIP_DEFLATED),
-    "truncated": raw(lambda all_: all_[: len(all_) // 2], BIN),
-    "cut at the end": raw(lambda all_: all_[:-30], BIN),
-    "empty": raw(lambda _: b"", BIN),
-    "no archive": raw(lambda _: b"0" * 1000, BIN),
-    "no pickle": _replaced("data.pkl", None),
-    "a broken pickle": _replaced("data.pkl", b"\x80\x02"),
-    "a missing storage": _members(_without_storage),
-    "a short storage": _members(_short_storage),
-    "a list": saved(lambda data: list(data.values())),
-    "a number": saved(lambda data: data | {"model.norm.weight": 1.0}),
-    "numbers for names": saved(lambda data: dict(enumerate(data.values()))),
-    "sparse": saved(_sparse),
-    "transposed": saved(
-        lambda data: data | {MISSING: torch.ones(64, 96).T}  # its numbers lie in another order
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_files_of_torch(check: Check, tmp_path: Path, name: str) -> None:
-    check(Case(FILES[name], (BIN,), kind="bin"))
-    assert not (tmp_path / "ran").exists(), "a pickle ran a command"
-
-
-def test_the_hostile_files_are(tmp_path: Path) -> None:
-    """The commands run where nothing keeps them from it."""
-    original("llama3").write(tmp_path / "model", "bin")
-    FILES["os.system"](tmp_path / "model")
-    torch.load(tmp_path / "model" / BIN, weights_only=False)
-    assert (tmp_path / "ran").exists()
-
-
 # -- what else ----------------------------------------------------------------------------
 
 
@@ -592,7 +275,7 @@ def test_no_space_left(
         pytest.skip("mounting is not allowed here")
     try:
         original("llama3").write(tmp_path / "model")
-        refused(bc2, Case(_removed(), ("disk full",), code=DISK), tmp_path / "model")
+        refused(bc2, Case(removed(), ("disk full",), code=DISK), tmp_path / "model")
         nothing_left()
     finally:
         subprocess.run(["umount", "-l", str(home)], check=True)
@@ -612,7 +295,7 @@ def test_options(
     code: int, says: str,
 ) -> None:  # fmt: skip
     original("llama3").write(tmp_path / "model")
-    refused(bc2, Case(_removed(), (says,), code=code), tmp_path / "model", *options)
+    refused(bc2, Case(removed(), (says,), code=code), tmp_path / "model", *options)
     nothing_left()
 
 
@@ -629,7 +312,7 @@ def test_options(
 def test_sources(
     bc2: Bc2, nothing_left: Callable[[], None], source: str, code: int, says: str
 ) -> None:
-    refused(bc2, Case(_removed(), (says,), code=code), source)
+    refused(bc2, Case(removed(), (says,), code=code), source)
     nothing_left()
 
 
@@ -638,9 +321,7 @@ def test_no_hub(
     bc2: Bc2, nothing_left: Callable[[], None], monkeypatch: pytest.MonkeyPatch, switched_off: bool
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", switched_off)
-    refused(
-        bc2, Case(_removed(), ("hf://someone/model", "cannot be fetched")), "hf://someone/model"
-    )
+    refused(bc2, Case(removed(), ("hf://someone/model", "cannot be fetched")), "hf://someone/model")
     nothing_left()
 
 
