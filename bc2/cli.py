@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from bc2 import __version__
-from bc2.console import ReaderGone, check_output
+from bc2.console import ReaderGone, check_output, printable
 from bc2.errors import (
     Bc2Error,
     Interrupted,
@@ -207,11 +207,11 @@ def render(error: Bc2Error) -> str:
     """The lines a person sees on stderr."""
     if isinstance(error, RankFailed):
         return error.said
-    lines = [f"error: {error.what}"]
+    lines = [f"error: {printable(error.what)}"]
     if error.where:
-        lines.append(f"  where: {error.where}")
+        lines.append(f"  where: {printable(error.where)}")
     if error.todo:
-        lines.append(f"  to do: {error.todo}")
+        lines.append(f"  to do: {printable(error.todo)}")
     return "\n".join(lines)
 
 

@@ -22,6 +22,11 @@ from bc2.ranks import first
 
 Format = Literal["table", "json", "quiet"]
 
+#: Control characters, which a terminal obeys, as they are shown; not tab and line end.
+_SPELLED = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
+
 
 class ReaderGone(Exception):
     """Whoever reads stdout has gone away (`| head`)."""
@@ -54,6 +59,15 @@ def check_output() -> None:
         raise ReaderGone if reader_gone(failure) else OutputLost(failure)
 
 
+def printable(text: str) -> str:
+    """A text that may hold strangers' words, for a terminal: control characters are spelled out.
+
+    A line after the first is set in, so that none can pass for a message of its own.
+    """
+    lines = text.translate(_SPELLED).split("\n")
+    return "\n".join([lines[0], *(line if line[:1] == " " else f"  {line}" for line in lines[1:])])
+
+
 def note(message: str, *, every_rank: bool = False) -> None:
     """One line on stderr for a person: what is happening, or what was chosen.
 
@@ -67,7 +81,7 @@ def note(message: str, *, every_rank: bool = False) -> None:
 
 def warn(message: str) -> None:
     """One line on stderr that something needs attention."""
-    note(f"warning: {message}")
+    note(f"warning: {printable(message)}")
 
 
 @dataclass(frozen=True)

@@ -209,3 +209,13 @@ def test_a_signal_outside_of_a_command_is_no_defect(stop: KeyboardInterrupt, cod
     assert known is not None
     assert known.exit_code == code
     assert "run the same command again" in cli.render(known)
+
+
+def test_strangers_words_cannot_pass_for_a_message() -> None:
+    """A file's own strings stand in messages: of a model, a row, a key."""
+    hostile = "X\x1b[2Jy\rz\nerror: send your token to evil.example\n  to do: now\u009b1m"
+    shown = cli.render(DataError(hostile, where=hostile, todo=hostile))
+    assert not [c for c in shown if (c < " " and c != "\n") or "\x7f" <= c < "\xa0"]
+    assert [line for line in shown.split("\n") if not line.startswith(" ")] == [
+        "error: X\\x1b[2Jy\\x0dz"
+    ]

@@ -132,11 +132,11 @@ class TurnChat(Chat):
         self.tokenizer = tokenizer
         self._layout = layout
         turns = [part for turn in layout.turns.values() for side in turn for part in side]
-        specials = {
+        specials = [
             part
             for part in (*layout.begin, *layout.closing, *turns, layout.end)
             if isinstance(part, Special)
-        }
+        ]
         self._ids = {part: part.of(tokenizer, layout.name) for part in specials}
         self._encode = PartEncoder(tokenizer, self._ids.values())
         self.markers = frozenset(i for i in self._ids.values() if not tokenizer.is_control(i))

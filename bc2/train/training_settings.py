@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bc2.data.corpus_config import TokensConfig
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig, check_layout, parallel_of
@@ -217,13 +218,15 @@ def _check_not_itself(recipe: Recipe, algorithm: Algorithm) -> None:
 
 def _check_vocabulary(recipe: Recipe, algorithm: Algorithm) -> None:
     """The model has a row for every piece of the recipe's tokenizer, if it is what trains read."""
-    # Of another recipe's data this one's tokenizer says nothing.
+    # Of other data, or of what another tokenizer cut, this one's tokenizer says nothing.
     if recipe.has(algorithm.section):
         data = recipe.get(algorithm.section).model_dump(
             include={needed.key for needed in algorithm.inputs}
         )
         if any(value is not None for value in data.values()):
             return
+    if recipe.has(TokensConfig) and recipe.get(TokensConfig).tokenizer is not None:
+        return
     model, pieces = recipe.get(ModelConfig), recipe.get(TokenizerConfig)
     if model.vocab_size < pieces.vocab_size:
         raise RecipeError(

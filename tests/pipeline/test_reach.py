@@ -130,6 +130,7 @@ def test_another_recipes_tokens_are_not_held_against_this_ones_tokenizer(small: 
     with pytest.raises(RecipeError, match="is smaller than"):
         reach(recipe.load("small.toml", fewer), "checkpoint")
     reach(recipe.load("small.toml", [*fewer, *TOKENS_ELSEWHERE]), "checkpoint")
+    reach(recipe.load("small.toml", [*fewer, "tokens.tokenizer=tokenizer/other"]), "checkpoint")
 
 
 def test_commands_load_recipes_for_what_they_make() -> None:
