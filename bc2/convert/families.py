@@ -74,6 +74,9 @@ _INV_FREQ = (f"{_ATTENTION}.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
 
 # -- shapes ---------------------------------------------------------------------------------
 
+#: Tokens of a window that is not said, by transformers' own classes.
+_WINDOW = 4096
+
 
 def _baichuan(config: HfConfig) -> ModelConfig:
     """Baichuan 1 and 2. Those of one size name the same class; what differs follows from keys.
@@ -115,7 +118,7 @@ def _llama(config: HfConfig) -> ModelConfig:
 
 
 def _mistral(config: HfConfig) -> ModelConfig:
-    window = config.optional("sliding_window", int)
+    window = config.optional("sliding_window", int, _WINDOW)
     return _rotary(config, sliding_window=_window(config, window))
 
 
@@ -146,10 +149,10 @@ def _rotary(config: HfConfig, *, base: float | None = None, **own: object) -> Mo
 def _qwen_window(config: HfConfig) -> int | None:
     """Qwen's window is that of its upper layers, if it is used at all."""
     window, used = (
-        config.optional("sliding_window", int),
+        config.optional("sliding_window", int, _WINDOW),
         config.get("use_sliding_window", bool, False),
     )
-    below = config.get("max_window_layers", int, 0)
+    below = config.get("max_window_layers", int, 28)
     layers = config.get("num_hidden_layers", int)
     if not used or window is None or below >= layers:
         return _window(config, None)

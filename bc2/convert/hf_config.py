@@ -24,6 +24,11 @@ _OF_NO_SHAPE = {
     "z_loss_weight", "_attn_implementation",
 }  # fmt: skip
 
+#: Keys that have one value which bc2 computes.
+_ONLY = {
+    "hidden_act": "silu", "is_causal": True, "per_layer_config": None, "transformers_weights": None,
+}  # fmt: skip
+
 #: A scaling's keys by bc2's names for them.
 _SCALING = {
     "factor": "factor",
@@ -76,10 +81,12 @@ class HfConfig:
             raise DataError(f"{name} is {value!r}, no {kind.__name__}", where=self.where)
         return value
 
-    def optional(self, name: str, kind: type[T]) -> T | None:
-        """The value of a key; None where there is none, or it is null."""
+    def optional(self, name: str, kind: type[T], missing: T | None = None) -> T | None:
+        """The value of a key; None where it is null, and `missing` where there is none."""
         self.seen.add(name)
-        return None if self.data.get(name) is None else self.get(name, kind)
+        if name not in self.data:
+            return missing
+        return None if self.data[name] is None else self.get(name, kind)
 
     def must_be(self, name: str, right: Any) -> None:
         """Read a key that has one value that bc2 knows, which is also its value if it is missing.
@@ -106,7 +113,8 @@ class HfConfig:
 
     def sizes(self) -> dict[str, Any]:
         """The sizes that every family names alike, as settings of `ModelConfig`."""
-        self.must_be("hidden_act", "silu")
+        for name, right in _ONLY.items():
+            self.must_be(name, right)
         return {
             "vocab_size": self.get("vocab_size", int),
             "hidden_size": self.get("hidden_size", int),
@@ -141,10 +149,25 @@ class HfConfig:
             raise DataError("rope_parameters and rope_scaling differ", where=self.where)
         if not said and base is None:
             raise DataError("rope_theta is missing", where=self.where)
-        return {
-            "rope_base": said.pop() if said else base,
-            "rope_scaling": _scaling_of(new or old, self),
-        }
+        scaling = _scaling_of(new or old, self)
+        self._check_original(scaling)
+        return {"rope_base": said.pop() if said else base, "rope_scaling": scaling}
+
+    def _check_original(self, scaling: RopeScaling | None) -> None:
+        """Refuse a length beside the scaling that is not the scaling's own.
+
+        Which of them counts depends on the version of transformers.
+        """
+        beside = self.optional("original_max_position_embeddings", int)
+        if beside is None or scaling is None or scaling.kind == "linear":
+            return
+        if beside != scaling.original_context:
+            raise DataError(
+                f"original_max_position_embeddings is {beside}, and of RoPE scaling "
+                f"{scaling.kind} {scaling.original_context}",
+                where=self.where,
+                todo="write the one that the model was trained with into the scaling alone",
+            )
 
     def _table(self, name: str) -> dict[str, Any]:
         value = self.data.get(name) or {}

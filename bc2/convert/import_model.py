@@ -101,6 +101,7 @@ def import_model(
     """
     found = Source.of(source)
     name = _checked_name(found.name if name is None else name, given=name is not None)
+    registry.sweep()  # an import that was killed may have left as much as the model has
     try:
         read = _Read.of(found, chat_layout)
         with read.tokenizer(registry, name) as tokenizer:

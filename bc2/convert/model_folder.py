@@ -19,8 +19,10 @@ from bc2.errors import DataError, from_os_error
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 
-#: Bytes of the largest JSON file that is read: a tokenizer of 250,000 pieces has 35 MB.
-_LARGEST_JSON = 256 << 20
+#: Bytes of the largest tokenizer that is read (one of 250,000 pieces has 35 MB), and of the largest
+#: of other files. As Python's objects JSON can take thirty times its size.
+_LARGEST_TOKENIZER = 64 << 20
+_LARGEST = 16 << 20
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -85,6 +87,7 @@ class ModelFolder:
         target = path.resolve()
         return (
             path.parent.parent.name == "snapshots"
+            and not (repo / "blobs").is_symlink()
             and target.parent == (repo / "blobs").resolve()
             and target.is_file()
         )
@@ -93,7 +96,8 @@ class ModelFolder:
         """The contents of a small file. Raises: DataError, see `file`; or it is too large."""
         path = self.file(name)
         try:
-            if path.stat().st_size > _LARGEST_JSON:
+            largest = _LARGEST_TOKENIZER if name.startswith("tokenizer.") else _LARGEST
+            if path.stat().st_size > largest:
                 raise DataError(f"{name} is too large to be one", where=str(path))
             return path.read_bytes()
         except OSError as error:

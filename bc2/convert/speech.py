@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bc2.console import warn
-from bc2.convert.model_folder import ModelFolder
+from bc2.convert.model_folder import CONFIG, ModelFolder
 from bc2.errors import Bc2Error, DataError
 from bc2.generate.generation_defaults import GENERATION_FILE, GenerationDefaults
 from bc2.model.model_config import ModelConfig
@@ -35,6 +35,16 @@ FILES = (
 #: Settings of a ``generation_config.json`` that have the same name and meaning here.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _ALWAYS = ("repetition_penalty", "max_new_tokens")
+
+#: Settings that change what is drawn, and that bc2 has not got, with the values that do nothing.
+_NOT_HERE: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,), "no_repeat_ngram_size": (0,), "bad_words_ids": ([],),
+    "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "sequence_bias": ({},),
+    "forced_bos_token_id": (), "forced_eos_token_id": (), "min_length": (0,),
+    "min_new_tokens": (0,), "typical_p": (1.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,),
+    "penalty_alpha": (0.0,), "guidance_scale": (1.0,), "encoder_repetition_penalty": (1.0,),
+    "exponential_decay_length_penalty": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,8 @@ def read_speech(
         DataError: there is no tokenizer, or one that does not fit the model or its settings.
     """
     settings = folder.optional_json(_TOKENIZER_CONFIG)
-    generation = folder.optional_json(_GENERATION_CONFIG)
     tokenizer = _tokenizer(folder, settings, family)
+    generation = _generation(folder, tokenizer)
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids, and the model's table "
@@ -105,6 +115,8 @@ def _tokenizer(folder: ModelFolder, settings: Mapping[str, Any], family: str) ->
         raise DataError(error.what, where=str(folder.path / name), todo=error.todo) from None
     if name == MODEL_FILE:
         _check_added(folder, tokenizer)
+    else:
+        _check_added_to_json(folder, tokenizer, settings)
     _check_beginning(folder, tokenizer, settings, family)
     return tokenizer
 
@@ -121,6 +133,27 @@ def _check_added(folder: ModelFolder, tokenizer: Tokenizer) -> None:
                 where=str(folder.path / "added_tokens.json"),
                 todo=f"save the tokenizer with transformers, so that it has a {JSON_FILE}",
             )
+
+
+def _check_added_to_json(
+    folder: ModelFolder, tokenizer: Tokenizer, settings: Mapping[str, Any]
+) -> None:
+    """Tokens that transformers adds to a tokenizer.json from files beside it must be in it."""
+    decoder = settings.get("added_tokens_decoder")
+    added = decoder.values() if isinstance(decoder, dict) else ()
+    named = {
+        _TOKENIZER_CONFIG: [one.get("content") for one in added if isinstance(one, dict)],
+        "added_tokens.json": list(folder.optional_json("added_tokens.json")),
+    }
+    known = tokenizer.special_ids.keys() | tokenizer.added_ids.keys()
+    for file, names in named.items():
+        for name in names:
+            if isinstance(name, str) and name not in known:
+                raise DataError(
+                    f"the added token {name!r} is not in {JSON_FILE}",
+                    where=str(folder.path / file),
+                    todo=f"save the tokenizer with transformers, so that its {JSON_FILE} has it",
+                )
 
 
 def _check_beginning(
@@ -211,10 +244,23 @@ def _baichuan_chat(tokenizer: Tokenizer, generation: Mapping[str, Any]) -> Chat:
 # -- drawing --------------------------------------------------------------------------------
 
 
+def _generation(folder: ModelFolder, tokenizer: Tokenizer) -> Mapping[str, Any]:
+    """How to draw; where no file says it the ends of config.json, as in transformers."""
+    if folder.has(_GENERATION_CONFIG):
+        return folder.json(_GENERATION_CONFIG)
+    found = folder.optional_json(CONFIG).get("eos_token_id")
+    ends = found if isinstance(found, list) else [found]
+    return {"eos_token_id": [one for one in ends if type(one) is int and tokenizer.has(one)]}
+
+
 def _defaults(
     folder: ModelFolder, tokenizer: Tokenizer, generation: Mapping[str, Any], end: str | None
 ) -> GenerationDefaults:
     where = str(folder.path / _GENERATION_CONFIG)
+    for name, neutral in _NOT_HERE.items():
+        value = generation.get(name)
+        if value is not None and value not in neutral:
+            warn(f"{name} = {value!r} in {_GENERATION_CONFIG} has no effect here")
     names = list(_ALWAYS)
     sampled = generation.get("do_sample")
     if sampled is True:

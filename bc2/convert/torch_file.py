@@ -8,12 +8,15 @@ memory, so that nothing is read of the numbers.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import pickletools
 import re
 import struct
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -143,12 +146,23 @@ def _begin(at: int, header: bytes) -> int:
     return at + 30 + int(name) + int(extra)
 
 
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Without what torch logs of an error beside raising it."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _load(path: Path) -> object:
     """What the pickle says, with tensors of no memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        with FakeTensorMode():
+        with _silent(logging.getLogger("torch._subclasses.fake_tensor")), FakeTensorMode():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         said = next((line for line in str(error).splitlines() if "Unsupported" in line), "")

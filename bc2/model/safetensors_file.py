@@ -81,6 +81,15 @@ def tensor_spans(entries: Mapping[str, Any]) -> dict[str, TensorSpan]:
     return found
 
 
+def _each_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises: ValueError: it has a name twice, and readers differ in which."""
+    found = dict(entries)
+    if len(found) != len(entries):
+        names = [name for name, _ in entries]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is in it twice")
+    return found
+
+
 class SafetensorsReader:
     """One reading of a safetensors file: first its header, and then its tensors.
 
@@ -106,7 +115,8 @@ class SafetensorsReader:
         if length > min(total - 8, LONGEST_HEADER):
             raise self._incomplete(f"a header of {length:,} bytes cannot be in it")
         try:
-            spans = tensor_spans(json.loads(self._take(length).decode()))
+            header = json.loads(self._take(length).decode(), object_pairs_hook=_each_once)
+            spans = tensor_spans(header)
         except NO_HEADER as error:
             raise self._incomplete(f"its header cannot be read: {error!r}") from error
         end = 8 + length + max((span.end for span in spans.values()), default=0)

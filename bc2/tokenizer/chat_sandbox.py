@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -27,6 +28,9 @@ MOST_TEMPLATE = 100_000
 MOST_TEXT = 8_000_000
 MOST_STEPS = 50_000
 
+#: Seconds of a processor for what one conversation is rendered in: steps can be long.
+MOST_SECONDS = 5.0
+
 _FILTERS = (
     "capitalize", "count", "default", "d", "dictsort", "first", "int", "items", "join", "last",
     "length", "list", "lower", "map", "reject", "rejectattr", "replace", "reverse", "select",
@@ -37,6 +41,9 @@ _TEXT_METHODS = (
     "isspace", "isupper", "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rfind",
     "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
 )  # fmt: skip
+
+#: Arguments of a call that are Jinja's own.
+_OF_JINJA = ("_loop_vars", "_block_vars")
 
 #: What can hold more than it seems to.
 _HOLDERS = (str, list, tuple, dict)
@@ -83,7 +90,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )  # fmt: skip
         own = {"join": _join, "replace": _replace, "tojson": _tojson}
         listed = {name: self.filters[name] for name in _FILTERS}
-        self.filters = {name: _bounded_filter(f) for name, f in {**listed, **own}.items()}
+        self.filters = {name: self._bounded_filter(f) for name, f in {**listed, **own}.items()}
         known = {name: self.globals[name] for name in ("namespace", "range", "dict")}
         self.globals = {**known, "raise_exception": _raise}
         self.begin()
@@ -91,6 +98,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def begin(self) -> None:
         """Begin to count anew."""
         self._steps = self._size = 0
+        self._begun = time.thread_time()
+
+    def check_time(self) -> None:
+        """Raises: TemplateRefused: it takes too long."""
+        if time.thread_time() - self._begun > MOST_SECONDS:
+            raise TemplateRefused(f"it takes more than {MOST_SECONDS:g} s")
+
+    def _bounded_filter(self, filter_: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that sees first that what it is given can be written, and that there is time."""
+
+        @wraps(filter_)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            self.check_time()
+            _bounded([arg for arg in (*args, *kwargs.values()) if isinstance(arg, _HOLDERS)])
+            return filter_(*args, **kwargs)
+
+        return bounded
 
     def step(self, size: int) -> None:
         """Count a step, which writes text of a size."""
@@ -98,6 +122,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self._size += size
         if self._steps > MOST_STEPS:
             raise TemplateRefused(f"it takes more than {MOST_STEPS:,} steps")
+        self.check_time()
         _measured(self._size)
 
     def written(self, value: Any) -> Any:
@@ -134,9 +159,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function; `str.replace` measured."""
+        self.check_time()
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str) and getattr(function, "__name__", "") == "replace":
-            return _replace(owner, *args, **kwargs)
+            # In loops and blocks Jinja gives their variables along, for functions that ask for it.
+            own = {name: one for name, one in kwargs.items() if name not in _OF_JINJA}
+            return _replace(owner, *args, **own)
         return super().call(context, function, *args, **kwargs)
 
 
@@ -216,17 +244,6 @@ def _bounded(value: Any) -> None:
             waiting.extend(one)
         elif isinstance(one, dict):
             waiting.extend([*one.keys(), *one.values()])
-
-
-def _bounded_filter(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that sees first that what it is given can be written."""
-
-    @wraps(filter_)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _bounded([arg for arg in (*args, *kwargs.values()) if isinstance(arg, _HOLDERS)])
-        return filter_(*args, **kwargs)
-
-    return bounded
 
 
 def _text(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import transformers
 
 from bc2 import recipe as recipes
 from bc2.convert.families import FAMILIES, family_of
@@ -140,6 +141,26 @@ def test_a_window_in_all_layers_of_qwen_and_in_some() -> None:
     assert shape({**windowed, "max_window_layers": 0}).sliding_window == 1024
     assert shape({**windowed, "max_window_layers": 28}).sliding_window is None
     refused({**windowed, "max_window_layers": 21}, "a window in 7 of 28 layers")
+
+
+def test_what_is_not_said_of_a_window_is_what_the_classes_of_transformers_say() -> None:
+    mistral, qwen = transformers.MistralConfig(), transformers.Qwen2Config(use_sliding_window=True)
+    unsaid = {name: value for name, value in MISTRAL_7B.items() if name != "sliding_window"}
+    assert shape(unsaid).sliding_window == mistral.sliding_window
+    windowed = {**QWEN25_7B, "use_sliding_window": True, "max_window_layers": 0}
+    del windowed["sliding_window"]
+    assert shape(windowed).sliding_window == qwen.sliding_window
+    del windowed["max_window_layers"]
+    assert shape(windowed).sliding_window is None
+    layers = qwen.max_window_layers + 1
+    refused({**windowed, "num_hidden_layers": layers}, f"a window in 1 of {layers} layers")
+
+
+def test_a_length_beside_the_scaling_that_is_the_scalings_own() -> None:
+    beside = {**LLAMA31_8B, "original_max_position_embeddings": 8192}
+    assert shape(beside) == shape(LLAMA31_8B)
+    unscaled = {**LLAMA2_7B, "original_max_position_embeddings": 2048}
+    assert shape(unscaled) == shape(LLAMA2_7B)
     kinds = ["full_attention"] * 27 + ["sliding_attention"]
     refused({**QWEN25_7B, "layer_types": kinds}, "layer 27 has sliding_attention")
 

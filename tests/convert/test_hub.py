@@ -55,6 +55,15 @@ def test_what_is_no_name(source: str) -> None:
         HubModel.parse(source)
 
 
+def test_blobs_that_lie_elsewhere_are_no_cache(cache: Path) -> None:
+    snapshot = put(cache, "config.json", b"{}")
+    blobs = cache / "models--me--tiny" / "blobs"
+    blobs.rename(cache / "elsewhere")
+    blobs.symlink_to(cache / "elsewhere")
+    with pytest.raises(DataError, match="is a link"):
+        ModelFolder(snapshot).bytes("config.json")
+
+
 def test_offline_the_cache_is_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = put(cache, "config.json", b"{}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

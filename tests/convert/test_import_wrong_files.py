@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,15 @@ def _overlap(entries: dict[str, Any]) -> None:
     entries[one]["data_offsets"] = entries[other]["data_offsets"]
 
 
+def _again(all_: bytes) -> bytes:
+    """With the header's first entry in it a second time, of another type of the same size."""
+    (length,) = struct.unpack("<Q", all_[:8])
+    entries = json.loads(all_[8 : 8 + length])
+    twice = json.dumps({"model.norm.weight": entries["model.norm.weight"] | {"dtype": "I32"}})
+    whole = twice[:-1].encode() + b"," + json.dumps(entries).encode()[1:]
+    return struct.pack("<Q", len(whole)) + whole + all_[8 + length :]
+
+
 #: More bytes than any machine has.
 HUGE = 2**50
 
@@ -127,6 +137,7 @@ HEADERS: dict[str, Break] = {
     "short": raw(lambda all_: all_[:-1]),
     "long": raw(lambda all_: all_ + b"0"),
     "a pickle": raw(lambda _: pickle.dumps({})),
+    "a tensor twice": raw(_again),
 }
 
 
@@ -207,7 +218,19 @@ def _sparse(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"model.norm.weight": data["model.norm.weight"].to_sparse()}
 
 
+class Before:
+    """A tensor that begins before its storage."""
+
+    def __reduce__(self) -> Any:
+        storage = torch.ones(64).untyped_storage()
+        typed = torch.storage.TypedStorage(
+            wrap_storage=storage, dtype=torch.float32, _internal=True
+        )
+        return torch._utils._rebuild_tensor_v2, (typed, -5, (64,), (1,), False, OrderedDict())
+
+
 FILES: dict[str, Break] = {
+    "before its storage": saved(lambda data: data | {"model.norm.weight": Before()}),
     "os.system": hostile(Hostile, torch.save),
     "eval": hostile(Evaluated, torch.save),
     "os.system, as torch once wrote": hostile(Hostile, _old_format),

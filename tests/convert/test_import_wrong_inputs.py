@@ -102,8 +102,22 @@ CONFIGS = {
     "another key of rope": Case(
         rope(rope_type="default", mrope_section=[1, 2]), ("mrope_section",)
     ),
+    "attention in both directions": Case(config_of(is_causal=False), ("is_causal",)),
+    "layers of several kinds": Case(
+        config_of(per_layer_config={"1": {"rms_norm_eps": 1.0}}), ("per_layer_config",)
+    ),
+    "weights of another name": Case(
+        config_of(transformers_weights="other.safetensors"), ("transformers_weights",)
+    ),
+    "two lengths before scaling": Case(
+        config_of(original_max_position_embeddings=128),
+        ("original_max_position_embeddings is 128, and of RoPE scaling llama3 32",),
+    ),
     "no JSON": Case(text("config.json", "{"), ("config.json",)),
     "no object": Case(text("config.json", "[1]"), ("config.json",)),
+    "more than a configuration": Case(
+        text("config.json", "[" + "[]," * (6 << 20) + "0]"), ("config.json is too large",)
+    ),
     "deep": Case(text("config.json", "[" * 200_000), ("config.json",)),
 }  # fmt: skip
 

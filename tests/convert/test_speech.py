@@ -154,3 +154,45 @@ def test_no_tokenizer(tmp_path: Path) -> None:
             None,
         )
     assert "save_pretrained" in (caught.value.todo or "")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<new>": 1250}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1250": {"content": "<new>"}}}),
+    ],
+)
+def test_a_token_that_is_added_beside_the_tokenizer(
+    tmp_path: Path, file: str, content: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match=r"'<new>' is not in tokenizer\.json") as caught:
+        speech(tmp_path, made.qwen_like(), {file: content})
+    assert caught.value.where == str(tmp_path / file)
+
+
+def test_tokens_that_are_named_again_beside_the_tokenizer(tmp_path: Path) -> None:
+    added = json.loads(made.qwen_like())["added_tokens"]
+    files = {
+        "added_tokens.json": {one["content"]: one["id"] for one in added},
+        "tokenizer_config.json": {"added_tokens_decoder": {str(one["id"]): one for one in added}},
+    }
+    assert speech(tmp_path, made.qwen_like(), files).tokenizer.vocab_size > 0
+
+
+def test_ends_are_those_of_the_configuration_if_no_other_file_says_them(tmp_path: Path) -> None:
+    files: dict[str, Any] = {"config.json": {"eos_token_id": [5, 6, 10**6]}}
+    assert speech(tmp_path, made.qwen_like(), files).defaults.end_ids == (5, 6)
+    files["generation_config.json"] = {"eos_token_id": 7}
+    assert speech(tmp_path, made.qwen_like(), files).defaults.end_ids == (7,)
+
+
+def test_settings_of_generation_that_are_not_here_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation = {"no_repeat_ngram_size": 3, "num_beams": 1, "min_new_tokens": None}
+    speech(tmp_path, made.qwen_like(), {"generation_config.json": generation})
+    said = capsys.readouterr().err
+    assert "no_repeat_ngram_size = 3 in generation_config.json has no effect" in said
+    assert "num_beams" not in said
+    assert "min_new_tokens" not in said

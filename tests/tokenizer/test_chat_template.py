@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import jinja2
 import pytest
 from made_chats import CHATML_TEMPLATE
 from made_json_tokenizers import llama3_like, qwen_like
@@ -157,6 +158,8 @@ ATTACKS = [
     "{% set x %}{% for a in range(99999) %}" + "x" * 9000 + "{% endfor %}{% endset %}",
     "{% set s %}" + "x" * 9000 + "{% endset %}"
     "{% set x %}{% for a in range(99999) %}{{ s }}{% endfor %}{% endset %}",
+    "{% for a in range(40000) %}{% set x = range(20000) | list | sort | reverse | list %}"
+    "{% endfor %}",
     "{{ " + "(" * 5000,
     "x" * (MOST_TEMPLATE + 1),
 ]
@@ -168,6 +171,20 @@ def test_a_template_cannot_get_out_or_run_on(source: str) -> None:
     with pytest.raises(DataError, match="the chat template cannot be used"):
         SandboxedTemplate(source).render(MESSAGES)
     assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m.content.replace('l', 'bb') }}{% endfor %}",
+        "{% block all %}{% for m in messages %}{{ m.content.replace('l', 'bb', 1) }}"
+        "{{ m.content.replace('l', 'bb')[99999:] }}{% endfor %}{% endblock %}",
+    ],
+)
+def test_text_is_replaced_in_loops_and_blocks(source: str) -> None:
+    expected = jinja2.Environment(autoescape=False).from_string(source).render(messages=MESSAGES)
+    assert "bb" in expected
+    assert SandboxedTemplate(source).render(MESSAGES) == expected
 
 
 @pytest.mark.parametrize(
