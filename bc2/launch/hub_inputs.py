@@ -96,7 +96,9 @@ def hub_names(recipe: Recipe) -> dict[KeyPath, Any]:
 
 
 def pinned_overrides(overrides: Sequence[str], named: Recipe, pinned: Recipe) -> tuple[str, ...]:
-    """Overrides that say of a recipe as it was written what `HubInputs.pinned` made of it.
+    """The overrides with which the same recipe, read again, is the one with refs.
+
+    A command passes them to the ranks it starts, and shows them where it says how to resume.
 
     Args:
         overrides: those that `named` was read with.

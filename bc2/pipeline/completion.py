@@ -20,9 +20,9 @@ def completed(
     *,
     before: Callable[[Recipe], Recipe] = lambda recipe: recipe,
 ) -> Recipe:
-    """The recipe with what it leaves to what it names, and so are the recipes that it names.
+    """The recipe with what it leaves to a checkpoint filled in, and so are the recipes it names.
 
-    Nothing changes one that is complete already.
+    One that is complete already stays as it is.
 
     Args:
         registry: where refs are looked up; None: the process's home, if there is one to look up.

@@ -53,6 +53,21 @@ class TemplateRefused(SecurityError):
     """A template does what it may not."""
 
 
+class MessagesDeclined(DataError):
+    """A template says itself, with ``raise_exception``, that it has no place for messages."""
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"the model's chat template does not take these messages: {reason}",
+            todo="give other messages, such as without a system message",
+        )
+        self.reason = reason
+
+
+class _Raised(jinja2.TemplateError):
+    """What ``raise_exception`` raises in a template."""
+
+
 class _Generation(Extension):
     """``{% generation %}``, transformers' mark for the assistant's text: here it marks nothing."""
 
@@ -191,7 +206,8 @@ class SandboxedTemplate:
         """The text that the template makes of messages.
 
         Raises:
-            DataError: it fails, says that it cannot, or does what it may not.
+            MessagesDeclined: the template says that it has no place for them.
+            DataError: it fails, or does what it may not.
         """
         context = {
             "messages": [dict(message) for message in messages],
@@ -207,6 +223,8 @@ class SandboxedTemplate:
                     _measured(size)
                     parts.append(part)
                 return "".join(parts)
+            except _Raised as error:
+                raise MessagesDeclined(_reason(error)) from None
             except Exception as error:  # a template fails with whatever its operators raise
                 raise refused(_reason(error)) from None
 
@@ -277,4 +295,4 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 
 def _raise(message: str) -> None:
-    raise jinja2.TemplateError(_text(message))
+    raise _Raised(_text(message))

@@ -14,7 +14,7 @@ from typing import Any
 from bc2.errors import DataError
 from bc2.tokenizer.chat import IGNORED, Chat, Message, check_messages
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
-from bc2.tokenizer.chat_sandbox import SandboxedTemplate, refused
+from bc2.tokenizer.chat_sandbox import MessagesDeclined, SandboxedTemplate, refused
 from bc2.tokenizer.tokenizer import Tokenizer
 
 #: Code points that are no characters, one of which breaks names in messages.
@@ -172,9 +172,11 @@ class TemplateChat(Chat):
             messages = _conversation(roles)
             try:
                 self._write(messages, False)
-            except DataError:
+            except DataError as error:
                 if "s" in roles:
                     continue  # some templates have no place for a system message, and say so
+                if isinstance(error, MessagesDeclined):
+                    raise refused(error.reason) from None
                 raise
             ends |= dict.fromkeys(self._ends_of(messages))
             self._see_that_specials_are_whole(messages)

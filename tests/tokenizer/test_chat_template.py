@@ -70,8 +70,12 @@ def test_a_template_may_refuse_a_system_message(qwen: Tokenizer) -> None:
     )
     chat = TemplateChat(picky + CHATML_TEMPLATE, qwen)
     assert chat.end_ids[0] == qwen.id_of("<|im_end|>")
-    with pytest.raises(DataError, match="no system here"):
+    with pytest.raises(DataError, match="no system here") as raised:
         chat.render([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+    # The messages are at fault, and not the template.
+    assert "does not take these messages" in raised.value.what
+    assert raised.value.todo is not None
+    assert "give other messages" in raised.value.todo
 
 
 def test_a_marker_that_is_not_special_cannot_be_typed() -> None:

@@ -150,6 +150,16 @@ def test_a_recipe_of_another_model_is_not_trained_first(small: Path) -> None:
     assert Registry.open().list("checkpoint") == []
 
 
+def test_ids_of_another_tokenizer_are_said(
+    base: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "is not the tokenizer of checkpoint/small"
+    go_on(base)
+    assert said not in capsys.readouterr().err
+    go_on(base, "tokenizer.sample_bytes=20000")  # as many pieces, and others
+    assert said in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_is_not_there(small: Path) -> None:
     with pytest.raises(RefError):
         train("pretrain.init=nobody")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bc2.console import warn
 from bc2.data.source_names import check_source_weights
 from bc2.errors import RecipeError
 from bc2.model.model_config import ModelConfig, check_language_head
@@ -13,7 +14,8 @@ from bc2.pipeline.stage import Input, Inputs
 from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry
 from bc2.registry.lineage import parent_of_kind
-from bc2.train.algorithm import Algorithm, Training
+from bc2.tokenizer.tokenizer_files import tokenizer_name
+from bc2.train.algorithm import INIT, Algorithm, Training
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.pretrain.pretrain_metrics import PRETRAIN_METRICS
 from bc2.train.run_config import RunConfig
@@ -82,6 +84,7 @@ class Pretraining(Algorithm):
 
     def open(self, run: Run) -> PretrainingRun:
         _check_vocabulary(run)
+        _warn_of_another_tokenizer(run)
         return PretrainingRun(run)
 
 
@@ -140,6 +143,28 @@ def _check_vocabulary(run: Run) -> None:
             where=run.settings.recipe.where(("model", "vocab_size")),
             todo=f"set model.vocab_size = {pieces}",
         )
+
+
+def _warn_of_another_tokenizer(run: Run) -> None:
+    """Say if the ids of the token shards are not those that `init` was trained with.
+
+    It may be meant, a new vocabulary for old layers. Where it is a mistake, nothing else shows it.
+    """
+    begun = run.inputs.get(INIT.name)
+    if begun is None:
+        return
+    tokens, tokenizer = run.parents[:2]
+    known, own = _tokenizer_digest(begun), _tokenizer_digest(tokenizer)
+    if known not in (None, own):
+        warn(
+            f"{tokens.title} was made with {tokenizer.title}, which is not the tokenizer of "
+            f"{begun.title}, that this run begins with: its ids may mean other texts there"
+        )
+
+
+def _tokenizer_digest(artifact: Artifact) -> str | None:
+    name = tokenizer_name(artifact.files())
+    return artifact.entry(name).sha256 if name is not None else None
 
 
 PRETRAINING = Pretraining()
