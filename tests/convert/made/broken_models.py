@@ -63,7 +63,8 @@ def refused(bc2: Bc2, case: Case, source: object, *options: str) -> None:
     done = bc2("registry", "import", source, *options)
     said = done.err + done.out
     assert done.code == case.code, said
-    errors = [line for line in done.err.splitlines() if line.startswith("error")]
+    errors = [line for line in done.err.splitlines() if "error" in line.lower()]
     assert len(errors) == 1, said
+    assert errors[0].startswith("error"), said
     for words in case.says:
         assert words in " ".join(said.split()), said
