@@ -22,7 +22,7 @@ from bc2.convert.speech import FILES, Speech, read_speech
 from bc2.convert.stored_tensors import StoredTensor, open_tensors
 from bc2.convert.weight_plan import check_tied, plan_weights
 from bc2.convert.write_weights import write_weights
-from bc2.errors import Bc2Error, DataError, UsageError, from_os_error
+from bc2.errors import Bc2Error, DataError, IntegrityError, UsageError, from_os_error
 from bc2.files import sha256_file, write_durably
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import save_config
@@ -164,7 +164,7 @@ class _Read:
         """
         files = self.speech.tokenizer_files
         key = stage_key("tokenizer", _VERSION, {"imported": _digests(files), "name": name}, ())
-        known = registry.find("tokenizer", key)
+        known = _whole(registry, registry.find("tokenizer", key))
         if known is not None:
             yield known
             return
@@ -187,7 +187,7 @@ class _Read:
         identity = {"imported": self.source.identity(self._paths()), "name": name, "role": role,
                     "layout": self.layout}  # fmt: skip
         key = stage_key("checkpoint", _VERSION, identity, [tokenizer.digest])
-        known = registry.find("checkpoint", key)
+        known = _whole(registry, registry.find("checkpoint", key))
         if known is not None:
             return known
         facts = {**self.facts, "params": self.config.num_params()}
@@ -211,6 +211,18 @@ class _Read:
         weights = {part.path for parts in self.weights.values() for part in parts}
         texts = [folder.file(name) for name in (CONFIG, *FILES) if folder.has(name)]
         return [*texts, *sorted(weights)]
+
+
+def _whole(registry: Registry, known: Artifact | None) -> Artifact | None:
+    """What was imported before, unless it is damaged: then it is made again in its place."""
+    if known is None:
+        return None
+    try:
+        registry.verify(known)
+    except IntegrityError as error:
+        warn(f"{error.what} ({error.where}): importing it again")
+        return None
+    return known
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -95,7 +95,7 @@ def read_speech(
     return Speech(
         tokenizer,
         _chat(folder, tokenizer, settings, generation, names, layout),
-        _defaults(folder, tokenizer, generation, names.get("eos_token")),
+        _defaults(folder, tokenizer, generation, names.get("eos_token"), config.context_length),
     )
 
 
@@ -141,7 +141,7 @@ def _check_added_to_json(
     """Tokens that transformers adds to a tokenizer.json from files beside it must be in it."""
     decoder = settings.get("added_tokens_decoder")
     added: list[Any] = list(decoder.values()) if isinstance(decoder, dict) else []
-    named = {
+    named: dict[str, list[Any]] = {
         _TOKENIZER_CONFIG: [one.get("content") for one in added if isinstance(one, dict)],
         "added_tokens.json": list(folder.optional_json("added_tokens.json")),
     }
@@ -254,7 +254,11 @@ def _generation(folder: ModelFolder, tokenizer: Tokenizer) -> Mapping[str, Any]:
 
 
 def _defaults(
-    folder: ModelFolder, tokenizer: Tokenizer, generation: Mapping[str, Any], end: str | None
+    folder: ModelFolder,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any],
+    end: str | None,
+    window: int,
 ) -> GenerationDefaults:
     where = str(folder.path / _GENERATION_CONFIG)
     for name, neutral in _NOT_HERE.items():
@@ -268,12 +272,16 @@ def _defaults(
     found = {name: generation[name] for name in names if generation.get(name) is not None}
     if sampled is False:
         found["temperature"] = 0.0
+    longest = found.get("max_new_tokens")
+    if isinstance(longest, int) and longest >= window:
+        del found["max_new_tokens"]
+        warn(f"answers of {longest:,} tokens leave nothing of a window of {window:,}: not kept")
     ends = generation.get("eos_token_id")
     ids = list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
     if end is not None and end in tokenizer.special_ids:
         ids.append(tokenizer.special_ids[end])
     for token in ids:
-        if not isinstance(token, int) or not tokenizer.has(token):
+        if type(token) is not int or not tokenizer.has(token):
             raise DataError(f"eos_token_id {token} is no token of the tokenizer", where=where)
     try:
         return GenerationDefaults(

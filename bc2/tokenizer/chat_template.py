@@ -178,8 +178,13 @@ class TemplateChat(Chat):
                 if isinstance(error, MessagesDeclined):
                     raise refused(error.reason) from None
                 raise
-            ends |= dict.fromkeys(self._ends_of(messages))
             self._see_that_specials_are_whole(messages)
+            try:
+                ends |= dict.fromkeys(self._ends_of(messages))
+            except DataError:
+                if "s" in roles:
+                    continue  # such conversations are refused when they come
+                raise
             written = self._write(messages, False)
             self._own = [name for name in self.tokenizer.added_ids if name in written]
         if self.tokenizer.eos_id >= 0:

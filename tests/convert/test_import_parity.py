@@ -160,6 +160,23 @@ def test_what_is_imported_again_is_found(tmp_path: Path) -> None:
     assert payload(named) == payload(first)
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.json", "model.safetensors"])
+def test_what_is_damaged_is_imported_again(tmp_path: Path, file: str) -> None:
+    registry = Registry.open(tmp_path / "home")
+    original("qwen2").write(tmp_path / "qwen2")
+    first = import_model(registry, tmp_path / "qwen2")
+    (tokenizer,) = registry.parents(first)
+    for artifact in (first, tokenizer):
+        path = artifact.path / file
+        if path.exists():
+            path.chmod(0o600)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again = import_model(registry, tmp_path / "qwen2")
+    assert again.digest == first.digest
+    for artifact in registry.list():
+        registry.verify(artifact)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_configuration_as_transformers_4_wrote_it(
     imported: Imported, tmp_path: Path, name: str

@@ -94,6 +94,7 @@ def test_a_template_that_changes_earlier_turns_is_left_out_and_said(
         ({"temperature": 0.3, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
         ({"eos_token_id": [1200, 1202]}, {"end_ids": (1202,)}),
         ({"eos_token_id": 1202}, {"end_ids": (1202,)}),
+        ({"max_new_tokens": 4096}, {}),
     ],
 )  # fmt: skip
 def test_settings_of_generation(
@@ -117,6 +118,7 @@ def test_the_end_that_the_tokenizer_names_is_one(tmp_path: Path) -> None:
     ("generation", "match"),
     [
         ({"eos_token_id": 5000}, "eos_token_id 5000 is no token"),
+        ({"eos_token_id": True}, "eos_token_id True is no token"),
         ({"eos_token_id": [1200, "x"]}, "eos_token_id x is no token"),
         ({"do_sample": True, "temperature": -1.0}, "temperature: .*, not -1.0"),
         ({"do_sample": True, "top_k": "many"}, "top_k"),

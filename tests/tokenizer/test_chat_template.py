@@ -215,3 +215,22 @@ def test_what_templates_are_made_of_works() -> None:
         "{%- if messages[0].tool_calls is defined %}no{% endif %}"
     )
     assert template.render(MESSAGES) == '0 True o 1 {"a": "é"} 1 a1HELLO'
+
+
+def test_a_template_that_is_steady_without_a_system_message_is_taken(qwen: Tokenizer) -> None:
+    """As Mistral 0.3, which puts the system's text before the last user's."""
+    chat = TemplateChat(
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+        "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}"
+        "{% for m in turns %}{% if m.role == 'user' %}{{ '<|im_start|>' }}"
+        "{% if loop.last and system is defined %}{{ system + '\n\n' }}{% endif %}"
+        "{{ m.content }}{{ '<|im_end|>' }}{% else %}{{ m.content + '<|endoftext|>' }}{% endif %}"
+        "{% endfor %}",
+        qwen,
+    )
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
+    system = {"role": "system", "content": "Be brief."}
+    assert qwen.decode(chat.prompt([system, user])) == "Be brief.\n\nHi"
+    assert len(chat.render([user, answer, user, answer]).ids)
+    with pytest.raises(DataError, match="adding a turn changes"):
+        chat.render([system, user, answer])
