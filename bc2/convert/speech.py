@@ -141,7 +141,7 @@ def _check_added_to_json(
     """Tokens that transformers adds to a tokenizer.json from files beside it must be in it."""
     decoder = settings.get("added_tokens_decoder")
     added = decoder.values() if isinstance(decoder, dict) else ()
-    named = {
+    named: dict[str, list[object]] = {
         _TOKENIZER_CONFIG: [one.get("content") for one in added if isinstance(one, dict)],
         "added_tokens.json": list(folder.optional_json("added_tokens.json")),
     }
