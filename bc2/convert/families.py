@@ -78,6 +78,10 @@ _INV_FREQ = (f"{_ATTENTION}.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
 _WINDOW = 4096
 
 
+#: Whether Baichuan's released models of a width rotate: 7B and 13B.
+_ROTATES = {4096: True, 5120: False}
+
+
 def _baichuan(config: HfConfig) -> ModelConfig:
     """Baichuan 1 and 2. Those of one size name the same class; what differs follows from keys.
 
@@ -87,7 +91,17 @@ def _baichuan(config: HfConfig) -> ModelConfig:
     """
     sizes = config.sizes()
     rotates = config.optional("max_position_embeddings", int)
-    position = {"position": "rope", **config.rotary(10000.0)} if rotates else {"position": "alibi"}
+    if _ROTATES.get(sizes["hidden_size"], bool(rotates)) is not bool(rotates):
+        raise DataError(
+            f"positions cannot be told: of a width of {sizes['hidden_size']:,} Baichuan has "
+            f"{'ALiBi' if rotates else 'RoPE'}, and "
+            f"{'some' if rotates else 'no'} max_position_embeddings say otherwise",
+            where=config.where,
+            todo="take config.json as it was released",
+        )
+    for name, right in (("rope_theta", 10000.0), ("rope_scaling", None)):
+        config.must_be(name, right)  # the released code does not look at them
+    position = {"position": "rope", "rope_base": 10000.0} if rotates else {"position": "alibi"}
     config.must_be("tie_word_embeddings", False)
     return config.model(
         **sizes, **position,

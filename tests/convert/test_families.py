@@ -116,6 +116,18 @@ def test_the_two_sizes_of_baichuan() -> None:
     ]  # fmt: skip
 
 
+def test_positions_that_keys_and_width_say_differently() -> None:
+    """vLLM goes by the width, transformers' remote code by the repository."""
+    refused({**BAICHUAN2_13B, "max_position_embeddings": 4096}, "5,120 Baichuan has ALiBi")
+    refused({**BAICHUAN2_7B, "max_position_embeddings": None}, "4,096 Baichuan has RoPE")
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 5e5}, {"rope_scaling": {"type": "linear"}}])
+def test_what_released_baichuan_does_not_look_at(change: dict[str, Any]) -> None:
+    refused({**BAICHUAN2_7B, **change}, f"{next(iter(change))} = .* is not supported")
+    assert shape({**BAICHUAN2_7B, "rope_theta": 10000.0, "rope_scaling": None}).rope_base == 1e4
+
+
 def test_a_head_that_may_be_either() -> None:
     unsaid = {**BAICHUAN_7B, "architectures": ["BaichuanForCausalLM"], "vocab_size": 64001}
     refused(unsaid, "head's rows are scaled cannot be told")
