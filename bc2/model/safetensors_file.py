@@ -43,8 +43,8 @@ DTYPES = {
 #: Bytes of a tensor that are passed on at once: so many that threads pay.
 PASSED_ON = 16 << 20
 
-#: Bytes. safetensors takes up to 100 MB; of a file of 100,000 tensors it has 12 MB, and a longer one
-#: takes gigabytes to read.
+#: Bytes. safetensors takes up to 100 MB; that of 100,000 tensors has 12 MB, and of a longer one
+#: gigabytes of memory would be made.
 LONGEST_HEADER = 16 << 20
 
 #: What bytes that are no header can raise when they are read as one.

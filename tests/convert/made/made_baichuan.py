@@ -86,7 +86,7 @@ RELEASES = {
 
 GENERATION = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "user_token_id": 195,
-    "assistant_token_id": 196, "max_new_tokens": 2048, "temperature": 0.3, "top_k": 5,
+    "assistant_token_id": 196, "max_new_tokens": 48, "temperature": 0.3, "top_k": 5,
     "top_p": 0.85, "repetition_penalty": 1.05, "do_sample": True, "transformers_version": "4.29.2",
 }  # fmt: skip
 
