@@ -11,6 +11,7 @@ import typer
 from bc2.console import Output, note, table, warn
 from bc2.errors import Bc2Error, DataError, IntegrityError, RunFailed, UsageError
 from bc2.options import Json, Quiet, verb
+from bc2.user_paths import expand_user
 
 if TYPE_CHECKING:
     from bc2.registry import Artifact, Kind, Registry, Role
@@ -379,10 +380,11 @@ def import_(
     """
     from bc2.registry import Registry
     from bc2.registry.importing import import_artifact, import_directory
+    from bc2.registry.refs import HUB
 
     registry = Registry.open()
     registry.check_writable()
-    wanted, path = _kind(kind), Path(source)
+    wanted, path = _kind(kind), expand_user(source, "PATH")
     if chat_layout is not None and (wanted or (path / "manifest.json").exists()):
         raise UsageError("--chat-layout is for a model of another family", where=source)
     if wanted and name:
@@ -394,26 +396,27 @@ def import_(
             raise UsageError("an artifact keeps its name and role", todo="give neither")
         artifact = import_artifact(registry, path)
     else:
-        _check_is_model(source)
+        hub = source.startswith(HUB)
+        if not hub:
+            _check_is_model(path)
         from bc2.convert.import_model import import_model
 
         artifact = import_model(
-            registry, source, name=name, role=_role(role), chat_layout=chat_layout
+            registry, source if hub else path, name=name, role=_role(role), chat_layout=chat_layout
         )
     Output.of(json=json, quiet=quiet).emit(
         brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref], kept=True
     )
 
 
-def _check_is_model(source: str) -> None:
+def _check_is_model(path: Path) -> None:
     """Raises: UsageError for a directory that is neither an artifact nor somebody's model."""
-    path = Path(source)
     models = ("config.json", "adapter_config.json")
-    if source.startswith("hf://") or not path.is_dir() or any((path / n).exists() for n in models):
+    if not path.is_dir() or any((path / name).exists() for name in models):
         return
     raise UsageError(
         "this is neither an artifact nor a model with a config.json",
-        where=source,
+        where=str(path),
         todo="give --kind and --name to register a plain directory",
     )
 

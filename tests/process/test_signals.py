@@ -279,8 +279,14 @@ def signalled_at(moments: list[float], command: list[str], folder: Path) -> None
     rng = random.Random(7)
     trials = [(moment, rng.choice([INT, TERM, HUP])) for moment in moments]
     with ThreadPoolExecutor(2) as pool:
-        problems = pool.map(lambda trial: problem_of(*trial, command, folder), trials)
-    assert [one for one in problems if one] == []
+        found = list(pool.map(lambda trial: problem_of(*trial, command, folder), trials))
+    assert [one for one in found if one not in (None, EARLY)] == []
+    # One start may be quicker than another; most are there when their signal comes.
+    assert found.count(EARLY) <= len(found) // 3
+
+
+#: A command that had ended well before its signal.
+EARLY = "early"
 
 
 def problem_of(moment: float, signum: int, command: list[str], folder: Path) -> str | None:
@@ -293,7 +299,9 @@ def problem_of(moment: float, signum: int, command: list[str], folder: Path) -> 
     )  # fmt: skip
     time.sleep(moment)
     if process.poll() is not None:
-        return f"{moment:.2f} s: ended before that: {process.communicate()}"
+        out, err = process.communicate()
+        well = process.returncode == 0 and out and not err
+        return EARLY if well else f"{moment:.2f} s: ended before that: {out}{err}"
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signum)
     try:
