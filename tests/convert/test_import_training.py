@@ -27,15 +27,6 @@ from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.pretrain.token_inputs import open_token_inputs
 
 
-def cases(*fast: str, but: tuple[str, ...] = ()) -> list[Any]:
-    """All models, of which the fast suite has some."""
-    return [
-        name if name in fast else pytest.param(name, marks=pytest.mark.slow)
-        for name in NAMES
-        if name not in but
-    ]
-
-
 def prepared(name: str, steps: int = 20) -> Artifact:
     """Import a model into the home, and write on.toml, which goes on from it."""
     original(name).write(Path(name))
@@ -92,7 +83,10 @@ def first_loss(name: str, trained: Artifact) -> float:
     return float(cross_entropy(torch.cat(said).double(), labels))
 
 
-@pytest.mark.parametrize("name", cases("llama3"))
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "llama3" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_training_goes_on_from_the_original(small: Path, name: str) -> None:
     begun = prepared(name)
     trained = train()
@@ -120,8 +114,9 @@ def spawned(**parallel: int) -> list[float]:
     return found
 
 
-# One head of keys cannot be parted.
-@pytest.mark.parametrize("name", cases("qwen2", but=("mistral",)))
+# One head of keys cannot be parted. In `make test` tests/parallel/test_families.py has the shapes.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mistral"])
 def test_two_tensor_parallel_ranks_are_as_one(small: Path, name: str) -> None:
     prepared(name, 6)
     alone = losses(train())
