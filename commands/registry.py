@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bc2.console import Output, note, table, warn
-from bc2.errors import Bc2Error, DataError, IntegrityError, RunFailed, UsageError
+from bc2.errors import Bc2Error, DataError, IntegrityError, RunFailed, UsageError, nearest
 from bc2.options import Json, Quiet, verb
 from bc2.user_paths import expand_user
 
@@ -396,6 +396,8 @@ def import_(
             raise UsageError("an artifact keeps its name and role", todo="give neither")
         artifact = import_artifact(registry, path)
     else:
+        if chat_layout is not None:
+            _check_layout(chat_layout)
         hub = source.startswith(HUB)
         if not hub:
             _check_is_model(path)
@@ -407,6 +409,21 @@ def import_(
     Output.of(json=json, quiet=quiet).emit(
         brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref], kept=True
     )
+
+
+def _check_layout(name: str) -> None:
+    """Raises: UsageError: there is no such chat layout."""
+    from bc2.convert.speech import NO_LAYOUT
+    from bc2.tokenizer.chat_layouts import LAYOUTS
+
+    known = [*LAYOUTS, NO_LAYOUT]
+    if name not in known:
+        guess = nearest(name, known)
+        raise UsageError(
+            f"no such chat layout: {name!r}",
+            where="--chat-layout",
+            todo=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(known)}",
+        )
 
 
 def _check_is_model(path: Path) -> None:

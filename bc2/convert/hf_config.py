@@ -26,7 +26,7 @@ _OF_NO_SHAPE = {
 
 #: Keys that have one value which bc2 computes.
 _ONLY = {
-    "hidden_act": "silu", "is_causal": True, "per_layer_config": None, "transformers_weights": None,
+    "hidden_act": "silu", "per_layer_config": None, "transformers_weights": None,
 }  # fmt: skip
 
 #: A scaling's keys by bc2's names for them.
@@ -88,15 +88,18 @@ class HfConfig:
             return missing
         return None if self.data[name] is None else self.get(name, kind)
 
-    def must_be(self, name: str, right: Any) -> None:
+    def must_be(self, name: str, right: Any, *, null: bool = True) -> None:
         """Read a key that has one value that bc2 knows, which is also its value if it is missing.
+
+        Args:
+            null: whether null is as good as missing.
 
         Raises:
             DataError: it has another one.
         """
         self.seen.add(name)
         value = self.data.get(name, right)
-        if value is not None and value != right:
+        if value != right and not (null and value is None):
             raise DataError(
                 f"{name} = {value!r} is not supported, only {right!r}", where=self.where
             )
@@ -115,6 +118,7 @@ class HfConfig:
         """The sizes that every family names alike, as settings of `ModelConfig`."""
         for name, right in _ONLY.items():
             self.must_be(name, right)
+        self.must_be("is_causal", True, null=False)  # null is false to transformers
         return {
             "vocab_size": self.get("vocab_size", int),
             "hidden_size": self.get("hidden_size", int),

@@ -185,6 +185,7 @@ def test_biases_of_llama_are_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        ({"is_causal": None}, "is_causal = None is not supported, only True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'silu'"),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"num_hidden_layers": "32"}, "num_hidden_layers is '32', no int"),

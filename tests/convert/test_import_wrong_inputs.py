@@ -298,7 +298,7 @@ def test_no_space_left(
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--chat-layout", "chatmll"), DATA, "chatml"),
+        (("--chat-layout", "chatmll"), USAGE, "chatml"),
         (("--chat-layout", "chatml"), DATA, "<|im_"),
         (("--role", "chatter"), USAGE, "chat"),
         (("--name", "a/b"), USAGE, "a/b"),
