@@ -9,6 +9,7 @@ What a message says stays text: no content becomes a control token or a turn's m
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ IGNORED = -100
 
 ROLES = ("system", "user", "assistant")
 
-#: A `role`, one of `ROLES`, and a `content`.
-Message = Mapping[str, str]
+#: A `role`, one of `ROLES`, and a `content`; for training, `train` and `weight` if they are not
+#: the default: see `learns` and `weight_of`.
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Rendered:
     """What is to be learnt at each place, that is from the tokens before it; `IGNORED` elsewhere.
     It is the token itself but in Baichuan's layout, where the marker of the next turn stands at
     the place of the end of an answer."""
+    weights: list[float]
+    """How much the label at each place counts: 1 unless the message says another `weight`."""
 
     @property
     def mask(self) -> list[bool]:
@@ -111,6 +115,16 @@ class Chat(ABC):
         return self.render(messages, generation_prompt=True).ids
 
 
+def learns(message: Message) -> bool:
+    """Whether a message is to be learnt: its `train`, else whether it is the assistant's."""
+    return bool(message.get("train", message["role"] == "assistant"))
+
+
+def weight_of(message: Message) -> float:
+    """How much a message's labels count: its `weight`, else 1."""
+    return float(message.get("weight", 1.0))
+
+
 def check_messages(messages: Sequence[Message]) -> None:
     """Raise DataError unless they are messages in an order that all layouts have a place for."""
     if not messages:
@@ -124,7 +138,20 @@ def check_messages(messages: Sequence[Message]) -> None:
                 f"unknown role {message.get('role')!r}", where=where,
                 todo=f"roles are {', '.join(ROLES)}",
             )  # fmt: skip
+        _check_marks(message, where)
         if message["role"] == "system" and number:
             raise DataError(
                 "a system message after the first one", where=where, todo="put it first"
             )
+
+
+def _check_marks(message: Message, where: str) -> None:
+    train, weight = message.get("train", True), message.get("weight", 1.0)
+    if not isinstance(train, bool):
+        raise DataError(f"`train` is {train!r}", where=where, todo="write true or false")
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight) or weight <= 0:
+        raise DataError(
+            f"`weight` is {weight!r}, and not a number above 0", where=where,
+            todo="write `train: false` for what is not to be learnt",
+        )  # fmt: skip

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bc2.errors import DataError
-from bc2.tokenizer.chat import IGNORED, ROLES, Chat, Message, check_messages
+from bc2.tokenizer.chat import ROLES, Chat, Message, check_messages, learns, weight_of
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -159,39 +159,46 @@ class TurnChat(Chat):
         self, messages: Sequence[Message], generation_prompt: bool
     ) -> Iterator[Control | Text]:
         layout = self._layout
-        yield from self._ending(layout.begin, learnt=False)
-        previous = ""
+        yield from self._ending(layout.begin, None)
+        previous: Message | None = None
         for message in messages:
-            role = message["role"]
-            answer = role == "assistant"
-            heading, ending = layout.turns[role]
+            heading, ending = layout.turns[message["role"]]
             yield from self._heading(heading, previous)
             text = message["content"].strip() if layout.trims else message["content"]
-            yield Text(text, learnt=answer)
-            yield from self._ending(ending, learnt=answer)
-            previous = role
+            yield Text(text, learns(message), weight_of(message))
+            yield from self._ending(ending, message)
+            previous = message
         if generation_prompt:
             yield from self._heading(layout.turns["assistant"][0], previous)
-        elif previous == "assistant":
-            yield from self._ending(layout.closing, learnt=True)
+        elif previous is not None and previous["role"] == "assistant":
+            yield from self._ending(layout.closing, previous)
 
-    def _heading(self, parts: Sequence[_Part], previous: str) -> Iterator[Control | Text]:
+    def _heading(
+        self, parts: Sequence[_Part], previous: Message | None
+    ) -> Iterator[Control | Text]:
         """A turn's heading; its marker may stand where the answer before it is to end."""
-        implied = self._layout.closing if previous == "assistant" else ()
+        ended = previous is not None and previous["role"] == "assistant" and learns(previous)
+        implied = self._layout.closing if ended else ()
         for part in parts:
             if isinstance(part, str):
                 yield Text(part)
+            elif implied and previous is not None:
+                yield Control(self._ids[part], self._ids[implied[0]], weight_of(previous))
             else:
-                yield Control(self._ids[part], self._ids[implied[0]] if implied else IGNORED)
+                yield Control(self._ids[part])
             implied = ()
 
-    def _ending(self, parts: Sequence[_Part], *, learnt: bool) -> Iterator[Control | Text]:
+    def _ending(self, parts: Sequence[_Part], message: Message | None) -> Iterator[Control | Text]:
+        """An ending, of which the first token is learnt if the message is."""
+        learnt = message is not None and learns(message)
         for part in parts:
             if isinstance(part, str):
                 yield Text(part)
-            else:
-                yield Control(self._ids[part], self._ids[part] if learnt else IGNORED)
+            elif learnt and message is not None:
+                yield Control(self._ids[part], self._ids[part], weight_of(message))
                 learnt = False
+            else:
+                yield Control(self._ids[part])
 
     def prompt(self, messages: Sequence[Message], room: int | None = None) -> list[int]:
         ids = super().prompt(messages)
@@ -214,7 +221,7 @@ class TurnChat(Chat):
             if kept and len(first) + len(kept) + len(ids) > room:
                 break
             kept = ids + kept
-        heading = self._encode(self._heading(self._layout.turns["assistant"][0], "")).ids
+        heading = self._encode(self._heading(self._layout.turns["assistant"][0], None)).ids
         return [*first, *kept, *heading][-room:] if room > 0 else []
 
     # -- export

@@ -18,6 +18,8 @@ class Control:
     token: int
     label: int = IGNORED
     """What is to be learnt in its place."""
+    weight: float = 1.0
+    """How much that counts."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Text:
 
     text: str
     learnt: bool = False
+    weight: float = 1.0
+    """How much each of its labels counts."""
 
 
 def written(parts: Iterable[Control | Text], tokenizer: Tokenizer) -> str:
@@ -51,7 +55,7 @@ class PartEncoder:
 
     def __call__(self, parts: Iterable[Control | Text]) -> Rendered:
         """The tokens of parts, text between two control tokens encoded as one."""
-        rendered = Rendered([], [])
+        rendered = Rendered([], [], [])
         waiting: list[Text] = []
         for part in parts:
             if isinstance(part, Text):
@@ -61,10 +65,12 @@ class PartEncoder:
             waiting = []
             rendered.ids.append(part.token)
             rendered.labels.append(part.label)
+            rendered.weights.append(part.weight)
         self._add_text(waiting, rendered)
         return rendered
 
     def _add_text(self, parts: Sequence[Text], rendered: Rendered) -> None:
+        """Texts side by side are those of one message, and what the layout writes around it."""
         text = "".join(part.text for part in parts)
         whole = {part.learnt for part in parts if part.text}
         if len(whole) < 2:
@@ -74,6 +80,8 @@ class PartEncoder:
             ids, labels = self._partly_learnt(parts, text)
         rendered.ids.extend(ids)
         rendered.labels.extend(labels)
+        weight = next((part.weight for part in parts if part.learnt and part.text), 1.0)
+        rendered.weights.extend([weight] * len(ids))
 
     def _partly_learnt(self, parts: Sequence[Text], text: str) -> tuple[list[int], list[int]]:
         """The ids of a text, and the labels of those that hold nothing but what is learnt.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bc2.errors import DataError
-from bc2.tokenizer.chat import IGNORED, Chat, Message, check_messages
+from bc2.tokenizer.chat import IGNORED, Chat, Message, check_messages, learns, weight_of
 from bc2.tokenizer.chat_parts import Control, PartEncoder, Text
 from bc2.tokenizer.chat_sandbox import MessagesDeclined, SandboxedTemplate, refused
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -67,11 +67,14 @@ class TemplateChat(Chat):
         if messages[0]["role"] == "assistant":
             raise DataError("the assistant has the first word", todo="begin with a user's message")
         self._see_that_none_is_typed(messages)
+        self._see_that_answers_alone_are_learnt(messages)
+        answers = [message for message in messages if message["role"] == "assistant"]
+        messages = [{"role": one["role"], "content": one["content"]} for one in messages]
         text, spans = self._text(messages, generation_prompt)
         broken = self._break(messages)
         if broken is not None:
             text, spans = self._without_break(messages, text, broken, generation_prompt)
-        return list(self._parts(text, spans, broken))
+        return list(self._parts(text, spans, answers, broken))
 
     def _text(
         self, messages: Sequence[Message], generation_prompt: bool
@@ -95,19 +98,24 @@ class TemplateChat(Chat):
         )
 
     def _parts(
-        self, text: str, spans: Sequence[tuple[int, int]], broken: str | None
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int]],
+        answers: Sequence[Message],
+        broken: str | None,
     ) -> Iterator[Control | Text]:
         """Control tokens and text; of an answer all up to the first control token is learnt."""
         place = 0
-        for start, end in spans:
+        for (start, end), answer in zip(spans, answers, strict=True):
             yield from self._cut(text[place:start], broken)
             place = start
             stop = self._found.search(text, start, end)
             if stop is None:
                 raise refused("nothing ends an answer that is a special token of the tokenizer")
-            yield Text(_plain(text[start : stop.start()], broken), learnt=True)
+            learnt, weight = learns(answer), weight_of(answer)
+            yield Text(_plain(text[start : stop.start()], broken), learnt, weight)
             token = self._specials[stop[0]]
-            yield Control(token, token)
+            yield Control(token, token if learnt else IGNORED, weight)
             yield from self._cut(text[stop.end() : end], broken)
             place = end
         yield from self._cut(text[place:], broken)
@@ -161,6 +169,16 @@ class TemplateChat(Chat):
                     "special",
                     where=f"message {number}",
                     todo=f"leave {typed} out, or mark it as special in tokenizer.json",
+                )
+
+    def _see_that_answers_alone_are_learnt(self, messages: Sequence[Message]) -> None:
+        """Where a template writes what the user says is not known."""
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant" and learns(message):
+                raise DataError(
+                    f"a template's {message['role']} text cannot be learnt",
+                    where=f"message {number}",
+                    todo="train the assistant's messages alone, or use a layout that bc2 knows",
                 )
 
     # -- whether it can be used

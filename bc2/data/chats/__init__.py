@@ -1,0 +1,1 @@
+"""Conversations to fine-tune on: read from files of any usual form, kept as one artifact."""
