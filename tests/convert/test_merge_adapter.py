@@ -14,7 +14,7 @@ from typing import Any
 import baichuan_reference
 import pytest
 import torch
-from made_adapters import LORA, adapter_of
+from made_adapters import adapter_of
 from made_hf_models import OfBaichuan, OfTransformers, original
 from safetensors.torch import load_file
 from torch import Tensor
