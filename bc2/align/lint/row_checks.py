@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import zip_longest
 
 from bc2.data.chats.conversation import Conversation
 from bc2.errors import DataError
@@ -135,14 +134,16 @@ def _token_faults(messages: Sequence[Message], rendered: Rendered, chat: Chat) -
         for number, message in enumerate(messages)
         if number and message["role"] == "assistant" and messages[number - 1]["role"] != "assistant"
     ]
-    as_laid_out = [ids[place] for place in at] == [one for one in whole if isinstance(one, int)]
-    if as_laid_out:
+    written = [one for one in whole if isinstance(one, int)]
+    # Fewer of them are a row that was cut: then an answer at the end has no end.
+    laid_out = [ids[place] for place in at] == written[: len(at)]
+    if laid_out:
         yield from _end_faults(messages, answers, labels, at, chat)
     yield from _beginning_faults(ids, chat)
-    if as_laid_out:
+    if laid_out:
         yield from _served_faults(messages, answers, ids, at, whole, chat)
     else:
-        yield Fault("control_id_from_text", _why_control(ids, at, whole, chat))
+        yield Fault("control_id_from_text", _why_control(messages, ids, at, chat))
 
 
 @lru_cache(maxsize=4)
@@ -227,15 +228,11 @@ def _beginning_faults(ids: Sequence[int], chat: Chat) -> Iterator[Fault]:
 
 
 def _why_control(
-    ids: Sequence[int], at: Sequence[int], whole: Sequence[_Segment], chat: Chat
+    messages: Sequence[Message], ids: Sequence[int], at: Sequence[int], chat: Chat
 ) -> str:
-    """Which control token is the first that the layout did not write there."""
-    expected = [one for one in whole if isinstance(one, int)]
-    for place, token in zip_longest(at, expected):
-        if place is None:
-            return f"the layout's {chat.tokenizer.piece_of(token)} is missing"
-        if ids[place] != token:
-            break
+    """Which control token is the first that stands where the layout has none."""
+    asked = dict(enumerate(chat.render(messages).ids))
+    place = next(place for place in at if ids[place] != asked.get(place))
     return f"token {place} is {chat.tokenizer.piece_of(ids[place])}"
 
 
