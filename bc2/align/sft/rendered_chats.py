@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bc2.align.lint.row_checks import row_faults
+from bc2.align.lint.row_checks import row_faults, unrendered_faults
 from bc2.align.sft.sample import Sample, sample_of
 from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole, merge
 from bc2.cache_folder import cache_folder
@@ -202,11 +202,13 @@ def checked(
     conversation: Conversation, chat: Chat
 ) -> tuple[Rendered | None, list[tuple[str, str]]]:
     """A conversation rendered, and its faults as (code, why)."""
+    rendered: Rendered | None
     try:
         rendered = chat.render(conversation.messages)
     except DataError as error:
-        return None, [("not_in_layout", error.what)]
-    faults = row_faults(conversation, rendered, chat)
+        rendered, faults = None, unrendered_faults(conversation, error)
+    else:
+        faults = row_faults(conversation, rendered, chat)
     return rendered, [(fault.code, fault.why) for fault in faults]
 
 
