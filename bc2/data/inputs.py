@@ -176,7 +176,7 @@ def _fixed_part(pattern: str) -> Path:
 
 
 def inputs(config: Sourced, cache: Path | None = None) -> list[InputFile]:
-    """Everything that a corpus or chats are made from, by content: in the order of sources and names.
+    """Everything that sources are, by content: in the order of sources and names.
 
     Args:
         cache: a JSON file that remembers digests by path, size, inode and times.
