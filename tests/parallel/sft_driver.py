@@ -33,12 +33,14 @@ SEQUENCES = 8
 def rows_of(run: dict[str, Any]) -> PackedSamples:
     weighted = run["counts"] == "weighted"
     return packed(
-        drawn(23, LENGTH, 64, weighted=weighted), LENGTH,
+        drawn(30, LENGTH, 64, weighted=weighted), LENGTH,
         weighted=weighted, by_sample=run["counts"] == "samples",
     )  # fmt: skip
 
 
-def naive(model: Transformer, rows: PackedSamples, numbers: range) -> tuple[float, dict[str, Tensor]]:
+def naive(
+    model: Transformer, rows: PackedSamples, numbers: range
+) -> tuple[float, dict[str, Tensor]]:
     """The mean over weights, of the samples of some rows, one after another."""
     wide = copy.deepcopy(model).double()
     total, weight = torch.zeros((), dtype=torch.float64), 0.0
