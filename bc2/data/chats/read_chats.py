@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from bc2.data.chats.bad_chat import BadChat, SkippedRows
 from bc2.data.chats.chats_config import ChatsConfig, ChatSourceConfig
 from bc2.data.chats.conversation import Conversation
-from bc2.data.chats.formats import Format, check_object, formats_of, keys_read, read_row, recognise
+from bc2.data.chats.formats import (
+    Format,
+    check_object,
+    read_row,
+    recognise,
+    unread_keys,
+)
 from bc2.data.documents import SourceFile
 from bc2.data.inputs import file_layout, source_files
 from bc2.data.json_rows import json_rows
@@ -45,7 +51,7 @@ class SourceReading:
     formats: Counter[str] = field(default_factory=Counter)
     """Conversations by format."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Rows by key that holds something and was not read."""
+    """How often each key held something and was not read."""
 
 
 def read_chats(
@@ -172,9 +178,8 @@ class _FileReading:
         self._place = place
         self._found = found
         self._skipped = skipped
-        self._format: Format | None = None if source.format == "auto" else source.format
+        self._format: Format | None = None
         self._begun = 0
-        self._known: frozenset[str] = frozenset()
 
     def chats(self, rows: Iterator[_FileRow]) -> Iterator[ReadChat]:
         for row in rows:
@@ -182,8 +187,8 @@ class _FileReading:
             try:
                 yield self._chat(row)
             except BadChat as bad:
-                row_of = (f"{self._place}:{row.number}", f"{self._name}:{row.number}")
-                self._skipped.reject(bad, *row_of)
+                place, name = (f"{path}:{row.number}" for path in (self._place, self._name))
+                self._skipped.reject(bad, place, name)
 
     def _chat(self, row: _FileRow) -> ReadChat:
         if row.fault is not None:
@@ -191,21 +196,18 @@ class _FileReading:
         form = self._format_of(row)
         messages = tuple(read_row(row.value, form))
         said = Conversation(messages, self._source.name, self._name, row.number)
-        for key, value in row.value.items():
-            if key not in self._known and value is not None:
-                self._found.ignored[key] += 1
+        self._found.ignored.update(unread_keys(row.value, form))
         return ReadChat(said, form)
 
     def _format_of(self, row: _FileRow) -> Format:
-        """The format of the file, which its first row of any format decides."""
+        """The format of the file, which the recipe states or its first row of any decides."""
         if self._source.format != "auto":
             check_object(row.value)
-            form: Format = self._source.format
-        else:
-            form = recognise(row.value)
-        if self._format is None or not self._known:
-            self._format, self._begun, self._known = form, row.number, keys_read(form)
-        if form != self._format and not _is_empty_list(row.value):
+            return self._source.format
+        form = recognise(row.value)
+        if self._format is None:
+            self._format, self._begun = form, row.number
+        if form != self._format:
             raise BadChat(
                 "mixed_formats",
                 f"of the format {form!r}, but row {self._begun:,} of the same file is of "
@@ -213,8 +215,3 @@ class _FileReading:
                 "divide the file by format, or set the source's format to read one of them",
             )
         return self._format
-
-
-def _is_empty_list(row: Any) -> bool:
-    """Whether nothing tells a row of `messages` from one of ShareGPT: it says nothing."""
-    return formats_of(row) == ["messages"] and [] in row.values()
