@@ -87,7 +87,7 @@ class _ListReader:
     def __init__(self, stream: io.BufferedIOBase, path: Path):
         self._stream = stream
         self._path = path
-        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
         self._at = 0
         self._ended = False
@@ -95,7 +95,6 @@ class _ListReader:
 
     def rows(self) -> Iterator[JsonRow]:
         self._read(_CHUNK)
-        self._text = self._text.removeprefix("\ufeff")
         self._expect("[")
         if self._next() == "]":
             self._at += 1
@@ -107,21 +106,24 @@ class _ListReader:
                 return self._check_end()
 
     def _element(self) -> JsonRow:
-        self._next()
+        if self._next() == "]":
+            raise self._broken("a comma stands before its end")
         chunk = _CHUNK
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._ended or not _may_be_cut(error):
-                    raise self._broken(error.msg) from None
+                    ends = self._ended and _may_be_cut(error)
+                    raise self._broken("the file ends in it" if ends else error.msg) from None
             except BadRow as bad:
                 raise self._broken(bad.detail) from None
             except (ValueError, RecursionError) as error:
                 raise self._broken(str(error)) from None
             else:
-                # A number that ends where the chunk ends may go on.
-                if self._ended or end < len(self._text) or isinstance(value, dict | list):
+                # A number that ends where the chunk ends may go on: 1e5 may be cut into 1 and e5.
+                whole = end < len(self._text) - _CUT or not isinstance(value, int | float)
+                if self._ended or whole:
                     self._at = end
                     return JsonRow(self._number, value)
             if len(self._text) - self._at > MAX_DOCUMENT_BYTES:

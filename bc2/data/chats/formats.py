@@ -84,16 +84,19 @@ def recognise(row: Any) -> Format:
         raise BadChat("no_messages", f"`{key}` holds no messages")
     if len(found) == 1:
         return found[0]
-    keys = ", ".join(list(row)[:8]) or "none"
     if found:
         raise BadChat(
             "several_formats",
             f"it has the keys of {' and of '.join(found)}",
             "set the source's format to the one that is meant",
         )
+    for key in _LISTS:
+        if _has(row, key):
+            raise BadChat("bad_message", f"`{key}` is a {type(row[key]).__name__}, not a list")
+    keys = ", ".join([key for key in row if _has(row, key)][:8]) or "none"
     raise BadChat(
         "no_format",
-        f"its keys are those of no format of chats: {keys}",
+        f"the keys that hold something are those of no format of chats: {keys}",
         "give messages, conversations, instruction and output, or prompt and completion",
     )
 

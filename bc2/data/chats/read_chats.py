@@ -204,7 +204,12 @@ class _FileReading:
         if self._source.format != "auto":
             check_object(row.value)
             return self._source.format
-        form = recognise(row.value)
+        try:
+            form = recognise(row.value)
+        except BadChat as bad:
+            if bad.reason != "no_format" or self._format is None:
+                raise
+            form = self._format  # as one of this, it can be said what it lacks
         if self._format is None:
             self._format, self._begun = form, row.number
         if form != self._format:
