@@ -40,8 +40,9 @@ def json_rows(path: Path) -> Iterator[JsonRow]:
     Raises:
         DataError: it is missing or damaged, or its list is broken: what follows is lost then.
     """
+    is_list = _first_byte(path) == b"["
     with open_bytes(path) as stream:
-        if _first_byte(stream) == b"[":
+        if is_list:
             yield from _ListReader(stream, path).rows()
             return
         for number, line, _ in numbered_lines(stream):
@@ -49,12 +50,12 @@ def json_rows(path: Path) -> Iterator[JsonRow]:
                 yield _line_row(number, line)
 
 
-def _first_byte(stream: io.BufferedIOBase) -> bytes:
-    """The first byte that is no white space; the stream is at its beginning again."""
+def _first_byte(path: Path) -> bytes:
+    """The first byte that is no white space."""
     first = b""
-    while not first and (begin := stream.read(1 << 10)):
-        first = begin.removeprefix(_BOM).lstrip()[:1]
-    stream.seek(0)
+    with open_bytes(path) as stream:  # once more than to read it: some streams cannot go back
+        while not first and (begin := stream.read(1 << 10)):
+            first = begin.removeprefix(_BOM).lstrip()[:1]
     return first
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from upath import UPath
 
 from bc2.data import json_rows as module
 from bc2.data.json_rows import json_rows
@@ -122,6 +124,21 @@ def test_a_compressed_file_that_is_cut_is_an_error(tmp_path):
     path.write_bytes(gzip.compress(json.dumps([{"a": n} for n in range(9999)]).encode())[:-9])
     with pytest.raises(DataError, match="damaged or cut short"):
         list(json_rows(path))
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '{"a": 1}\n{"a": 2}'])
+@pytest.mark.parametrize("suffix", [".json", ".json.gz", ".jsonl.zst"])
+def test_compressed_files(tmp_path, text, suffix):
+    squeezed = {".gz": gzip.compress, ".zst": zstandard.compress}
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(squeezed.get(path.suffix, bytes)(text.encode()))
+    assert values(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_file_of_another_file_system():
+    path = UPath("memory://chats/a.json")
+    path.write_bytes(b' [{"a": 1}, {"a": 2}]')
+    assert values(path) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("text", ["", " \n\n", "[]", " [ ] "])

@@ -152,3 +152,11 @@ def test_what_is_no_chats_is_an_error(tmp_path, facts):
         (tmp_path / "chats.json").write_text(facts)
     with pytest.raises(DataError, match="these are no chats"):
         Chats.open(tmp_path)
+
+
+def test_a_split_that_is_cut_is_an_error(tmp_path):
+    out = make(tmp_path, {"a": 50})
+    path = out / "train.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        Chats.open(out).count("train")
