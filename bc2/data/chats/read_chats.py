@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,27 +93,16 @@ def _rows(
         from bc2.data.chats.instructions import made_chats
 
         made = made_chats(source_files(source), source.name, config.seed)
-        yield from (ReadChat(one, "made") for one in _limited(made, source.max_rows))
+        yield from (ReadChat(one, "made") for one in itertools.islice(made, source.max_rows))
         return
     left = source.max_rows
     for name, place, rows in _files(source):
         reading = _FileReading(source, name, place, found, skipped)
-        yield from reading.chats(_limited(rows, left))
+        yield from reading.chats(itertools.islice(rows, left))
         if left is not None:
             left -= reading.read
             if left <= 0:
                 return
-
-
-def _limited(items: Iterable[Any], most: int | None) -> Iterator[Any]:
-    """`itertools.islice`, which would ask for one item too many of what is read."""
-    if most is None:
-        yield from items
-        return
-    for count, item in enumerate(items, 1):
-        yield item
-        if count == most:
-            return
 
 
 def _files(source: ChatSourceConfig) -> Iterator[tuple[str, str, Iterator[_FileRow]]]:
