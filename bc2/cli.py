@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
         "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)
     ),
     "pretrain": Verb("Train a base model, building what it needs first.", "pretrain", ("",)),
+    "sft": Verb("Fine-tune a model on conversations.", "sft", ("",)),
     "ladder": Verb("Train the sizes of a recipe that a scaling law is fitted to.", "ladder", ("",)),
     "fit-scaling-law": Verb(
         "Fit a law to small runs or a table; predict a large one.", "fit_scaling_law", ("",)

@@ -34,6 +34,7 @@ SECTIONS: dict[str, str] = {
     "model": "bc2.model.model_config:ModelConfig",
     "parallel": "bc2.parallel.parallel_config:ParallelConfig",
     "pretrain": "bc2.train.pretrain.pretrain_config:PretrainConfig",
+    "sft": "bc2.align.sft.sft_config:SftConfig",
     "ladder": "bc2.scaling.ladder_config:LadderConfig",
 }
 

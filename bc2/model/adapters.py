@@ -13,7 +13,8 @@ are `….adapter.NAME`. What each adapter sees, with D the hidden and F the feed
   are two matrices, so each has an adapter of its own.
 - `mlp.down_proj`, from silu(gate) · up [T, F] to [T, D].
 
-Under sequence parallelism T is this rank's tokens. Tensor parallelism does not divide adapters.
+Under sequence parallelism T is this rank's tokens. Tensor parallelism divides those of
+`bc2.model.lora` with the weight that they stand beside, and refuses others.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 #: Puts adapters beside layers of a model on the meta device: ``layer.mlp.up_proj.adapter = ...``.
 AddAdapters = Callable[["Transformer"], None]
 
+#: What a `Linear` calls its adapter.
+MODULE = "adapter"
+
 #: The part of a parameter's name before the name that it has in its adapter.
-INFIX = ".adapter."
+INFIX = f".{MODULE}."
 
 
 class Adapter(nn.Module):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bc2.errors import RecipeError
-from bc2.model.adapters import AddAdapters, draw_adapter, is_adapters
+from bc2.model.adapters import Adapter, AddAdapters, draw_adapter, is_adapters
+from bc2.model.lora import Lora
 from bc2.model.transformer import Transformer, draw_weight
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence
@@ -31,14 +32,16 @@ def build_model(
     """This rank's part of a model, on the meta device.
 
     Raises:
-        RecipeError: there are adapters, which tensor parallelism cannot divide.
+        RecipeError: there are adapters, not of low rank, which tensor parallelism cannot divide.
     """
     model = _whole(config, adapters)
-    if mesh.tensor.size > 1 and any(is_adapters(name) for name, _ in model.named_parameters()):
-        raise RecipeError(
-            f"adapters cannot be divided among {mesh.tensor.size} tensor-parallel ranks",
-            todo="set parallel.tensor = 1; parallel.zero = 3 divides the weights",
-        )
+    for module in model.modules():
+        if mesh.tensor.size > 1 and isinstance(module, Adapter) and not isinstance(module, Lora):
+            raise RecipeError(
+                f"adapters of the kind {type(module).__name__} cannot be divided among "
+                f"{mesh.tensor.size} tensor-parallel ranks",
+                todo="set parallel.tensor = 1; parallel.zero = 3 divides the weights",
+            )
     cut_tensors(model, mesh.tensor)
     cut_sequence(model, mesh.sequence)
     return model
@@ -88,7 +91,7 @@ class InitialWeights:
         shape = torch.Size(part.shape)
         if is_adapters(name):
             assert self._with_adapters is not None
-            return _drawn_adapter(self._with_adapters, name, self.seed, first, count)
+            return _drawn_adapter(self._with_adapters, name, self.seed, part, first, count)
         if not count:
             # Nothing of it is wanted. It is drawn only if something after it is.
             self._skipped.append((name, shape))
@@ -100,10 +103,12 @@ class InitialWeights:
         return part.of(whole).reshape(-1)[first : first + count]
 
 
-def _drawn_adapter(model: Transformer, name: str, seed: int, first: int, count: int) -> Tensor:
+def _drawn_adapter(
+    model: Transformer, name: str, seed: int, part: TensorShard, first: int, count: int
+) -> Tensor:
     if not count:
         return torch.empty(0)
-    return draw_adapter(model, name, seed).reshape(-1)[first : first + count]
+    return part.of(draw_adapter(model, name, seed)).reshape(-1)[first : first + count]
 
 
 class StartWeights:
@@ -173,7 +178,7 @@ class StartWeights:
         if name == self._head and self.draws_head:
             return self._draw_head(part, first, count)
         if is_adapters(name) and self.draws_adapters:
-            return _drawn_adapter(self._model, name, self.seed, first, count)
+            return _drawn_adapter(self._model, name, self.seed, part, first, count)
         return self._stored.read(name, part, first, count)
 
     def _draw_head(self, part: TensorShard, first: int, count: int) -> Tensor:

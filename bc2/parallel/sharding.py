@@ -4,7 +4,8 @@ Column-parallel matrices are cut by rows of the weight (their outputs), row-para
 its columns (their inputs), after Megatron-LM (arXiv 1909.08053, section 3). W_pack holds Q, K
 and V one after another, each cut by heads, so a rank has three slices of its rows. The embedding
 and a language head are cut by rows: by the vocabulary. Norms and the few rows of another head
-(`score`) are whole on every rank.
+(`score`) are whole on every rank. Of an adapter of low rank (`bc2.model.lora`) one factor is cut as
+the weight that it stands beside: B [O, r] by its outputs, or A [r, I] by its inputs.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bc2.model.adapters import MODULE
+from bc2.model.lora import A, B
+
 #: The modules that are cut, by their last name, and how.
 _BY_ROWS = {"gate_proj", "up_proj", "embed_tokens", "lm_head"}
-_BY_COLUMNS = {"o_proj", "down_proj"}
+ROW_PARALLEL = {"o_proj", "down_proj"}
 _BY_HEADS = {"W_pack"}
 
 
@@ -56,11 +60,10 @@ def shard_of(
     Args:
         heads_per_key: query heads of each key head, by which W_pack's rows are queries.
     """
-    module = name.split(".")[-2]
-    if ranks == 1 or not module_is_cut(module):
+    dim = cut_dimension(name)
+    if ranks == 1 or dim is None:
         return TensorShard(shape)
-    dim = 1 if module in _BY_COLUMNS else 0
-    kinds = (heads_per_key, 1, 1) if module in _BY_HEADS else (1,)
+    kinds = (heads_per_key, 1, 1) if _module_of(name) in _BY_HEADS else (1,)
     unit = shape[dim] // sum(kinds) // ranks
     runs, first = [], 0
     for kind in kinds:
@@ -70,6 +73,18 @@ def shard_of(
     return TensorShard(shape, dim, tuple(runs))
 
 
-def module_is_cut(module: str) -> bool:
-    """Whether tensor parallelism cuts the parameter of a module of this name."""
-    return module in _BY_ROWS | _BY_COLUMNS | _BY_HEADS
+def cut_dimension(name: str) -> int | None:
+    """The dimension in which tensor parallelism cuts a parameter; None: each rank has all of it."""
+    *path, inner = name.split(".")
+    module, factors = _module_of(name), path[-1:] == [MODULE]
+    if module in ROW_PARALLEL and (not factors or inner == A):
+        return 1
+    if module in _BY_ROWS | _BY_HEADS and (not factors or inner == B):
+        return 0
+    return None
+
+
+def _module_of(name: str) -> str:
+    """The last name of the module that has a parameter, or beside whose weight an adapter is."""
+    *path, _ = name.split(".")
+    return path[-2] if path[-1] == MODULE else path[-1]

@@ -5,6 +5,11 @@ embedding and a language head by the vocabulary; a head of values is whole on ev
 model's code is not changed: its matrices are replaced by parts, and hooks around its modules run
 the collectives. A layer sums over the ranks twice forward and twice backward; the logits are never
 gathered in training.
+
+Adapters of low rank are divided with the weight that they stand beside. Where it is cut by its
+outputs, B is, and every rank has A; where by its inputs, A is, and every rank has B. Either way
+s B A x of a rank adds to what its part of the weight says, and no further sum is needed forward.
+Backward, the whole factor gets a partial gradient on each rank, and these are summed.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bc2.model.heads import Head
-from bc2.model.transformer import Embedding, Layer, RMSNorm, Transformer, rms_norm
+from bc2.model.lora import Lora, low_rank
+from bc2.model.transformer import Embedding, Layer, Linear, RMSNorm, Transformer, rms_norm
 from bc2.parallel.mesh import Group, call_uncompiled
-from bc2.parallel.sharding import shard_of
+from bc2.parallel.sharding import ROW_PARALLEL, shard_of
 
 
 def cut_tensors(model: Transformer, group: Group) -> None:
@@ -61,6 +67,10 @@ def _cut_layer(layer: Layer, group: Group, heads: int) -> None:
     if attention.q_norm is not None and attention.k_norm is not None:
         attention.q_norm = SharedNorm(attention.q_norm, group)
         attention.k_norm = SharedNorm(attention.k_norm, group)
+    for name, module in layer.named_modules():
+        if isinstance(module, Linear) and isinstance(module.adapter, Lora):
+            by_inputs = name.rpartition(".")[2] in ROW_PARALLEL
+            module.adapter = SharedLora(module.adapter, group, by_inputs=by_inputs)
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (_enter(args[0], group), *args[1:])
@@ -127,6 +137,29 @@ class SharedNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, _enter(self.weight, self.group), self.eps)
+
+
+class SharedLora(Lora):
+    """A rank's part of an adapter: the gradient of its whole factor is summed over the ranks.
+
+    Args:
+        lora: of which one factor is cut already.
+        by_inputs: whether that is A, and the whole one B.
+    """
+
+    def __init__(self, lora: Lora, group: Group, *, by_inputs: bool):
+        nn.Module.__init__(self)
+        self.scale = lora.scale
+        self.lora_A = lora.lora_A
+        self.lora_B = lora.lora_B
+        self.group = group
+        self.by_inputs = by_inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.lora_A, self.lora_B
+        if self.by_inputs:
+            return low_rank(x, a, _enter(b, self.group), self.scale)
+        return low_rank(x, _enter(a, self.group), b, self.scale)
 
 
 class _Enter(torch.autograd.Function):

@@ -19,6 +19,7 @@ from bc2.registry import Kind, check_name
 #: The one place a new algorithm is announced.
 ALGORITHMS: dict[str, str] = {
     "pretrain": "bc2.train.pretrain.pretraining:PRETRAINING",
+    "sft": "bc2.align.sft.sft:SFT",
 }
 
 #: Kind -> "module:STAGE". The one place a new stage is announced.

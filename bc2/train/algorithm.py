@@ -84,7 +84,7 @@ class Algorithm(ABC):
     version: ClassVar[int]
     """Raised when the same settings and inputs would train another model."""
     role: ClassVar[Role]
-    """Of its checkpoints."""
+    """Of its checkpoints, unless `checkpoint_role` says another one."""
     metrics: ClassVar[Metrics]
     """What its steps and evaluations measure."""
     divisor: ClassVar[str] = "tokens"
@@ -132,6 +132,16 @@ class Algorithm(ABC):
     def parents(self, inputs: Inputs, registry: Registry) -> tuple[Artifact, ...]:
         """What its checkpoints descend from: the inputs, and what belongs to them."""
         return inputs.all()
+
+    def checkpoint_role(self, config: RunConfig) -> Role:
+        """The role of the checkpoints of a run with these settings of its section."""
+        return self.role
+
+    def write_beside(self, run: Run, folder: Path) -> None:  # noqa: B027 most need none
+        """Write further files into a checkpoint, when all others are in its folder.
+
+        The first rank calls it, on a thread of its own. The same run writes the same bytes.
+        """
 
     def shortened(self, config: RunConfig, steps: int) -> dict[str, Any]:
         """Settings that make evaluations of a run of few steps small, for `bc2 verify`."""

@@ -49,6 +49,8 @@ class Saver:
             to. One saved by a signal does not count, or an interrupted run would roll back
             to another step than an uninterrupted one.
         on_publish: called with each checkpoint as soon as it is published.
+        write_beside: called by the first rank with the folder of a checkpoint that has all its
+            files, to write further ones.
         mesh: the ranks that save together: each writes what it holds, the first publishes.
     """
 
@@ -64,6 +66,7 @@ class Saver:
         latest: Artifact | None = None,
         anchor: Artifact | None = None,
         on_publish: Callable[[Artifact], None] | None = None,
+        write_beside: Callable[[Path], None] = lambda folder: None,
         mesh: Mesh | None = None,
     ):
         self.registry = registry
@@ -82,6 +85,7 @@ class Saver:
         """Whether a save has failed."""
         self.mesh = mesh or Mesh()
         self._on_publish = on_publish
+        self._write_beside = write_beside
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -169,6 +173,7 @@ class Saver:
             digest: str | None = None
             with fail_together(side):
                 if staged is not None:
+                    self._write_beside(folder)
                     digest = staged.publish(known=known).digest
             digest = side.broadcast_object(digest)
             assert digest is not None

@@ -226,6 +226,7 @@ def _saver(
         latest=earlier[-1] if earlier else None,
         anchor=scheduled[-1] if scheduled else None,
         on_publish=partial(run.made_again, registry),
+        write_beside=partial(run.algorithm.write_beside, run),
         mesh=mesh,
     )
 
@@ -246,7 +247,7 @@ def _draft(run: Run) -> Draft:
         parents=tuple(artifact.digest for artifact in run.parents),
         recipe=run.recipe,
         facts={"precision": run.config.precision, "device": run.config.device},
-        role=run.algorithm.role,
+        role=run.algorithm.checkpoint_role(run.config),
     )
 
 

@@ -129,9 +129,9 @@ def test_a_checkpoint_has_all_adapters_or_none() -> None:
         StartWeights(CONFIG, found, 7)
 
 
-def test_tensor_parallelism_is_refused() -> None:
+def test_tensor_parallelism_refuses_other_adapters_than_those_of_low_rank() -> None:
     mesh = Mesh(tensor=Group((0, 1)))
-    with pytest.raises(RecipeError, match="adapters cannot be divided among 2"):
+    with pytest.raises(RecipeError, match="adapters of the kind Shift cannot be divided"):
         build_model(CONFIG, mesh, add)
     build_model(CONFIG, mesh)
 

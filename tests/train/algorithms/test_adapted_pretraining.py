@@ -34,6 +34,7 @@ eval_tokens = 2048
 sample_prompts = 0
 optimizer = { learning_rate = 3e-2 }
 schedule = { warmup = "2 steps" }
+lora = { rank = 2, alpha = 4, targets = ["W_pack", "up_proj"] }
 """
 
 

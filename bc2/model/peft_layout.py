@@ -1,0 +1,121 @@
+"""Adapters in the layout of the peft library, beside bc2's own files, for other tools.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` go with the base as transformers has it.
+Baichuan's classes have W_pack too. In those of other families queries, keys and values are three
+matrices, so each gets its rows of W_pack's B, and all have the same A.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bc2.files import sync_file, write_durably
+from bc2.model.adapters import INFIX
+from bc2.model.model_config import ModelConfig
+from bc2.model.store import load_config, save_tensors, weight_files
+
+if TYPE_CHECKING:
+    from bc2.model.lora_config import LoraConfig
+    from bc2.registry import Artifact
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+#: What peft's names begin with.
+_PREFIX = "base_model.model."
+_PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+def write_peft(folder: Path, lora: LoraConfig, base: Artifact) -> None:
+    """Write both files into the folder of a checkpoint that has the adapters already."""
+    config = load_config(folder)
+    packed = has_packed(config, base)
+    weights = {
+        name: tensor
+        for file in weight_files(os.listdir(folder))
+        for name, tensor in load_file(folder / file).items()
+    }
+    save_tensors(peft_tensors(weights, config, packed=packed), folder / WEIGHTS_FILE)
+    sync_file(folder / WEIGHTS_FILE)
+    text = json.dumps(peft_config(lora, base, packed=packed), indent=2)
+    write_durably(folder / CONFIG_FILE, f"{text}\n".encode())
+
+
+def has_packed(config: ModelConfig, base: Artifact) -> bool:
+    """Whether the base, as transformers has it, has W_pack.
+
+    An imported one has what its family has. Of what bc2 trained, a NormHead and ALiBi are
+    Baichuan's; a model with neither is one of the others.
+    """
+    family = base.manifest.facts.get("family")
+    if family is not None:
+        return bool(family == "baichuan")
+    return config.norm_head or config.position == "alibi"
+
+
+def peft_config(lora: LoraConfig, base: Artifact, *, packed: bool) -> dict[str, Any]:
+    """What peft reads of an adapter, beside its weights."""
+    targets = [
+        name
+        for target in lora.targets
+        for name in (_PARTS if target == "W_pack" and not packed else (target,))
+    ]
+    return {
+        "base_model_name_or_path": _hub_name(base),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def _hub_name(base: Artifact) -> str | None:
+    """``OWNER/NAME`` of a model that was imported from a hub."""
+    from bc2.registry.refs import HUB, HUB_NAMES
+
+    for name in base.manifest.facts.get(HUB_NAMES, ()):
+        return str(name).removeprefix(HUB).partition("@")[0]
+    return None
+
+
+def peft_tensors(
+    weights: Mapping[str, Tensor], config: ModelConfig, *, packed: bool
+) -> dict[str, Tensor]:
+    """Adapters' matrices under peft's names.
+
+    Args:
+        weights: by the names that they have in a model.
+        packed: see `has_packed`.
+    """
+    return dict(_named(weights, config, packed=packed))
+
+
+def _named(
+    weights: Mapping[str, Tensor], config: ModelConfig, *, packed: bool
+) -> Iterator[tuple[str, Tensor]]:
+    heads = (config.num_heads, config.kv_heads, config.kv_heads)
+    rows = [count * config.head_size for count in heads]
+    for name, tensor in weights.items():
+        place, _, matrix = name.partition(INFIX)
+        above, _, module = place.rpartition(".")
+        if module != "W_pack" or packed:
+            yield f"{_PREFIX}{place}.{matrix}.weight", tensor
+            continue
+        # Copies: a file has no two tensors in one memory.
+        pieces = tensor.split_with_sizes(rows) if matrix == "lora_B" else [tensor] * len(_PARTS)
+        for part, piece in zip(_PARTS, pieces, strict=True):
+            yield f"{_PREFIX}{above}.{part}.{matrix}.weight", piece.clone()
