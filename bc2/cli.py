@@ -51,7 +51,9 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "data": Verb("Prepare a corpus and turn it into token shards.", "data", ("prep", "tokenize")),
+    "data": Verb(
+        "Prepare a corpus, token shards and chats.", "data", ("prep", "tokenize", "chats")
+    ),
     "train-tokenizer": Verb(
         "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)
     ),

@@ -1,4 +1,4 @@
-"""`bc2 data prep`, `tokenize`, `report` and `train-quality`."""
+"""`bc2 data prep`, `tokenize`, `chats`, `report` and `train-quality`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def prep(
 
 
 def _make(kind: Kind, recipe: Recipe, output: Output, *, fresh: bool, options: Any = None) -> bool:
-    """Find or make a recipe's corpus or token shards and print it; whether it was made."""
+    """Find or make a recipe's artifact of a kind and print it; whether it was made."""
     from bc2.pipeline.session import Session
     from bc2.report.artifact_view import show_artifact
 
@@ -100,6 +100,16 @@ def tokenize(
     """Cut a recipe's corpus into token shards."""
     read = load_for("tokens", recipe, set_ or [])
     _make("tokens", read, Output.of(json=json, quiet=quiet), fresh=fresh)
+
+
+@app.command()
+def chats(
+    recipe: RecipeArg, set_: Set = None, fresh: Fresh = False, json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Read a recipe's conversations, in any of the usual formats, and split off held-out ones."""
+    read = load_for("chats", recipe, set_ or [])
+    _make("chats", read, Output.of(json=json, quiet=quiet), fresh=fresh)
 
 
 @app.command(no_args_is_help=False)

@@ -27,6 +27,7 @@ STAGES: dict[Kind, str] = {
     "corpus": "bc2.data.corpus_stage:STAGE",
     "tokenizer": "bc2.data.tokenizer_stage:STAGE",
     "tokens": "bc2.data.tokens_stage:STAGE",
+    "chats": "bc2.data.chats.chats_stage:STAGE",
     "checkpoint": "of the algorithms",
     "law": "bc2.scaling.law_stage:STAGE",
     "scores": "bc2.evaluate.scores_stage:STAGE",
