@@ -171,7 +171,9 @@ def scan_split(
     spans = [(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
     processes = min(workers or cores(), 1 + count // _WORTH_A_PROCESS)
     whole = TextScan()
-    for span, part in zip(spans, _parts(folder, split, names, index, spans, processes), strict=True):
+    for span, part in zip(
+        spans, _parts(folder, split, names, index, spans, processes), strict=True
+    ):
         whole += part
         if progress is not None:
             progress(span[1] - span[0])
