@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bc2.data.splits import Split
+
 
 @dataclass(frozen=True)
 class Place:
@@ -15,7 +17,7 @@ class Place:
     file: str
     row: int
     """From 1."""
-    split: str
+    split: Split
     index: int
     """Its place in the split, from 0."""
     why: str

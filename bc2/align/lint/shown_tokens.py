@@ -94,6 +94,12 @@ def find_rows(task: LintTask, asked: str) -> list[ShownSample]:
     return [shown_sample(task, chats, chat, split, index) for split, index in found[:_MOST]]
 
 
+def shown_places(task: LintTask, places: Sequence[Place]) -> list[ShownSample]:
+    """The conversations at some places."""
+    chats, chat = Chats.open(task.source.folder), task.source.chat()
+    return [shown_sample(task, chats, chat, one.split, one.index) for one in places]
+
+
 def shown_sample(task: LintTask, chats: Chats, chat: Chat, split: Split, index: int) -> ShownSample:
     """A conversation whole, whatever is wrong with it."""
     one = chats.at(split, index)
