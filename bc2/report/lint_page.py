@@ -18,6 +18,8 @@ from bc2.report.visible_text import visible
 
 #: Tokens of a conversation, and of a packed row, that the page shows.
 MOST_TOKENS, MOST_ROW_TOKENS = 1_000, 8_000
+#: Languages that have a line of their own.
+MOST_LANGUAGES = 12
 
 
 class LintTile(NamedTuple):
@@ -82,7 +84,8 @@ def render(
 
 def _tiles(report: LintReport) -> Iterator[LintTile]:
     lengths, packing, proof = report.lengths, report.packing, report.proof
-    yield LintTile("errors", _count(report.errors), lint_view.said(report), report.errors > 0)
+    kinds = ", ".join(one.code for one in report.findings if one.is_error)
+    yield LintTile("errors", _count(report.errors), kinds, report.errors > 0)
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     yield LintTile("conversations", _count(report.conversations), splits)
     if lengths is not None:
@@ -115,7 +118,7 @@ def _findings(
             "policy": lint_view.POLICIES[found.policy],
             "by_source": {visible(name): count for name, count in found.by_source.items()},
             "examples": [
-                {**_sample(sample, MOST_TOKENS), "why": lint_view.place_cells(place)[3]}
+                _sample(sample, MOST_TOKENS, lint_view.place_cells(place)[3])
                 for place, sample in zip(found.examples, samples, strict=False)
             ],
         }
@@ -130,12 +133,17 @@ def _row(row: ShownRow) -> dict[str, Any]:
     return {"samples": samples, "more": len(row.samples) - len(samples), "padding": row.padding}
 
 
-def _sample(sample: ShownSample, most: int) -> dict[str, Any]:
+def _sample(sample: ShownSample, most: int, why: str = "") -> dict[str, Any]:
+    """A conversation for the template.
+
+    Args:
+        why: what is said of it, where that is no fault.
+    """
     source, file, row, _ = lint_view.place_cells(sample.place)
     return {
         "source": source,
         "origin": f"{file}, row {row:,}",
-        "faults": [visible(fault) for fault in sample.faults],
+        "faults": [visible(fault) for fault in sample.faults] or [why],
         "length": sample.length,
         "trained": sample.trained,
         "tokens": [_token(token) for token in sample.tokens[:most]],
@@ -166,8 +174,13 @@ def _bars(report: LintReport) -> Iterator[tuple[str, int, float]]:
 
 
 def _languages(report: LintReport) -> list[tuple[str, int, float]]:
-    total = report.conversations or 1
-    return [(visible(code), count, count / total) for code, count in report.languages.items()]
+    """The most frequent ones, and the others together."""
+    total, found = report.conversations or 1, list(report.languages.items())
+    others = found[MOST_LANGUAGES:]
+    if others:
+        summed = sum(count for _, count in others)
+        found = [*found[:MOST_LANGUAGES], (f"{len(others)} others", summed)]
+    return [(visible(code), count, count / total) for code, count in found]
 
 
 def _benchmarks(report: LintReport) -> Iterator[dict[str, Any]]:

@@ -125,7 +125,7 @@ def searched(report: LintReport) -> str:
     never = [*overlaps.missing, *overlaps.unreadable]
     if not here:
         return "never searched for: none lies here (BC2_BENCH_DATA names their folder)"
-    found = f"{overlaps.conversations:,} conversations with words of {', '.join(here)}"
+    found = f"{overlaps.conversations:,} conversations share words with one of {', '.join(here)}"
     return found + (f"; never searched for: {', '.join(never)}" if never else "")
 
 

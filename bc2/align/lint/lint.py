@@ -37,9 +37,6 @@ from bc2.data.splits import SPLITS, Split
 from bc2.model.model_config import ModelConfig
 from bc2.tokenizer.chat import Chat
 
-#: Rows that packing is proven on: the first of an epoch.
-_PROVEN_ROWS = 2
-
 
 @dataclass(frozen=True)
 class LintTask:
@@ -182,8 +179,9 @@ def _finding(
 def _proof(
     samples: Samples, entries: npt.NDArray[np.int64], rows: Rows, task: LintTask
 ) -> PackingProof | None:
+    """On the first row of an epoch, and the one with the most samples."""
+    chosen = {0, int(np.diff(rows.starts).argmax())} if len(rows) else set()
     packed = [
-        [samples.sample(int(place)) for place in entries[rows[number]]]
-        for number in range(min(_PROVEN_ROWS, len(rows)))
+        [samples.sample(int(place)) for place in entries[rows[number]]] for number in sorted(chosen)
     ]
     return prove_packing(packed, task.config.sequence_length, task.model)
