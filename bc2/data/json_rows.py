@@ -40,8 +40,9 @@ def json_rows(path: Path) -> Iterator[JsonRow]:
     Raises:
         DataError: it is missing or damaged, or its list is broken: what follows is lost then.
     """
+    is_list = _first_byte(path) == b"["
     with open_bytes(path) as stream:
-        if _first_byte(stream) == b"[":
+        if is_list:
             yield from _ListReader(stream, path).rows()
             return
         for number, line, _ in numbered_lines(stream):
@@ -49,12 +50,12 @@ def json_rows(path: Path) -> Iterator[JsonRow]:
                 yield _line_row(number, line)
 
 
-def _first_byte(stream: io.BufferedIOBase) -> bytes:
-    """The first byte that is no white space; the stream is at its beginning again."""
+def _first_byte(path: Path) -> bytes:
+    """The first byte that is no white space."""
     first = b""
-    while not first and (begin := stream.read(1 << 10)):
-        first = begin.removeprefix(_BOM).lstrip()[:1]
-    stream.seek(0)
+    with open_bytes(path) as stream:  # once more than to read it: some streams cannot go back
+        while not first and (begin := stream.read(1 << 10)):
+            first = begin.removeprefix(_BOM).lstrip()[:1]
     return first
 
 
@@ -87,7 +88,7 @@ class _ListReader:
     def __init__(self, stream: io.BufferedIOBase, path: Path):
         self._stream = stream
         self._path = path
-        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
         self._at = 0
         self._ended = False
@@ -95,7 +96,6 @@ class _ListReader:
 
     def rows(self) -> Iterator[JsonRow]:
         self._read(_CHUNK)
-        self._text = self._text.removeprefix("\ufeff")
         self._expect("[")
         if self._next() == "]":
             self._at += 1
@@ -107,21 +107,24 @@ class _ListReader:
                 return self._check_end()
 
     def _element(self) -> JsonRow:
-        self._next()
+        if self._next() == "]":
+            raise self._broken("a comma stands before its end")
         chunk = _CHUNK
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._ended or not _may_be_cut(error):
-                    raise self._broken(error.msg) from None
+                    ends = self._ended and _may_be_cut(error)
+                    raise self._broken("the file ends in it" if ends else error.msg) from None
             except BadRow as bad:
                 raise self._broken(bad.detail) from None
             except (ValueError, RecursionError) as error:
                 raise self._broken(str(error)) from None
             else:
-                # A number that ends where the chunk ends may go on.
-                if self._ended or end < len(self._text) or isinstance(value, dict | list):
+                # A number that ends where the chunk ends may go on: 1e5 may be cut into 1 and e5.
+                whole = end < len(self._text) - _CUT or not isinstance(value, int | float)
+                if self._ended or whole:
                     self._at = end
                     return JsonRow(self._number, value)
             if len(self._text) - self._at > MAX_DOCUMENT_BYTES:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +24,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.chats.conversation import Conversation
+from bc2.data.documents import SourceFile
 from bc2.data.splits import SPLITS, Split
+from bc2.data.tables import open_parquet
 from bc2.errors import DataError
-from bc2.streams import reading
 
 FACTS = "chats.json"
 
@@ -180,12 +182,11 @@ class _SplitReader:
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._kept: OrderedDict[int, list[Conversation]] = OrderedDict()
 
-    def _opened(self) -> Any:
-        with reading(self._path):
-            return pq.ParquetFile(self._path, pre_buffer=False, page_checksum_verification=True)
+    def _opened(self) -> AbstractContextManager[Any]:
+        return open_parquet(SourceFile(self._path.name, self._path))
 
     def column(self, name: str) -> pa.ChunkedArray:
-        with reading(self._path), self._opened() as file:
+        with self._opened() as file:
             return file.read(columns=[name])[name]
 
     def group_of(self, index: int) -> int:
@@ -201,7 +202,7 @@ class _SplitReader:
         return self._kept[group][index - int(self.starts[group])]
 
     def read_group(self, group: int) -> list[Conversation]:
-        with reading(self._path), self._opened() as file:
+        with self._opened() as file:
             rows = file.read_row_group(group, columns=["source", "file", "row", "messages"])
         columns = [column.to_pylist() for column in rows.columns]
         return [

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from bc2.data.chats.bad_chat import BadChat
 from bc2.data.chats.row_messages import (
+    KEYS,
     Messages,
     listed_messages,
     message_list,
@@ -41,6 +42,16 @@ _NO_PLACE = ("tools", "functions", "images", "image", "videos", "audios")
 
 #: Said of single messages alone.
 _OF_MESSAGES = ("train", "weight")
+
+#: What is read of a row, or refused, whatever its format.
+_BESIDE = ("system", "label", *_NO_PLACE, *_OF_MESSAGES)
+
+_READ: dict[Format, frozenset[str]] = {
+    "messages": frozenset((*_LISTS, *_BESIDE)),
+    "sharegpt": frozenset((*_LISTS, *_BESIDE)),
+    "alpaca": frozenset(("instruction", "input", "output", "history", *_BESIDE)),
+    "prompt_completion": frozenset(("prompt", *_ANSWERS, *_BESIDE)),
+}
 
 
 def formats_of(row: Row) -> list[Format]:
@@ -69,18 +80,23 @@ def recognise(row: Any) -> Format:
             "leave it out; or set the source's format if what else it holds is to be learnt",
         )
     found = formats_of(row)
+    if (key := _list_key(row)) is not None and not row[key]:  # nothing tells its format
+        raise BadChat("no_messages", f"`{key}` holds no messages")
     if len(found) == 1:
         return found[0]
-    keys = ", ".join(list(row)[:8]) or "none"
     if found:
         raise BadChat(
             "several_formats",
             f"it has the keys of {' and of '.join(found)}",
             "set the source's format to the one that is meant",
         )
+    for key in _LISTS:
+        if _has(row, key):
+            raise BadChat("bad_message", f"`{key}` is a {type(row[key]).__name__}, not a list")
+    keys = ", ".join([key for key in row if _has(row, key)][:8]) or "none"
     raise BadChat(
         "no_format",
-        f"its keys are those of no format of chats: {keys}",
+        f"the keys that hold something are those of no format of chats: {keys}",
         "give messages, conversations, instruction and output, or prompt and completion",
     )
 
@@ -106,15 +122,23 @@ def read_row(row: Row, form: Format) -> Messages:
     return with_system(messages, row)
 
 
-def keys_read(form: Format) -> frozenset[str]:
-    """The keys of a row that reading takes, or refuses; others say nothing to it."""
-    of_format: dict[Format, tuple[str, ...]] = {
-        "messages": _LISTS,
-        "sharegpt": _LISTS,
-        "alpaca": ("instruction", "input", "output", "history"),
-        "prompt_completion": ("prompt", *_ANSWERS),
-    }
-    return frozenset((*of_format[form], "system", "label", *_NO_PLACE, *_OF_MESSAGES))
+def unread_keys(row: Row, form: Format) -> Iterator[str]:
+    """The keys that hold something and were not read: of the row, and ``[].KEY`` of messages."""
+    for key, value in row.items():
+        if value is None:
+            continue
+        if key not in _READ[form]:
+            yield key
+        elif isinstance(value, list):
+            for message in value:
+                if isinstance(message, Mapping):
+                    yield from _unread_of_message(message, key)
+
+
+def _unread_of_message(message: Row, of: str) -> Iterator[str]:
+    for key, value in message.items():
+        if value is not None and key not in KEYS:
+            yield f"{of}[].{key}"
 
 
 def _check_row(row: Row) -> None:
@@ -142,7 +166,7 @@ def _list_key(row: Row) -> str | None:
 
 
 def _list_format(messages: list[Any]) -> Format:
-    """By its first message; an empty list is as good as one of the commoner kind."""
+    """By its first message."""
     first = messages[0] if messages and isinstance(messages[0], Mapping) else {}
     return "sharegpt" if "from" in first and "role" not in first else "messages"
 

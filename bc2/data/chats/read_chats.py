@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bc2.data.chats.bad_chat import BadChat, SkippedRows
 from bc2.data.chats.chats_config import ChatsConfig, ChatSourceConfig
 from bc2.data.chats.conversation import Conversation
-from bc2.data.chats.formats import Format, check_object, formats_of, keys_read, read_row, recognise
+from bc2.data.chats.formats import (
+    Format,
+    check_object,
+    read_row,
+    recognise,
+    unread_keys,
+)
 from bc2.data.documents import SourceFile
 from bc2.data.inputs import file_layout, source_files
 from bc2.data.json_rows import json_rows
@@ -45,7 +52,7 @@ class SourceReading:
     formats: Counter[str] = field(default_factory=Counter)
     """Conversations by format."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Rows by key that holds something and was not read."""
+    """How often each key held something and was not read."""
 
 
 def read_chats(
@@ -86,27 +93,16 @@ def _rows(
         from bc2.data.chats.instructions import made_chats
 
         made = made_chats(source_files(source), source.name, config.seed)
-        yield from (ReadChat(one, "made") for one in _limited(made, source.max_rows))
+        yield from (ReadChat(one, "made") for one in itertools.islice(made, source.max_rows))
         return
     left = source.max_rows
     for name, place, rows in _files(source):
         reading = _FileReading(source, name, place, found, skipped)
-        yield from reading.chats(_limited(rows, left))
+        yield from reading.chats(itertools.islice(rows, left))
         if left is not None:
             left -= reading.read
             if left <= 0:
                 return
-
-
-def _limited(items: Iterable[Any], most: int | None) -> Iterator[Any]:
-    """`itertools.islice`, which would ask for one item too many of what is read."""
-    if most is None:
-        yield from items
-        return
-    for count, item in enumerate(items, 1):
-        yield item
-        if count == most:
-            return
 
 
 def _files(source: ChatSourceConfig) -> Iterator[tuple[str, str, Iterator[_FileRow]]]:
@@ -172,9 +168,8 @@ class _FileReading:
         self._place = place
         self._found = found
         self._skipped = skipped
-        self._format: Format | None = None if source.format == "auto" else source.format
+        self._format: Format | None = None
         self._begun = 0
-        self._known: frozenset[str] = frozenset()
 
     def chats(self, rows: Iterator[_FileRow]) -> Iterator[ReadChat]:
         for row in rows:
@@ -182,8 +177,8 @@ class _FileReading:
             try:
                 yield self._chat(row)
             except BadChat as bad:
-                row_of = (f"{self._place}:{row.number}", f"{self._name}:{row.number}")
-                self._skipped.reject(bad, *row_of)
+                place, name = (f"{path}:{row.number}" for path in (self._place, self._name))
+                self._skipped.reject(bad, place, name)
 
     def _chat(self, row: _FileRow) -> ReadChat:
         if row.fault is not None:
@@ -191,21 +186,23 @@ class _FileReading:
         form = self._format_of(row)
         messages = tuple(read_row(row.value, form))
         said = Conversation(messages, self._source.name, self._name, row.number)
-        for key, value in row.value.items():
-            if key not in self._known and value is not None:
-                self._found.ignored[key] += 1
+        self._found.ignored.update(unread_keys(row.value, form))
         return ReadChat(said, form)
 
     def _format_of(self, row: _FileRow) -> Format:
-        """The format of the file, which its first row of any format decides."""
+        """The format of the file, which the recipe states or its first row of any decides."""
         if self._source.format != "auto":
             check_object(row.value)
-            form: Format = self._source.format
-        else:
+            return self._source.format
+        try:
             form = recognise(row.value)
-        if self._format is None or not self._known:
-            self._format, self._begun, self._known = form, row.number, keys_read(form)
-        if form != self._format and not _is_empty_list(row.value):
+        except BadChat as bad:
+            if bad.reason != "no_format" or self._format is None:
+                raise
+            form = self._format  # as one of this, it can be said what it lacks
+        if self._format is None:
+            self._format, self._begun = form, row.number
+        if form != self._format:
             raise BadChat(
                 "mixed_formats",
                 f"of the format {form!r}, but row {self._begun:,} of the same file is of "
@@ -213,8 +210,3 @@ class _FileReading:
                 "divide the file by format, or set the source's format to read one of them",
             )
         return self._format
-
-
-def _is_empty_list(row: Any) -> bool:
-    """Whether nothing tells a row of `messages` from one of ShareGPT: it says nothing."""
-    return formats_of(row) == ["messages"] and [] in row.values()

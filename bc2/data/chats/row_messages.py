@@ -27,6 +27,12 @@ _NO_PLACE = (
     "images", "audio",
 )  # fmt: skip
 
+#: How other tools say what is to be learnt.
+_OTHER_MARKS = ("loss", "training", "train_detail", "loss_weight")
+
+#: The keys of a message that are read or refused.
+KEYS = frozenset(("role", "content", "from", "value", "train", "weight", *_NO_PLACE, *_OTHER_MARKS))
+
 
 def listed_messages(
     found: Any, names: tuple[str, str], where: str, *, learnt: bool = True
@@ -112,7 +118,7 @@ def _message(found: Any, names: tuple[str, str], where: str, learnt: bool) -> Me
     role = _role(found[who], who, where)
     said = {"role": role, "content": _content(found[what], f"{where} `{what}`")}
     unlearnt = {"train": False} if role == "assistant" and not learnt else {}
-    return {**said, **unlearnt, **_marks(found, where)}
+    return {**said, **unlearnt, **_marks(found, role, where)}
 
 
 def _role(said: Any, who: str, where: str) -> str:
@@ -151,8 +157,8 @@ def _checked(value: Any, where: str) -> str:
     return value
 
 
-def _marks(found: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a message says of itself, if it is not what is so anyway."""
+def _marks(found: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
+    """The `train` and `weight` that a message states."""
     marks: dict[str, Any] = {}
     train, weight = found.get("train"), found.get("weight")
     if train is not None:
@@ -162,9 +168,12 @@ def _marks(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     if weight is not None:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight <= 0:
-            raise BadChat(
-                "bad_mark", f"{where} `weight` is {weight!r}, and not a number above 0",
-                "write `train: false` for what is not to be learnt",
-            )  # fmt: skip
+            why = f"{where} `weight` is {weight!r}, and not a number above 0"
+            raise BadChat("bad_mark", why, "write `train: false` for what is not to be learnt")
         marks["weight"] = float(weight)
+    for key in _OTHER_MARKS:
+        # An assistant's message is learnt anyway.
+        if found.get(key) is not None and not (found[key] is True and role == "assistant"):
+            why = f"{where} has `{key}`, which is not read"
+            raise BadChat("bad_mark", why, "write `train: false` for what is not to be learnt")
     return marks
