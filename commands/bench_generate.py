@@ -146,7 +146,7 @@ def _planned(
     with artifact.hold():
         if asked.tokenizer is None and tokenizer_name(artifact.files()) is not None:
             asked = replace(asked, tokenizer=tokenizer_path(artifact))
-        plan = make_generation_plan(load_config(artifact.path), asked, checkpoint=artifact.path)
+        plan = make_generation_plan(load_config(artifact.path), asked, checkpoint=artifact)
         yield artifact.name, {"checkpoint": artifact.digest}, plan
 
 

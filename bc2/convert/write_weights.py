@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,23 @@ def write_weights(
         OSError: the disk is full: found before anything is copied.
     """
     tensors = {name: (of[0].dtype, _shape(of)) for name, of in parts.items()}
+    return write_tensors(folder, tensors, lambda name: _finite(name, parts[name]), seen, limit)
+
+
+def write_tensors(
+    folder: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    pieces: Callable[[str], Iterable[bytes | memoryview]],
+    seen: Callable[[int], object] = lambda count: None,
+    limit: int = FILE_BYTES,
+) -> dict[str, str]:
+    """The same of tensors by type and shape, whose bytes `pieces` gives one after the other."""
     files = plan_files(_STEM, tensors, limit)
     for name, file in files.items():
         file.create(folder / name)
     if len(files) > 1:
         write_durably(folder / f"{_STEM}.safetensors.index.json", index_of(files))
-    return {name: _write(folder / name, file, parts, seen) for name, file in files.items()}
+    return {name: _write(folder / name, file, pieces, seen) for name, file in files.items()}
 
 
 def _shape(parts: Sequence[StoredTensor]) -> tuple[int, ...]:
@@ -61,14 +72,14 @@ def _shape(parts: Sequence[StoredTensor]) -> tuple[int, ...]:
 def _write(
     path: Path,
     file: TensorFile,
-    parts: Mapping[str, Sequence[StoredTensor]],
+    pieces: Callable[[str], Iterable[bytes | memoryview]],
     seen: Callable[[int], object],
 ) -> str:
     digest = hashlib.sha256(file.header)
     at = len(file.header)
     with path.open("r+b", buffering=0) as out:
         for name in sorted(file.places, key=lambda name: file.places[name].offset):
-            for data in _finite(name, parts[name]):
+            for data in pieces(name):
                 write_at(out.fileno(), memoryview(data), at)
                 at += len(data)
                 digest.update(data)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from bc2.console import note
 from bc2.errors import RefError
+from bc2.model.saved_adapter import base_of, holds_adapters
 from bc2.registry import Artifact, Registry, Role
 
-#: Roles of the checkpoints that predict a next token by themselves.
-ROLES: tuple[Role, ...] = ("base", "chat", "merged")
+#: Roles of the checkpoints that predict a next token: an adapter beside its base.
+ROLES: tuple[Role, ...] = ("base", "chat", "adapter", "merged")
 
 
 def chosen_model(registry: Registry, ref: str | None) -> Artifact:
     """The model of a ref; the newest one without, which is said.
 
     Raises:
-        RefError: there is none, or it is no model that predicts a next token.
+        RefError: there is none, or it is no model that predicts a next token; or the base of an
+            adapter is not registered.
+        DataError: it has adapters of a kind that bc2 does not load.
         IntegrityError: its configuration is not what was published.
     """
     if ref is not None:
@@ -23,6 +26,8 @@ def chosen_model(registry: Registry, ref: str | None) -> Artifact:
         chosen = registry.newest("checkpoint", ROLES)
         note(f"taking the newest model, {chosen.title} ({chosen.ref})")
     _check_head(chosen)
+    if holds_adapters(chosen):
+        base_of(chosen, registry)
     return chosen
 
 

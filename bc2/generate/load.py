@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from bc2.errors import DataError
-from bc2.model.store import CONFIG, WEIGHTS, load_model, weight_files
+from bc2.model.saved_adapter import SavedAdapter, add_adapters, base_of, holds_adapters
+from bc2.model.store import (
+    CONFIG,
+    WEIGHTS,
+    OpenedWeights,
+    load_config,
+    load_model,
+    weight_files,
+)
 from bc2.model.transformer import Transformer
 from bc2.parallel.own_device import make_current
 from bc2.registry import Artifact
@@ -50,6 +58,8 @@ def open_model(
 ) -> Iterator[LanguageModel]:
     """Load a checkpoint, and keep the registry from deleting it while it is in use.
 
+    Of an adapter the base is loaded too, and the adapter stays beside its weights.
+
     Each file is checked against its digest. The weights are read once: the digest takes their
     bytes as they pass on to `device`.
 
@@ -59,14 +69,26 @@ def open_model(
 
     Raises:
         DataError: the artifact has no model or no tokenizer.
+        RefError: the base of an adapter is not registered.
         IntegrityError: a file is not what was published.
     """
-    check_files(artifact)
-    make_current(device)
-    weights = weight_files(artifact.files())
-    with artifact.hold():
+    with ExitStack() as held:
+        held.enter_context(artifact.hold())
+        check_files(artifact)
+        base = artifact
+        if holds_adapters(artifact):
+            base = held.enter_context(base_of(artifact).hold())
+        make_current(device)
         artifact.file(CONFIG)
-        opened = {artifact.path / name: artifact.reading(name) for name in weights}
-        model = load_model(artifact.path, device, dtype, opened=opened)
+        config = load_config(artifact.path)
+        model = load_model(base.path, device, dtype, config=config, opened=_reading(base))
+        if base is not artifact:
+            lora = SavedAdapter.of(artifact).lora
+            add_adapters(model, artifact.path, lora, device, dtype, opened=_reading(artifact))
         tokenizer = Tokenizer.load(tokenizer_path(artifact))
         yield LanguageModel(model.eval(), tokenizer, artifact)
+
+
+def _reading(artifact: Artifact) -> OpenedWeights:
+    names = weight_files(artifact.files())
+    return {artifact.path / name: artifact.reading(name) for name in names}

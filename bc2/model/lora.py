@@ -70,6 +70,22 @@ def add_lora(config: LoraConfig) -> AddLora:
     return AddLora(config.rank, config.alpha / config.rank, tuple(config.targets))
 
 
+@torch.no_grad()
+def merge(model: Transformer) -> None:
+    """Add the adapters of a model to its weights, which then says the same without them."""
+    for module in model.modules():
+        if isinstance(module, Linear) and isinstance(module.adapter, Lora):
+            lora = module.adapter
+            merged = merged_weight(module.weight, lora.lora_A, lora.lora_B, lora.scale)
+            module.weight.copy_(merged)
+            module.adapter = None
+
+
+def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + s B A in fp32: [O, I], [r, I], [O, r] -> [O, I]."""
+    return weight.float().addmm(b.float(), a.float(), alpha=scale)
+
+
 def adapted_weights(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """By the name of each weight that a `Lora` stands beside, those of its A and B.
 

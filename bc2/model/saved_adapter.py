@@ -18,6 +18,10 @@ from bc2.model.lora_config import LoraConfig
 from bc2.recipe import Settings
 
 if TYPE_CHECKING:
+    import torch
+
+    from bc2.model.store import OpenedWeights
+    from bc2.model.transformer import Transformer
     from bc2.registry import Artifact, Registry
 
 #: In an artifact that holds adapters alone.
@@ -85,6 +89,40 @@ def base_of(adapter: Artifact, registry: Registry | None = None) -> Artifact:
             where=str(registry.home),
             todo="import that model as it was, or take a merged one (`bc2 merge`)",
         ) from None
+
+
+def add_adapters(
+    model: Transformer,
+    folder: Path,
+    lora: LoraConfig,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    *,
+    opened: OpenedWeights | None = None,
+) -> None:
+    """Put the adapters of a checkpoint's folder beside the weights of a model.
+
+    Args:
+        device: where they go.
+        dtype: their dtype; as stored if None.
+        opened: see `bc2.model.store.load_weights`.
+
+    Raises:
+        IntegrityError: they are not those of `lora`, or a file is broken.
+    """
+    import torch
+
+    from bc2.model.adapters import is_adapters
+    from bc2.model.lora import add_lora
+    from bc2.model.store import load_weights
+
+    with torch.device("meta"):
+        add_lora(lora)(model)
+    expected = {
+        name: tuple(one.shape) for name, one in model.named_parameters() if is_adapters(name)
+    }
+    tensors = load_weights(folder, expected, device, dtype, opened=opened)
+    model.load_state_dict(tensors, strict=False, assign=True)
 
 
 def write_adapter(folder: Path, lora: LoraConfig, base: Artifact) -> None:

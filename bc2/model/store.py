@@ -102,6 +102,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     *,
+    config: ModelConfig | None = None,
     opened: OpenedWeights | None = None,
 ) -> Transformer:
     """Build a model and fill it from `folder`.
@@ -110,6 +111,7 @@ def load_model(
         folder: a directory that `save_model` wrote.
         device: where the weights go.
         dtype: their dtype; as stored if None.
+        config: of the model; None: the one in `folder`.
         opened: see `load_weights`.
 
     Raises:
@@ -117,8 +119,8 @@ def load_model(
         IntegrityError: the file is broken, or tensors are missing, unknown, of the wrong
             shape, or of different dtypes.
     """
-    config = load_config(folder)
-    tensors = load_weights(folder, config, device, dtype, opened=opened)
+    config = load_config(folder) if config is None else config
+    tensors = load_weights(folder, expected_shapes(config), device, dtype, opened=opened)
     with torch.device("meta"):
         model = Transformer(config)
     model.load_state_dict(tensors, assign=True)
@@ -132,18 +134,19 @@ def weight_files(names: Iterable[str]) -> list[str]:
 
 def load_weights(
     folder: Path,
-    config: ModelConfig,
+    expected: Mapping[str, tuple[int, ...]],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     *,
     opened: OpenedWeights | None = None,
 ) -> dict[str, Tensor]:
-    """Read the safetensors files of `folder`, which must hold exactly the tensors of `config`.
+    """Read the safetensors files of `folder`, which must hold exactly the tensors expected.
 
     Each file is read once, and besides the tensors no more than 16 MiB of one is held. What
     headers can tell is checked before any tensor is read.
 
     Args:
+        expected: names and shapes, such as `expected_shapes` gives.
         opened: the files, each opened as its context is entered, and good when all contexts
             have ended; all that are in `folder` if None.
 
@@ -163,7 +166,7 @@ def load_weights(
             files = [
                 SafetensorsReader(held.enter_context(file), path) for path, file in opened.items()
             ]
-            _check_headers(files, config, folder, dtype)
+            _check_headers(files, expected, folder, dtype)
             for file in files:
                 tensors.update(file.tensors(device, dtype))
     except OSError as error:
@@ -178,7 +181,10 @@ def _opened(path: Path) -> Iterator[RawIOBase]:
 
 
 def _check_headers(
-    files: Sequence[SafetensorsReader], config: ModelConfig, folder: Path, dtype: torch.dtype | None
+    files: Sequence[SafetensorsReader],
+    expected: Mapping[str, tuple[int, ...]],
+    folder: Path,
+    dtype: torch.dtype | None,
 ) -> None:
     spans: dict[str, TensorSpan] = {}
     for file in files:
@@ -186,7 +192,7 @@ def _check_headers(
         if twice:
             raise IntegrityError(f"{min(twice)} is in another file too", where=str(file.path))
         spans.update(file.spans)
-    check_shapes({n: span.shape for n, span in spans.items()}, config, str(files[0].path))
+    check_names({n: span.shape for n, span in spans.items()}, expected, str(files[0].path))
     stored = {DTYPES[span.dtype] for span in spans.values()}
     if dtype is None and len(stored) > 1:
         kinds = ", ".join(sorted(map(str, stored)))

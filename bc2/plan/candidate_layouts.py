@@ -79,6 +79,7 @@ class Workload:
             optimizer=role.optimizer or training.optimizer,
             trained=trained_names(role),
             adapters=adapter_count(role),
+            cut_adapters=adapter_count(role, cut=True),
         )
 
     def trained_share(self, role: ModelRole) -> float:

@@ -122,7 +122,7 @@ def test_a_reward_model(
     command = ("--bench", "medqa", "--data", bench_data)
     refused(
         bc2("eval", "judge", *command), 4,
-        "of role reward, and one of role base, chat or merged is needed",
+        "of role reward, and one of role base, chat, adapter or merged is needed",
     )  # fmt: skip
     assert bc2("eval", *command).code == 4
 

@@ -334,14 +334,14 @@ def test_the_python_of_the_page_runs(
 
 def test_a_model_is_one_that_continues_text(trained: Path) -> None:
     registry = Registry.open(trained / ".bc2")
-    with registry.stage(Draft("checkpoint", "lora", "0" * 64, role="adapter")) as staged:
-        (staged.path / "adapter.safetensors").write_bytes(b"x")
+    with registry.stage(Draft("checkpoint", "judge", "0" * 64, role="reward")) as staged:
+        (staged.path / "model.safetensors").write_bytes(b"x")
         staged.publish()
     newest = generate(trained, "import os", "--max-new-tokens", "1")
     assert "taking the newest model, checkpoint/small@10" in newest.stderr
-    run = generate(trained, "lora", "import os")
+    run = generate(trained, "judge", "import os")
     assert run.returncode == 4
-    assert "of role adapter, and one of role base, chat or merged is needed" in run.stderr
+    assert "of role reward, and one of role base, chat, adapter or merged is needed" in run.stderr
 
 
 def test_results_do_not_replace_the_prompts(trained: Path) -> None:

@@ -28,7 +28,7 @@ from bc2 import files as durable
 from bc2.errors import IntegrityError, ResourceError, from_os_error
 from bc2.files import sha256_file
 from bc2.model.model_config import ModelConfig
-from bc2.model.store import load_model, load_weights, save_config
+from bc2.model.store import expected_shapes, load_model, load_weights, save_config
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import parts
 from bc2.parallel.mesh import Group, Mesh
@@ -289,7 +289,8 @@ def test_several_files_are_a_model_as_hugging_face_stores_it(tmp_path: Path) -> 
     assert set(index["weight_map"]) == set(expected)
     fresh = Transformer(config)
     huggingface_hub.load_torch_model(fresh, tmp_path)
-    loads = [load_weights(tmp_path, config), load_model(tmp_path).state_dict(), fresh.state_dict()]
+    shapes = expected_shapes(config)
+    loads = [load_weights(tmp_path, shapes), load_model(tmp_path).state_dict(), fresh.state_dict()]
     for loaded in loads:
         assert loaded.keys() == expected.keys()
         for name, whole in expected.items():
@@ -301,7 +302,7 @@ def test_a_missing_file_of_several_is_seen(tmp_path: Path) -> None:
     names = save_in_files(tmp_path, config, Transformer(config), limit=6000)
     (tmp_path / names[1]).unlink()
     with pytest.raises(IntegrityError, match="is missing"):
-        load_weights(tmp_path, config)
+        load_weights(tmp_path, expected_shapes(config))
     stored = Stored.open([tmp_path / name for name in names if name != names[1]])
     lost = next(n for n, _ in Transformer(config).named_parameters() if n not in stored)
     with pytest.raises(IntegrityError, match=rf"{lost} is missing"):

@@ -18,8 +18,8 @@ Spread = Callable[..., list[Curves]]
 Run = dict[str, Any]
 
 DRIVER = Path(__file__).with_name("weights_driver.py")
-UPPER, LOWER, PACKED, ADAPTERS = (
-    {"trained": part} for part in ("upper", "lower", "packed", "adapters")
+UPPER, LOWER, PACKED, ADAPTERS, LORA = (
+    {"trained": part} for part in ("upper", "lower", "packed", "adapters", "lora")
 )
 SCALAR: Run = {"head": {"head": "scalar"}, "trained": "upper"}
 BF16: Run = {"precision": "bf16"}
@@ -58,7 +58,7 @@ def spread_all(spread: Spread, world: int, runs: list[Run]) -> list[Curves]:
 
 def alone_with(spread: Spread, more: Run) -> dict[str, Curves]:
     """What one process makes of each part."""
-    runs = [UPPER, LOWER, PACKED, SCALAR, ADAPTERS]
+    runs = [UPPER, LOWER, PACKED, SCALAR, ADAPTERS, LORA]
     runs += [{**UPPER, "resumes": "0"}, {**LOWER, "resumes": "1"}]
     found = spread_all(spread, 1, [{**run, **more} for run in runs])
     assert found[0][3][0] < 0.98 * found[0][0][0], "nothing is learnt"
@@ -81,6 +81,9 @@ def test_two_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
         {**layout(zero=1, tensor=2), **UPPER, "resumes": "0"},
         {**PARTITIONED, **LOWER, "resumes": "3"},
         {**PARTITIONED, **ADAPTERS, "frozen_too": True},
+        {**layout(tensor=2), **LORA},
+        {**layout(sequence=2), **LORA},
+        {**layout(zero=1, tensor=2), **LORA},
     ]
     for run, got in zip(runs, spread_all(spread, 2, runs), strict=True):
         check(got, alone[name_of(run)])
@@ -129,11 +132,13 @@ def test_two_ranks_under_every_layout(spread: Spread, precision: str) -> None:
         one = {"parallel": parallel, **more}
         before = {"resumes": str(upper)} if upper is not None else {}
         upper = len(runs)
-        parts = [UPPER, LOWER, PACKED, SCALAR, *([] if "tensor" in parallel else [ADAPTERS])]
+        parts = [UPPER, LOWER, PACKED, SCALAR, LORA]
+        parts += [] if "tensor" in parallel else [ADAPTERS]
         runs += [{**one, **part} for part in parts]
         runs += [{**one, **UPPER, **before, "all_partitioned": True, "checkpointing": 1}]
     # Those of a partitioned model that was not resumed.
-    runs += [{**PARTITIONED, **more, **part} for part in (UPPER, LOWER, PACKED, SCALAR, ADAPTERS)]
+    parts = [UPPER, LOWER, PACKED, SCALAR, ADAPTERS, LORA]
+    runs += [{**PARTITIONED, **more, **part} for part in parts]
     limits = {"loss": 1e-5, "norm": 1e-4} if precision == "fp32" else {"loss": 1e-2, "norm": 0.1}
     for run, got in zip(runs, spread_all(spread, 2, runs), strict=True):
         check(got, alone[name_of(run)], **limits)
@@ -142,7 +147,7 @@ def test_two_ranks_under_every_layout(spread: Spread, precision: str) -> None:
 @pytest.mark.slow
 def test_four_ranks(spread: Spread, alone: dict[str, Curves]) -> None:
     layouts = [{"zero": 3, "tensor": 2}, {"zero": 3, "zero_group": 2}, {"tensor": 2}, {"zero": 1}]
-    runs = [{**layout(**one), **part} for one in layouts for part in (UPPER, LOWER)]
+    runs = [{**layout(**one), **part} for one in layouts for part in (UPPER, LOWER, LORA)]
     runs = [{**run, "all_partitioned": True} for run in runs]
     for run, got in zip(runs, spread_all(spread, 4, runs), strict=True):
         check(got, alone[name_of(run)])

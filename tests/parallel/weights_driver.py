@@ -22,6 +22,8 @@ from two_models_driver import all_partitioned, hidden_states
 
 from bc2.data.loader import Batch, total_weights
 from bc2.model.adapters import Adapter, AddAdapters, is_adapters
+from bc2.model.lora import add_lora
+from bc2.model.lora_config import LoraConfig
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Linear, Transformer
 from bc2.parallel.build import StartWeights
@@ -49,7 +51,10 @@ TRAINED: dict[str, Callable[[str], bool]] = {
     # Matrices without a vector among them.
     "packed": lambda name: "W_pack" in name,
     "adapters": is_adapters,
+    "lora": is_adapters,
 }
+#: Beside every matrix of every layer.
+LORA = add_lora(LoraConfig(rank=3, alpha=6))
 
 
 class TwoMatrices(Adapter):
@@ -77,7 +82,7 @@ def add_adapters(model: Transformer) -> None:
 
 
 def adapters_of(run: dict[str, Any]) -> AddAdapters | None:
-    return add_adapters if run["trained"] == "adapters" else None
+    return {"adapters": add_adapters, "lora": LORA}.get(run["trained"])
 
 
 #: In turn, of the tensors of a checkpoint: what others publish is in any of them.
@@ -205,7 +210,7 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     place = folder / run["saves"]
     weights = saved(engine, mesh, place)
     check_saved(weights, begun, trained, open_saved(place))
-    if run["trained"] == "adapters":
+    if adapters_of(run) is not None:
         check_alone(run, engine, base, mesh, folder / f"{run['saves']} alone")
     return [*found, torch.cat([weights[name].flatten() for name in sorted(trained)]).tolist()]
 
@@ -237,7 +242,8 @@ def check_alone(
     assert set(alone) == {kind + name for kind in kinds for name in engine.trained_names}
     both = Stored.open([folder.parent / "base.safetensors", folder / "model.safetensors"])
     config = engine.model.config
-    again = made(run, StartWeights(config, both, SEED, add_adapters), mesh)
+    adapters = adapters_of(run)
+    again = made(run, StartWeights(config, both, SEED, adapters), mesh)
     data = batches(20, Mesh())[0]
     said = engine.evaluate(NextToken(0.0), data)["loss"]
     assert again.evaluate(NextToken(0.0), data)["loss"] == said
@@ -245,8 +251,9 @@ def check_alone(
     if run.get("parallel", {}).get("zero") == 3:
         texts.append(answers(engine, mesh, by_layer=True))
     assert texts == [texts[0]] * len(texts), "the same weights generate the same"
+    assert engine.trained_names == set(filter(is_adapters, engine.parts)), "frozen ones stay so"
     # A run goes on from what is saved alone, over the base that it has.
-    begun = made(run, StartWeights(config, base, SEED, add_adapters), mesh)
+    begun = made(run, StartWeights(config, base, SEED, adapters), mesh)
     assert begun.evaluate(NextToken(0.0), data)["loss"] != said
     begun.restore(alone, alone)
     assert begun.evaluate(NextToken(0.0), data)["loss"] == said

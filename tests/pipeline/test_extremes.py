@@ -38,8 +38,8 @@ from bc2.scaling.ladder import read_ladder
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import options
 from bc2.train.device import pick_device
-from bc2.train.optimizer import make_optimizer
 from bc2.train.loss_guard import LossGuard
+from bc2.train.optimizer import make_optimizer
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule
 from bc2.train.training_settings import TrainingSettings

@@ -97,7 +97,8 @@ class HeldoutAnswers:
             if own:
                 counts = batch.num_labels, batch.num_samples
                 mine += [sums["loss"], sums["by_sample"], sums["right"], *counts]
-        nats, by_sample, right, tokens, samples = sum(data.all_gather_object(mine))
+        every = np.stack(data.all_gather_object(mine)).sum(axis=0)
+        nats, by_sample, right, tokens, samples = every.tolist()
         if not tokens:
             raise RunFailed("held-out conversations have no labels", todo="set eval_samples = 0")
         return {

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ _FACTS = "samples.json"
 class BadRow(NamedTuple):
     """A conversation that cannot be trained on."""
 
-    index: int
-    """Its place in the split."""
+    place: int
+    """In the split."""
     code: str
     """The kind of fault, such as ``empty_answer``."""
     why: str
@@ -115,7 +115,7 @@ class Samples:
         facts = json.loads((folder / _FACTS).read_text())
         names = ("lengths", "trained", "index", "starts", "tokens", "labels")
         # An empty file cannot be mapped.
-        mode = "r" if facts["tokens"] else None
+        mode: Literal["r"] | None = "r" if facts["tokens"] else None
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
         weights = np.load(folder / "weights.npy", mmap_mode=mode) if facts["weighted"] else None
         return cls(
@@ -173,7 +173,7 @@ def _write_weights(chunks: Iterable[Path], folder: Path) -> None:
 def _trained(labels: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
     before = np.concatenate([[0], np.cumsum(labels != IGNORED)])
     ends = np.cumsum(lengths)
-    return (before[ends] - before[ends - lengths]).astype(np.int32)
+    return np.asarray(before[ends] - before[ends - lengths], np.int32)
 
 
 def _as_npy(raw: Path, path: Path, dtype: Any) -> None:

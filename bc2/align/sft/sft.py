@@ -12,7 +12,7 @@ from bc2.model.model_config import ModelConfig, check_language_head
 from bc2.pipeline.stage import Input
 from bc2.recipe import Recipe
 from bc2.registry import Role
-from bc2.train.algorithm import Algorithm, ModelRole, Training
+from bc2.train.algorithm import INIT, Algorithm, ModelRole, Training
 from bc2.train.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ class SupervisedFineTuning(Algorithm):
     def write_beside(self, run: Run, folder: Path) -> None:
         from bc2.align.sft.sft_inputs import write_speech
 
+        assert isinstance(run.config, SftConfig)
         write_speech(run, folder)
+        if run.config.lora is not None:
+            from bc2.model.saved_adapter import write_adapter
+
+            write_adapter(folder, run.config.lora, run.inputs.one(INIT.name))
 
     def shortened(self, config: RunConfig, steps: int) -> dict[str, Any]:
         assert isinstance(config, SftConfig)
@@ -141,4 +146,3 @@ class SftRun(Training):
 
 
 SFT = SupervisedFineTuning()
-

@@ -1,4 +1,4 @@
-"""The [sft] section: what supervised fine-tuning adds to the settings of a run. Imports no torch."""
+"""The [sft] section: what fine-tuning adds to the settings of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ class SftConfig(TokenBatchConfig):
     """What is done with conversations in which `bc2 data lint` finds errors: nothing is trained, or
     they are left out."""
     mean: Mean = "tokens"
-    """What the loss is the mean of: all trained tokens of a step (a long answer counts more), or its
-    samples' own means."""
+    """What the loss is the mean of: all trained tokens of a step (a long answer counts more), or
+    its samples' own means."""
     eval_samples: int = Field(1_000, ge=0, json_schema_extra=UNKEYED)
-    """At most this many held-out conversations are read for the held-out loss; 0: never measure."""
+    """At most this many held-out conversations are read for the held-out loss; 0: never."""
     sample_prompts: int = Field(3, ge=0, le=10_000, json_schema_extra=UNKEYED)
     """Held-out conversations whose first answer the model writes after each evaluation; 0: none."""
     sample_tokens: int = Field(64, ge=1, le=65_536, json_schema_extra=UNKEYED)

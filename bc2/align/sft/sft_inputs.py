@@ -55,7 +55,9 @@ class SftInputs:
         if self.heldout is None:
             return []
         index = self.heldout.samples.index[np.unique(self.heldout.entries)]
-        chosen = index[np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))]
+        chosen = index[
+            np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))
+        ]
         return [self.chats.at("heldout", int(number)) for number in chosen]
 
     def extent(self, config: SftConfig) -> str:
@@ -64,8 +66,8 @@ class SftInputs:
         total = total if self.total_rows is None else self.total_rows
         epochs = total / self.rows.epoch_rows
         return (
-            f"{config.batch_sequences:,} rows of {config.sequence_length:,} tokens = {total:,} rows, "
-            f"{epochs:.2f} epochs of {len(self.rows.entries):,} conversations"
+            f"{config.batch_sequences:,} rows of {config.sequence_length:,} tokens = {total:,} "
+            f"rows, {epochs:.2f} epochs of {len(self.rows.entries):,} conversations"
         )
 
     @property
@@ -143,7 +145,7 @@ def _layout(base: Artifact, config: SftConfig) -> bytes:
 
 
 def write_speech(run: Run, folder: Path) -> None:
-    """Write the layout that a run teaches into a checkpoint, and how its base wants to be sampled."""
+    """Write into a checkpoint the layout that it was taught, and how its base is sampled."""
     assert isinstance(run.config, SftConfig)
     base = run.inputs.one(INIT.name)
     (folder / CHAT_FILE).write_bytes(_layout(base, run.config))
@@ -190,7 +192,7 @@ def _rendered(source: ChatSource, chats: Chats, split: Split, config: SftConfig)
         raise DataError(
             f"{len(samples.faults):,} conversations cannot be trained on: "
             + ", ".join(f"{n:,} {code}" for code, n in samples.fault_counts.items()),
-            where=_places(chats, split, [(one.index, one.why) for one in samples.faults]),
+            where=_places(chats, split, [(one.place, one.why) for one in samples.faults]),
             todo="mend them (`bc2 data lint` shows them all), or leave them out: "
             'sft.faulty = "drop"',
         )

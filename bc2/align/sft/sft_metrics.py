@@ -16,8 +16,13 @@ SFT_METRICS = Metrics(
             better="lower", headline=True, short="held-out",
         ),
         Metric(
-            "heldout_samples_loss", "held-out loss, mean of conversations", "nats per trained token",
-            of="evaluation", over="samples", better="lower", shown="figure",
+            "heldout_samples_loss", "held-out loss, mean of conversations",
+            "nats per trained token", of="evaluation", over="samples", better="lower",
+            shown="figure",
+        ),
+        Metric(
+            "heldout_accuracy", "held-out tokens that are the likeliest", of="evaluation",
+            better="higher", short="likeliest", shown="figure",
         ),
     )
 )  # fmt: skip

@@ -73,9 +73,7 @@ def make_batch(
     )
 
 
-def example_batch(
-    vocab_size: int, config: SftConfig, rows: int, rng: np.random.Generator
-) -> Batch:
+def example_batch(vocab_size: int, config: SftConfig, rows: int, rng: np.random.Generator) -> Batch:
     """Rows of one sample each, all of which is trained: what takes the most memory."""
     shape = (rows, config.sequence_length)
     tokens, labels = (rng.integers(0, vocab_size, shape, np.int32) for _ in range(2))

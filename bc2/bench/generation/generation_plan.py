@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bc2.bench.generation.job import CONTENDERS, PARTS, Job, Kind
 from bc2.bench.generation.measure import GenerationPlan
@@ -15,6 +16,8 @@ from bc2.console import note
 from bc2.errors import UsageError
 from bc2.generate.engine_config import EngineConfig
 from bc2.model.model_config import ModelConfig
+from bc2.model.saved_adapter import SavedAdapter, base_of, holds_adapters
+from bc2.registry import Artifact
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.train.device import pick_device
 from bc2.train.precision import Precision
@@ -47,12 +50,12 @@ class GenerationOptions:
 
 
 def make_generation_plan(
-    model: ModelConfig, asked: GenerationOptions, *, checkpoint: Path | None = None
+    model: ModelConfig, asked: GenerationOptions, *, checkpoint: Artifact | None = None
 ) -> GenerationPlan:
     """Resolve device, parts, contenders and the work; nothing is started.
 
     Args:
-        checkpoint: a directory with the weights of `model`.
+        checkpoint: has the weights of `model`, or adapters of them.
 
     Raises:
         UsageError: an option names something that is not known or not installed.
@@ -63,7 +66,7 @@ def make_generation_plan(
     job = Job(
         kind="bc2",
         model=model,
-        checkpoint=str(checkpoint) if checkpoint else None,
+        **_stored(checkpoint),
         seed=asked.seed,
         precision=precisions[0],
         device=str(pick_device(asked.device)),
@@ -91,6 +94,19 @@ def make_generation_plan(
         rounds=asked.rounds,
         n=asked.n,
     )
+
+
+def _stored(checkpoint: Artifact | None) -> dict[str, Any]:
+    """Where a worker finds the weights of a checkpoint, as fields of a `Job`."""
+    if checkpoint is None:
+        return {}
+    if not holds_adapters(checkpoint):
+        return {"checkpoint": str(checkpoint.path)}
+    return {
+        "checkpoint": str(base_of(checkpoint).path),
+        "adapter": str(checkpoint.path),
+        "lora": SavedAdapter.of(checkpoint).lora,
+    }
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:

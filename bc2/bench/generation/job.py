@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bc2.generate.engine_config import EngineConfig
+from bc2.model.lora_config import LoraConfig
 from bc2.model.model_config import ModelConfig
 from bc2.recipe import Settings
 from bc2.train.precision import Precision
@@ -31,6 +32,10 @@ class Job(Settings):
     """The shape, the same for all."""
     checkpoint: str | None = None
     """Directory of the weights; None: drawn with `seed`."""
+    adapter: str | None = None
+    """Directory of the adapters beside them."""
+    lora: LoraConfig | None = None
+    """What those are."""
     seed: int
     """Of the weights."""
     precision: Precision

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bc2.bench.generation.job import Job
 from bc2.bench.llama import llama_config
+from bc2.model.lora import merge
+from bc2.model.saved_adapter import add_adapters
 from bc2.model.store import load_model
 from bc2.model.transformer import Transformer
 from bc2.train.device import DTYPES
@@ -20,17 +22,24 @@ def build_model(job: Job) -> Transformer:
     """The model with the weights of a checkpoint, or random ones."""
     device, dtype = torch.device(job.device), DTYPES[job.precision]
     if job.checkpoint is not None:
-        return load_model(Path(job.checkpoint), device=device, dtype=dtype).eval()
+        loaded = load_model(Path(job.checkpoint), device, dtype, config=job.model)
+        if job.adapter is not None and job.lora is not None:
+            add_adapters(loaded, Path(job.adapter), job.lora, device, dtype)
+        return loaded.eval()
     model = Transformer(job.model)
     model.init_weights(torch.Generator().manual_seed(job.seed))
     return model.to(device, dtype).eval()
 
 
 def build_llama(job: Job) -> Any:
-    """LlamaForCausalLM with the weights of `build_model`; a NormHead becomes a plain head."""
+    """LlamaForCausalLM with the weights of `build_model`; a NormHead becomes a plain head.
+
+    Adapters are merged into its weights.
+    """
     from transformers import LlamaForCausalLM
 
     ours = build_model(job)
+    merge(ours)
     with torch.device("meta"):
         # No token ends an answer: all of them have the length that is asked for.
         ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}

@@ -183,7 +183,8 @@ class Engine(ABC):
             return
         # Ranks that share tokens in training have the same weights: each reads all tokens here.
         whole = self._with_all_tokens()
-        whole.load_state_dict(dict(self.model.named_parameters()), assign=True)
+        # Its tensors and not its parameters: assigning those would make frozen ones trainable.
+        whole.load_state_dict(self.model.state_dict(), assign=True)
         yield ModelRunner(whole, self.mesh)
 
     def _with_all_tokens(self) -> Transformer:

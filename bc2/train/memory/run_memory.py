@@ -115,7 +115,7 @@ def _shape(settings: TrainingSettings, role: ModelRole, world: int) -> TrainingS
     training = settings.training.model_copy(update=own)
     return TrainingShape.of(
         role.model, training, settings.parallel, world, trained=trained_names(role),
-        adapters=adapter_count(role),
+        adapters=adapter_count(role), cut_adapters=adapter_count(role, cut=True),
     )  # fmt: skip
 
 
@@ -128,16 +128,25 @@ def trained_names(role: ModelRole) -> frozenset[str] | None:
     return frozenset(filter(role.trainable, expected_shapes(role.model)))
 
 
-def adapter_count(role: ModelRole) -> int:
-    """Parameters of a model's adapters."""
+def adapter_count(role: ModelRole, *, cut: bool = False) -> int:
+    """Parameters of a model's adapters.
+
+    Args:
+        cut: those alone that tensor-parallel ranks share.
+    """
     if role.adapters is None:
         return 0
     from bc2.model.adapters import is_adapters
     from bc2.parallel.build import parts
     from bc2.parallel.mesh import Mesh
+    from bc2.parallel.sharding import cut_dimension
 
     shards = parts(role.model, Mesh(), role.adapters)
-    return sum(prod(part.shape) for name, part in shards.items() if is_adapters(name))
+    return sum(
+        prod(part.shape)
+        for name, part in shards.items()
+        if is_adapters(name) and not (cut and cut_dimension(name) is None)
+    )
 
 
 def saved_bytes(role: ModelRole, optimizer: OptimizerConfig) -> int:

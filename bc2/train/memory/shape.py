@@ -53,7 +53,9 @@ class TrainingShape:
     trained: frozenset[str] | None = None
     """The names of the model's parameters that are trained, the others are frozen; None: all."""
     adapters: int = 0
-    """Parameters beside the model's, in adapters: trained, and whole on every rank."""
+    """Parameters beside the model's, in adapters: trained."""
+    cut_adapters: int = 0
+    """Those of `adapters` that tensor-parallel ranks share; each of them has all others."""
 
     @classmethod
     def of(
@@ -65,13 +67,14 @@ class TrainingShape:
         *,
         trained: frozenset[str] | None = None,
         adapters: int = 0,
+        cut_adapters: int = 0,
     ) -> TrainingShape:
         """The shape of a run.
 
         Args:
             training: device, micro-batch and activation checkpointing resolved.
             world: ranks.
-            trained, adapters: see the class.
+            trained, adapters, cut_adapters: see the class.
         """
         import torch
 
@@ -92,6 +95,7 @@ class TrainingShape:
             optimizer=training.optimizer,
             trained=trained,
             adapters=adapters,
+            cut_adapters=cut_adapters,
         )
 
     @cached_property
@@ -127,7 +131,12 @@ class TrainingShape:
         whole = self.model.num_norm_params()
         if self.model.head != "language":
             whole += self.head
-        return (self.model.num_params() - whole) // self.layout.tensor + whole + self.adapters
+        return (self.model.num_params() - whole) // self.layout.tensor + whole + self._adapters
+
+    @property
+    def _adapters(self) -> int:
+        """Parameters of adapters that this rank has."""
+        return self.adapters - self.cut_adapters + self.cut_adapters // self.layout.tensor
 
     @cached_property
     def trained_params(self) -> int:
@@ -139,7 +148,7 @@ class TrainingShape:
 
         ranks = Mesh(tensor=Group(tuple(range(self.layout.tensor))))
         every = parts(self.model, ranks)
-        return sum(prod(every[name].shard_shape) for name in self.trained) + self.adapters
+        return sum(prod(every[name].shard_shape) for name in self.trained) + self._adapters
 
     @property
     def trained_matrix(self) -> int:

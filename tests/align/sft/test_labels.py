@@ -1,4 +1,4 @@
-"""Labels against a naive implementation that knows nothing of bc2's layouts: strings in, labels out.
+"""Labels against a naive implementation without bc2's layouts: strings in, labels out.
 
 It takes the original libraries' tokenizers, cuts a conversation into control ids and text by hand,
 and labels each by the character that it came from.
@@ -122,7 +122,9 @@ def original_json(model: bytes) -> tuple[tokenizers.Tokenizer, Encode]:
 
 @pytest.fixture(scope="module")
 def sentencepiece_model() -> bytes:
-    return train(["Hello world. 你好，世界。 def f(x): return x\n"] * 300, TokenizerConfig(vocab_size=512)).model
+    return train(
+        ["Hello world. 你好，世界。 def f(x): return x\n"] * 300, TokenizerConfig(vocab_size=512)
+    ).model
 
 
 def case(layout: str, model: bytes) -> tuple[Encode, Callable[..., list[tuple[int, int, float]]]]:
@@ -134,7 +136,10 @@ def case(layout: str, model: bytes) -> tuple[Encode, Callable[..., list[tuple[in
             lambda messages, encode: naive_baichuan(messages, encode, names),
         )
     known, encode = original_json(model)
-    names = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
+    names = {
+        "chatml": ("<|im_start|>", "<|im_end|>"),
+        "llama3": ("<|start_header_id|>", "<|eot_id|>"),
+    }
     start, end = names[layout]
     ids = {"start": known.token_to_id(start), "end": known.token_to_id(end)}
     if layout == "llama3":
@@ -149,7 +154,9 @@ def case(layout: str, model: bytes) -> tuple[Encode, Callable[..., list[tuple[in
 def test_labels_are_those_of_a_naive_implementation(
     layout: str, sentencepiece_model: bytes
 ) -> None:
-    model = {"baichuan": sentencepiece_model, "chatml": qwen_like(), "llama3": llama3_like()}[layout]
+    model = {"baichuan": sentencepiece_model, "chatml": qwen_like(), "llama3": llama3_like()}[
+        layout
+    ]
     chat = chat_named(layout, Tokenizer.from_bytes(model))
     encode, naive = case(layout, model)
     rng = random.Random(layout)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from toy_runs import bc2
 
 from bc2 import recipe
 from bc2.data.loader import Loader
-from bc2.errors import Interrupted
+from bc2.errors import Interrupted, RecipeError
+from bc2.generate.load import open_model
 from bc2.model.adapters import is_adapters
+from bc2.model.saved_adapter import SavedAdapter
 from bc2.parallel.state import Stored
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
@@ -70,6 +76,8 @@ def test_adapters_are_trained_saved_alone_and_resumed(
     assert straight.manifest.role == "adapter"
     assert base.digest in straight.manifest.parents
     settings = TrainingSettings.of(recipe.load("adapted.toml"))
+    said = SavedAdapter.of(straight)
+    assert (said.base, said.lora.rank, said.lora.targets) == (base.digest, 2, ("W_pack", "up_proj"))
     files = ("model.safetensors", "optimizer.safetensors")
     size = sum((straight.path / name).stat().st_size for name in files)
     assert settings.checkpoint_bytes < size < settings.checkpoint_bytes + 12_000  # headers
@@ -91,3 +99,50 @@ def test_adapters_are_trained_saved_alone_and_resumed(
     assert stopped.position is not None
     assert 0 < stopped.position.step < 8
     assert train("adapted.toml").digest == straight.digest
+
+
+def test_a_run_goes_on_with_an_adapter_or_with_what_it_makes_of_its_base(base: Artifact) -> None:
+    """Adapters that are equal are trained on; else they are merged into what is trained."""
+    first = train("adapted.toml")
+    begun = [f"adapted.init={first.digest}", "name=second"]
+    with pytest.raises(RecipeError, match=r"rank 2 with alpha 4 beside W_pack, up_proj") as caught:
+        train("adapted.toml", *begun, "adapted.lora.rank=3")
+    assert f"bc2 merge --adapter {first.ref}" in str(caught.value)
+    second = train("adapted.toml", *begun)
+    assert heldout(second)[0] == heldout(first)[-1]
+    assert SavedAdapter.of(second).base == base.digest
+    assert second.parents[-1] == first.digest
+    text = (Path("adapted.toml").read_text()).replace("lora =", "guard = {} #")
+    Path("whole.toml").write_text(text)
+    whole = train("whole.toml", *begun, "name=whole")
+    assert whole.role == "base"
+    assert heldout(whole)[0] == pytest.approx(heldout(first)[-1], rel=1e-6)
+    assert heldout(whole)[0] != heldout(base)[-1]
+    with open_model(whole, torch.device("cpu"), torch.float32) as loaded:
+        assert not any(map(is_adapters, loaded.model.state_dict()))
+
+
+def peft_of(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """By our names; the base has a NormHead, so PEFT's have W_pack too."""
+    found = load_file(artifact.file("adapter_model.safetensors"))
+    plain = {name.removeprefix("base_model.model.").removesuffix(".weight") for name in found}
+    return {
+        name.replace(".lora", ".adapter.lora"): found[f"base_model.model.{name}.weight"]
+        for name in plain
+    }
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_write_the_adapter_of_one(base: Artifact) -> None:
+    alone = train("adapted.toml")
+    Registry.open().tag(alone, "alone")
+    told = bc2(
+        "adapted", "adapted.toml", "--nproc", "2", "--set", "parallel.tensor=2", "--fresh", "--json"
+    )
+    both = Registry.open().get(json.loads(told)["digest"])
+    assert heldout(both) == pytest.approx(heldout(alone), rel=1e-5)
+    ours, theirs = (load_file(each.file("model.safetensors")) for each in (both, alone))
+    assert peft_of(both).keys() == ours.keys() == theirs.keys()
+    for name, tensor in peft_of(both).items():
+        assert torch.equal(tensor, ours[name]), name
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
