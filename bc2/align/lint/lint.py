@@ -132,7 +132,7 @@ def _findings(
     """What can be wrong with conversations, and what of it was found."""
     faults = [(one, fault) for one in found for fault in one.samples.faults]
     for code, says in FAULTS.items():
-        here = [(one, fault.index, fault.why) for one, fault in faults if fault.code == code]
+        here = [(one, fault.place, fault.why) for one, fault in faults if fault.code == code]
         yield _finding(chats, code, says, config.faulty, here, show)
     window = f"{config.sequence_length:,} tokens"
     long = [
