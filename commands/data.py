@@ -170,11 +170,12 @@ def _lint(
     from bc2.report import lint_page, lint_view
 
     found = lint(task, show=show, workers=workers, benchmarks=benchmarks)
+    row = first_row(task)
     if page is not None:
         samples = {one.code: shown_places(task, one.examples) for one in found.findings}
-        lint_page.write(found, page, samples, first_row(task))
+        lint_page.write(found, page, samples, row)
         note(f"the page is {page}")
-    output.emit(found.to_json(), table=lint_view.view(found), kept=page is not None)
+    output.emit(found.to_json(), table=lint_view.view(found, row), kept=page is not None)
     if found.errors:
         raise typer.Exit(DataError.exit_code)
 

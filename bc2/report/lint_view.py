@@ -28,8 +28,12 @@ _MOST_CHARACTERS = 160
 _READ, _TRAINED, _CONTROL, _TRAINED_CONTROL = "dim", "green", "cyan reverse", "green reverse"
 
 
-def view(report: LintReport) -> Any:
-    """Every table of a report as one renderable."""
+def view(report: LintReport, row: ShownRow | None = None) -> Any:
+    """Every table of a report as one renderable.
+
+    Args:
+        row: a packed row, of which one sample is shown as tokens.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -40,6 +44,9 @@ def view(report: LintReport) -> Any:
     parts += ["", table(SOURCE_COLUMNS, list(source_lines(report)), "Sources")]
     if any(one.conversations for one in report.overlaps.benchmarks):
         parts += ["", table(BENCHMARK_COLUMNS, list(benchmark_lines(report)), "Benchmarks")]
+    if row is not None:
+        shortest = min(row.samples, key=lambda one: one.length)
+        parts += ["", Text("A conversation as the model learns it"), samples_view([shortest])]
     verdict = Text(said(report), style="bold red" if report.errors else "bold green")
     return Group(*parts, "", verdict)
 
@@ -193,18 +200,6 @@ def samples_view(samples: Sequence[ShownSample]) -> Any:
     for one in samples:
         parts += ["", *_sample(one)]
     return Group(*parts)
-
-
-def row_view(row: ShownRow) -> Any:
-    """A packed row: its samples one after another, and what is left."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = [legend()]
-    for number, one in enumerate(row.samples, 1):
-        parts += ["", Text(f"── sample {number} of {len(row.samples)} ──", style="bold")]
-        parts += _sample(one)
-    return Group(*parts, "", Text(f"── padding: {row.padding:,} positions ──", style="bold"))
 
 
 def _sample(one: ShownSample) -> Iterator[Any]:
