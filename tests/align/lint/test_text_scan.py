@@ -10,7 +10,13 @@ from made_releases import made as made_sum
 from made_releases import write_releases
 
 from bc2.align.lint import text_scan
-from bc2.align.lint.benchmark_texts import SIZES, find_benchmarks, matches
+from bc2.align.lint.benchmark_texts import (
+    SIZES,
+    FoundBenchmarks,
+    find_benchmarks,
+    matches,
+    saved_index,
+)
 from bc2.align.lint.text_scan import Scanner, scan_split
 from bc2.console import Progress
 from bc2.data.chats.conversation import Conversation
@@ -103,6 +109,24 @@ def test_words_of_a_benchmark_are_found_in_a_message(benchmarks: Path) -> None:
     assert overlap.words == text.text.upper().rstrip("?")
 
 
+def test_an_index_is_made_once_and_an_unfinished_one_again(
+    tmp_path: Path, benchmarks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path / "cache"))
+    assert saved_index(FoundBenchmarks((), (), {})) is None
+    known = find_benchmarks(benchmarks)
+    folder = saved_index(known)
+    assert folder is not None
+    made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert saved_index(known) == folder
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+    (folder / "whole").unlink()
+    (folder / "hash.npy").write_bytes(b"")
+    assert saved_index(known) == folder
+    whole, _ = NgramIndex.of([one.text for one in known.texts], SIZES)
+    assert (NgramIndex.load(folder).hash == whole.hash).all()
+
+
 def test_words_across_messages_are_none() -> None:
     words = made_sum(1).english
     index, _ = NgramIndex.of([words], SIZES)
@@ -114,11 +138,9 @@ def test_words_across_messages_are_none() -> None:
 def test_processes_find_what_one_finds(
     tmp_path: Path, benchmarks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path / "cache"))
     known = find_benchmarks(benchmarks)
-    index, _ = NgramIndex.of([one.text for one in known.texts], SIZES)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    index.save(saved)
+    saved = saved_index(known)
     asks = next(one.text for one in known.texts if one.text.startswith("Mira has"))
     rows = [*good(30), asked(asks, ENGLISH), asked("</s>", CHINESE), *good(30)]
     folder = lint_task(tmp_path, {"made": rows}).source.folder
