@@ -232,7 +232,9 @@ def _why_control(
 ) -> str:
     """Which control token is the first that stands where the layout has none."""
     asked = dict(enumerate(chat.render(messages).ids))
-    place = next(place for place in at if ids[place] != asked.get(place))
+    place = next((place for place in at if ids[place] != asked.get(place)), None)
+    if place is None:
+        return "a control token of the layout is missing"
     return f"token {place} is {chat.tokenizer.piece_of(ids[place])}"
 
 
