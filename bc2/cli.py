@@ -51,11 +51,14 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "data": Verb("Prepare a corpus and turn it into token shards.", "data", ("prep", "tokenize")),
+    "data": Verb(
+        "Prepare a corpus, token shards and chats.", "data", ("prep", "tokenize", "chats")
+    ),
     "train-tokenizer": Verb(
         "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)
     ),
     "pretrain": Verb("Train a base model, building what it needs first.", "pretrain", ("",)),
+    "sft": Verb("Fine-tune a model on conversations.", "sft", ("",)),
     "ladder": Verb("Train the sizes of a recipe that a scaling law is fitted to.", "ladder", ("",)),
     "fit-scaling-law": Verb(
         "Fit a law to small runs or a table; predict a large one.", "fit_scaling_law", ("",)

@@ -31,9 +31,11 @@ SECTIONS: dict[str, str] = {
     "corpus": "bc2.data.corpus_config:CorpusConfig",
     "tokenizer": "bc2.tokenizer.tokenizer_config:TokenizerConfig",
     "tokens": "bc2.data.corpus_config:TokensConfig",
+    "chats": "bc2.data.chats.chats_config:ChatsConfig",
     "model": "bc2.model.model_config:ModelConfig",
     "parallel": "bc2.parallel.parallel_config:ParallelConfig",
     "pretrain": "bc2.train.pretrain.pretrain_config:PretrainConfig",
+    "sft": "bc2.align.sft.sft_config:SftConfig",
     "ladder": "bc2.scaling.ladder_config:LadderConfig",
 }
 

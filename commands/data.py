@@ -1,7 +1,8 @@
-"""`bc2 data prep`, `tokenize`, `report` and `train-quality`."""
+"""`bc2 data prep`, `tokenize`, `chats`, `lint`, `report` and `train-quality`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,12 +10,14 @@ import typer
 
 from bc2.console import Output, note, progress, table
 from bc2.errors import DataError, UsageError
+from bc2.files import check_replaceable
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
 from bc2.pipeline.reach import load_for
 from bc2.recipe import Recipe
 from bc2.registry import Artifact, Kind, Registry
 
 if TYPE_CHECKING:
+    from bc2.align.lint.lint import LintTask
     from bc2.data.prep.prepare import PrepOptions
     from bc2.report.description import Description
 
@@ -57,7 +60,7 @@ def prep(
 
 
 def _make(kind: Kind, recipe: Recipe, output: Output, *, fresh: bool, options: Any = None) -> bool:
-    """Find or make a recipe's corpus or token shards and print it; whether it was made."""
+    """Find or make a recipe's artifact of a kind and print it; whether it was made."""
     from bc2.pipeline.session import Session
     from bc2.report.artifact_view import show_artifact
 
@@ -100,6 +103,81 @@ def tokenize(
     """Cut a recipe's corpus into token shards."""
     read = load_for("tokens", recipe, set_ or [])
     _make("tokens", read, Output.of(json=json, quiet=quiet), fresh=fresh)
+
+
+@app.command()
+def chats(
+    recipe: RecipeArg, set_: Set = None, fresh: Fresh = False, json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Read a recipe's conversations, in any of the usual formats, and split off held-out ones."""
+    read = load_for("chats", recipe, set_ or [])
+    _make("chats", read, Output.of(json=json, quiet=quiet), fresh=fresh)
+
+
+@app.command()
+def lint(
+    recipe: RecipeArg, set_: Set = None,
+    row: Annotated[
+        str | None,
+        typer.Option(metavar="[SOURCE:]N", help="Show this row's tokens, and look at no other."),
+    ] = None,
+    show: Annotated[
+        int, typer.Option(min=0, help="Conversations to name of each kind of finding.")
+    ] = 5,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with tokens there.")
+    ] = None,
+    benchmarks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Benchmarks to search for; else BC2_BENCH_DATA."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one a core if not given.")
+    ] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Look at a recipe's conversations as its model will: errors, figures, tokens.
+
+    The exit code is 3 if fine-tuning would stop: an answer that is empty or never ends, roles out
+    of order, what is too long. It is 0 if there is nothing of it, or the recipe leaves it out.
+    """
+    from bc2.launch.lint_recipe import lint_task
+
+    if page is not None:
+        check_replaceable(page)
+    task = lint_task(Registry.open(), recipe, set_ or [])
+    if row is not None:
+        _show_rows(task, row, Output.of(json=json))
+        return
+    _lint(task, Output.of(json=json), show, page, benchmarks, workers)
+
+
+def _show_rows(task: LintTask, row: str, output: Output) -> None:
+    from bc2.align.lint.shown_tokens import find_rows
+    from bc2.report import lint_view
+
+    found = find_rows(task, row)
+    output.emit([asdict(one) for one in found], table=lint_view.samples_view(found))
+
+
+def _lint(
+    task: LintTask, output: Output, show: int, page: Path | None, benchmarks: Path | None,
+    workers: int | None,
+) -> None:  # fmt: skip
+    from bc2.align.lint.lint import lint
+    from bc2.align.lint.shown_tokens import first_row, shown_places
+    from bc2.report import lint_page, lint_view
+
+    found = lint(task, show=show, workers=workers, benchmarks=benchmarks)
+    row = first_row(task)
+    if page is not None:
+        samples = {one.code: shown_places(task, one.examples) for one in found.findings}
+        lint_page.write(found, page, samples, row)
+        note(f"the page is {page}")
+    output.emit(found.to_json(), table=lint_view.view(found, row), kept=page is not None)
+    if found.errors:
+        raise typer.Exit(DataError.exit_code)
 
 
 @app.command(no_args_is_help=False)

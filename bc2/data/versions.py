@@ -5,3 +5,6 @@ CORPUS = 2
 
 #: Raised when the same corpus and tokenizer give other shards.
 TOKENS = 1
+
+#: Raised when the same files and settings give other chats.
+CHATS = 1

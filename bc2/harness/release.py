@@ -115,6 +115,17 @@ def open_release(
     return _cached(known, asked) or _from_hub(known, asked)
 
 
+def local_release(source: str, folder: Path | None = None) -> Release | None:
+    """A release that lies on this machine, where `open_release` looks for it; None: none does.
+
+    Raises:
+        DataError: it lies in two places, or a file or row is wrong.
+    """
+    known, named = _source(source), os.environ.get(VARIABLE)
+    given = folder or (expand_user(named, VARIABLE) if named else None)
+    return _read(known, given, None) if given is not None else _cached(known, None)
+
+
 def _source(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]

@@ -19,6 +19,7 @@ from bc2.registry import Kind, check_name
 #: The one place a new algorithm is announced.
 ALGORITHMS: dict[str, str] = {
     "pretrain": "bc2.train.pretrain.pretraining:PRETRAINING",
+    "sft": "bc2.align.sft.sft:SFT",
 }
 
 #: Kind -> "module:STAGE". The one place a new stage is announced.
@@ -26,6 +27,7 @@ STAGES: dict[Kind, str] = {
     "corpus": "bc2.data.corpus_stage:STAGE",
     "tokenizer": "bc2.data.tokenizer_stage:STAGE",
     "tokens": "bc2.data.tokens_stage:STAGE",
+    "chats": "bc2.data.chats.chats_stage:STAGE",
     "checkpoint": "of the algorithms",
     "law": "bc2.scaling.law_stage:STAGE",
     "scores": "bc2.evaluate.scores_stage:STAGE",

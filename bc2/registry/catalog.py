@@ -21,6 +21,7 @@ _MAKERS: dict[Kind, str] = {
     "corpus": "bc2 data prep RECIPE",
     "tokenizer": "bc2 train-tokenizer RECIPE",
     "tokens": "bc2 data tokenize RECIPE",
+    "chats": "bc2 data chats RECIPE",
     "checkpoint": "bc2 pretrain recipes/tiny.toml",
     "law": "bc2 fit-scaling-law",
     "scores": "bc2 eval REF",

@@ -12,7 +12,7 @@ from bc2.errors import UsageError, nearest
 from bc2.files import LONGEST_NAME, canonical_json, sha256_json
 
 Kind = Literal[
-    "corpus", "tokenizer", "tokens", "checkpoint", "law", "scores", "certificate", "export"
+    "corpus", "tokenizer", "tokens", "chats", "checkpoint", "law", "scores", "certificate", "export"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

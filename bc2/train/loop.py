@@ -128,6 +128,7 @@ class Loop:
             with say.named(str(self.place)):
                 with self.models.clock.part("data"):
                     step = next(steps)
+                self.place = StepSpan(self.step + 1, step.first, step.first + step.sequences - 1)
                 weights, computed, flops = self._agree(step)
                 measured = self._measure(step, weights)
                 reason = self.guard.judge(measured)

@@ -68,6 +68,17 @@ class GuardConfig(Settings):
     """Stop when this many steps were bad since the last good one, or rolled back in a row."""
 
 
+class LossGuardConfig(GuardConfig):
+    """What counts as a bad step beside NaN and Inf, and what happens to it."""
+
+    field_order = ("max_rise", "window")
+
+    max_rise: float = Field(2.0, gt=0)
+    """A spike: the loss exceeds the median of the window by more than this, in nats a token."""
+    window: int = Field(64, ge=4)
+    """Number of accepted losses that the median is taken over; no spike before it is full."""
+
+
 class RunConfig(Section):
     """Settings of a training run that are the same for every algorithm.
 
@@ -218,6 +229,33 @@ class RunConfig(Section):
         """`activation_checkpointing` as a number, where "auto" is resolved."""
         assert self.activation_checkpointing != "auto", "settle_checkpointing comes before"
         return self.activation_checkpointing
+
+
+class TokenBatchConfig(RunConfig):
+    """Settings of a run whose batch is counted in tokens."""
+
+    batch_key: ClassVar[str] = "batch_tokens"
+
+    batch_tokens: int = Field(gt=0, le=2**40)
+    """Tokens that one optimizer step sees, over all ranks."""
+
+    def _check_batch(self) -> None:
+        """A batch is a whole number of micro-batches; the error offers the nearest ones."""
+        sequences = 1 if self.micro_batch == "auto" else self.micro_sequences
+        unit = sequences * self.sequence_length
+        if self.batch_tokens % unit:
+            below = self.batch_tokens // unit * unit
+            offers = [str(n) for n in (below, below + unit) if n]
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens} is not a multiple of micro_batch x "
+                f"sequence_length = {sequences} x {self.sequence_length} = {unit}; "
+                f"{' or '.join(offers)} would be"
+            )
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.batch_tokens // self.sequence_length
 
 
 def check_batches(config: RunConfig, parallel: ParallelConfig, world: int) -> None:

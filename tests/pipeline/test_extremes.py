@@ -20,7 +20,10 @@ from pydantic import BaseModel
 
 from bc2 import recipe
 from bc2.data import sample
+from bc2.data.chats.chats_config import ChatsConfig
+from bc2.data.chats.make_chats import make_chats
 from bc2.data.corpus_config import CorpusConfig, TokensConfig
+from bc2.data.inputs import inputs
 from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.prep.stage_table import build_stages
 from bc2.errors import Bc2Error, RecipeError
@@ -35,8 +38,8 @@ from bc2.scaling.ladder import read_ladder
 from bc2.tokenizer.tokenizer_config import TokenizerConfig
 from bc2.tokenizer.train import options
 from bc2.train.device import pick_device
+from bc2.train.loss_guard import LossGuard
 from bc2.train.optimizer import make_optimizer
-from bc2.train.pretrain.loss_guard import LossGuard
 from bc2.train.pretrain.pretrain_config import PretrainConfig
 from bc2.train.schedule import Schedule
 from bc2.train.training_settings import TrainingSettings
@@ -91,6 +94,13 @@ fields = ["text"]
 """,
     "tokenizer": CORPUS + "[tokenizer]\nvocab_size = 600",
     "tokens": CORPUS + "[tokenizer]\nvocab_size = 600\n[tokens]",
+    "chats": """
+[chats]
+heldout_fraction = 0.0
+[[chats.sources]]
+name = "text"
+path = "chats.jsonl"
+""",
     "model": TRAINING,
     "parallel": TRAINING,
     "pretrain": CORPUS + "[tokenizer]\nvocab_size = 600\n" + TRAINING,
@@ -168,8 +178,6 @@ FIELDS = dict(field for name in SECTIONS for field in fields(section_class(name)
 
 
 def start_corpus(loaded: Recipe) -> None:
-    from bc2.data.inputs import inputs
-
     config = loaded.get(CorpusConfig)
     if any(source.hf for source in config.sources):
         return  # asks the hub
@@ -190,6 +198,17 @@ def start_tokens(loaded: Recipe) -> None:
     config = loaded.get(TokensConfig)
     if config.corpus is not None and not config.corpus.endswith(".toml"):
         Registry.open().resolve(config.corpus, "corpus")
+
+
+def start_chats(loaded: Recipe) -> None:
+    config = loaded.get(ChatsConfig)
+    if any(source.hf for source in config.sources):
+        return  # asks the hub
+    out = Path("chats")
+    out.mkdir(exist_ok=True)
+    inputs(config)
+    make_chats(config, out)
+    json.dumps(config.keyed()).encode()
 
 
 def start_training(loaded: Recipe) -> None:
@@ -231,6 +250,7 @@ START: dict[str, Callable[[Recipe], None]] = {
     "corpus": start_corpus,
     "tokenizer": start_tokenizer,
     "tokens": start_tokens,
+    "chats": start_chats,
     "model": start_training,
     "parallel": start_training,
     "pretrain": start_training,
@@ -243,6 +263,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (tmp_path / "words.txt").write_text("bad\n")
     for name, text in EXAMPLES.items():
         (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{text}')

@@ -6,25 +6,16 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from bc2.data.loader import Batch, heldout_batches, read_ahead
 from bc2.data.shards import TokenShards
 from bc2.errors import RunFailed
-from bc2.generate.cache.memory import block_bytes
-from bc2.generate.engine import InferenceEngine
-from bc2.generate.engine_config import EngineConfig
-from bc2.generate.requests import Request
-from bc2.generate.runner import ModelRunner
-from bc2.generate.sampling_config import SamplingConfig
-from bc2.model.transformer import Transformer
 from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.train.deterministic import in_any_order
+from bc2.train.continuations import continuations
 from bc2.train.engines.base import Engine
 from bc2.train.measured import Measured
 from bc2.train.objective import Objective
@@ -101,42 +92,22 @@ class Heldout:
             facts = heldout_loss(self.engine, self.objective, patient, self.tokenizer.piece_bytes)
         # Logits that are not finite have no likeliest token.
         broken = not math.isfinite(facts["heldout_loss"])
-        # Where one rank can do it alone, the first one does.
-        idle = not (self.engine.shares_weights or self.engine.mesh.first)
-        samples = [] if broken or idle or not self.prompts else self._samples()
+        samples = [] if broken else self._samples()
         loss, bits = facts["heldout_loss"], facts["bits_per_byte"]
         text = f"held-out loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
         # Which held-out tokens were read: losses compare where that is equal.
         return Measured(facts, text, samples, {"heldout_sha256": windows.hex})
 
     def _samples(self) -> list[dict[str, str]]:
-        """Continuations by the likeliest token.
-
-        Drawn from one candidate, and not by temperature 0: that settles the near ties of a 16-bit
-        model in fp32, so that other prompts change nothing. Here they are always the same prompts,
-        and an untrained model would be in a near tie at each token.
-        """
+        """Beginnings of held-out documents, and how the model goes on."""
         prompts = openings(self.shards, self.prompts, min(PROMPT_TOKENS, self.sequence_length))
-        settings = SamplingConfig(top_k=1, max_new_tokens=self.new_tokens)
-        # Compiled layers are compiled for training's shapes; here each pass has its own. Some
-        # kernels of a draw have no deterministic form on a GPU, but there is one candidate.
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, in_any_order(), _one_dtype(self.engine.model), self.engine.runner() as runner:
-            engine = InferenceEngine(runner, self._engine_config(runner), eos_id=self.shards.eos_id)
-            requests = [Request(prompt, settings) for prompt in prompts]
-            made = list(engine.generate(requests, on_token=lambda *_: self.check()))
+        made = continuations(
+            self.engine, prompts, self.new_tokens, (self.shards.eos_id,), self.check
+        )
         return [
-            {"prompt": self._text(prompt), "text": self._text(new.ids)}
-            for prompt, answer in zip(prompts, made, strict=True)
-            for new in answer.continuations
+            {"prompt": self._text(prompt), "text": self._text(new)}
+            for prompt, new in zip(prompts, made, strict=bool(made))
         ]
-
-    def _engine_config(self, runner: ModelRunner) -> EngineConfig:
-        """A cache that holds all samples at once."""
-        size = EngineConfig().block_tokens
-        each = block_bytes(runner.config, runner.key_heads, size, runner.dtype)
-        blocks = self.prompts * -(-(PROMPT_TOKENS + self.new_tokens) // size)
-        return EngineConfig(cache_bytes=blocks * each)
 
     def _text(self, ids: list[int]) -> str:
         """The text of ids; U+FFFD for bytes that are no text, and for ids that no piece has."""
@@ -162,20 +133,6 @@ class WindowsDigest:
     @property
     def hex(self) -> str:
         return self._sha256.hexdigest()
-
-
-@contextmanager
-def _one_dtype(model: Transformer) -> Iterator[None]:
-    """Have every weight in the type of the layers, as `bc2 generate` loads a model."""
-    dtype = model.model.norm.weight.dtype
-    others = [(p, p.data) for p in model.parameters() if p.dtype != dtype]
-    try:
-        for parameter, data in others:
-            parameter.data = data.to(dtype)
-        yield
-    finally:
-        for parameter, data in others:
-            parameter.data = data
 
 
 def heldout_loss(

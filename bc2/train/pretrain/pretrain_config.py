@@ -7,25 +7,13 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from bc2.recipe import FP32_LARGEST, UNKEYED
-from bc2.train.run_config import GuardConfig, RunConfig
+from bc2.train.run_config import LossGuardConfig, TokenBatchConfig
 
 
-class LossGuardConfig(GuardConfig):
-    """What counts as a bad step beside NaN and Inf, and what happens to it."""
-
-    field_order = ("max_rise", "window")
-
-    max_rise: float = Field(2.0, gt=0)
-    """A spike: the loss exceeds the median of the window by more than this, in nats a token."""
-    window: int = Field(64, ge=4)
-    """Number of accepted losses that the median is taken over; no spike before it is full."""
-
-
-class PretrainConfig(RunConfig):
+class PretrainConfig(TokenBatchConfig):
     """Settings of `bc2 pretrain`."""
 
     section: ClassVar[str] = "pretrain"
-    batch_key: ClassVar[str] = "batch_tokens"
     field_order = (
         "tokens", "length", "batch_tokens", "micro_batch", "sequence_length", "precision", "device",
         "init", "seed", "weights", "max_epochs", "z_loss", "optimizer", "schedule", "guard",
@@ -37,8 +25,6 @@ class PretrainConfig(RunConfig):
     tokens: str | None = Field(None, json_schema_extra=UNKEYED)
     """Token shards: a ref, or a recipe that makes them. None: this recipe's own [tokens].
     Keyed by their digest."""
-    batch_tokens: int = Field(gt=0, le=2**40)
-    """Tokens that one optimizer step sees, over all ranks."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of samples of each source, up to a common factor. Where the corpus has strata, a
     source's name stands for the sum of its own, which keep their proportion. Empty: as the
@@ -64,21 +50,3 @@ class PretrainConfig(RunConfig):
         if weights and not any(weights.values()):
             raise ValueError("every source has weight 0; give one a weight above 0")
         return weights
-
-    def _check_batch(self) -> None:
-        """A batch is a whole number of micro-batches; the error offers the nearest ones."""
-        sequences = 1 if self.micro_batch == "auto" else self.micro_sequences
-        unit = sequences * self.sequence_length
-        if self.batch_tokens % unit:
-            below = self.batch_tokens // unit * unit
-            offers = [str(n) for n in (below, below + unit) if n]
-            raise ValueError(
-                f"batch_tokens = {self.batch_tokens} is not a multiple of micro_batch x "
-                f"sequence_length = {sequences} x {self.sequence_length} = {unit}; "
-                f"{' or '.join(offers)} would be"
-            )
-
-    @property
-    def batch_sequences(self) -> int:
-        """Sequences of one optimizer step."""
-        return self.batch_tokens // self.sequence_length

@@ -105,7 +105,7 @@ class PretrainingRun(Training):
         return TokenStream.of(config, self.data, models.mesh, check)
 
     def guard(self) -> Guard[Any]:
-        from bc2.train.pretrain.loss_guard import LossGuard
+        from bc2.train.loss_guard import LossGuard
 
         return LossGuard(self.config.guard, PRETRAIN_METRICS.guarded)
 

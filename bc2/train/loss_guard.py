@@ -1,4 +1,4 @@
-"""The guard of pretraining: a step whose loss is far above the recent ones is bad."""
+"""The guard of losses in nats a token: a step whose loss is far above the recent ones is bad."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 
 from bc2.train.guard import Guard
-from bc2.train.pretrain.pretrain_config import LossGuardConfig
+from bc2.train.run_config import LossGuardConfig
 
 
 class LossGuard(Guard[LossGuardConfig]):

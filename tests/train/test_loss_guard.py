@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from bc2.train.pretrain.loss_guard import LossGuard
-from bc2.train.pretrain.pretrain_config import LossGuardConfig
+from bc2.train.loss_guard import LossGuard
+from bc2.train.run_config import LossGuardConfig
 
 
 def step(loss: float, norm: float = 1.0) -> dict[str, float]:

@@ -1,0 +1,140 @@
+"""What fine-tuning measures on held-out conversations: the loss of answers, and answers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bc2.align.sft.sft_objective import WEIGHT
+from bc2.align.sft.sft_stream import PackedSamples
+from bc2.data.chats.conversation import Conversation
+from bc2.data.loader import Batch, read_ahead
+from bc2.errors import DataError, RunFailed
+from bc2.model.transfer import to_device
+from bc2.model.transformer import Transformer
+from bc2.tokenizer.chat import Chat
+from bc2.train.continuations import continuations
+from bc2.train.engines.base import Engine
+from bc2.train.measured import Measured
+from bc2.train.objective import Loss
+from bc2.train.speed.clock import Clock
+from bc2.train.stream import with_timeout
+
+#: Batches read ahead.
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class HeldoutSums:
+    """Sums over held-out labels: an objective that is only evaluated."""
+
+    def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
+        device = model.device
+        tokens = to_device(torch.from_numpy(batch.tokens), device).flatten()
+        boundaries = to_device(torch.from_numpy(batch.cu_seqlens), device)
+        labels = to_device(torch.from_numpy(batch.labels), device).flatten()
+        shares = to_device(torch.from_numpy(batch.token_fields[WEIGHT]), device).flatten()
+        hidden = model(tokens, boundaries, batch.max_seqlen)
+        found = model.language_head.log_probs(hidden, labels)
+        nats = -found.log_probs.double()
+        by_sample, right = (nats * shares).sum(), found.greedy.double().sum()
+        return Loss(nats.sum(), {"by_sample": by_sample, "right": right})
+
+
+@dataclass(frozen=True)
+class HeldoutAnswers:
+    """Evaluations of the model that an engine trains; a function of its weights alone."""
+
+    engine: Engine
+    rows: PackedSamples | None
+    """Held-out conversations, each label weighted by one over those of its sample; None: the loss
+    is not measured."""
+    micro_batch: int
+    prompts: Sequence[Conversation]
+    """Conversations whose first answer the model writes."""
+    chat: Chat
+    room: int
+    """Tokens of the model's context."""
+    new_tokens: int
+    """At most this many tokens are in an answer."""
+    timeout_s: float
+    """The longest wait for a batch."""
+    check: Callable[[], None]
+    """Called between batches and tokens; if it raises, the evaluation is abandoned."""
+
+    def __call__(self) -> Measured:
+        """Loss and accuracy of the labels, and answers."""
+        assert self.rows is not None
+        with read_ahead(self._batches(), _AHEAD) as ready:
+            facts = self._facts(with_timeout(ready, self.timeout_s, self.check))
+        broken = not math.isfinite(facts["heldout_loss"])
+        text = f"held-out loss {facts['heldout_loss']:.4f} nats/token, "
+        text += f"{facts['heldout_accuracy']:.1%} of tokens the likeliest"
+        samples = [] if broken else self._answers()
+        return Measured(facts, text, samples, {"heldout_sha256": self._digest()})
+
+    def _batches(self) -> Iterator[Batch]:
+        assert self.rows is not None
+        numbers = range(self.rows.epoch_rows)
+        for at in range(0, len(numbers), self.micro_batch):
+            yield self.rows.batch(numbers[at : at + self.micro_batch])
+
+    def _facts(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Every rank is given all batches; data-parallel ranks take turns with them."""
+        data = self.engine.mesh.data
+        mine = np.zeros(5)
+        while turn := list(itertools.islice(batches, data.size)):
+            # Ranks that share weights must all run the model: one without a batch repeats the last.
+            own = data.rank < len(turn)
+            batch = turn[data.rank if own else -1]
+            sums = self.engine.evaluate(HeldoutSums(), batch)
+            if own:
+                counts = batch.num_labels, batch.num_samples
+                mine += [sums["loss"], sums["by_sample"], sums["right"], *counts]
+        every = np.stack(data.all_gather_object(mine)).sum(axis=0)
+        nats, by_sample, right, tokens, samples = every.tolist()
+        if not tokens:
+            raise RunFailed("held-out conversations have no labels", todo="set eval_samples = 0")
+        return {
+            "heldout_loss": float(nats / tokens),
+            "heldout_samples_loss": float(by_sample / samples),
+            "heldout_accuracy": float(right / tokens),
+            "heldout_tokens": int(tokens),
+            "heldout_samples": int(samples),
+        }
+
+    def _digest(self) -> str:
+        """Of the held-out samples: losses compare where it is equal."""
+        assert self.rows is not None
+        found = hashlib.sha256()
+        for number in self.rows.entries.tolist():
+            sample = self.rows.samples.sample(number)
+            found.update(np.stack([sample.tokens, sample.labels]).astype("<i4").tobytes())
+        return found.hexdigest()
+
+    def _answers(self) -> list[dict[str, str]]:
+        asked = [(question, ids) for question, ids in map(self._prompt, self.prompts) if ids]
+        made = continuations(
+            self.engine, [ids for _, ids in asked], self.new_tokens, self.chat.end_ids, self.check
+        )
+        return [
+            {"prompt": question, "text": self.chat.generated_bytes(new).decode("utf-8", "replace")}
+            for (question, _), new in zip(asked, made, strict=bool(made))
+        ]
+
+    def _prompt(self, conversation: Conversation) -> tuple[str, list[int]]:
+        """What is asked before the first answer, and its tokens; none where it leaves no room."""
+        roles = [message["role"] for message in conversation.messages]
+        asked = conversation.messages[: roles.index("assistant")]
+        try:
+            ids = self.chat.prompt(asked)
+        except DataError:
+            return "", []
+        fits = len(ids) + self.new_tokens <= self.room
+        return asked[-1]["content"], ids if fits else []

@@ -1,0 +1,251 @@
+"""The samples, layout and schedule of a fine-tuning run, checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bc2.align.sft.packing import repeated
+from bc2.align.sft.rendered_chats import ChatSource, RenderSettings, rendered_chats
+from bc2.align.sft.sample_store import Samples
+from bc2.align.sft.sft_config import SftConfig
+from bc2.align.sft.sft_stream import PackedSamples
+from bc2.console import progress, warn
+from bc2.data.chats.chats import Chats
+from bc2.data.chats.conversation import Conversation
+from bc2.data.splits import Split
+from bc2.errors import DataError, RecipeError, RefError
+from bc2.generate.generation_defaults import GENERATION_FILE
+from bc2.registry import Artifact
+from bc2.tokenizer.chat_file import chat_bytes, chat_named, read_chat
+from bc2.tokenizer.tokenizer import Tokenizer
+from bc2.tokenizer.tokenizer_files import CHAT_FILE, tokenizer_path
+from bc2.train.algorithm import INIT
+from bc2.train.duration import Duration
+from bc2.train.run import Run
+from bc2.train.schedule import Schedule
+
+#: Rows that an error names, of those it is about.
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class SftInputs:
+    """The data of a run."""
+
+    source: ChatSource
+    chats: Chats
+    rows: PackedSamples
+    heldout: PackedSamples | None
+    """The held-out conversations that are measured; None: there are none, or none is asked for."""
+    schedule: Schedule
+    total_rows: int | None
+    """Rows of the whole run, where its length is in epochs: the last step has what is left."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.chats.sources
+
+    def prompts(self, count: int) -> list[Conversation]:
+        """Held-out conversations, spread over them, whose first answer the model is to write."""
+        if self.heldout is None:
+            return []
+        index = self.heldout.samples.index[np.unique(self.heldout.entries)]
+        chosen = index[
+            np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))
+        ]
+        return [self.chats.at("heldout", int(number)) for number in chosen]
+
+    def extent(self, config: SftConfig) -> str:
+        """What a step reads and how much that is in all, for a person."""
+        total = self.schedule.total * config.batch_sequences
+        total = total if self.total_rows is None else self.total_rows
+        epochs = total / self.rows.epoch_rows
+        return (
+            f"{config.batch_sequences:,} rows of {config.sequence_length:,} tokens = {total:,} "
+            f"rows, {epochs:.2f} epochs of {len(self.rows.entries):,} conversations"
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        """What the samples are, for a person."""
+        samples, rows = self.rows.samples, self.rows
+        trained = int(samples.trained.sum(dtype=np.int64))
+        tokens = int(samples.lengths.sum(dtype=np.int64))
+        lines = [
+            f"{len(samples):,} conversations of {tokens:,} tokens, {trained / tokens:.1%} of them "
+            f"trained, in {rows.epoch_rows:,} rows that are {rows.filled():.2%} full"
+        ]
+        left_out = {**samples.fault_counts, "too long": len(samples.too_long)}
+        lines += [f"left out: {n:,} ({code})" for code, n in left_out.items() if n]
+        if samples.cut:
+            lines.append(f"{len(samples.cut):,} keep only the first rounds that fit")
+        return lines
+
+
+def open_sft_inputs(run: Run) -> SftInputs:
+    """Render the conversations of a run, and work out its schedule.
+
+    Raises:
+        DataError: conversations are faulty, too long, or none is left; there is no chat layout.
+        RecipeError: settings that do not fit the data.
+        RefError: the model to begin with is none that speaks.
+        IntegrityError: a file is not what was published.
+    """
+    config, artifact = run.config, run.inputs.one("chats")
+    assert isinstance(config, SftConfig)
+    base = run.inputs.one(INIT.name)
+    _check_base(base, run)
+    source = chat_source(artifact, base, config)
+    chats = Chats.open(artifact.path)
+    samples = _rendered(source, chats, "train", config)
+    rows = _packed(samples, chats, "train", config, _pad_id(source))
+    total = _total_rows(config, rows.epoch_rows)
+    schedule = Schedule.of(config, epoch_tokens=rows.epoch_rows * config.sequence_length)
+    return SftInputs(source, chats, rows, _heldout(source, chats, config), schedule, total)
+
+
+def chat_source(chats: Artifact, base: Artifact, config: SftConfig) -> ChatSource:
+    """Conversations, and the layout by which the model is to see them.
+
+    Raises:
+        DataError: the model has no layout and none is named, or the tokenizer lacks its tokens.
+        IntegrityError: a file is not what was published.
+    """
+    for name in chats.files():
+        chats.file(name)
+    path = tokenizer_path(base)
+    layout = json.loads(_layout(base, config))
+    return ChatSource(chats.path, chats.digest, path, layout)
+
+
+def _layout(base: Artifact, config: SftConfig) -> bytes:
+    """What ``chat.json`` of the fine-tuned model holds."""
+    tokenizer = Tokenizer.load(tokenizer_path(base))
+    own = read_chat(base.file(CHAT_FILE), tokenizer) if CHAT_FILE in base.files() else None
+    if config.chat_layout is not None:
+        if own is not None and own.name != config.chat_layout:
+            warn(
+                f"{base.title} speaks by the layout {own.name}, and is now taught "
+                f"{config.chat_layout}"
+            )
+        return chat_bytes(chat_named(config.chat_layout, tokenizer))
+    if own is None:
+        raise DataError(
+            f"{base.title} has no chat layout, so it is not known how turns are written",
+            where=str(base.path),
+            todo='name one: sft.chat_layout = "baichuan" for models trained by bc2, or "chatml" or '
+            '"llama3" where the tokenizer has their tokens',
+        )
+    return chat_bytes(own)
+
+
+def write_speech(run: Run, folder: Path) -> None:
+    """Write into a checkpoint the layout that it was taught, and how its base is sampled."""
+    assert isinstance(run.config, SftConfig)
+    base = run.inputs.one(INIT.name)
+    (folder / CHAT_FILE).write_bytes(_layout(base, run.config))
+    if GENERATION_FILE in base.files():
+        (folder / GENERATION_FILE).write_bytes(base.file(GENERATION_FILE).read_bytes())
+
+
+def _check_base(base: Artifact, run: Run) -> None:
+    if base.manifest.role == "reward":
+        raise RefError(
+            f"{base.title} is a reward model, which says no next token",
+            where=f"{run.config.section}.init",
+            todo="name a base or chat model: bc2 registry list --kind checkpoint",
+        )
+    pieces = Tokenizer.load(tokenizer_path(base)).vocab_size
+    if run.model.vocab_size < pieces:
+        raise RecipeError(
+            f"model.vocab_size = {run.model.vocab_size} is smaller than the {pieces} pieces of the "
+            f"tokenizer of {base.title}",
+            where=run.settings.recipe.where(("model", "vocab_size")),
+            todo="leave [model] out of the recipe: it is that of init then",
+        )
+
+
+def _pad_id(source: ChatSource) -> int:
+    """What fills rows up: nothing attends to it and it learns nothing, so any id will do."""
+    return max(0, Tokenizer.load(source.tokenizer).eos_id)
+
+
+def render_settings(config: SftConfig) -> RenderSettings:
+    """What of the settings samples depend on."""
+    return RenderSettings(config.sequence_length, config.train_on, config.too_long)
+
+
+def _rendered(source: ChatSource, chats: Chats, split: Split, config: SftConfig) -> Samples:
+    """The samples of a split, of which nothing is left out that must not be.
+
+    Raises:
+        DataError: rows are faulty or too long, and the recipe says to stop then; none is left.
+    """
+    with progress("chats", chats.count(split), "conversations") as bar:
+        samples = rendered_chats(source, split, render_settings(config), progress=bar)
+    if samples.faults and config.faulty == "stop":
+        raise DataError(
+            f"{len(samples.faults):,} conversations cannot be trained on: "
+            + ", ".join(f"{n:,} {code}" for code, n in samples.fault_counts.items()),
+            where=_places(chats, split, [(one.place, one.why) for one in samples.faults]),
+            todo="mend them (`bc2 data lint` shows them all), or leave them out: "
+            'sft.faulty = "drop"',
+        )
+    if samples.too_long and config.too_long == "stop":
+        raise DataError(
+            f"{len(samples.too_long):,} of {chats.count(split):,} conversations are longer than "
+            f"sft.sequence_length = {config.sequence_length:,} tokens",
+            where=_places(chats, split, [(i, f"{n:,} tokens") for i, n in samples.too_long]),
+            todo='raise sequence_length, or set sft.too_long = "rounds" (keep the first rounds '
+            'that fit) or "drop"',
+        )
+    if split == "train" and not len(samples):
+        raise DataError("no conversation is left to train on", where=str(source.folder))
+    return samples
+
+
+def _places(chats: Chats, split: Split, rows: Sequence[tuple[int, str]]) -> str:
+    named = [f"{chats.at(split, index).where}: {why}" for index, why in rows[:_NAMED]]
+    more = f"; and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+    return "; ".join(named) + more
+
+
+def _packed(
+    samples: Samples, chats: Chats, split: Split, config: SftConfig, pad_id: int
+) -> PackedSamples:
+    source_ids = chats.source_ids(split)[samples.index]
+    times = np.array(chats.times)[source_ids] if split == "train" else np.ones(len(samples))
+    return PackedSamples(
+        samples,
+        repeated(times, config.seed),
+        source_ids,
+        config.sequence_length,
+        config.seed,
+        pad_id,
+        by_sample=config.mean == "samples",
+    )
+
+
+def _heldout(source: ChatSource, chats: Chats, config: SftConfig) -> PackedSamples | None:
+    """The first held-out conversations, spread over them all."""
+    if not config.eval_samples or not chats.count("heldout"):
+        return None
+    samples = _rendered(source, chats, "heldout", config)
+    if not len(samples):
+        return None
+    rows = replace(_packed(samples, chats, "heldout", config, _pad_id(source)), by_sample=True)
+    most = min(config.eval_samples, len(samples))
+    chosen = np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64))
+    return replace(rows, entries=chosen, seed=0, _epochs={})
+
+
+def _total_rows(config: SftConfig, epoch_rows: int) -> int | None:
+    length = Duration.parse(config.length)
+    if length.unit != "epochs":
+        return None
+    return max(1, -int(-(length.amount * epoch_rows) // 1))

@@ -1,0 +1,92 @@
+"""What can be wrong with a row of chats by itself, and what is done about such rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bc2.data.documents import ROWS_NAMED
+from bc2.errors import DataError
+from bc2.streams import BadRow, RowFault
+
+#: Every reason for which a row is no conversation.
+ChatFault = Literal[
+    RowFault,
+    "no_format",  # its keys are those of none of the formats
+    "several_formats",  # its keys are those of more than one
+    "mixed_formats",  # another format than the rows before it in its file
+    "preference",  # answers to be compared, of which one is not to be learnt
+    "label_false",  # an answer that is not wanted
+    "no_messages",  # a conversation of no messages
+    "bad_message",  # a message that is no object of strings
+    "unknown_role",  # said by somebody else than system, user, assistant
+    "no_place",  # tools, images and other things that layouts here have no place for
+    "bad_mark",  # `train` or `weight` with a value that says nothing
+]
+
+#: Rows that are as they should be, but not to be learnt: no share of them is too much.
+UNWANTED: frozenset[ChatFault] = frozenset({"label_false"})
+
+
+class BadChat(Exception):
+    """A row that is no conversation.
+
+    Args:
+        detail: what is wrong, beginning with a small letter.
+        todo: what to do about it, if not to repair it.
+    """
+
+    def __init__(self, reason: ChatFault, detail: str, todo: str | None = None):
+        super().__init__(detail)
+        self.reason: ChatFault = reason
+        self.detail = detail
+        self.todo = todo
+
+    @classmethod
+    def of(cls, bad: BadRow) -> BadChat:
+        """The same of a row that could not be read."""
+        return cls(bad.reason, bad.detail)
+
+
+@dataclass
+class SkippedRows:
+    """The rows that one source lost, by reason."""
+
+    source: str
+    malformed: Literal["stop", "skip"]
+    counts: Counter[ChatFault] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+    """The first ones, as FILE:ROW REASON; FILE is relative to the source."""
+
+    def reject(self, bad: BadChat, place: str, name: str) -> None:
+        """Count a row, or stop.
+
+        Args:
+            place: the row, to be found on this machine.
+            name: the same by the file's name in its source.
+
+        Raises:
+            DataError: the recipe says ``malformed = "stop"``.
+        """
+        if self.malformed == "stop":
+            raise DataError(
+                f"malformed row in source {self.source!r}: {bad.detail}",
+                where=place,
+                todo=bad.todo
+                or 'repair it, or set chats.malformed = "skip" to count and skip such rows',
+            )
+        self.counts[bad.reason] += 1
+        if len(self.first) < ROWS_NAMED:
+            self.first.append(f"{name} {bad.reason}")
+
+    def check(self, taken: int, limit: float) -> None:
+        """Raise DataError if more than a share of `limit` of the rows was malformed."""
+        bad = sum(count for reason, count in self.counts.items() if reason not in UNWANTED)
+        if bad > limit * (bad + taken):
+            raise DataError(
+                f"{bad:,} of {bad + taken:,} rows of source {self.source!r} could not be read: "
+                f"chats.max_malformed is {limit:g}",
+                where=", ".join(self.first[:3]),
+                todo="look at these rows, set the source's format, or raise chats.max_malformed",
+            )
