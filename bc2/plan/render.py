@@ -10,6 +10,7 @@ from bc2.plan.candidate_layouts import CandidateLayout
 from bc2.plan.history import MemoryRecord
 from bc2.plan.training_plan import Plan
 from bc2.train.memory.estimate import MEMORY_PARTS
+from bc2.train.memory.run_memory import part_trained, saved_count
 
 #: Layouts that a person is shown.
 SHOWN = 10
@@ -51,7 +52,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
 def _parameters(plan: Plan) -> str:
     """Of the model; of several each, and whether it is trained."""
     if not plan.roles:
-        return f"{plan.work.model.num_params():,}"
+        whole = f"{plan.work.model.num_params():,}"
+        trained = part_trained(plan.work.roles)
+        return whole if trained is None else f"{whole}; {trained:,} are trained"
     return ", ".join(
         f"{role['name']} {role['parameters']:,} ({'trained' if role['trained'] else 'frozen'})"
         for role in plan.roles
@@ -95,7 +98,7 @@ def _cost(plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    saved = sum(role.model.num_params() for role in plan.work.roles if role.trained)
+    saved = sum(saved_count(role) for role in plan.work.roles if role.trained)
     one = plan.checkpoint_bytes / saved
     each = f"{plan.checkpoint_bytes / 1e9:,.1f} GB a checkpoint ({one:g} bytes a parameter)"
     if plan.checkpoints is None:

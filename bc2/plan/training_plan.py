@@ -20,6 +20,7 @@ from bc2.plan.candidate_layouts import (
 from bc2.plan.devices import DEVICES, Device
 from bc2.recipe import Recipe
 from bc2.train.duration import Duration
+from bc2.train.memory.run_memory import part_trained
 from bc2.train.precision import Precision
 from bc2.train.run_config import RunConfig, check_batches
 from bc2.train.training_settings import TrainingSettings, check_models
@@ -106,10 +107,11 @@ class Plan:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        work, training = self.work, self.work.training
+        work, training, some = self.work, self.work.training, part_trained(self.work.roles)
         return {
             "recipe": self.name,
             "parameters": work.model.num_params(),
+            **({} if some is None else {"trained_parameters": some}),
             **({"models": self.roles} if self.roles else {}),
             "precision": work.precision,
             "gpus": work.gpus,

@@ -29,6 +29,7 @@ from bc2.train.logs.runs import RunFacts, mark_running
 from bc2.train.logs.trackers import check_trackers, make_trackers
 from bc2.train.loop import Loop
 from bc2.train.memory.measured import Footprint
+from bc2.train.memory.run_memory import part_trained
 from bc2.train.micro_batch import settle_micro_batch
 from bc2.train.models import make_models
 from bc2.train.rendezvous import explain_lost_rank, join_ranks, lock_run
@@ -252,9 +253,10 @@ def _draft(run: Run) -> Draft:
 
 
 def _announce(run: Run, training: Training, start: Snapshot | None, folder: Path) -> None:
-    total = training.schedule.total
+    total, trained = training.schedule.total, part_trained(run.settings.models)
+    some = "" if trained is None else f" ({trained:,} trained)"
     note(
-        f"{run.name}: {run.model.num_params():,} parameters, {total:,} steps of "
+        f"{run.name}: {run.model.num_params():,} parameters{some}, {total:,} steps of "
         f"{training.extent()}; metrics in {folder}"
     )
     for line in training.announcements():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bc2.convert.import_model import import_model
+from bc2.convert.merge_adapter import merge_adapter
 from bc2.generate.load import open_model
 from bc2.model.lora_config import LoraConfig
 from bc2.registry import Artifact, Registry
@@ -74,7 +75,29 @@ def test_merged_it_says_what_it_says_unmerged(
     assert (again["digest"], again["made"]) == (merged.digest, False)
     other = json.loads(bc2("merge", "--adapter", adapter.ref, "--name", "mine", "--json").out)
     assert (other["name"], other["made"]) == ("mine", True)
-    assert bc2("generate", "adapter", "a b", "--max-new-tokens", "2", "--quiet").code == 0
+
+
+def test_commands_take_it_beside_its_base(home: Path, bc2: Callable[..., Any]) -> None:
+    base = base_named("qwen2", home)
+    merged, _ = merge_adapter(Registry.open(), adapter_of(Registry.open(), base))
+    (home.parent / "own.jsonl").write_text('{"text": "seven stones"}\n{"text": "a shell"}\n')
+    told: list[list[Any]] = []
+    for ref in ("adapter", merged.ref, base.ref):
+        answer = bc2(
+            "generate", ref, "a b", "--max-new-tokens", "8", "--json", "--temperature", "0",
+            "--ignore-eos", "--precision", "fp32",
+        )  # fmt: skip
+        found = bc2("eval", ref, "--bench", "text", "--data", "own.jsonl", "--json",
+                    "--precision", "fp32")  # fmt: skip
+        assert (answer.code, found.code) == (0, 0), answer.err + found.err
+        (line,) = json.loads(answer.out)["results"]
+        told.append([line, json.loads(found.out)["total"]["nats"]])
+    adapter, made, plain = told
+    assert adapter[0] == made[0] != plain[0]
+    assert adapter[1] == pytest.approx(made[1], rel=1e-5)
+    assert adapter[1] != pytest.approx(plain[1], rel=1e-2)
+    newest = bc2("generate", "a b", "--max-new-tokens", "1")
+    assert f"taking the newest model, {merged.title}" in newest.err
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -248,7 +248,7 @@ def check_alone(
     said = engine.evaluate(NextToken(0.0), data)["loss"]
     assert again.evaluate(NextToken(0.0), data)["loss"] == said
     texts = [answers(one, mesh, by_layer=False) for one in (engine, again)]
-    if run.get("parallel", {}).get("zero") == 3:
+    if run.get("parallel", {}).get("zero") == 3 and mesh.replicas.size > 1:
         texts.append(answers(engine, mesh, by_layer=True))
     assert texts == [texts[0]] * len(texts), "the same weights generate the same"
     assert engine.trained_names == set(filter(is_adapters, engine.parts)), "frozen ones stay so"

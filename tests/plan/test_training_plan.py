@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bc2.errors import ResourceError, UsageError
+from bc2.model.adapters import is_adapters
+from bc2.model.lora import add_lora
+from bc2.model.lora_config import LoraConfig
 from bc2.model.model_config import ModelConfig
 from bc2.parallel.parallel_config import ParallelConfig
 from bc2.plan.candidate_layouts import CandidateLayout, layouts_that_fit, possible_layouts
 from bc2.plan.check import check_memory_fits
 from bc2.plan.devices import DEVICES, find_device, read_bytes, read_price
+from bc2.plan.render import render_plan
 from bc2.plan.training_plan import Plan, make_plan, recipe_candidate, workload_of
 from bc2.recipe import Recipe, load
 from bc2.train.memory.estimate import MemoryEstimate, estimate
-from bc2.train.memory.run_memory import trained_count
+from bc2.train.memory.run_memory import saved_bytes, trained_count
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import AdamWConfig, checkpoint_bytes
 from bc2.train.training_settings import TrainingSettings
@@ -150,6 +156,33 @@ def test_a_head_alone_is_trained_where_the_whole_model_does_not_fit() -> None:
     share = HEAD / PARAMS
     assert frozen.traffic["data"] == pytest.approx(zero_2.traffic["data"] * share)
     assert checkpoint_bytes(SEVEN, AdamWConfig(), trained_count(head)) == 4 * PARAMS + 8 * HEAD
+
+
+def test_lora_takes_two_bytes_a_parameter_of_the_base(eight: Plan) -> None:
+    """7B with adapters of rank 8: 15 GB of weights and little more; a plan says what is trained."""
+    rank, hidden, inner = 8, 4096, 11_008
+    inputs = 4 * hidden + inner  # of W_pack, o_proj, gate, up, and down
+    outputs = 3 * hidden + 2 * hidden + 2 * inner
+    adapters = 32 * rank * (inputs + outputs)
+    add = add_lora(LoraConfig(rank=rank))
+    role = replace(eight.work.roles[0], trainable=is_adapters, adapters=add, alone=True)
+    work = replace(workload_of(settings(), H100, 1), roles=(role,))
+    found = CandidateLayout(work, ParallelConfig(), 1, 1).memory
+    assert lasting(found) == 2 * PARAMS + (2 + 4 + 8 + 4) * adapters
+    assert found.total < 20e9
+    saved = saved_bytes(role, AdamWConfig())
+    assert saved == 12 * adapters
+    plan = replace(eight, work=work, checkpoint_bytes=saved)
+    assert plan.as_json()["trained_parameters"] == adapters
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render_plan(plan))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{PARAMS:,}; {adapters:,} are trained" in shown
+    assert "0.2 GB a checkpoint (12 bytes a parameter)" in shown
+    # Each of two ranks has half of B beside W_pack, gate and up, and half of A beside the others.
+    both = CandidateLayout(work.at(2), ParallelConfig(tensor=2), 1, 1).memory
+    cut = 32 * rank * (3 * hidden + 2 * inner + hidden + inner)
+    assert both.moments == 8 * (adapters - cut // 2)
 
 
 def test_groups_hold_weights_once_more_and_offload_moves_states() -> None:

@@ -155,12 +155,26 @@ def saved_bytes(role: ModelRole, optimizer: OptimizerConfig) -> int:
     Args:
         optimizer: of the section, for a role without one of its own.
     """
-    chosen, adapters = role.optimizer or optimizer, adapter_count(role)
-    every = role.model.num_params()
-    counted = trained_count(role)
-    trained = every if counted is None else counted
-    saved = adapters + (trained if role.alone else every)
-    return round(4 * saved + chosen.state_bytes(role.model) * (trained + adapters))
+    chosen = role.optimizer or optimizer
+    return round(4 * saved_count(role) + chosen.state_bytes(role.model) * all_trained(role))
+
+
+def saved_count(role: ModelRole) -> int:
+    """Parameters of a trained model that a checkpoint has."""
+    return all_trained(role) if role.alone else role.model.num_params() + adapter_count(role)
+
+
+def all_trained(role: ModelRole) -> int:
+    """Parameters of a trained model that are trained, and its adapters'."""
+    own = trained_count(role)
+    return (role.model.num_params() if own is None else own) + adapter_count(role)
+
+
+def part_trained(roles: Iterable[ModelRole]) -> int | None:
+    """Parameters that a run trains, adapters included; None: all of the models that it trains."""
+    trained = [role for role in roles if role.trained]
+    count = sum(map(all_trained, trained))
+    return None if count == sum(role.model.num_params() for role in trained) else count
 
 
 def trained_count(role: ModelRole) -> int | None:

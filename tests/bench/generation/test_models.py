@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from made_adapters import LORA, drawn
+from safetensors.torch import save_file
 
 from bc2.bench.generation.job import Job
 from bc2.bench.generation.models import build_llama, build_model
@@ -69,8 +71,25 @@ def test_weights_follow_from_the_seed_and_have_the_precision() -> None:
 
 
 def test_a_checkpoint_is_taken_as_it_is(tmp_path: Path) -> None:
-    drawn = build_model(job())
-    save_model(tmp_path, SHAPE, drawn.state_dict())
+    made = build_model(job())
+    save_model(tmp_path, SHAPE, made.state_dict())
     loaded = job(checkpoint=str(tmp_path), seed=99)
-    assert torch.equal(build_model(loaded).lm_head.weight, drawn.lm_head.weight)
-    assert torch.equal(build_llama(loaded).lm_head.weight, drawn.head_weight())
+    assert torch.equal(build_model(loaded).lm_head.weight, made.lm_head.weight)
+    assert torch.equal(build_llama(loaded).lm_head.weight, made.head_weight())
+
+
+def test_adapters_stand_beside_a_checkpoint_and_are_merged_for_llama(tmp_path: Path) -> None:
+    for folder in ("base", "adapter"):
+        (tmp_path / folder).mkdir()
+    save_model(tmp_path / "base", SHAPE, build_model(job()).state_dict())
+    save_file(drawn(SHAPE), tmp_path / "adapter" / "model.safetensors", metadata={"format": "pt"})
+    base = job(checkpoint=str(tmp_path / "base"))
+    asked = base.model_copy(update={"adapter": str(tmp_path / "adapter"), "lora": LORA})
+    ours, theirs, plain = build_model(asked), build_llama(asked), build_model(base)
+    text = torch.randint(97, (100,), generator=torch.Generator().manual_seed(1))
+    ends = torch.tensor([0, 100], dtype=torch.int32)
+    with torch.inference_mode():
+        logits, before = (model.logits(model(text, ends, 100)) for model in (ours, plain))
+        expected = theirs(text[None]).logits[0]
+    assert (logits - expected).norm() / expected.norm() < 1e-5
+    assert (logits - before).norm() / before.norm() > 0.1

@@ -146,3 +146,29 @@ def test_tensor_parallel_ranks_write_the_adapter_of_one(base: Artifact) -> None:
     for name, tensor in peft_of(both).items():
         assert torch.equal(tensor, ours[name]), name
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_in_the_same_bits(base: Artifact) -> None:
+    found = json.loads(bc2("verify", "resume", "adapted.toml", "--steps", "8", "--kills", "5",
+                           "--ranks", "2", "--json"))  # fmt: skip
+    assert found["holds"]
+    assert all(one["same"] for one in found["comparisons"])
+
+
+@pytest.mark.slow
+def test_plan_and_bench_count_what_is_trained(base: Artifact) -> None:
+    plan = json.loads(bc2("plan", "adapted.toml", "--device", "h100", "--json"))
+    trained = plan["trained_parameters"]
+    role = TrainingSettings.of(recipe.load("adapted.toml")).models[0]
+    shape = role.model
+    width, rows, inner = shape.hidden_size, shape.packed_rows, shape.intermediate_size
+    assert trained == shape.num_layers * 2 * (2 * width + rows + inner)
+    assert plan["disk"]["checkpoint"] == 12 * trained
+    measured = json.loads(
+        bc2("bench", "adapted.toml", "--steps", "1", "--rounds", "1", "--no-checkpoint",
+            "--no-save", "--json")
+    )  # fmt: skip
+    (ours,) = measured["contenders"]
+    assert ours["failed"] is None
+    assert measured["flops_per_token"] < shape.flops_per_token(64)

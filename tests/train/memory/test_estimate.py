@@ -14,14 +14,21 @@ import torch
 
 from bc2.data.loader import pack
 from bc2.model import transformer
+from bc2.model.adapters import is_adapters
 from bc2.model.alibi_channels import AlibiChannels, alibi_channels
+from bc2.model.lora import add_lora
+from bc2.model.lora_config import LoraConfig
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
 from bc2.parallel.build import parts
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.parallel_config import ParallelConfig
+from bc2.train.algorithm import ModelRole
+from bc2.train.device import DTYPES
 from bc2.train.engines.local import LocalEngine
+from bc2.train.engines.trainable import freeze
 from bc2.train.memory.estimate import estimate
+from bc2.train.memory.run_memory import adapter_count, saved_bytes, trained_names
 from bc2.train.memory.shape import TrainingShape
 from bc2.train.optimizer_config import AdamWConfig
 from bc2.train.precision import Precision
@@ -266,3 +273,46 @@ def test_what_changes_the_total() -> None:
     assert total(accumulated=True) > total()
     # a segment longer than the model is the model
     assert total(checkpointing=4) == total(checkpointing=99)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 2}], ids=str)
+def test_adapters_of_low_rank_are_those_of_the_ranks_parts(
+    more: dict[str, Any], tensor: int
+) -> None:
+    config, add = shape("rope", **more), add_lora(LoraConfig(rank=4))
+    role = ModelRole("model", config, trainable=is_adapters, adapters=add, alone=True)
+    layout = ParallelConfig(tensor=tensor)
+    made = TrainingShape(
+        config, 1, LENGTH, "bf16", 0, parallel=layout, world=tensor, trained=trained_names(role),
+        adapters=adapter_count(role), cut_adapters=adapter_count(role, cut=True),
+    )  # fmt: skip
+    ranks = Mesh(tensor=Group(tuple(range(tensor)), 0))
+    sizes = {name: prod(part.shard_shape) for name, part in parts(config, ranks, add).items()}
+    assert made.params == sum(sizes.values())
+    trained = sum(size for name, size in sizes.items() if is_adapters(name))
+    assert made.trained_params == trained
+    found = estimate(made)
+    # 2 bytes of each, and of what is trained a master, two moments and a gradient.
+    assert found.weights == 2 * made.params
+    assert (found.master, found.moments, found.gradients) == (4 * trained, 8 * trained, 4 * trained)
+    assert saved_bytes(role, AdamWConfig()) == 12 * adapter_count(role)
+
+
+@pytest.mark.parametrize("checkpointing", [0, 2])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_with_adapters_no_more_is_kept_than_is_counted(
+    precision: Precision, checkpointing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, add = shape("rope"), add_lora(LoraConfig(rank=4))
+    model = Transformer(config)
+    add(model)
+    freeze(model, set(filter(is_adapters, dict(model.named_parameters()))), DTYPES[precision])
+    engine = LocalEngine(
+        model, AdamWConfig(), precision=precision, checkpointing=checkpointing, adapters=add
+    )
+    counted = estimate(
+        TrainingShape(config, SEQUENCES, LENGTH, precision, checkpointing, trained=frozenset(),
+                      adapters=1)
+    ).activations  # fmt: skip
+    assert 0.7 * counted < kept_bytes(engine, monkeypatch) <= counted
