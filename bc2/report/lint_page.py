@@ -72,8 +72,10 @@ def render(
         bars=list(_bars(report)),
         quantiles=report.lengths.quantiles if report.lengths is not None else {},
         figures=list(lint_view.figures(report)),
-        source_columns=lint_view.SOURCE_COLUMNS,
-        sources=list(lint_view.source_lines(report)),
+        sources=[
+            (lint_view.SOURCE_COLUMNS, list(lint_view.source_lines(report))),
+            (lint_view.ORIGIN_COLUMNS, list(lint_view.origin_lines(report))),
+        ],
         languages=_languages(report),
         benchmarks=list(_benchmarks(report)),
         searched=lint_view.searched(report),

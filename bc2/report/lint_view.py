@@ -42,6 +42,7 @@ def view(report: LintReport, row: ShownRow | None = None) -> Any:
         parts += ["", example_table(found)]
     parts += ["", table(("", ""), list(figures(report)), "Figures")]
     parts += ["", table(SOURCE_COLUMNS, list(source_lines(report)), "Sources")]
+    parts += ["", table(ORIGIN_COLUMNS, list(origin_lines(report)))]
     if any(one.conversations for one in report.overlaps.benchmarks):
         parts += ["", table(BENCHMARK_COLUMNS, list(benchmark_lines(report)), "Benchmarks")]
     if row is not None:
@@ -149,21 +150,28 @@ def proven(proof: PackingProof | None) -> str:
 
 
 SOURCE_COLUMNS = (
-    "source", "format", "conversations", "times", "samples", "tokens", "learnt", "copies",
-    "skipped", "languages", "licence",
+    "source", "rows", "times", "samples", "tokens", "learnt", "copies", "skipped",
 )  # fmt: skip
 
 
 def source_lines(report: LintReport) -> Iterator[tuple[object, ...]]:
     """A line a source, by `SOURCE_COLUMNS`."""
     for one in report.sources:
-        name = visible(one.name) + (" (made)" if one.made else "")
         learnt = f"{one.trained / one.tokens:.1%}" if one.tokens else ""
         yield (
-            name, ", ".join(one.formats), one.conversations, f"{one.times:g}", one.samples,
-            one.tokens, learnt, one.copies, one.skipped, languages(dict(one.languages)),
-            visible(one.licence or ""),
+            visible(one.name), one.conversations, f"{one.times:g}", one.samples, one.tokens,
+            learnt, one.copies, one.skipped,
         )  # fmt: skip
+
+
+ORIGIN_COLUMNS = ("source", "format", "languages", "licence")
+
+
+def origin_lines(report: LintReport) -> Iterator[tuple[object, ...]]:
+    """What the conversations of each source are, by `ORIGIN_COLUMNS`."""
+    for one in report.sources:
+        formats = ", ".join(one.formats) + (", made by bc2" if one.made else "")
+        yield visible(one.name), formats, languages(dict(one.languages)), visible(one.licence or "")
 
 
 BENCHMARK_COLUMNS = ("benchmark", "its texts", "found", "conversations", "first")

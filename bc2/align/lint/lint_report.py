@@ -155,7 +155,7 @@ class PackingProof:
     def holds(self) -> bool:
         """Whether packed equals alone, and nothing reaches another sample."""
         return (
-            self.loss_difference <= 1e-5
+            self.loss_difference <= 1e-6
             and self.gradient_difference <= 1e-5
             and self.leaked == 0
             and self.felt > 0

@@ -26,9 +26,9 @@ _LAYERS, _WIDTH, _FEED_FORWARD, _CHANNELS = 2, 64, 96, 16
 #: Most key heads of it; query heads follow from how many read each.
 _KEY_HEADS = 2
 #: Samples of a row of which a token is changed, the first and the last among them.
-_CHANGED = 8
-#: Most tokens of a row that is tried: a longer one costs memory, and says no more.
-_MOST_TOKENS = 8192
+_CHANGED = 5
+#: Most tokens and samples of a row that are tried: more cost seconds, and say no more.
+_MOST_TOKENS, _MOST_SAMPLES = 2048, 32
 
 
 def prove_packing(
@@ -68,14 +68,15 @@ def prove_packing(
 
 
 def _few(row: Sequence[Sample]) -> list[Sample]:
-    """The samples of a row that have labels, up to the most tokens."""
+    """The samples of a row that have labels and, in their order, room within the limits."""
+    learnt = [sample for sample in row if sample.trained]
     kept: list[Sample] = []
-    tokens = 0
-    for sample in row:
-        tokens += len(sample.tokens)
-        if sample.trained and (tokens <= _MOST_TOKENS or not kept):
+    room = _MOST_TOKENS
+    for sample in learnt:
+        if len(sample.tokens) <= room and len(kept) < _MOST_SAMPLES:
             kept.append(sample)
-    return kept
+            room -= len(sample.tokens)
+    return kept or learnt[:1]
 
 
 def _renumbered(rows: Sequence[Sequence[Sample]]) -> tuple[list[list[Sample]], int]:

@@ -33,6 +33,9 @@ _WORTH_A_PROCESS = 2 * _CHUNK
 #: Characters by which the language is told: as good as more, and twice as quick as 1,000.
 _LANGUAGE_SAMPLE = 500
 
+#: ISO 639's code for what is in no language: numbers and signs, of which all are as likely.
+_NO_LANGUAGE = "zxx"
+
 _LANGUAGE_OF = {variety: code for code, found in VARIETIES.items() for variety in found}
 
 
@@ -141,7 +144,10 @@ class Scanner:
 
 
 def _language(said: Sequence[str]) -> str:
-    code = identify("\n".join(said)[:_LANGUAGE_SAMPLE], ()).language
+    text = "\n".join(said)[:_LANGUAGE_SAMPLE]
+    if not any(character.isalpha() for character in text):
+        return _NO_LANGUAGE
+    code = identify(text, ()).language
     return _LANGUAGE_OF.get(code, code)
 
 

@@ -35,9 +35,23 @@ def test_packed_equals_alone(kind: str) -> None:
     proof = prove_packing(ROWS, 256, ModelConfig(**{**MODEL, **KINDS[kind]}))
     assert proof is not None
     assert proof.holds
-    assert (proof.rows, proof.samples, proof.changed) == (2, 14, 13)
+    assert (proof.rows, proof.samples, proof.changed) == (2, 14, 10)
     assert proof.tokens == sum(len(one.tokens) for row in ROWS for one in row)
     assert proof.unbounded > 1e-3
+
+
+def test_of_a_large_row_the_samples_are_tried_that_there_is_room_for() -> None:
+    lengths = [1500, 700, 500, *[2] * 40]
+    few = packing_proof._few([drawn_of(length) for length in lengths])
+    assert [len(one.tokens) for one in few] == [1500, 500, *[2] * 24]
+    assert [len(one.tokens) for one in packing_proof._few([drawn_of(9000)] * 2)] == [9000]
+
+
+def drawn_of(length: int) -> Sample:
+    """A sample of one label, its last."""
+    labels = np.full(length, IGNORED, np.int32)
+    labels[-1] = 3
+    return Sample(np.arange(length, dtype=np.int32), labels, (labels != IGNORED).astype(np.float32))
 
 
 def test_the_small_model_is_of_the_recipes_kind() -> None:

@@ -31,8 +31,8 @@ def said(question: str, answer: str) -> Conversation:
 
 
 def test_each_conversation_has_a_language() -> None:
-    found = Scanner.of((), None)([said("Translate.", ENGLISH), said("翻译。", CHINESE)])
-    assert found.languages == ["en", "zh"]
+    rows = [said("Translate.", ENGLISH), said("翻译。", CHINESE), said("3 + 4 =", "7")]
+    assert Scanner.of((), None)(rows).languages == ["en", "zh", "zxx"]
 
 
 def test_copies_are_of_the_same_source_or_of_another() -> None:
