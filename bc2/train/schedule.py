@@ -28,11 +28,12 @@ class Schedule:
     """``learning_rate(step, peak=...)``: of a step, from 0."""
 
     @classmethod
-    def of(cls, config: RunConfig, epoch_tokens: int) -> Schedule:
+    def of(cls, config: RunConfig, epoch_tokens: int, total_tokens: int | None = None) -> Schedule:
         """The schedule of a run.
 
         Args:
             epoch_tokens: tokens of one pass over its training data.
+            total_tokens: of a run whose length is in epochs, and these are not equally long.
 
         Raises:
             RecipeError: it is longer than can be counted, or its warm-up does not end.
@@ -42,6 +43,8 @@ class Schedule:
             return length.steps(batch_tokens=config.step_tokens, epoch_tokens=epoch_tokens)
 
         total, warmup = steps(Duration.parse(config.length)), steps(config.schedule.warmup_length)
+        if total_tokens is not None:
+            total = max(1, math.ceil(total_tokens / config.step_tokens))
         _check_lengths(config, total, warmup)
         return cls(
             total=total,

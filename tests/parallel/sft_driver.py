@@ -60,7 +60,7 @@ def naive(
 def train(run: dict[str, Any]) -> list[list[float]]:
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
     rows = rows_of(run)
-    total = rows.epoch_rows
+    total = rows.first_row(1)
     first = total // SEQUENCES * SEQUENCES
     whole = engine_of({"position": run.get("position", "rope")}, Mesh()).model
     expected, right = naive(whole, rows, range(first, total))

@@ -81,7 +81,7 @@ class HeldoutAnswers:
 
     def _batches(self) -> Iterator[Batch]:
         assert self.rows is not None
-        numbers = range(self.rows.epoch_rows)
+        numbers = range(self.rows.first_row(1))
         for at in range(0, len(numbers), self.micro_batch):
             yield self.rows.batch(numbers[at : at + self.micro_batch])
 

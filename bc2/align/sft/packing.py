@@ -29,11 +29,12 @@ class Rows:
 
 
 def pack_rows(lengths: npt.NDArray[np.int32], capacity: int, seed: int, epoch: int) -> Rows:
-    """Pack every sample once, into rows that come in an order drawn by seed and epoch.
+    """Pack every sample once, by seed and epoch: samples and rows come in drawn orders.
 
-    Best fit, the longest samples first: each goes into the row that it leaves least room in. How
-    many rows there are follows from the lengths alone, so that epochs are equally long; which of
-    equally long samples come together is drawn.
+    Best fit: each sample goes into the row that it leaves least room in. The longest first would
+    fill rows a little better (99.9% instead of 99.5%, of short answers in rows of 1,024), but with
+    samples of one length, which are often of one kind: what a step averages over is to be drawn
+    from all. How many rows there are differs a little between epochs.
 
     Args:
         lengths: [N] tokens, each from 1 to `capacity`.
@@ -44,18 +45,17 @@ def pack_rows(lengths: npt.NDArray[np.int32], capacity: int, seed: int, epoch: i
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= capacity:
         raise ValueError(f"samples have 1 to {capacity} tokens, and not {lengths.max()}")
     rng = np.random.default_rng([seed, epoch])
-    drawn = rng.permutation(len(lengths))
-    order = drawn[np.argsort(-lengths[drawn].astype(np.int64), kind="stable")]
+    order = rng.permutation(len(lengths))
     row_of = _best_fit(lengths[order], capacity)
     count = int(row_of.max(initial=-1)) + 1
-    row_of = rng.permutation(count)[row_of]  # rows in a drawn order, not the fullest first
+    row_of = rng.permutation(count)[row_of]  # else the last rows were the emptiest
     by_row = np.argsort(row_of, kind="stable")
     starts = np.searchsorted(row_of[by_row], np.arange(count + 1))
     return Rows(order[by_row].astype(np.int64), starts.astype(np.int64))
 
 
 def _best_fit(lengths: npt.NDArray[np.int32], capacity: int) -> npt.NDArray[np.int64]:
-    """The row of each sample, where lengths descend.
+    """The row of each sample, which come one after another.
 
     Bit n of `rooms` says whether a row has room for n tokens; the lowest bit from a length on is
     the best fit, found in a few machine words whatever the number of rows.
@@ -83,7 +83,7 @@ def repeated(times: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.int64]
     """Which samples an epoch reads: places of samples, each as often as it is to be read.
 
     Of a sample that is read 2.3 times an epoch, it is drawn by seed and place whether that is
-    twice or three times: the same in every epoch, so that epochs are equally long.
+    twice or three times: the same in every epoch.
 
     Args:
         times: [M] above 0.

@@ -64,7 +64,7 @@ class SftInputs:
         """What a step reads and how much that is in all, for a person."""
         total = self.schedule.total * config.batch_sequences
         total = total if self.total_rows is None else self.total_rows
-        epochs = total / self.rows.epoch_rows
+        epochs = total / self.rows.first_row(1)
         return (
             f"{config.batch_sequences:,} rows of {config.sequence_length:,} tokens = {total:,} "
             f"rows, {epochs:.2f} epochs of {len(self.rows.entries):,} conversations"
@@ -78,7 +78,7 @@ class SftInputs:
         tokens = int(samples.lengths.sum(dtype=np.int64))
         lines = [
             f"{len(samples):,} conversations of {tokens:,} tokens, {trained / tokens:.1%} of them "
-            f"trained, in {rows.epoch_rows:,} rows that are {rows.filled():.2%} full"
+            f"trained, in {rows.first_row(1):,} rows that are {rows.filled():.2%} full"
         ]
         left_out = {**samples.fault_counts, "too long": len(samples.too_long)}
         lines += [f"left out: {n:,} ({code})" for code, n in left_out.items() if n]
@@ -104,8 +104,18 @@ def open_sft_inputs(run: Run) -> SftInputs:
     chats = Chats.open(artifact.path)
     samples = _rendered(source, chats, "train", config)
     rows = _packed(samples, chats, "train", config, _pad_id(source))
-    total = _total_rows(config, rows.epoch_rows)
-    schedule = Schedule.of(config, epoch_tokens=rows.epoch_rows * config.sequence_length)
+    if not len(rows.entries):
+        raise RecipeError(
+            "no conversation is read: every source has a `times` below 1, and none was drawn",
+            where="[chats]",
+            todo="raise chats.sources.times",
+        )
+    total = _total_rows(config, rows)
+    schedule = Schedule.of(
+        config,
+        epoch_tokens=rows.first_row(1) * config.sequence_length,
+        total_tokens=None if total is None else total * config.sequence_length,
+    )
     return SftInputs(source, chats, rows, _heldout(source, chats, config), schedule, total)
 
 
@@ -244,8 +254,6 @@ def _heldout(source: ChatSource, chats: Chats, config: SftConfig) -> PackedSampl
     return replace(rows, entries=chosen, seed=0, _epochs={})
 
 
-def _total_rows(config: SftConfig, epoch_rows: int) -> int | None:
+def _total_rows(config: SftConfig, rows: PackedSamples) -> int | None:
     length = Duration.parse(config.length)
-    if length.unit != "epochs":
-        return None
-    return max(1, -int(-(length.amount * epoch_rows) // 1))
+    return rows.total_rows(length.amount) if length.unit == "epochs" else None

@@ -5,10 +5,12 @@ Shapes: R rows of S tokens, N samples in them, D samples and stretches of paddin
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,16 +100,25 @@ class PackedSamples:
     """Whether the labels of a sample share one weight of 1, instead of having each their own."""
     _epochs: dict[int, Rows] = field(default_factory=dict, repr=False)
     """The rows of the epochs that are read now."""
+    _starts: list[int] = field(default_factory=lambda: [0], repr=False)
+    """The first row of each epoch, as far as they were asked for."""
 
     @property
     def weighted(self) -> bool:
         """Whether labels do not all count 1."""
         return self.by_sample or self.samples.weights is not None
 
-    @cached_property
-    def epoch_rows(self) -> int:
-        """Rows of an epoch: the same in all."""
-        return len(self._rows(0))
+    def first_row(self, epoch: int) -> int:
+        """The number of an epoch's first row."""
+        while len(self._starts) <= epoch:
+            self._starts.append(self._starts[-1] + len(self._rows(len(self._starts) - 1)))
+        return self._starts[epoch]
+
+    def total_rows(self, epochs: Decimal) -> int:
+        """Rows of so many epochs; of a fraction, the first ones of its epoch."""
+        whole = int(epochs)
+        last = self.first_row(whole + 1) - self.first_row(whole) if epochs % 1 else 0
+        return self.first_row(whole) + math.ceil(last * (epochs % 1))
 
     def _rows(self, epoch: int) -> Rows:
         known = self._epochs.get(epoch)
@@ -121,8 +132,10 @@ class PackedSamples:
 
     def row(self, number: int) -> tuple[list[Sample], int]:
         """The samples of a row, and the source that most of its tokens are of."""
-        epoch, at = divmod(number, self.epoch_rows)
-        places = self.entries[self._rows(epoch)[at]]
+        while number >= self._starts[-1]:
+            self.first_row(len(self._starts))
+        epoch = bisect_right(self._starts, number) - 1
+        places = self.entries[self._rows(epoch)[number - self._starts[epoch]]]
         samples = [self._sample(place) for place in places.tolist()]
         tokens = np.bincount(
             self.source_ids[places], weights=[len(sample.tokens) for sample in samples]
@@ -145,9 +158,9 @@ class PackedSamples:
         )  # fmt: skip
 
     def filled(self) -> float:
-        """The share of positions that are not padding."""
-        lengths = self.samples.lengths[self.entries]
-        return float(lengths.sum(dtype=np.int64)) / (self.epoch_rows * self.sequence_length)
+        """The share of positions of the first epoch that are not padding."""
+        tokens = int(self.samples.lengths[self.entries].sum(dtype=np.int64))
+        return tokens / (self.first_row(1) * self.sequence_length)
 
 
 @dataclass(frozen=True)

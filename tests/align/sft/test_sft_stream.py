@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,12 @@ def tokens_of(batches: list[Batch]) -> list[bytes]:
 def test_two_epochs_read_each_sample_twice_and_the_last_step_is_smaller() -> None:
     samples = drawn(200, 40, V)
     rows = packed(samples, LENGTH)
-    total = 2 * rows.epoch_rows
-    count = -(-total // 5)
-    assert total % 5
-    steps = read(stream(rows, total, sequences=5), count)
-    assert [step.sequences for step in steps] == [5] * (count - 1) + [total % 5]
-    assert [step.first for step in steps] == list(range(0, total, 5))
+    total = rows.first_row(2)
+    count = -(-total // 7)
+    assert total % 7
+    steps = read(stream(rows, total, sequences=7), count)
+    assert [step.sequences for step in steps] == [7] * (count - 1) + [total % 7]
+    assert [step.first for step in steps] == list(range(0, total, 7))
     found = sorted(tokens_of([batch for step in steps for batch in step.batches]))
     assert found == sorted([one.tokens.tobytes() for one in samples] * 2)
 
@@ -57,7 +58,7 @@ def test_two_epochs_read_each_sample_twice_and_the_last_step_is_smaller() -> Non
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 2), (2, 1), (2, 2), (4, 1)])
 def test_a_step_has_the_same_rows_whatever_ranks_and_micro_batch(ranks: int, micro: int) -> None:
     rows = packed(drawn(90, 40, V), LENGTH)
-    total = rows.epoch_rows
+    total = rows.first_row(1)
     steps = -(-total // 4)
     alone = read(stream(rows, total), steps)
     every = [
@@ -75,17 +76,29 @@ def test_a_step_has_the_same_rows_whatever_ranks_and_micro_batch(ranks: int, mic
 
 
 def test_a_row_number_says_everything() -> None:
-    rows = packed(drawn(90, 40, V), LENGTH)
+    rows = packed(drawn(40, 40, V), LENGTH)
     straight = read(stream(rows, None), 9)
-    again = read(stream(packed(drawn(90, 40, V), LENGTH), None), 3, first=24)
+    assert rows.first_row(2) < 28  # from the third epoch on
+    again = read(stream(packed(drawn(40, 40, V), LENGTH), None), 3, first=24)
     for one, other in zip(straight[6:], again, strict=True):
         assert np.array_equal(one.batches[0].tokens, other.batches[0].tokens)
+
+
+def test_epochs_have_their_own_rows_and_a_fraction_its_first() -> None:
+    rows = packed(drawn(90, 40, V), LENGTH)
+    one, two = rows.first_row(1), rows.first_row(2)
+    assert rows.total_rows(Decimal(2)) == two
+    assert rows.total_rows(Decimal("1.5")) == one + -(-(two - one) // 2)
+    for epoch in range(2):
+        numbers = range(rows.first_row(epoch), rows.first_row(epoch + 1))
+        found = sum(len(rows.row(number)[0]) for number in numbers)
+        assert found == 90
 
 
 def test_steps_after_the_end_of_the_run_are_full() -> None:
     """As after a rollback, which leaves data out and makes the same number of steps."""
     rows = packed(drawn(90, 40, V), LENGTH)
-    (step,) = read(stream(rows, rows.epoch_rows), 1, first=rows.epoch_rows)
+    (step,) = read(stream(rows, rows.first_row(1)), 1, first=rows.first_row(1))
     assert step.sequences == 4
 
 
@@ -151,7 +164,8 @@ def test_packed_equals_alone(position: str, backend: str, weighted: bool) -> Non
     samples = drawn(40, LENGTH, V, weighted=weighted)
     rows = packed(samples, LENGTH, weighted=weighted)
     together = [
-        rows.batch(range(at, min(at + 3, rows.epoch_rows))) for at in range(0, rows.epoch_rows, 3)
+        rows.batch(range(at, min(at + 3, rows.first_row(1))))
+        for at in range(0, rows.first_row(1), 3)
     ]
     alone = [make_batch([[one]], len(one.tokens), 2, weighted=weighted) for one in samples]
     loss, found = gradients(model, together)
@@ -169,7 +183,7 @@ def test_packed_equals_alone_in_bf16(position: str) -> None:
     rows = packed(samples, LENGTH)
     exact, wide = gradients(model, alone)
     model.bfloat16()
-    loss, found = gradients(model, [rows.batch(range(rows.epoch_rows))])
+    loss, found = gradients(model, [rows.batch(range(rows.first_row(1)))])
     other, single = gradients(model, alone)
     assert abs(loss - other) <= 2 * abs(other - exact) + 1e-4 * exact
     assert loss == pytest.approx(exact, rel=2e-3)
