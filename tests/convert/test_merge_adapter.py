@@ -96,6 +96,8 @@ def test_commands_take_it_beside_its_base(home: Path, bc2: Callable[..., Any]) -
     assert adapter[0] == made[0] != plain[0]
     assert adapter[1] == pytest.approx(made[1], rel=1e-5)
     assert adapter[1] != pytest.approx(plain[1], rel=1e-2)
+    shown = json.loads(bc2("registry", "show", "adapter", "--json").out)
+    assert (shown["role"], shown["parents"]) == ("adapter", [base.digest])
     newest = bc2("generate", "a b", "--max-new-tokens", "1")
     assert f"taking the newest model, {merged.title}" in newest.err
 
