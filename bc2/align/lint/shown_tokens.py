@@ -47,7 +47,7 @@ class ShownSample:
     place: Place
     faults: tuple[str, ...]
     tokens: tuple[ShownToken, ...]
-    """None where the layout has no place for it."""
+    """Empty where the layout has no place for it."""
 
     @property
     def length(self) -> int:
