@@ -1,6 +1,6 @@
 """The conversations of an artifact as samples, rendered by the model's chat layout.
 
-Every row is checked as it is rendered (`bc2.align.lint.row_checks`). What is done with rows that
+Every row is checked as it is rendered (`bc2.align.sft.row_checks`). What is done with rows that
 are faulty or too long is said in `RenderSettings`; nothing is left out without being counted.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bc2.align.lint.row_checks import row_faults, unrendered_faults
+from bc2.align.sft.row_checks import row_faults, unrendered_faults
 from bc2.align.sft.sample import Sample, sample_of
 from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole, merge
 from bc2.cache_folder import cache_folder
