@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from bc2.data.loader import Batch
+from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
 from bc2.train.speed.clock import Clock
 
@@ -33,3 +35,12 @@ class Objective(Protocol):
     """``objective(model, batch, clock) -> Loss``; the clock times forward and head."""
 
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss: ...
+
+
+def hidden_states(model: Transformer, batch: Batch, clock: Clock) -> Tensor:
+    """The last hidden states of this rank's tokens of a micro-batch: [T own, D]."""
+    tokens = to_device(torch.from_numpy(batch.tokens), model.device).flatten()
+    boundaries = to_device(torch.from_numpy(batch.cu_seqlens), model.device)
+    with clock.part("forward"):
+        hidden: Tensor = model(tokens, boundaries, batch.max_seqlen)
+    return hidden

@@ -22,7 +22,7 @@ from bc2.tokenizer.chat import Chat
 from bc2.train.continuations import continuations
 from bc2.train.engines.base import Engine
 from bc2.train.measured import Measured
-from bc2.train.objective import Loss
+from bc2.train.objective import Loss, hidden_states
 from bc2.train.speed.clock import Clock
 from bc2.train.stream import with_timeout
 
@@ -36,11 +36,9 @@ class HeldoutSums:
 
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
         device = model.device
-        tokens = to_device(torch.from_numpy(batch.tokens), device).flatten()
-        boundaries = to_device(torch.from_numpy(batch.cu_seqlens), device)
         labels = to_device(torch.from_numpy(batch.labels), device).flatten()
         shares = to_device(torch.from_numpy(batch.token_fields[WEIGHT]), device).flatten()
-        hidden = model(tokens, boundaries, batch.max_seqlen)
+        hidden = hidden_states(model, batch, clock or Clock())
         found = model.language_head.log_probs(hidden, labels)
         nats = -found.log_probs.double()
         by_sample, right = (nats * shares).sum(), found.greedy.double().sum()

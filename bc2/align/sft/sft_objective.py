@@ -10,7 +10,7 @@ from torch import Tensor
 from bc2.data.loader import Batch
 from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
-from bc2.train.objective import Loss
+from bc2.train.objective import Loss, hidden_states
 from bc2.train.speed.clock import Clock
 
 #: The token field with how much each label counts, where they do not all count 1; and the weight
@@ -28,11 +28,8 @@ class Answers:
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
         clock = clock or Clock()
         head, device = model.language_head, model.device
-        tokens = to_device(torch.from_numpy(batch.tokens), device).flatten()
-        boundaries = to_device(torch.from_numpy(batch.cu_seqlens), device)
         labels = torch.from_numpy(batch.labels).flatten()  # the head checks them on the host
-        with clock.part("forward"):
-            hidden = model(tokens, boundaries, batch.max_seqlen)
+        hidden = hidden_states(model, batch, clock)
         with clock.part("head"):
             if WEIGHT not in batch.token_fields:
                 found = head.loss(hidden, labels, z_weight=0.0)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bc2.data.loader import Batch
-from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
-from bc2.train.objective import Loss
+from bc2.train.objective import Loss, hidden_states
 from bc2.train.speed.clock import Clock
 
 
@@ -24,12 +23,9 @@ class NextToken:
 
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
         clock = clock or Clock()
-        head, device = model.language_head, model.device
-        tokens = to_device(torch.from_numpy(batch.tokens), device).flatten()
-        boundaries = to_device(torch.from_numpy(batch.cu_seqlens), device)
+        head = model.language_head
         labels = torch.from_numpy(batch.labels).flatten()  # the head checks them on the host
-        with clock.part("forward"):
-            hidden = model(tokens, boundaries, batch.max_seqlen)
+        hidden = hidden_states(model, batch, clock)
         with clock.part("head"):
             parts = head.loss(hidden, labels, z_weight=self.z_weight)
         return Loss(parts.loss_sum, {"ce": parts.ce_sum, "z": parts.z_sum})

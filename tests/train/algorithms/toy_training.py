@@ -19,7 +19,7 @@ from bc2.train.algorithm import Training
 from bc2.train.guard import Guard
 from bc2.train.measured import Measured
 from bc2.train.models import Models
-from bc2.train.objective import Loss
+from bc2.train.objective import Loss, hidden_states
 from bc2.train.run import Run
 from bc2.train.run_config import RunConfig
 from bc2.train.sample_sums import counted_once, sum_by_sample
@@ -127,12 +127,7 @@ def scores_of(model: Transformer, batch: Batch) -> Tensor:
 
 
 def hidden_of(model: Transformer, batch: Batch, clock: Clock | None = None) -> Tensor:
-    """The last hidden states of this rank's tokens: [T own, D]."""
-    tokens = torch.from_numpy(batch.tokens).flatten().to(model.device)
-    boundaries = torch.from_numpy(batch.cu_seqlens).to(model.device)
-    with (clock or Clock()).part("forward"):
-        hidden: Tensor = model(tokens, boundaries, batch.max_seqlen)
-    return hidden
+    return hidden_states(model, batch, clock or Clock())
 
 
 class ToyStream(BatchStream):
