@@ -14,11 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
 
 from bc2 import recipe
+from bc2.align.sft.packing import pack_rows, repeated
+from bc2.align.sft.sft_config import SftConfig
 from bc2.data import sample
 from bc2.data.chats.chats_config import ChatsConfig
 from bc2.data.chats.make_chats import make_chats
@@ -27,7 +30,7 @@ from bc2.data.inputs import inputs
 from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.prep.stage_table import build_stages
 from bc2.errors import Bc2Error, RecipeError
-from bc2.model.transformer import Decoder
+from bc2.model.transformer import Transformer
 from bc2.pipeline.table import check_recipe
 from bc2.plan.check import check_memory_fits
 from bc2.plan.devices import find_device
@@ -104,6 +107,20 @@ path = "chats.jsonl"
     "model": TRAINING,
     "parallel": TRAINING,
     "pretrain": CORPUS + "[tokenizer]\nvocab_size = 600\n" + TRAINING,
+    "sft": TRAINING.partition("[pretrain]")[0]
+    + """
+[sft]
+init = "checkpoint/base"
+length = "20 steps"
+batch_tokens = 512
+micro_batch = 4
+sequence_length = 64
+
+[sft.schedule]
+[sft.optimizer]
+[sft.lora]
+[parallel]
+""",
     "ladder": TRAINING
     + """
 [ladder]
@@ -213,33 +230,61 @@ def start_chats(loaded: Recipe) -> None:
 
 def start_training(loaded: Recipe) -> None:
     settings = TrainingSettings.of(loaded)
+    training = settings.training
+    assert isinstance(training, PretrainConfig)
+    start_run(loaded, settings)
+    if training.tokens is not None and not training.tokens.endswith(".toml"):
+        Registry.open().resolve(training.tokens, "tokens")
+    weights = stratum_weights({"text": 1000}, training.weights, None, str)
+    mixture = Mixture({"text": 1000}, weights, training.seed)
+    mixture.locate(torch.arange(4).numpy())
+    start_steps(settings, 1000)
+
+
+def start_sft(loaded: Recipe) -> None:
+    settings = TrainingSettings.of(loaded)
+    training = settings.training
+    assert isinstance(training, SftConfig)
+    start_run(loaded, settings)
+    if training.chats is not None and not training.chats.endswith(".toml"):
+        Registry.open().resolve(training.chats, "chats")
+    lengths = np.ones(8, np.int32)
+    entries = repeated(np.full(8, 1.5), training.seed)
+    rows = pack_rows(lengths[entries], training.sequence_length, training.seed, 0)
+    start_steps(settings, len(rows))
+
+
+def start_run(loaded: Recipe, settings: TrainingSettings) -> None:
+    """What every algorithm's run begins with."""
     for world in (1, 8):
         _, refused = attempt(partial(settings.check_ranks, world))
         assert refused is None or refused.todo
     device = find_device("h100", count=8, memory=None, flops=None, price=None)
     _, refused = attempt(lambda: make_plan(loaded, device, 8).as_json())
     assert refused is None or refused.todo
-    training = settings.training
-    assert isinstance(training, PretrainConfig)
-    pick_device(training.device)
+    pick_device(settings.training.device)
     check_memory_fits(settings, 1, 1, available=10**13)
-    if training.tokens is not None and not training.tokens.endswith(".toml"):
-        Registry.open().resolve(training.tokens, "tokens")
-    weights = stratum_weights({"text": 1000}, training.weights, None, str)
-    mixture = Mixture({"text": 1000}, weights, training.seed)
-    schedule = Schedule.of(training, epoch_tokens=1000 * training.sequence_length)
+    torch.Generator().manual_seed(settings.training.seed)
+    with torch.device("meta"):
+        model = Transformer(settings.model)
+        for role in settings.models:
+            if role.adapters is not None:
+                role.adapters(model)
+
+
+def start_steps(settings: TrainingSettings, rows: int) -> None:
+    """Guard, schedule and optimizer of a run over so many rows."""
+    training = settings.training
+    assert isinstance(training, PretrainConfig | SftConfig)
+    schedule = Schedule.of(training, epoch_tokens=rows * training.sequence_length)
     for step in (0, 1, schedule.total // 2, schedule.total - 1):
         assert math.isfinite(schedule.learning_rate(step, peak=training.optimizer.learning_rate))
-    mixture.locate(torch.arange(4).numpy())
     LossGuard(training.guard).judge({"loss": 1.0, "grad_norm": 1.0})
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make_optimizer({"w": weight}, {"w": (2, 2)}, training.optimizer)
     optimizer.prepare(
         schedule.learning_rate(0, peak=1.0), norm=1.0, clip_norm=training.optimizer.clip_norm
     )
-    torch.Generator().manual_seed(training.seed)
-    with torch.device("meta"):
-        Decoder(settings.model)
 
 
 def start_ladder(loaded: Recipe) -> None:
@@ -254,6 +299,7 @@ START: dict[str, Callable[[Recipe], None]] = {
     "model": start_training,
     "parallel": start_training,
     "pretrain": start_training,
+    "sft": start_sft,
     "ladder": start_ladder,
 }
 
