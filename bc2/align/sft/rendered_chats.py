@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from bc2.align.sft.row_checks import row_faults, unrendered_faults
 from bc2.align.sft.sample import Sample, sample_of
-from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole, merge
+from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole_chunk, merge
 from bc2.cache_folder import cache_folder
 from bc2.console import Progress
 from bc2.data.chats.chats import Chats
 from bc2.data.chats.conversation import Conversation
 from bc2.data.splits import Split
 from bc2.data.workers import cores, in_order, worker_pool
-from bc2.errors import DataError
+from bc2.errors import DataError, IntegrityError
 from bc2.files import lock_directory, make_directory, sha256_json
 from bc2.tokenizer.chat import Chat, Message, Rendered
 from bc2.tokenizer.chat_file import chat_from_json
@@ -89,14 +89,33 @@ def rendered_chats(
     Raises:
         DataError: the layout does not go with the tokenizer.
         ResourceError: a worker was killed for memory.
+        IntegrityError: what was written cannot be read back.
+        OSError: the disk is full, or fails.
     """
     folder = _folder(source, split, settings)
     make_directory(folder)
     # The other ranks of this machine wait for the one that makes them.
     with lock_directory(folder, wait=True):
-        if not is_whole(folder):
+        samples = _found(folder)
+        if samples is None:
             _make(source, split, settings, folder, workers, progress or (lambda *_: None))
-    return Samples.open(folder)
+            samples = _found(folder)
+        shutil.rmtree(_chunks(folder), ignore_errors=True)
+    if samples is None:
+        raise IntegrityError(
+            "the samples that were just written cannot be read back",
+            where=str(folder),
+            todo="look at the disk, or set BC2_CACHE to a directory on another one",
+        )
+    return samples
+
+
+def _found(folder: Path) -> Samples | None:
+    """The samples in a folder of the cache, unless they are to be made (again)."""
+    try:
+        return Samples.open(folder)
+    except ValueError:
+        return None
 
 
 def _folder(source: ChatSource, split: Split, settings: RenderSettings) -> Path:
@@ -109,18 +128,21 @@ def _make(
     source: ChatSource, split: Split, settings: RenderSettings, folder: Path,
     workers: int | None, progress: Progress,
 ) -> None:  # fmt: skip
-    chunks = folder / "chunks"
+    chunks = _chunks(folder)
     make_directory(chunks)
     count = Chats.open(source.folder).count(split)
     spans = [(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
-    missing = [span for span in spans if not _chunk_path(chunks, span).exists()]
+    missing = [span for span in spans if not is_whole_chunk(_chunk_path(chunks, span))]
     left = sum(stop - start for start, stop in missing)
     progress(count - left)
     processes = min(workers or cores(), 1 + left // _WORTH_A_PROCESS)
     for done in _rendered(source, split, settings, chunks, missing, processes):
         progress(done)
     merge([_chunk_path(chunks, span) for span in spans], folder)
-    shutil.rmtree(chunks)
+
+
+def _chunks(folder: Path) -> Path:
+    return folder / "chunks"
 
 
 def _chunk_path(chunks: Path, span: tuple[int, int]) -> Path:
