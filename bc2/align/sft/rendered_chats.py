@@ -7,8 +7,10 @@ are faulty or too long is said in `RenderSettings`; nothing is left out without 
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,9 +250,13 @@ def _first_rounds(
     if settings.too_long != "rounds":
         return None
     messages = conversation.messages
-    ends = [number for number, one in enumerate(messages, 1) if one["role"] == "assistant"]
-    for end in reversed([end for end in ends if end < len(messages)]):
-        sample = sample_of(chat.render(messages[:end]))
-        if len(sample.tokens) <= settings.window:
-            return sample if sample.trained else None
-    return None
+
+    @cache
+    def until(end: int) -> Sample:
+        return sample_of(chat.render(messages[:end]))
+
+    ends = [number for number, one in enumerate(messages[:-1], 1) if one["role"] == "assistant"]
+    # More rounds are never shorter: of a thousand, ten are tried.
+    fit = bisect_right(ends, settings.window, key=lambda end: len(until(end).tokens))
+    sample = until(ends[fit - 1]) if fit else None
+    return sample if sample is not None and sample.trained else None

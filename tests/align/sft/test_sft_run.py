@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sft_runs import obtain, write_rows
+from sft_runs import conversations, obtain, write_rows
 
 from bc2.align.sft.sft_stream import PackedSamples
 from bc2.cli import main
 from bc2.errors import Interrupted
 from bc2.registry import Registry
+from bc2.tokenizer.chat_layouts import TurnChat
 from bc2.train.logs.log_rows import METRICS, read_rows
 
 
@@ -221,3 +222,54 @@ def test_adapters_are_trained_beside_the_base(
     )
     assert code == 0, err
     assert out.strip()
+
+
+def test_held_out_messages_of_users_alone_are_learnt_and_answered(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"Line {n} is read."}]} for n in range(120)]
+    write_rows(chat / "chats.jsonl", rows)
+    options = ["sft.train_on=all", "sft.length=2 steps"]
+    code, _, err = bc2(capsys, "sft", "chat.toml", *[w for o in options for w in ("--set", o)])
+    assert code == 0, err
+    (made,) = Registry.open().list("checkpoint", "chat")
+    answers = [row for row in read_rows(made.file(METRICS)) if row["event"] == "sample"]
+    assert answers
+    assert all(row["prompt"].endswith("is read.") for row in answers)
+
+
+def test_weights_that_fp32_cannot_sum_are_named(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (chat / "chats.jsonl").read_text().splitlines()]
+    rows[3]["messages"][1]["weight"], rows[5]["messages"][1]["weight"] = 1e39, 1e-50
+    write_rows(chat / "chats.jsonl", rows)
+    code, _, err = bc2(capsys, "sft", "chat.toml", "--set", "chats.heldout_fraction=0")
+    assert code == 3
+    assert "row 4: message 1: `weight` is 1e+39" in err
+    assert "row 6: message 1: `weight` is 1e-50" in err
+
+
+def test_of_many_rounds_few_are_rendered(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [
+        {"role": role, "content": f"{n} {role}"}
+        for n in range(300)
+        for role in ("user", "assistant")
+    ]
+    rows = [{"messages": turns}, *conversations(40)]
+    write_rows(chat / "chats.jsonl", rows)
+    lengths = []
+    plain = TurnChat.render
+
+    def render(self: TurnChat, messages: Any, **options: Any) -> Any:
+        found = plain(self, messages, **options)
+        lengths.append((len(messages), len(found.ids)))
+        return found
+
+    monkeypatch.setattr(TurnChat, "render", render)
+    obtain("chat.toml", "sft.too_long=rounds", "chats.heldout_fraction=0", "sft.length=2 steps")
+    long = [(messages, ids) for messages, ids in lengths if messages > 4]
+    assert len(long) < 20
+    fitting = [messages for messages, ids in long if ids - 1 <= 64]
+    shortest = min(messages for messages, ids in long if ids - 1 > 64)
+    assert max(fitting) == shortest - 2
