@@ -149,8 +149,8 @@ class PackedSamples:
         return Sample(sample.tokens, sample.labels, sample.weights / sample.weights.sum())
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """Rows as a micro-batch; one of -1 has no samples."""
-        rows = [self.row(number) if number >= 0 else ([], 0) for number in numbers]
+        """Rows as a micro-batch; one of -1 has no samples, and is of no source."""
+        rows = [self.row(number) if number >= 0 else ([], -1) for number in numbers]
         sources = np.array([source for _, source in rows], np.int64)
         return make_batch(
             [samples for samples, _ in rows], self.sequence_length, self.pad_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -195,6 +196,22 @@ def test_what_is_left_out_is_counted(
     assert code == 0, err
     assert f"left out: 1 ({left})" in err
     assert "199 conversations" in err
+    assert "no conversation is held out: there is no held-out loss" in err
+
+
+def test_what_is_left_out_of_held_out_ones_is_counted(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (chat / "chats.jsonl").read_text().splitlines()]
+    for row in rows[::2]:
+        row["messages"][1]["content"] = ""
+    write_rows(chat / "chats.jsonl", rows)
+    options = ["sft.faulty=drop", "chats.heldout_fraction=0.5", "sft.length=2 steps"]
+    code, _, err = bc2(capsys, "sft", "chat.toml", *[w for o in options for w in ("--set", o)])
+    assert code == 0, err
+    trained, held_out = re.findall(r"left out: (\d+) \(empty_answer\)", err)
+    assert int(trained) + int(held_out) == 100
+    assert f"held-out ones: left out: {held_out} " in err
 
 
 def test_long_conversations_keep_their_first_rounds(

@@ -75,6 +75,15 @@ def test_a_step_has_the_same_rows_whatever_ranks_and_micro_batch(ranks: int, mic
             assert sum(part.weights[name] for part in mine) == pytest.approx(value)
 
 
+def test_rows_without_samples_are_of_no_source() -> None:
+    rows = packed(drawn(30, 40, V), LENGTH)
+    total = rows.first_row(1)
+    (last,) = read(stream(rows, total, micro_batch=4), 1, first=total - 1)
+    assert last.sequences == 1
+    assert last.sources == {"made": 1}
+    assert last.weights["samples"] == len(rows.row(total - 1)[0])
+
+
 def test_a_row_number_says_everything() -> None:
     rows = packed(drawn(40, 40, V), LENGTH)
     straight = read(stream(rows, None), 9)
