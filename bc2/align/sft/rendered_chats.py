@@ -23,7 +23,7 @@ from bc2.data.chats.chats import Chats
 from bc2.data.chats.conversation import Conversation
 from bc2.data.splits import Split
 from bc2.data.workers import cores, in_order, worker_pool
-from bc2.errors import DataError, IntegrityError
+from bc2.errors import DataError, IntegrityError, from_os_error
 from bc2.files import lock_directory, make_directory, sha256_json
 from bc2.tokenizer.chat import Chat, Message, Rendered
 from bc2.tokenizer.chat_file import chat_from_json
@@ -90,9 +90,8 @@ def rendered_chats(
 
     Raises:
         DataError: the layout does not go with the tokenizer.
-        ResourceError: a worker was killed for memory.
+        ResourceError: a worker was killed for memory, or the disk is full.
         IntegrityError: what was written cannot be read back.
-        OSError: the disk is full, or fails.
     """
     folder = _folder(source, split, settings)
     make_directory(folder)
@@ -100,7 +99,11 @@ def rendered_chats(
     with lock_directory(folder, wait=True):
         samples = _found(folder)
         if samples is None:
-            _make(source, split, settings, folder, workers, progress or (lambda *_: None))
+            try:
+                _make(source, split, settings, folder, workers, progress or (lambda *_: None))
+            except OSError as error:
+                doing = f"keeping samples in {folder} (BC2_CACHE names another place)"
+                raise from_os_error(error, doing) from error
             samples = _found(folder)
         shutil.rmtree(_chunks(folder), ignore_errors=True)
     if samples is None:

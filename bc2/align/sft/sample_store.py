@@ -7,6 +7,7 @@ run and the lint read the same samples. They are a cache: what is lost or damage
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -50,7 +51,8 @@ class SampleChunk:
 
     def write(self, path: Path) -> None:
         """Write it as a file that is there whole or not at all."""
-        aside = path.with_suffix(".tmp")
+        # What a killed process started may still be at the same chunk.
+        aside = path.with_suffix(f".{os.getpid()}.tmp")
         facts = {"cut": self.cut, "too_long": self.too_long, "faults": self.faults}
         with aside.open("wb") as file:
             np.savez(

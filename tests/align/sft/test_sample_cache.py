@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from bc2.align.sft.rendered_chats import ChatSource
 from bc2.align.sft.sample_store import SampleChunk, Samples, merge
 from bc2.align.sft.sft_config import SftConfig
 from bc2.align.sft.sft_inputs import chat_source
+from bc2.errors import ResourceError
 from bc2.pipeline.session import Session
 from bc2.registry import Registry
 
@@ -107,6 +109,17 @@ def test_a_full_disk_is_an_error_and_no_signal(stored: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert len(Samples.open(stored)) == 60  # what was there is whole
+
+
+def test_a_full_disk_says_where(source: ChatSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as writing:
+        writing.setattr(rendering, "merge", full)
+        with pytest.raises(ResourceError, match=r"disk full while keeping samples in .*BC2_CACHE"):
+            _filled(source)
+    assert (_filled(source) / "tokens.npy").exists()
 
 
 @pytest.fixture
