@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bc2 import __version__
 from bc2.align.sft.row_checks import row_faults, unrendered_faults
 from bc2.align.sft.sample import Sample, sample_of
 from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole_chunk, merge
@@ -125,7 +126,7 @@ def _found(folder: Path) -> Samples | None:
 
 def _folder(source: ChatSource, split: Split, settings: RenderSettings) -> Path:
     tokenizer = Tokenizer.load(source.tokenizer).digest
-    key = [_VERSION, source.digest, tokenizer, dict(source.layout), asdict(settings)]
+    key = [_VERSION, __version__, source.digest, tokenizer, dict(source.layout), asdict(settings)]
     return cache_folder() / "chats" / sha256_json(key)[:32] / split
 
 

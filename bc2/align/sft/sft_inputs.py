@@ -32,6 +32,12 @@ from bc2.train.schedule import Schedule
 #: Rows that an error names, of those it is about.
 _NAMED = 5
 
+#: The most epochs: each is packed anew, which takes a second a million conversations.
+_MOST_EPOCHS = 10_000
+
+#: The most conversations that an epoch reads: 8 bytes are held of each.
+_MOST_READ = 1 << 30
+
 
 @dataclass(frozen=True)
 class SftInputs:
@@ -238,6 +244,12 @@ def _packed(
 ) -> PackedSamples:
     source_ids = chats.source_ids(split)[samples.index]
     times = np.array(chats.times)[source_ids] if split == "train" else np.ones(len(samples))
+    if times.sum() > _MOST_READ:
+        raise RecipeError(
+            f"an epoch reads {times.sum():,.0f} conversations, of {len(samples):,}",
+            where="[chats]",
+            todo=f"lower chats.sources.times: {_MOST_READ:,} in all are the most",
+        )
     return PackedSamples(
         samples,
         repeated(times, config.seed),
@@ -267,4 +279,12 @@ def _heldout(
 
 def _total_rows(config: SftConfig, rows: PackedSamples) -> int | None:
     length = Duration.parse(config.length)
-    return rows.total_rows(length.amount) if length.unit == "epochs" else None
+    if length.unit != "epochs":
+        return None
+    if length.amount > _MOST_EPOCHS:
+        raise RecipeError(
+            f"length = {config.length!r}: {_MOST_EPOCHS:,} epochs are the most",
+            where=f"{config.section}.length",
+            todo='write fewer, or the length as "N steps"',
+        )
+    return rows.total_rows(length.amount)

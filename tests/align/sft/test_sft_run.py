@@ -290,3 +290,19 @@ def test_of_many_rounds_few_are_rendered(chat: Path, monkeypatch: pytest.MonkeyP
     fitting = [messages for messages, ids in long if ids - 1 <= 64]
     shortest = min(messages for messages, ids in long if ids - 1 > 64)
     assert max(fitting) == shortest - 2
+
+
+@pytest.mark.parametrize(
+    ("times", "length", "word"),
+    [("1", "1000000 epochs", "10,000 epochs"), ("1e6", "2 epochs", "chats.sources.times")],
+)
+def test_more_than_can_be_packed_is_refused(
+    chat: Path, capsys: pytest.CaptureFixture[str], times: str, length: str, word: str
+) -> None:
+    text = (chat / "chat.toml").read_text()
+    (chat / "chat.toml").write_text(text.replace('"made"', f'"made"\ntimes = {times}'))
+    write_rows(chat / "chats.jsonl", conversations(1500))
+    code, _, err = bc2(capsys, "sft", "chat.toml", "--set", f"sft.length={length}")
+    assert code == 2, err
+    assert word in err
+    assert err.count("error:") == 1
