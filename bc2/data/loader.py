@@ -43,7 +43,7 @@ class Batch:
         max_seqlen: tokens of the longest of them.
         num_labels: labels that are not -100, of all ranks that share the tokens.
         source_ids: [R] int64, the source of each row: into `Mixture.sources` for training,
-            into ``shards.sources("heldout")`` for held-out batches.
+            into ``shards.sources("heldout")`` for held-out batches; -1: of none.
         token_fields: what else an algorithm says of each token, by name; shaped as the labels.
         sample_fields: what it says of each sample, by name: [N, ...].
         packed_samples: N, where rows hold several samples; then the token field `SAMPLE` says

@@ -26,6 +26,9 @@ IGNORED = -100
 
 ROLES = ("system", "user", "assistant")
 
+#: The least and the largest `weight`: sums of them in fp32 neither vanish nor overflow.
+WEIGHTS = (1e-6, 1e6)
+
 #: A `role`, one of `ROLES`, and a `content`; for training, `train` and `weight` if they are not
 #: the default: see `learns` and `weight_of`.
 Message = Mapping[str, Any]
@@ -154,4 +157,10 @@ def _check_marks(message: Message, where: str) -> None:
         raise DataError(
             f"`weight` is {weight!r}, and not a number above 0", where=where,
             todo="write `train: false` for what is not to be learnt",
+        )  # fmt: skip
+    least, most = WEIGHTS
+    if not least <= weight <= most:
+        raise DataError(
+            f"`weight` is {weight!r}, and not from {least:g} to {most:g}", where=where,
+            todo="say how much it counts beside messages of weight 1",
         )  # fmt: skip

@@ -69,7 +69,7 @@ class StepData:
         if not self.names:
             return {}
         ids = np.concatenate([batch.source_ids for batch in self.batches])
-        counts = Counter(self.names[number] for number in ids)
+        counts = Counter(self.names[number] for number in ids if number >= 0)
         return dict(counts.most_common())
 
 

@@ -128,8 +128,9 @@ class HeldoutAnswers:
 
     def _prompt(self, conversation: Conversation) -> tuple[str, list[int]]:
         """What is asked before the first answer, and its tokens; none where it leaves no room."""
-        roles = [message["role"] for message in conversation.messages]
-        asked = conversation.messages[: roles.index("assistant")]
+        said = conversation.messages
+        answers = (number for number, one in enumerate(said) if one["role"] == "assistant")
+        asked = said[: next(answers, len(said))]  # users' messages alone may be learnt too
         try:
             ids = self.chat.prompt(asked)
         except DataError:

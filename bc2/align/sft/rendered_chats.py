@@ -7,21 +7,24 @@ are faulty or too long is said in `RenderSettings`; nothing is left out without 
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bc2 import __version__
 from bc2.align.sft.row_checks import row_faults, unrendered_faults
 from bc2.align.sft.sample import Sample, sample_of
-from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole, merge
+from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole_chunk, merge
 from bc2.cache_folder import cache_folder
 from bc2.console import Progress
 from bc2.data.chats.chats import Chats
 from bc2.data.chats.conversation import Conversation
 from bc2.data.splits import Split
 from bc2.data.workers import cores, in_order, worker_pool
-from bc2.errors import DataError
+from bc2.errors import DataError, IntegrityError, from_os_error
 from bc2.files import lock_directory, make_directory, sha256_json
 from bc2.tokenizer.chat import Chat, Message, Rendered
 from bc2.tokenizer.chat_file import chat_from_json
@@ -88,20 +91,42 @@ def rendered_chats(
 
     Raises:
         DataError: the layout does not go with the tokenizer.
-        ResourceError: a worker was killed for memory.
+        ResourceError: a worker was killed for memory, or the disk is full.
+        IntegrityError: what was written cannot be read back.
     """
     folder = _folder(source, split, settings)
     make_directory(folder)
     # The other ranks of this machine wait for the one that makes them.
     with lock_directory(folder, wait=True):
-        if not is_whole(folder):
-            _make(source, split, settings, folder, workers, progress or (lambda *_: None))
-    return Samples.open(folder)
+        samples = _found(folder)
+        if samples is None:
+            try:
+                _make(source, split, settings, folder, workers, progress or (lambda *_: None))
+            except OSError as error:
+                doing = f"keeping samples in {folder} (BC2_CACHE names another place)"
+                raise from_os_error(error, doing) from error
+            samples = _found(folder)
+        shutil.rmtree(_chunks(folder), ignore_errors=True)
+    if samples is None:
+        raise IntegrityError(
+            "the samples that were just written cannot be read back",
+            where=str(folder),
+            todo="look at the disk, or set BC2_CACHE to a directory on another one",
+        )
+    return samples
+
+
+def _found(folder: Path) -> Samples | None:
+    """The samples in a folder of the cache, unless they are to be made (again)."""
+    try:
+        return Samples.open(folder)
+    except ValueError:
+        return None
 
 
 def _folder(source: ChatSource, split: Split, settings: RenderSettings) -> Path:
     tokenizer = Tokenizer.load(source.tokenizer).digest
-    key = [_VERSION, source.digest, tokenizer, dict(source.layout), asdict(settings)]
+    key = [_VERSION, __version__, source.digest, tokenizer, dict(source.layout), asdict(settings)]
     return cache_folder() / "chats" / sha256_json(key)[:32] / split
 
 
@@ -109,18 +134,21 @@ def _make(
     source: ChatSource, split: Split, settings: RenderSettings, folder: Path,
     workers: int | None, progress: Progress,
 ) -> None:  # fmt: skip
-    chunks = folder / "chunks"
+    chunks = _chunks(folder)
     make_directory(chunks)
     count = Chats.open(source.folder).count(split)
     spans = [(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
-    missing = [span for span in spans if not _chunk_path(chunks, span).exists()]
+    missing = [span for span in spans if not is_whole_chunk(_chunk_path(chunks, span))]
     left = sum(stop - start for start, stop in missing)
     progress(count - left)
     processes = min(workers or cores(), 1 + left // _WORTH_A_PROCESS)
     for done in _rendered(source, split, settings, chunks, missing, processes):
         progress(done)
     merge([_chunk_path(chunks, span) for span in spans], folder)
-    shutil.rmtree(chunks)
+
+
+def _chunks(folder: Path) -> Path:
+    return folder / "chunks"
 
 
 def _chunk_path(chunks: Path, span: tuple[int, int]) -> Path:
@@ -226,9 +254,13 @@ def _first_rounds(
     if settings.too_long != "rounds":
         return None
     messages = conversation.messages
-    ends = [number for number, one in enumerate(messages, 1) if one["role"] == "assistant"]
-    for end in reversed([end for end in ends if end < len(messages)]):
-        sample = sample_of(chat.render(messages[:end]))
-        if len(sample.tokens) <= settings.window:
-            return sample if sample.trained else None
-    return None
+
+    @cache
+    def until(end: int) -> Sample:
+        return sample_of(chat.render(messages[:end]))
+
+    ends = [number for number, one in enumerate(messages[:-1], 1) if one["role"] == "assistant"]
+    # More rounds are never shorter: of a thousand, ten are tried.
+    fit = bisect_right(ends, settings.window, key=lambda end: len(until(end).tokens))
+    sample = until(ends[fit - 1]) if fit else None
+    return sample if sample is not None and sample.trained else None

@@ -1,14 +1,17 @@
 """Samples on disk: flat arrays that are memory mapped, written once, found again by their key.
 
 Tokenising a large set takes longer than starting a run, and each rank of a machine, each resumed
-run and the lint read the same samples. They are a cache: what is lost is made again.
+run and the lint read the same samples. They are a cache: what is lost or damaged is made again.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.align.sft.sample import Sample
-from bc2.files import replace_durably
+from bc2.files import CHUNK, replace_durably, sync_file
 from bc2.tokenizer.chat import IGNORED
 
 _FACTS = "samples.json"
@@ -48,7 +51,8 @@ class SampleChunk:
 
     def write(self, path: Path) -> None:
         """Write it as a file that is there whole or not at all."""
-        aside = path.with_suffix(".tmp")
+        # What a killed process started may still be at the same chunk.
+        aside = path.with_suffix(f".{os.getpid()}.tmp")
         facts = {"cut": self.cut, "too_long": self.too_long, "faults": self.faults}
         with aside.open("wb") as file:
             np.savez(
@@ -60,7 +64,8 @@ class SampleChunk:
                 index=np.array(self.index, np.int64),
                 facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
             )
-        aside.rename(path)
+        sync_file(aside)
+        aside.replace(path)
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
@@ -111,13 +116,29 @@ class Samples:
 
     @classmethod
     def open(cls, folder: Path) -> Samples:
-        """Samples that `merge` has written."""
-        facts = json.loads((folder / _FACTS).read_text())
-        names = ("lengths", "trained", "index", "starts", "tokens", "labels")
+        """Samples that `merge` has written.
+
+        All files are read once, so that a damaged disk does not change what is learnt.
+
+        Raises:
+            ValueError: `merge` has not finished there, or the files are not those it wrote.
+        """
+        try:
+            facts = json.loads((folder / _FACTS).read_bytes())
+            for name, crc in facts["crc32"].items():
+                if _crc(_array(folder, name)) != crc:
+                    raise ValueError(f"{name} of {folder} is damaged")
+            return cls._of(folder, facts)
+        except (OSError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} holds no samples: {error}") from error
+
+    @classmethod
+    def _of(cls, folder: Path, facts: dict[str, Any]) -> Samples:
         # An empty file cannot be mapped.
         mode: Literal["r"] | None = "r" if facts["tokens"] else None
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
-        weights = np.load(folder / "weights.npy", mmap_mode=mode) if facts["weighted"] else None
+        names = ("lengths", "trained", "index", "starts", "tokens", "labels")
+        arrays = {name: np.load(_array(folder, name), mmap_mode=mode) for name in names}
+        weights = np.load(_array(folder, "weights"), mmap_mode=mode) if facts["weighted"] else None
         return cls(
             **arrays,
             weights=weights,
@@ -127,47 +148,62 @@ class Samples:
         )
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether `merge` has finished there."""
-    return (folder / _FACTS).exists()
+def _array(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
 
 
-def merge(chunks: Iterable[Path], folder: Path) -> None:
+def _crc(path: Path) -> int:
+    """CRC-32 of a file."""
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(CHUNK):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def is_whole_chunk(path: Path) -> bool:
+    """Whether `SampleChunk.write` has written this, and every byte of it is still there."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile):
+        return False
+
+
+def merge(chunks: Sequence[Path], folder: Path) -> None:
     """Join chunks into the files of `Samples`; the last one written says that all are there."""
-    chunks = list(chunks)
     facts: dict[str, Any] = {"cut": [], "too_long": [], "faults": [], "weighted": False}
     lengths, index, trained = [], [], []
-    with (folder / "tokens.raw").open("wb") as tokens, (folder / "labels.raw").open("wb") as labels:
-        for path in chunks:
-            with np.load(path) as chunk:
-                tokens.write(chunk["tokens"].tobytes())
-                labels.write(chunk["labels"].tobytes())
-                lengths.append(chunk["lengths"])
-                index.append(chunk["index"])
-                trained.append(_trained(chunk["labels"], chunk["lengths"]))
-                facts["weighted"] |= bool(np.any(chunk["weights"] != (chunk["labels"] != IGNORED)))
-                found = json.loads(chunk["facts"].tobytes())
-            for name in ("cut", "too_long", "faults"):
-                facts[name] += found[name]
+    for path in chunks:
+        with np.load(path) as chunk:
+            labels = chunk["labels"]
+            lengths.append(chunk["lengths"])
+            index.append(chunk["index"])
+            trained.append(_trained(labels, chunk["lengths"]))
+            facts["weighted"] |= bool(np.any(chunk["weights"] != (labels != IGNORED)))
+            found = json.loads(chunk["facts"].tobytes())
+        for name in ("cut", "too_long", "faults"):
+            facts[name] += found[name]
     every = _joined(lengths, np.int32)
-    facts["tokens"] = int(every.sum(dtype=np.int64))
-    np.save(folder / "lengths.npy", every)
-    np.save(folder / "index.npy", _joined(index, np.int64))
-    np.save(folder / "trained.npy", _joined(trained, np.int32))
-    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(every, dtype=np.int64)]))
-    for name in ("tokens", "labels"):
-        _as_npy(folder / f"{name}.raw", folder / f"{name}.npy", np.int32)
+    starts = np.concatenate([[0], np.cumsum(every, dtype=np.int64)])
+    facts["tokens"] = count = int(starts[-1])
+    written = {
+        "lengths": _write(folder, "lengths", every.dtype, len(every), [every]),
+        "trained": _write(folder, "trained", np.int32, len(every), trained),
+        "index": _write(folder, "index", np.int64, len(every), index),
+        "starts": _write(folder, "starts", np.int64, len(starts), [starts]),
+        "tokens": _write(folder, "tokens", np.int32, count, _each(chunks, "tokens")),
+        "labels": _write(folder, "labels", np.int32, count, _each(chunks, "labels")),
+    }
     if facts["weighted"]:
-        _write_weights(chunks, folder)
-    replace_durably(folder / _FACTS, json.dumps(facts).encode())
+        written["weights"] = _write(folder, "weights", np.float32, count, _each(chunks, "weights"))
+    replace_durably(folder / _FACTS, json.dumps({**facts, "crc32": written}).encode())
 
 
-def _write_weights(chunks: Iterable[Path], folder: Path) -> None:
-    with (folder / "weights.raw").open("wb") as file:
-        for path in chunks:
-            with np.load(path) as chunk:
-                file.write(chunk["weights"].tobytes())
-    _as_npy(folder / "weights.raw", folder / "weights.npy", np.float32)
+def _each(chunks: Iterable[Path], name: str) -> Iterator[npt.NDArray[Any]]:
+    for path in chunks:
+        with np.load(path) as chunk:
+            yield chunk[name]
 
 
 def _trained(labels: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
@@ -176,15 +212,22 @@ def _trained(labels: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> n
     return np.asarray(before[ends] - before[ends - lengths], np.int32)
 
 
-def _as_npy(raw: Path, path: Path, dtype: Any) -> None:
-    """Copy a file of numbers into one that `np.load` maps, without holding it."""
-    count = raw.stat().st_size // np.dtype(dtype).itemsize
-    if not count:
-        np.save(path, np.empty(0, dtype))
-    else:
-        made = np.lib.format.open_memmap(path, "w+", dtype, (count,))
-        read = np.memmap(raw, dtype, "r")
-        for start in range(0, count, 2**22):
-            made[start : start + 2**22] = read[start : start + 2**22]
-        made.flush()
-    raw.unlink()
+def _write(
+    folder: Path, name: str, dtype: Any, count: int, parts: Iterable[npt.NDArray[Any]]
+) -> int:
+    """Write numbers into a file that `np.load` maps, without holding them all; its CRC-32.
+
+    Not through a mapping: on a full disk that ends the process. And not over the file that is
+    there, which other runs may have mapped.
+    """
+    aside = folder / f"{name}.tmp"
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    with aside.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": descr, "fortran_order": False, "shape": (count,)}
+        )
+        for part in parts:
+            file.write(np.asarray(part, dtype).tobytes())
+    sync_file(aside)
+    aside.replace(_array(folder, name))
+    return _crc(_array(folder, name))

@@ -32,6 +32,12 @@ from bc2.train.schedule import Schedule
 #: Rows that an error names, of those it is about.
 _NAMED = 5
 
+#: The most epochs: each is packed anew, which takes a second a million conversations.
+_MOST_EPOCHS = 10_000
+
+#: The most conversations that an epoch reads: 8 bytes are held of each.
+_MOST_READ = 1 << 30
+
 
 @dataclass(frozen=True)
 class SftInputs:
@@ -42,6 +48,8 @@ class SftInputs:
     rows: PackedSamples
     heldout: PackedSamples | None
     """The held-out conversations that are measured; None: there are none, or none is asked for."""
+    heldout_lines: tuple[str, ...]
+    """What of the held-out ones is not measured, for a person."""
     schedule: Schedule
     total_rows: int | None
     """Rows of the whole run, where its length is in epochs: the last step has what is left."""
@@ -80,11 +88,16 @@ class SftInputs:
             f"{len(samples):,} conversations of {tokens:,} tokens, {trained / tokens:.1%} of them "
             f"trained, in {rows.first_row(1):,} rows that are {rows.filled():.2%} full"
         ]
-        left_out = {**samples.fault_counts, "too long": len(samples.too_long)}
-        lines += [f"left out: {n:,} ({code})" for code, n in left_out.items() if n]
-        if samples.cut:
-            lines.append(f"{len(samples.cut):,} keep only the first rounds that fit")
-        return lines
+        return [*lines, *_left_out(samples), *self.heldout_lines]
+
+
+def _left_out(samples: Samples) -> list[str]:
+    """What samples lack of their conversations, for a person."""
+    left_out = {**samples.fault_counts, "too long": len(samples.too_long)}
+    lines = [f"left out: {n:,} ({code})" for code, n in left_out.items() if n]
+    if samples.cut:
+        lines.append(f"{len(samples.cut):,} keep only the first rounds that fit")
+    return lines
 
 
 def open_sft_inputs(run: Run) -> SftInputs:
@@ -116,7 +129,8 @@ def open_sft_inputs(run: Run) -> SftInputs:
         epoch_tokens=rows.first_row(1) * config.sequence_length,
         total_tokens=None if total is None else total * config.sequence_length,
     )
-    return SftInputs(source, chats, rows, _heldout(source, chats, config), schedule, total)
+    heldout, lines = _heldout(source, chats, config)
+    return SftInputs(source, chats, rows, heldout, lines, schedule, total)
 
 
 def chat_source(chats: Artifact, base: Artifact, config: SftConfig) -> ChatSource:
@@ -230,6 +244,12 @@ def _packed(
 ) -> PackedSamples:
     source_ids = chats.source_ids(split)[samples.index]
     times = np.array(chats.times)[source_ids] if split == "train" else np.ones(len(samples))
+    if times.sum() > _MOST_READ:
+        raise RecipeError(
+            f"an epoch reads {times.sum():,.0f} conversations, of {len(samples):,}",
+            where="[chats]",
+            todo=f"lower chats.sources.times: {_MOST_READ:,} in all are the most",
+        )
     return PackedSamples(
         samples,
         repeated(times, config.seed),
@@ -241,19 +261,30 @@ def _packed(
     )
 
 
-def _heldout(source: ChatSource, chats: Chats, config: SftConfig) -> PackedSamples | None:
-    """The first held-out conversations, spread over them all."""
-    if not config.eval_samples or not chats.count("heldout"):
-        return None
+def _heldout(
+    source: ChatSource, chats: Chats, config: SftConfig
+) -> tuple[PackedSamples | None, tuple[str, ...]]:
+    """Held-out conversations, spread over them all; and what of them is left out."""
+    if not config.eval_samples:
+        return None, ()
     samples = _rendered(source, chats, "heldout", config)
+    lines = tuple(f"held-out ones: {line}" for line in _left_out(samples))
     if not len(samples):
-        return None
+        return None, (*lines, "no conversation is held out: there is no held-out loss")
     rows = replace(_packed(samples, chats, "heldout", config, _pad_id(source)), by_sample=True)
     most = min(config.eval_samples, len(samples))
     chosen = np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64))
-    return replace(rows, entries=chosen, seed=0, _epochs={})
+    return replace(rows, entries=chosen, seed=0, _epochs={}, _starts=[0]), lines
 
 
 def _total_rows(config: SftConfig, rows: PackedSamples) -> int | None:
     length = Duration.parse(config.length)
-    return rows.total_rows(length.amount) if length.unit == "epochs" else None
+    if length.unit != "epochs":
+        return None
+    if length.amount > _MOST_EPOCHS:
+        raise RecipeError(
+            f"length = {config.length!r}: {_MOST_EPOCHS:,} epochs are the most",
+            where=f"{config.section}.length",
+            todo='write fewer, or the length as "N steps"',
+        )
+    return rows.total_rows(length.amount)

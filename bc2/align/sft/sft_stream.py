@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +103,8 @@ class PackedSamples:
     """The rows of the epochs that are read now."""
     _starts: list[int] = field(default_factory=lambda: [0], repr=False)
     """The first row of each epoch, as far as they were asked for."""
+    _lock: RLock = field(default_factory=RLock, repr=False, compare=False)
+    """After a rollback the thread that read ahead may still be packing beside the new one."""
 
     @property
     def weighted(self) -> bool:
@@ -110,9 +113,10 @@ class PackedSamples:
 
     def first_row(self, epoch: int) -> int:
         """The number of an epoch's first row."""
-        while len(self._starts) <= epoch:
-            self._starts.append(self._starts[-1] + len(self._rows(len(self._starts) - 1)))
-        return self._starts[epoch]
+        with self._lock:
+            while len(self._starts) <= epoch:
+                self._starts.append(self._starts[-1] + len(self._rows(len(self._starts) - 1)))
+            return self._starts[epoch]
 
     def total_rows(self, epochs: Decimal) -> int:
         """Rows of so many epochs; of a fraction, the first ones of its epoch."""
@@ -126,16 +130,17 @@ class PackedSamples:
             lengths = self.samples.lengths[self.entries]
             known = pack_rows(lengths, self.sequence_length, self.seed, epoch)
             for old in [one for one in self._epochs if one < epoch - 1]:
-                self._epochs.pop(old, None)
+                self._epochs.pop(old)
             self._epochs[epoch] = known
         return known
 
     def row(self, number: int) -> tuple[list[Sample], int]:
         """The samples of a row, and the source that most of its tokens are of."""
-        while number >= self._starts[-1]:
-            self.first_row(len(self._starts))
-        epoch = bisect_right(self._starts, number) - 1
-        places = self.entries[self._rows(epoch)[number - self._starts[epoch]]]
+        with self._lock:
+            while number >= self._starts[-1]:
+                self.first_row(len(self._starts))
+            epoch = bisect_right(self._starts, number) - 1
+            places = self.entries[self._rows(epoch)[number - self._starts[epoch]]]
         samples = [self._sample(place) for place in places.tolist()]
         tokens = np.bincount(
             self.source_ids[places], weights=[len(sample.tokens) for sample in samples]
@@ -149,8 +154,8 @@ class PackedSamples:
         return Sample(sample.tokens, sample.labels, sample.weights / sample.weights.sum())
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """Rows as a micro-batch; one of -1 has no samples."""
-        rows = [self.row(number) if number >= 0 else ([], 0) for number in numbers]
+        """Rows as a micro-batch; one of -1 has no samples, and is of no source."""
+        rows = [self.row(number) if number >= 0 else ([], -1) for number in numbers]
         sources = np.array([source for _, source in rows], np.int64)
         return make_batch(
             [samples for samples, _ in rows], self.sequence_length, self.pad_id,

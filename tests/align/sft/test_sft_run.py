@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sft_runs import obtain, write_rows
+from sft_runs import conversations, obtain, write_rows
 
 from bc2.align.sft.sft_stream import PackedSamples
 from bc2.cli import main
 from bc2.errors import Interrupted
 from bc2.registry import Registry
+from bc2.tokenizer.chat_layouts import TurnChat
 from bc2.train.logs.log_rows import METRICS, read_rows
 
 
@@ -194,6 +196,22 @@ def test_what_is_left_out_is_counted(
     assert code == 0, err
     assert f"left out: 1 ({left})" in err
     assert "199 conversations" in err
+    assert "no conversation is held out: there is no held-out loss" in err
+
+
+def test_what_is_left_out_of_held_out_ones_is_counted(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (chat / "chats.jsonl").read_text().splitlines()]
+    for row in rows[::2]:
+        row["messages"][1]["content"] = ""
+    write_rows(chat / "chats.jsonl", rows)
+    options = ["sft.faulty=drop", "chats.heldout_fraction=0.5", "sft.length=2 steps"]
+    code, _, err = bc2(capsys, "sft", "chat.toml", *[w for o in options for w in ("--set", o)])
+    assert code == 0, err
+    trained, held_out = re.findall(r"left out: (\d+) \(empty_answer\)", err)
+    assert int(trained) + int(held_out) == 100
+    assert f"held-out ones: left out: {held_out} " in err
 
 
 def test_long_conversations_keep_their_first_rounds(
@@ -221,3 +239,70 @@ def test_adapters_are_trained_beside_the_base(
     )
     assert code == 0, err
     assert out.strip()
+
+
+def test_held_out_messages_of_users_alone_are_learnt_and_answered(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"Line {n} is read."}]} for n in range(120)]
+    write_rows(chat / "chats.jsonl", rows)
+    options = ["sft.train_on=all", "sft.length=2 steps"]
+    code, _, err = bc2(capsys, "sft", "chat.toml", *[w for o in options for w in ("--set", o)])
+    assert code == 0, err
+    (made,) = Registry.open().list("checkpoint", "chat")
+    answers = [row for row in read_rows(made.file(METRICS)) if row["event"] == "sample"]
+    assert answers
+    assert all(row["prompt"].endswith("is read.") for row in answers)
+
+
+def test_weights_that_fp32_cannot_sum_are_named(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (chat / "chats.jsonl").read_text().splitlines()]
+    rows[3]["messages"][1]["weight"], rows[5]["messages"][1]["weight"] = 1e39, 1e-50
+    write_rows(chat / "chats.jsonl", rows)
+    code, _, err = bc2(capsys, "sft", "chat.toml", "--set", "chats.heldout_fraction=0")
+    assert code == 3
+    assert "row 4: message 1: `weight` is 1e+39" in err
+    assert "row 6: message 1: `weight` is 1e-50" in err
+
+
+def test_of_many_rounds_few_are_rendered(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [
+        {"role": role, "content": f"{n} {role}"}
+        for n in range(300)
+        for role in ("user", "assistant")
+    ]
+    rows = [{"messages": turns}, *conversations(40)]
+    write_rows(chat / "chats.jsonl", rows)
+    lengths = []
+    plain = TurnChat.render
+
+    def render(self: TurnChat, messages: Any, **options: Any) -> Any:
+        found = plain(self, messages, **options)
+        lengths.append((len(messages), len(found.ids)))
+        return found
+
+    monkeypatch.setattr(TurnChat, "render", render)
+    obtain("chat.toml", "sft.too_long=rounds", "chats.heldout_fraction=0", "sft.length=2 steps")
+    long = [(messages, ids) for messages, ids in lengths if messages > 4]
+    assert len(long) < 20
+    fitting = [messages for messages, ids in long if ids - 1 <= 64]
+    shortest = min(messages for messages, ids in long if ids - 1 > 64)
+    assert max(fitting) == shortest - 2
+
+
+@pytest.mark.parametrize(
+    ("times", "length", "word"),
+    [("1", "1000000 epochs", "10,000 epochs"), ("1e6", "2 epochs", "chats.sources.times")],
+)
+def test_more_than_can_be_packed_is_refused(
+    chat: Path, capsys: pytest.CaptureFixture[str], times: str, length: str, word: str
+) -> None:
+    text = (chat / "chat.toml").read_text()
+    (chat / "chat.toml").write_text(text.replace('"made"', f'"made"\ntimes = {times}'))
+    write_rows(chat / "chats.jsonl", conversations(1500))
+    code, _, err = bc2(capsys, "sft", "chat.toml", "--set", f"sft.length={length}")
+    assert code == 2, err
+    assert word in err
+    assert err.count("error:") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from made_samples import drawn, packed
 from torch import Tensor
 
+from bc2.align.sft import sft_stream
+from bc2.align.sft.packing import Rows, pack_rows
 from bc2.align.sft.sample import Sample
 from bc2.align.sft.sft_objective import WEIGHT, Answers
 from bc2.align.sft.sft_stream import PackedSamples, SftStream, make_batch
@@ -75,6 +79,15 @@ def test_a_step_has_the_same_rows_whatever_ranks_and_micro_batch(ranks: int, mic
             assert sum(part.weights[name] for part in mine) == pytest.approx(value)
 
 
+def test_rows_without_samples_are_of_no_source() -> None:
+    rows = packed(drawn(30, 40, V), LENGTH)
+    total = rows.first_row(1)
+    (last,) = read(stream(rows, total, micro_batch=4), 1, first=total - 1)
+    assert last.sequences == 1
+    assert last.sources == {"made": 1}
+    assert last.weights["samples"] == len(rows.row(total - 1)[0])
+
+
 def test_a_row_number_says_everything() -> None:
     rows = packed(drawn(40, 40, V), LENGTH)
     straight = read(stream(rows, None), 9)
@@ -93,6 +106,25 @@ def test_epochs_have_their_own_rows_and_a_fraction_its_first() -> None:
         numbers = range(rows.first_row(epoch), rows.first_row(epoch + 1))
         found = sum(len(rows.row(number)[0]) for number in numbers)
         assert found == 90
+
+
+def test_two_readers_at_once_find_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = drawn(40, 40, V)
+    alone = packed(samples, LENGTH)
+    expected = [alone.row(number)[0][0].tokens.tobytes() for number in range(60)]
+
+    def slow(*given: Any) -> Rows:
+        time.sleep(0.005)
+        return pack_rows(*given)
+
+    monkeypatch.setattr(sft_stream, "pack_rows", slow)
+    rows = packed(samples, LENGTH)
+
+    def read_all(_: int) -> list[bytes]:
+        return [rows.row(number)[0][0].tokens.tobytes() for number in range(60)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read_all, range(4))) == [expected] * 4
 
 
 def test_steps_after_the_end_of_the_run_are_full() -> None:
