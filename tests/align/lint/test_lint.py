@@ -125,6 +125,19 @@ def test_benchmarks_that_were_never_searched_for_are_named(faulty: LintTask) -> 
     assert "gsm8k" in overlaps.missing
 
 
+def test_a_folder_of_benchmarks_that_is_not_there_is_an_error(
+    faulty: LintTask, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        lint(faulty, benchmarks=tmp_path / "nowhere")
+
+
+def test_a_recipe_that_leaves_everything_out_is_an_error(tmp_path: Path) -> None:
+    untrained = [asked(f"What is {n}?", "It.", train=False) for n in range(9)]
+    report = lint(lint_task(tmp_path, {"web": untrained}, faulty="drop"))
+    assert (report.nothing_left, report.errors) == (True, 1)
+
+
 def test_a_report_is_json(faulty: LintTask) -> None:
     found = json.loads(json.dumps(lint(faulty, show=1).to_json()))
     assert found["errors"] == 7
