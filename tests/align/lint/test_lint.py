@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from made_lints import asked, good, lint_task
 
+from bc2.align.lint import shown_tokens
 from bc2.align.lint.lint import LintTask, lint
 from bc2.align.lint.lint_report import Finding, LintReport
 from bc2.align.lint.shown_tokens import find_rows, first_row, shown_places
@@ -154,6 +155,18 @@ def test_without_a_sample_there_are_no_figures_of_samples(tmp_path: Path) -> Non
 
 
 # -- tokens
+
+
+def test_of_a_very_long_example_the_beginning_is_shown_and_all_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = lint_task(tmp_path, {"web": [asked("Long?", "word " * 400), *good(9)]})
+    (whole,) = find_rows(task, "1")
+    monkeypatch.setattr(shown_tokens, "_MOST_IDS", 50)
+    (part,) = shown_places(task, [whole.place])
+    assert part.tokens == whole.tokens[: len(part.tokens)]
+    assert sum(len(token.ids) for token in part.tokens) == 50
+    assert (part.length, part.trained) == (whole.length, whole.trained)
 
 
 def test_tokens_say_what_is_learnt(tmp_path: Path) -> None:
