@@ -149,7 +149,7 @@ def _sample(sample: ShownSample, most: int, why: str = "") -> dict[str, Any]:
         "length": sample.length,
         "trained": sample.trained,
         "tokens": [_token(token) for token in sample.tokens[:most]],
-        "more": max(0, len(sample.tokens) - most),
+        "more": max(0, len(sample.tokens) - most) + sample.more,
     }
 
 

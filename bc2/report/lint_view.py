@@ -54,6 +54,8 @@ def view(report: LintReport, row: ShownRow | None = None) -> Any:
 
 def said(report: LintReport) -> str:
     """The whole in a line."""
+    if report.nothing_left:
+        return f"of {report.conversations:,} conversations none is left to train on"
     if report.errors:
         return f"{report.errors:,} errors in {report.conversations:,} conversations"
     return f"no errors in {report.conversations:,} conversations"
@@ -131,6 +133,9 @@ def searched(report: LintReport) -> str:
     overlaps = report.overlaps
     here = [one.benchmark for one in overlaps.benchmarks]
     never = [*overlaps.missing, *overlaps.unreadable]
+    if not here and overlaps.unreadable:
+        name, why = next(iter(overlaps.unreadable.items()))
+        return f"never searched for: {name} and others cannot be read: {visible(why)}"
     if not here:
         return "never searched for: none lies here (BC2_BENCH_DATA names their folder)"
     found = f"{overlaps.conversations:,} conversations share words with one of {', '.join(here)}"

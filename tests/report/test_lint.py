@@ -114,6 +114,16 @@ def test_without_faults_it_says_so(task: LintTask) -> None:
     assert "no errors in 33 conversations" in drawn(lint_view.view(clean))
 
 
+def test_it_says_that_nothing_is_left_and_that_benchmarks_are_broken(task: LintTask) -> None:
+    report = lint(task)
+    dropped = tuple(replace(one, policy="drop") for one in report.findings)
+    left = replace(report, findings=dropped, packing=None)
+    assert lint_view.said(left) == "of 33 conversations none is left to train on"
+    overlaps = replace(report.overlaps, unreadable={"gsm8k": "no such folder"})
+    told = lint_view.searched(replace(report, overlaps=overlaps))
+    assert told == "never searched for: gsm8k and others cannot be read: no such folder"
+
+
 def test_packing_that_is_wrong_is_an_error(task: LintTask) -> None:
     report = lint(task)
     proof = report.proof

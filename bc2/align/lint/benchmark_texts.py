@@ -69,7 +69,13 @@ def find_benchmarks(folder: Path | None = None) -> FoundBenchmarks:
 
     Args:
         folder: that holds them; None: ``$BC2_BENCH_DATA``, else bc2's cache.
+
+    Raises:
+        DataError: the folder is none.
     """
+    if folder is not None and not folder.is_dir():
+        todo = "give the folder that holds the benchmarks"
+        raise DataError("no such folder", where=str(folder), todo=todo)
     texts: list[BenchmarkText] = []
     missing: list[str] = []
     unreadable: dict[str, str] = {}

@@ -60,7 +60,7 @@ def lint(
         benchmarks: a folder of benchmarks; None: ``$BC2_BENCH_DATA``, else bc2's cache.
 
     Raises:
-        DataError: the layout does not go with the tokenizer.
+        DataError: the layout does not go with the tokenizer, or `benchmarks` is no folder.
         ResourceError: a worker was killed for memory.
     """
     began = time.monotonic()

@@ -195,9 +195,14 @@ class LintReport:
 
     @property
     def errors(self) -> int:
-        """Conversations at which fine-tuning stops, and 1 more if packing is wrong."""
+        """Conversations at which fine-tuning stops; 1 more if packing is wrong or none is left."""
         broken = self.proof is not None and not self.proof.holds
-        return sum(one.count for one in self.findings if one.is_error) + broken
+        return sum(one.count for one in self.findings if one.is_error) + broken + self.nothing_left
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether the recipe leaves every conversation out that it would train on."""
+        return self.packing is None and not any(one.is_error for one in self.findings)
 
     @property
     def languages(self) -> dict[str, int]:

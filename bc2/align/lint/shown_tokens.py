@@ -22,6 +22,9 @@ from bc2.tokenizer.chat import IGNORED, Chat
 #: Tokens that a character may be cut into.
 _MOST_OF_A_CHARACTER = 8
 
+#: Most ids of an example that are made tokens: pages show fewer, and one row may have millions.
+_MOST_IDS = 8_000
+
 #: Most conversations that a row number may mean: files and sources have the same numbers.
 _MOST = 20
 
@@ -48,16 +51,20 @@ class ShownSample:
     faults: tuple[str, ...]
     tokens: tuple[ShownToken, ...]
     """Empty where the layout has no place for it."""
+    more: int = 0
+    """Ids after those of `tokens`."""
+    more_trained: int = 0
+    """Those of them that are learnt."""
 
     @property
     def length(self) -> int:
         """Tokens."""
-        return sum(len(token.ids) for token in self.tokens)
+        return self.more + sum(len(token.ids) for token in self.tokens)
 
     @property
     def trained(self) -> int:
         """Tokens that are learnt."""
-        return sum(len(token.ids) for token in self.tokens if token.trained)
+        return self.more_trained + sum(len(token.ids) for token in self.tokens if token.trained)
 
 
 @dataclass(frozen=True)
@@ -95,21 +102,31 @@ def find_rows(task: LintTask, asked: str) -> list[ShownSample]:
 
 
 def shown_places(task: LintTask, places: Sequence[Place]) -> list[ShownSample]:
-    """The conversations at some places."""
+    """The conversations at some places, of very long ones the beginning."""
     chats, chat = Chats.open(task.source.folder), task.source.chat()
-    return [shown_sample(task, chats, chat, one.split, one.index) for one in places]
+    return [shown_sample(task, chats, chat, one.split, one.index, _MOST_IDS) for one in places]
 
 
-def shown_sample(task: LintTask, chats: Chats, chat: Chat, split: Split, index: int) -> ShownSample:
-    """A conversation whole, whatever is wrong with it."""
+def shown_sample(
+    task: LintTask, chats: Chats, chat: Chat, split: Split, index: int, most: int | None = None
+) -> ShownSample:
+    """A conversation, whatever is wrong with it.
+
+    Args:
+        most: ids that are made tokens; None: all.
+    """
     one = chats.at(split, index)
     one = replace(one, messages=marked(one.messages, task.config.train_on))
     rendered, faults = checked(one, chat)
-    tokens: list[ShownToken] = []
-    if rendered is not None:
-        tokens = shown_tokens(rendered.ids, rendered.labels, rendered.weights, chat)
     said = tuple(f"{code}: {why}" for code, why in faults)
-    return ShownSample(place_of(chats, split, index, ""), said, tuple(tokens))
+    shown = ShownSample(place_of(chats, split, index, ""), said, ())
+    if rendered is None:
+        return shown
+    ids, labels = rendered.ids[:most], rendered.labels[:most]
+    rest = rendered.labels[len(ids) :]
+    tokens = tuple(shown_tokens(ids, labels, rendered.weights[:most], chat))
+    more_trained = len(rest) - rest.count(IGNORED)
+    return replace(shown, tokens=tokens, more=len(rest), more_trained=more_trained)
 
 
 def first_row(task: LintTask) -> ShownRow | None:

@@ -13,6 +13,7 @@ from bc2.streams import BadRow, RowFault
 #: Every reason for which a row is no conversation.
 ChatFault = Literal[
     RowFault,
+    "bad_value",  # a cell of a table that holds what cannot be read
     "no_format",  # its keys are those of none of the formats
     "several_formats",  # its keys are those of more than one
     "mixed_formats",  # another format than the rows before it in its file
@@ -24,6 +25,9 @@ ChatFault = Literal[
     "no_place",  # tools, images and other things that layouts here have no place for
     "bad_mark",  # `train` or `weight` with a value that says nothing
 ]
+
+#: Most characters of what is said of a row: a role or a key may be as long as its file.
+_MOST_CHARACTERS = 400
 
 #: Rows that are as they should be, but not to be learnt: no share of them is too much.
 UNWANTED: frozenset[ChatFault] = frozenset({"label_false"})
@@ -38,6 +42,7 @@ class BadChat(Exception):
     """
 
     def __init__(self, reason: ChatFault, detail: str, todo: str | None = None):
+        detail = detail if len(detail) <= _MOST_CHARACTERS else f"{detail[:_MOST_CHARACTERS]}…"
         super().__init__(detail)
         self.reason: ChatFault = reason
         self.detail = detail

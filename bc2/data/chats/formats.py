@@ -127,7 +127,7 @@ def unread_keys(row: Row, form: Format) -> Iterator[str]:
     for key, value in row.items():
         if value is None:
             continue
-        if key not in _READ[form]:
+        if key not in _READ[form] or (key == "label" and not isinstance(value, bool)):
             yield key
         elif isinstance(value, list):
             for message in value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +23,6 @@ from bc2.data.inputs import file_layout, source_files
 from bc2.data.json_rows import json_rows
 from bc2.data.tables import hf_origin, hf_rows, open_parquet
 from bc2.errors import DataError
-from bc2.streams import BadRow
 
 #: Rows of a Parquet file that are held at once.
 _BATCH = 64
@@ -40,7 +39,7 @@ class ReadChat(NamedTuple):
 class _FileRow(NamedTuple):
     number: int
     value: Any
-    fault: BadRow | None
+    fault: BadChat | None
 
 
 @dataclass
@@ -72,9 +71,10 @@ def read_chats(
         yield ReadChat(_after_system(chat.conversation, config.system), chat.format)
     skipped.check(found.rows, config.max_malformed)
     if not found.rows:
+        bad = f": {skipped.counts.total():,} rows were skipped" if skipped.counts else ""
         raise DataError(
-            f"source {source.name!r} has no conversations",
-            where=source.path or source.hf,
+            f"source {source.name!r} has no conversations{bad}",
+            where=", ".join(skipped.first[:3]) or source.path or source.hf,
             todo="check its path and format",
         )
 
@@ -128,27 +128,41 @@ def _file_rows(file: SourceFile) -> Iterator[_FileRow]:
     if file_layout(file.name) == "parquet":
         yield from _parquet_rows(file)
     else:
-        yield from (_FileRow(*row) for row in json_rows(file.path))
+        for number, value, fault in json_rows(file.path):
+            yield _FileRow(number, value, None if fault is None else BadChat.of(fault))
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[_FileRow]:
     number = 0
     with open_parquet(file) as parquet:
+        _check_columns(parquet.schema_arrow.names, file)
         for batch in parquet.iter_batches(batch_size=_BATCH):
             try:
                 rows = [_FileRow(0, row, None) for row in batch.to_pylist()]
-            except UnicodeDecodeError:  # one bad row is not a bad batch
+            except (ValueError, OverflowError):  # one bad row is not a bad batch
                 rows = [_parquet_row(batch.slice(each, 1)) for each in range(len(batch))]
             for row in rows:
                 number += 1
                 yield row._replace(number=number)
 
 
+def _check_columns(names: Sequence[str], file: SourceFile) -> None:
+    """Raise DataError if a column is there twice: of a row the last would be taken."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"the column {twice[0]!r} is there twice", where=str(file.path),
+            todo="leave one of them out",
+        )  # fmt: skip
+
+
 def _parquet_row(one: Any) -> _FileRow:
     try:
         return _FileRow(0, one.to_pylist()[0], None)
     except UnicodeDecodeError as error:
-        return _FileRow(0, None, BadRow("bad_utf8", f"not UTF-8: {error.reason}"))
+        return _FileRow(0, None, BadChat("bad_utf8", f"not UTF-8: {error.reason}"))
+    except (ValueError, OverflowError) as error:  # such as a time after the year 9999
+        return _FileRow(0, None, BadChat("bad_value", f"a value that cannot be read: {error}"))
 
 
 class _FileReading:
@@ -182,7 +196,7 @@ class _FileReading:
 
     def _chat(self, row: _FileRow) -> ReadChat:
         if row.fault is not None:
-            raise BadChat.of(row.fault)
+            raise row.fault
         form = self._format_of(row)
         messages = tuple(read_row(row.value, form))
         said = Conversation(messages, self._source.name, self._name, row.number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +28,9 @@ _NO_PLACE = (
 
 #: How other tools say what is to be learnt.
 _OTHER_MARKS = ("loss", "training", "train_detail", "loss_weight")
+
+#: What a `weight` may be: sums of such weights, and quotients by them, are exact enough in fp32.
+_LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6
 
 #: The keys of a message that are read or refused.
 KEYS = frozenset(("role", "content", "from", "value", "train", "weight", *_NO_PLACE, *_OTHER_MARKS))
@@ -167,8 +169,11 @@ def _marks(found: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
         marks["train"] = train
     if weight is not None:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight <= 0:
-            why = f"{where} `weight` is {weight!r}, and not a number above 0"
+        if not number or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
+            why = (
+                f"{where} `weight` is {weight!r}, and not a number from {_LEAST_WEIGHT:g} to "
+                f"{_MOST_WEIGHT:g}"
+            )
             raise BadChat("bad_mark", why, "write `train: false` for what is not to be learnt")
         marks["weight"] = float(weight)
     for key in _OTHER_MARKS:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from made_lints import asked, good, lint_task
 
+from bc2.align.lint import shown_tokens
 from bc2.align.lint.lint import LintTask, lint
 from bc2.align.lint.lint_report import Finding, LintReport
 from bc2.align.lint.shown_tokens import find_rows, first_row, shown_places
@@ -125,6 +126,19 @@ def test_benchmarks_that_were_never_searched_for_are_named(faulty: LintTask) -> 
     assert "gsm8k" in overlaps.missing
 
 
+def test_a_folder_of_benchmarks_that_is_not_there_is_an_error(
+    faulty: LintTask, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        lint(faulty, benchmarks=tmp_path / "nowhere")
+
+
+def test_a_recipe_that_leaves_everything_out_is_an_error(tmp_path: Path) -> None:
+    untrained = [asked(f"What is {n}?", "It.", train=False) for n in range(9)]
+    report = lint(lint_task(tmp_path, {"web": untrained}, faulty="drop"))
+    assert (report.nothing_left, report.errors) == (True, 1)
+
+
 def test_a_report_is_json(faulty: LintTask) -> None:
     found = json.loads(json.dumps(lint(faulty, show=1).to_json()))
     assert found["errors"] == 7
@@ -141,6 +155,18 @@ def test_without_a_sample_there_are_no_figures_of_samples(tmp_path: Path) -> Non
 
 
 # -- tokens
+
+
+def test_of_a_very_long_example_the_beginning_is_shown_and_all_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = lint_task(tmp_path, {"web": [asked("Long?", "word " * 400), *good(9)]})
+    (whole,) = find_rows(task, "1")
+    monkeypatch.setattr(shown_tokens, "_MOST_IDS", 50)
+    (part,) = shown_places(task, [whole.place])
+    assert part.tokens == whole.tokens[: len(part.tokens)]
+    assert sum(len(token.ids) for token in part.tokens) == 50
+    assert (part.length, part.trained) == (whole.length, whole.trained)
 
 
 def test_tokens_say_what_is_learnt(tmp_path: Path) -> None:

@@ -106,7 +106,12 @@ BAD: list[tuple[Any, str, str]] = [
     (of(tool_calls=[{"id": 1}]), "no_place", "`messages[1]` has `tool_calls`"),
     (of(reasoning_content="hm"), "no_place", "has `reasoning_content`"),
     (of(train="no"), "bad_mark", "`messages[1]` `train` is 'no'"),
-    (of(weight=0), "bad_mark", "`weight` is 0, and not a number above 0"),
+    (of(weight=0), "bad_mark", "`weight` is 0, and not a number from 1e-06 to 1e+06"),
+    # Of these fp32 would make 0 and infinity, and Python no number at all.
+    (of(weight=1e-60), "bad_mark", "`weight` is 1e-60"),
+    (of(weight=1e300), "bad_mark", "`weight` is 1e+300"),
+    (of(weight=10**400), "bad_mark", "`weight` is 1000"),
+    (of(weight=float("nan")), "bad_mark", "`weight` is nan"),
     (of(weight=True), "bad_mark", "`weight` is True"),
     (of(weight=float("inf")), "bad_mark", "`weight` is inf"),
     (of(loss=False), "bad_mark", "`messages[1]` has `loss`, which is not read"),
@@ -163,3 +168,6 @@ def test_keys_that_are_not_read_are_named():
     assert list(unread_keys(row, "messages")) == ["id", "messages[].name", "messages[].n"]
     row = {"instruction": "a", "output": "b", "history": [["c", "d"]], "kind": "x"}
     assert list(unread_keys(row, "alpaca")) == ["kind"]
+    # Not a mark of an unwanted answer, so perhaps a class.
+    assert list(unread_keys({**row, "label": 0}, "alpaca")) == ["kind", "label"]
+    assert list(unread_keys({**row, "label": True}, "alpaca")) == ["kind"]

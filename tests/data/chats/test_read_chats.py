@@ -145,6 +145,35 @@ def test_a_bad_row_of_parquet_is_one_bad_row(tmp_path):
     assert [one.conversation.row for one in chats] == [1, 3]
 
 
+def test_a_value_that_python_has_not_is_one_bad_row(tmp_path):
+    path = tmp_path / "a.parquet"
+    days = pa.array([0, 2**30], pa.date32())  # the second is after the year 9999
+    pq.write_table(pa.table({"prompt": ["a", "b"], "response": ["x", "y"], "at": days}), path)
+    with pytest.raises(DataError, match="a value that cannot be read") as caught:
+        read(path)
+    assert caught.value.where == f"{path}:2"
+    assert len(read(path, malformed="skip", max_malformed=0.5)) == 1
+
+
+def test_a_column_that_is_there_twice_is_an_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = [pa.array([text]) for text in ("a", "b", "c")]
+    pq.write_table(pa.Table.from_arrays(columns, ["prompt", "prompt", "response"]), path)
+    with pytest.raises(DataError, match="the column 'prompt' is there twice"):
+        read(path, malformed="skip")
+
+
+def test_what_is_said_of_a_row_is_short(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines({"messages": [{"role": "x" * 100_000, "content": "hi"}]}))
+    with pytest.raises(DataError, match="unknown role") as caught:
+        read(path)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(DataError, match="no conversations: 1 rows were skipped") as caught:
+        read(path, malformed="skip", max_malformed=1.0)
+    assert caught.value.where == "a.jsonl:1 unknown_role"
+
+
 def test_a_hugging_face_directory(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
