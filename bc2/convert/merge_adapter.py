@@ -11,6 +11,7 @@ from bc2.convert.write_weights import write_tensors
 from bc2.errors import from_os_error
 from bc2.files import write_durably
 from bc2.generate.generation_defaults import GENERATION_FILE
+from bc2.model.peft_layout import family_of_model
 from bc2.model.saved_adapter import SavedAdapter, base_of
 from bc2.model.store import CONFIG, expected_shapes, load_config, save_config
 from bc2.parallel.build import StartWeights
@@ -71,7 +72,7 @@ def merge_adapter(
 
 def _family(base: Artifact) -> dict[str, str]:
     """Which classes of transformers an imported model is for."""
-    family = base.manifest.facts.get("family")
+    family = family_of_model(base)
     return {} if family is None else {"family": family}
 
 

@@ -51,13 +51,30 @@ def write_peft(folder: Path, lora: LoraConfig, base: Artifact) -> None:
 def has_packed(config: ModelConfig, base: Artifact) -> bool:
     """Whether the base, as transformers has it, has W_pack.
 
-    An imported one has what its family has. Of what bc2 trained, a NormHead and ALiBi are
-    Baichuan's; a model with neither is one of the others.
+    An imported one has what its family has, and so has what was trained from it. Of what bc2
+    trained from the seed, a NormHead and ALiBi are Baichuan's; a model with neither is one of the
+    others.
     """
-    family = base.manifest.facts.get("family")
+    family = family_of_model(base)
     if family is not None:
         return bool(family == "baichuan")
     return config.norm_head or config.position == "alibi"
+
+
+def family_of_model(model: Artifact) -> str | None:
+    """The family of the imported model that a checkpoint is, or descends from; None: of neither.
+
+    As far as its ancestors are registered here.
+    """
+    from bc2.registry import Registry
+
+    registry, found = Registry.open(), model
+    while "family" not in found.manifest.facts:
+        parents = [one for one in registry.parents(found) if one.manifest.kind == "checkpoint"]
+        if not parents:
+            return None
+        found = parents[-1]  # what it began with stands last: see `Algorithm.all_inputs`
+    return str(found.manifest.facts["family"])
 
 
 def peft_config(lora: LoraConfig, base: Artifact, *, packed: bool) -> dict[str, Any]:

@@ -307,6 +307,9 @@ class Loop:
             note(f"step {saved.step} is saved; go on from there with: {self.resume_command}")
 
     def _finish(self) -> Artifact:
+        if self.guard.bad >= self.step:
+            self._save_last_step()
+            raise say.none_good(self.step)
         measured = self._evaluated()
         facts: dict[str, Any] | None = None
         if measured is not None:

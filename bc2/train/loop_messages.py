@@ -58,6 +58,14 @@ def no_weight(divisor: str, step: StepData) -> RunFailed:
     )
 
 
+def none_good(steps: int) -> BadTraining:
+    """The run has ended, and every step of it was skipped: the model is what it began as."""
+    return BadTraining(
+        f"every one of the {steps} steps was bad and skipped: nothing was learnt",
+        todo="look at the reasons above: the data, or the learning rate",
+    )
+
+
 def too_bad(reason: str, worst: int, place: StepSpan, section: str) -> BadTraining:
     """The run ends at a bad step.
 

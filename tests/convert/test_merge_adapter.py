@@ -23,7 +23,7 @@ from bc2.convert.import_model import import_model
 from bc2.convert.merge_adapter import merge_adapter
 from bc2.generate.load import open_model
 from bc2.model.lora_config import LoraConfig
-from bc2.registry import Artifact, Registry
+from bc2.registry import Artifact, Draft, Registry
 
 CPU = torch.device("cpu")
 #: Baichuan's, one of three matrices with biases and a tied head, and one in bf16.
@@ -100,6 +100,19 @@ def test_commands_take_it_beside_its_base(home: Path, bc2: Callable[..., Any]) -
     assert (shown["role"], shown["parents"]) == ("adapter", [base.digest])
     newest = bc2("generate", "a b", "--max-new-tokens", "1")
     assert f"taking the newest model, {merged.title}" in newest.err
+
+
+def test_pefts_names_are_those_of_the_family_that_a_base_descends_from(home: Path) -> None:
+    """Baichuan 1 7B has W_pack, and neither NormHead nor ALiBi to tell it by."""
+    registry, imported = Registry.open(), base_named("baichuan-7b", home)
+    draft = Draft("checkpoint", "tuned", 64 * "a", (imported.digest,), role="chat")
+    with registry.stage(draft) as staged:
+        for file in imported.files():
+            shutil.copyfile(imported.path / file, staged.path / file)
+        tuned = staged.publish()
+    adapter = adapter_of(registry, tuned)
+    config = json.loads(adapter.file("adapter_config.json").read_text())
+    assert config["target_modules"][0] == "W_pack"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,7 @@ from bc2 import commands, recipe
 from bc2.errors import RecipeError
 from bc2.pipeline.reach import check_overrides, load_for, reach, unread_sections
 from bc2.pipeline.session import Session
-from bc2.pipeline.table import STAGES, stage_of
+from bc2.pipeline.table import ALGORITHMS, STAGES, algorithm_named, stage_of
 from bc2.registry import Kind, Registry
 
 TOKENS_ELSEWHERE = ["pretrain.tokens=small.toml"]
@@ -99,6 +99,7 @@ def test_a_command_that_reads_less_than_its_kind(
 def test_every_section_is_read_by_its_stage_or_by_a_command() -> None:
     """A new section is known to the stages, or it is one that a command alone reads."""
     by_stages = {name for kind in STAGES for name in stage_of(kind).sections}
+    by_stages |= {name for one in ALGORITHMS for name in algorithm_named(one).stage.sections}
     assert set(recipe.SECTIONS) - by_stages == {"ladder"}
 
 

@@ -149,3 +149,11 @@ def test_weights_that_are_not_finite_end_in_an_error(train, monkeypatch) -> None
     with pytest.raises(RunFailed):
         train()
     assert not any(artifact.finished for artifact in Registry.open().list("checkpoint"))
+
+
+def test_a_run_of_bad_steps_alone_is_never_finished(train, poison) -> None:
+    """Fewer of them than the guard bears: what it would publish is what it began with."""
+    poison(*range(24), add=float("nan"))
+    with pytest.raises(RunFailed, match="every one of the 3 steps was bad"):
+        train("pretrain.length=3 steps", "pretrain.schedule.warmup=1 steps")
+    assert not any(artifact.finished for artifact in Registry.open().list("checkpoint"))

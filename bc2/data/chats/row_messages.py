@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bc2.data.chats.bad_chat import BadChat
-from bc2.tokenizer.chat import ROLES, Message
+from bc2.tokenizer.chat import ROLES, WEIGHTS, Message
 
 Messages = list[Message]
 
@@ -28,9 +28,6 @@ _NO_PLACE = (
 
 #: How other tools say what is to be learnt.
 _OTHER_MARKS = ("loss", "training", "train_detail", "loss_weight")
-
-#: What a `weight` may be: sums of such weights, and quotients by them, are exact enough in fp32.
-_LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6
 
 #: The keys of a message that are read or refused.
 KEYS = frozenset(("role", "content", "from", "value", "train", "weight", *_NO_PLACE, *_OTHER_MARKS))
@@ -169,10 +166,10 @@ def _marks(found: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
         marks["train"] = train
     if weight is not None:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
+        if not number or not WEIGHTS[0] <= weight <= WEIGHTS[1]:
             why = (
-                f"{where} `weight` is {weight!r}, and not a number from {_LEAST_WEIGHT:g} to "
-                f"{_MOST_WEIGHT:g}"
+                f"{where} `weight` is {weight!r}, and not a number from {WEIGHTS[0]:g} to "
+                f"{WEIGHTS[1]:g}"
             )
             raise BadChat("bad_mark", why, "write `train: false` for what is not to be learnt")
         marks["weight"] = float(weight)
