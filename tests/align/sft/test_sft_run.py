@@ -16,7 +16,7 @@ from sft_runs import conversations, obtain, write_rows
 from bc2.align.sft.sft_stream import PackedSamples
 from bc2.cli import main
 from bc2.errors import Interrupted
-from bc2.registry import Registry
+from bc2.registry import Draft, Registry
 from bc2.tokenizer.chat_layouts import TurnChat
 from bc2.train.logs.log_rows import METRICS, read_rows
 
@@ -255,16 +255,31 @@ def test_held_out_messages_of_users_alone_are_learnt_and_answered(
     assert all(row["prompt"].endswith("is read.") for row in answers)
 
 
+@pytest.mark.parametrize("weight", [1e39, 1e-50, 0])
 def test_weights_that_fp32_cannot_sum_are_named(
-    chat: Path, capsys: pytest.CaptureFixture[str]
+    chat: Path, capsys: pytest.CaptureFixture[str], weight: float
 ) -> None:
     rows = [json.loads(line) for line in (chat / "chats.jsonl").read_text().splitlines()]
-    rows[3]["messages"][1]["weight"], rows[5]["messages"][1]["weight"] = 1e39, 1e-50
+    rows[3]["messages"][1]["weight"] = weight
     write_rows(chat / "chats.jsonl", rows)
-    code, _, err = bc2(capsys, "sft", "chat.toml", "--set", "chats.heldout_fraction=0")
+    code, _, err = bc2(capsys, "sft", "chat.toml")
     assert code == 3
-    assert "row 4: message 1: `weight` is 1e+39" in err
-    assert "row 6: message 1: `weight` is 1e-50" in err
+    assert f"`weight` is {weight:g}" in err
+    assert "chats.jsonl:4" in err
+
+
+def test_a_reward_model_is_no_base(chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry.open()
+    base = registry.resolve("checkpoint/small", "checkpoint")
+    draft = Draft("checkpoint", "judge", 64 * "b", (base.digest,), role="reward")
+    with registry.stage(draft) as staged:
+        for name in base.files():
+            shutil.copyfile(base.path / name, staged.path / name)
+        judge = staged.publish()
+    code, _, err = bc2(capsys, "sft", "chat.toml", "--set", f"sft.init={judge.digest[:16]}")
+    assert code == 4
+    assert "is a reward model" in err
+    assert "to do:" in err
 
 
 def test_of_many_rounds_few_are_rendered(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
