@@ -31,7 +31,7 @@ app = typer.Typer(add_completion=False)
 
 LENGTH, ROWS = 1024, 4
 #: Steps that are not timed.
-WARM = 5
+WARM = 3
 TRIED = (1, 2, 4)
 
 
@@ -234,6 +234,7 @@ def compare(
     files: list[Path],
     peer_python: Annotated[str, typer.Option(help="A Python with trl and transformers.")],
     steps: int = 60,
+    padded_steps: Annotated[int, typer.Option(help="Of 16 padded rows, which take long.")] = 60,
     rounds: int = 3,
     rows: Annotated[int, typer.Option(help="Conversations that are drawn.")] = 20_000,
 ) -> None:
@@ -241,15 +242,15 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         prepare(files, rows, work)
-        tried = {n: run(peer_python, "trl", folder, "12", "packed", str(n)) for n in TRIED}
+        tried = {n: run(peer_python, "trl", folder, str(WARM + 2), "packed", str(n)) for n in TRIED}
         best = max(tried, key=lambda n: tried[n]["trained_per_s"])
         shown = {n: round(found["trained_per_s"]) for n, found in tried.items()}
-        print(f"TRL packed, rows at once: {shown}; {best} it is")
+        print(f"TRL packed, rows at once: {shown}; {best} it is", flush=True)
         contenders = {
             "bc2": (sys.executable, "ours", folder, str(steps)),
             "TRL packed": (peer_python, "trl", folder, str(steps), "packed", str(best)),
-            "TRL, longest of 16": (peer_python, "trl", folder, str(steps), "longest", "16"),
-            "TRL, 512": (peer_python, "trl", folder, str(steps), "padded", "16"),
+            "TRL, longest of 16": (peer_python, "trl", folder, str(padded_steps), "longest", "16"),
+            "TRL, 512": (peer_python, "trl", folder, str(padded_steps), "padded", "16"),
         }
         found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for number in range(rounds):

@@ -331,3 +331,20 @@ def test_a_layout_needs_its_control_tokens(tokenizer: Tokenizer, name: str) -> N
 def test_baichuans_markers_are_no_ordinary_pieces() -> None:
     with pytest.raises(DataError, match="the baichuan layout needs the special token 195"):
         chat_named("baichuan", Tokenizer.from_bytes(qwen_like()))
+
+
+@pytest.mark.parametrize(
+    ("mark", "value"),
+    [
+        ("train", "no"), ("train", 1), ("weight", 0), ("weight", -1.0), ("weight", True),
+        ("weight", float("nan")), ("weight", float("inf")), ("weight", 1e39), ("weight", "2"),
+    ],
+)  # fmt: skip
+def test_marks_of_training_are_what_they_may_be(trained: Trained, mark: str, value: Any) -> None:
+    chat = chat_named("baichuan", Tokenizer.from_bytes(trained.model))
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", mark: value},
+    ]
+    with pytest.raises(DataError, match=f"`{mark}` is"):
+        chat.render(messages)
