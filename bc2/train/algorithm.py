@@ -9,7 +9,7 @@ needs no torch: what computes is imported when a run begins.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -204,6 +204,13 @@ class Training(ABC):
     ) -> Callable[[], Measured] | None:
         """What measures the models beside training; None: nothing does. See `stream`."""
         return None
+
+    def alike(self) -> Mapping[str, Any]:
+        """What every rank must have read alike, by a name for errors, beside the run's length.
+
+        For what is not checked by an artifact's digest, such as what each machine made itself.
+        """
+        return {}
 
     @abstractmethod
     def extent(self) -> str:

@@ -17,7 +17,7 @@ from bc2.errors import IntegrityError
 from bc2.files import make_directory, replace_durably
 from bc2.parallel.agreement import check_shared_folder, fail_together
 from bc2.parallel.file_check import check_files_together
-from bc2.parallel.mesh import Mesh
+from bc2.parallel.mesh import Mesh, check_same_on_all_ranks
 from bc2.registry import Artifact, Draft, Registry
 from bc2.registry.verified import VerifiedFiles
 from bc2.train.algorithm import Training
@@ -71,6 +71,8 @@ def _train_run(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifac
         check_trackers(run.config.track)
         check_start(run)
         training = run.algorithm.open(run)
+    read = {"steps": training.schedule.total, **training.alike()}
+    check_same_on_all_ranks(mesh.world, "data", read)
     with lock_run(run, registry, mesh):
         for artifact in run.inputs.all():
             if artifact.manifest.kind == "checkpoint":

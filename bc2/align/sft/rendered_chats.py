@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from bc2 import __version__
 from bc2.align.sft.row_checks import row_faults, unrendered_faults
 from bc2.align.sft.sample import Sample, sample_of
-from bc2.align.sft.sample_store import BadRow, SampleChunk, Samples, is_whole_chunk, merge
+from bc2.align.sft.sample_store import (
+    BadRow,
+    SampleChunk,
+    Samples,
+    is_whole_chunk,
+    merge,
+    remove_leftovers,
+)
 from bc2.cache_folder import cache_folder
 from bc2.console import Progress
 from bc2.data.chats.chats import Chats
@@ -96,6 +103,25 @@ def rendered_chats(
     """
     folder = _folder(source, split, settings)
     make_directory(folder)
+    # Those that find them read together.
+    with lock_directory(folder, shared=True, wait=True):
+        samples = _found(folder)
+    if samples is None:
+        samples = _made(source, split, settings, folder, workers, progress)
+    if samples is None:
+        raise IntegrityError(
+            "the samples that were just written cannot be read back",
+            where=str(folder),
+            todo="look at the disk, or set BC2_CACHE to a directory on another one",
+        )
+    return samples
+
+
+def _made(
+    source: ChatSource, split: Split, settings: RenderSettings, folder: Path,
+    workers: int | None, progress: Progress | None,
+) -> Samples | None:  # fmt: skip
+    """Make samples, unless another process has done so meanwhile; None: they cannot be read."""
     # The other ranks of this machine wait for the one that makes them.
     with lock_directory(folder, wait=True):
         samples = _found(folder)
@@ -107,12 +133,7 @@ def rendered_chats(
                 raise from_os_error(error, doing) from error
             samples = _found(folder)
         shutil.rmtree(_chunks(folder), ignore_errors=True)
-    if samples is None:
-        raise IntegrityError(
-            "the samples that were just written cannot be read back",
-            where=str(folder),
-            todo="look at the disk, or set BC2_CACHE to a directory on another one",
-        )
+        remove_leftovers(folder)
     return samples
 
 

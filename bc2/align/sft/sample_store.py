@@ -6,14 +6,17 @@ run and the lint read the same samples. They are a cache: what is lost or damage
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,8 +54,7 @@ class SampleChunk:
 
     def write(self, path: Path) -> None:
         """Write it as a file that is there whole or not at all."""
-        # What a killed process started may still be at the same chunk.
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
+        aside = _aside(path)
         facts = {"cut": self.cut, "too_long": self.too_long, "faults": self.faults}
         with aside.open("wb") as file:
             np.savez(
@@ -66,6 +68,21 @@ class SampleChunk:
             )
         sync_file(aside)
         aside.replace(path)
+
+
+def _aside(path: Path) -> Path:
+    """Where a file is written first.
+
+    What a killed process started may still write the same one, and so may another machine, where
+    a shared file system locks for each machine alone.
+    """
+    return path.with_suffix(f".{gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine began to write; none may be writing now."""
+    for path in folder.glob(f"*.{gethostname()}.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
@@ -96,6 +113,8 @@ class Samples:
     """Conversations that do not fit into a row and are left out, and their tokens."""
     faults: tuple[BadRow, ...]
     """Conversations that cannot be trained on, which are left out."""
+    crc32: Mapping[str, int] = field(default_factory=dict)
+    """Of the files, by the names of the arrays: what ranks must have alike."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -145,6 +164,7 @@ class Samples:
             cut=tuple(facts["cut"]),
             too_long=tuple((index, length) for index, length in facts["too_long"]),
             faults=tuple(BadRow(*fault) for fault in facts["faults"]),
+            crc32=facts["crc32"],
         )
 
 
@@ -220,14 +240,16 @@ def _write(
     Not through a mapping: on a full disk that ends the process. And not over the file that is
     there, which other runs may have mapped.
     """
-    aside = folder / f"{name}.tmp"
+    aside, crc = _aside(_array(folder, name)), 0
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     with aside.open("wb") as file:
+        header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            file, {"descr": descr, "fortran_order": False, "shape": (count,)}
+            header, {"descr": descr, "fortran_order": False, "shape": (count,)}
         )
-        for part in parts:
-            file.write(np.asarray(part, dtype).tobytes())
+        for data in chain([header.getvalue()], (np.asarray(p, dtype).tobytes() for p in parts)):
+            file.write(data)
+            crc = zlib.crc32(data, crc)  # of what was meant, so that a bad write is seen
     sync_file(aside)
     aside.replace(_array(folder, name))
-    return _crc(_array(folder, name))
+    return crc

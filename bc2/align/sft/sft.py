@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +137,13 @@ class SftRun(Training):
             timeout_s=config.data_timeout_s,
             check=check,
         )
+
+    def alike(self) -> Mapping[str, Any]:
+        heldout = self.data.heldout
+        return {
+            "samples": dict(self.data.rows.samples.crc32),
+            "held-out samples": None if heldout is None else dict(heldout.samples.crc32),
+        }
 
     def extent(self) -> str:
         return self.data.extent(self.config)

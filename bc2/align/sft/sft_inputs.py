@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from bc2.data.chats.chats import Chats
 from bc2.data.chats.conversation import Conversation
 from bc2.data.splits import Split
 from bc2.errors import DataError, RecipeError, RefError
+from bc2.files import canonical_json
 from bc2.generate.generation_defaults import GENERATION_FILE
 from bc2.registry import Artifact
-from bc2.tokenizer.chat_file import chat_bytes, chat_named, read_chat
+from bc2.tokenizer.chat import Chat
+from bc2.tokenizer.chat_file import chat_named, read_chat
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_files import CHAT_FILE, tokenizer_path
 from bc2.train.algorithm import INIT
@@ -143,12 +144,11 @@ def chat_source(chats: Artifact, base: Artifact, config: SftConfig) -> ChatSourc
     for name in chats.files():
         chats.file(name)
     path = tokenizer_path(base)
-    layout = json.loads(_layout(base, config))
-    return ChatSource(chats.path, chats.digest, path, layout)
+    return ChatSource(chats.path, chats.digest, path, _layout(base, config).to_json())
 
 
-def _layout(base: Artifact, config: SftConfig) -> bytes:
-    """What ``chat.json`` of the fine-tuned model holds."""
+def _layout(base: Artifact, config: SftConfig) -> Chat:
+    """The layout that the model is taught."""
     tokenizer = Tokenizer.load(tokenizer_path(base))
     own = read_chat(base.file(CHAT_FILE), tokenizer) if CHAT_FILE in base.files() else None
     if config.chat_layout is not None:
@@ -157,7 +157,7 @@ def _layout(base: Artifact, config: SftConfig) -> bytes:
                 f"{base.title} speaks by the layout {own.name}, and is now taught "
                 f"{config.chat_layout}"
             )
-        return chat_bytes(chat_named(config.chat_layout, tokenizer))
+        return chat_named(config.chat_layout, tokenizer)
     if own is None:
         raise DataError(
             f"{base.title} has no chat layout, so it is not known how turns are written",
@@ -165,14 +165,16 @@ def _layout(base: Artifact, config: SftConfig) -> bytes:
             todo='name one: sft.chat_layout = "baichuan" for models trained by bc2, or "chatml" or '
             '"llama3" where the tokenizer has their tokens',
         )
-    return chat_bytes(own)
+    return own
 
 
 def write_speech(run: Run, folder: Path) -> None:
     """Write into a checkpoint the layout that it was taught, and how its base is sampled."""
     assert isinstance(run.config, SftConfig)
     base = run.inputs.one(INIT.name)
-    (folder / CHAT_FILE).write_bytes(_layout(base, run.config))
+    if run.config.chat_layout is not None:  # else its base's is there already
+        named = canonical_json({"layout": run.config.chat_layout})
+        (folder / CHAT_FILE).write_bytes(named.encode())
     if GENERATION_FILE in base.files():
         (folder / GENERATION_FILE).write_bytes(base.file(GENERATION_FILE).read_bytes())
 

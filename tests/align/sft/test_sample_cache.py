@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from made_samples import drawn
 
 from bc2 import recipe
 from bc2.align.sft import rendered_chats as rendering
-from bc2.align.sft.rendered_chats import ChatSource
+from bc2.align.sft.rendered_chats import ChatSource, RenderSettings, rendered_chats
 from bc2.align.sft.sample_store import SampleChunk, Samples, merge
 from bc2.align.sft.sft_config import SftConfig
 from bc2.align.sft.sft_inputs import chat_source
@@ -136,3 +137,17 @@ def _filled(source: ChatSource) -> Path:
     rendering.rendered_chats(source, "train", rendering.RenderSettings(64), workers=1)
     (facts,) = Path("cache/chats").glob("*/train/samples.json")
     return facts.parent
+
+
+def test_what_killed_processes_of_this_machine_left_is_removed(source: ChatSource) -> None:
+    samples = rendered_chats(source, "train", RenderSettings(64))
+    folder = Path(samples.tokens.filename).parent
+    left = folder / f"tokens.{socket.gethostname()}.1.tmp"
+    other = folder / "tokens.another-machine.1.tmp"
+    for path in (left, other):
+        path.write_bytes(b"half")
+    (folder / "samples.json").unlink()
+    again = rendered_chats(source, "train", RenderSettings(64))
+    assert again.crc32 == samples.crc32
+    assert not left.exists()
+    assert other.exists()
