@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from bc2.console import Output, check_output, note
-from bc2.errors import DataError, UsageError
+from bc2.errors import UsageError
+from bc2.generate.model_settings import DEFAULTS, own_end_ids, own_settings, told
 from bc2.options import Json, Quiet, parse_bytes, verb
-from bc2.registry import Artifact, Registry
+from bc2.registry import Registry
 
 if TYPE_CHECKING:
     from bc2.generate.engine import InferenceEngine
-    from bc2.generate.generation_defaults import GenerationDefaults
     from bc2.generate.live import DecodeBytes
     from bc2.generate.load import LanguageModel
     from bc2.generate.prompts import Prompt, PromptRequest
-    from bc2.generate.sampling_config import SamplingConfig
     from bc2.recipe import Settings
-    from bc2.tokenizer.chat import Chat
-    from bc2.tokenizer.tokenizer import Tokenizer
 
     S = TypeVar("S", bound=Settings)
 
 app = verb()
 
-#: Where neither an option nor the model says otherwise.
-_DEFAULTS: dict[str, Any] = {
-    "max_new_tokens": 128, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}  # fmt: skip
-
 
 def _option(name: str, help: str, **bounds: Any) -> Any:
     """An option whose default may be the model's own."""
-    return typer.Option(help=help, show_default=str(_DEFAULTS[name]), **bounds)
+    return typer.Option(help=help, show_default=str(DEFAULTS[name]), **bounds)
 
 
 @app.command(no_args_is_help=True)
@@ -125,7 +116,7 @@ def generate(
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     settings = _settings(
-        SamplingConfig, **{**_DEFAULTS, **given}, n=n, seed=seed, stop=tuple(stop or ()),
+        SamplingConfig, **{**DEFAULTS, **given}, n=n, seed=seed, stop=tuple(stop or ()),
         logprobs=logprobs,
     )  # fmt: skip
     memory = parse_bytes(cache_memory, "--cache-memory") if cache_memory is not None else None
@@ -153,10 +144,12 @@ def generate(
     with open_model(artifact, where, dtype) as loaded:
         tokenizer = loaded.tokenizer
         layout = chat_of(artifact, tokenizer) if chat else None
-        ends = () if ignore_eos else _end_ids(tokenizer, layout, own, artifact)
-        settings = _of_model(settings, own, given, ends, artifact)
+        ends = () if ignore_eos else own_end_ids(tokenizer, layout, own, artifact)
+        taken = own_settings(own, given)
+        if said := told(taken, own, ends):
+            note(f"settings of {artifact.title}: {said}")
         ends = tuple(dict.fromkeys([*ends, *(stop_id or [])]))
-        settings = settings.model_copy(update={"stop_ids": ends})
+        settings = settings.model_copy(update={**taken, "stop_ids": ends})
         decode = layout.generated_bytes if layout is not None else tokenizer.generated_bytes
         engine = InferenceEngine(loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=decode)
         window = loaded.model.config.context_length
@@ -211,38 +204,6 @@ def _settings(cls: type[S], **values: Any) -> S:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"{option}: {first['msg'].lower()}, not {first['input']}") from None
-
-
-def _end_ids(
-    tokenizer: Tokenizer, chat: Chat | None, own: GenerationDefaults, artifact: Artifact
-) -> tuple[int, ...]:
-    """The tokens that end a continuation; a tokenizer may have no end of text (-1)."""
-    from bc2.generate.generation_defaults import GENERATION_FILE
-
-    wrong = next((i for i in own.end_ids if not 0 <= i < tokenizer.vocab_size), None)
-    if wrong is not None:
-        raise DataError(
-            f"the model's answers end at token {wrong}, and its tokenizer has "
-            f"{tokenizer.vocab_size:,} pieces",
-            where=str(artifact.path / GENERATION_FILE),
-            todo="import the model again with the tokenizer that it was trained with",
-        )
-    ends = [] if tokenizer.eos_id < 0 else [tokenizer.eos_id]
-    return tuple(dict.fromkeys([*ends, *(chat.end_ids if chat else ()), *own.end_ids]))
-
-
-def _of_model(
-    settings: SamplingConfig, own: GenerationDefaults, given: Mapping[str, Any],
-    ends: tuple[int, ...], artifact: Artifact,
-) -> SamplingConfig:  # fmt: skip
-    """The settings with those of the model that no option gives, which is said."""
-    taken = {name: value for name, value in own.sampling().items() if name not in given}
-    said = [f"{name} {value:g}" for name, value in taken.items()]
-    more = [str(token) for token in own.end_ids if token in ends]
-    said += [f"end_ids {' '.join(more)}"] if more else []
-    if said:
-        note(f"settings of {artifact.title}: {', '.join(said)}")
-    return settings.model_copy(update=taken)
 
 
 def _stream(

@@ -1,0 +1,58 @@
+"""What a model's answers are sampled with, and end at: what is asked, then the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bc2.errors import DataError
+
+if TYPE_CHECKING:
+    from bc2.generate.generation_defaults import GenerationDefaults
+    from bc2.registry import Artifact
+    from bc2.tokenizer.chat import Chat
+    from bc2.tokenizer.tokenizer import Tokenizer
+
+#: Where neither a person nor the model says otherwise.
+DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 128, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
+def own_end_ids(
+    tokenizer: Tokenizer, chat: Chat | None, own: GenerationDefaults, artifact: Artifact
+) -> tuple[int, ...]:
+    """The tokens that end an answer of a model; a tokenizer may have no end of text (-1).
+
+    Args:
+        chat: its layout, where answers are turns of a conversation.
+        own: its settings.
+
+    Raises:
+        DataError: its settings name a token that its tokenizer has not got.
+    """
+    wrong = next((i for i in own.end_ids if not 0 <= i < tokenizer.vocab_size), None)
+    if wrong is not None:
+        from bc2.generate.generation_defaults import GENERATION_FILE  # needs pydantic
+
+        raise DataError(
+            f"the model's answers end at token {wrong}, and its tokenizer has "
+            f"{tokenizer.vocab_size:,} pieces",
+            where=str(artifact.path / GENERATION_FILE),
+            todo="import the model again with the tokenizer that it was trained with",
+        )
+    ends = [] if tokenizer.eos_id < 0 else [tokenizer.eos_id]
+    return tuple(dict.fromkeys([*ends, *(chat.end_ids if chat else ()), *own.end_ids]))
+
+
+def own_settings(own: GenerationDefaults, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of a model, for `SamplingConfig`, that nobody has `given` otherwise."""
+    return {name: value for name, value in own.sampling().items() if name not in given}
+
+
+def told(taken: Mapping[str, Any], own: GenerationDefaults, ends: tuple[int, ...]) -> str:
+    """A model's own settings that are used, in words; "" if there are none."""
+    said = [f"{name} {value:g}" for name, value in taken.items()]
+    more = [str(token) for token in own.end_ids if token in ends]
+    return ", ".join([*said, *([f"end_ids {' '.join(more)}"] if more else [])])

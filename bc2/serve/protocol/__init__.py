@@ -1,0 +1,1 @@
+"""What clients send and get: requests, replies and errors, as OpenAI has them."""
