@@ -61,6 +61,7 @@ class Chat(ABC):
         template: the layout as a Jinja template for transformers.
         markers: tokens of the layout that the tokenizer takes for ordinary pieces; `end_ids` may
             be among them.
+        cuts_beginnings: whether what is too long for the window, even alone, loses its beginning.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Chat(ABC):
     end_ids: tuple[int, ...]
     template: str
     markers: frozenset[int] = frozenset()
+    cuts_beginnings: bool = False
     _encode: PartEncoder
 
     @abstractmethod
@@ -116,6 +118,46 @@ class Chat(ABC):
                 todo="end with a message of the user",
             )
         return self.render(messages, generation_prompt=True).ids
+
+    def following(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens to append to an answer as it was sampled, so that the assistant speaks again.
+
+        They end the answer, whether it ended itself or was cut, and say what the user says then.
+        No earlier token is looked at: sampled ones need not be those that their text is encoded to.
+
+        Args:
+            messages: a conversation that ends with the answer and the user's next message.
+
+        Raises:
+            DataError: see `render`.
+            ValueError: it ends otherwise.
+        """
+        if [message.get("role") for message in messages[-2:]] != ["assistant", "user"]:
+            raise ValueError("the last two messages are not the assistant's and the user's")
+        parts, at = self._around_answer(messages, len(messages) - 2, generation_prompt=True)
+        return self.encode_parts(parts[at + 1 :]).ids
+
+    def answer(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of the text of the last message, as if the model had chosen them.
+
+        Raises:
+            DataError: see `render`.
+        """
+        parts, at = self._around_answer(messages, len(messages) - 1, generation_prompt=False)
+        return self.encode_parts([parts[at]]).ids
+
+    def _around_answer(
+        self, messages: Sequence[Message], number: int, *, generation_prompt: bool
+    ) -> tuple[list[Control | Text], int]:
+        """The parts of a conversation, and which of them is the text of an assistant's message."""
+        marked = [
+            {"role": one["role"], "content": one["content"], "train": place == number}
+            for place, one in enumerate(messages)
+        ]
+        parts = self.parts(marked, generation_prompt=generation_prompt)
+        # A control token has no `learnt`; the end of the answer is one in every layout.
+        found = [at for at, part in enumerate(parts) if getattr(part, "learnt", False)]
+        return parts, found[-1]
 
 
 def learns(message: Message) -> bool:
