@@ -205,7 +205,7 @@ class Scorer:
         common = [0]
         for one, other in itertools.pairwise(texts if share else ()):
             same = min(one.sharable(size), other.sharable(size))
-            common.append(_common_length(one.ids, other.ids) // size if same else 0)
+            common.append(common_length(one.ids, other.ids) // size if same else 0)
             common[-1] = min(common[-1], same)
         common += [0] * (len(texts) + 1 - len(common))
         return [max(common[at], common[at + 1]) for at in range(len(texts))]
@@ -302,7 +302,7 @@ def _tops(
     return [tuple(zip(some, numbers, strict=True)) for some, numbers in pairs]
 
 
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens in which two texts begin alike."""
     most = min(len(one), len(other))
     low, high = 0, most
