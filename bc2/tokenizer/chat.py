@@ -134,30 +134,35 @@ class Chat(ABC):
         """
         if [message.get("role") for message in messages[-2:]] != ["assistant", "user"]:
             raise ValueError("the last two messages are not the assistant's and the user's")
-        parts, at = self._around_answer(messages, len(messages) - 2, generation_prompt=True)
-        return self.encode_parts(parts[at + 1 :]).ids
+        *_, last = self._around_answers(messages, generation_prompt=True)
+        return self.encode_parts(last).ids
 
-    def answer(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of the text of the last message, as if the model had chosen them.
+    def turns(self, messages: Sequence[Message]) -> list[list[int]]:
+        """The tokens of a conversation, each answer's text apart, as if it had been sampled.
+
+        Returns:
+            What is before the first answer, that answer, what is between it and the next one, and
+            so on; at last what is after the last one, which may be nothing.
 
         Raises:
             DataError: see `render`.
         """
-        parts, at = self._around_answer(messages, len(messages) - 1, generation_prompt=False)
-        return self.encode_parts([parts[at]]).ids
+        return [self.encode_parts(parts).ids for parts in self._around_answers(messages)]
 
-    def _around_answer(
-        self, messages: Sequence[Message], number: int, *, generation_prompt: bool
-    ) -> tuple[list[Control | Text], int]:
-        """The parts of a conversation, and which of them is the text of an assistant's message."""
-        marked = [
-            {"role": one["role"], "content": one["content"], "train": place == number}
-            for place, one in enumerate(messages)
-        ]
-        parts = self.parts(marked, generation_prompt=generation_prompt)
-        # A control token has no `learnt`; the end of the answer is one in every layout.
-        found = [at for at, part in enumerate(parts) if getattr(part, "learnt", False)]
-        return parts, found[-1]
+    def _around_answers(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False
+    ) -> list[list[Control | Text]]:
+        """The parts of a conversation: those around answers, and between them single answers."""
+        check_messages(messages)
+        marked = [{**message, "train": message["role"] == "assistant"} for message in messages]
+        found: list[list[Control | Text]] = [[]]
+        for part in self.parts(marked, generation_prompt=generation_prompt):
+            # A control token has no `learnt`; the end of an answer is one in every layout.
+            if getattr(part, "learnt", False):
+                found += [[part], []]
+            else:
+                found[-1].append(part)
+        return found
 
 
 def learns(message: Message) -> bool:

@@ -72,7 +72,7 @@ def test_a_turn_is_appended_and_gives_the_prompt_of_the_whole(chat: Chat) -> Non
         assert whole[len(whole) - len(following) :] == following
         if runs_on(chat, messages[-2]["content"]):
             continue
-        assert [*before, *chat.answer(messages[:-1]), *following] == whole
+        assert [*before, *chat.turns(messages[:-1])[-2], *following] == whole
         alike += 1
     assert alike > 20 or chat.template == MISTRAL_TEMPLATE
 
@@ -103,7 +103,22 @@ def test_what_is_between_turns(trained: Trained) -> None:
     own = Tokenizer.from_bytes(trained.model)
     baichuan = chat_named("baichuan", own)
     assert baichuan.following(talk) == [USER_ID, *own.encode("c"), ASSISTANT_ID]
-    assert baichuan.answer(talk[:2]) == own.encode("b")
+    asked, said, end_of_text = baichuan.turns(talk[:2])
+    assert (asked, said) == ([USER_ID, *own.encode("a"), ASSISTANT_ID], own.encode("b"))
+    assert end_of_text == [own.eos_id]
+
+
+def test_a_conversation_by_turns_is_the_whole(chat: Chat) -> None:
+    chance = random.Random(2)
+    alike = 0
+    for _ in range(60):
+        messages = asked(chance, chat)[:-1]
+        turns = chat.turns(messages)
+        assert len(turns) == 2 * sum(one["role"] == "assistant" for one in messages) + 1
+        if not any(runs_on(chat, one["content"]) for one in messages[1:]):
+            assert [i for ids in turns for i in ids] == chat.render(messages).ids
+            alike += 1
+    assert alike > 10 or chat.template == MISTRAL_TEMPLATE
 
 
 def test_a_conversation_that_ends_otherwise(chat: Chat) -> None:
