@@ -10,6 +10,10 @@ class NotText(Exception):
     """A line that is not text in the terminal's encoding."""
 
 
+class Broken(Exception):
+    """Ctrl-C, where a line was waited for."""
+
+
 class Keyboard:
     """Reads lines from a terminal.
 

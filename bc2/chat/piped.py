@@ -73,8 +73,7 @@ def _messages(*, objects: bool) -> Iterator[tuple[str, str]]:
                 message = _content(parse_line(line), where) if known else _text(line)
             except BadRow as bad:
                 raise DataError(str(bad), where=where) from None
-            if message.strip():
-                yield where, message
+            yield where, message
 
 
 def _is_object(line: bytes | None) -> bool:
@@ -91,11 +90,11 @@ def _text(line: bytes | None) -> str:
 
 
 def _content(row: Any, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(_KEY), str):
-        raise DataError(f"not an object with a `{_KEY}` string", where=where)
-    other = next((key for key in row if key != _KEY), None)
+    other = next((key for key in row if key != _KEY), None) if isinstance(row, dict) else None
     if other is not None:
         guess = nearest(other, [_KEY])
         todo = f"did you mean {guess!r}?" if guess else f"a message has a `{_KEY}` alone"
         raise DataError(f"unknown key {other!r}", where=where, todo=todo)
+    if not isinstance(row, dict) or not isinstance(row.get(_KEY), str) or not row[_KEY].strip():
+        raise DataError(f"not an object with a `{_KEY}`, the text of a message", where=where)
     return str(row[_KEY])

@@ -60,7 +60,7 @@ def write_saved(
                 todo="name another file",
             ) from None  # fmt: skip
     data = _data(dialogue, sampling, artifact)
-    replace_durably(path, (json.dumps(data, indent=1) + "\n").encode())
+    replace_durably(path, _spelled(data))
 
 
 def _data(dialogue: Dialogue, sampling: Mapping[str, Any], artifact: Artifact) -> dict[str, Any]:
@@ -71,6 +71,19 @@ def _data(dialogue: Dialogue, sampling: Mapping[str, Any], artifact: Artifact) -
         "ids": [list(ids) for one in dialogue.rounds for ids in (one.asked, one.said)],
     }
     return {_KIND: _VERSION, **told, "sampling": dict(sampling), "digest": _digest(told)}
+
+
+def _spelled(data: Mapping[str, Any]) -> bytes:
+    """JSON with a line for each field; in ASCII where a text holds half a UTF-16 pair."""
+
+    def spell(*, escaped: bool) -> bytes:
+        fields = [f'"{name}": {json.dumps(data[name], ensure_ascii=escaped)}' for name in data]
+        return ("{" + ",\n ".join(fields) + "}\n").encode()
+
+    try:
+        return spell(escaped=False)
+    except UnicodeEncodeError:
+        return spell(escaped=True)
 
 
 def _digest(told: Mapping[str, Any]) -> str:

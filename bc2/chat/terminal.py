@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bc2.chat.entry import Command, help_text, read_entry
-from bc2.chat.keyboard import Keyboard, NotText
+from bc2.chat.keyboard import Broken, Keyboard, NotText
 from bc2.chat.saved import read_saved, write_saved
 from bc2.chat.shown import Shown, remarks, resume
 from bc2.chat.talk import Talk
 from bc2.console import note, printable
-from bc2.errors import Bc2Error, UsageError
+from bc2.errors import Bc2Error, DataError, UsageError, from_os_error
 from bc2.process.signals import interrupts
 from bc2.user_paths import expand_user
 
@@ -42,15 +42,16 @@ class Terminal:
     def _interrupted(self) -> None:
         """Ctrl-C ends an answer; where a line is waited for, the waiting."""
         if self._keyboard.waiting:
-            raise KeyboardInterrupt
+            raise Broken
         self._talk.speaker.stopped = True
 
     def _take_one(self) -> bool:
         """Follow one message or command; False: that was the end."""
+        self._talk.speaker.stopped = False
         asked = _Asked(self._keyboard)
         try:
             entry = read_entry(asked)
-        except KeyboardInterrupt:
+        except Broken:
             note("")
             return asked.lines > 1 or not self._may_end()
         except EOFError:
@@ -69,9 +70,11 @@ class Terminal:
             return True
         try:
             return self._obey(entry)
-        except (Bc2Error, OSError) as error:
+        except Bc2Error as error:
             _tell(error)
-            return True
+        except OSError as error:
+            _tell(from_os_error(error, entry.name))
+        return True
 
     def _may_end(self) -> bool:
         """Whether Ctrl-C ends the chat: not the first one, if that would lose what was said."""
@@ -84,11 +87,10 @@ class Terminal:
 
     def _answer(self, message: str) -> None:
         talk, shown = self._talk, Shown()
-        talk.speaker.stopped = False
         before = talk.dialogue.left_out
         try:
             turn = talk.say(message, shown.add)
-        except Bc2Error as error:
+        except (DataError, UsageError) as error:  # nothing was asked of the model yet
             _tell(error)
             return
         shown.end()
@@ -172,5 +174,5 @@ def _path(command: Command) -> Path:
     return expand_user(command.argument, command.name)
 
 
-def _tell(error: Bc2Error | OSError) -> None:
+def _tell(error: Bc2Error) -> None:
     note(f"error: {printable(str(error))}")
