@@ -34,12 +34,14 @@ def unsaid(source: str) -> Iterator[int]:
 def _opens_text(node: ast.Call, name: str, named: dict[str | None, ast.expr]) -> bool:
     at, encoding = OPENERS[name]
     method = isinstance(node.func, ast.Attribute) and name == "open"
-    if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
-        owner = node.func.value.id
+    if isinstance(node.func, ast.Attribute) and isinstance(
+        node.func.value, ast.Name | ast.Attribute
+    ):
+        owner = getattr(node.func.value, "id", getattr(node.func.value, "attr", ""))
         if owner in ("os", "zipfile", "tarfile", "gzip") and name == "open":
             return False  # descriptors, archives; gzip's is binary
-        if method and (owner[:1].isupper() or owner in ("self", "cls", "archive")):
-            return False  # a class of ours
+        if method and (owner[:1].isupper() or owner in ("self", "cls", "archive", "engine")):
+            return False  # a class of ours, or one of its objects
     at, encoding = (at - 1, encoding - 1) if method else (at, encoding)
     if len(node.args) > encoding:
         return False
