@@ -28,16 +28,28 @@ class Terminal:
         self._kept = len(talk.dialogue.rounds)
         self._warned = False
 
-    def run(self) -> None:
+    def run(self, *, greet: bool = True) -> None:
         """Talk until the person ends it.
+
+        Args:
+            greet: say first who speaks, and how answers are drawn.
 
         Raises:
             Bc2Error: the model cannot go on.
             ReaderGone, OutputLost: see `check_output`.
         """
+        if greet:
+            self._greet()
         with interrupts(self._interrupted):
             while self._take_one():
                 pass
+
+    def _greet(self) -> None:
+        talk, dialogue = self._talk, self._talk.dialogue
+        window = f"a window of {dialogue.window:,} tokens"
+        note(f"{talk.artifact.title}, {dialogue.chat.name} layout, {window}")
+        note(_shown_params(talk))
+        note("/help lists commands, Ctrl-D ends")
 
     def _interrupted(self) -> None:
         """Ctrl-C ends an answer; where a line is waited for, the waiting."""
@@ -126,7 +138,7 @@ class Terminal:
     def _params(self, argument: str) -> None:
         if argument:
             self._talk.set_params(parse_params(argument))
-        note(" ".join(f"{name}={value:g}" for name, value in self._talk.params.items()))
+        note(_shown_params(self._talk))
 
     def _system(self, argument: str) -> None:
         if argument:
@@ -166,6 +178,10 @@ class _Asked:
     def __call__(self, prompt: str) -> str:
         self.lines += 1
         return self._keyboard.line(prompt)
+
+
+def _shown_params(talk: Talk) -> str:
+    return " ".join(f"{name}={value}" for name, value in talk.params.items())
 
 
 def _path(command: Command) -> Path:

@@ -129,9 +129,9 @@ def test_a_conversation(started: type[Person], tmp_path: Path) -> None:
     person.types("\x04")
     code, err = person.ends()
     assert code == 0
-    assert "checkpoint/says-7, baichuan, a window of 4,096 tokens\n" in err
-    assert "settings: max_new_tokens 2048, temperature 0.3, top_k 5, top_p 0.85, " in err
-    assert " top_k=3 top_p=0.85 min_p=0 repetition_penalty=1.05 seed=9\n" in err
+    assert "checkpoint/says-7, baichuan layout, a window of 4,096 tokens\n" in err
+    assert "max_new_tokens=2048 temperature=0.3 top_k=5 top_p=0.85 " in err
+    assert " top_k=3 top_p=0.85 min_p=0.0 repetition_penalty=1.05 seed=9\n" in err
     assert "error: no such command: /sytem; did you mean /system? write //sytem x to say it" in err
     assert "system: Be short.\nsaved: c.json\nc.json: 4 rounds\nsaved: c.json\n" in err
     saved = read_saved(tmp_path / "c.json")
