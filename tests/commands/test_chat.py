@@ -205,5 +205,9 @@ def test_a_saved_conversation_goes_on_in_a_pipe(chat: Chat) -> None:
     (found,) = rows(run)
     (fresh,) = rows(chat("baichuan", *SHORT, "--json", said="and?"))
     assert found["prompt_tokens"] > fresh["prompt_tokens"]
+    more = chat(
+        "baichuan", *SHORT, "--load", "c.json", "--system", "the answer", "--json", said="and?"
+    )
+    assert rows(more)[0]["prompt_tokens"] > found["prompt_tokens"]
     told = "c.json: 1 round; it was held with another model, checkpoint/x, so its tokens were made"
     assert told in run.err

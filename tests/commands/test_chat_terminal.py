@@ -34,6 +34,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """says-7; endless, whose answers take minutes; garbled, which says control characters."""
     home = tmp_path_factory.mktemp("home")
     made_checkpoints.register(home, "says-7", made_checkpoints.saying("#### 7"), files=LAYOUT)
+    garbled = made_checkpoints.saying("7\x1b[2J\r\n#")
+    made_checkpoints.register(home, "garbled", garbled, files=LAYOUT)
     endless = {"generation.json": b'{"temperature": 0.0, "max_new_tokens": 60000}', **LAYOUT}
     made_checkpoints.register(home, "endless", made_checkpoints.drawn(window=65536), files=endless)
     return home
@@ -200,6 +202,20 @@ def test_bytes_that_are_no_text_are_not_sent(started: type[Person]) -> None:
     person.asks("/exit")
     code, err = person.ends()
     assert (code, err) == (0, "the line is not UTF-8, and was not sent\n")
+
+
+def test_a_model_cannot_move_the_cursor(started: type[Person], tmp_path: Path) -> None:
+    """But in a file its answer is as it is."""
+    person = started("garbled", "--quiet", "--temperature", "0")
+    person.asks("what is four?")
+    person.sees("7\\x1b[2J\\x0d\r\n#\r\n")
+    person.types("\x04")
+    assert person.ends()[0] == 0
+    out = tmp_path / "answers.txt"
+    person = started("garbled", "--quiet", "--temperature", "0", out=out)
+    os.write(person.terminal, b"what is four?\n/exit\n")
+    assert person.ends()[0] == 0
+    assert out.read_bytes() == b"7\x1b[2J\r\n#\n"
 
 
 def test_answers_in_a_file_are_alone_there(started: type[Person], tmp_path: Path) -> None:
