@@ -20,7 +20,6 @@ class EventStream(Response):
         events: bytes of events, one or several, as they are ready.
         held: closed when all is sent, the client hangs up, or time is over.
         told: makes of an exception what the client is told in place of what is missing.
-        ended: called at the end, with whether the client hung up before it.
     """
 
     media_type = "text/event-stream"
@@ -31,7 +30,6 @@ class EventStream(Response):
         events: AsyncIterator[bytes],
         held: ExitStack,
         told: Callable[[Exception], ApiError],
-        ended: Callable[[bool], None],
     ):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -39,19 +37,20 @@ class EventStream(Response):
         self._events = events
         self._held = held
         self._told = told
-        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = False
-        try:
-            with self._held:
+        """Send all of it.
+
+        Raises:
+            ClientGone: the client hung up before the end.
+        """
+        with self._held:
+            try:
                 await self._exchange.attended(self._send(send))
-        except ClientGone:
-            gone = True
-        except Exception as error:
-            await _send_body(send, event(self._told(error).to_json()), more=False)
-        finally:
-            self._ended(gone)
+            except ClientGone:
+                raise
+            except Exception as error:
+                await _send_body(send, event(self._told(error).to_json()), more=False)
 
     async def _send(self, send: Send) -> None:
         await send(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bc2.generate.text import TextStream
 from bc2.serve.protocol.pieces import Piece
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from bc2.generate.requests import Continuation, Generated
 
 #: The reasons of OpenAI.
-_REASONS = {"stop_id": "stop", "stop": "stop", "length": "length"}
+_REASONS: dict[str, Literal["stop", "length"]] = {
+    "stop_id": "stop",
+    "stop": "stop",
+    "length": "length",
+}
 
 
 def whole(made: Continuation) -> Piece:

@@ -28,22 +28,28 @@ class Metrics:
 
     def __init__(self, lanes: Mapping[str, Lane]):
         self._registry = CollectorRegistry(auto_describe=True)
+        registry = self._registry
         self.requests = Counter(
-            "bc2_requests", "Requests that were answered.", ("model", "route", "status"), registry=self._registry
+            "bc2_requests",
+            "Requests that were answered.",
+            ("model", "route", "status"),
+            registry=registry,
         )
-        self.running = Gauge("bc2_requests_running", "Requests being answered.", registry=self._registry)
-        self.cancelled = Counter("bc2_cancelled", "Requests whose client hung up.", registry=self._registry)
+        self.running = Gauge("bc2_requests_running", "Requests being answered.", registry=registry)
+        self.cancelled = Counter(
+            "bc2_cancelled", "Requests whose client hung up.", registry=registry
+        )
         self.first_token = Histogram(
             "bc2_time_to_first_token_seconds", "From a request to its first token, streamed.",
-            buckets=_LONG, registry=self._registry,
+            buckets=_LONG, registry=registry,
         )  # fmt: skip
         self.between_tokens = Histogram(
             "bc2_time_between_tokens_seconds", "From a token to the next, streamed.",
-            buckets=_SHORT, registry=self._registry,
+            buckets=_SHORT, registry=registry,
         )  # fmt: skip
         self.whole = Histogram(
             "bc2_request_seconds", "From a request to the end of its answer.", ("route",),
-            buckets=_LONG, registry=self._registry,
+            buckets=_LONG, registry=registry,
         )  # fmt: skip
         self._registry.register(_Engines(lanes))
 

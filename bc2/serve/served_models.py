@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,18 @@ class ServedModel:
     """The most tokens that it reads."""
     vocab_size: int
     lane: Lane
+    _token_bytes: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     def text_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of generated tokens, in which markers of turns are no text."""
         decode = self.chat or self.tokenizer
         return decode.generated_bytes(ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token's text, in the middle of a text."""
+        if (found := self._token_bytes.get(token)) is None:
+            found = self._token_bytes[token] = self.text_bytes([token])
+        return found
 
     @cached_property
     def tokenizer_digest(self) -> str:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from bc2.errors import Bc2Error
+from bc2.console import warn
+from bc2.errors import Bc2Error, ResourceError, out_of_memory
 from bc2.serve.admission import Admission
 from bc2.serve.engine_thread import EngineThread
 from bc2.serve.metrics import Metrics
@@ -17,10 +18,12 @@ from bc2.serve.protocol.api_error import (
     api_error_of,
     bad_value,
     context_too_long,
+    failed,
     model_not_found,
 )
 from bc2.serve.protocol.messages import Messages
 from bc2.serve.protocol.texts import TextOrIds
+from bc2.serve.request_log import RequestLog
 from bc2.serve.serve_config import ServeConfig
 from bc2.serve.served_models import ServedModel, ServedModels
 from bc2.serve.ticket import Inbox
@@ -53,6 +56,7 @@ class Service:
         self.draining = False
         lanes = {model.name: model.lane for model in models}
         self.metrics = Metrics(lanes)
+        self.log = RequestLog(config, self.metrics)
         self.thread = EngineThread(lanes, died)
         self._admissions = {
             model.name: Admission(model.lane.engine.config.most_running, config.max_waiting)
@@ -68,6 +72,20 @@ class Service:
     def healthy(self) -> bool:
         """Whether no model failed in its last forward passes."""
         return all(model.lane.failures < 2 for model in self.models)
+
+    def told(self, error: Exception) -> ApiError:
+        """What a client is told of an exception; what is no fault of the client's is logged."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, Bc2Error):
+            found = api_error_of(error)
+            if found.status >= 500:
+                warn(f"a request failed: {error}")
+            return found
+        if out_of_memory(error):
+            return self.told(ResourceError("out of memory"))
+        self.log.defect(error)
+        return failed()
 
     # -------------------------------------------------------------------------------- models
 
@@ -104,10 +122,26 @@ class Service:
         if not isinstance(text, str):
             check_ids(model, text, param)
             return list(text)
-        ids = await self._encoded(lambda: _whole(model, text, param), len(text), param)
+        ids = await self.encoded(lambda: _whole(model, text, param), len(text), param)
         if not ids:
             raise bad_value(param, f"`{param}` has no tokens; begin with some text")
         return ids
+
+    async def continuation_ids(self, model: ServedModel, text: TextOrIds, param: str) -> list[int]:
+        """The ids of a text that follows another, encoded by itself.
+
+        Raises:
+            ApiError: see `text_ids`.
+        """
+        if not isinstance(text, str):
+            check_ids(model, text, param)
+            return list(text)
+
+        def encode() -> list[int]:
+            _check_length(model, text, param)
+            return model.tokenizer.encode(text)
+
+        return await self.encoded(encode, len(text), param)
 
     async def chat_ids(self, model: ServedModel, messages: Messages) -> list[int]:
         """The ids of a conversation that the model is to answer.
@@ -123,12 +157,12 @@ class Service:
                 _check_length(model, message["content"], f"messages[{number}].content")
             return chat.prompt(messages)
 
-        ids = await self._encoded(render, sum(len(one["content"]) for one in messages), "messages")
+        ids = await self.encoded(render, sum(len(one["content"]) for one in messages), "messages")
         if len(ids) > model.window:
             raise context_too_long(len(ids), model.window, "messages")
         return ids
 
-    async def _encoded(self, encode: Callable[[], T], size: int, param: str) -> T:
+    async def encoded(self, encode: Callable[[], T], size: int, param: str) -> T:
         """What encodes a text of some characters, without stopping the event loop for long."""
         try:
             if size <= _SHORT:
@@ -168,8 +202,13 @@ def layout_of(model: ServedModel) -> Chat:
     return model.chat
 
 
-def check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
+def check_ids(
+    model: ServedModel, ids: Sequence[int], param: str, *, any_length: bool = False
+) -> None:
     """See that a model has some token ids, and reads as many.
+
+    Args:
+        any_length: it need not read them.
 
     Raises:
         ApiError: it has not, or does not.
@@ -179,7 +218,7 @@ def check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
         raise bad_value(
             param, f"`{param}` holds the token {wrong}, and {model.name!r} has {model.vocab_size:,}"
         )
-    if len(ids) > model.window:
+    if len(ids) > model.window and not any_length:
         raise context_too_long(len(ids), model.window, param)
 
 

@@ -11,14 +11,12 @@ from typing import Generic
 
 from starlette.responses import Response
 
-from bc2.errors import Bc2Error
 from bc2.generate.requests import Generated, Request, TokenLogProb
 from bc2.generate.sampling_config import SamplingConfig
 from bc2.serve.event_stream import EventStream
 from bc2.serve.exchange import Exchange
 from bc2.serve.growing_choices import GrowingChoices, whole
 from bc2.serve.json_response import json_response
-from bc2.serve.protocol.api_error import ApiError, api_error_of, failed
 from bc2.serve.protocol.pieces import Piece, Usage
 from bc2.serve.protocol.replies import DONE, Asked, Reply, event
 from bc2.serve.served_models import ServedModel
@@ -70,9 +68,8 @@ class Answering(Generic[Asked]):
         first = await self.exchange.attended(inbox.events()) if tickets else []
         self.service.metrics.first_token.observe(self.exchange.seconds)
         return EventStream(
-            self.exchange, self._events(inbox, tickets, first), held.pop_all(),
-            self.service.told, lambda gone: self.service.ended(self.exchange, 200, gone=gone),
-        )  # fmt: skip
+            self.exchange, self._events(inbox, tickets, first), held.pop_all(), self.service.told
+        )
 
     # --------------------------------------------------------------------------------- whole
 
@@ -144,9 +141,7 @@ class Answering(Generic[Asked]):
                 parts.append(self.reply.chunk_bytes(choice, Piece("", (), (), "length")))
         return b"".join(parts)
 
-    def _grown(
-        self, growing: GrowingChoices, events: Sequence[Result]
-    ) -> list[tuple[int, Piece]]:
+    def _grown(self, growing: GrowingChoices, events: Sequence[Result]) -> list[tuple[int, Piece]]:
         tokens = [event for event in events if isinstance(event, NewToken)]
         found = list(growing.grown(tokens))
         for answer in events:
@@ -164,9 +159,7 @@ class Answering(Generic[Asked]):
         return self.reply.chunk_bytes(choice, piece) if told or wanted else b""
 
 
-def echoed_piece(
-    ids: Sequence[int], text: str, log_probs: Sequence[TokenLogProb] | None
-) -> Piece:
+def echoed_piece(ids: Sequence[int], text: str, log_probs: Sequence[TokenLogProb] | None) -> Piece:
     """A prompt as the beginning of its answer.
 
     Args:
@@ -184,10 +177,3 @@ def new_id(prefix: str) -> str:
 def fresh_seed() -> int:
     """The seed of a request that gives none."""
     return secrets.randbits(63)
-
-
-def told(error: Exception) -> ApiError:
-    """What a client is told of an exception."""
-    if isinstance(error, ApiError):
-        return error
-    return api_error_of(error) if isinstance(error, Bc2Error) else failed()
