@@ -63,7 +63,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     """A path or method that there is none of."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path[:100]}"
-    known = ", ".join([*_POSTS, *_GETS])
+    known = ", ".join([*_POSTS, *_GETS]).replace("{name:path}", "NAME")
     what = "is not allowed" if error.status_code == 405 else "is not here"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     response = error_response(
@@ -92,12 +92,12 @@ class _Endpoint:
                 status = message["status"]
             await send(message)
 
-        with service.metrics.running.track_inprogress():
-            try:
+        try:
+            with service.metrics.running.labels(self._path).track_inprogress():
                 response = await self._response(exchange)
                 await response(scope, receive, sending)
-            except ClientGone:
-                status = 0
+        except ClientGone:
+            status = 0
         service.log.ended(exchange, self._path, status)
 
     async def _response(self, exchange: Exchange) -> Response:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +34,7 @@ class Metrics:
     """Of one server."""
 
     def __init__(self, lanes: Mapping[str, Lane]):
+        disable_created_metrics()  # when each was first counted is of no use
         self._registry = CollectorRegistry(auto_describe=True)
         registry = self._registry
         self.requests = Counter(
