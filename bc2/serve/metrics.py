@@ -34,7 +34,7 @@ class Metrics:
     """Of one server."""
 
     def __init__(self, lanes: Mapping[str, Lane]):
-        disable_created_metrics()  # when each was first counted is of no use
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each was first counted is of no use
         self._registry = CollectorRegistry(auto_describe=True)
         registry = self._registry
         self.requests = Counter(
@@ -43,7 +43,9 @@ class Metrics:
             ("model", "route", "status"),
             registry=registry,
         )
-        self.running = Gauge("bc2_requests_running", "Requests being answered.", registry=registry)
+        self.running = Gauge(
+            "bc2_requests_running", "Requests being answered.", ("route",), registry=registry
+        )
         self.cancelled = Counter(
             "bc2_cancelled", "Requests whose client hung up.", registry=registry
         )
