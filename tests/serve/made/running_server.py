@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -88,7 +89,7 @@ class Server:
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
         lines = self.get("/metrics").body.decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.split("{")[0] == name)
+        return sum(float(line.split()[-1]) for line in lines if re.split("[{ ]", line)[0] == name)
 
     def wait(self, holds: Callable[[], bool], seconds: float = 30) -> None:
         until = time.monotonic() + seconds
