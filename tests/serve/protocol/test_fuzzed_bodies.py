@@ -84,7 +84,7 @@ def check(cls, body):
 
 
 @pytest.mark.parametrize("cls", BODIES)
-@pytest.mark.parametrize("count", [100, MORE])
+@pytest.mark.parametrize("count", [120, MORE])
 def test_any_object_is_understood_or_refused(cls, count):
     understood = 0
 
