@@ -14,8 +14,14 @@ MOST_QUOTED = 60
 #: The most characters of a name that others are compared with; the comparison takes time.
 _MOST_COMPARED = 64
 
+#: The most items of a list or an object that is written out.
+_MOST_SHOWN = 8
+
+#: The most characters of an error's words; it may quote what the client sent.
+_LONGEST_MESSAGE = 2000
+
 #: A path of the machine that serves, in an error's words; it is no client's business.
-_HOST_PATH = re.compile(r"(?<![\w.:/])(?:~|/)[\w.~-]*/[^\s'\",;)]+")
+_HOST_PATH = re.compile(r"(?<![\w.:/])(?:~|/)(?!v1/)[\w.~-]*/[^\s'\",;)]+")
 
 #: The place of an error inside a request; other places are files of the machine that serves.
 _PLACE = re.compile(r"(?:prompt|message|pair|line)s? \d+(?:, message \d+)?")
@@ -61,9 +67,10 @@ class ApiError(Exception):
 
 def quoted(value: Any) -> str:
     """What a client sent, short enough for a message and safe to print."""
-    # A long list is not written out only to be cut.
-    if isinstance(value, (list, dict)) and len(value) > MOST_QUOTED:
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
+    if isinstance(value, (list, dict)):
+        within = value.values() if isinstance(value, dict) else value
+        if len(value) > _MOST_SHOWN or any(isinstance(one, (list, dict)) for one in within):
+            return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
     shown = repr(value[: 2 * MOST_QUOTED] if isinstance(value, str) else value)
     return shown if len(shown) <= MOST_QUOTED else f"{shown[:MOST_QUOTED]}..."
 
@@ -75,7 +82,7 @@ def suggestion(wrong: str, right: Iterable[str]) -> str:
 
 
 def bad_value(param: str, message: str, code: str = "invalid_value") -> ApiError:
-    """A field whose value cannot be taken (400)."""
+    """A field whose name or value cannot be taken (400)."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -186,5 +193,6 @@ def api_error_of(error: Bc2Error, param: str | None = None) -> ApiError:
         return failed()
     where = f" ({error.where})" if error.where and _PLACE.fullmatch(error.where) else ""
     todo = f"; {error.todo}" if error.todo else ""
-    message = _HOST_PATH.sub("(a file of the server)", f"{error.what}{where}{todo}")
+    message = f"{error.what}{where}{todo}"[:_LONGEST_MESSAGE]
+    message = _HOST_PATH.sub("(a file of the server)", message)
     return ApiError(400, message, param=param, code="invalid_value")

@@ -81,11 +81,13 @@ class CompletionLogProbs:
     def _likeliest(self, token: int, number: TokenLogProb) -> dict[str, float]:
         """Texts of the likeliest tokens and of the one that is there.
 
-        Tokens of one text have one place; the likeliest has it.
+        Tokens of one text have one place; the likeliest has it. The one that is there has the
+        same number as among `token_logprobs`, by which lm-eval knows that it is the likeliest.
         """
         likeliest: dict[str, float] = {}
         for other, value in (*number.top[: self._top], (token, number.raw)):
-            likeliest.setdefault(self._shown(self._token_text(other)), finite(value))
+            log_prob = number.raw if other == token else value
+            likeliest.setdefault(self._shown(self._token_text(other)), finite(log_prob))
         return likeliest
 
     def _shown(self, data: bytes) -> str:

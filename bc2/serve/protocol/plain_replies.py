@@ -45,7 +45,7 @@ def _score(ids: Sequence[int], score: Score, token_text: TokenText) -> dict[str,
         for likeliest in score.top
     ]
     return {
-        "log_prob": finite(score.total),
+        "log_prob": sum(map(finite, score.log_probs)),
         "greedy": score.all_greedy,
         "tokens": [shown(token_text(token)) for token in ids],
         "token_ids": list(ids),

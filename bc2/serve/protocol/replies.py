@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import orjson
@@ -24,44 +25,36 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(data)
 
 
+@dataclass
 class Reply(ABC, Generic[Asked]):
     """The reply to one request: `whole`, or a `chunk` for each piece of its choices.
 
     The choices of a request are numbered prompt by prompt, `n` each.
-
-    Args:
-        asked: the request.
-        model: the name that it was served by.
-        id: of the reply.
-        created: seconds since 1970.
-        token_text: token id -> the bytes of its text.
-        prompt_ids: the tokens of each prompt, for a request that asks for token ids.
     """
 
     kind: ClassVar[str]
+    """OpenAI's name of a whole reply."""
     chunk_kind: ClassVar[str]
+    """And of an event of a stream."""
 
-    def __init__(
-        self,
-        asked: Asked,
-        *,
-        model: str,
-        id: str,
-        created: int,
-        token_text: TokenText,
-        prompt_ids: Sequence[Sequence[int]] = (),
-    ):
-        self.asked = asked
-        self.token_text = token_text
-        self.prompt_ids = prompt_ids
-        self._head = {"id": id, "object": self.kind, "created": created, "model": model}
-        self._chunk_head = self._head | {"object": self.chunk_kind}
-        self._begun: set[int] = set()
+    asked: Asked
+    _: KW_ONLY
+    model: str
+    """The name that it was served by."""
+    id: str
+    created: int
+    """Seconds since 1970."""
+    token_text: TokenText
+    """Token id -> the bytes of its text."""
+    prompt_ids: Sequence[Sequence[int]] = ()
+    """The tokens of each prompt, for a request that asks for token ids."""
+    _begun: set[int] = field(init=False, default_factory=set)
+    """Choices that a stream has said something of."""
 
     def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> dict[str, Any]:
-        """The reply that has everything: all pieces of each choice."""
+        """The reply that has everything: all pieces of each choice, at least one of each."""
         made = [self._choice(index, pieces) for index, pieces in enumerate(choices)]
-        return {**self._head, "choices": made, "usage": usage.to_json()}
+        return {**self._head(self.kind), "choices": made, "usage": usage.to_json()}
 
     def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
         """What a stream says of a piece of a choice; the pieces of a choice come in their order.
@@ -71,8 +64,9 @@ class Reply(ABC, Generic[Asked]):
         """
         first = index not in self._begun
         self._begun.add(index)
-        made = {**self._chunk_head, "choices": [self._part(index, piece, first=first)]}
-        return {**made, "usage": None} if self.asked.include_usage else made
+        usage = {"usage": None} if self.asked.include_usage else {}
+        part = self._part(index, piece, first=first)
+        return {**self._head(self.chunk_kind), "choices": [part], **usage}
 
     def chunk_bytes(self, index: int, piece: Piece) -> bytes:
         """The event of a `chunk`."""
@@ -80,7 +74,10 @@ class Reply(ABC, Generic[Asked]):
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         """What a stream ends with that was asked for its usage."""
-        return {**self._chunk_head, "choices": [], "usage": usage.to_json()}
+        return {**self._head(self.chunk_kind), "choices": [], "usage": usage.to_json()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     @abstractmethod
     def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -99,14 +96,14 @@ class Reply(ABC, Generic[Asked]):
         return {**(prompt if first else {}), "token_ids": ids}
 
 
+@dataclass
 class CompletionReply(Reply[CompletionRequest]):
     """The reply to a completion; an echoed prompt is the first piece of its choices."""
 
     kind = chunk_kind = "text_completion"
 
-    def __init__(self, asked: CompletionRequest, **known: Any):
-        super().__init__(asked, **known)
-        self._log_probs: dict[int, CompletionLogProbs] = {}
+    _log_probs: dict[int, CompletionLogProbs] = field(init=False, default_factory=dict)
+    """Of each choice, if they are asked for."""
 
     def _choice(self, index: int, pieces: Sequence[Piece], *, first: bool = True) -> dict[str, Any]:
         return {
@@ -129,6 +126,7 @@ class CompletionReply(Reply[CompletionRequest]):
         return self._log_probs[index].added(_tokens(pieces))
 
 
+@dataclass
 class ChatReply(Reply[ChatRequest]):
     """The reply to a chat."""
 

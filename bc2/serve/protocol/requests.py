@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -122,9 +123,9 @@ class SamplingBody(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    @abstractmethod
     def top_count(self) -> int | None:
         """Alternatives of each token whose log-probabilities are asked for; None: none at all."""
-        raise NotImplementedError
 
 
 #: What changes nothing, of fields that OpenAI has for completions and for chats.
