@@ -59,12 +59,17 @@ def check_output() -> None:
         raise ReaderGone if reader_gone(failure) else OutputLost(failure)
 
 
+def spelled_out(text: str) -> str:
+    """A text with its control characters spelled out, but for tabs and line ends."""
+    return text.translate(_SPELLED)
+
+
 def printable(text: str) -> str:
     """A text that may hold strangers' words, for a terminal: control characters are spelled out.
 
     A line after the first is set in, so that none can pass for a message of its own.
     """
-    lines = text.translate(_SPELLED).split("\n")
+    lines = spelled_out(text).split("\n")
     return "\n".join([lines[0], *(line if line[:1] == " " else f"  {line}" for line in lines[1:])])
 
 

@@ -6,12 +6,29 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bc2.console import Output, check_output, note
 from bc2.errors import UsageError
+from bc2.generate.command_options import (
+    CacheMemory,
+    Device,
+    IgnoreEos,
+    MaxNewTokens,
+    MaxRunning,
+    MinP,
+    Precision,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopId,
+    Temperature,
+    TopK,
+    TopP,
+    settings_of,
+)
 from bc2.generate.model_settings import DEFAULTS, own_end_ids, own_settings, told
 from bc2.options import Json, Quiet, parse_bytes, verb
 from bc2.registry import Registry
@@ -21,16 +38,8 @@ if TYPE_CHECKING:
     from bc2.generate.live import DecodeBytes
     from bc2.generate.load import LanguageModel
     from bc2.generate.prompts import Prompt, PromptRequest
-    from bc2.recipe import Settings
-
-    S = TypeVar("S", bound=Settings)
 
 app = verb()
-
-
-def _option(name: str, help: str, **bounds: Any) -> Any:
-    """An option whose default may be the model's own."""
-    return typer.Option(help=help, show_default=str(DEFAULTS[name]), **bounds)
 
 
 @app.command(no_args_is_help=True)
@@ -51,39 +60,25 @@ def generate(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="With --chat: a system message before them.")
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, _option("max_new_tokens", "Most tokens to add.", min=1)
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Continuations of each prompt.")] = 1,
-    temperature: Annotated[float | None, _option("temperature", "0 is greedy.", min=0)] = None,
-    top_k: Annotated[
-        int | None, _option("top_k", "Keep the k likeliest; 0 keeps all.", min=0)
-    ] = None,
-    top_p: Annotated[float | None, _option("top_p", "Keep the likeliest that sum to this.")] = None,
-    min_p: Annotated[
-        float | None, _option("min_p", "Keep those this many times as likely as the likeliest.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        _option("repetition_penalty", "Above 1, tokens that were there become less likely."),
-    ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; repeatable.")] = None,
-    stop_id: Annotated[
-        list[int] | None, typer.Option(help="Token that ends it, beside the end of text.")
-    ] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after it.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    stop_id: StopId = None,
+    ignore_eos: IgnoreEos = False,
+    seed: Seed = 0,
     logprobs: Annotated[
         int | None,
         typer.Option(metavar="K", help="Log-probabilities of the tokens, and of the K likeliest."),
     ] = None,
-    cache_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="For keys and values: '2 GiB'; half of what is free."),
-    ] = None,
-    max_running: Annotated[int, typer.Option(min=1, help="Most that decode together.")] = 256,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    cache_memory: CacheMemory = None,
+    max_running: MaxRunning = 256,
+    device: Device = "auto",
+    precision: Precision = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.jsonl", help="Write JSON lines there.")
     ] = None,
@@ -115,12 +110,12 @@ def generate(
         "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = _settings(
+    settings = settings_of(
         SamplingConfig, **{**DEFAULTS, **given}, n=n, seed=seed, stop=tuple(stop or ()),
         logprobs=logprobs,
     )  # fmt: skip
     memory = parse_bytes(cache_memory, "--cache-memory") if cache_memory is not None else None
-    config = _settings(EngineConfig, cache_bytes=memory, max_running=max_running)
+    config = settings_of(EngineConfig, cache_bytes=memory, max_running=max_running)
     if out is not None and file is not None and out.resolve() == file.resolve():
         raise UsageError("the results would replace the prompts", where=str(out))
     ref, prompts, live = _split(words or [], file, chat=chat)
@@ -193,17 +188,6 @@ def _split(
         raise UsageError("nothing to continue", todo="give a prompt, or --file")
     ref, texts = (words[0], words[1:]) if len(words) > 1 else (None, words)
     return ref, map(Prompt, texts), len(texts) == 1
-
-
-def _settings(cls: type[S], **values: Any) -> S:
-    from pydantic import ValidationError
-
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {first['msg'].lower()}, not {first['input']}") from None
 
 
 def _stream(

@@ -1,1 +1,1 @@
-"""A conversation with a model in a terminal, or through a pipe."""
+"""A conversation with a model at a terminal, or through a pipe."""

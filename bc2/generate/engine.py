@@ -7,7 +7,7 @@ output is repeatable for the same submissions and cache. `bc2.generate.near_ties
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -193,6 +193,23 @@ class InferenceEngine:
         self.memory.forget_all()
         scorer = Scorer(self.runner, self.memory, self.config, self.stats, lambda: self.version)
         yield from scorer.scores(requests, top_k=top_k, cut=cut, share=share)
+
+    def score_passes(
+        self, requests: Sequence[ScoreRequest], *, top_k: int = 0
+    ) -> Iterator[list[Score]]:
+        """Log-probabilities of texts beside an open session, a forward pass at a time.
+
+        What is cached is used, and kept for later requests of either kind. Between two passes the
+        session may make its steps.
+
+        Raises:
+            DataError, RunFailed, UsageError: see `score`; those of requests before any pass.
+        """
+        version = self.version
+        scorer = Scorer(
+            self.runner, self.memory, self.config, self.stats, lambda: version, keep=True
+        )
+        return scorer.passes(requests, top_k=top_k)
 
     def _cache_bytes(self) -> int:
         if self.config.cache_bytes is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,7 +56,11 @@ def check_files(artifact: Artifact) -> None:
 
 @contextmanager
 def open_model(
-    artifact: Artifact, device: torch.device, dtype: torch.dtype
+    artifact: Artifact,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    beside: Transformer | None = None,
 ) -> Iterator[LanguageModel]:
     """Load a checkpoint, and keep the registry from deleting it while it is in use.
 
@@ -66,6 +72,8 @@ def open_model(
     Args:
         device: a GPU with its index becomes the current one.
         dtype: of the model's weights.
+        beside: the same model, or an adapter's base, loaded in that dtype on that device: its
+            weights are used, and not loaded again.
 
     Raises:
         DataError: the artifact has no model or no tokenizer.
@@ -81,12 +89,22 @@ def open_model(
         make_current(device)
         artifact.file(CONFIG)
         config = load_config(artifact.path)
-        model = load_model(base.path, device, dtype, config=config, opened=_reading(base))
+        model = (
+            load_model(base.path, device, dtype, config=config, opened=_reading(base))
+            if beside is None
+            else sharing_weights(beside)
+        )
         if base is not artifact:
             lora = SavedAdapter.of(artifact).lora
             add_adapters(model, artifact.path, lora, device, dtype, opened=_reading(artifact))
         tokenizer = Tokenizer.load(tokenizer_path(artifact))
         yield LanguageModel(model.eval(), tokenizer, artifact)
+
+
+def sharing_weights(model: Transformer) -> Transformer:
+    """Another model with the same tensors as weights, to which adapters may be added."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _reading(artifact: Artifact) -> OpenedWeights:

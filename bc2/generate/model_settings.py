@@ -19,6 +19,15 @@ DEFAULTS: dict[str, Any] = {
     "repetition_penalty": 1.0,
 }  # fmt: skip
 
+#: How the released models of a chat layout are sampled: Baichuan 2's generation_config.json.
+OF_LAYOUT: dict[str, dict[str, Any]] = {
+    "baichuan": {"temperature": 0.3, "top_k": 5, "top_p": 0.85, "repetition_penalty": 1.05},
+}
+
+#: The most tokens of an answer in a chat, where nobody says otherwise: Baichuan 2's, and never more
+#: than half of the window.
+LONGEST_ANSWER = 2048
+
 
 def own_end_ids(
     tokenizer: Tokenizer, chat: Chat | None, own: GenerationDefaults, artifact: Artifact
@@ -49,6 +58,20 @@ def own_end_ids(
 def own_settings(own: GenerationDefaults, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings of a model, for `SamplingConfig`, that nobody has `given` otherwise."""
     return {name: value for name, value in own.sampling().items() if name not in given}
+
+
+def chat_settings(own: GenerationDefaults, chat: Chat, window: int) -> dict[str, Any]:
+    """How a model is sampled in a chat, for `SamplingConfig`: as it says itself.
+
+    Where it says nothing of how tokens are drawn, as its layout's released models are.
+
+    Args:
+        window: tokens of its context.
+    """
+    said = own.sampling()
+    drawn = said.keys() - {"max_new_tokens"}
+    longest = {"max_new_tokens": max(1, min(LONGEST_ANSWER, window // 2))}
+    return {**DEFAULTS, **longest, **({} if drawn else OF_LAYOUT.get(chat.name, {})), **said}
 
 
 def told(taken: Mapping[str, Any], own: GenerationDefaults, ends: tuple[int, ...]) -> str:

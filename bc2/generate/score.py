@@ -75,6 +75,8 @@ class Scorer:
 
     Args:
         version: that of the weights, now.
+        keep: store the keys of whole texts, so that later requests can find them; else only
+            those that two texts of a window have in common.
     """
 
     def __init__(
@@ -84,20 +86,34 @@ class Scorer:
         config: EngineConfig,
         stats: EngineStats,
         version: Callable[[], int],
+        *,
+        keep: bool = False,
     ):
         self.runner = runner
         self.memory = memory
         self.config = config
         self.stats = stats
         self.version = version
+        self.keep = keep
+
+    def passes(self, requests: Sequence[ScoreRequest], *, top_k: int) -> Iterator[list[Score]]:
+        """The scores of requests that are read together, those of a forward pass at a time.
+
+        Nothing is held between two passes, so that other sequences may be read then.
+
+        Raises:
+            DataError, RunFailed, UsageError: see `scores`; those of requests before any pass.
+        """
+        self._check(top_k)
+        asked = [self._asked(index, one, cut=False) for index, one in enumerate(requests)]
+        for found in self._passes(asked, top_k, share=True):
+            yield list(found.values())
 
     def scores(
         self, requests: Iterable[ScoreRequest], *, top_k: int, cut: bool, share: bool
     ) -> Iterator[Score]:
         """See `InferenceEngine.score`."""
-        vocab_size = self.runner.config.vocab_size
-        if not 0 <= top_k <= vocab_size:
-            raise UsageError(f"top_k is {top_k}; the vocabulary has {vocab_size} tokens")
+        self._check(top_k)
         numbered = enumerate(requests)
         refused: Bc2Error | None = None
         while refused is None:
@@ -107,6 +123,11 @@ class Scorer:
                 break
         if refused is not None:
             raise refused
+
+    def _check(self, top_k: int) -> None:
+        vocab_size = self.runner.config.vocab_size
+        if not 0 <= top_k <= vocab_size:
+            raise UsageError(f"top_k is {top_k}; the vocabulary has {vocab_size} tokens")
 
     def _read_window(
         self, numbered: Iterator[tuple[int, ScoreRequest]], *, cut: bool
@@ -121,28 +142,40 @@ class Scorer:
         return window, None
 
     def _scored(self, window: Sequence[_Asked], top_k: int, share: bool) -> list[Score]:
-        texts = _texts(window, share)
         found: dict[int, Score] = {}
+        for some in self._passes(window, top_k, share):
+            found |= some
+        return [found[asked.index] for asked in window]
+
+    def _passes(
+        self, window: Sequence[_Asked], top_k: int, share: bool
+    ) -> Iterator[dict[int, Score]]:
+        """What each forward pass finds, by the number of the request."""
+        texts = _texts(window, share)
         batch: list[_Row] = []
         size = 0
         try:
             for text, blocks in zip(texts, self._depths(texts, share), strict=True):
                 more = len(text.ids) - self._in_cache(text, share)
                 if batch and size + more > self.config.step_tokens:
-                    self._read(batch, top_k, found)
+                    found = self._read(batch, top_k)
                     self._give_back(batch)
                     size = 0
+                    yield found
                 batch.append(self._row(text, blocks, share))
                 size += batch[-1].segment.length
             if batch:
-                self._read(batch, top_k, found)
+                found = self._read(batch, top_k)
+                self._give_back(batch)
+                yield found
+        except GeneratorExit:
+            raise  # between two passes, when all is written that is known
         except BaseException:
             # Blocks are known before their keys are written.
             self.memory.forget_all()
             raise
         finally:
             self._give_back(batch)
-        return [found[asked.index] for asked in window]
 
     def _give_back(self, batch: list[_Row]) -> None:
         while batch:
@@ -165,12 +198,14 @@ class Scorer:
         return _Asked(index, ids[over:], len(request.context) - over, request.continuation, over)
 
     def _depths(self, texts: Sequence[_Text], share: bool) -> list[int]:
-        """For each text, the blocks that it has in common with a neighbour."""
+        """For each text the blocks to store: what it has in common with a neighbour, or all."""
         size = self.memory.pool.size
+        if self.keep:
+            return [len(text.ids) // size for text in texts]
         common = [0]
         for one, other in itertools.pairwise(texts if share else ()):
             same = min(one.sharable(size), other.sharable(size))
-            common.append(_common_length(one.ids, other.ids) // size if same else 0)
+            common.append(common_length(one.ids, other.ids) // size if same else 0)
             common[-1] = min(common[-1], same)
         common += [0] * (len(texts) + 1 - len(common))
         return [max(common[at], common[at + 1]) for at in range(len(texts))]
@@ -186,10 +221,12 @@ class Scorer:
     def _row(self, text: _Text, depth: int, share: bool) -> _Row:
         """Give a text the blocks of its beginning: those that are there, and those it will fill."""
         pool = self.memory.pool
-        found = pool.find(text.ids, text.sharable(pool.size) * pool.size) if share else []
+        there = pool.find(text.ids, depth * pool.size) if share else []
+        found = there[: text.sharable(pool.size)]
         pool.share(found)
-        # Without room for them the keys are not stored, and who needs them computes them again.
-        more = min(max(0, depth - len(found)), pool.available)
+        # What is there already is not stored twice. Without room for them the keys are not stored,
+        # and who needs them computes them again.
+        more = min(max(0, depth - len(there)), pool.available) if there == found else 0
         held = [*found, *self.memory.take(more)]
         for at in range(len(found), len(held)):
             parent = held[at - 1] if at else ROOT
@@ -200,7 +237,7 @@ class Scorer:
         segment = Segment(start, len(text.ids) - start, held, stored=more * pool.size)
         return _Row(text, segment, held)
 
-    def _read(self, rows: Sequence[_Row], top_k: int, found: dict[int, Score]) -> None:
+    def _read(self, rows: Sequence[_Row], top_k: int) -> dict[int, Score]:
         tokens: list[int] = []
         places: list[int] = []
         labels: list[int] = []
@@ -229,6 +266,7 @@ class Scorer:
             raise RunFailed("the model's logits are not numbers", todo="take an earlier checkpoint")
         log_probs, greedy = numbers.log_probs.tolist(), numbers.greedy.tolist()
         tops = _tops(numbers.top_ids, numbers.top_log_probs)
+        found: dict[int, Score] = {}
         at, version = 0, self.version()
         for row in rows:
             for asked in row.text.asked:
@@ -238,6 +276,7 @@ class Scorer:
                 found[index] = Score(
                     index, log_probs[span], greedy[span], asked.cut, version, tops[span]
                 )
+        return found
 
 
 def _texts(window: Sequence[_Asked], share: bool) -> list[_Text]:
@@ -263,7 +302,7 @@ def _tops(
     return [tuple(zip(some, numbers, strict=True)) for some, numbers in pairs]
 
 
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens in which two texts begin alike."""
     most = min(len(one), len(other))
     low, high = 0, most

@@ -11,7 +11,8 @@ that the process does, before it imports anything that takes long. From then on:
   another error of it: it is raised again until it is on its way through the command. If that has
   not begun within `PATIENCE_S`, since a call into C or an import takes longer, the process ends
   at once.
-- What has a better answer takes signals over (`taken`): a run saves its last step.
+- What has a better answer takes signals over (`taken`): a run saves its last step. A conversation
+  takes Ctrl-C over, as often as it comes (`interrupts`): it ends an answer and not the command.
 - A second signal ends the process and all that it started at once, whatever it is doing.
 
 Ended at once is as good as SIGKILL, which every command survives. To see a signal whatever the main
@@ -20,6 +21,7 @@ thread does is the work of a thread, to which Python's own handler writes throug
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -83,6 +85,10 @@ class _State:
     raised: BaseException | None = None
     error: Callable[[int], BaseException] = SignalReceived
     taker: Callable[[int], None] | None = None
+    breaker: Callable[[], None] | None = None
+    """What Ctrl-C does instead."""
+    broke_at = -math.inf
+    """When it had that meaning last, monotonic seconds: the thread that watches may see it late."""
     told = False
     """Whether `taker` was given the first signal: the thread that watches may note it first."""
     shields = 0
@@ -93,6 +99,11 @@ class _State:
             return False
         self.first, self.at, self.late = signum, time.monotonic(), self.phase == "ending"
         return True
+
+    def breaks(self, signum: int) -> bool:
+        """Whether a signal is a Ctrl-C that has another meaning than to end the command."""
+        ago = 0.0 if self.breaker is not None else time.monotonic() - self.broke_at
+        return signum == signal.SIGINT and ago < _SAME_S
 
 
 _state = _State()
@@ -200,6 +211,24 @@ def taken(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
+def interrupts(handle: Callable[[], None]) -> Iterator[None]:
+    """Each Ctrl-C calls `handle` in the main thread, which may raise, and ends nothing by itself.
+
+    Where it was ignored when the process started it stays ignored.
+    """
+    before = None if _state.armed else signal.getsignal(signal.SIGINT)
+    if before is not None and before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _handle)
+    _state.breaker = handle
+    try:
+        yield
+    finally:
+        _state.broke_at, _state.breaker = time.monotonic(), None
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def shielded() -> Iterator[None]:
     """Signals wait for the end of the block, and never reach the processes it starts."""
     _state.shields += 1
@@ -249,6 +278,9 @@ def _again(signum: int, first_at: float) -> bool:
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     """Python calls it between two instructions of the main thread."""
+    if _state.breaker is not None and signum == signal.SIGINT and _state.first is None:
+        _state.breaker()
+        return
     first = signum != _WAKE and _state.note(signum)
     if _state.first is None:
         return
@@ -312,7 +344,7 @@ def _watch(pipe: int) -> NoReturn:
     while True:
         if waiting.poll(None if _state.first is None else 1000 * _POLL_S):
             for signum in os.read(pipe, 1 << 12):
-                if signum not in SIGNALS:
+                if signum not in SIGNALS or _state.breaks(signum):
                     continue
                 _state.note(signum)
                 # By this thread's clock: it may be late for both.

@@ -61,6 +61,7 @@ class Chat(ABC):
         template: the layout as a Jinja template for transformers.
         markers: tokens of the layout that the tokenizer takes for ordinary pieces; `end_ids` may
             be among them.
+        cuts_beginnings: whether what is too long for the window, even alone, loses its beginning.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Chat(ABC):
     end_ids: tuple[int, ...]
     template: str
     markers: frozenset[int] = frozenset()
+    cuts_beginnings: bool = False
     _encode: PartEncoder
 
     @abstractmethod
@@ -116,6 +118,51 @@ class Chat(ABC):
                 todo="end with a message of the user",
             )
         return self.render(messages, generation_prompt=True).ids
+
+    def following(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens to append to an answer as it was sampled, so that the assistant speaks again.
+
+        They end the answer, whether it ended itself or was cut, and say what the user says then.
+        No earlier token is looked at: sampled ones need not be those that their text is encoded to.
+
+        Args:
+            messages: a conversation that ends with the answer and the user's next message.
+
+        Raises:
+            DataError: see `render`.
+            ValueError: it ends otherwise.
+        """
+        if [message.get("role") for message in messages[-2:]] != ["assistant", "user"]:
+            raise ValueError("the last two messages are not the assistant's and the user's")
+        *_, last = self._around_answers(messages, generation_prompt=True)
+        return self.encode_parts(last).ids
+
+    def turns(self, messages: Sequence[Message]) -> list[list[int]]:
+        """The tokens of a conversation, each answer's text apart, as if it had been sampled.
+
+        Returns:
+            What is before the first answer, that answer, what is between it and the next one, and
+            so on; at last what is after the last one, which may be nothing.
+
+        Raises:
+            DataError: see `render`.
+        """
+        return [self.encode_parts(parts).ids for parts in self._around_answers(messages)]
+
+    def _around_answers(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False
+    ) -> list[list[Control | Text]]:
+        """The parts of a conversation: those around answers, and between them single answers."""
+        check_messages(messages)
+        marked = [{**message, "train": message["role"] == "assistant"} for message in messages]
+        found: list[list[Control | Text]] = [[]]
+        for part in self.parts(marked, generation_prompt=generation_prompt):
+            # A control token has no `learnt`; the end of an answer is one in every layout.
+            if getattr(part, "learnt", False):
+                found += [[part], []]
+            else:
+                found[-1].append(part)
+        return found
 
 
 def learns(message: Message) -> bool:

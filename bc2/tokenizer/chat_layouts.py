@@ -130,6 +130,7 @@ class TurnChat(Chat):
     def __init__(self, layout: TurnLayout, tokenizer: Tokenizer):
         self.name = layout.name
         self.tokenizer = tokenizer
+        self.cuts_beginnings = layout.keeps_rounds
         self._layout = layout
         turns = [part for turn in layout.turns.values() for side in turn for part in side]
         specials = [

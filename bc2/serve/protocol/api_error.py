@@ -95,20 +95,19 @@ def model_not_found(name: str, served: Iterable[str]) -> ApiError:
     )
 
 
-def context_too_long(tokens: int, window: int, param: str, *, answer: int = 0) -> ApiError:
-    """A prompt that does not fit into the model's window beside its answer (400).
+def context_too_long(tokens: int, window: int, param: str, *, at_least: bool = False) -> ApiError:
+    """A prompt that does not fit into the model's window (400).
 
     Args:
         tokens: of the prompt.
         window: of the model.
         param: the field that holds the prompt.
-        answer: the least tokens that the answer needs.
+        at_least: `tokens` were counted in its beginning alone.
     """
-    beside = f" beside an answer of {answer:,}" if answer else ""
+    has = f"has {'at least ' if at_least else ''}{tokens:,}"
     return bad_value(
         param,
-        f"this model reads at most {window:,} tokens{beside}, and the prompt has {tokens:,}; "
-        "shorten it",
+        f"this model reads at most {window:,} tokens, and the prompt {has}; shorten it",
         "context_length_exceeded",
     )
 

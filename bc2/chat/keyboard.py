@@ -1,0 +1,63 @@
+"""Lines that a person types, edited by readline where there is one. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+
+class NotText(Exception):
+    """A line that is not text in the terminal's encoding."""
+
+
+class Broken(Exception):
+    """Ctrl-C, where a line was waited for."""
+
+
+class Keyboard:
+    """Reads lines from a terminal.
+
+    The prompt is on stdout if that is a terminal too, where readline draws it; else on stderr.
+    """
+
+    def __init__(self) -> None:
+        #: Whether a line is being waited for: then a Ctrl-C has no answer to end.
+        self.waiting = False
+        self._drawn = sys.stdout.isatty()
+        if self._drawn:
+            _edit_lines()
+
+    def line(self, prompt: str) -> str:
+        """The next line without its end.
+
+        Raises:
+            EOFError: there is none: Ctrl-D, or the terminal is gone.
+            NotText: it is not text.
+        """
+        self.waiting = True
+        try:
+            line = input(prompt) if self._drawn else self._plain(prompt)
+            line.encode("utf-8")  # bytes that are no text may have become surrogates
+        except UnicodeError:
+            raise NotText from None
+        finally:
+            self.waiting = False
+        return line
+
+    def _plain(self, prompt: str) -> str:
+        print(prompt, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.removesuffix("\n")
+
+
+def _edit_lines() -> None:
+    """Let `input` edit lines, recall earlier ones, and take a pasted text as one line."""
+    with suppress(ImportError):
+        import readline
+
+        if "libedit" not in (readline.__doc__ or ""):
+            # Python turns it off, lest its own prompt execute half of what is pasted.
+            readline.parse_and_bind("set enable-bracketed-paste on")
+            readline.parse_and_bind("set disable-completion on")
