@@ -76,7 +76,7 @@ class CompletionLogProbs:
         }  # fmt: skip
         for piece in pieces:
             made["text_offset"] += self._places(piece)
-            for token, number in tokens_of(piece):
+            for token, number in tokens_of([piece]):
                 made["tokens"].append(self._shown(token))
                 made["token_logprobs"].append(None if number is None else finite(number.raw))
                 likeliest = None if number is None else self._likeliest(token, number)
@@ -111,9 +111,9 @@ class CompletionLogProbs:
 
 
 def chat_log_probs(
-    pieces: Iterable[Piece], token_text: TokenText, top: int
+    tokens: Iterable[tuple[int, TokenLogProb | None]], token_text: TokenText, top: int
 ) -> list[dict[str, Any]]:
-    """Log-probabilities of the tokens of pieces of an answer in a chat.
+    """Log-probabilities of tokens of an answer in a chat.
 
     Args:
         top: the most likely tokens in place of each that were asked for.
@@ -121,15 +121,15 @@ def chat_log_probs(
     return [
         _entry(token_text(token), number.raw)
         | {"top_logprobs": [_entry(token_text(i), value) for i, value in number.top[:top]]}
-        for piece in pieces
-        for token, number in tokens_of(piece)
+        for token, number in tokens
         if number is not None
     ]
 
 
-def tokens_of(piece: Piece) -> Iterator[tuple[int, TokenLogProb | None]]:
-    """The tokens of a piece with their log-probabilities, which must be there."""
-    return zip(piece.ids, piece.log_probs or (), strict=True)
+def tokens_of(pieces: Iterable[Piece]) -> Iterator[tuple[int, TokenLogProb | None]]:
+    """The tokens of pieces with their log-probabilities, which must be there."""
+    for piece in pieces:
+        yield from zip(piece.ids, piece.log_probs or (), strict=True)
 
 
 def finite(log_prob: float) -> float:

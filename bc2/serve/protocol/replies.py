@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import orjson
 
-from bc2.serve.protocol.log_probs import CompletionLogProbs, TokenText, chat_log_probs
+from bc2.serve.protocol.log_probs import CompletionLogProbs, TokenText, chat_log_probs, tokens_of
 from bc2.serve.protocol.pieces import Piece, Usage
 from bc2.serve.protocol.requests import ChatRequest, CompletionRequest, SamplingBody
 
@@ -155,4 +155,5 @@ class ChatReply(Reply[ChatRequest]):
         top = self.asked.top_count
         if top is None:
             return None
-        return {"content": chat_log_probs(pieces, self.token_text, top), "refusal": None}
+        found = chat_log_probs(tokens_of(pieces), self.token_text, top)
+        return {"content": found, "refusal": None}

@@ -44,7 +44,7 @@ def test_an_error_is_openais_object():
         (failed(), 500, "internal_error"),
         (shutting_down(30), 503, "shutting_down"),
         (out_of_time(600), 504, "time_limit"),
-        (context_too_long(5000, 4096, "prompt", answer=1), 400, "context_length_exceeded"),
+        (context_too_long(5000, 4096, "prompt", at_least=True), 400, "context_length_exceeded"),
     ],
 )
 def test_each_failure_has_its_status_and_code(error, status, code):

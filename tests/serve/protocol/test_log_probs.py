@@ -34,10 +34,6 @@ def completion(tokens, top=2):
     return CompletionLogProbs(text_of, top).added([piece(tokens)])
 
 
-def chat(tokens, top):
-    return chat_log_probs([piece(tokens)], text_of, top)
-
-
 @pytest.mark.parametrize(
     ("data", "text"), [(b" b", " b"), ("模".encode(), "模"), (b"\xe4\xb8", r"\xe4\xb8"), (b"", "")]
 )
@@ -79,14 +75,14 @@ def test_a_token_has_one_number_in_both_lists():
 
 
 def test_what_cannot_be_has_a_number_that_json_has():
-    (entry,) = chat([(0, TokenLogProb(-math.inf, 0.0))], 0)
+    (entry,) = chat_log_probs([(0, TokenLogProb(-math.inf, 0.0))], text_of, 0)
     assert entry["logprob"] == finite(-math.inf) == -9999.0
     assert b"null" not in orjson.dumps(completion([(0, TokenLogProb(-math.inf, 0.0))]))
 
 
 def test_log_probabilities_of_a_chat_are_openais():
     numbers = TokenLogProb(-0.1, -0.2, ((2, -0.1), (1, -3.0)))
-    (entry,) = chat([(2, numbers)], 1)
+    (entry,) = chat_log_probs([(2, numbers)], text_of, 1)
     read = ChatCompletionTokenLogprob.model_validate(entry, strict=True)
     assert (read.token, read.bytes, read.logprob) == (r"\xe6", [0xE6], -0.1)
     assert [(top.token, top.logprob) for top in read.top_logprobs] == [(r"\xe6", -0.1)]
