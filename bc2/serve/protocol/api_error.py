@@ -23,8 +23,9 @@ _LONGEST_MESSAGE = 2000
 #: A path of the machine that serves, in an error's words; it is no client's business.
 _HOST_PATH = re.compile(r"(?<![\w.:/])(?:~|/)(?!v1/)[\w.~-]*/[^\s'\",;)]+")
 
-#: The place of an error inside a request; other places are files of the machine that serves.
-_PLACE = re.compile(r"(?:prompt|message|pair|line)s? \d+(?:, message \d+)?")
+#: The place of an error inside a request; other places are files of the machine that serves, or
+#: numbers that its engine gives.
+_PLACE = re.compile(r"message \d+")
 
 
 class ApiError(Exception):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bc2.generate.requests import TokenLogProb
+from bc2.serve.protocol.pieces import Piece
 
 #: Token id -> the bytes of its text.
 TokenText = Callable[[int], bytes]
@@ -31,11 +32,14 @@ class TextOffsets:
     """Where tokens begin in the text that all together are, in characters.
 
     A token that begins inside a character begins where that character does.
+
+    Args:
+        before: characters before the first token.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: int = 0):
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._before = 0
+        self._before = before
 
     def push(self, data: bytes) -> int:
         """The place of the first byte of a token, after those that were pushed before."""
@@ -62,21 +66,33 @@ class CompletionLogProbs:
         self._top = top
         self._offsets = TextOffsets()
 
-    def added(self, tokens: Iterable[tuple[int, TokenLogProb | None]]) -> dict[str, list[Any]]:
-        """Those of tokens that are added: four lists of one length.
+    def added(self, pieces: Iterable[Piece]) -> dict[str, list[Any]]:
+        """Those of the tokens of pieces that are added: four lists of one length.
 
         The first token of a text has none, as nothing predicts it.
         """
         made: dict[str, list[Any]] = {
             "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [],
         }  # fmt: skip
-        for token, number in tokens:
-            data = self._token_text(token)
-            made["tokens"].append(self._shown(data))
-            made["token_logprobs"].append(None if number is None else finite(number.raw))
-            made["top_logprobs"].append(None if number is None else self._likeliest(token, number))
-            made["text_offset"].append(self._offsets.push(data))
+        for piece in pieces:
+            made["text_offset"] += self._places(piece)
+            for token, number in tokens_of([piece]):
+                made["tokens"].append(self._shown(token))
+                made["token_logprobs"].append(None if number is None else finite(number.raw))
+                likeliest = None if number is None else self._likeliest(token, number)
+                made["top_logprobs"].append(likeliest)
         return made
+
+    def _places(self, piece: Piece) -> list[int]:
+        """Where the tokens of a piece begin; an echoed prompt is a text of its own."""
+        texts = [self._token_text(token) for token in piece.ids]
+        if not piece.echoed:
+            return [self._offsets.push(data) for data in texts]
+        self._offsets = TextOffsets(len(piece.text))
+        # Some tokenizers put a space before a text, which is in the first token alone.
+        extra = b"".join(texts).decode(errors="replace") == f" {piece.text}"
+        prompt = TextOffsets(-extra)
+        return [max(0, prompt.push(data)) for data in texts]
 
     def _likeliest(self, token: int, number: TokenLogProb) -> dict[str, float]:
         """Texts of the likeliest tokens and of the one that is there.
@@ -87,11 +103,11 @@ class CompletionLogProbs:
         likeliest: dict[str, float] = {}
         for other, value in (*number.top[: self._top], (token, number.raw)):
             log_prob = number.raw if other == token else value
-            likeliest.setdefault(self._shown(self._token_text(other)), finite(log_prob))
+            likeliest.setdefault(self._shown(other), finite(log_prob))
         return likeliest
 
-    def _shown(self, data: bytes) -> str:
-        return shown(data, "bytes:")
+    def _shown(self, token: int) -> str:
+        return shown(self._token_text(token), "bytes:")
 
 
 def chat_log_probs(
@@ -108,6 +124,12 @@ def chat_log_probs(
         for token, number in tokens
         if number is not None
     ]
+
+
+def tokens_of(pieces: Iterable[Piece]) -> Iterator[tuple[int, TokenLogProb | None]]:
+    """The tokens of pieces with their log-probabilities, which must be there."""
+    for piece in pieces:
+        yield from zip(piece.ids, piece.log_probs or (), strict=True)
 
 
 def finite(log_prob: float) -> float:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import orjson
 
-from bc2.generate.requests import TokenLogProb
-from bc2.serve.protocol.log_probs import CompletionLogProbs, TokenText, chat_log_probs
+from bc2.serve.protocol.log_probs import CompletionLogProbs, TokenText, chat_log_probs, tokens_of
 from bc2.serve.protocol.pieces import Piece, Usage
 from bc2.serve.protocol.requests import ChatRequest, CompletionRequest, SamplingBody
 
@@ -123,7 +122,7 @@ class CompletionReply(Reply[CompletionRequest]):
             return None
         if index not in self._log_probs:
             self._log_probs[index] = CompletionLogProbs(self.token_text, self.asked.logprobs)
-        return self._log_probs[index].added(_tokens(pieces))
+        return self._log_probs[index].added(pieces)
 
 
 @dataclass
@@ -156,10 +155,5 @@ class ChatReply(Reply[ChatRequest]):
         top = self.asked.top_count
         if top is None:
             return None
-        return {"content": chat_log_probs(_tokens(pieces), self.token_text, top), "refusal": None}
-
-
-def _tokens(pieces: Iterable[Piece]) -> Iterator[tuple[int, TokenLogProb | None]]:
-    """The tokens of pieces with their log-probabilities."""
-    for piece in pieces:
-        yield from zip(piece.ids, piece.log_probs or (), strict=True)
+        found = chat_log_probs(tokens_of(pieces), self.token_text, top)
+        return {"content": found, "refusal": None}

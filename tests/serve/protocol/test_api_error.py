@@ -67,6 +67,10 @@ def test_a_fault_of_the_request_says_what_where_and_what_to_do():
     assert error.message == "unknown role 'x' (message 1); roles are user"
 
 
+def test_the_engines_own_number_of_a_request_is_not_told():
+    assert api_error_of(DataError("it is empty", where="prompt 4711")).message == "it is empty"
+
+
 @pytest.mark.parametrize(
     "error",
     [

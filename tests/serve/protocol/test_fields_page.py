@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 )
 def test_the_page_has_every_field(cls):
     fields = PAGE.read_text(encoding="utf-8").split("## Fields")[1].split("\n## ")[0]
-    named = set(re.findall(r"\b[a-z]\w*\b", fields))
+    named = {name for code in re.findall("`([^`]+)`", fields) for name in re.findall(r"\w+", code)}
     assert {*cls.model_fields, *cls.unsupported} <= named
 
 

@@ -15,6 +15,7 @@ from bc2.serve.protocol.log_probs import (
     finite,
     shown,
 )
+from bc2.serve.protocol.pieces import Piece
 
 #: Two tokens of one text, a character in two tokens, a token without text.
 TEXTS = [b"a", b" b", "模".encode()[:1], "模".encode()[1:], b"a", b""]
@@ -24,8 +25,13 @@ def text_of(token):
     return TEXTS[token]
 
 
+def piece(tokens, text="", *, echoed=False):
+    ids, numbers = zip(*tokens, strict=True)
+    return Piece(text, ids, numbers, echoed=echoed)
+
+
 def completion(tokens, top=2):
-    return CompletionLogProbs(text_of, top).added(tokens)
+    return CompletionLogProbs(text_of, top).added([piece(tokens)])
 
 
 @pytest.mark.parametrize(
@@ -125,3 +131,25 @@ def test_offsets_are_those_of_the_whole_text(data, cuts):
 def test_a_token_without_text_is_where_the_next_begins():
     offsets = TextOffsets()
     assert [offsets.push(data) for data in (b"ab", b"", b"c", b"")] == [0, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "offsets"),
+    [
+        (" b模", [1, 2, 3], [0, 2, 2, 3, 4]),
+        # Its tokenizer puts a space before every text.
+        ("b模", [1, 2, 3], [0, 1, 1, 2, 3]),
+        # The prompt ends inside a character, which is a text of its own then.
+        ("a�", [0, 2], [0, 1, 2, 3]),
+    ],
+)
+def test_offsets_after_an_echoed_prompt_are_after_its_text(text, ids, offsets):
+    number = TokenLogProb(-0.1, -0.1)
+    prompt = piece([(i, number) for i in ids], text, echoed=True)
+    found = CompletionLogProbs(text_of, 0).added([prompt, piece([(4, number), (4, number)], "aa")])
+    assert found["text_offset"] == offsets
+
+
+def test_a_token_without_its_log_probability_is_a_defect():
+    with pytest.raises(ValueError, match="argument"):
+        CompletionLogProbs(text_of, 0).added([Piece("a", [0])])
