@@ -57,6 +57,10 @@ class ServedModel:
         decode = self.chat or self.tokenizer
         return decode.generated_bytes(ids)
 
+    def plain_text(self, ids: Sequence[int]) -> str:
+        """The text of any ids, with U+FFFD for bytes that are not UTF-8."""
+        return self.tokenizer.generated_bytes(ids).decode("utf-8", "replace")
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token's text, in the middle of a text."""
         if (found := self._token_bytes.get(token)) is None:

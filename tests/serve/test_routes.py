@@ -186,6 +186,19 @@ def test_tokens_go_there_and_back(server: Server) -> None:
     assert server.post("/tokenize", chat).json["tokens"] == other.prompt(chat["messages"])
 
 
+def test_ids_that_are_no_text_are_told_as_such(server: Server) -> None:
+    tokenizer = server.models.by_name["plain"].tokenizer
+    ids = [tokenizer.id_of(f"<0x{byte:02X}>") for byte in (0xED, 0xA0, 0x80, 0xE4)]
+    text = server.post("/detokenize", {"tokens": ids}).json["prompt"]
+    assert set(text) == {"\ufffd"}
+    asked = {"model": "plain", "prompt": ids, "echo": True, "max_tokens": 0, "logprobs": 0}
+    (choice,) = server.post("/v1/completions", asked).json["choices"]
+    assert choice["text"] == text
+    assert choice["logprobs"]["tokens"] == [
+        f"bytes:\\x{byte:02x}" for byte in (0xED, 0xA0, 0x80, 0xE4)
+    ]
+
+
 def test_models_are_listed_with_what_they_are(server: Server) -> None:
     found = server.get("/v1/models").json["data"]
     assert [(one["id"], one["chat"], one["max_model_len"]) for one in found] == [
@@ -220,6 +233,10 @@ WRONG = [
     ("/v1/score", {"model": "plain", "context": "A " * 40, "continuation": "B " * 200}, 400,
      "continuation[0]"),
     ("/detokenize", {"tokens": [99_999]}, 400, "tokens"),
+    ("/v1/completions", {"model": "plain", "prompt": "a", "stop_token_ids": [640]}, 400,
+     "stop_token_ids"),
+    ("/v1/chat/completions", {"model": "chatty", "messages": [{"role": "user", "content": "a"}],
+     "stop_token_ids": [640]}, 400, "stop_token_ids"),
     ("/tokenize", {"messages": [{"role": "user", "content": "a"}]}, 400, "model"),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from bc2.serve.protocol.replies import ChatReply
 from bc2.serve.protocol.requests import ChatRequest
 from bc2.serve.protocol.sampling import sampling_of
 from bc2.serve.routes.answering import Answering, fresh_seed, new_id
-from bc2.serve.service import Service
+from bc2.serve.service import Service, check_ids
 
 
 async def chat_completions(service: Service, exchange: Exchange) -> Response:
@@ -21,6 +21,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> Response:
     asked = parse(ChatRequest, await exchange.body())
     model = service.model(asked.model)
     exchange.model = model.name
+    check_ids(model, asked.stop_token_ids, "stop_token_ids", any_length=True)
     ids = await service.chat_ids(model, asked.messages)
     if service.config.log_prompts:
         exchange.said += asked.messages

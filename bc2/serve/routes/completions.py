@@ -19,7 +19,7 @@ from bc2.serve.protocol.sampling import sampling_of
 from bc2.serve.protocol.texts import TextOrIds
 from bc2.serve.routes.answering import Answering, echoed_piece, fresh_seed, new_id
 from bc2.serve.served_models import ServedModel
-from bc2.serve.service import Service
+from bc2.serve.service import Service, check_ids
 from bc2.serve.ticket import Inbox, Scoring
 
 
@@ -28,6 +28,7 @@ async def completions(service: Service, exchange: Exchange) -> Response:
     asked = parse(CompletionRequest, await exchange.body())
     model = service.model(asked.model)
     exchange.model = model.name
+    check_ids(model, asked.stop_token_ids, "stop_token_ids", any_length=True)
     prompts = [
         await service.text_ids(model, text, _param(asked.prompt, at))
         for at, text in enumerate(asked.prompt)
@@ -99,7 +100,7 @@ def _echoed(
 ) -> list[Piece]:
     pieces = []
     for at, (given, ids) in enumerate(zip(asked.prompt, prompts, strict=True)):
-        text = given if isinstance(given, str) else model.tokenizer.decode(ids)
+        text = given if isinstance(given, str) else model.plain_text(ids)
         numbers = None if scores is None else token_log_probs(scores[at])
         pieces.append(echoed_piece(ids, text, numbers))
     return pieces

@@ -10,7 +10,7 @@ from bc2.generate.requests import Score, ScoreRequest
 from bc2.serve.exchange import Exchange
 from bc2.serve.json_response import json_response
 from bc2.serve.protocol.api_error import context_too_long
-from bc2.serve.protocol.log_probs import chat_log_probs
+from bc2.serve.protocol.log_probs import chat_log_probs, finite
 from bc2.serve.protocol.parse import parse
 from bc2.serve.protocol.pieces import Usage
 from bc2.serve.protocol.requests import ScoreBody
@@ -64,7 +64,7 @@ def _row(
     return {
         "index": at,
         "object": "score",
-        "score": score.total,
+        "score": sum(map(finite, score.log_probs)),
         "is_greedy": score.all_greedy,
         "tokens": chat_log_probs(tokens, model.token_bytes, top),
     }

@@ -20,7 +20,8 @@ async def tokenize(service: Service, exchange: Exchange) -> Response:
     asked = parse(TokenizeBody, await exchange.body())
     model = service.tokenizer_model(asked.model)
     exchange.model = model.name
-    ids = await service.encoded(lambda: _ids(model, asked), _size(asked), "prompt")
+    param = "prompt" if asked.messages is None else "messages"
+    ids = await service.encoded(lambda: _ids(model, asked), _size(asked), param)
     found: dict[str, Any] = {"count": len(ids), "max_model_len": model.window, "tokens": ids}
     if asked.return_token_strs:
         found["token_strs"] = [shown(model.token_bytes(token)) for token in ids]
@@ -51,7 +52,7 @@ async def detokenize(service: Service, exchange: Exchange) -> Response:
     exchange.model = model.name
     check_ids(model, asked.tokens, "tokens", any_length=True)
     text = await service.encoded(
-        lambda: model.tokenizer.decode(asked.tokens), len(asked.tokens), "tokens"
+        lambda: model.plain_text(asked.tokens), len(asked.tokens), "tokens"
     )
     return json_response({"prompt": text})
 
