@@ -46,10 +46,10 @@ class Keyboard:
 
     def _plain(self, prompt: str) -> str:
         print(prompt, end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        return line.removesuffix("\n")
+        return line.decode(sys.stdin.encoding).removesuffix("\n")
 
 
 def _edit_lines() -> None:

@@ -54,6 +54,9 @@ _SAME_S = 0.05
 
 _POLL_S = 0.01
 
+#: How often the main thread is woken for a Ctrl-C that has another meaning.
+_WAKES = 5
+
 #: Wakes the main thread; nothing else uses it, and the system ignores it in who does not know it.
 _WAKE = signal.SIGURG
 
@@ -339,12 +342,17 @@ def _must_not_raise(frame: FrameType | None) -> bool:
 def _watch(pipe: int) -> NoReturn:
     """See every signal, and see to it that it is followed."""
     first_at: float | None = None
+    wakes = 0
     waiting = select.poll()  # select takes no descriptor above 1,023
     waiting.register(pipe, select.POLLIN)
     while True:
-        if waiting.poll(None if _state.first is None else 1000 * _POLL_S):
+        idle = _state.first is None and not wakes
+        if waiting.poll(None if idle else 1000 * _POLL_S):
             for signum in os.read(pipe, 1 << 12):
-                if signum not in SIGNALS or _state.breaks(signum):
+                if _state.breaks(signum):
+                    wakes = _WAKES
+                    continue
+                if signum not in SIGNALS:
                     continue
                 _state.note(signum)
                 # By this thread's clock: it may be late for both.
@@ -353,6 +361,10 @@ def _watch(pipe: int) -> NoReturn:
                     _end_at_once(signum)
         if _state.first is not None:
             _press(_state.first)
+        elif wakes:
+            wakes -= 1
+            time.sleep(_POLL_S)  # a wake is seen here too, so that polling would not wait
+            _wake()
 
 
 def _press(signum: int) -> None:
@@ -368,7 +380,12 @@ def _press(signum: int) -> None:
         importing = _must_not_raise(sys._current_frames().get(main))
         if not _state.following and waited > PATIENCE_S[importing]:
             _end_at_once(signum)
-        signal.pthread_kill(main, _WAKE)
+        _wake()
+
+
+def _wake() -> None:
+    """Have the main thread look: the signal may have come just before it began to wait."""
+    signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
 
 
 # -- at once -------------------------------------------------------------------------------

@@ -376,3 +376,36 @@ def test_a_signal_at_a_hundred_moments_of_a_training_start(small: Path, ranks: s
 )
 def test_a_signal_at_a_hundred_moments(small: Path, command: list[str]) -> None:
     signalled_at(spread(100, 0.8 * seconds_of(command, small)), command, small)
+
+
+TALKS = """
+def broken(): raise EOFError
+with signals.interrupts(broken):
+    for _ in range(3):
+        try:
+            say("asks")
+            time.sleep(60)
+        except EOFError:
+            say("broke")
+time.sleep(60)
+"""
+
+
+def test_each_ctrl_c_has_another_meaning_while_it_is_taken_over(tmp_path: Path) -> None:
+    """And afterwards it ends the command again; another signal does so at any time."""
+    process = started(TALKS, tmp_path)
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline() == "asks\n"
+        process.send_signal(INT)
+        assert process.stdout.readline() == "broke\n"
+    time.sleep(0.3)
+    process.send_signal(INT)
+    code, said, _ = ended(process)
+    assert (code, said) == (128 + INT, ["interrupted"])
+    other = started(TALKS, tmp_path)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "asks\n"
+    other.send_signal(TERM)
+    code, said, _ = ended(other)
+    assert (code, said) == (128 + TERM, ["interrupted"])
