@@ -28,10 +28,10 @@ from serve_load.http_client import HangUp, Reply, ask
 from served_process import Served, serve_process
 
 CLIENTS = 100
-SECONDS, LONG = 20.0, 600.0
+SECONDS, LONG = 15.0, 600.0
 
 #: Small enough that sequences must give their blocks back, and read their texts again.
-CACHE = "1MB"
+CACHE = "300KB"
 
 POSTS = ("/v1/completions", "/v1/chat/completions")
 
