@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bc2.console import note
+from bc2.console import note, warn
 from bc2.errors import UsageError
 from bc2.free_memory import device_available
 from bc2.generate.chosen_model import chosen_model
@@ -47,7 +47,7 @@ class ServedModel:
     chat_ends: tuple[int, ...]
     """The tokens that end an answer of a conversation."""
     window: int
-    """The most tokens that it reads."""
+    """The most tokens that it reads: those of its context, as far as the cache holds them."""
     vocab_size: int
     lane: Lane
     _token_bytes: dict[int, bytes] = field(default_factory=dict, repr=False)
@@ -175,7 +175,13 @@ def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedMod
     decode = (chat or tokenizer).generated_bytes
     engine = InferenceEngine(loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=decode)
     shape = loaded.model.config
+    window = min(shape.context_length, engine.cache_tokens)
+    if window < shape.context_length:
+        warn(
+            f"the cache of {name!r} holds {window:,} tokens, and the model reads "
+            f"{shape.context_length:,}: longer texts are refused; --cache-memory gives it more"
+        )
     return ServedModel(
-        name, artifact, tokenizer, chat, own.sampling(), ends, chat_ends,
-        shape.context_length, shape.vocab_size, Lane(engine),
+        name, artifact, tokenizer, chat, own.sampling(), ends, chat_ends, window,
+        shape.vocab_size, Lane(engine),
     )  # fmt: skip

@@ -85,3 +85,16 @@ def test_names_are_the_artifacts_unless_given(home: Path) -> None:
         artifacts(home, "one", "base", "base")
     with pytest.raises(RefError):
         artifacts(home, "x=nothing")
+
+
+def test_the_window_is_what_the_cache_holds(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small = EngineConfig(cache_bytes=100 * 256, max_running=4)  # bytes of a token: 256
+    with serving(home, "base", engine=small) as server:
+        model = server.models.by_name["base"]
+        assert model.window == 96 < 256
+        assert "the cache of 'base' holds 96 tokens" in capfd.readouterr().err
+        asked = {"model": "base", "prompt": [5] * 90, "max_tokens": 100, "ignore_eos": True}
+        reply = server.post("/v1/completions", asked).json
+        assert reply["usage"]["completion_tokens"] == 7
+        long = server.post("/v1/completions", {**asked, "prompt": [5] * 97})
+        assert long.error["code"] == "context_length_exceeded"
