@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb("Write a run's page: curves, samples, settings, lineage.", "report"),
     "generate": Verb("Continue a prompt with a trained model.", "generate"),
     "chat": Verb("Talk with a model that has a chat layout.", "chat"),
+    "serve": Verb("Answer requests over HTTP as OpenAI's server does.", "serve"),
     "merge": Verb("Make one model of an adapter and its base.", "merge", ("",)),
     "registry": Verb(
         "List, trace, verify and clean registered artifacts.", "registry", ("tag", "import")

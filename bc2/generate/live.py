@@ -30,6 +30,8 @@ class Live:
     """Tokens whose keys are in the blocks, or will be after the running pass."""
     known: int = 0
     """Full blocks that others can find; -1 once another block was known for the same tokens."""
+    shared: int = 0
+    """Tokens of the prompt that were in the cache when it was first read."""
     forks: list[Live] = field(default_factory=list)
     """Continuations of the same prompt that wait until it has been read."""
     reason: FinishReason | None = None

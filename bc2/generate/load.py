@@ -72,8 +72,8 @@ def open_model(
     Args:
         device: a GPU with its index becomes the current one.
         dtype: of the model's weights.
-        beside: the model of an adapter's base, in that dtype and on that device, whose weights are
-            used and not loaded again.
+        beside: the same model, or an adapter's base, loaded in that dtype on that device: its
+            weights are used, and not loaded again.
 
     Raises:
         DataError: the artifact has no model or no tokenizer.

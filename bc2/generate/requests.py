@@ -74,6 +74,8 @@ class Generated:
     """`n` of them."""
     version: int
     """The version of the weights: see `InferenceEngine.refresh`."""
+    shared_tokens: int = 0
+    """Tokens of the prompt whose keys were in the cache already."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class _Answer:
 
     request: Request
     done: dict[int, Continuation] = field(default_factory=dict)
+    shared: int = 0
 
 
 class Session:
@@ -84,6 +85,16 @@ class Session:
     def idle(self) -> bool:
         """Whether nothing is left to do."""
         return not self._running and not self._waiting
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold memory."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for room."""
+        return len(self._waiting)
 
     @property
     def hungry(self) -> bool:
@@ -277,6 +288,8 @@ class Session:
         pool.share(found)
         live.blocks = [*found, *self.memory.take(needed)]
         live.read, live.known = len(found) * pool.size, len(found)
+        if not live.new:
+            live.shared = live.read
         self.stats.shared_tokens += live.read
         self._running.append(live)
         return True
@@ -380,10 +393,13 @@ class Session:
     def _answer(self, live: Live) -> None:
         answer = self._answers[live.index]
         answer.done[live.number] = live.result()
+        answer.shared = max(answer.shared, live.shared)
         if len(answer.done) == answer.request.settings.n:
             del self._answers[live.index]
             every = [answer.done[number] for number in range(answer.request.settings.n)]
-            self._finished.append(Generated(live.index, answer.request, every, self.version))
+            self._finished.append(
+                Generated(live.index, answer.request, every, self.version, answer.shared)
+            )
 
 
 def _log_probs(chosen: Chosen, draws: Sequence[Draw]) -> list[TokenLogProb | None]:

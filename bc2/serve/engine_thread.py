@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
-from bc2.serve.lane import Event, Lane
+from bc2.serve.lane import Lane, Sent
 from bc2.serve.ticket import Ticket
 
 _Command = tuple[Literal["begin", "cancel"], str, Ticket]
@@ -111,7 +111,7 @@ class EngineThread:
 
     # ------------------------------------------------------------------------ in the loop
 
-    def _hand_over(self, events: list[Event]) -> None:
+    def _hand_over(self, events: list[Sent]) -> None:
         for ticket, event in events:
             ticket.put(event)
             if ticket.over:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from bc2.errors import Bc2Error
 from bc2.generate.engine import InferenceEngine
-from bc2.generate.requests import Generated, Request, Score
+from bc2.generate.requests import Request, Score
 from bc2.serve.score_memory import ScoreMemory, joined, leaders, rest_of
-from bc2.serve.ticket import NewToken, Scoring, Ticket
+from bc2.serve.ticket import Event, NewToken, Scoring, Ticket
 
 if TYPE_CHECKING:
     from bc2.generate.session import Session
 
-Event = tuple[Ticket, "NewToken | Generated | list[Score] | Exception"]
+Sent = tuple[Ticket, Event]
 
 
 class Lane:
@@ -32,7 +32,7 @@ class Lane:
         self._tickets: dict[int, Ticket] = {}
         self._scorings: deque[tuple[Ticket, Iterator[list[Score] | None]]] = deque()
         self._memory = ScoreMemory()
-        self._events: list[Event] = []
+        self._events: list[Sent] = []
         self._opened: AbstractContextManager[Session] | None = None
         self._session: Session | None = None
 
@@ -40,6 +40,12 @@ class Lane:
     def busy(self) -> bool:
         """Whether there is something to do."""
         return bool(self._tickets or self._scorings or self._events)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for room, as another thread may ask at any time."""
+        session = self._session
+        return 0 if session is None else session.waiting
 
     def begin(self, ticket: Ticket) -> None:
         """Take what a ticket asks."""
@@ -61,7 +67,7 @@ class Lane:
                 session.finished()
         self._scorings = deque(one for one in self._scorings if one[0] is not ticket)
 
-    def turn(self) -> list[Event]:
+    def turn(self) -> list[Sent]:
         """A step of the session, and a pass of scoring; what has come of them."""
         if self._tickets:
             try:

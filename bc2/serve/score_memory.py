@@ -65,7 +65,7 @@ class ScoreMemory:
         same, text = best
         self._texts.move_to_end(text.ids)
         part, score = slice(start - text.first, same - text.first), text.score
-        top = [some[:top_k] for some in score.top[part]]
+        top = [some[:top_k] for some in score.top[part]] if top_k else []
         return Score(0, score.log_probs[part], score.greedy[part], 0, score.version, top)
 
     def _drop(self, ids: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from bc2.generate.requests import Generated, Request, Score, ScoreRequest, TokenLogProb
@@ -28,50 +28,73 @@ class Scoring:
     top_k: int = 0
 
 
+Result: TypeAlias = "NewToken | Generated | list[Score]"
+Event: TypeAlias = "Result | Exception"
+
+
 @dataclass(eq=False)
 class Ticket:
-    """What one request asks of one engine, and what has come of it.
+    """What is asked of one engine, and where its events go.
 
-    It is made, read and ended in the event loop's thread. The engine's thread reads what it asks.
-
-    Args:
-        streams: whether each new token is told, or the whole answer alone.
+    Made, given events and ended in the event loop's thread; the engine's reads what is asked.
     """
 
     asked: Request | Scoring
-    streams: bool = False
+    inbox: Inbox
+    streams: bool
+    """Whether each new token is told, or the whole answer alone."""
     over: bool = False
     """Whether its last event has come, or nobody waits for it any more."""
-    _events: list[NewToken | Generated | list[Score] | Exception] = field(default_factory=list)
+
+    def put(self, event: Event) -> None:
+        """Take an event; nothing once it is over."""
+        if not self.over:
+            self.over = not isinstance(event, NewToken)
+            self.inbox.put(self, event)
+
+
+@dataclass(eq=False)
+class Inbox:
+    """The tickets of one client's request, and the events of all of them, in their order."""
+
+    tickets: list[Ticket] = field(default_factory=list)
+    _events: list[tuple[Ticket, Event]] = field(default_factory=list)
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, event: NewToken | Generated | list[Score] | Exception) -> None:
-        """Take an event; nothing once it is over."""
-        if self.over:
-            return
-        self.over = not isinstance(event, NewToken)
-        self._events.append(event)
+    def ticket(self, asked: Request | Scoring, *, streams: bool = False) -> Ticket:
+        """One more ticket."""
+        self.tickets.append(Ticket(asked, self, streams))
+        return self.tickets[-1]
+
+    @property
+    def done(self) -> bool:
+        """Whether the last events of all tickets were given out."""
+        return not self._events and all(ticket.over for ticket in self.tickets)
+
+    def put(self, ticket: Ticket, event: Event) -> None:
+        self._events.append((ticket, event))
         self._ready.set()
 
-    async def events(self) -> list[NewToken | Generated | list[Score]]:
+    async def events(self) -> list[tuple[Ticket, Result]]:
         """All that has come since the last call, at least one event.
 
         Raises:
-            Exception: why there is no answer, which is the last event.
+            Exception: why one ticket has no answer.
         """
         await self._ready.wait()
         self._ready.clear()
         events, self._events = self._events, []
-        found: list[NewToken | Generated | list[Score]] = []
-        for event in events:
+        found: list[tuple[Ticket, Result]] = []
+        for ticket, event in events:
             if isinstance(event, Exception):
                 raise event
-            found.append(event)
+            found.append((ticket, event))
         return found
 
-    async def answer(self) -> Generated | list[Score]:
-        """The last event, where tokens are not waited for. Raises: see `events`."""
-        while True:
-            last = (await self.events())[-1]
-            if not isinstance(last, NewToken):
-                return last
+    async def answers(self) -> dict[Ticket, Generated | list[Score]]:
+        """The last events of all tickets. Raises: see `events`."""
+        found: dict[Ticket, Generated | list[Score]] = {}
+        while not self.done:
+            events = await self.events()
+            found |= {ticket: last for ticket, last in events if not isinstance(last, NewToken)}
+        return found

@@ -1,0 +1,110 @@
+"""What a server counts and measures, as Prometheus reads it.
+
+Counters of the engines are read where they are, when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from bc2.serve.lane import Lane
+
+#: Bounds of the histograms' buckets, seconds.
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+
+#: The content type of the text.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Of one server."""
+
+    def __init__(self, lanes: Mapping[str, Lane]):
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each was first counted is of no use
+        self._registry = CollectorRegistry(auto_describe=True)
+        registry = self._registry
+        self.requests = Counter(
+            "bc2_requests",
+            "Requests that were answered.",
+            ("model", "route", "status"),
+            registry=registry,
+        )
+        self.running = Gauge(
+            "bc2_requests_running", "Requests being answered.", ("route",), registry=registry
+        )
+        self.cancelled = Counter(
+            "bc2_cancelled", "Requests whose client hung up.", registry=registry
+        )
+        self.first_token = Histogram(
+            "bc2_time_to_first_token_seconds", "From a request to its first token, streamed.",
+            buckets=_LONG, registry=registry,
+        )  # fmt: skip
+        self.between_tokens = Histogram(
+            "bc2_time_between_tokens_seconds", "From a token to the next, streamed.",
+            buckets=_SHORT, registry=registry,
+        )  # fmt: skip
+        self.whole = Histogram(
+            "bc2_request_seconds", "From a request to the end of its answer.", ("route",),
+            buckets=_LONG, registry=registry,
+        )  # fmt: skip
+        self._registry.register(_Engines(lanes))
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _Engines(Collector):
+    """The counters of the engines."""
+
+    def __init__(self, lanes: Mapping[str, Lane]):
+        self._lanes = lanes
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._counters()
+        yield from self._gauges()
+
+    def _counters(self) -> Iterator[Metric]:
+        told = {
+            "prompt_tokens": "Tokens read that were not chosen in the pass before.",
+            "shared_tokens": "Tokens whose keys were in the cache already.",
+            "new_tokens": "Tokens chosen.",
+            "preemptions": "Sequences that had to give their memory back for a while.",
+        }
+        for name, help in told.items():
+            found = CounterMetricFamily(f"bc2_{name}", help, labels=("model",))
+            for model, lane in self._lanes.items():
+                found.add_metric((model,), getattr(lane.engine.stats, name))
+            yield found
+
+    def _gauges(self) -> Iterator[Metric]:
+        told = {
+            "cache_blocks": "Blocks of the cache.",
+            "cache_blocks_used": "Blocks of the cache that a sequence holds.",
+            "requests_waiting": "Sequences that wait for room in the cache.",
+        }
+        for name, help in told.items():
+            found = GaugeMetricFamily(f"bc2_{name}", help, labels=("model",))
+            for model, lane in self._lanes.items():
+                pool = lane.engine.memory.pool
+                value = {
+                    "cache_blocks": pool.blocks,
+                    "cache_blocks_used": pool.blocks - pool.available,
+                    "requests_waiting": lane.waiting,
+                }[name]
+                found.add_metric((model,), value)
+            yield found
