@@ -24,7 +24,7 @@ class Terminal:
     def __init__(self, talk: Talk):
         self._talk = talk
         self._keyboard = Keyboard()
-        #: Rounds that are in a file, or that nobody has said yet.
+        #: Rounds that a file has.
         self._kept = len(talk.dialogue.rounds)
         self._warned = False
 
@@ -54,6 +54,7 @@ class Terminal:
     def _interrupted(self) -> None:
         """Ctrl-C ends an answer; where a line is waited for, the waiting."""
         if self._keyboard.waiting:
+            self._keyboard.waiting = False  # a second one must not raise where nobody catches it
             raise Broken
         self._talk.speaker.stopped = True
 
