@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import made_checkpoints
@@ -23,8 +23,8 @@ from bc2.chat.saved import read_saved
 #: How long a command may take to show what it is waited for, seconds, on a busy machine.
 SOON_S = 60.0
 
-#: How readline draws a prompt, which no model says.
-PROMPT, MORE = "\x1b[?2004h> ", "\x1b[?2004h... "
+#: How readline draws a prompt, and the end of a line, which no model says.
+PROMPT, MORE, ENTERED = "\x1b[?2004h> ", "\x1b[?2004h... ", "\x1b[?2004l\r"
 
 LAYOUT = {"chat.json": b'{"layout": "baichuan"}'}
 
@@ -58,13 +58,21 @@ class Person:
 
     def sees(self, text: str) -> None:
         """Wait for a text after those that were seen before."""
-        until = time.monotonic() + SOON_S
-        while (found := self.seen.find(text, self._at)) < 0:
-            left = until - time.monotonic()
-            assert left > 0, f"{text!r} was not shown after {self.seen[self._at :]!r}"
+        self._waits(lambda: text in self.seen[self._at :], text)
+        self._at = self.seen.index(text, self._at) + len(text)
+
+    def hears(self) -> None:
+        """Wait for the beginning of an answer to the line that was typed."""
+        self.sees(ENTERED)
+        self._waits(lambda: len(self.seen) > self._at + 8, "an answer")
+
+    def _waits(self, until: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + SOON_S
+        while not until():
+            left = end - time.monotonic()
+            assert left > 0, f"{what!r} was not shown after {self.seen[self._at :]!r}"
             if select.select([self.terminal], [], [], left)[0]:
                 self.seen += os.read(self.terminal, 1 << 16).decode("utf-8", "replace")
-        self._at = found + len(text)
 
     def types(self, text: str) -> None:
         """Type after a prompt."""
@@ -149,8 +157,7 @@ def test_ctrl_c_ends_an_answer_and_what_was_said_stays(
     person = started("endless")
     for _ in range(3):
         person.asks("go on")
-        person.sees("go on")
-        time.sleep(0.3)
+        person.hears()
         person.presses_ctrl_c()
     person.asks("/save c.json")
     person.sees(PROMPT)
