@@ -60,18 +60,24 @@ def own_settings(own: GenerationDefaults, given: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in own.sampling().items() if name not in given}
 
 
-def chat_settings(own: GenerationDefaults, chat: Chat, window: int) -> dict[str, Any]:
-    """How a model is sampled in a chat, for `SamplingConfig`: as it says itself.
+def turn_settings(own: GenerationDefaults, chat: Chat) -> dict[str, Any]:
+    """How a model's turns are sampled, for `SamplingConfig`: as it says itself.
 
     Where it says nothing of how tokens are drawn, as its layout's released models are.
-
-    Args:
-        window: tokens of its context.
     """
     said = own.sampling()
     drawn = said.keys() - {"max_new_tokens"}
+    return {**({} if drawn else OF_LAYOUT.get(chat.name, {})), **said}
+
+
+def chat_settings(own: GenerationDefaults, chat: Chat, window: int) -> dict[str, Any]:
+    """All settings of a chat: `turn_settings`, and `DEFAULTS` for the rest.
+
+    Args:
+        window: tokens of the model's context.
+    """
     longest = {"max_new_tokens": max(1, min(LONGEST_ANSWER, window // 2))}
-    return {**DEFAULTS, **longest, **({} if drawn else OF_LAYOUT.get(chat.name, {})), **said}
+    return {**DEFAULTS, **longest, **turn_settings(own, chat)}
 
 
 def told(taken: Mapping[str, Any], own: GenerationDefaults, ends: tuple[int, ...]) -> str:

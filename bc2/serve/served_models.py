@@ -18,7 +18,7 @@ from bc2.generate.engine import FREE_SHARE, InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.generation_defaults import GenerationDefaults
 from bc2.generate.load import LanguageModel, open_model
-from bc2.generate.model_settings import own_end_ids, told
+from bc2.generate.model_settings import own_end_ids, told, turn_settings
 from bc2.model.saved_adapter import base_of, holds_adapters
 from bc2.serve.lane import Lane
 from bc2.tokenizer.chat import Chat
@@ -42,6 +42,8 @@ class ServedModel:
     """Its layout; None: it has none, and there is no conversation with it."""
     own: Mapping[str, Any]
     """Its own sampling settings."""
+    chat_own: Mapping[str, Any]
+    """Those of its turns in a conversation."""
     ends: tuple[int, ...]
     """The tokens that end a continuation of plain text."""
     chat_ends: tuple[int, ...]
@@ -170,7 +172,8 @@ def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedMod
     chat = chat_of(artifact, tokenizer) if CHAT_FILE in artifact.files() else None
     ends = own_end_ids(tokenizer, None, own, artifact)
     chat_ends = own_end_ids(tokenizer, chat, own, artifact)
-    if said := told(own.sampling(), own, chat_ends):
+    turns = own.sampling() if chat is None else turn_settings(own, chat)
+    if said := told(turns, own, chat_ends):
         note(f"settings of {name!r} where a request gives none: {said}")
     decode = (chat or tokenizer).generated_bytes
     engine = InferenceEngine(loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=decode)
@@ -182,6 +185,6 @@ def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedMod
             f"{shape.context_length:,}: longer texts are refused; --cache-memory gives it more"
         )
     return ServedModel(
-        name, artifact, tokenizer, chat, own.sampling(), ends, chat_ends, window,
+        name, artifact, tokenizer, chat, own.sampling(), turns, ends, chat_ends, window,
         shape.vocab_size, Lane(engine),
     )  # fmt: skip

@@ -98,3 +98,15 @@ def test_the_window_is_what_the_cache_holds(home: Path, capfd: pytest.CaptureFix
         assert reply["usage"]["completion_tokens"] == 7
         long = server.post("/v1/completions", {**asked, "prompt": [5] * 97})
         assert long.error["code"] == "context_length_exceeded"
+
+
+def test_a_baichuan_chat_is_sampled_as_the_released_ones_are(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layout = {"chat.json": b'{"layout": "baichuan"}'}
+    made_checkpoints.register(tmp_path, "talker", made_checkpoints.drawn(), files=layout)
+    released = {"temperature": 0.3, "top_k": 5, "top_p": 0.85, "repetition_penalty": 1.05}
+    with open_models(artifacts(tmp_path, "talker"), CPU, torch.float32, SMALL) as models:
+        model = models.by_name["talker"]
+        assert (model.own, model.chat_own) == ({}, released)
+    assert "temperature 0.3, top_k 5, top_p 0.85, repetition_penalty 1.05" in capfd.readouterr().err

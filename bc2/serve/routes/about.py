@@ -47,5 +47,5 @@ def _row(served: ServedModel) -> dict[str, Any]:
         "role": artifact.role,
         "max_model_len": served.window,
         "chat": served.chat is not None,
-        "sampling": dict(served.own),
+        "sampling": dict(served.chat_own),
     }

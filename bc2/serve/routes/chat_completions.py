@@ -27,7 +27,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> Response:
         exchange.said += asked.messages
     # The token after a full window can still be chosen.
     room = model.window + 1 - len(ids)
-    settings = sampling_of(asked, model.own, model.chat_ends, room, seed=fresh_seed())
+    settings = sampling_of(asked, model.chat_own, model.chat_ends, room, seed=fresh_seed())
     with ExitStack() as held:
         held.enter_context(service.admitted(model, asked.n, "n"))
         answering = Answering(
