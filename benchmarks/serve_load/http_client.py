@@ -137,6 +137,8 @@ class _Exchange(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
+        if self.over.done():
+            return
         self._raw += data
         if not self.reply.status and not self._read_head():
             return
