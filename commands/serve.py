@@ -15,6 +15,9 @@ from bc2.registry import Registry
 
 app = verb()
 
+#: Seconds; clocks of the operating system do not count to infinity.
+_YEAR = 365 * 86400.0
+
 
 @app.command(no_args_is_help=False)
 def serve(
@@ -45,11 +48,13 @@ def serve(
     max_running: Annotated[int, typer.Option(min=1, help="Answers that decode together.")] = 256,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Of a request.")] = "4 MiB",
     time_limit: Annotated[
-        float, typer.Option(min=0.001, metavar="SECONDS", help="Of a request.")
+        float, typer.Option(min=0.001, max=_YEAR, metavar="SECONDS", help="Of a request.")
     ] = 600.0,
     grace: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="For running requests after a signal."),
+        typer.Option(
+            min=0, max=_YEAR, metavar="SECONDS", help="For running requests after a signal."
+        ),
     ] = 30.0,
     cache_memory: Annotated[
         str | None,

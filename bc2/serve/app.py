@@ -51,7 +51,10 @@ def make_app(service: Service) -> ASGIApp:
         for method, table in (("POST", _POSTS), ("GET", _GETS))
         for path, answer in table.items()
     ]
-    app: ASGIApp = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
+    made = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
+    # To what address a client came is not known here, so it is sent to no other one.
+    made.router.redirect_slashes = False
+    app: ASGIApp = made
     if origins := service.config.origins:
         app = CORSMiddleware(
             app, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",)

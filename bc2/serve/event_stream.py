@@ -50,6 +50,8 @@ class EventStream(Response):
             except ClientGone:
                 raise
             except Exception as error:
+                # First, as a client that reads nothing keeps this waiting.
+                self._held.close()
                 await _send_body(send, event(self._told(error).to_json()), more=False)
 
     async def _send(self, send: Send) -> None:

@@ -103,7 +103,7 @@ def named_artifacts(registry: Registry, refs: Sequence[str]) -> dict[str, Artifa
         refs: none: the newest model, which is said.
 
     Raises:
-        UsageError: two have one name.
+        UsageError: two have one name, or a name cannot be printed.
         RefError: see `chosen_model`.
     """
     found: dict[str, Artifact] = {}
@@ -115,6 +115,8 @@ def named_artifacts(registry: Registry, refs: Sequence[str]) -> dict[str, Artifa
         if not name or name in found:
             what = f"two models would be served as {name!r}" if name else "a model without a name"
             raise UsageError(what, where=ref, todo="give each a name of its own: NAME=REF")
+        if not name.isprintable():
+            raise UsageError(f"the name {name!r} cannot be printed", todo="give another NAME=REF")
         found[name] = artifact
     return found
 

@@ -8,15 +8,14 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bc2.console import note, warn
 from bc2.errors import Interrupted, RunFailed, UsageError
 from bc2.process.signals import SignalReceived, taken
 from bc2.serve.app import make_app
+from bc2.serve.http_protocol import BoundedHttp
 from bc2.serve.protocol.api_error import shutting_down
 from bc2.serve.serve_config import ServeConfig
 from bc2.serve.served_models import ServedModels
@@ -24,9 +23,6 @@ from bc2.serve.service import Service
 
 #: Seconds after the grace in which broken answers are still sent to who reads them.
 _LEAVE_S = 5
-
-#: Seconds that the headers of a request may take.
-_HEADER_S = 30.0
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -177,37 +173,6 @@ class _Server(uvicorn.Server):
         self._told_ready()
 
 
-class _Protocol(HttpToolsProtocol):
-    """HTTP that waits for headers no longer than `_HEADER_S`."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._wait_no_more()
-        self._wait()
-
-    def on_headers_complete(self) -> None:
-        self._wait_no_more()
-        super().on_headers_complete()
-
-    def _wait(self) -> None:
-        self._deadline = self.loop.call_later(_HEADER_S, self.transport.close)
-
-    def _wait_no_more(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
 class _Errors(logging.Handler):
     """What uvicorn says is wrong with itself, in a line."""
 
@@ -222,7 +187,7 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
     log.setLevel(logging.ERROR)
     return uvicorn.Config(
         make_app(service),
-        http=_Protocol,
+        http=BoundedHttp,
         loop="asyncio",
         ws="none",
         lifespan="off",

@@ -146,6 +146,10 @@ WRONG = [
     (["base", "--max-body", "1 GB"], 2, "more than 256 MiB"),
     (["base", "--cache-memory", "100"], 2, "holds no block"),
     (["base", "--time-limit", "0"], 2, "--time-limit"),
+    (["base", "--time-limit", "inf"], 2, "--time-limit"),
+    (["base", "--grace", "inf"], 2, "--grace"),
+    (["b\udcff=base"], 2, "cannot be printed"),
+    (["a\nb=base"], 2, "cannot be printed"),
     (["base", "--port", "70000"], 2, "--port"),
     (["base", "--device", "tpu"], 2, "tpu"),
 ]

@@ -137,7 +137,7 @@ def test_a_body_is_bounded_in_size_and_time(home: Path) -> None:
 
 
 def test_slow_headers_are_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bc2.serve.server._HEADER_S", 0.2)
+    monkeypatch.setattr("bc2.serve.http_protocol.HEADER_S", 0.2)
     with serving(home, "plain") as server:
         slow = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nhost")

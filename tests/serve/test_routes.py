@@ -82,6 +82,14 @@ def test_drawn_answers_follow_from_the_seed(server: Server) -> None:
     assert twice[0] != twice[1]
 
 
+def test_each_of_equal_prompts_has_an_answer_of_its_own(server: Server) -> None:
+    asked = {"model": "plain", "prompt": ["答案"] * 4, "max_tokens": 20, "ignore_eos": True}
+    drawn = [one["text"] for one in server.post("/v1/completions", asked).json["choices"]]
+    assert len(set(drawn)) == 4
+    seeded = server.post("/v1/completions", {**asked, "seed": 11}).json["choices"]
+    assert len({one["text"] for one in seeded}) == 1  # that of each of them alone
+
+
 def test_an_echoed_prompt_has_the_scorers_numbers(server: Server) -> None:
     model = server.models.by_name["plain"]
     texts = ["答案是 Answer: A", "答案是 Answer: B", "#### 7"]
@@ -260,3 +268,5 @@ def test_other_paths_and_methods_are_openais_errors_too(server: Server) -> None:
     reply = server.get("/v1/completions")
     assert (reply.status, reply.error["code"]) == (405, "method_not_allowed")
     assert reply.headers["allow"] == "POST"
+    redirected = server.post("/v1/completions/", {"model": "plain", "prompt": "答"})
+    assert (redirected.status, redirected.error["code"]) == (404, "not_found")

@@ -144,6 +144,16 @@ def body_too_slow(seconds: float) -> ApiError:
     )
 
 
+def no_http() -> ApiError:
+    """Bytes that are no request (400)."""
+    return ApiError(400, "this is no request of HTTP/1.1", code="invalid_http")
+
+
+def headers_too_large(most: int) -> ApiError:
+    """Headers of more bytes than are read (431)."""
+    return ApiError(431, f"the headers have more than {most:,} bytes", code="headers_too_large")
+
+
 def too_many_waiting(most: int, retry_after: int) -> ApiError:
     """More requests than may wait (429)."""
     return ApiError(

@@ -62,10 +62,9 @@ def _settings(
     """Of the answers to each prompt; None where nothing is to be generated."""
     if not asked.max_tokens:
         return None
-    seed = fresh_seed()
     # The token after a full window can still be chosen.
     return [
-        sampling_of(asked, model.own, model.ends, model.window + 1 - len(ids), seed=seed)
+        sampling_of(asked, model.own, model.ends, model.window + 1 - len(ids), seed=fresh_seed())
         for ids in prompts
     ]
 
