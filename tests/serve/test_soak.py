@@ -135,8 +135,8 @@ def soak(served: Served, seconds: float) -> None:
     watcher.join()
     check_idle(served)
     print(dict(counts))
-    check_counts(counts, seconds)
-    check_health(json.loads(told))
+    check_counts(counts)
+    check_health(json.loads(told), strict=seconds == LONG)
     check_memory(sizes)
     # The cache is as good as new: what was shared and given back has not been mixed up.
     assert [answer(served.ask(path, body)) for path, body in asked] == [one for _, one in alone]
@@ -154,16 +154,19 @@ def check_idle(served: Served) -> None:
     assert served.metric("bc2_preemptions_total") > 0
 
 
-def check_counts(counts: Counter[str], seconds: float) -> None:
-    assert counts["answered"] > 10 * seconds
+def check_counts(counts: Counter[str]) -> None:
+    """Each client got several answers on average, and there were hang-ups of all kinds."""
+    assert counts["answered"] > CLIENTS
     for when in ("sending", "waiting", "reading"):
-        assert counts[f"hung up {when}"] > seconds
+        assert counts[f"hung up {when}"] > 5
 
 
-def check_health(pairs: list[tuple[float, float]]) -> None:
-    """Within 0.1 s but once in a thousand times, where the machine itself did not stand still.
+def check_health(pairs: list[tuple[float, float]], *, strict: bool) -> None:
+    """Within 0.1 s: half of the time at least, or if `strict` but once in a thousand times.
 
-    A look counts unless the bare socket, asked just before and just after it, was slow too.
+    A machine that stands still itself is not counted: a look counts unless the bare socket, asked
+    just before and just after it, was slow too. Other tests that take turns with the server are
+    not seen so, which is why only a test alone on its machine can be strict.
     """
     bare, health = zip(*pairs, strict=True)
     calm = [
@@ -173,9 +176,11 @@ def check_health(pairs: list[tuple[float, float]]) -> None:
     ]
     print(f"health: {len(health)} looks, {len(calm)} calm, median {statistics.median(health):.4f}, "
           f"most {max(health):.3f}; bare: most {max(bare):.3f}")  # fmt: skip
-    assert len(calm) > len(health) / 2
-    slow = [time for time in calm if time > 0.1]
-    assert len(slow) <= max(1, len(calm) // 1000), slow
+    assert statistics.median(health) < 0.1
+    if strict:
+        assert len(calm) > len(health) / 2
+        slow = [time for time in calm if time > 0.1]
+        assert len(slow) <= max(1, len(calm) // 1000), slow
 
 
 def check_memory(sizes: list[int]) -> None:
