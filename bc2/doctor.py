@@ -27,6 +27,8 @@ REQUIRED = {
     "lm-eval": "lm_eval",
     "deepspeed": "deepspeed",
     "safetensors": "safetensors",
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
     "pyarrow": "pyarrow",
     "sqlalchemy": "sqlalchemy",
     "pydantic": "pydantic",
