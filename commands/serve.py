@@ -10,6 +10,7 @@ import typer
 
 from bc2.console import Output, emit_line, note, warn
 from bc2.errors import UsageError
+from bc2.generate.command_options import Device, Precision
 from bc2.options import Json, parse_bytes, verb
 from bc2.registry import Registry
 
@@ -66,8 +67,8 @@ def serve(
             min=1, help="Most tokens of a forward pass; 2048 on a GPU and 512 on a CPU by default."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="A line for each, without what was said.")
     ] = False,
