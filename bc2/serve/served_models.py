@@ -47,7 +47,7 @@ class ServedModel:
     chat_ends: tuple[int, ...]
     """The tokens that end an answer of a conversation."""
     window: int
-    """The most tokens that it reads."""
+    """The most tokens that it reads: of its context, as far as its cache has room for them."""
     vocab_size: int
     lane: Lane
     _token_bytes: dict[int, bytes] = field(default_factory=dict, repr=False)
@@ -177,7 +177,13 @@ def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedMod
     decode = (chat or tokenizer).generated_bytes
     engine = InferenceEngine(loaded.model, config, eos_id=tokenizer.eos_id, decode_bytes=decode)
     shape = loaded.model.config
+    window = min(shape.context_length, engine.cache_tokens)
+    if window < shape.context_length:
+        note(
+            f"{name!r} reads at most {window:,} of {shape.context_length:,} tokens, as its cache "
+            "has room for no more: --cache-memory"
+        )
     return ServedModel(
         name, artifact, tokenizer, chat, own.sampling(), ends, chat_ends,
-        shape.context_length, shape.vocab_size, Lane(engine),
+        window, shape.vocab_size, Lane(engine),
     )  # fmt: skip
