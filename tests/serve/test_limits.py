@@ -128,12 +128,39 @@ def test_a_body_is_bounded_in_size_and_time(home: Path) -> None:
         chunked.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         chunked.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
         assert chunked.recv(10_000).startswith(b"HTTP/1.1 413 ")
+        polite = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        polite.sendall(
+            b"POST /tokenize HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2000\r\n\r\n"
+        )
+        assert polite.recv(10_000).startswith(b"HTTP/1.1 413 ")
         slow = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         answer = slow.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"connection: close" in answer
         assert server.post("/v1/completions", long(1)).status == 200
+
+
+def test_who_sends_much_too_much_is_told_so(home: Path) -> None:
+    with serving(home, "plain", max_body=1 << 20) as server:
+        for _ in range(5):  # whoever is still sending as the connection is closed sees no answer
+            reply = server.post("/v1/completions", b"x" * (10 << 20))
+            assert (reply.status, reply.error["code"]) == (413, "body_too_large")
+        endless = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        endless.sendall(b"POST /tokenize HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            endless.sendall((b"100000\r\n" + b"x" * (1 << 20) + b"\r\n") * 40)
+
+
+def test_log_probabilities_are_bounded(server: Server) -> None:
+    echo = {"model": "plain", "prompt": [[5] * 3000] * 16, "max_tokens": 0, "echo": True}
+    new = {"model": "plain", "prompt": "答案", "n": 16, "max_tokens": 3000}
+    for asked in (echo, new):
+        reply = server.post("/v1/completions", {**asked, "logprobs": 100})
+        assert (reply.status, reply.error["param"]) == (400, "logprobs")
+    texts = {"model": "plain", "context": "答案", "continuation": [[5] * 3000] * 16}
+    reply = server.post("/v1/score", {**texts, "top_logprobs": 100})
+    assert (reply.status, reply.error["param"]) == (400, "top_logprobs")
 
 
 def test_slow_headers_are_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
