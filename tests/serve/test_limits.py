@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import struct
@@ -256,6 +257,54 @@ def test_a_signal_ends_the_rest_when_the_grace_is_over(home: Path) -> None:
     assert b"shutting_down" in answers[1]
     assert b"[DONE]" not in answers[1]
     assert server.running.broken == 2
+
+
+def test_what_comes_after_the_grace_is_refused(home: Path) -> None:
+    data = json.dumps(long()).encode()
+    with serving(home, "plain", grace=0.2) as server:
+        late = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        head = f"POST /v1/completions HTTP/1.1\r\ncontent-length: {len(data)}\r\n\r\n"
+        late.sendall(head.encode() + data[:10])
+        server.wait(lambda: server.metric("bc2_requests_running") == 2)
+        server.running.stop(15)
+        server.wait(lambda: server.running.broken == 1)
+        late.sendall(data[10:])
+        answer = _all(late)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"shutting_down" in answer
+
+
+def test_a_request_that_never_comes_is_broken_off(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bc2.serve.server._LEAVE_S", 1)
+    with serving(home, "plain", grace=0.2) as server:
+        never = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        never.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+        server.wait(lambda: server.metric("bc2_requests_running") == 2)
+        server.running.stop(15)
+        answer = _all(never)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert server.running.broken == 1
+
+
+def test_a_system_without_connections_is_told_of_once(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(home, "plain") as server:
+        accept = socket.socket.accept
+        until = time.monotonic() + 0.5
+
+        def none_left(own: socket.socket) -> Any:
+            if time.monotonic() < until:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return accept(own)
+
+        monkeypatch.setattr(socket.socket, "accept", none_left)
+        assert server.get("/health").status == 200
+    told = capfd.readouterr().err
+    assert told.count("no connection can be taken: too many open files") == 1
+    assert "Traceback" not in told
 
 
 def _all(connection: socket.socket) -> bytes:
