@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -101,6 +102,10 @@ class _Endpoint:
                 await response(scope, receive, sending)
         except ClientGone:
             status = 0
+        except asyncio.CancelledError:
+            # The server ends and waits for nobody any more.
+            if not status:
+                await error_response(shutting_down(1))(scope, receive, sending)
         service.log.ended(exchange, self._path, status)
 
     async def _response(self, exchange: Exchange) -> Response:

@@ -34,7 +34,7 @@ class EngineThread:
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._working: dict[Ticket, str] = {}
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="bc2-engine", daemon=True)
         self._thread.start()
 
@@ -46,7 +46,7 @@ class EngineThread:
     def submit(self, name: str, ticket: Ticket) -> None:
         """Have a lane begin with a ticket."""
         if self._error is not None:
-            ticket.put(RuntimeError("the engine has stopped"))
+            ticket.put(self._error)
             return
         self._working[ticket] = name
         self._commands.put(("begin", name, ticket))
@@ -58,7 +58,8 @@ class EngineThread:
             self._commands.put(("cancel", name, ticket))
 
     def fail_all(self, error: Exception) -> None:
-        """End all tickets."""
+        """End all tickets, and those to come."""
+        self._error = error
         for ticket in list(self._working):
             ticket.put(error)
             self.cancel(ticket)
@@ -118,8 +119,8 @@ class EngineThread:
                 self._working.pop(ticket, None)
 
     def _end(self, error: BaseException) -> None:
-        self._error = error
+        self._error = RuntimeError("the engine has stopped")
         for ticket in list(self._working):
-            ticket.put(RuntimeError("the engine has stopped"))
+            ticket.put(self._error)
         self._working.clear()
         self._died(error)

@@ -8,6 +8,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -20,6 +21,10 @@ from bc2.serve.protocol.api_error import shutting_down
 from bc2.serve.serve_config import ServeConfig
 from bc2.serve.served_models import ServedModels
 from bc2.serve.service import Service
+
+#: Errors of a system that has no connections left, and seconds between two words about them.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SELDOM_S = 10.0
 
 #: Seconds after the grace in which broken answers are still sent to who reads them.
 _LEAVE_S = 5
@@ -118,6 +123,7 @@ class _Running:
 
     async def run(self, bound: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_LoopErrors())
         self._service = Service(self._models, self._config, self._died)
         self._server = _Server(_uvicorn_config(self._service), self._ready)
         if self._stopping:
@@ -132,7 +138,7 @@ class _Running:
     def stop(self, signum: int) -> None:
         """A signal has come; called in the main thread, at any instruction."""
         self._stopping = True
-        if self._loop is not None and self._server is not None:
+        if self._loop is not None and self._server is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
@@ -140,7 +146,7 @@ class _Running:
         assert self._loop is not None
         assert self._service is not None
         assert self._server is not None
-        if running := self._service.thread.tickets:
+        if running := len(self._server.server_state.tasks):
             note(f"stopping: {running:,} requests have {self._config.grace:g} seconds to end")
         self._service.draining = True
         self._server.should_exit = True
@@ -148,7 +154,8 @@ class _Running:
 
     def _break_off(self) -> None:
         assert self._service is not None
-        self.broken = self._service.thread.tickets
+        assert self._server is not None
+        self.broken = len(self._server.server_state.tasks)
         self._service.thread.fail_all(shutting_down(1))
 
     def _died(self, error: BaseException) -> None:
@@ -179,6 +186,23 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         reason = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] else ""
         warn(f"{record.getMessage()}{reason}")
+
+
+class _LoopErrors:
+    """What the event loop says is wrong, in a line; that nothing is left to connect by, seldom."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            reason = f": {type(error).__name__}" if error is not None else ""
+            warn(f"{context['message']}{reason}")
+        elif loop.time() >= self._next:
+            # It is told thousands of times a second.
+            self._next = loop.time() + _SELDOM_S
+            warn(f"no connection can be taken: {(error.strerror or str(error)).lower()}")
 
 
 def _uvicorn_config(service: Service) -> uvicorn.Config:

@@ -31,8 +31,11 @@ from bc2.tokenizer.chat import Chat
 
 T = TypeVar("T")
 
-#: Texts of up to so many characters are encoded at once; others in a thread.
+#: Characters of a text to encode, or tokens of a reply, that are done at once; more in a thread.
 _SHORT = 2048
+
+#: The most log-probabilities that a request may ask for: half a gigabyte while it is answered.
+MOST_LOG_PROBS = 1 << 22
 
 #: Characters of a text, for each token of the window, that are looked at first.
 _CHARACTERS = 8
@@ -62,11 +65,11 @@ class Service:
             model.name: Admission(model.lane.engine.config.most_running, config.max_waiting)
             for model in models
         }
-        self._encoders = ThreadPoolExecutor(1, thread_name_prefix="bc2-encode")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="bc2-aside")
 
     def close(self) -> None:
-        """Encode nothing more."""
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        """Do nothing more aside."""
+        self._aside.shutdown(wait=False, cancel_futures=True)
 
     @property
     def healthy(self) -> bool:
@@ -163,13 +166,17 @@ class Service:
         return ids
 
     async def encoded(self, encode: Callable[[], T], size: int, param: str) -> T:
-        """What encodes a text of some characters, without stopping the event loop for long."""
+        """What encodes a text of some characters, done `aside`."""
         try:
-            if size <= _SHORT:
-                return encode()
-            return await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
+            return await self.aside(encode, size)
         except Bc2Error as error:
             raise api_error_of(error, param) from None
+
+    async def aside(self, work: Callable[[], T], size: int) -> T:
+        """Work that takes as long as its size, without stopping the event loop for long."""
+        if size <= _SHORT:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     # ---------------------------------------------------------------------------------- work
 
@@ -220,6 +227,24 @@ def check_ids(
         )
     if len(ids) > model.window and not any_length:
         raise context_too_long(len(ids), model.window, param)
+
+
+def check_log_probs(tokens: int, top_count: int | None, param: str) -> None:
+    """See that a request asks for no more log-probabilities than memory has room for.
+
+    Args:
+        tokens: the most that it can have log-probabilities of.
+        top_count: alternatives of each of them; None: it asks for none.
+
+    Raises:
+        ApiError: it asks for more.
+    """
+    asked = 0 if top_count is None else tokens * (top_count + 1)
+    if asked > MOST_LOG_PROBS:
+        raise bad_value(
+            param, f"the request asks for up to {asked:,} log-probabilities, and the server makes "
+            f"{MOST_LOG_PROBS:,} at once; ask for fewer, or send several requests",
+        )  # fmt: skip
 
 
 def _whole(model: ServedModel, text: str, param: str) -> list[int]:

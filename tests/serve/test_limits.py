@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import struct
@@ -128,12 +129,39 @@ def test_a_body_is_bounded_in_size_and_time(home: Path) -> None:
         chunked.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         chunked.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
         assert chunked.recv(10_000).startswith(b"HTTP/1.1 413 ")
+        polite = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        polite.sendall(
+            b"POST /tokenize HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2000\r\n\r\n"
+        )
+        assert polite.recv(10_000).startswith(b"HTTP/1.1 413 ")
         slow = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         answer = slow.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"connection: close" in answer
         assert server.post("/v1/completions", long(1)).status == 200
+
+
+def test_who_sends_much_too_much_is_told_so(home: Path) -> None:
+    with serving(home, "plain", max_body=1 << 20) as server:
+        for _ in range(5):  # whoever is still sending as the connection is closed sees no answer
+            reply = server.post("/v1/completions", b"x" * (10 << 20))
+            assert (reply.status, reply.error["code"]) == (413, "body_too_large")
+        endless = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        endless.sendall(b"POST /tokenize HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            endless.sendall((b"100000\r\n" + b"x" * (1 << 20) + b"\r\n") * 40)
+
+
+def test_log_probabilities_are_bounded(server: Server) -> None:
+    echo = {"model": "plain", "prompt": [[5] * 3000] * 16, "max_tokens": 0, "echo": True}
+    new = {"model": "plain", "prompt": "答案", "n": 16, "max_tokens": 3000}
+    for asked in (echo, new):
+        reply = server.post("/v1/completions", {**asked, "logprobs": 100})
+        assert (reply.status, reply.error["param"]) == (400, "logprobs")
+    texts = {"model": "plain", "context": "答案", "continuation": [[5] * 3000] * 16}
+    reply = server.post("/v1/score", {**texts, "top_logprobs": 100})
+    assert (reply.status, reply.error["param"]) == (400, "top_logprobs")
 
 
 def test_slow_headers_are_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +257,54 @@ def test_a_signal_ends_the_rest_when_the_grace_is_over(home: Path) -> None:
     assert b"shutting_down" in answers[1]
     assert b"[DONE]" not in answers[1]
     assert server.running.broken == 2
+
+
+def test_what_comes_after_the_grace_is_refused(home: Path) -> None:
+    data = json.dumps(long()).encode()
+    with serving(home, "plain", grace=0.2) as server:
+        late = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        head = f"POST /v1/completions HTTP/1.1\r\ncontent-length: {len(data)}\r\n\r\n"
+        late.sendall(head.encode() + data[:10])
+        server.wait(lambda: server.metric("bc2_requests_running") == 2)
+        server.running.stop(15)
+        server.wait(lambda: server.running.broken == 1)
+        late.sendall(data[10:])
+        answer = _all(late)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"shutting_down" in answer
+
+
+def test_a_request_that_never_comes_is_broken_off(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bc2.serve.server._LEAVE_S", 1)
+    with serving(home, "plain", grace=0.2) as server:
+        never = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        never.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+        server.wait(lambda: server.metric("bc2_requests_running") == 2)
+        server.running.stop(15)
+        answer = _all(never)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert server.running.broken == 1
+
+
+def test_a_system_without_connections_is_told_of_once(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(home, "plain") as server:
+        accept = socket.socket.accept
+        until = time.monotonic() + 0.5
+
+        def none_left(own: socket.socket) -> Any:
+            if time.monotonic() < until:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return accept(own)
+
+        monkeypatch.setattr(socket.socket, "accept", none_left)
+        assert server.get("/health").status == 200
+    told = capfd.readouterr().err
+    assert told.count("no connection can be taken: too many open files") == 1
+    assert "Traceback" not in told
 
 
 def _all(connection: socket.socket) -> bytes:

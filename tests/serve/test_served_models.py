@@ -78,6 +78,22 @@ def test_the_cache_is_shared_out(home: Path) -> None:
     assert sizes[0] == sizes[1] <= (4 << 20) // 2
 
 
+def test_a_window_is_no_larger_than_the_cache(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving(home, "base", engine=EngineConfig(cache_bytes=32 << 10)) as server:
+        model = server.models.by_name["base"]
+        window = model.lane.engine.cache_tokens
+        assert window == model.window < 256
+        assert f"'base' reads at most {window} of 256 tokens" in capfd.readouterr().err
+        asked = {"model": "base", "prompt": [5] * 10, "max_tokens": 1000, "ignore_eos": True}
+        reply = server.post("/v1/completions", asked).json
+        assert reply["usage"]["completion_tokens"] == window + 1 - 10
+        long = server.post("/v1/completions", {**asked, "prompt": [5] * (window + 1)})
+        assert (long.status, long.error["code"]) == (400, "context_length_exceeded")
+        assert server.post("/v1/completions", {**asked, "prompt": [5] * window}).status == 200
+
+
 def test_names_are_the_artifacts_unless_given(home: Path) -> None:
     assert list(artifacts(home, "base", "x=one", "two")) == ["base", "x", "two"]
     assert list(artifacts(home)) == ["other"]  # the newest

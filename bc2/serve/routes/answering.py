@@ -64,7 +64,11 @@ class Answering(Generic[Asked]):
             answers = await self.exchange.attended(inbox.answers())
             choices = self._choices([answers[ticket] for ticket in tickets])
             held.close()
-            return json_response(self.reply.whole(choices, self._usage()))
+            tokens = sum(len(piece.ids) for pieces in choices for piece in pieces)
+            usage = self._usage()
+            return await self.service.aside(
+                lambda: json_response(self.reply.whole(choices, usage)), tokens
+            )
         first = await self.exchange.attended(inbox.events()) if tickets else []
         self.service.metrics.first_token.observe(self.exchange.seconds)
         return EventStream(

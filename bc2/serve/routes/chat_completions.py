@@ -13,7 +13,7 @@ from bc2.serve.protocol.replies import ChatReply
 from bc2.serve.protocol.requests import ChatRequest
 from bc2.serve.protocol.sampling import sampling_of
 from bc2.serve.routes.answering import Answering, fresh_seed, new_id
-from bc2.serve.service import Service, check_ids
+from bc2.serve.service import Service, check_ids, check_log_probs
 
 
 async def chat_completions(service: Service, exchange: Exchange) -> Response:
@@ -28,6 +28,7 @@ async def chat_completions(service: Service, exchange: Exchange) -> Response:
     # The token after a full window can still be chosen.
     room = model.window + 1 - len(ids)
     settings = sampling_of(asked, model.chat_own, model.chat_ends, room, seed=fresh_seed())
+    check_log_probs(asked.n * settings.max_new_tokens, asked.top_count, "top_logprobs")
     with ExitStack() as held:
         held.enter_context(service.admitted(model, asked.n, "n"))
         answering = Answering(

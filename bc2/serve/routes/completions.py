@@ -19,7 +19,7 @@ from bc2.serve.protocol.sampling import sampling_of
 from bc2.serve.protocol.texts import TextOrIds
 from bc2.serve.routes.answering import Answering, echoed_piece, fresh_seed, new_id
 from bc2.serve.served_models import ServedModel
-from bc2.serve.service import Service, check_ids
+from bc2.serve.service import Service, check_ids, check_log_probs
 from bc2.serve.ticket import Inbox, Scoring
 
 
@@ -35,6 +35,10 @@ async def completions(service: Service, exchange: Exchange) -> Response:
     ]
     if service.config.log_prompts:
         exchange.said += asked.prompt
+    settings = _settings(asked, model, prompts)
+    tokens = sum(map(len, prompts)) if asked.echo else 0
+    tokens += sum(asked.n * one.max_new_tokens for one in settings or ())
+    check_log_probs(tokens, asked.logprobs, "logprobs")
     with ExitStack() as held:
         held.enter_context(service.admitted(model, len(prompts) * asked.n, "prompt"))
         scores = None
@@ -42,7 +46,7 @@ async def completions(service: Service, exchange: Exchange) -> Response:
             scores = await _scores(service, exchange, model, prompts, asked.logprobs)
         answering = Answering(
             service, exchange, model, asked, prompts,
-            settings=_settings(asked, model, prompts),
+            settings=settings,
             echoed=_echoed(asked, model, prompts, scores) if asked.echo else (),
             reply=CompletionReply(
                 asked, model=model.name, id=new_id("cmpl"), created=int(time.time()),

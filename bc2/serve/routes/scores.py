@@ -17,7 +17,7 @@ from bc2.serve.protocol.requests import ScoreBody
 from bc2.serve.routes.answering import new_id
 from bc2.serve.routes.completions import token_log_probs
 from bc2.serve.served_models import ServedModel
-from bc2.serve.service import Service
+from bc2.serve.service import Service, check_log_probs
 from bc2.serve.ticket import Inbox, Scoring
 
 
@@ -30,18 +30,24 @@ async def scores(service: Service, exchange: Exchange) -> Response:
     if service.config.log_prompts:
         exchange.said += [list(pair) for pair in asked.pairs]
     exchange.prompt_tokens = sum(len(one.context) + len(one.continuation) for one in requests)
+    tokens = sum(len(one.continuation) for one in requests)
+    check_log_probs(tokens, asked.top_logprobs, "top_logprobs")
     inbox = Inbox()
     ticket = inbox.ticket(Scoring(requests, asked.top_logprobs))
     with service.admitted(model, len(requests), "continuation"), service.working(model, inbox):
         found = (await exchange.attended(inbox.answers()))[ticket]
     assert isinstance(found, list)
-    data = [
-        _row(at, request, score, model, asked.top_logprobs)
-        for at, (request, score) in enumerate(zip(requests, found, strict=True))
-    ]
     usage = Usage(exchange.prompt_tokens, 0)
-    head = {"id": new_id("score"), "object": "list", "model": model.name}
-    return json_response({**head, "data": data, "usage": usage.to_json()})
+
+    def reply() -> Response:
+        data = [
+            _row(at, request, score, model, asked.top_logprobs)
+            for at, (request, score) in enumerate(zip(requests, found, strict=True))
+        ]
+        head = {"id": new_id("score"), "object": "list", "model": model.name}
+        return json_response({**head, "data": data, "usage": usage.to_json()})
+
+    return await service.aside(reply, tokens)
 
 
 async def _requests(service: Service, model: ServedModel, asked: ScoreBody) -> list[ScoreRequest]:
