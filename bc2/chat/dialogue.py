@@ -71,7 +71,10 @@ class Dialogue:
         Raises:
             DataError: the layout has no place for a system's message; nothing is changed.
         """
-        self.chat.prompt([*_system(text), _said("user", "a")])
+        messages = [*_system(text), _said("user", "a")]
+        self.chat.prompt(messages)
+        # A template may move it to the newest message, which changes earlier tokens.
+        self.chat.following([*messages, _said("assistant", "b"), _said("user", "c")])
         self.system = text
 
     def clear(self) -> None:

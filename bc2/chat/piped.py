@@ -9,7 +9,7 @@ from typing import Any
 from bc2.chat.shown import Shown, remarks
 from bc2.chat.talk import Talk, Turn
 from bc2.console import emit_line, note
-from bc2.errors import Bc2Error, DataError, nearest
+from bc2.errors import DataError, UsageError, nearest
 from bc2.streams import MAX_DOCUMENT_BYTES, BadRow, decode, numbered_lines, parse_line
 
 _KEY = "content"
@@ -32,7 +32,7 @@ def answer_lines(talk: Talk, *, json: bool) -> None:
         before, shown = talk.dialogue.left_out, Shown()
         try:
             turn = talk.say(message, _nothing if json else shown.add)
-        except Bc2Error as error:
+        except (DataError, UsageError) as error:
             raise type(error)(error.what, where=where, todo=error.todo) from None
         if json:
             emit_line(_row(index, message, turn))

@@ -26,6 +26,7 @@ class Terminal:
         self._keyboard = Keyboard()
         #: Rounds that a file has.
         self._kept = len(talk.dialogue.rounds)
+        #: Whether the last Ctrl-C did not end the chat.
         self._warned = False
 
     def run(self, *, greet: bool = True) -> None:
@@ -61,12 +62,13 @@ class Terminal:
     def _take_one(self) -> bool:
         """Follow one message or command; False: that was the end."""
         self._talk.speaker.stopped = False
+        warned, self._warned = self._warned, False
         asked = _Asked(self._keyboard)
         try:
             entry = read_entry(asked)
         except Broken:
             note("")
-            return asked.lines > 1 or not self._may_end()
+            return asked.lines > 1 or not self._may_end(warned)
         except EOFError:
             note("")
             return asked.lines > 1
@@ -76,7 +78,6 @@ class Terminal:
         except UsageError as error:
             _tell(error)
             return True
-        self._warned = False
         if isinstance(entry, str):
             if entry.strip():
                 self._answer(entry)
@@ -89,10 +90,14 @@ class Terminal:
             _tell(from_os_error(error, entry.name))
         return True
 
-    def _may_end(self) -> bool:
-        """Whether Ctrl-C ends the chat: not the first one, if that would lose what was said."""
+    def _may_end(self, warned: bool) -> bool:
+        """Whether Ctrl-C ends the chat: not the first one, if that would lose what was said.
+
+        Args:
+            warned: whether the one before it, with nothing typed since, has said so.
+        """
         lost = len(self._talk.dialogue.rounds) > self._kept
-        if lost and not self._warned:
+        if lost and not warned:
             self._warned = True
             note("the conversation is not saved: /save FILE, or Ctrl-C again to end")
             return False

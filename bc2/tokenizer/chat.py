@@ -29,6 +29,9 @@ ROLES = ("system", "user", "assistant")
 #: The least and the largest `weight`: sums of them in fp32 neither vanish nor overflow.
 WEIGHTS = (1e-6, 1e6)
 
+#: Stands for each answer where only what is around it counts.
+_ANSWER = "Yes."
+
 #: A `role`, one of `ROLES`, and a `content`; for training, `train` and `weight` if they are not
 #: the default: see `learns` and `weight_of`.
 Message = Mapping[str, Any]
@@ -124,6 +127,8 @@ class Chat(ABC):
 
         They end the answer, whether it ended itself or was cut, and say what the user says then.
         No earlier token is looked at: sampled ones need not be those that their text is encoded to.
+        Nor is the text of an answer: a template may write what a model thought, or said nothing,
+        otherwise in a later turn.
 
         Args:
             messages: a conversation that ends with the answer and the user's next message.
@@ -134,7 +139,12 @@ class Chat(ABC):
         """
         if [message.get("role") for message in messages[-2:]] != ["assistant", "user"]:
             raise ValueError("the last two messages are not the assistant's and the user's")
-        *_, last = self._around_answers(messages, generation_prompt=True)
+        check_messages(messages)
+        plain = [
+            {**message, "content": _ANSWER} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        *_, last = self._around_answers(plain, generation_prompt=True)
         return self.encode_parts(last).ids
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:

@@ -221,3 +221,19 @@ def test_a_layout_without_a_place_for_a_systems_message() -> None:
     with pytest.raises(DataError, match="does not take these messages"):
         dialogue.set_system("Be short.")
     assert dialogue.system is None
+
+
+def test_a_layout_that_moves_the_systems_message_to_the_newest_message() -> None:
+    """As Mistral's later ones: the first answer would be the last."""
+    template = CHATML_TEMPLATE.replace(
+        "+ message['content']",
+        "+ (messages[0].content if loop.last and messages[0].role == 'system' else '')"
+        "+ (message.content if message.role != 'system' else '')",
+    )
+    chat = TemplateChat(template, Tokenizer.from_bytes(qwen_like()))
+    dialogue = Dialogue(chat, 1000)
+    with pytest.raises(DataError, match="adding a turn changes what is before it"):
+        dialogue.set_system("Be short.")
+    assert dialogue.system is None
+    for _ in range(2):
+        answered(dialogue, dialogue.ask("hello", 10), [65])

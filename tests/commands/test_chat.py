@@ -191,6 +191,15 @@ def test_a_reader_that_goes_away_ends_it() -> None:
         assert run.stderr.read() == b""
 
 
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_an_answer_that_cannot_be_written_ends_it(json_too: tuple[str, ...]) -> None:
+    command = [sys.executable, "-P", "-m", "bc2", "chat", "says-7", "--temperature", "0"]
+    with open("/dev/full", "wb") as full:
+        run = warmed.run([*command, *json_too], input=b"a\n", stdout=full, stderr=subprocess.PIPE)
+    assert run.returncode == 1
+    assert run.stderr.startswith(b"error: the result could not be written: no space left")
+
+
 def test_a_saved_conversation_goes_on_in_a_pipe(chat: Chat) -> None:
     """`/save` is tested at a terminal; here a file that somebody wrote."""
     file = {

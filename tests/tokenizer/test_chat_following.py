@@ -88,6 +88,31 @@ def test_no_turn_depends_on_the_text_of_the_answer_before_it(chat: Chat) -> None
             assert chat.following(other) == following
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        # As those of models that think: earlier thoughts are left out once a turn follows.
+        ("<think>four</think> 4", "message.content.split('</think>')[-1] if not loop.last else "),
+        ("", "'' if not message.content else "),
+    ],
+)
+def test_a_template_that_writes_some_answers_otherwise_later(text: str, content: str) -> None:
+    template = CHATML_TEMPLATE.replace("message['content']", f"({content}message.content)")
+    if not text:  # and no turn around nothing
+        template = template.replace("{% endfor %}", "{% endif %}{% endfor %}").replace(
+            "{% for message in messages %}",
+            "{% for message in messages %}{% if message.content %}",
+        )
+    tokenizer = Tokenizer.from_bytes(qwen_like())
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": text},
+        {"role": "user", "content": "c"},
+    ]
+    plain = TemplateChat(CHATML_TEMPLATE, tokenizer)
+    assert TemplateChat(template, tokenizer).following(talk) == plain.following(talk)
+
+
 def test_what_is_between_turns(trained: Trained) -> None:
     talk = [
         {"role": "user", "content": "a"},
