@@ -96,8 +96,8 @@ def serve(
     except SignalReceived as stop:
         if running.broken:
             raise Interrupted(
-                f"{running.broken:,} requests were broken off: they had not ended within "
-                f"{config.grace:g} seconds", signum=stop.signum,
+                f"requests that were broken off, as they had not ended within {config.grace:g} "
+                f"seconds: {running.broken:,}", signum=stop.signum,
             ) from None  # fmt: skip
         note("stopped; all requests were answered")
     if running.failure is not None:
@@ -147,7 +147,7 @@ class _Running:
         assert self._service is not None
         assert self._server is not None
         if running := len(self._server.server_state.tasks):
-            note(f"stopping: {running:,} requests have {self._config.grace:g} seconds to end")
+            note(f"stopping; requests that have {self._config.grace:g} seconds to end: {running:,}")
         self._service.draining = True
         self._server.should_exit = True
         self._loop.call_later(self._config.grace, self._break_off)

@@ -46,9 +46,10 @@ class TextOffsets:
         if not data:
             return self._before
         self._before += len(self._characters.decode(data[:1]))
-        # The first byte ended the last character of those before, or is in one that has begun.
-        inside = bool(self._characters.getstate()[0])
-        place = self._before - (not inside)
+        # The first byte is in the last character: one that has ended, or that is awaited. Bytes
+        # that can become none are awaited too, each as a character of its own.
+        awaited = self._characters.getstate()[0].decode("utf-8", "replace")
+        place = self._before + len(awaited) - 1
         self._before += len(self._characters.decode(data[1:]))
         return place
 

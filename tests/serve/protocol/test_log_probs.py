@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionTokenLogprob
 
@@ -120,6 +120,7 @@ BYTES = st.lists(
 
 
 @given(data=BYTES, cuts=st.lists(st.integers(0, 30), max_size=10))
+@example(data=b"aaa\xed\xa0", cuts=[4])
 def test_offsets_are_those_of_the_whole_text(data, cuts):
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     offsets = TextOffsets()
