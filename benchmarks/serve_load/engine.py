@@ -17,6 +17,7 @@ def engine_alone(
     home: Path, ref: str, pairs: Sequence[Pair], running: int, precision: str
 ) -> dict[str, Any]:
     """`InferenceEngine.generate`, which has all requests at hand, at most so many at once."""
+    import bc2  # noqa: F401, I001 - what it sets for OpenMP comes before torch, as in its commands
     import torch
 
     from bc2.generate.engine import InferenceEngine

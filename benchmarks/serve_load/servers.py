@@ -18,6 +18,9 @@ from serve_load.http_client import ask
 #: The name of the model on all servers.
 MODEL = "load"
 
+#: Before bc2 is imported, which sets variables of OpenMP for itself.
+_ENVIRONMENT = dict(os.environ)
+
 #: Seconds that a server may take to start: vLLM compiles.
 START_S = 300
 
@@ -50,7 +53,7 @@ class Server:
         url = f"http://127.0.0.1:{port}"
         with log.open("wb") as said:
             process = subprocess.Popen(
-                self.command(port), env={**os.environ, **self.environment}, stdout=said,
+                self.command(port), env={**_ENVIRONMENT, **self.environment}, stdout=said,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         try:
@@ -65,14 +68,14 @@ class Server:
                 process.wait()
 
 
-def bc2_server(home: Path, precision: str, most: int) -> Server:
+def bc2_server(home: Path, precision: str, most: int, threads: int) -> Server:
     def command(port: int) -> list[str]:
         return [
             sys.executable, "-m", "bc2", "serve", f"{MODEL}={MODEL}", "--port", str(port),
             "--max-running", str(most), "--device", "cpu", "--precision", precision,
         ]  # fmt: skip
 
-    return Server("bc2", command, {"BC2_HOME": str(home)})
+    return Server("bc2", command, {"BC2_HOME": str(home), "OMP_NUM_THREADS": str(threads)})
 
 
 def vllm_server(python: str, model: Path, precision: str, most: int, threads: int) -> Server:
