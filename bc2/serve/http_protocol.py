@@ -19,6 +19,9 @@ HEADER_S = 30.0
 #: The most bytes of headers.
 HEADER_BYTES = 1 << 16
 
+#: The most requests that are read while the one before them is answered.
+AHEAD = 8
+
 #: Seconds in which a client may leave all unread that is ready for it.
 UNREAD_S = 60.0
 
@@ -73,6 +76,9 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._wait_no_more()
         super().on_headers_complete()
+        if 0 < len(self.pipeline) <= AHEAD:
+            # uvicorn reads no more meanwhile, and would not see that the client hangs up.
+            self.flow.resume_reading()
 
     def _wait(self) -> None:
         self._deadline = self.loop.call_later(HEADER_S, self.transport.close)
