@@ -147,7 +147,7 @@ def _api_keys(file: Path | None, variable: str | None) -> tuple[str, ...]:
         raise UsageError("keys come from --api-key-file or from --api-key-env, not from both")
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").split("\n")
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise UsageError(f"the keys cannot be read: {reason}", where=str(file)) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from bc2.serve.protocol.api_error import ApiError, headers_too_large, no_http
 
@@ -18,6 +18,9 @@ HEADER_S = 30.0
 
 #: The most bytes of headers.
 HEADER_BYTES = 1 << 16
+
+#: The most requests that are read while the one before them is answered.
+AHEAD = 8
 
 #: Seconds in which a client may leave all unread that is ready for it.
 UNREAD_S = 60.0
@@ -34,6 +37,8 @@ class BoundedHttp(HttpToolsProtocol):
     """Bytes of headers so far."""
     _data = b""
     """What is being read."""
+    _answered: RequestResponseCycle | None = None
+    """The request whose turn it is; `cycle` is the last that was read."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -42,6 +47,10 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
         self._watch_no_more()
+        if self._answered is not None and not self._answered.response_complete:
+            # uvicorn tells the last request that was read.
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,6 +82,13 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._wait_no_more()
         super().on_headers_complete()
+        if 0 < len(self.pipeline) <= AHEAD:
+            # uvicorn reads no more meanwhile, and would not see that the client hangs up.
+            self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _wait(self) -> None:
         self._deadline = self.loop.call_later(HEADER_S, self.transport.close)

@@ -17,6 +17,7 @@ from typing import Any
 import made_checkpoints
 import pytest
 import warmed
+from bc2.commands.serve import _api_keys
 from made_adapters import adapter_of
 
 from bc2.registry import Draft, Registry
@@ -163,6 +164,12 @@ def test_wrong_inputs_are_one_message(bc2: Bc2, args: list[str], code: int, said
     assert (done.code, done.out) == (code, "")
     assert said in done.err
     assert "schlüssel" not in done.err
+
+
+def test_keys_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_bytes(b"\xef\xbb\xbfsesame\r\n\r\n  other \r\n")
+    assert _api_keys(path, None) == ("sesame", "other")
 
 
 def test_an_address_that_others_reach_without_a_key_is_warned_of(bc2: Bc2) -> None:

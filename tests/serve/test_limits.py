@@ -72,6 +72,15 @@ def test_who_hangs_up_frees_the_memory(
     assert server.post("/v1/completions", long(2)).status == 200
 
 
+def test_who_hangs_up_after_another_request_frees_the_memory(server: Server) -> None:
+    connection = server.raw("/v1/completions", long())
+    server.wait(lambda: server.metric("bc2_cache_blocks_used") > 0)
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    time.sleep(0.1)
+    hang_up(connection)
+    server.wait(lambda: server.metric("bc2_cache_blocks_used") == 0, 3)
+
+
 def test_who_hangs_up_while_texts_are_scored_frees_the_memory(server: Server) -> None:
     texts = [f"{number} " * 2000 for number in range(200)]
     body = {"model": "plain", "context": "答案", "continuation": texts}
