@@ -34,15 +34,16 @@ def read_entry(line: Callable[[str], str]) -> str | Command:
     """Read a message or a command.
 
     A line that ends in a backslash goes on in the next one, and lines between two of `FENCE` are
-    one message. Only a single line is a command; ``//`` begins a message with a slash.
+    one message. So is a pasted text, whose last line may have an end. Only a single line is a
+    command; ``//`` begins a message with a slash.
 
     Args:
-        line: gives the next line, without its end, after a prompt.
+        line: gives the next line, without its end, after a prompt; or a pasted text.
 
     Raises:
         UsageError: there is no such command.
     """
-    first = line("> ")
+    first = line("> ").rstrip("\n")  # of a pasted text
     if first.strip() == FENCE:
         lines: list[str] = []
         while (more := line("... ")).strip() != FENCE:

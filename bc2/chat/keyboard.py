@@ -58,6 +58,13 @@ def _edit_lines() -> None:
         import readline
 
         if "libedit" not in (readline.__doc__ or ""):
-            # Python turns it off, lest its own prompt execute half of what is pasted.
-            readline.parse_and_bind("set enable-bracketed-paste on")
-            readline.parse_and_bind("set disable-completion on")
+            for setting in (
+                # Python turns it off, lest its own prompt execute half of what is pasted.
+                "enable-bracketed-paste on",
+                "disable-completion on",
+                # Where the locale is C, bytes beyond ASCII are keys for it, and not text.
+                "input-meta on",
+                "output-meta on",
+                "convert-meta off",
+            ):
+                readline.parse_and_bind(f"set {setting}")

@@ -102,7 +102,7 @@ def read_saved(path: Path) -> Saved:
     try:
         if len(content) > MAX_DOCUMENT_BYTES:
             raise BadRow("too_long", f"more than {MAX_DOCUMENT_BYTES:,} bytes")
-        data = parse_line(content)
+        data = parse_line(content.removeprefix(b"\xef\xbb\xbf"))  # some editors begin so
     except BadRow as bad:
         raise DataError(f"no saved conversation: {bad}", where=str(path), todo=_TODO) from None
     wrong = _fault(data)

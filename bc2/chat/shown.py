@@ -56,7 +56,8 @@ def remarks(turn: Turn, left_out: int, talk: Talk) -> list[str]:
         of = f"{turn.left_out:,} of {len(talk.dialogue.rounds) - 1:,} rounds before this one"
         found.append(f"{of} are left out, the oldest: {room}")
     if turn.cut:
-        found.append(f"the message lost its beginning, {turn.cut:,} tokens: {room}")
+        with_system = "" if talk.dialogue.system is None else ", with the system's before it,"
+        found.append(f"the message{with_system} lost its beginning, {turn.cut:,} tokens: {room}")
     if turn.finish_reason == "length":
         found.append(f"the answer was cut after {len(turn.ids):,} tokens (max_new_tokens)")
     return found

@@ -130,7 +130,9 @@ class Talk:
         before = self.dialogue
         same = saved.digest == self.artifact.digest
         dialogue = Dialogue(before.chat, before.window, saved.system)
-        dialogue.rounds = list(saved.rounds) if same and saved.intact else _anew(dialogue, saved)
+        dialogue.rounds = list(saved.rounds)
+        if not (same and saved.intact):
+            dialogue.rounds = _anew(dialogue)
         if same:
             try:
                 self.set_params(saved.sampling)
@@ -142,14 +144,12 @@ class Talk:
         return None if saved.intact else "its texts were edited"
 
 
-def _anew(dialogue: Dialogue, saved: Saved) -> list[Round]:
-    """Rounds with the tokens of their texts."""
-    if not saved.rounds:
+def _anew(dialogue: Dialogue) -> list[Round]:
+    """The rounds of a conversation, with the tokens of their texts."""
+    if not dialogue.rounds:
         return []
-    given = Dialogue(dialogue.chat, dialogue.window, saved.system)
-    given.rounds = list(saved.rounds)
-    turns = dialogue.chat.turns(given.messages)
+    turns = dialogue.chat.turns(dialogue.messages)
     return [
         Round(one.user, one.answer, tuple(asked), tuple(said))
-        for one, asked, said in zip(saved.rounds, turns[::2], turns[1::2], strict=False)
+        for one, asked, said in zip(dialogue.rounds, turns[::2], turns[1::2], strict=False)
     ]

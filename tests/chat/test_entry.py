@@ -50,6 +50,11 @@ def test_messages(text: str, message: str) -> None:
     assert prompts == ["> ", *["... "] * text.count("\n")]
 
 
+def test_a_pasted_line_may_have_its_end() -> None:
+    assert read_entry(lambda _: "/save c.json\n") == Command("/save", "c.json")
+    assert read_entry(lambda _: "one\ntwo\n\n") == "one\ntwo"
+
+
 def test_a_pasted_line_holds_line_ends() -> None:
     pasted = iter(["/exit\n//x\n/reset"])
     assert read_entry(lambda _: next(pasted)) == "/exit\n//x\n/reset"

@@ -167,7 +167,7 @@ def test_for_another_model_a_conversation_is_rendered_anew(
         # And where somebody has edited the texts.
         data = json.loads(path.read_text())
         data["messages"][1]["content"] = "five"
-        path.write_text(json.dumps(data))
+        path.write_text(json.dumps(data), "utf-8-sig")  # with a byte order mark
         assert talk.restore(read_saved(path)) == "its texts were edited"
         assert talk.dialogue.rounds[0].said == tuple(CHAT.tokenizer.encode("five"))
         assert talk.say("and then?", lambda _: None).prompt_tokens > 10

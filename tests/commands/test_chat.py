@@ -136,7 +136,9 @@ def test_what_falls_out_is_said(chat: Chat) -> None:
     ]
     assert max(one["prompt_tokens"] for one in found) <= 84
     cut = chat("baichuan", *SHORT, said="what is four and one? " * 30)
-    assert "the message lost its beginning, " in cut.err
+    assert "stdin:1: the message lost its beginning, " in cut.err
+    cut = chat("baichuan", *SHORT, "--system", "what is four? " * 30, said="hello")
+    assert "stdin:1: the message, with the system's before it, lost its beginning, " in cut.err
 
 
 @pytest.mark.parametrize(

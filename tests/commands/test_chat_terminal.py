@@ -44,9 +44,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Person:
     """`bc2 chat` on a terminal of its own; stderr, a pipe, is read at its end."""
 
-    def __init__(self, home: Path, folder: Path, *args: str, out: Path | None = None):
+    def __init__(
+        self, home: Path, folder: Path, *args: str, out: Path | None = None, **variables: str
+    ):
         self.terminal, own = pty.openpty()
         env = {**os.environ, "BC2_HOME": str(home), "TERM": "xterm", "INPUTRC": "/dev/null"}
+        env |= variables
         with (out or Path(os.devnull)).open("wb") as file:
             self.process = warmed.Popen(
                 [sys.executable, "-P", "-m", "bc2", "chat", *args], stdin=own,
@@ -100,8 +103,8 @@ def started(home: Path, tmp_path: Path) -> Iterator[type[Person]]:
     people: list[Person] = []
 
     class Started(Person):
-        def __init__(self, *args: str, out: Path | None = None):
-            super().__init__(home, tmp_path, *args, out=out)
+        def __init__(self, *args: str, out: Path | None = None, **variables: str):
+            super().__init__(home, tmp_path, *args, out=out, **variables)
             people.append(self)
 
     yield Started
@@ -212,6 +215,17 @@ def test_bytes_that_are_no_text_are_not_sent(started: type[Person]) -> None:
     person.asks("/exit")
     code, err = person.ends()
     assert (code, err) == (0, "the line is not UTF-8, and was not sent\n")
+
+
+def test_any_text_can_be_typed_in_a_c_locale(started: type[Person], tmp_path: Path) -> None:
+    """readline takes bytes beyond ASCII for keys there, unless it is told otherwise."""
+    person = started("says-7", "--quiet", LC_ALL="C")
+    person.asks("天地 é")
+    person.sees("#### 7")
+    person.asks("/save c.json")
+    person.asks("/exit")
+    assert person.ends() == (0, "saved: c.json\n")
+    assert [one.user for one in read_saved(tmp_path / "c.json").rounds] == ["天地 é"]
 
 
 def test_a_model_cannot_move_the_cursor(started: type[Person], tmp_path: Path) -> None:
