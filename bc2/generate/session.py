@@ -68,6 +68,8 @@ class Session:
         self.version = version
         #: New tokens of the last `step`: the sequence, and the token's id.
         self.tokens: list[tuple[Live, int]] = []
+        #: Sequences that the last `step` ended.
+        self.ended: list[Live] = []
         self._near_ties = near_ties
         self._eos_id = eos_id
         self._decode_bytes = decode_bytes
@@ -193,7 +195,7 @@ class Session:
                 have read is not known then.
         """
         self._see_that_it_lasts()
-        self.tokens = []
+        self.tokens, self.ended = [], []
         try:
             with self.runner.no_grad():
                 self._step()
@@ -391,6 +393,7 @@ class Session:
             self._answer(each)
 
     def _answer(self, live: Live) -> None:
+        self.ended.append(live)
         answer = self._answers[live.index]
         answer.done[live.number] = live.result()
         answer.shared = max(answer.shared, live.shared)

@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from bc2.serve.protocol.api_error import body_too_large, body_too_slow, out_of_time
+from bc2.serve.protocol.api_error import (
+    body_too_large,
+    body_too_slow,
+    encoded_body,
+    out_of_time,
+)
 from bc2.serve.serve_config import ServeConfig
 
 T = TypeVar("T")
@@ -52,7 +57,7 @@ class Exchange:
         """All bytes of the request.
 
         Raises:
-            ApiError: there are too many of them, or they do not come in time.
+            ApiError: there are too many of them, they do not come in time, or are compressed.
             ClientGone: the client hung up.
         """
         most, headers = self.config.max_body, self.request.headers
@@ -76,6 +81,9 @@ class Exchange:
             raise ClientGone from None
         if size > most:
             raise body_too_large(most)
+        encoding = headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise encoded_body(encoding)
         return bytes(body)
 
     async def attended(self, work: Coroutine[Any, Any, T]) -> T:

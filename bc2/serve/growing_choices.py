@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from bc2.generate.text import TextStream
 from bc2.serve.protocol.pieces import Piece
-from bc2.serve.ticket import NewToken
+from bc2.serve.ticket import Ended, NewToken
 
 if TYPE_CHECKING:
-    from bc2.generate.requests import Continuation, Generated
+    from bc2.generate.requests import Continuation
 
 #: The reasons of OpenAI.
 _REASONS: dict[str, Literal["stop", "length"]] = {
@@ -48,8 +48,6 @@ class GrowingChoices:
             numbers = [token.log_prob for token in own]
             yield choice, Piece(text, [token.token for token in own], numbers)
 
-    def ended(self, answer: Generated) -> Iterator[tuple[int, Piece]]:
-        """The last pieces of all continuations."""
-        for choice, made in enumerate(answer.continuations):
-            text = self._texts[choice].finish()
-            yield choice, Piece(text, (), (), _REASONS[made.finish_reason])
+    def ended(self, end: Ended) -> Piece:
+        """The last piece of a continuation."""
+        return Piece(self._texts[end.choice].finish(), (), (), _REASONS[end.reason])

@@ -14,7 +14,7 @@ from bc2.errors import Bc2Error
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.requests import Request, Score
 from bc2.serve.score_memory import ScoreMemory, joined, leaders, rest_of
-from bc2.serve.ticket import Event, NewToken, Scoring, Ticket
+from bc2.serve.ticket import Ended, Event, NewToken, Scoring, Ticket
 
 if TYPE_CHECKING:
     from bc2.generate.session import Session
@@ -107,6 +107,10 @@ class Lane:
             if ticket.streams:
                 number = live.log_probs[-1] if live.log_probs else None
                 self._events.append((ticket, NewToken(live.number, token, number)))
+        for live in session.ended:
+            ticket = self._tickets[live.index]
+            if ticket.streams and live.reason is not None:
+                self._events.append((ticket, Ended(live.number, live.reason)))
         for answer in session.finished():
             self._events.append((self._tickets.pop(answer.index), answer))
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from bc2.generate.requests import Generated, Request, Score, ScoreRequest, TokenLogProb
+    from bc2.generate.requests import (
+        FinishReason,
+        Generated,
+        Request,
+        Score,
+        ScoreRequest,
+        TokenLogProb,
+    )
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,14 @@ class NewToken:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """One of a request's continuations has ended; others may go on."""
+
+    choice: int
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
 class Scoring:
     """Texts to score, which are answered together."""
 
@@ -28,7 +43,7 @@ class Scoring:
     top_k: int = 0
 
 
-Result: TypeAlias = "NewToken | Generated | list[Score]"
+Result: TypeAlias = "NewToken | Ended | Generated | list[Score]"
 Event: TypeAlias = "Result | Exception"
 
 
@@ -49,7 +64,7 @@ class Ticket:
     def put(self, event: Event) -> None:
         """Take an event; nothing once it is over."""
         if not self.over:
-            self.over = not isinstance(event, NewToken)
+            self.over = not isinstance(event, NewToken | Ended)
             self.inbox.put(self, event)
 
 
@@ -96,5 +111,7 @@ class Inbox:
         found: dict[Ticket, Generated | list[Score]] = {}
         while not self.done:
             events = await self.events()
-            found |= {ticket: last for ticket, last in events if not isinstance(last, NewToken)}
+            found |= {
+                ticket: last for ticket, last in events if not isinstance(last, NewToken | Ended)
+            }
         return found

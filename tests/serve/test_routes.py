@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,20 @@ def test_a_stream_says_what_the_whole_reply_says(server: Server, more: dict[str,
             assert places == choice["logprobs"]["text_offset"]
 
 
+def test_a_choice_ends_as_soon_as_it_does(server: Server) -> None:
+    """And not with the last of them."""
+    asked = {"model": "plain", "prompt": "答案", "n": 12, "seed": 3, "max_tokens": 60,
+             "temperature": 2, "stop": ["a", "e", "i", "1"], "return_token_ids": True,
+             "stream": True}  # fmt: skip
+    chunks = [one["choices"][0] for one in server.post("/v1/completions", asked).events]
+    ends = [at for at, one in enumerate(chunks) if one["finish_reason"]]
+    assert sorted(chunks[at]["index"] for at in ends) == list(range(12))
+    for at in ends:
+        index = chunks[at]["index"]
+        assert all(one["index"] != index for one in chunks[at + 1 :])
+    assert any(one["token_ids"] for one in chunks[ends[0] :])
+
+
 def test_a_chat_has_the_models_own_settings_and_layout(server: Server) -> None:
     model = server.models.by_name["chatty"]
     messages = [{"role": "system", "content": "A"}, {"role": "user", "content": "答案是?"}]
@@ -260,6 +275,15 @@ def test_a_wrong_request_is_told_what_is_wrong(
         if param is not None:
             assert (reply.error["param"] or "").startswith(param)
         assert reply.error["type"] == "invalid_request_error"
+
+
+def test_a_compressed_body_is_said_to_be_one(server: Server) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    reply = server.ask("POST", "/v1/completions", gzip.compress(b"{}"), headers)
+    assert (reply.status, reply.error["code"]) == (415, "unsupported_encoding")
+    plain = {"Content-Encoding": "identity"}
+    body = {"model": "plain", "prompt": "a", "max_tokens": 1}
+    assert server.ask("POST", "/v1/completions", body, plain).status == 200
 
 
 def test_other_paths_and_methods_are_openais_errors_too(server: Server) -> None:

@@ -137,6 +137,14 @@ def body_too_large(most: int) -> ApiError:
     )  # fmt: skip
 
 
+def encoded_body(encoding: str) -> ApiError:
+    """A body that is compressed (415)."""
+    return ApiError(
+        415, f"bodies of the encoding {quoted(encoding)} are not read; send it as it is",
+        code="unsupported_encoding",
+    )  # fmt: skip
+
+
 def body_too_slow(seconds: float) -> ApiError:
     """A body that was not sent in time (408)."""
     return ApiError(
@@ -157,7 +165,7 @@ def headers_too_large(most: int) -> ApiError:
 def too_many_waiting(most: int, retry_after: int) -> ApiError:
     """More requests than may wait (429)."""
     return ApiError(
-        429, f"{most:,} requests are waiting already; try again in {retry_after} seconds",
+        429, f"{most:,} answers are waiting already; try again in {retry_after} seconds",
         type="rate_limit_error", code="rate_limit_exceeded", retry_after=retry_after,
     )  # fmt: skip
 

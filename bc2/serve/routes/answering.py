@@ -21,7 +21,7 @@ from bc2.serve.protocol.pieces import Piece, Usage
 from bc2.serve.protocol.replies import DONE, Asked, Reply, event
 from bc2.serve.served_models import ServedModel
 from bc2.serve.service import Service
-from bc2.serve.ticket import Inbox, NewToken, Result, Ticket
+from bc2.serve.ticket import Ended, Inbox, NewToken, Result, Ticket
 
 
 @dataclass
@@ -149,9 +149,10 @@ class Answering(Generic[Asked]):
         tokens = [event for event in events if isinstance(event, NewToken)]
         found = list(growing.grown(tokens))
         for answer in events:
+            if isinstance(answer, Ended):
+                found.append((answer.choice, growing.ended(answer)))
             if isinstance(answer, Generated):
                 self._took(answer)
-                found += growing.ended(answer)
                 for made in answer.continuations if self.service.config.log_prompts else ():
                     self._say([whole(made)])
         return found
