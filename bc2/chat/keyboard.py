@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
+#: Bytes of a line that Linux gives where no editor reads the keys; those after them are lost.
+_LONGEST = 4095
 
-class NotText(Exception):
-    """A line that is not text in the terminal's encoding."""
+
+class Spoilt(Exception):
+    """A line that is not what was typed: it is no text in the terminal's encoding, or cut."""
 
 
 class Broken(Exception):
@@ -32,14 +35,14 @@ class Keyboard:
 
         Raises:
             EOFError: there is none: Ctrl-D, or the terminal is gone.
-            NotText: it is not text.
+            Spoilt: it is not what was typed; its text says why.
         """
         self.waiting = True
         try:
             line = input(prompt) if self._drawn else self._plain(prompt)
             line.encode("utf-8")  # bytes that are no text may have become surrogates
         except UnicodeError:
-            raise NotText from None
+            raise Spoilt("the line is not UTF-8") from None
         finally:
             self.waiting = False
         return line
@@ -49,6 +52,8 @@ class Keyboard:
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
+        if len(line.removesuffix(b"\n")) >= _LONGEST:
+            raise Spoilt(f"the line has more bytes than a terminal gives, {_LONGEST:,}")
         return line.decode(sys.stdin.encoding).removesuffix("\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bc2.chat.entry import Command, help_text, read_entry
-from bc2.chat.keyboard import Broken, Keyboard, NotText
+from bc2.chat.keyboard import Broken, Keyboard, Spoilt
 from bc2.chat.saved import read_saved, write_saved
 from bc2.chat.shown import Shown, remarks, resume
 from bc2.chat.talk import Talk
@@ -72,8 +72,8 @@ class Terminal:
         except EOFError:
             note("")
             return asked.lines > 1
-        except NotText:
-            note("the line is not UTF-8, and was not sent")
+        except Spoilt as why:
+            note(f"{why}, and was not sent")
             return True
         except UsageError as error:
             _tell(error)

@@ -253,6 +253,29 @@ def test_answers_in_a_file_are_alone_there(started: type[Person], tmp_path: Path
     assert "the line is not UTF-8, and was not sent\n" in err
 
 
+def test_a_line_that_the_terminal_has_cut_is_not_sent(
+    started: type[Person], tmp_path: Path
+) -> None:
+    person = started("says-7", "--quiet", out=tmp_path / "answers.txt")
+    stderr = person.process.stderr.fileno()
+
+    def hears(text: bytes) -> None:
+        """Wait for the end of stderr: the terminal has no room for two such lines."""
+        heard = b""
+        while not heard.endswith(text):
+            assert select.select([stderr], [], [], SOON_S)[0], heard
+            heard += os.read(stderr, 1 << 16)
+
+    told = b"the line has more bytes than a terminal gives, 4,095, and was not sent\n"
+    hears(b"> ")
+    for line, answer in ((b"x" * 4094, b"> "), (b"y" * 4095, told + b"> ")):
+        os.write(person.terminal, line + b"\n")
+        hears(answer)
+    os.write(person.terminal, b"/save c.json\n/exit\n")
+    assert person.ends()[0] == 0
+    assert [one.user for one in read_saved(tmp_path / "c.json").rounds] == ["x" * 4094]
+
+
 def test_what_cannot_be_done_is_said_and_changes_nothing(
     started: type[Person], tmp_path: Path
 ) -> None:
