@@ -21,8 +21,8 @@ def answer_lines(talk: Talk, *, json: bool) -> None:
     Nothing in them is a command. A line that is wrong ends it, after the answers before it.
 
     Args:
-        json: print a JSON object for each answer; lines may be objects too, with a `content`, if
-            the first one is.
+        json: print a JSON object for each answer; lines are objects too, with a `content`, if
+            the first one begins as one.
 
     Raises:
         DataError: a line that is no message, or one that the window has no room for.
@@ -59,7 +59,7 @@ def _messages(*, objects: bool) -> Iterator[tuple[str, str]]:
     """The messages on standard input, each with its place; blank lines are none.
 
     Args:
-        objects: whether lines may be JSON objects.
+        objects: whether lines are JSON objects if the first one begins as one.
     """
     known: bool | None = None if objects else False
     with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
@@ -69,18 +69,11 @@ def _messages(*, objects: bool) -> Iterator[tuple[str, str]]:
                 continue
             try:
                 if known is None:
-                    known = _is_object(line)
+                    known = line is not None and line.lstrip().startswith(b"{")
                 message = _content(parse_line(line), where) if known else _text(line)
             except BadRow as bad:
                 raise DataError(str(bad), where=where) from None
             yield where, message
-
-
-def _is_object(line: bytes | None) -> bool:
-    try:
-        return isinstance(parse_line(line), dict)
-    except BadRow:
-        return False
 
 
 def _text(line: bytes | None) -> str:

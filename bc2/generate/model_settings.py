@@ -76,8 +76,10 @@ def chat_settings(own: GenerationDefaults, chat: Chat, window: int) -> dict[str,
     Args:
         window: tokens of the model's context.
     """
-    longest = {"max_new_tokens": max(1, min(LONGEST_ANSWER, window // 2))}
-    return {**DEFAULTS, **longest, **turn_settings(own, chat)}
+    longest = max(1, min(LONGEST_ANSWER, window // 2))
+    found = {**DEFAULTS, "max_new_tokens": longest, **turn_settings(own, chat)}
+    # Many models say their whole window, which would leave nothing to the conversation.
+    return found if found["max_new_tokens"] < window else {**found, "max_new_tokens": longest}
 
 
 def told(taken: Mapping[str, Any], own: GenerationDefaults, ends: tuple[int, ...]) -> str:

@@ -87,6 +87,12 @@ def test_json_has_what_the_answers_are_and_what_was_read(chat: Chat, bc2: Chat) 
     assert alone["text"] == first["text"]
 
 
+def test_a_broken_object_is_no_message(chat: Chat) -> None:
+    run = chat("chatml", *SHORT, "--json", said='{"content": "a"\nhello\n')
+    assert (run.code, run.out) == (3, "")
+    assert "stdin:1" in run.err
+
+
 def test_messages_in_json_may_have_several_lines(chat: Chat) -> None:
     both = chat("chatml", *SHORT, "--json", said='{"content": "a\\nb"}\n{"content": "\\ud800"}\n')
     first, second = rows(both)
