@@ -315,4 +315,6 @@ def test_a_signal_that_is_no_ctrl_c_ends_it(started: type[Person]) -> None:
     person.sees("#### 7")
     person.sees(PROMPT)
     person.process.send_signal(signal.SIGTERM)
-    assert person.ends()[0] == 128 + signal.SIGTERM
+    code, err = person.ends()
+    assert code == 128 + signal.SIGTERM
+    assert err.endswith("error: the chat was interrupted; what was said is not saved\n")
