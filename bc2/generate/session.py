@@ -89,11 +89,6 @@ class Session:
         return not self._running and not self._waiting
 
     @property
-    def running(self) -> int:
-        """Sequences that hold memory."""
-        return len(self._running)
-
-    @property
     def waiting(self) -> int:
         """Sequences that wait for room."""
         return len(self._waiting)

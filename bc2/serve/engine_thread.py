@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
+from bc2.parallel.own_device import make_current
 from bc2.serve.lane import Lane, Sent
 from bc2.serve.ticket import Ticket
 
@@ -74,6 +75,9 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            for lane in self._lanes.values():
+                # All are on one device. Which GPU is the current one each thread has to say.
+                make_current(lane.engine.runner.device)
             while self._take():
                 events = [
                     event for lane in self._lanes.values() if lane.busy for event in lane.turn()

@@ -5,8 +5,8 @@ Counters of the engines are read where they are, when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 #: Bounds of the histograms' buckets, seconds.
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+
+#: Counters of `EngineStats`, and states of an engine, with what they are.
+_COUNTS = {
+    "prompt_tokens": "Tokens read that were not chosen in the pass before.",
+    "shared_tokens": "Tokens whose keys were in the cache already.",
+    "new_tokens": "Tokens chosen.",
+    "preemptions": "Sequences that had to give their memory back for a while.",
+}
+_STATES = {
+    "cache_blocks": "Blocks of the cache.",
+    "cache_blocks_used": "Blocks of the cache that a sequence holds.",
+    "requests_waiting": "Sequences that wait for room in the cache.",
+}
+
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
 #: The content type of the text.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -75,36 +90,19 @@ class _Engines(Collector):
         self._lanes = lanes
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._counters()
-        yield from self._gauges()
+        for name, help in _COUNTS.items():
+            yield self._added(CounterMetricFamily(f"bc2_{name}", help, labels=("model",)), name)
+        for name, help in _STATES.items():
+            yield self._added(GaugeMetricFamily(f"bc2_{name}", help, labels=("model",)), name)
 
-    def _counters(self) -> Iterator[Metric]:
-        told = {
-            "prompt_tokens": "Tokens read that were not chosen in the pass before.",
-            "shared_tokens": "Tokens whose keys were in the cache already.",
-            "new_tokens": "Tokens chosen.",
-            "preemptions": "Sequences that had to give their memory back for a while.",
-        }
-        for name, help in told.items():
-            found = CounterMetricFamily(f"bc2_{name}", help, labels=("model",))
-            for model, lane in self._lanes.items():
-                found.add_metric((model,), getattr(lane.engine.stats, name))
-            yield found
-
-    def _gauges(self) -> Iterator[Metric]:
-        told = {
-            "cache_blocks": "Blocks of the cache.",
-            "cache_blocks_used": "Blocks of the cache that a sequence holds.",
-            "requests_waiting": "Sequences that wait for room in the cache.",
-        }
-        for name, help in told.items():
-            found = GaugeMetricFamily(f"bc2_{name}", help, labels=("model",))
-            for model, lane in self._lanes.items():
-                pool = lane.engine.memory.pool
-                value = {
-                    "cache_blocks": pool.blocks,
-                    "cache_blocks_used": pool.blocks - pool.available,
-                    "requests_waiting": lane.waiting,
-                }[name]
-                found.add_metric((model,), value)
-            yield found
+    def _added(self, family: Family, name: str) -> Family:
+        """A family with its value for each model."""
+        for model, lane in self._lanes.items():
+            pool, stats = lane.engine.memory.pool, lane.engine.stats
+            states = {
+                "cache_blocks": pool.blocks,
+                "cache_blocks_used": pool.blocks - pool.available,
+                "requests_waiting": lane.waiting,
+            }
+            family.add_metric((model,), states[name] if name in states else getattr(stats, name))
+        return family

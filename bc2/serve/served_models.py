@@ -139,26 +139,24 @@ def open_models(
         IntegrityError: a file is not what was published.
         UsageError: the cache is too small.
     """
-    config = _shared_out(config, len(artifacts), device)
     with ExitStack() as held:
         bases: dict[str, Transformer] = {}
-        models = []
+        loaded: dict[str, LanguageModel] = {}
         for name, artifact in artifacts.items():
             note(f"loading {artifact.title} as {name!r}")
-            beside = None
-            if holds_adapters(artifact):
-                base = base_of(artifact)
-                beside = bases.get(base.digest)
-                if beside is None:
-                    loaded = held.enter_context(open_model(base, device, dtype))
-                    beside = bases[base.digest] = loaded.model
-            elif artifact.digest in bases:
-                beside = bases[artifact.digest]
-            loaded = held.enter_context(open_model(artifact, device, dtype, beside=beside))
-            if not holds_adapters(artifact):
-                bases.setdefault(artifact.digest, loaded.model)
-            models.append(_served(name, loaded, config))
-        yield ServedModels(models)
+            base = base_of(artifact) if holds_adapters(artifact) else artifact
+            if base.digest not in bases:
+                one = held.enter_context(open_model(base, device, dtype))
+                bases[base.digest] = one.model
+                if base is artifact:
+                    loaded[name] = one
+                    continue
+            loaded[name] = held.enter_context(
+                open_model(artifact, device, dtype, beside=bases[base.digest])
+            )
+        # After all weights, so that what is free is what they leave.
+        config = _shared_out(config, len(loaded), device)
+        yield ServedModels([_served(name, one, config) for name, one in loaded.items()])
 
 
 def _shared_out(config: EngineConfig, models: int, device: torch.device) -> EngineConfig:

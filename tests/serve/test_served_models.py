@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import made_checkpoints
 import pytest
@@ -92,6 +94,40 @@ def test_a_window_is_no_larger_than_the_cache(
         long = server.post("/v1/completions", {**asked, "prompt": [5] * (window + 1)})
         assert (long.status, long.error["code"]) == (400, "context_length_exceeded")
         assert server.post("/v1/completions", {**asked, "prompt": [5] * window}).status == 200
+
+
+def test_what_is_free_is_shared_out_after_all_weights_are_there(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def load(artifact: Artifact, *args: Any, **kwargs: Any) -> Any:
+        told.append(artifact.name)
+        return open_model(artifact, *args, **kwargs)
+
+    def free(_: torch.device) -> int:
+        told.append("free")
+        return 4 << 20
+
+    monkeypatch.setattr("bc2.serve.served_models.open_model", load)
+    monkeypatch.setattr("bc2.serve.served_models.device_available", free)
+    unset = EngineConfig(max_running=4)
+    with open_models(artifacts(home, "one", "other"), CPU, torch.float32, unset) as models:
+        sizes = [model.lane.engine.memory.cache.data.nbytes for model in models]
+    assert told == ["base", "one", "other", "free"]
+    assert sizes[0] == sizes[1] == 1 << 20
+
+
+def test_the_engines_thread_has_the_models_gpu(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with the first GPU, whichever the one is that started it has."""
+    told: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        "bc2.serve.engine_thread.make_current",
+        lambda device: told.append((threading.current_thread().name, device)),
+    )
+    with serving(home, "base", engine=SMALL):
+        pass
+    assert told == [("bc2-engine", CPU)]
 
 
 def test_names_are_the_artifacts_unless_given(home: Path) -> None:
