@@ -10,8 +10,8 @@ from bc2.chat.saved import read_saved, write_saved
 from bc2.chat.shown import Shown, remarks, resume
 from bc2.chat.talk import Talk
 from bc2.console import note, printable
-from bc2.errors import Bc2Error, DataError, Interrupted, UsageError, from_os_error
-from bc2.process.signals import SignalReceived, interrupts
+from bc2.errors import Bc2Error, DataError, UsageError, from_os_error
+from bc2.process.signals import interrupts
 from bc2.user_paths import expand_user
 
 
@@ -37,18 +37,13 @@ class Terminal:
 
         Raises:
             Bc2Error: the model cannot go on.
-            Interrupted: a signal other than Ctrl-C has come.
             ReaderGone, OutputLost: see `check_output`.
         """
         if greet:
             self._greet()
-        try:
-            with interrupts(self._interrupted):
-                while self._take_one():
-                    pass
-        except SignalReceived as stop:
-            lost = "; what was said is not saved" if self._unsaved else ""
-            raise Interrupted(f"the chat was interrupted{lost}", signum=stop.signum) from None
+        with interrupts(self._interrupted):
+            while self._take_one():
+                pass
 
     def _greet(self) -> None:
         talk, dialogue = self._talk, self._talk.dialogue
@@ -95,18 +90,14 @@ class Terminal:
             _tell(from_os_error(error, entry.name))
         return True
 
-    @property
-    def _unsaved(self) -> bool:
-        """Whether rounds are in no file."""
-        return len(self._talk.dialogue.rounds) > self._kept
-
     def _may_end(self, warned: bool) -> bool:
         """Whether Ctrl-C ends the chat: not the first one, if that would lose what was said.
 
         Args:
             warned: whether the one before it, with nothing typed since, has said so.
         """
-        if self._unsaved and not warned:
+        lost = len(self._talk.dialogue.rounds) > self._kept
+        if lost and not warned:
             self._warned = True
             note("the conversation is not saved: /save FILE, or Ctrl-C again to end")
             return False

@@ -315,6 +315,4 @@ def test_a_signal_that_is_no_ctrl_c_ends_it(started: type[Person]) -> None:
     person.sees("#### 7")
     person.sees(PROMPT)
     person.process.send_signal(signal.SIGTERM)
-    code, err = person.ends()
-    assert code == 128 + signal.SIGTERM
-    assert err.endswith("error: the chat was interrupted; what was said is not saved\n")
+    assert person.ends()[0] == 128 + signal.SIGTERM
