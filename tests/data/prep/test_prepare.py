@@ -24,7 +24,7 @@ from bc2.data.prep.funnel import Funnel
 from bc2.data.prep.part_files import write_part_file
 from bc2.data.prep.prepare import PrepOptions, prepare
 from bc2.data.prep.segment import EXAMPLES, Segment, SegmentTask, run_part
-from bc2.data.prep.stages.base import Outcome, PrepStage, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.errors import DataError, RecipeError, RunFailed
 
 TEXT = """river mountain village winter harvest market letter captain garden evening story teacher
@@ -330,7 +330,7 @@ class Careless(PrepStage):
             return Outcome(table.slice(1), removed([]))
         if self.how == "shuffled":
             return Outcome(table.take(list(range(len(table)))[::-1]), removed([]))
-        gone = removed([(table["pos"][0].as_py(), "another", 1, True, None)])
+        gone = removed([RemovedRow(table["pos"][0].as_py(), "another", 1, True)])
         return Outcome(table.slice(1), gone)
 
 

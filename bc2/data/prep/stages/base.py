@@ -51,11 +51,25 @@ REMOVED = pa.schema(
         pa.field("bytes", pa.int64(), nullable=False),  # UTF-8 bytes of the removed text
         pa.field("whole", pa.bool_(), nullable=False),  # the document was dropped, not cut
         pa.field("detail", pa.string()),  # what matched or failed, at most DETAIL characters
+        pa.field("place", pa.int64()),  # character of the text before the stage; null if unknown
     ]
 )
 
 #: The most characters of a detail.
 DETAIL = 200
+
+
+class RemovedRow(NamedTuple):
+    """A row of REMOVED: a dropped document, or what was cut out of one for one reason."""
+
+    pos: int
+    reason: str
+    bytes: int
+    whole: bool
+    detail: str | None = None
+    place: int | None = None
+    """Where the text that decided begins, in characters of the text before the stage."""
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -190,11 +204,11 @@ class PrepStage(ABC):
         raise NotImplementedError(f"{self.name} settles nothing")
 
 
-def removed(rows: Iterable[tuple[int, str, int, bool, str | None]]) -> pa.Table:
-    """A table REMOVED from rows that hold its columns in order; long details are shortened."""
-    columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 5
+def removed(rows: Iterable[RemovedRow]) -> pa.Table:
+    """A table REMOVED from its rows; long details are shortened."""
+    columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 6
     details = [None if text is None else text[:DETAIL] for text in columns[4]]
-    return pa.table([*columns[:4], details], schema=REMOVED)
+    return pa.table([*columns[:4], details, columns[5]], schema=REMOVED)
 
 
 def remaining(table: pa.Table, gone: Any) -> pa.Table:
@@ -217,6 +231,7 @@ def dropped(table: pa.Table, mask: Any, reason: str) -> pa.Table:
             pc.binary_length(gone["text"].cast(pa.large_binary())).cast(pa.int64()),
             pa.repeat(pa.scalar(True), count),
             pa.nulls(count, pa.string()),
+            pa.nulls(count, pa.int64()),
         ],
         schema=REMOVED,
     )

@@ -23,7 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.prep.settings import DecontaminateSettings
-from bc2.data.prep.stages.base import DETAIL, Outcome, PrepStage, WorkingSet, removed
+from bc2.data.prep.stages.base import (
+    DETAIL,
+    Outcome,
+    PrepStage,
+    RemovedRow,
+    WorkingSet,
+    removed,
+)
 from bc2.data.prep.stages.decontamination.benchmark_texts import (
     Item,
     benchmark_files,
@@ -213,13 +220,13 @@ class DecontaminateStage(PrepStage):
         matches = _by(verdict.to_pylist(), "pos")
         touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
         kept: list[dict[str, Any]] = []
-        gone: list[tuple[int, str, int, bool, str | None]] = []
+        gone: list[RemovedRow] = []
         shared: list[BenchmarkMatch] = []
         for row in table.filter(touched).to_pylist():
             left = self._left(row, matches[row["pos"]])
             lost = len(row["text"].encode()) - (len(left["text"].encode()) if left else 0)
             detail = self._detail(row["text"], matches[row["pos"]])
-            gone.append((row["pos"], REASON, lost, left is None, detail))
+            gone.append(RemovedRow(row["pos"], REASON, lost, left is None, detail))
             kept += [left] if left else []
             shared += self._annotations(row, matches[row["pos"]], whole=left is None)
         changed = pa.Table.from_pylist(kept, schema=table.schema)

@@ -96,5 +96,6 @@ def _cut(pos: Any, cut: pa.Array, reason: str, kept: pa.Array) -> pa.Table:
         cut.filter(some),
         pa.repeat(pa.scalar(False), count),
         pa.nulls(count, pa.string()),
+        pa.nulls(count, pa.int64()),
     ]
     return pa.table(columns, schema=REMOVED)

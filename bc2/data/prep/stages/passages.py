@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import among, column
 from bc2.data.prep.settings import PassagesSettings
-from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, WorkingSet, removed
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
@@ -133,7 +133,7 @@ class PassagesStage(PrepStage):
         if not len(verdict):
             return Outcome(table, removed([]))
         touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
-        gone: list[tuple[int, str, int, bool, str | None]] = []
+        gone: list[RemovedRow] = []
         kept: list[dict[str, Any]] = []
         cuts = _by_document(verdict)
         for row in table.filter(touched).to_pylist():
@@ -145,7 +145,7 @@ class PassagesStage(PrepStage):
         return Outcome(whole.sort_by("pos"), removed(gone))
 
     def _cut(
-        self, row: dict[str, Any], cuts: dict[int, set[int]], gone: list[Any]
+        self, row: dict[str, Any], cuts: dict[int, set[int]], gone: list[RemovedRow]
     ) -> dict[str, Any] | None:
         """The document without its cut passages; None if it is dropped.
 
@@ -158,7 +158,7 @@ class PassagesStage(PrepStage):
         if DOCUMENT in cuts:
             (thousandths,) = cuts[DOCUMENT]
             detail = f"{thousandths / 10:.1f}% of its characters stand earlier"
-            gone.append((pos, "mostly_duplicate", size, True, detail))
+            gone.append(RemovedRow(pos, "mostly_duplicate", size, True, detail))
             return None
         lost, sentences = cuts.get(PARAGRAPH, set()), cuts.get(SENTENCE, set())
         pieces = split_paragraphs(text)
@@ -170,9 +170,9 @@ class PassagesStage(PrepStage):
         cut = sum(len(pieces[index].encode()) for index in lost)
         if cut:
             first = _excerpt(pieces[min(lost)])
-            gone.append((pos, "duplicate_paragraph", cut, False, first))
+            gone.append(RemovedRow(pos, "duplicate_paragraph", cut, False, first))
         if rest := size - len(left.encode()) - cut:
-            gone.append((pos, "duplicate_sentence", rest, False, None))
+            gone.append(RemovedRow(pos, "duplicate_sentence", rest, False))
         if any(row.get(name) is not None for name in SCORES):
             row = {**row, **scores_left(row, left, _kept_sentences(pieces, keep, sentences))}
         return {**row, "text": left}

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bc2.data.prep.settings import QualitySettings
-from bc2.data.prep.stages.base import Outcome, PrepStage, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.rule_scorer import RuleScorer
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
@@ -41,7 +41,6 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~|\$\$)|\$\$[ \t]*$", re.MULTILINE)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-Removed = tuple[int, str, int, bool, str | None]
 
 
 class SentenceScorer(Protocol):
@@ -157,7 +156,7 @@ class QualityStage(PrepStage):
         before = self._score([texts[i] for i in rows])
         decisions = dict(zip(rows, (self._decide(each) for each in before), strict=True))
         positions = table["pos"].to_pylist()
-        gone: list[Removed] = [(positions[i], *it.why) for i, it in decisions.items() if it.why]
+        gone = [RemovedRow(positions[i], *it.why) for i, it in decisions.items() if it.why]
         # A text that was cut is split again: where a sentence ends depends on its neighbours.
         cut = [i for i, it in decisions.items() if it.why and it.text is not None]
         again = self._score([decisions[i].text or "" for i in cut])

@@ -17,14 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
-from bc2.data.prep.stages.base import Outcome, PrepStage, removed
+from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import CJK, split_paragraphs, split_sentences
 from bc2.errors import DataError
 from bc2.files import sha256_file
-
-Removed = tuple[int, str, int, bool, str | None]
 
 _WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 _SPACED = re.compile(rf"[^\W{CJK}]")
@@ -205,7 +203,7 @@ class SafetyStage(PrepStage):
         texts: list[str] = table["text"].to_pylist()
         positions, langs = table["pos"].to_pylist(), table["lang"].to_pylist()
         unsafe = self._unsafe(texts)
-        gone: list[Removed] = []
+        gone: list[RemovedRow] = []
         kept: list[bool] = []
         for i, text in enumerate(texts):
             found = self._forbidden(text) or unsafe.get(i)
@@ -215,7 +213,7 @@ class SafetyStage(PrepStage):
                 found = (f"personal_{pieces[0].kind}", kinds)
             kept.append(found is None)
             if found:
-                gone.append((positions[i], found[0], len(text.encode()), True, found[1]))
+                gone.append(RemovedRow(positions[i], found[0], len(text.encode()), True, found[1]))
             elif pieces:
                 texts[i] = mask_personal(text, pieces, self.settings.mask)
                 gone += _masked(positions[i], text, pieces)
@@ -259,14 +257,14 @@ class SafetyStage(PrepStage):
         return find_personal(text, kinds & IN_CODE if lang == "code" else kinds)
 
 
-def _masked(pos: int, text: str, pieces: Sequence[PersonalData]) -> Iterator[Removed]:
+def _masked(pos: int, text: str, pieces: Sequence[PersonalData]) -> Iterator[RemovedRow]:
     """One row for each kind of personal data. The detail holds their number, never the data."""
     by_kind: dict[PersonalKind, list[PersonalData]] = {}
     for piece in pieces:
         by_kind.setdefault(piece.kind, []).append(piece)
     for kind, same in by_kind.items():
         size = sum(len(text[piece.start : piece.end].encode()) for piece in same)
-        yield pos, f"personal_{kind}", size, False, f"{len(same)} masked"
+        yield RemovedRow(pos, f"personal_{kind}", size, False, f"{len(same)} masked")
 
 
 def _replaced(table: pa.Table, texts: list[str]) -> pa.Table:

@@ -407,9 +407,9 @@ def test_the_stage_drops_rows_with_reason_bytes_and_detail(records):
     outcome = stage.apply(table, None)
     assert outcome.table["pos"].to_pylist() == [8]
     assert outcome.table.schema == table.schema
-    assert outcome.removed.to_pylist() == [
-        {"pos": 7, "reason": "min_words", "bytes": 6, "whole": True, "detail": "words 2 < 3"},
-        {"pos": 9, "reason": "min_words", "bytes": 1, "whole": True, "detail": "words 1 < 3"},
+    assert list(map(tuple, map(dict.values, outcome.removed.to_pylist()))) == [
+        (7, "min_words", 6, True, "words 2 < 3", None),
+        (9, "min_words", 1, True, "words 1 < 3", None),
     ]
     assert set(outcome.removed["reason"].to_pylist()) <= set(stage.reasons)
 
