@@ -83,6 +83,9 @@ _ABBREVIATIONS = frozenset(
 )
 
 
+_CONTENT = (BlockKind.CODE, BlockKind.TABLE, BlockKind.HEADING)
+
+
 class Paragraph(NamedTuple):
     """A paragraph, or a block that is not prose, with the line feeds and blank lines after it."""
 
@@ -157,6 +160,26 @@ def prose_sentences(text: str) -> list[str]:
     """What is prose in each sentence of a text, if it has a letter or a number."""
     prose = (piece for paragraph in divide(text) for piece in paragraph.prose)
     return [piece for piece in prose if any(map(str.isalnum, piece))]
+
+
+def prose_of(text: str) -> str:
+    """A text without its blocks and without what is hidden in the rest; itself if it has neither.
+
+    The marks of list items stay. Where a block was, paragraphs stay apart.
+    """
+    parts = []
+    for start, end, kind in blocks(text):
+        if kind is BlockKind.TEXT:
+            piece = text[start:end]
+            parts.append(without(piece, find_spans(piece).hidden, 0, len(piece)))
+        else:
+            parts.append("\n")
+    return "".join(parts)
+
+
+def content_of(text: str) -> str:
+    """The blocks of a text in which its author says something: code, tables, headings."""
+    return "".join(text[start:end] for start, end, kind in blocks(text) if kind in _CONTENT)
 
 
 def cut_sentences(text: str, keep: Sequence[bool]) -> str:
