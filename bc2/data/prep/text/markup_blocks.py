@@ -43,14 +43,16 @@ class Block(NamedTuple):
     kind: BlockKind
 
 
-#: A text without a match is prose: no line begins or ends as a block's does.
-_SIGN = re.compile(
-    r"^[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?(?:```|~~~|\$\$|\\\[|\\begin\{)"
-    r"|^[ \t>]*(?:[|<\[+┌├│╔║]|!\[|\#{1,6}[ \t]|\#\#|\.\. |https?://|\$ |>>>|In \[|Out\[)"
-    r"|^[ \t>]*([-=~^\"'`#*+._:])\1\1"
-    r"|^(?:[ ]{4}|[ ]{0,3}\t)[ \t]*\S|::[ \t]*$|^-- ?$|\A[A-Za-z][\w-]*:[ \t]",
-    re.MULTILINE,
+#: How the first line of a block begins. A text in which no line does so, and no line ends in a
+#: double colon, is prose.
+_FIRST = (
+    r"(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+\S"
+    r"|[ \t>]*+(?:[`~$\\|<\[+┌├│╔║]|![\[!]|\?\?\?|=== |\#{1,6}[ \t]|\#\#|\.\. |https?://|>>>"
+    r"|(?:In|Out) ?\[|([-=^\"'#*._:])\1\1|(?:[-*]|\d{1,9}[.)])[ \t]+(?:```|~~~|!\[)|==?\n|---?\n)"
 )
+_SIGN = re.compile(rf"\n(?:{_FIRST})")
+_BEGINS = re.compile(rf"{_FIRST}|[A-Za-z][\w-]*:[ \t]")
+_ANNOUNCES = re.compile(r"::[ \t]*\n")
 
 _QUOTE = re.compile(r"(?:[ \t]*>[ \t]?)+")
 _MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
@@ -80,6 +82,14 @@ _LITERAL = re.compile(
     r"|autofunction|currentmodule|module|index|ipython)::"
 )
 
+_ADMONITION = re.compile(
+    r"\.\. (?:note|warning|tip|important|caution|danger|attention|hint|error|seealso|admonition"
+    r"|version\w+|deprecated|topic|rubric|epigraph)::"
+)
+
+#: Titles of remarks and tabs, as MkDocs writes them.
+_TITLED = re.compile(r"(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)")
+
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
 _HTML = re.compile(
     r"</?(?:address|article|aside|blockquote|body|br|center|col|dd|details|div|dl|dt|fieldset|"
@@ -88,15 +98,18 @@ _HTML = re.compile(
     r"(?:[\s/>]|$)|<[!?]|</?[A-Za-z][\w.-]*(?:\s[^<>]*)?>\s*$",
     re.IGNORECASE,
 )
-_RAW = re.compile(r"<(script|style|pre|table|svg|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
+_RAW = re.compile(r"<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
 
 #: Words that sentences have and commands do not.
 _FUNCTION_WORDS = re.compile(
     r"\b(?:the|of|and|is|an?|that|was|are|this|which|be|it|you|we|he|she|they|his|her|I|my|but|"
     r"not|if|will|can|as|to|with|or)\b"
 )
-_CODE_MARKS = frozenset('{}[]()<>=;|&$#@_\\/+*%~^`":')
+_CODE_MARKS = re.compile(r"[{}\[\]()<>=;|&$#@_\\/+*%~^`\":]")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+#: What the line below a heading, or below the head of a table, begins with.
+_UNDERLINES = frozenset("-=~^\"'`#*+._:|")
 
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200
@@ -109,9 +122,9 @@ def blocks(text: str) -> list[Block]:
     """The blocks of a text: they follow one another and cover it; blank lines end each."""
     if not text:
         return []
-    if _SIGN.search(text) is None:
-        return [Block(0, len(text), BlockKind.TEXT)]
-    return _Scanner(text).blocks()
+    if _BEGINS.match(text) or _SIGN.search(text) or _ANNOUNCES.search(text):
+        return _Scanner(text).blocks()
+    return [Block(0, len(text), BlockKind.TEXT)]
 
 
 class _Scanner:
@@ -123,6 +136,7 @@ class _Scanner:
 
     def __init__(self, text: str):
         self._lines = text.split("\n")
+        self._bares = [*map(_bare, self._lines)]
         sizes = [len(line) + 1 for line in self._lines]
         self._starts = [0, *accumulate(sizes)]
         self._starts[-1] = len(text)
@@ -161,55 +175,46 @@ class _Scanner:
         at = self._at
         if at >= footer:
             return BlockKind.MATTER, len(self._lines)
-        line = self._lines[at]
-        bare = self._bare(line)
+        bare = self._bares[at]
         kind, end = BlockKind.TEXT, at + 1
         if bare:
-            reader = _READERS.get(bare[0])
-            for kind_of_block, read in reader or ():
+            for kind_of_block, read in _READERS.get(bare[0], ()):
                 last = read(self, bare)
                 if last is not None:
                     kind, end = kind_of_block, last
                     break
             else:
-                kind, end = self._plain(line, bare)
+                kind, end = self._plain(bare)
         while end < len(self._lines) and not self._lines[end].strip():
             end += 1
         return kind, end
 
-    def _plain(self, line: str, bare: str) -> tuple[BlockKind, int]:
+    def _plain(self, bare: str) -> tuple[BlockKind, int]:
         """A block that its first character does not tell."""
         at = self._at
         following = self._line(at + 1)
-        if following and "-" in following and _is_delimiter(following) and "|" in bare:
-            return BlockKind.TABLE, self._rows(at + 2)
-        if following and self._is_underline(bare, following):
-            return BlockKind.HEADING, at + 2
-        if line[0] in " \t" and self._after_blank():
+        if following and following[0] in _UNDERLINES:
+            if "|" in bare and _is_delimiter(following):
+                return BlockKind.TABLE, self._rows(at + 2)
+            if self._is_underline(bare, following):
+                return BlockKind.HEADING, at + 2
+        if self._lines[at][0] in " \t" and self._after_blank():
             if self._is_announced():
                 return BlockKind.CODE, self._body(at, self._width(at) - 1)
             end = self._indented()
             if end > at and not is_prose(self._lines[at:end]):
                 return BlockKind.CODE, end
-        if _PROMPT.match(bare):
+        if (bare[0] in "IO" or "@" in bare) and _PROMPT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
         return BlockKind.TEXT, at + 1
 
     # -- lines ------------------------------------------------------------------------------
 
     def _line(self, at: int) -> str:
-        return self._bare(self._lines[at]) if at < len(self._lines) else ""
-
-    @staticmethod
-    def _bare(line: str) -> str:
-        bare = line.strip()
-        if bare.startswith(">") and not bare.startswith(">>>"):
-            match = _QUOTE.match(bare)
-            return bare[match.end() :].strip() if match else bare
-        return bare
+        return self._bares[at] if at < len(self._bares) else ""
 
     def _blank(self, at: int) -> bool:
-        return not (0 <= at < len(self._lines)) or not self._line(at)
+        return at < 0 or not self._line(at)
 
     def _after_blank(self) -> bool:
         return self._blank(self._at - 1)
@@ -273,7 +278,7 @@ class _Scanner:
             if bare.startswith(opening):
                 if bare.endswith(closing) and len(bare) > 3:
                     return self._at + 1
-                end = self._find(self._at + 1, lambda line: line.endswith(closing), closing)  # noqa: B023
+                end = self._find(self._at + 1, lambda line: _closes(line, closing), closing)  # noqa: B023
                 return None if end is None else end + 1
         name = re.match(r"\\begin(\{[\w*]+\})", bare)
         if name is None:
@@ -283,13 +288,20 @@ class _Scanner:
         return None if end is None else end + 1
 
     def _definition(self, bare: str) -> int | None:
-        return self._at + 1 if _DEFINITION.match(bare) else None
+        if not _DEFINITION.match(bare):
+            return None
+        if bare[0] == ".":  # with the options of a picture below it
+            return max(self._at + 1, self._body(self._at + 1, self._width(self._at)))
+        return self._at + 1
 
     def _address(self, bare: str) -> int | None:
         return self._at + 1 if _ADDRESS.match(bare) else None
 
     def _atx(self, bare: str) -> int | None:
         return self._at + 1 if _HEADING.match(bare) else None
+
+    def _titled(self, bare: str) -> int | None:
+        return self._at + 1 if _TITLED.match(bare) else None
 
     def _table(self, bare: str) -> int | None:
         end = self._rows(self._at)
@@ -335,7 +347,7 @@ class _Scanner:
         return self._at + 3 if 0 < len(title) <= len(bare) else None
 
     def _is_underline(self, bare: str, following: str) -> bool:
-        match = _RULE.match(following) or re.match(r"(=)=$", following)
+        match = _RULE.match(following) or re.match(r"([=-])\1$", following)
         if match is None or match[1] is None or len(bare) > _LONGEST_TITLE:
             return False
         if not self._after_blank() and self._at:
@@ -347,8 +359,13 @@ class _Scanner:
     def _directive(self, bare: str) -> int | None:
         if not bare.startswith(".. "):
             return None
-        literal = _LITERAL.match(bare) or "::" not in bare
-        return self._body(self._at + 1, self._width(self._at)) if literal else self._at + 1
+        at, width = self._at + 1, self._width(self._at)
+        if _LITERAL.match(bare) or "::" not in bare:
+            return max(at, self._body(at, width))
+        if not _ADMONITION.match(bare):  # further arguments and options
+            while at < len(self._lines) and self._lines[at].strip() and self._width(at) > width:
+                at += 1
+        return at
 
     def _body(self, at: int, width: int) -> int:
         """The line after the last that is indented by more than `width`, blank lines aside."""
@@ -384,11 +401,24 @@ class _Scanner:
             return None
         return self._paragraph(self._at)
 
+    def _raw(self, bare: str, names: Sequence[str]) -> int | None:
+        """An element that lasts until it is closed, if it has one of some names."""
+        raw = _RAW.match(bare)
+        if raw is None or raw[1].lower() not in names:
+            return None
+        last = f"</{raw[1].lower()}>"
+        end = self._find(self._at, lambda line: last in line.lower(), last)
+        return None if end is None else end + 1
+
+    def _html_code(self, bare: str) -> int | None:
+        return self._raw(bare, ("pre", "textarea", "syntaxhighlight"))
+
+    def _html_table(self, bare: str) -> int | None:
+        return self._raw(bare, ("table",))
+
     def _html(self, bare: str) -> int | None:
-        if raw := _RAW.match(bare):
-            last = f"</{raw[1].lower()}>"
-            end = self._find(self._at, lambda line: last in line.lower(), last)
-            return None if end is None else end + 1
+        if (end := self._raw(bare, ("script", "style", "svg"))) is not None:
+            return end
         if bare.startswith("<!--"):
             end = self._find(self._at, lambda line: "-->" in line, "-->")
             return None if end is None else end + 1
@@ -429,7 +459,7 @@ class _Scanner:
         last = len(lines)
         for at in range(last - 1, max(self._at, last - _FOOTER_LINES), -1):
             bare = lines[at].strip()
-            if bare == "--" and at > self._at:
+            if bare == "--" and at > self._at and (self._blank(at - 1) or lines[at] == "-- "):
                 return at
             if _RULE.match(bare) and bare[0] in "-*_" and self._blank(at - 1):
                 inside = [line.strip() for line in lines[at + 1 :] if line.strip()]
@@ -438,11 +468,24 @@ class _Scanner:
         return last
 
 
+def _bare(line: str) -> str:
+    """A line without indentation and marks of quotation."""
+    bare = line.strip()
+    if bare[:1] == ">" and bare[:3] != ">>>" and (match := _QUOTE.match(bare)):
+        return bare[match.end() :].strip()
+    return bare
+
+
 def _fits_footer(line: str) -> bool:
     """Whether a line may be in a footer: a field, a definition, or a link with a few words."""
     if _DEFINITION.match(line) or _ADDRESS.match(line):
         return True
     return len(line) <= 300 and bool(_FIELD.match(line) or _LINK.search(line))
+
+
+def _closes(line: str, mark: str) -> bool:
+    """Whether a line closes a formula; the punctuation of its sentence may follow."""
+    return line.startswith(mark) or line.rstrip(".,;，。；．").endswith(mark)
 
 
 def _is_delimiter(bare: str) -> bool:
@@ -456,15 +499,15 @@ def is_prose(lines: Sequence[str]) -> bool:
     Code has marks that prose lacks, or it begins as a command does: with a small letter, and it
     has no function words.
     """
-    text = "\n".join(line.strip() for line in lines)
-    solid = sum(not c.isspace() for c in text) or 1
-    marks = sum(c in _CODE_MARKS for c in text)
+    words = " ".join(lines).split()
+    text = " ".join(words)
+    solid = len(text) - len(words) + 1
+    marks = len(_CODE_MARKS.findall(text))
     if marks > 0.1 * solid:
         return False
     if len(_CJK.findall(text)) > 0.2 * solid:
         return True
-    words = len(text.split())
-    if len(_FUNCTION_WORDS.findall(text)) * 12 >= words:
+    if len(_FUNCTION_WORDS.findall(text)) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
 
@@ -486,10 +529,13 @@ _register("$\\", BlockKind.CODE, _Scanner._formula)
 _register("[.", BlockKind.ADDRESS, _Scanner._definition)
 _register("[!h<-*+", BlockKind.ADDRESS, _Scanner._address)
 _register("#", BlockKind.HEADING, _Scanner._atx)
+_register("!?=", BlockKind.HEADING, _Scanner._titled)
 _register("|+┌├│╔║", BlockKind.TABLE, _Scanner._table)
 _register("=", BlockKind.TABLE, _Scanner._simple_table)
 _register("=-~^\"'`#*+._:", BlockKind.HEADING, _Scanner._overlined)
 _register("=-~^\"'`#*+._:", BlockKind.RULE, _Scanner._rule)
 _register(".", BlockKind.CODE, _Scanner._directive)
 _register("$>", BlockKind.CODE, _Scanner._prompt)
+_register("<", BlockKind.CODE, _Scanner._html_code)
+_register("<", BlockKind.TABLE, _Scanner._html_table)
 _register("<", BlockKind.HTML, _Scanner._html)

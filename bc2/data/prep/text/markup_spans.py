@@ -17,23 +17,30 @@ from typing import NamedTuple
 Range = tuple[int, int]
 
 #: A text without a match has no spans.
-_SIGN = re.compile(r"[`\[<*_$\\]|~~|://|www\.|\{[{%]|^[ \t]*>", re.MULTILINE)
+_SIGN = re.compile(r"[`\[<*_$\\~{>]")
 
 #: Spans end at blank lines, and before the next list item or row.
-_BREAK = re.compile(r"\n[ \t>]*(?=\n|(?:[-*+•]|\d{1,9}[.)])[ \t]|\|)")
+_BREAK = re.compile(r"\n[ \t>]*+(?=\n|(?:[-*+•]|\d{1,9}[.)])[ \t]|\|)")
 
+#: The pattern begins with one set of characters, so that the search can skip all others.
 _TOKEN = re.compile(
-    r"\\[!-/:-@\[-`{-~]"
-    r"|(?P<code>(?::[\w.+-]{1,40}){0,3}:?`+)"
-    r"|(?P<math>\$\$?)"
-    r"|(?P<hidden><(?:(?:https?|ftp|mailto):[^<>\s]*|[\w.+-]{1,64}@[\w.-]{1,64})>"
-    r"|</?(?:a|b|br|i|em|strong|kbd|code|sub|sup|u|s|del|ins|mark|small|img|tt|var)\b[^<>]{0,2000}>"
-    r"|<!--[^<>]{0,2000}-->|\{[{%][^{}\n]{0,500}[%}]\}"
-    r"|(?:https?://|(?<!\w)www\.)[^\s<>\"'`，。；：！？、（）《》〈〉「」『』【】…]+)"
-    r"|(?P<tag></?[A-Za-z][^<>]{0,2000}>)"
-    r"|(?P<open>!?\[)|(?P<close>\])"
-    r"|(?P<mark>\*+|_+|~~)"
+    r"[\\`$<{\[\]*_~](?:"
+    r"(?P<escape>(?<=\\)[!-/:-@\[-`{-~])"
+    r"|(?P<code>(?<=`)`*)"
+    r"|(?P<math>(?<=\$)\$?)"
+    r"|(?P<hidden>(?<=<)(?:(?:(?:https?|ftp|mailto):[^<>\s]*|[\w.+-]{1,64}@[\w.-]{1,64})>"
+    r"|/?(?:a|b|br|i|em|strong|kbd|code|sub|sup|u|s|del|ins|mark|small|img|tt|var)\b[^<>]{0,2000}>"
+    r"|!--[^<>]{0,2000}-->)"
+    r"|(?<=\{)[{%][^{}\n]{0,500}[%}]\})"
+    r"|(?P<tag>(?<=<)/?[A-Za-z][^<>]{0,2000}>)"
+    r"|(?P<open>(?<=\[))|(?P<close>(?<=\]))"
+    r"|(?P<mark>(?<=\*)\**|(?<=_)_*|(?<=~)~))"
 )
+
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'`，。；：！？、（）《》〈〉「」『』【】…]+")
+
+#: The roles of reStructuredText before a piece of code: ``:func:``.
+_ROLE = re.compile(r"(?::[\w.+-]{1,40}){1,3}:\Z")
 
 #: What follows the brackets of a link: where it leads, with balanced brackets and a title.
 _TARGET = re.compile(
@@ -44,6 +51,7 @@ _TARGET = re.compile(
 )
 
 _QUOTE = re.compile(r"^[ \t]*>[ \t>]*", re.MULTILINE)
+_TICKS = re.compile("`+")
 _TRAILING = ".,;:!?)]*_~'\""
 
 #: Characters of a formula within a line at most: a longer distance is between two prices.
@@ -56,7 +64,9 @@ class Spans(NamedTuple):
     together: list[Range]
     """No sentence ends inside one of these."""
     hidden: list[Range]
-    """What is not prose."""
+    """What is not prose: marks, targets of links, pictures, URLs, formulas."""
+    code: list[Range]
+    """Code within a line, of which only the marks are hidden."""
 
     def splits(self, at: int) -> bool:
         """Whether a cut at a character would leave half a span."""
@@ -66,16 +76,17 @@ class Spans(NamedTuple):
 
 def find_spans(text: str) -> Spans:
     """The spans of a text without blocks of code, tables or headings."""
-    if _SIGN.search(text) is None:
-        return Spans([], [])
+    if _SIGN.search(text) is None and "://" not in text and "www." not in text:
+        return Spans([], [], [])
     finder = _Finder(text)
     first = 0
     for match in _BREAK.finditer(text):
         finder.read(first, match.start())
         first = match.end()
     finder.read(first, len(text))
+    finder.urls()
     finder.hidden += [match.span() for match in _QUOTE.finditer(text)]
-    return Spans(_merged(finder.together), _merged(finder.hidden))
+    return Spans(_merged(finder.together), _merged(finder.hidden), finder.code)
 
 
 def without(text: str, hidden: list[Range], start: int, end: int) -> str:
@@ -115,54 +126,82 @@ class _Finder:
         self._text = text
         self.together: list[Range] = []
         self.hidden: list[Range] = []
+        self.code: list[Range] = []
 
     def read(self, start: int, end: int) -> None:
         """Find the spans of text[start:end]."""
         text = self._text
+        match = _TOKEN.search(text, start, end)
+        if match is None:
+            return
         self._end = end
         self._brackets: list[Range] = []
         self._marks: dict[str, list[Range]] = {"*": [], "_": [], "~": []}
         self._dollars: dict[int, int] = {}
         self._ticks: dict[int, list[int]] | None = None
-        at = start
-        while match := _TOKEN.search(text, at, end):
-            at = match.end()
-            match match.lastgroup:
-                case "code":
-                    at = self._code(match)
-                case "math":
-                    self._math(match.start(), match.end())
-                case "hidden":
-                    at = self._url(match)
-                case "tag":
-                    self.together.append(match.span())
-                case "open":
-                    self._brackets.append(match.span())
-                case "close":
-                    at = self._close(match.end())
-                case "mark":
-                    self._emphasis(match.start(), match.end())
+        while match:
+            match = _TOKEN.search(text, self._take(match), end)
+
+    def _take(self, match: re.Match[str]) -> int:
+        """Use one token; return where to go on."""
+        start, end = match.span()
+        match match.lastgroup:
+            case "escape":
+                self.hidden.append((start, start + 1))
+            case "code":
+                return self._code(start, end)
+            case "math":
+                self._math(start, end)
+            case "hidden":
+                self._hide(start, end)
+            case "tag":
+                self.together.append((start, end))
+            case "open":
+                self._brackets.append((start - (self._text[start - 1 : start] == "!"), end))
+            case "close":
+                return self._close(end)
+            case "mark":
+                self._emphasis(start, end)
+        return end
+
+    def urls(self) -> None:
+        """Hide URLs; marks after one are not part of it."""
+        if "://" not in self._text and "www." not in self._text:
+            return
+        for match in _URL.finditer(self._text):
+            bare = match.group().rstrip(_TRAILING)
+            end = match.start() + len(bare)
+            balanced = bare.count("(") == bare.count(")") + 1
+            self._hide(match.start(), end + (balanced and self._text[end : end + 1] == ")"))
 
     def _hide(self, start: int, end: int) -> None:
         self.together.append((start, end))
         self.hidden.append((start, end))
 
-    def _code(self, match: re.Match[str]) -> int:
-        """Hide from one run of backticks to the next run of the same length."""
-        size = match.group().count("`")
+    def _code(self, start: int, end: int) -> int:
+        """From one run of backticks to the next run of the same length."""
+        text = self._text
         if self._ticks is None:
             self._ticks = {}
-            for run in re.compile("`+").finditer(self._text, match.start(), self._end):
+            for run in _TICKS.finditer(text, start, self._end):
                 self._ticks.setdefault(run.end() - run.start(), []).append(run.start())
-        closers = self._ticks.get(size, [])
-        place = bisect_right(closers, match.end() - 1)
+        closers = self._ticks.get(end - start, [])
+        place = bisect_right(closers, end - 1)
         if place == len(closers):
-            return match.end()
-        end = closers[place] + size
-        while end < self._end and self._text[end] == "_":  # a reference of reStructuredText
-            end += 1
-        self._hide(match.start(), end)
-        return end
+            return end
+        closer = closers[place]
+        last = closer + end - start
+        while last < self._end and text[last] == "_":  # a reference of reStructuredText
+            last += 1
+        begin = start
+        if text[start - 1 : start] == ":" and (
+            role := _ROLE.search(text, max(0, start - 90), start)
+        ):
+            begin = role.start()
+        self.together.append((begin, last))
+        self.hidden += [(begin, end), (closer, last)]
+        self.code.append((end, closer))
+        return last
 
     def _math(self, start: int, end: int) -> None:
         """A formula: between dollar signs that touch it and stand outside words and numbers."""
@@ -175,21 +214,14 @@ class _Finder:
         elif not _in_word(before) and (size == 2 or (after and not after.isspace())):
             self._dollars[size] = start
 
-    def _url(self, match: re.Match[str]) -> int:
-        """Hide a URL, a tag or a comment; marks after a URL are not part of it."""
-        end = match.end()
-        if match.group()[0] in "hw":
-            end = match.start() + len(match.group().rstrip(_TRAILING))
-            opened = match.group().count("(") - match.group().count(")")
-            end += self._text[end : end + 1] == ")" and opened == 0
-        self._hide(match.start(), end)
-        return end
-
     def _close(self, end: int) -> int:
         """A closing bracket: the end of a link's text, of a picture's, or of a remark."""
         if not self._brackets:
             return end
         start, inside = self._brackets.pop()
+        if self._text[inside : inside + 1] == "^":  # a footnote
+            self._hide(start, end)
+            return end
         target = _TARGET.match(self._text, end, self._end)
         if target is None:
             self.together.append((start, end))

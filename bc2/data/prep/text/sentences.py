@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bc2.data.prep.text.markup_blocks import BlockKind, blocks
-from bc2.data.prep.text.markup_spans import Spans, find_spans, without
+from bc2.data.prep.text.markup_spans import Range, Spans, find_spans, without
 
 #: A line of at least so many characters is not wrapped text, so its end is the end of a paragraph.
 WIDE = 120
@@ -83,6 +83,13 @@ _ABBREVIATIONS = frozenset(
 )
 
 
+#: More characters are prose, even if all are emphasised.
+_LONGEST_TITLE = 100
+
+#: A line without letters or digits; and one that announces what follows it.
+_BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
+_LABEL = re.compile(r"^[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
+
 _CONTENT = (BlockKind.CODE, BlockKind.TABLE, BlockKind.HEADING)
 
 
@@ -122,13 +129,16 @@ def code_paragraphs(text: str) -> list[Paragraph]:
 
 def _paragraphs(text: str) -> Iterator[Paragraph]:
     spans = find_spans(text)
+    hidden = sorted(spans.hidden + spans.code)
     start = 0
-    for piece in _pieces(text, _outside(spans, (m.end() for m in _PARAGRAPH_END.finditer(text)))):
+    ends: Iterable[int] = (match.end() for match in _PARAGRAPH_END.finditer(text))
+    for piece in _pieces(text, _outside(spans, ends) if spans.together else ends):
         ends = _sentence_ends(piece)
         if spans.together:
             ends = (end - start for end in _outside(spans, (start + end for end in ends)))
         sentences = _pieces(piece, ends)
-        yield Paragraph(sentences, _prose(text, sentences, start, spans), True)
+        prose = _prose(text, sentences, start, spans.together, hidden) if hidden else sentences
+        yield Paragraph(sentences, prose, True)
         start += len(piece)
 
 
@@ -136,13 +146,22 @@ def _outside(spans: Spans, ends: Iterable[int]) -> Iterator[int]:
     return (end for end in ends if not spans.splits(end))
 
 
-def _prose(text: str, sentences: list[str], start: int, spans: Spans) -> list[str]:
-    if not spans.hidden:
-        return sentences
+def _prose(
+    text: str, sentences: list[str], start: int, together: list[Range], hidden: list[Range]
+) -> list[str]:
+    """What is prose in each sentence. A link or an emphasis alone on its line is a title, no prose.
+
+    Args:
+        start: the character of the text at which the first sentence begins.
+    """
     prose = []
     for sentence in sentences:
-        prose.append(without(text, spans.hidden, start, start + len(sentence)))
-        start += len(sentence)
+        end = start + len(sentence)
+        shown = without(text, hidden, start, end)
+        around = without(text, together, start, end)
+        is_title = len(around) < len(sentence) and not any(map(str.isalpha, around))
+        prose.append("" if is_title and len(shown) < _LONGEST_TITLE else shown)
+        start = end
     return prose
 
 
@@ -171,7 +190,9 @@ def prose_of(text: str) -> str:
     for start, end, kind in blocks(text):
         if kind is BlockKind.TEXT:
             piece = text[start:end]
-            parts.append(without(piece, find_spans(piece).hidden, 0, len(piece)))
+            hidden = find_spans(piece).hidden
+            shown = without(piece, hidden, 0, len(piece))
+            parts.append(_LABEL.sub("", _BARE.sub("", shown)))
         else:
             parts.append("\n")
     return "".join(parts)
