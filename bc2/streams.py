@@ -36,6 +36,9 @@ RowFault = Literal[
 class BadRow(Exception):
     """A row that holds no usable text."""
 
+    likely: str | None = None
+    """The encoding that its file is likely to be in, where that was asked for."""
+
     def __init__(self, reason: RowFault, detail: str):
         super().__init__(detail)
         self.reason: RowFault = reason
@@ -265,7 +268,10 @@ def parse_line(line: bytes | None, encoding: str = "utf-8") -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad_json", f"not JSON: {error}") from None
+        detail = f"not JSON: {error}"
+        if line.strip() == b"{":
+            detail = "an object over several lines; a row is one line, or an element of a list"
+        raise BadRow("bad_json", detail) from None
 
 
 def decode(data: bytes, encoding: str = "utf-8") -> str:

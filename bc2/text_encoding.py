@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bc2.errors import DataError, nearest
-from bc2.streams import open_bytes
+from bc2.streams import BadRow, open_bytes
 
 #: What files are read as where nothing else is named; a byte order mark is no part of the text.
 UTF8 = "utf-8"
@@ -170,6 +170,19 @@ def likely_encoding(path: Path) -> str | None:
         first = stream.read(_CHUNK)
         guess = wide_encoding(first)
         return guess or _guess(_not_utf8(first, stream))
+
+
+def find_likely(bad: BadRow, path: Path, encoding: str = UTF8) -> None:
+    """Note in a bad row what its file is likely to be in, if the row is bad because of that.
+
+    Args:
+        encoding: what the file was read as.
+    """
+    if bad.reason in ("bad_utf8", "bad_encoding", "bad_json"):
+        found = likely_encoding(path)
+        # What is not JSON may be UTF-8 all the same, but for ASCII with zeros between.
+        if found != encoding and (bad.reason != "bad_json" or (found or "").startswith("utf-")):
+            bad.likely = found
 
 
 def wide_encoding(first: bytes) -> str | None:
