@@ -269,8 +269,9 @@ def parse_line(line: bytes | None, encoding: str = "utf-8") -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         detail = f"not JSON: {error}"
-        if line.strip() == b"{":
-            detail = "an object over several lines; a row is one line, or an element of a list"
+        if line.strip() in (b"{", b"["):
+            kind = "an object" if line.strip() == b"{" else "a list"
+            detail = f"{kind} over several lines, and each line is to be a row"
         raise BadRow("bad_json", detail) from None
 
 

@@ -167,7 +167,9 @@ def test_a_file_that_is_one_list(write, suffix, indent):
 
 def test_an_object_over_several_lines_is_told(write):
     path = write("a.json", json.dumps({"text": "a"}, indent=1).encode())
-    with pytest.raises(DataError, match="an object over several lines"):
+    with pytest.raises(
+        DataError, match="an object over several lines, and each line is to be a row"
+    ):
         read(source(path))
 
 
