@@ -40,7 +40,7 @@ from bc2.data.prep.stages.decontamination.benchmark_texts import (
 from bc2.data.prep.stages.decontamination.matches import CONTAMINATION, MATCHES, BenchmarkMatch
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
-from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
+from bc2.data.prep.text.sentences import cut_sentences, divide
 from bc2.files import sha256_file
 
 REASON = "benchmark_overlap"
@@ -340,9 +340,9 @@ def _outside(text: str, matches: list[dict[str, int]], margin: int) -> list[list
     # how many characters near a match are before each place
     before = np.concatenate([[0], np.cumsum(np.cumsum(near[:-1]) > 0)])
     flags, at = [], 0
-    for paragraph in split_paragraphs(text):
+    for paragraph in divide(text):
         stays = []
-        for sentence in sentences_of(paragraph):
+        for sentence in paragraph.sentences:
             stays.append(bool(before[at] == before[at + len(sentence)]))
             at += len(sentence)
         flags.append(stays)

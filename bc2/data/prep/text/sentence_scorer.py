@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bc2.data.prep.text.sentences import split_sentences
+from bc2.data.prep.text.sentences import prose_sentences
 from bc2.errors import DataError, IntegrityError
 from bc2.files import sha256_file, write_durably
 
@@ -240,7 +240,7 @@ def _sentences(texts: Iterable[str], limit: int, chooser: random.Random) -> list
     kept: list[str] = []
     seen: set[int] = set()
     for text in texts:
-        for piece in split_sentences(text):
+        for piece in prose_sentences(text):
             sentence = piece.strip()
             key = _hash(sentence)
             if not sentence or key in seen:
