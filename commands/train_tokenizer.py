@@ -41,13 +41,15 @@ def train_tokenizer(
     """
     from bc2.pipeline.session import Session
     from bc2.report.artifact_view import show_artifact
+    from bc2.report.compression import check_holds_out, compression_report
 
     session = Session(Registry.open(), fresh=fresh)
     output = Output.of(json=json, quiet=quiet)
-    tokenizer = session.obtain("tokenizer", load_for("tokenizer", recipe, set_ or []))
+    read = load_for("tokenizer", recipe, set_ or [])
     if report or against:
-        from bc2.report.compression import compression_report
-
+        check_holds_out(read)
+    tokenizer = session.obtain("tokenizer", read)
+    if report or against:
         compared = compression_report(session.registry, tokenizer, against or [])
         output.emit(
             {"tokenizer": tokenizer.ref, "rows": compared.to_json()},

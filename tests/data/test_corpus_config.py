@@ -20,6 +20,9 @@ from bc2.errors import RecipeError
         ({"path": "a", "revision": "main"}, "belong to hf"),
         ({"path": "a", "split": "test"}, "belong to hf"),
         ({"hf": "a", "include": ("*",)}, "choose files"),
+        ({"hf": "a", "encoding": "gbk"}, "encoding belongs to the files of a path"),
+        ({"environment": "python-docs", "encoding": "gbk"}, "encoding belongs to the files"),
+        ({"path": "a", "encoding": "gb18300"}, "did you mean 'gb18030'"),
         ({"path": ""}, "at least 1 character"),
         ({"path": "a", "max_bytes": 0}, "greater than 0"),
         ({"path": "a", "name": "../up"}, "pattern"),
@@ -69,3 +72,12 @@ def test_places_and_processes_are_not_keyed():
     other = CorpusConfig(sources=(SourceConfig(name="a", path="x", text_field="body"),))
     assert one.keyed() != other.keyed()
     assert TokensConfig(workers=3, corpus="a").keyed() == TokensConfig().keyed() == {}
+
+
+def test_an_encoding_is_keyed_by_one_name_where_it_is_not_utf8():
+    def keyed(**more):
+        return CorpusConfig(sources=(SourceConfig(name="a", path="x", **more),)).keyed()
+
+    assert keyed() == keyed(encoding="UTF8")
+    assert "encoding" not in str(keyed())
+    assert keyed() != keyed(encoding="CP936") == keyed(encoding="gbk")

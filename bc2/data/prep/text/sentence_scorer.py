@@ -207,9 +207,13 @@ def train_scorer(
         raise DataError("the output directory is not empty", where=str(out), todo="name another")
     chooser = random.Random(seed)
     kinds = [_sentences(texts, limit, chooser) for texts in (bad, good)]
-    for name, kind in zip(("bad", "good"), kinds, strict=True):
+    # Good ones first: the bad ones may be made of them.
+    for name, kind in (("good", kinds[1]), ("bad", kinds[0])):
         if len(kind) < _FEWEST:
-            raise DataError(f"{len(kind)} {name} sentences are too few", todo="give a hundred")
+            raise DataError(
+                f"the {name} text has {len(kind)} different sentence{'s'[: len(kind) != 1]}",
+                todo=f"give {name} text with {_FEWEST} of them or more",
+            )
     sentences = kinds[0] + kinds[1]
     labels = np.repeat([0, 1], [len(kind) for kind in kinds])
     held = np.array([_hash(sentence) % _HELD_OUT == 0 for sentence in sentences])

@@ -314,6 +314,22 @@ def test_every_kind_of_file_gives_the_same_texts(tmp_path, kind):
     assert [item.text for item in read_benchmark(one)] == ["y", "z"]
 
 
+def test_benchmark_files_that_cannot_be_read_are_told_under_a_glob_too(tmp_path):
+    path = write_rows(tmp_path, ".jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="a pipe and not a file"):
+        stage_of(tmp_path / "*.jsonl").check()
+    (tmp_path / "pipe.jsonl").unlink()
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    for place in ("gone.jsonl", "*.jsonl"):
+        with pytest.raises(DataError, match="a link that leads nowhere: nowhere"):
+            stage_of(tmp_path / place).check()
+    (tmp_path / "gone.jsonl").unlink()
+    path.rename(tmp_path / "caf\udce9.jsonl")
+    with pytest.raises(DataError, match="the name of a file is not UTF-8"):
+        stage_of(tmp_path / "*.jsonl").check()
+
+
 def test_what_is_wrong_with_a_benchmark_is_said_before_any_work(tmp_path, benchmark_file):
     with pytest.raises(DataError, match="has no files"):
         stage_of(tmp_path / "none*.jsonl").check()
