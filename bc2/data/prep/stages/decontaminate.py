@@ -1,9 +1,10 @@
 """Find documents with text of benchmarks: a benchmark cannot measure a model trained on its text.
 
 After GPT-3 (Brown et al. 2020, appendix C): a document matches if it has 13 consecutive words of a
-benchmark's text, or the whole text if that is shorter. Case, white space and punctuation are
-ignored. In `bc2.data.prep.stages.decontamination`, `ngram_index` defines what a word is, and
-`benchmark_texts` reads the texts of benchmarks.
+benchmark's text, or the whole text if that is shorter. Case, white space, punctuation and the way
+characters are written (NFKC) are ignored. In `bc2.data.prep.stages.decontamination`, `ngram_index`
+defines what a word is, `folding` which characters are alike, and `benchmark_texts` reads the texts
+of benchmarks.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class DecontaminateStage(PrepStage):
     """
 
     name: ClassVar[str] = "decontaminate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reasons: ClassVar[tuple[str, ...]] = (REASON,)
     needs_all: ClassVar[bool] = True
     annotations_file: ClassVar[str | None] = CONTAMINATION
@@ -226,7 +227,8 @@ class DecontaminateStage(PrepStage):
             left = self._left(row, matches[row["pos"]])
             lost = len(row["text"].encode()) - (len(left["text"].encode()) if left else 0)
             detail = self._detail(row["text"], matches[row["pos"]])
-            gone.append(RemovedRow(row["pos"], REASON, lost, left is None, detail))
+            place = matches[row["pos"]][0]["start"]
+            gone.append(RemovedRow(row["pos"], REASON, lost, left is None, detail, place))
             kept += [left] if left else []
             shared += self._annotations(row, matches[row["pos"]], whole=left is None)
         changed = pa.Table.from_pylist(kept, schema=table.schema)

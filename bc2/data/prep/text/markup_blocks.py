@@ -276,7 +276,7 @@ class _Scanner:
     def _formula(self, bare: str) -> int | None:
         for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
             if bare.startswith(opening):
-                if bare.endswith(closing) and len(bare) > 3:
+                if len(bare) > 4 and _closes(bare[2:], closing):
                     return self._at + 1
                 end = self._find(self._at + 1, lambda line: _closes(line, closing), closing)  # noqa: B023
                 return None if end is None else end + 1
