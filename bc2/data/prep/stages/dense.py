@@ -16,8 +16,7 @@ documents of a component may be less similar if a chain of pairs connects them.
 
 All computations are in integers, except one square root and one division for each pair, whose
 rounding IEEE 754 defines. So parts, batches and threads do not change the result. Which document
-stays is decided as in `near`, but by the number of distinct words; the details of the others are
-as there.
+stays is decided as in `near`, by the number of distinct words; so are the details of the others.
 
 Memory of `settle`: 16 bytes for each document, and 28 more while one band is grouped; about 64
 bytes for each of 2^22 candidate pairs at a time, 24 for each verified pair, and about 100 for each
@@ -149,9 +148,8 @@ class DenseStage(PrepStage):
         wanted = np.union1d(firsts, seconds)
         first, second = (np.searchsorted(wanted, side) for side in (firsts, seconds))
         about = _about(work, documents[wanted])
-        quality = about["quality"].to_numpy().astype(np.float32)
         labels = connected_components(len(wanted), first, second)
-        stays = keepers(labels, about["words"].to_numpy(), quality)
+        stays = keepers(labels, about["words"].to_numpy(), about["quality"].to_numpy())
         gone = np.flatnonzero(stays != np.arange(len(stays)))
         cosines = vectors.cosines(wanted[gone], wanted[stays[gone]])
         details = pa.array(_details(about.take(stays[gone]), cosines), pa.string())
@@ -286,11 +284,7 @@ def cosines(first: Int8, second: Int8) -> Float64:
 
 
 def _counts(words: pa.Array) -> Int64:
-    """The number of words of each text [N].
-
-    Args:
-        words: [N], from `words_of`.
-    """
+    """The number of words of each text [N], given as `words_of` returns it."""
     spaces = pc.add(pc.count_substring(words, " "), 1).to_numpy().astype(np.int64)
     return np.where(pc.equal(words, "").to_numpy(zero_copy_only=False), 0, spaces)
 
@@ -376,12 +370,9 @@ def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
 
 
 def _about(work: WorkingSet, wanted: Int64) -> pa.Table:
-    """pos, origin_file, origin_row, quality and words of the documents in `wanted`, by `pos`.
-
-    `words` is the number of distinct words.
-    """
-    added = [("quality", pa.float32()), ("words", pa.int64())]
-    schema = pa.schema([*(RECORD.field(name) for name in _ORIGIN), *added])
+    """pos, origin_file, origin_row, quality and distinct words of some documents, by `pos`."""
+    own = [RECORD.field(name) for name in _ORIGIN]
+    schema = pa.schema([*own, ("quality", pa.float32()), ("words", pa.int64())])
     tables = [schema.empty_table()]
     for name in work.parts:
         table = read_part_file(work.part(name), [*_ORIGIN, "quality", "text"])
@@ -394,8 +385,7 @@ def _about(work: WorkingSet, wanted: Int64) -> pa.Table:
 
 
 def _distinct(texts: pa.ChunkedArray) -> list[int]:
-    """The number of distinct words of each text."""
-    found = [words_of(some).to_pylist() for some in text_slices(texts, SLICE_BYTES)]
+    found = (words_of(some).to_pylist() for some in text_slices(texts, SLICE_BYTES))
     return [len(set(words.split(" "))) for some in found for words in some]
 
 
