@@ -35,7 +35,7 @@ def prep(
     ] = None,
     keep_dropped: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write what was removed there, with its reason."),
+        typer.Option(metavar="DIR", help="Write removed documents there: whole, unmasked."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and try it on a sample; keep nothing.")

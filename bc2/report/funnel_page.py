@@ -198,7 +198,8 @@ def _match(one: Example) -> Example:
         return one
     against = Against(name=found["name"], text=found["theirs"])
     # What matched, and not how the document begins.
-    return one.model_copy(update={"against": against, "text": found["ours"], "detail": None})
+    changed = {"against": against, "text": found["ours"], "place": None, "detail": None}
+    return one.model_copy(update=changed)
 
 
 def _listed(one: BenchmarkMatch) -> dict[str, Any]:
@@ -218,12 +219,15 @@ def _listed(one: BenchmarkMatch) -> dict[str, Any]:
 
 def _quoted(one: Example) -> dict[str, Any]:
     against = one.against
+    before, marked, after = one.pieces()
     return {
         "source": visible(one.source),
         "origin": visible(one.origin),
         "lang": language_tag(one.lang),
         "detail": visible(one.detail or ""),
-        "text": visible(one.text, MOST_CHARACTERS),
+        "before": visible(before, MOST_CHARACTERS),
+        "marked": visible(marked, MOST_CHARACTERS),
+        "after": visible(after, MOST_CHARACTERS),
         "whole": one.whole,
         "against": against and visible(against.name),
         "against_text": against and visible(against.text, MOST_CHARACTERS),

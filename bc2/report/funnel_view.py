@@ -21,8 +21,8 @@ from bc2.report.visible_text import size, visible
 
 #: Examples shown of one reason of one stage, in one language.
 MOST_EXAMPLES = 10
-#: Characters shown of an example's text.
-MOST_CHARACTERS = 400
+#: Characters shown of an example's text: more than an excerpt has.
+MOST_CHARACTERS = 1000
 
 
 def view(funnel: Funnel) -> Any:
@@ -139,7 +139,8 @@ def shelves(examples: Iterable[Example], most: int = MOST_EXAMPLES) -> dict[Shel
 def examples_view(funnel: Funnel, most: int = MOST_EXAMPLES) -> Any:
     """What was removed, to read: `most` texts of each reason and language.
 
-    Width is the terminal's; what would act on it is shown as an escape.
+    What decided stands between ``>>`` and ``<<``. Width is the terminal's; what would act on it is
+    shown as an escape.
     """
     from rich.console import Group
     from rich.text import Text
@@ -169,7 +170,11 @@ def _bodies(one: Example) -> Iterator[Any]:
     from rich.padding import Padding
     from rich.text import Text
 
-    text = Text(visible(one.text, MOST_CHARACTERS), overflow="fold")
+    before, marked, after = (visible(part, MOST_CHARACTERS) for part in one.pieces())
+    text = Text(before, overflow="fold")
+    if marked:
+        text.append(f">>{marked}<<", style="bold")
+    text.append(after)
     yield Padding(text, (0, 0, 0, 2))
     if one.against is not None:
         yield Text(f"against {visible(one.against.name)}", style="cyan", overflow="fold")

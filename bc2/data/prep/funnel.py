@@ -123,7 +123,7 @@ class Against(_Record):
 
 
 class Example(_Record):
-    """A document that a stage removed or cut."""
+    """A document that a stage removed or cut; personal data in it is masked."""
 
     stage: str
     reason: str
@@ -134,10 +134,18 @@ class Example(_Record):
     detail: str | None = None
     """What matched or failed."""
     text: str
+    """The document's text around what decided; where that is not known, its beginning."""
+    place: tuple[Count, Count] | None = None
+    """Where what decided begins, and where the word or mask there ends, in `text`."""
     whole: bool = True
     """True if the document was removed, False if a piece of it was cut."""
     against: Against | None = Field(None, exclude=True)
     """What the text matches, if a report found that in `detail`."""
+
+    def pieces(self) -> tuple[str, str, str]:
+        """The text before, at and after the place; all of it first if no place is known."""
+        start, stop = self.place or (len(self.text), len(self.text))
+        return self.text[:start], self.text[start:stop], self.text[stop:]
 
 
 class Funnel(_Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,15 +19,19 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.annotations import write_annotations
 from bc2.data.prep.part_files import SUFFIX, read_part_file, write_keys, write_part_file
-from bc2.data.prep.stages.base import Outcome, PrepStage
+from bc2.data.prep.stages.base import DETAIL, Outcome, PrepStage
+from bc2.data.prep.text.excerpts import beginning, excerpt
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
 
 #: Examples kept for each reason and language. Which ones does not depend on the parts.
 EXAMPLES = 10
 
-#: Characters of an example's text.
-EXCERPT = 400
+#: Characters of an example's text before what decided, and from there; masks may be longer.
+BEFORE, AFTER = 100, 300
+
+#: What is marked where a place is known: the word that begins there, or the first letters of it.
+_MARKED = re.compile(r"\s*(\S{1,24})")
 
 
 class GroupRow(NamedTuple):
@@ -284,29 +289,31 @@ def _examples(
         )
         entry = document.to_pylist()[0]
         gone = removed.slice(row, 1).to_pylist()[0]
+        lang, detail = entry["lang"], gone["detail"]
         found.append(
             {
                 "rank": rank,
                 "stage": stage,
                 "reason": gone["reason"],
                 "source": entry["source"],
-                "lang": entry["lang"],
+                "lang": lang,
                 "origin": f"{entry['origin_file']}:{entry['origin_row']}",
-                "detail": gone["detail"],
-                "text": _excerpt(entry["text"], gone),
+                "detail": None if detail is None else beginning(detail, lang, DETAIL),
+                **_shown(entry["text"], lang, gone["place"]),
                 "whole": gone["whole"],
             }
         )
     return found
 
 
-def _excerpt(text: str, gone: dict[str, Any]) -> str:
-    """The beginning of a dropped document; of a cut one, the text around the cut."""
-    if gone["whole"] or not gone["detail"]:
-        return text[:EXCERPT]
-    at = max(0, text.find(gone["detail"].splitlines()[0].strip()[:40]))
-    begin = max(0, at - EXCERPT // 4)
-    return text[begin : begin + EXCERPT]
+def _shown(text: str, lang: str | None, place: int | None) -> dict[str, Any]:
+    """`text` and `place` of an example: around the place, or the beginning where none is known."""
+    if place is None:
+        return {"text": excerpt(text, lang, (0, 0), 0, BEFORE + AFTER).text, "place": None}
+    word = _MARKED.match(text, place)
+    marked = word.span(1) if word else (place, place)
+    shown = excerpt(text, lang, marked, BEFORE, AFTER - (marked[1] - marked[0]))
+    return {"text": shown.text, "place": [shown.start, shown.stop]}
 
 
 def example_rank(pos: int) -> str:
@@ -315,10 +322,13 @@ def example_rank(pos: int) -> str:
 
 
 def _keep_dropped(folder: Path, name: str, table: pa.Table, removed: pa.Table) -> None:
-    """Write the documents that a stage dropped or cut, with their text and the reason."""
+    """Write the documents that a stage dropped or cut, with their whole text and the reason.
+
+    Nothing in them is masked: they are raw text, to look into what the funnel does.
+    """
     make_directory(folder)
     at = np.searchsorted(table["pos"].to_numpy(), removed["pos"].to_numpy())
     text = table.take(pa.array(at)).drop_columns(["pos"])
-    for column in ("reason", "whole", "detail"):
+    for column in ("reason", "whole", "detail", "place"):
         text = text.append_column(column, removed[column])
     pq.write_table(text, folder / f"{name}.parquet", compression="zstd")

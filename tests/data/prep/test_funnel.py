@@ -87,7 +87,8 @@ def test_what_is_read_is_written_in_the_same_order() -> None:
         scores={},
         examples=[
             {"stage": "exact", "reason": "duplicate", "source": "web", "lang": None,
-             "origin": "a.jsonl:1", "detail": None, "text": "once more", "whole": True}
+             "origin": "a.jsonl:1", "detail": None, "text": "once more",
+             "place": [5, 9], "whole": True}
         ],
     )  # fmt: skip
     for number, stage in enumerate(data["stages"]):

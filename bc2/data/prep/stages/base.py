@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import pos_range
+from bc2.data.prep.text.excerpts import beginning
 
 if TYPE_CHECKING:
     from bc2.data.corpus_config import CorpusConfig
@@ -205,9 +206,9 @@ class PrepStage(ABC):
 
 
 def removed(rows: Iterable[RemovedRow]) -> pa.Table:
-    """A table REMOVED from its rows; long details are shortened."""
+    """A table REMOVED from its rows; long details are shortened, personal data in them masked."""
     columns: tuple[list[Any], ...] = tuple(map(list, zip(*rows, strict=True))) or ([],) * 6
-    details = [None if text is None else text[:DETAIL] for text in columns[4]]
+    details = [None if text is None else beginning(text, None, DETAIL) for text in columns[4]]
     return pa.table([*columns[:4], details, columns[5]], schema=REMOVED)
 
 

@@ -40,6 +40,7 @@ from bc2.data.prep.stages.decontamination.benchmark_texts import (
 )
 from bc2.data.prep.stages.decontamination.matches import CONTAMINATION, MATCHES, BenchmarkMatch
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
+from bc2.data.prep.text.excerpts import beginning, excerpt
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import cut_sentences, divide
 from bc2.files import sha256_file
@@ -258,7 +259,7 @@ class DecontaminateStage(PrepStage):
         listed = [{**m, "item": int(index.text[m["gram"]])} for m in matches if m["listed"]]
         for number, found in _by(listed, "item").items():
             item = items.slice(number, 1).to_pylist()[0]
-            shared = _shared(row["text"], found)
+            shared = _shared(row["text"], row["lang"], found)
             yield BenchmarkMatch(
                 file=row["origin_file"],
                 row=row["origin_row"],
@@ -364,27 +365,28 @@ def _words(text: str) -> int:
     return len(Units.of([text]).text)
 
 
-def _shared(text: str, matches: list[dict[str, int]]) -> dict[str, Any]:
-    """The fields of `BenchmarkMatch` that show the first place of a document where it matches."""
+def _shared(text: str, lang: str | None, matches: list[dict[str, int]]) -> dict[str, Any]:
+    """The fields of `BenchmarkMatch` that show the first place of a document where it matches.
+
+    Personal data in the text is masked.
+    """
     start, stop = matches[0]["start"], matches[0]["stop"]
     for match in matches:
         # consecutive n-grams of one long match overlap
         stop = max(stop, match["stop"]) if match["start"] <= stop else stop
-    begin, end = max(0, start - _AROUND), min(stop, start + _SHARED)
-    return {
-        "words": _words(text[start:stop]),
-        "text": text[begin : end + _AROUND],
-        "shared": [start - begin, end - begin],
-    }
+    place = start, min(stop, start + _SHARED)
+    shown = excerpt(text, lang, place, _AROUND, _AROUND)
+    words = _words(text[start:stop])
+    return {"words": words, "text": shown.text, "shared": [shown.start, shown.stop]}
 
 
 def _around(text: str, start: int) -> str:
     """A benchmark's text; of a long text, only the part around a place."""
     most = _SHARED + 2 * _AROUND
     begin = max(0, start - _AROUND) if len(text) > most else 0
-    return text[begin : begin + most]
+    return excerpt(text, None, (begin, begin), 0, most).text
 
 
 def _excerpt(text: str, room: int) -> str:
-    """The beginning of a text, with single spaces: at most `room` characters."""
-    return " ".join(text[: 2 * room].split())[:room]
+    """The beginning of a text, with single spaces and masks: at most `room` characters."""
+    return beginning(" ".join(text[: 2 * room + _AROUND].split()), None, room)

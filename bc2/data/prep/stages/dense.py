@@ -16,7 +16,7 @@ documents of a component may be less similar if a chain of pairs connects them.
 
 All computations are in integers, except one square root and one division for each pair, whose
 rounding IEEE 754 defines. So parts, batches and threads do not change the result. Which document
-stays, and the details of the others, are decided as in `near`.
+stays is decided as in `near`, by the number of distinct words; so are the details of the others.
 
 Memory of `settle`: 16 bytes for each document, and 28 more while one band is grouped; about 64
 bytes for each of 2^22 candidate pairs at a time, 24 for each verified pair, and about 100 for each
@@ -95,7 +95,7 @@ class DenseStage(PrepStage):
     """
 
     name: ClassVar[str] = "dense"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = ("dense_duplicate",)
     needs_all: ClassVar[bool] = True
 
@@ -148,8 +148,8 @@ class DenseStage(PrepStage):
         wanted = np.union1d(firsts, seconds)
         first, second = (np.searchsorted(wanted, side) for side in (firsts, seconds))
         about = _about(work, documents[wanted])
-        quality = about["quality"].to_numpy().astype(np.float32)
-        stays = keepers(connected_components(len(wanted), first, second), quality)
+        labels = connected_components(len(wanted), first, second)
+        stays = keepers(labels, about["words"].to_numpy(), about["quality"].to_numpy())
         gone = np.flatnonzero(stays != np.arange(len(stays)))
         cosines = vectors.cosines(wanted[gone], wanted[stays[gone]])
         details = pa.array(_details(about.take(stays[gone]), cosines), pa.string())
@@ -284,11 +284,7 @@ def cosines(first: Int8, second: Int8) -> Float64:
 
 
 def _counts(words: pa.Array) -> Int64:
-    """The number of words of each text [N].
-
-    Args:
-        words: [N], from `words_of`.
-    """
+    """The number of words of each text [N], given as `words_of` returns it."""
     spaces = pc.add(pc.count_substring(words, " "), 1).to_numpy().astype(np.int64)
     return np.where(pc.equal(words, "").to_numpy(zero_copy_only=False), 0, spaces)
 
@@ -374,16 +370,23 @@ def _read(file: io.FileIO, places: Int64, width: int) -> Int8:
 
 
 def _about(work: WorkingSet, wanted: Int64) -> pa.Table:
-    """pos, origin_file, origin_row and quality of the documents in `wanted`, sorted by `pos`."""
-    schema = pa.schema([*(RECORD.field(name) for name in _ORIGIN), ("quality", pa.float32())])
+    """pos, origin_file, origin_row, quality and distinct words of some documents, by `pos`."""
+    own = [RECORD.field(name) for name in _ORIGIN]
+    schema = pa.schema([*own, ("quality", pa.float32()), ("words", pa.int64())])
     tables = [schema.empty_table()]
     for name in work.parts:
-        table = read_part_file(work.part(name), schema.names)
+        table = read_part_file(work.part(name), [*_ORIGIN, "quality", "text"])
         table = table.filter(pc.is_in(table["pos"], value_set=pa.array(wanted)))
         if "quality" not in table.schema.names:
             table = table.append_column("quality", pa.nulls(len(table), pa.float32()))
+        table = table.append_column("words", pa.array(_distinct(table["text"]), pa.int64()))
         tables.append(table.select(schema.names).cast(schema))
     return pa.concat_tables(tables).sort_by("pos")
+
+
+def _distinct(texts: pa.ChunkedArray) -> list[int]:
+    found = (words_of(some).to_pylist() for some in text_slices(texts, SLICE_BYTES))
+    return [len(set(words.split(" "))) for some in found for words in some]
 
 
 def _details(about: pa.Table, cosines: Float64) -> list[str]:

@@ -6,9 +6,11 @@ and joins the pairs that reach the threshold into connected components. One docu
 component stays. A pair below the threshold is never joined directly, but two documents of a
 component may be less similar if a chain of pairs connects them.
 
-The document that stays is the one with the highest `quality`, if an earlier stage computed it; of
-equals, and without `quality`, the first by `pos`. The detail of a dropped document names the
-document that stays and their similarity, which may be below the threshold in a chain.
+The document that stays is the one with the most shingles, of equals the first by `pos`: a mail
+that quotes a shorter one stays, and the shorter one stands in it. If an earlier stage computed
+`quality`, documents whose quality is 0.1 or more below the best of the component do not stay. The
+detail of a dropped document names the document that stays and their similarity, which may be below
+the threshold in a chain.
 
 Memory of `settle`: 8 bytes for each document, and 24 more while one band is grouped; 16 bytes for
 each distinct candidate pair, 64 more for each of 2^22 pairs at a time, and about 50 for each
@@ -62,7 +64,7 @@ class NearStage(PrepStage):
     """
 
     name: ClassVar[str] = "near"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reasons: ClassVar[tuple[str, ...]] = ("near_duplicate",)
     needs_all: ClassVar[bool] = True
 
@@ -103,7 +105,8 @@ class NearStage(PrepStage):
         first, second = (np.searchsorted(sets.wanted, side) for side in (firsts, seconds))
         near = self._near(sets.overlaps(first, second))
         first, second = first[near], second[near]
-        stays = keepers(connected_components(len(sets.wanted), first, second), sets.quality())
+        labels = connected_components(len(sets.wanted), first, second)
+        stays = keepers(labels, sets.sizes(), sets.quality())
         gone = np.flatnonzero(stays != np.arange(len(stays)))
         overlaps = sets.overlaps(gone, stays[gone])
         details = pa.array(sets.details(stays[gone], overlaps), pa.string())
@@ -196,6 +199,11 @@ class _Sets:
             for i in range(0, len(firsts), CHUNK)
         )
         return np.concatenate([np.zeros((0, 2), np.int64), *self._work.map(_overlaps, chunks)])
+
+    def sizes(self) -> Int64:
+        """The number of shingles of each document."""
+        found = [np.diff(np.load(f"{stem}.npy")) for stem in self._stems]
+        return np.concatenate([np.zeros(0, np.int64), *found])
 
     def quality(self) -> npt.NDArray[np.float32] | None:
         """The quality of each document, NaN if it has none; None if no document has one."""

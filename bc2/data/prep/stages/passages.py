@@ -174,10 +174,13 @@ class PassagesStage(PrepStage):
             left = "".join(paragraph.text for paragraph in compress(pieces, keep))
         cut = sum(len(pieces[index].text.encode()) for index in lost)
         if cut:
-            first = _excerpt(pieces[min(lost)].text)
-            gone.append(RemovedRow(pos, "duplicate_paragraph", cut, False, first))
+            place = sum(len(paragraph.text) for paragraph in pieces[: min(lost)])
+            detail = _counted(len(lost), "paragraph")
+            gone.append(RemovedRow(pos, "duplicate_paragraph", cut, False, detail, place))
         if rest := size - len(left.encode()) - cut:
-            gone.append(RemovedRow(pos, "duplicate_sentence", rest, False))
+            places = _places_of_sentences(pieces, keep, sentences)
+            detail = _counted(len(places), "sentence")
+            gone.append(RemovedRow(pos, "duplicate_sentence", rest, False, detail, min(places)))
         if any(row.get(name) is not None for name in SCORES):
             row = {**row, **scores_left(row, left, _kept_sentences(pieces, keep, sentences))}
         return {**row, "text": left}
@@ -198,8 +201,8 @@ def _code_form(piece: str) -> str:
     return "\n".join(line.rstrip() for line in piece.strip("\r\n").split("\n"))
 
 
-def _excerpt(piece: str) -> str:
-    return " ".join(piece.split())[:80]
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 # -- the decision --------------------------------------------------------------------------
@@ -339,3 +342,15 @@ def _kept_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -
         [next(index) not in lost and stays for _ in piece.sentences]
         for piece, stays in zip(pieces, keep, strict=True)
     ]
+
+
+def _places_of_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -> list[int]:
+    """Where the cut sentences begin that are in no cut paragraph, in characters of the text."""
+    flags = chain(*_kept_sentences(pieces, keep, lost))
+    at, places = 0, []
+    for piece, stays in zip(pieces, keep, strict=True):
+        for sentence in piece.sentences:
+            if not next(flags) and stays:
+                places.append(at)
+            at += len(sentence)
+    return places

@@ -390,10 +390,10 @@ def test_what_shingles_miss_and_words_find(vocabulary, run_stage, records):
     assert len(near[0].removed) == 0
     outcomes, facts = run_stage(stage, [records(texts[:2]), records(texts[2:], first=2)])
     gone = dropped_rows(outcomes)
-    assert gone.keys() == {1, 2}
-    assert all(detail.startswith("of file.jsonl:1 cosine 0.9") for detail in gone.values())
+    assert gone.keys() == {0, 1}, "the text in which words were replaced has more distinct ones"
+    assert gone[0].startswith("of file.jsonl:3 cosine 0.9")
     sizes = [size for outcome in outcomes for size in outcome.removed["bytes"].to_pylist()]
-    assert sizes == [len(texts[i].encode()) for i in (1, 2)]
+    assert sizes == [len(texts[i].encode()) for i in (0, 1)]
     assert all(type(value) is int for value in facts.values())
     assert facts["dropped"] == 2
 
@@ -431,6 +431,19 @@ def test_the_best_stays_and_of_equals_the_first(run_stage, records, stage):
         pos: f"of file.jsonl:{keeper + 1} cosine 1.000"
         for pos, keeper in {2: 0, 3: 1, 4: 1, 6: 5}.items()
     }
+
+
+def test_of_a_near_pair_the_one_with_more_words_of_its_own_stays(run_stage, records):
+    """Repeated words are no more text; quality decides only where it differs."""
+    draw = random.Random(6)
+    mail = text_of(sentences_of(draw, 20))
+    reply = f"{text_of(sentences_of(draw, 1))}\n\n{mail}"
+    stage = DenseStage(DenseSettings(threshold=0.9))
+    for texts, gone in (([mail, reply], {0}), ([f"{mail} {mail}", reply], {0})):
+        assert dropped_rows(run_stage(stage, [records(texts)])[0]).keys() == gone
+        for scores, better in (([0.8, 0.71], gone), ([0.9, 0.75], {1})):
+            table = records(texts, quality=np.array(scores, np.float32))
+            assert dropped_rows(run_stage(stage, [table])[0]).keys() == better
 
 
 def test_a_long_file_name_does_not_cut_how_near(run_stage, records, stage):

@@ -6,7 +6,7 @@ connected components, and one document of each component stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,12 @@ WHOLE = 64
 #: In a larger bucket, each member is paired with so many first members of the bucket, and with so
 #: many members just before it.
 LEADERS, NEIGHBOURS = 16, 16
+
+#: A document is worse than another if its quality is so much lower. Measured with the rules on
+#: 1,200 English and Chinese texts: a footer changes the score by 0.00 to 0.02, quoting the whole
+#: text behind ``>`` lowers it by 0.03 to 0.08 (one text in a hundred by 0.11), a seventh of garbage
+#: by 0.11 to 0.14, and a lost letter in twenty by 0.15 to 0.25.
+WORSE = 0.1
 
 
 #: About how many candidate pairs are made at a time: 16 bytes each, and as many again on the way.
@@ -149,21 +155,25 @@ def connected_components(count: int, firsts: Int64, seconds: Int64) -> npt.NDArr
     return labels
 
 
-def keepers(labels: npt.NDArray[np.int32], quality: Float32 | None) -> Int64:
+def keepers(labels: npt.NDArray[np.int32], sizes: Int64, quality: Float32 | None) -> Int64:
     """For each node, the node of its component that stays: [count].
 
-    It is the node of the highest quality; of equals, and without qualities, the first. A NaN is
-    the lowest quality.
+    It is the one with most text, since what the others say, it says too, and more; of equals the
+    first. Nodes whose quality is `WORSE` or more below the component's best do not come into
+    question. A NaN is below every quality.
 
     Args:
         labels: [count] from `connected_components`.
-        quality: [count], or None.
+        sizes: [count] how much text each node has of its own, each thing that it says once.
+        quality: [count] from 0 to 1, or None.
     """
-    places = np.arange(len(labels))
-    columns: Iterable[npt.NDArray[np.generic]] = (places, labels)
+    worse = np.zeros(len(labels), bool)
     if quality is not None:
-        columns = (places, -np.nan_to_num(quality, nan=-np.inf), labels)
-    order = np.lexsort(tuple(columns))
+        known = np.nan_to_num(quality, nan=-1.0).astype(np.float64)
+        best = np.full(int(labels.max(initial=-1)) + 1, -1.0)
+        np.maximum.at(best, labels, known)
+        worse = best[labels] - known >= WORSE
+    order = np.lexsort((np.arange(len(labels)), -sizes, worse, labels))
     first = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
     ordered = labels[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order

@@ -14,6 +14,7 @@ from bc2.data.prep.stages.deduplication.connected_components import (
     LEADERS,
     NEIGHBOURS,
     WHOLE,
+    WORSE,
     PairSet,
     bucket_pairs,
     candidate_pairs,
@@ -105,32 +106,36 @@ def graphs(draw):
     node = st.integers(0, count - 1)
     edges = draw(st.lists(st.tuples(node, node), max_size=30, unique=True))
     scores = st.lists(
-        st.sampled_from([0.0, 0.25, 0.5, float("nan")]), min_size=count, max_size=count
+        st.sampled_from([0.0, 0.25, 0.28125, 0.5, float("nan")]), min_size=count, max_size=count
     )
-    return count, edges, draw(st.none() | scores)
+    sizes = st.lists(st.integers(0, 4), min_size=count, max_size=count)
+    return count, edges, draw(sizes), draw(st.none() | scores)
 
 
 @settings(max_examples=80, deadline=None)
 @given(graphs())
 def test_components_and_who_stays_are_those_of_plain_python(graph):
-    count, edges, scores = graph
+    count, edges, sizes, scores = graph
     one, two = np.array(edges, np.int64).reshape(-1, 2).T
     labels = connected_components(count, one, two)
     groups = naive_components(count, edges)
     for a, b in combinations(range(count), 2):
         assert (labels[a] == labels[b]) == (groups[a] == groups[b])
 
-    def rank(node: int) -> tuple[float, int]:
-        score = scores[node] if scores else 0.0
-        return (float("inf") if np.isnan(score) else -score, node)
+    def keeper(group: frozenset[int]) -> int:
+        known = {node: scores[node] if scores else 0.0 for node in group}
+        known = {node: -1.0 if np.isnan(score) else score for node, score in known.items()}
+        good = [node for node in group if max(known.values()) - known[node] < WORSE]
+        return min(good, key=lambda node: (-sizes[node], node))
 
-    stays = keepers(labels, None if scores is None else np.array(scores, np.float32))
-    assert stays.tolist() == [min(group, key=rank) for group in groups]
+    quality = None if scores is None else np.array(scores, np.float32)
+    stays = keepers(labels, np.array(sizes, np.int64), quality)
+    assert stays.tolist() == [keeper(group) for group in groups]
 
 
 def test_nothing_gives_nothing():
     none = np.zeros(0, np.int64)
-    assert len(keepers(connected_components(0, none, none), None)) == 0
+    assert len(keepers(connected_components(0, none, none), none, None)) == 0
     assert [len(side) for side in PairSet(0).both()] == [0, 0]
     one, two, passed = bucket_pairs(none, np.array([0]))
     assert (len(one), len(two), passed) == (0, 0, 0)
