@@ -110,9 +110,9 @@ def lost_line(funnel: Funnel) -> str | None:
     if not lost.passages:
         return None
     return (
-        f"Lost with the first copy: {lost.passages:,} passages ({size(lost.bytes)}) that were cut "
-        "as copies stand in no document, for later stages removed the first copies. To keep such "
-        "text, raise paragraph_repeats and sentence_repeats, or leave out [corpus.passages]."
+        f"Passages lost with their first copy: {lost.passages:,} ({size(lost.bytes)}). They were "
+        "cut as copies, and later stages removed the first copies. To keep such text, raise "
+        "paragraph_repeats and sentence_repeats, or leave out [corpus.passages]."
     )
 
 

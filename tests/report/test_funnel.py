@@ -265,8 +265,8 @@ def test_what_was_lost_with_first_copies_is_said_only_if_there_is_any() -> None:
         words = " ".join(drawn(funnel_view.view(funnel), 100).split())
         page = " ".join(funnel_page.render(funnel, "made").split())
         for shown in (words, page):
-            assert ("Lost with the first copy" in shown) == said
-            assert ("1,200 passages (34.50 kB)" in shown) == said
+            assert ("Passages lost with their first copy: 1,200 (34.50 kB)." in shown) == said
+            assert ("first copy" in shown) == said
             assert ("leave out [corpus.passages]." in shown) == said
         assert as_json(funnel)["lost_passages"] == (lost or {"passages": 0, "bytes": 0})
 

@@ -155,9 +155,10 @@ def _prepare(
 def _say_lost(lost: LostPassages) -> None:
     if lost.passages:
         warn(
-            f"corpus.passages: {lost.passages:,} cut passages ({lost.bytes:,} bytes) stand in no "
-            "document any more, for later stages removed the first copies; to keep such text, "
-            "raise paragraph_repeats and sentence_repeats, or leave out [corpus.passages]"
+            f"corpus.passages: passages lost with their first copy: {lost.passages:,} "
+            f"({lost.bytes:,} bytes): they were cut as copies, and later stages removed the first "
+            "copies; to keep such text, raise paragraph_repeats and sentence_repeats, or leave out "
+            "[corpus.passages]"
         )
 
 
