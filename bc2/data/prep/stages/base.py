@@ -87,6 +87,17 @@ class Outcome(NamedTuple):
     """Rows for the file that `PrepStage.annotations_file` names, in the order of `pos`."""
 
 
+class Aftermath(NamedTuple):
+    """What is on disk after the last stage, as `PrepStage.review` gets it."""
+
+    verdicts: Sequence[Path]
+    """The stage's own verdicts, as `PrepStage.settle` wrote them."""
+    parts: Sequence[Path]
+    """The parts of the corpus, with the documents that are left."""
+    cut: Sequence[Path]
+    """Verdicts of later stages that cut the documents in them (`PrepStage.cuts`)."""
+
+
 class WorkingSet(ABC):
     """The parts of the corpus, as `PrepStage.settle` gets them."""
 
@@ -203,6 +214,18 @@ class PrepStage(ABC):
             Facts about the corpus for ``funnel.json``; their numbers are integers.
         """
         raise NotImplementedError(f"{self.name} settles nothing")
+
+    def cuts(self) -> bool:
+        """Whether `apply` cuts text out of documents that its verdict names."""
+        return False
+
+    def review(self, after: Aftermath) -> dict[str, Any]:
+        """After the last stage, look at what became of what `settle` decided.
+
+        Returns:
+            More facts, beside those of `settle`.
+        """
+        return {}
 
 
 def removed(rows: Iterable[RemovedRow]) -> pa.Table:
