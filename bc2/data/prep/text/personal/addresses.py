@@ -14,10 +14,12 @@ _LOCAL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._%+-"
 _MOST_LOCAL = 64
 
 _HOST = re.compile(
-    r"((?>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,9}([A-Za-z]{2,24})))"
+    r"(?<=@)((?>(?:[A-Za-z0-9]++(?:-++[A-Za-z0-9]++)*+\.){1,9}([A-Za-z]{2,24})))"
     r"(?![A-Za-z0-9_@]|-[0-9]|:[\w/~])",
     re.ASCII,
 )
+
+_URL_USER = re.compile(r"://[^\s/?@]{0,24}\Z")
 
 #: Hosts of nobody. RFC 2606 and RFC 6761 reserve most of them.
 _NOBODY = re.compile(r"(?:^|\.)(?:test|invalid|localhost|local|domain\.com)\Z")
@@ -78,7 +80,7 @@ def _is_other(text: str, start: int, at: int, match: re.Match[str]) -> bool:
     if _RESERVED.search(host) and text[start:at].lower() in _PLACEHOLDERS:
         return True
     before = text[max(0, start - 24) : start]
-    return before[-1:] == "@" or re.search(r"://[^\s/?@]*\Z", before) is not None
+    return before[-1:] == "@" or _URL_USER.search(before) is not None
 
 
 _CLUES = Clues(
@@ -116,8 +118,8 @@ _VERSION_AFTER = re.compile(
     r"\.in-addr| ?(?:正式)?版| ?(?:发布|更新|修复)| (?:release|beta|fixes|was released)"
     r"|\.(?:tar|zip|exe|dll|jar|whl)|_|\] - |\n[-=~]{3}|\]?:? ?\(\d{4}-"
 )
-_LINE_START = re.compile(r"(?:^|\n)[\s#]*\Z")
-_SECTION_AFTER = re.compile(r"\.?[\s\u00a0]+(?![\s\u00a0-]|\d|[\w.-]+\.[a-z])\D")
+_LINE_START = re.compile(r"(?:^|\n)[\s#]{0,12}\Z")
+_SECTION_AFTER = re.compile(r"\.?[\s\u00a0]{1,9}+(?![\s\u00a0-]|\d|[\w.-]+\.[a-z])\D")
 _ADDRESS_AFTER = re.compile(r":\d{2,5}\b|/\d{1,2}\b|\]? port \d|\]? - \S+ \[")
 _ADDRESS_BEFORE = re.compile(r"(?:://|\d:\d\d(?:\.\d{1,6})?\]? )\Z")
 

@@ -8,9 +8,12 @@ import re
 REACH = 48
 
 #: How far before it a word may speak against it. It must also be the label of this number: with no
-#: other number, and at most four Chinese characters, in between.
+#: other number, and few Chinese characters, in between.
 REACH_AGAINST = 20
-_OTHER_BETWEEN = re.compile(r"\d|(?:[\u4e00-\u9fff].*?){5}", re.DOTALL)
+CHINESE_AGAINST = 4
+_LONGEST = 10  # a word may begin farther away
+_DIGIT = re.compile(r"\d")
+_CHINESE = re.compile("[\u4e00-\u9fff]")
 
 #: Latin words, also inside ``cardNumber`` and ``card_number``; names of identity and part numbers.
 _LATIN = (
@@ -38,7 +41,8 @@ class Clues:
         self._says = dict.fromkeys(yes.split(), True) | dict.fromkeys(no.split(), False)
         chinese = sorted((word for word in self._says if not word.isascii()), key=len, reverse=True)
         self._ascii = re.compile(_LATIN)
-        self._any = re.compile(f"{'|'.join(map(re.escape, chinese))}|{_LATIN}")
+        first = "".join(dict.fromkeys(word[0] for word in chinese))
+        self._any = re.compile(f"{_LATIN}|(?=[{first}])(?:{'|'.join(chinese)})")
 
     def before(self, text: str, start: int, reach: int = REACH, lines: int = 2) -> bool | None:
         """True: the nearest word speaks for it; False: against it; None: no word says anything.
@@ -49,7 +53,8 @@ class Clues:
             reach: how far before it words may speak for it.
             lines: how many lines count, the number's own among them.
         """
-        near = "\n".join(text[max(0, start - REACH) : start].rsplit("\n", lines)[-lines:])
+        window = text[max(0, start - max(reach, REACH_AGAINST) - _LONGEST) : start]
+        near = "\n".join(window.rsplit("\n", lines)[-lines:])
         if _SIGN.search(near):
             return False
         found = list((self._ascii if near.isascii() else self._any).finditer(near))
@@ -66,4 +71,6 @@ def _counts(word: str, between: str, says: bool, reach: int) -> bool:
         return not between.strip(_GAP)
     if says:
         return len(between) <= reach
-    return len(between) <= REACH_AGAINST and not _OTHER_BETWEEN.search(between)
+    if len(between) > REACH_AGAINST or _DIGIT.search(between):
+        return False
+    return len(_CHINESE.findall(between)) <= CHINESE_AGAINST

@@ -103,10 +103,10 @@ _ID_15 = re.compile(r"(?<![\d.])(?<!\d[ -])(?=([1-8](?:[ -]?\d){14})(?!\w|[.-]\d
 def id_cards(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     """Places of Chinese identity numbers: those of 18 characters, and of 15 before 1999."""
     for number in numbers:
-        for match in number.matches(_ID_18):
+        for match in number.matches(_ID_18, least=18):
             if is_id_card(_compact(match[1])):
                 yield number.offset + match.start(1), number.offset + match.end(1)
-        for match in number.matches(_ID_15):
+        for match in number.matches(_ID_15, least=15):
             start, end = number.offset + match.start(1), number.offset + match.end(1)
             if not _is_old_id_card(_compact(match[1])):
                 continue
@@ -151,7 +151,7 @@ _SSN = re.compile(
 def ssns(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     """Places of social security numbers; without hyphens only where a word speaks for them."""
     for number in numbers:
-        for match in number.matches(_SSN):
+        for match in number.matches(_SSN, least=9):
             start = number.offset + match.start()
             clue = _SOCIAL.before(number.text, start)
             if clue or (clue is None and match[1] == "-"):
@@ -187,7 +187,7 @@ def bank_cards(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     number counts only if it is also grouped as on a card, or a word speaks for it.
     """
     for number in numbers:
-        for match in number.matches(_CARD_FORM):
+        for match in number.matches(_CARD_FORM, least=13):
             digits = digits_of(match.group())
             if not (is_issued(digits) and is_luhn(digits)):
                 continue

@@ -40,9 +40,9 @@ class Numbers(NamedTuple):
     end: int
     """Where the run, with a check letter after it, ends in `near`."""
 
-    def matches(self, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
-        """Matches in the run; lookarounds also see what is beside it."""
-        at = self.start
+    def matches(self, pattern: re.Pattern[str], least: int = 7) -> Iterator[re.Match[str]]:
+        """Matches in the run, if it may have `least` digits; lookarounds see what is beside it."""
+        at = self.start if self.end - self.start >= least else self.end
         while match := pattern.search(self.near, at, len(self.near)):
             if match.start() >= self.end:
                 return

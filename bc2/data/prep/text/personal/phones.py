@@ -82,7 +82,6 @@ _SERVICE = re.compile(
 _ANY = re.compile(r"(?<![\w.*-])\(?\d(?:[ ()-]{0,2}+\d){6,14}+(?!\w|[.-]\d)", re.ASCII)
 _DAY = re.compile(r"(?:19|20)\d\d-\d")
 _BETWEEN = re.compile(r"[\s,;/、，；或和及]*(?:or|and)?\s*")
-_SPACED = re.compile(r"\d+(?: \d+)+")
 _IN_ROW = re.compile(r"^\d | \d\Z")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -98,32 +97,37 @@ class Found(NamedTuple):
 
 def phones(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     """Places of telephone numbers; later ones may overlap earlier ones."""
-    ends: set[int] = set()
+    ends: dict[int, int] = {}
     for number in numbers:
+        near: dict[int, bool | None] = {}
         for pattern, judge in _FORMS:
             for match in number.matches(pattern):
-                found = judge(match)
-                if found is not None and _speaks(number, found, ends):
-                    ends.add(number.offset + found.end)
-                    yield number.offset + found.start, number.offset + found.end
+                found = None if match.start() + number.offset in ends else judge(match)
+                if found is not None and _speaks(number, found, near, ends):
+                    start, end = number.offset + found.start, number.offset + found.end
+                    ends[start] = end
+                    yield start, end
 
 
-def _speaks(number: Numbers, found: Found, ends: set[int]) -> bool:
+def _speaks(
+    number: Numbers, found: Found, near: dict[int, bool | None], ends: dict[int, int]
+) -> bool:
     """Whether the text around a number, or one just before it, lets it be a telephone number."""
     if _UNIT.match(number.near, found.end):
         return False
     start = number.offset + found.start
     if not found.sure:
-        clue = CLUES.before(number.text, start, reach=_NEAR)
-        return clue is True or (clue is None and _is_next(number.text, start, ends))
+        if start not in near:
+            near[start] = CLUES.before(number.text, start, reach=_NEAR)
+        return near[start] is True or (near[start] is None and _is_next(number.text, start, ends))
     clue = CLUES.before(number.text, start)
     return clue is True or (clue is None and not _in_url(number.text, start))
 
 
-def _is_next(text: str, start: int, ends: set[int]) -> bool:
-    """Whether a number is the next one of a list, which is only told from what is before it."""
-    before = next((end for end in range(start - 1, start - 9, -1) if end in ends), None)
-    return before is not None and _BETWEEN.fullmatch(text, before, start) is not None
+def _is_next(text: str, start: int, ends: dict[int, int]) -> bool:
+    """Whether a number stands right after the last one that was found, as in a list."""
+    last = next(reversed(ends.values()), start)
+    return 0 < start - last < 9 and _BETWEEN.fullmatch(text, last, start) is not None
 
 
 def _in_url(text: str, start: int) -> bool:
@@ -158,8 +162,10 @@ def _nanp(match: re.Match[str]) -> Found:
 
 def _in_row(match: re.Match[str]) -> bool:
     """Whether a number in groups stands in a row of other numbers, as in a table."""
+    written = match.group()
     row = match.string[max(0, match.start() - 2) : match.end() + 2]
-    return _SPACED.fullmatch(match.group()) is not None and _IN_ROW.search(row) is not None
+    spaced = " " in written and written.replace(" ", "").isdigit()
+    return spaced and _IN_ROW.search(row) is not None
 
 
 def _mobile(match: re.Match[str]) -> Found | None:
