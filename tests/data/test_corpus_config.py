@@ -22,7 +22,7 @@ from bc2.errors import RecipeError
         ({"hf": "a", "include": ("*",)}, "choose files"),
         ({"hf": "a", "encoding": "gbk"}, "encoding belongs to the files of a path"),
         ({"environment": "python-docs", "encoding": "gbk"}, "encoding belongs to the files"),
-        ({"path": "a", "encoding": "gb18300"}, "did you mean 'gb18030'"),
+        ({"path": "a", "encoding": "gb18300"}, "such as gb18030"),
         ({"path": ""}, "at least 1 character"),
         ({"path": "a", "max_bytes": 0}, "greater than 0"),
         ({"path": "a", "name": "../up"}, "pattern"),
