@@ -383,7 +383,8 @@ class WeightsSettings(Settings):
     """Factor of each source, such as 2 for text of trusted origin (Baichuan 2, section 4.1)."""
 
     languages: dict[str, float] = Field(default_factory=dict)
-    """Factor of each language that the sources state; "und" is text without a stated language."""
+    """Factor of each language that the sources state, by the beginning of its tag: "zh" is zh-CN
+    and zh-TW too, unless a longer key names them. "und" is text without a stated language."""
 
     quality: tuple[tuple[float, float], ...] = ()
     """Factors of bands of quality scores, as [lowest score, factor] in ascending order from score
