@@ -1,12 +1,11 @@
 """Normalise texts: line ends, control characters and, if the settings ask for it, white space, NFC.
 
 The rewrites are regular expressions of pyarrow (RE2), which apply only to documents with a match.
-NFC is computed by Python's standard library.
+NFC is that of `unicode_forms`.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from bc2.data.prep.settings import NormaliseSettings
 from bc2.data.prep.stages.base import RECORD, REMOVED, Outcome, PrepStage, dropped
+from bc2.data.prep.text.unicode_forms import nfc
 
 #: Line ends: what Python's str.splitlines splits at, which is what Unicode's newline guidelines
 #: name (CR, LF, CRLF, NEL, VT, FF, LS, PS; a form feed stands between pages) and the information
@@ -56,7 +56,8 @@ class NormaliseStage(PrepStage):
             text, cut = _rewrite(text, pattern, into)
             cuts.append((reason, cut))
         if self.settings.nfc:
-            text = _nfc(text)
+            # pyarrow's own NFC (25.0) decomposes and does not compose.
+            text = pa.array([nfc(each) for each in text.to_pylist()], pa.large_string())
         empty = pc.invert(pc.match_substring_regex(text, rf"[^\n{_SPACES[1:]}"))
         kept = pc.invert(empty)
         gone = [dropped(table, empty, "empty")]
@@ -89,12 +90,6 @@ def _rewrite(text: pa.Array, pattern: str, into: str) -> tuple[pa.Array, pa.Arra
     new = pc.replace_substring_regex(text.filter(found), pattern, into)
     rewritten = pc.replace_with_mask(text, found, new)
     return rewritten, pc.subtract(_bytes(text), _bytes(rewritten))
-
-
-def _nfc(text: pa.Array) -> pa.Array:
-    """NFC by the standard library: pyarrow's own (25.0) decomposes and does not compose."""
-    done = [unicodedata.normalize("NFC", each) for each in text.to_pylist()]
-    return pa.array(done, pa.large_string())
 
 
 def _bytes(text: pa.Array) -> pa.Array:

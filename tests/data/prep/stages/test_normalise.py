@@ -15,8 +15,8 @@ from bc2.data.prep.stages.normalise import NormaliseStage
 
 
 def reference(text: str, config: NormaliseSettings) -> str:
-    # a "\n" at the end, so that a last line end is one too
-    text = "\n".join((text.replace("\r\x85", "\n") + "\n").splitlines()).replace("\x1f", " ")
+    # with an end, so that a line end before it is one too
+    text = "\n".join((text.replace("\r\x85", "\n") + "x").splitlines())[:-1].replace("\x1f", " ")
     text = "".join(
         c for c in text if c in "\t\n" or (unicodedata.category(c) != "Cc" and c != "\ufeff")
     )
