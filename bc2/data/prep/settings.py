@@ -291,8 +291,8 @@ class DecontaminateSettings(Settings):
     """[corpus.decontaminate]: find documents with text of benchmarks.
 
     A document matches if it has `ngram` consecutive words of a benchmark's text (GPT-3, Brown et
-    al. 2020, appendix C), or the whole text if that is shorter. Case, white space and punctuation
-    are ignored.
+    al. 2020, appendix C), or the whole text if that is shorter. Case, white space, punctuation and
+    the way characters are written (ligatures, width, accents: NFKC) are ignored.
     """
 
     benchmarks: tuple[BenchmarkSettings, ...] = ()
