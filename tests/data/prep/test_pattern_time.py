@@ -13,7 +13,7 @@ import pytest
 from found_patterns import hostile_texts, modules_below, patterns_of
 
 #: Modules whose patterns are not yet linear.
-SLOW: dict[str, str] = {"bc2.data.prep.text.sentences": "being rewritten"}
+SLOW: dict[str, str] = {}
 
 #: Seconds a character: one second for a megabyte, which is ten times what such a pattern needs.
 LIMIT = 1e-6

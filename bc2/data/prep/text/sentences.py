@@ -58,7 +58,7 @@ _SENTENCE_END = re.compile(
 #: What a piece at the beginning of a line begins with, and what stays if the piece is cut and the
 #: rest of its line stays: the marks of quotations, list items and footnotes.
 _PREFIX = re.compile(
-    r"[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
+    r"\A[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
     r"(?:\[\^[^\]\n]{1,80}\]:[ \t]++)?"
 )
 
@@ -69,7 +69,7 @@ _ITEM = re.compile(
 )
 
 _WORD = re.compile(r"[^\s(\[{\"'“‘「『（—–]*\Z")
-_INITIAL = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]\Z")
+_INITIAL = re.compile(r"\A(?:[^\W\d_]\.)*[^\W\d_]\Z")
 
 #: English abbreviations that seldom end a sentence, without their full stop.
 _ABBREVIATIONS = frozenset(

@@ -75,7 +75,7 @@ def naive(sentence):
         "digits": sum(c in "12" for c in solid) / n,
         "symbols": sum(c in "#" for c in solid) / n,
         "no_letters": 1 - (letters + wide) / n,
-        "capitals": sum(c in "XY" for c in solid) / letters if letters >= 10 else 0,
+        "capitals": sum(c in "XY" for c in solid) / (letters + 3 * wide) if letters >= 10 else 0,
         "repeats": max(lags) / n,
         "long_words": letters / max(words, 1) if not wide else 0,
         "no_end": float(not solid or solid[-1] not in ".。"),
