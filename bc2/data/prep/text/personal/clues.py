@@ -58,11 +58,18 @@ class Clues:
         if _SIGN.search(near):
             return False
         found = list((self._ascii if near.isascii() else self._any).finditer(near))
-        for match in reversed(found):
-            says = self._says.get(match.group().lower().translate(_JOINED))
-            if says is not None and _counts(match.group(), near[match.end() :], says, reach):
-                return says
+        for at in reversed(range(len(found))):
+            says = self._of(found[at])
+            if says is not None and _counts(
+                found[at].group(), near[found[at].end() :], says, reach
+            ):
+                # 号 and 码 say nothing after a word that does
+                named = at > 0 and found[at - 1].end() == found[at].start()
+                return says or (named and self._of(found[at - 1]) is True)
         return None
+
+    def _of(self, match: re.Match[str]) -> bool | None:
+        return self._says.get(match.group().lower().translate(_JOINED))
 
 
 def _counts(word: str, between: str, says: bool, reach: int) -> bool:

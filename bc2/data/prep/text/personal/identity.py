@@ -148,13 +148,20 @@ _SSN = re.compile(
 )
 
 
+#: A word right before a number, which then is the number of something else.
+_NAMED = re.compile(
+    r"(?<![A-Za-z])(?!(?:is|was|for|of|shows?|and|or|as)\b)[A-Za-z]{2,}\.? ?\Z|[一-鿿]\Z"
+)
+
+
 def ssns(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     """Places of social security numbers; without hyphens only where a word speaks for them."""
     for number in numbers:
         for match in number.matches(_SSN, least=9):
             start = number.offset + match.start()
             clue = _SOCIAL.before(number.text, start)
-            if clue or (clue is None and match[1] == "-"):
+            alone = match[1] == "-" and not _NAMED.search(number.text, max(0, start - 16), start)
+            if clue or (clue is None and alone):
                 yield start, number.offset + match.end()
 
 
