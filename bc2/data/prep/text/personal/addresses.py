@@ -15,7 +15,7 @@ _MOST_LOCAL = 64
 
 _HOST = re.compile(
     r"(?<=@)((?>(?:[A-Za-z0-9]++(?:-++[A-Za-z0-9]++)*+\.){1,9}([A-Za-z]{2,24})))"
-    r"(?![A-Za-z0-9_@]|-[0-9]|:(?:[\w.~-]{0,64}/|[\w.-]{0,64}\.git\b))",
+    r"(?![A-Za-z0-9@]|_\w|-[0-9]|:(?:[\w.~-]{0,64}/|[\w.-]{0,64}\.git\b))",
     re.ASCII,
 )
 
@@ -120,9 +120,11 @@ _VERSION_AFTER = re.compile(
 )
 _LINE_START = re.compile(r"(?:^|\n)[\s#]{0,12}\Z")
 _SECTION_AFTER = re.compile(r"\.?[\s\u00a0]{1,9}+(?![\s\u00a0-]|\d|[\w.-]+\.[a-z])\D")
-_ADDRESS_AFTER = re.compile(r":\d{2,5}\b|\]? port \d|\]? - \S+ \[")
+_ADDRESS_AFTER = re.compile(r"\]?:\d{2,5}\b|\]? port \d|\]? - \S+ \[")
 _PREFIX_AFTER = re.compile(r"/\d{1,2}\b")
-_ADDRESS_BEFORE = re.compile(r"(?:://|\[client |\d:\d\d(?:\.\d{1,6})?\]? )\Z")
+_ADDRESS_BEFORE = re.compile(
+    r"(?:://|\[client |\b(?:root|admin|ubuntu|user)@|\d:\d\d(?:\.\d{1,6})?\]? )\Z"
+)
 
 #: Numbers above this are rare in versions, and so are first numbers from this.
 _LARGE = 50

@@ -15,9 +15,10 @@ _LONGEST = 10  # a word may begin farther away
 _DIGIT = re.compile(r"\d")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
-#: Latin words, also inside ``cardNumber`` and ``card_number``; names of identity and part numbers.
+#: Latin words, also inside ``cardNumber`` and ``card_number``; names of numbers.
 _LATIN = (
     r"(?<![A-Za-z])(?:[Ii][Dd][ _-]?(?:[Cc]ard|[Nn]umber|[Nn]o)|[PpSs]/[Nn])\b"
+    r"|(?<![A-Za-z])(?:[Mm]y|[Hh]is|[Hh]er|[Oo]ur|[Yy]our|[Tt]heir) number\b"
     r"|[A-Z]?[a-z]+|[A-Z]+(?![a-z])"
 )
 _JOINED = str.maketrans("", "", " _-")

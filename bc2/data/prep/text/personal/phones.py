@@ -16,7 +16,8 @@ from bc2.data.prep.text.personal.phone_plans import is_country_code, is_number, 
 CLUES = Clues(
     yes="""
     tel telephone tele phone phones mobile mob cell cellphone call calls called calling dial
-    fax ring sms whatsapp contact reach hotline helpline wechat voice landline ph pager 电话
+    fax ring sms whatsapp contact reach hotline helpline wechat voice landline ph pager
+    mynumber hisnumber hernumber ournumber yournumber theirnumber 电话
     手机 联系 致电 拨打 拨 热线 传真 座机 来电 微信 短信 打给 打 客服 咨询 收件人 收货人 通话
     本机 分机 总机 号码 手机号 电话号 手机号码 电话号码 联系号码 微信号 新号 老号 短号
     移动电话 固话 前台 物业 售后 售票 预约 预约挂号 同号
@@ -43,8 +44,8 @@ _NEAR = 14
 
 #: Units after a number that is an amount.
 _UNIT = re.compile(
-    r" ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|手(?!机)|股|票|份|笔|吨|平方|平米|公里|千米"
-    r"|%|x|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
+    r"x\d| ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|手(?!机)|股|票|份|笔|吨|平方|平米|公里"
+    r"|%|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
 )
 
 _LABEL = re.compile(
@@ -63,19 +64,21 @@ _NXX = r"[2-9]\d\d"
 _NANP = re.compile(
     rf"(?<![\w.+*])(?<!\w-)(?:1?{_NXX}{_NXX}\d{{4}}"
     rf"|(?:1(?:[ .-]| ?(?=\()))?+(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}"
-    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
+    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}-{_NXX}\d{{4}}"
+    rf"|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
     rf"|{_NXX}/{_NXX}[. -]\d{{4}}))(?!\w|-\d|\.\d)",
     re.ASCII,
 )
 _MOBILE = re.compile(
-    r"(?<![\d.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+(1[3-9](?:[ -]?\d){9})(?!\w|[.-]\d)",
+    r"(?<![\d.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+"
+    r"(1[3-9](?:[ -]?\d){9}|1[3-9]\d\.\d{4}\.\d{4})(?!\w|[.-]\d)",
     re.ASCII,
 )
 _AREA = r"(?:10|2\d|[3-9]\d\d)"
 _LANDLINE = re.compile(
     rf"(?<![\w.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})"
     rf"|(\(0{_AREA}\))|(0{_AREA}))"
-    r"(?: ?[/-] ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
+    r"(?: ?[/-]{1,2} ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
     re.ASCII,
 )
 _SERVICE = re.compile(
@@ -179,11 +182,11 @@ def _in_row(match: re.Match[str]) -> bool:
 
 
 def _mobile(match: re.Match[str]) -> Found | None:
-    """Eleven digits, in up to four groups. In other than Chinese text they may be any number."""
+    """Eleven digits, in up to five groups. In other than Chinese text they may be any number."""
     body = match[1]
-    groups = re.split("[ -]", body)
+    groups = re.split("[ .-]", body)
     signs = {sign for sign in body if not sign.isdigit()}
-    if len(groups) > 4 or len(groups[0]) < 3 or min(map(len, groups)) < 2 or len(signs) > 1:
+    if len(groups) > 5 or len(groups[0]) < 3 or min(map(len, groups)) < 2 or len(signs) > 1:
         return None
     sure = not re.match("[A-Za-z_]", match.string[match.start() - 1 :]) and is_number(
         86, digits_of(body)
@@ -191,9 +194,14 @@ def _mobile(match: re.Match[str]) -> Found | None:
     if len(groups) > 1:
         sure = sure and not _in_row(match)
     elif match.group() in (body, f"0{body}"):
-        beside = match.string[max(0, match.start() - 12) : match.start()]
-        sure = sure and _CHINESE.search(beside + match.string[match.end() :][:12]) is not None
+        sure = sure and _in_chinese(match)
     return Found(*match.span(), sure)
+
+
+def _in_chinese(match: re.Match[str]) -> bool:
+    """Whether a number stands in Chinese text, where numbers of other things have a label."""
+    before = match.string[max(0, match.start() - 12) : match.start()]
+    return _CHINESE.search(before + match.string[match.end() :][:12]) is not None
 
 
 def _landline(match: re.Match[str]) -> Found:
@@ -201,12 +209,12 @@ def _landline(match: re.Match[str]) -> Found:
     national = digits_of(area).removeprefix("0") + local
     # towns have more digits than the table says, while their numbers are made longer
     in_use = is_number(86, national) or is_number(86, national[:-1])
-    separated = not match.group().isdigit()
-    return Found(*match.span(), in_use and separated and not _in_row(match))
+    written = not match.group().isdigit() or _in_chinese(match)
+    return Found(*match.span(), in_use and written and not _in_row(match))
 
 
 def _service(match: re.Match[str]) -> Found:
-    return Found(*match.span(), not match.group().isdigit())
+    return Found(*match.span(), not match.group().isdigit() or _in_chinese(match))
 
 
 def _labelled(match: re.Match[str]) -> Found | None:
