@@ -67,11 +67,20 @@ def documents_at(
             string of Unicode text.
     """
     for path in paths:
-        check_utf8_name(path, where=path)
-        source = SourceConfig(name="texts", path=path, text_field=text_field)
+        source = source_at(path, text_field)
         drops = Drops(path, "stop", todo=_REPAIR, recode=_RECODE)
         for row in file_rows(source, source_files(source), drops, lang_field):
             yield Document.of(row, path, row.lang)
+
+
+def source_at(path: str, text_field: str = "text") -> SourceConfig:
+    """Files, a folder or a glob that no recipe names.
+
+    Raises:
+        DataError: the path is not UTF-8.
+    """
+    check_utf8_name(path, where=path)
+    return SourceConfig(name="texts", path=path, text_field=text_field)
 
 
 def source_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
