@@ -142,16 +142,16 @@ def test_an_example_is_the_text_around_the_place_and_marks_it(records, tmp_path)
 
 def test_a_place_that_is_masked_is_shown_as_its_mask(records, tmp_path):
     stage = Pointing()
-    text = f"{'word ' * 300}BAD@harvestmail.net and more"
+    text = f"{'word ' * 300}BAD@harvestmail.net, and more"
     write_part_file(records([text]), tmp_path / "p.arrow")
     (tmp_path / "out").mkdir()
     task = SegmentTask(
         Segment((stage,), None), tmp_path / "p.arrow", tmp_path / "out", "p", None, None
     )
     (example,) = (Example.model_validate(one) for one in run_part(task)["stages"][0]["examples"])
-    assert example.pieces()[1:] == ("[EMAIL]", " and more")
+    assert example.pieces()[1:] == ("[EMAIL]", ", and more")
     words = funnel_view.examples_view(Funnel(version=1, read={}, examples=(example,)))
-    assert any(">>[EMAIL]<< and more" in str(getattr(part, "renderable", part))
+    assert any(">>[EMAIL]<<, and more" in str(getattr(part, "renderable", part))
                for part in words.renderables)  # fmt: skip
 
 
@@ -223,4 +223,4 @@ def test_every_example_of_safety_shows_what_decided(tmp_path):
     for one in mine:
         kind = one.reason.removeprefix("personal_").upper()
         shown = {"url_list": "badplace.example/offer", "pattern:call": "Once"}
-        assert one.pieces()[1].startswith(shown.get(one.reason, f"[{kind}]"))
+        assert one.pieces()[1] == shown.get(one.reason, f"[{kind}]")
