@@ -189,6 +189,24 @@ def test_places_of_cut_passages_are_where_they_begin(tmp_path):
     )
 
 
+def test_matches_with_benchmarks_show_masks_and_still_say_what_is_shared(tmp_path):
+    question = (
+        f"Which river is it that {PERSONAL[0]} crossed with the old captain by night and day?"
+    )
+    texts = [f"{PERSONAL[1]} called. {question} Call {PERSONAL[3]} back.", *mails(9)]
+    settings = config(tmp_path, texts, heuristics=None, quality=None, safety={"personal": "keep"})
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": f"{question} {PERSONAL[2]}"}))
+    prepare(settings, tmp_path / "out", options=PrepOptions(workers=1))
+    (match,) = read_matches(tmp_path / "out" / CONTAMINATION)
+    masked = question.replace(PERSONAL[0], "[EMAIL]")
+    assert match.pieces() == ("[PHONE] called. ", masked[:-1], "? Call [PHONE] back.")
+    assert match.benchmark_text == f"{masked} [PHONE]"
+    examples = Funnel.open(tmp_path / "out" / "funnel.json").examples
+    (detail,) = (one.detail for one in examples if one.stage == "decontaminate")
+    assert "that [EMAIL] crossed" in detail
+    assert find_personal(detail, KINDS) == []
+
+
 @pytest.mark.slow
 def test_examples_of_real_corpora_show_no_personal_data(tmp_path):
     folder = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "corpus"
