@@ -31,8 +31,8 @@ EXAMPLES = 10
 BEFORE, AFTER = 100, 300
 
 #: What is marked where a place is known: the mask that begins there, or the word (the first letters
-#: of a long one), with a mark such as ``>`` before it.
-_MARKED = re.compile(r"\s{0,99}((?:[^\w\s]{1,8} )?\S{1,24})")
+#: of a long one), with marks such as ``>`` before it.
+_MARKED = re.compile(r"\s{0,99}((?:[^\w\s]{1,8} ){0,4}\S{1,24})")
 
 
 class GroupRow(NamedTuple):

@@ -13,6 +13,7 @@ import pytest
 
 from bc2.data.corpus_config import CorpusConfig
 from bc2.data.language_tags import is_code
+from bc2.data.prep import segment
 from bc2.data.prep.dry_run import dry_run
 from bc2.data.prep.funnel import Example, Funnel
 from bc2.data.prep.part_files import write_part_file
@@ -153,6 +154,24 @@ def test_a_place_that_is_masked_is_shown_as_its_mask(records, tmp_path):
     words = funnel_view.examples_view(Funnel(version=1, read={}, examples=(example,)))
     assert any(">>[EMAIL]<<, and more" in str(getattr(part, "renderable", part))
                for part in words.renderables)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("one\n\n> > Once more", "> > Once"),
+        (
+            "x  天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余",
+            "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏",
+        ),
+        ("x (212) 664-7665, or", "[PHONE]"),
+        ("x    ", ""),
+    ],
+)
+def test_what_is_marked_is_a_word_with_its_marks_or_a_mask(text, marked):
+    shown = segment._shown(text, None, text.index("\n") if "\n" in text else 1)
+    start, stop = shown["place"]
+    assert shown["text"][start:stop] == marked
 
 
 def test_places_of_cut_passages_are_where_they_begin(tmp_path):
