@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -22,6 +23,7 @@ MAX_DOCUMENT_BYTES = 1 << 28
 #: What can be wrong with a row by itself.
 RowFault = Literal[
     "bad_utf8",  # bytes that are not UTF-8
+    "bad_encoding",  # bytes that are not of the encoding that the source names
     "bad_json",  # a line that is not JSON
     "not_an_object",  # JSON, but not {...}
     "no_text",  # the text field is missing or null
@@ -34,6 +36,9 @@ RowFault = Literal[
 class BadRow(Exception):
     """A row that holds no usable text."""
 
+    likely: str | None = None
+    """The encoding that its file is likely to be in, where that was asked for."""
+
     def __init__(self, reason: RowFault, detail: str):
         super().__init__(detail)
         self.reason: RowFault = reason
@@ -45,15 +50,33 @@ class BadRow(Exception):
 _FEED = 1 << 13
 
 
+#: The longest window that zstd has: memory for so much text, if a frame is as long.
+_LONGEST_WINDOW = 1 << 31
+
+#: The most bytes of a frame's header: see RFC 8878, section 3.1.1.
+_HEADER = 18
+
+
+class _UnreadFrame(Exception):
+    """A zstd frame that is whole and that no reader here can read."""
+
+    def __init__(self, what: str, todo: str):
+        super().__init__(what)
+        self.what = what
+        self.todo = todo
+
+
 class ZstdStream(io.RawIOBase):
     """The contents of every frame of a .zst file, one after another.
 
     zstandard's own reader takes the end of the file for the end of the frame, so a file
-    cut short would read as a shorter one; here it is an error.
+    cut short would read as a shorter one; here it is an error. Any window that zstd makes is
+    read; one of `--long=31` takes up to 2 GiB of memory.
 
     Raises:
         EOFError: the file ends inside a frame.
         zstandard.ZstdError: a frame is damaged.
+        _UnreadFrame: a frame needs a dictionary, or more memory than there is.
     """
 
     def __init__(self, raw: IO[bytes]):
@@ -86,12 +109,47 @@ class ZstdStream(io.RawIOBase):
                 raise EOFError("the file ends inside a zstd frame")
             return False
         if self._frame is None:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._out = memoryview(self._frame.decompress(chunk))
+            while len(chunk) < _HEADER and (more := self._raw.read(_HEADER)):
+                chunk += more
+            self._frame = _frame(chunk)
+        self._out = memoryview(_decompressed(self._frame, chunk))
         if self._frame.eof:
             self._rest = self._frame.unused_data
             self._frame = None
         return True
+
+
+def _frame(begin: bytes) -> Any:
+    """What decompresses the frame that begins so."""
+    try:
+        header = zstandard.get_frame_parameters(begin)
+        reader = zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
+    except zstandard.ZstdError as error:
+        if "too much memory" in str(error):  # how the library says it of a header
+            raise _UnreadFrame(
+                f"it was compressed with a window of more than {_LONGEST_WINDOW:,} bytes",
+                "compress it again with `zstd --long=31` or a shorter window",
+            ) from error
+        raise
+    if header.dict_id:
+        raise _UnreadFrame(
+            f"it was compressed with a dictionary, whose ID is {header.dict_id}",
+            "decompress it with `zstd -d -D DICTIONARY`, and give what comes out",
+        )
+    return reader
+
+
+def _decompressed(frame: Any, chunk: bytes) -> bytes:
+    try:
+        data: bytes = frame.decompress(chunk)
+    except (zstandard.ZstdError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "not enough memory" in str(error):
+            raise _UnreadFrame(
+                "there is not enough memory for the window that it was compressed with",
+                "compress it again without --long, or read it where there is more memory",
+            ) from error
+        raise
+    return data
 
 
 @contextmanager
@@ -104,6 +162,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise _damaged(path, error) from error
+    except _UnreadFrame as error:
+        raise DataError(error.what, where=str(path), todo=error.todo) from error
     except OSError as error:
         if error.errno is None and not isinstance(error, PermissionError):
             raise _damaged(path, error) from error  # pyarrow's way to say: no Parquet
@@ -167,13 +227,13 @@ def numbered_lines(
     """Lines by number, from 1, without their ends; None for one longer than `limit` bytes.
 
     Yields:
-        (number, line or None, bytes of the line). A byte order mark is not part of line 1.
+        (number, line or None, bytes of the line). Byte order marks before a line are no part of
+        it: they are at the beginning of a file, and inside it where several were joined.
     """
     number = 0
     while line := stream.readline(limit + 1):
         number += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = without_marks(line)
         size = len(line)
         if size <= limit or line.endswith(b"\n"):
             yield number, line.rstrip(b"\r\n"), size
@@ -183,8 +243,18 @@ def numbered_lines(
         yield number, None, size
 
 
-def parse_line(line: bytes | None) -> Any:
+def without_marks(data: bytes) -> bytes:
+    """UTF-8 without the byte order marks at its beginning."""
+    while data.startswith(codecs.BOM_UTF8):
+        data = data[len(codecs.BOM_UTF8) :]
+    return data
+
+
+def parse_line(line: bytes | None, encoding: str = "utf-8") -> Any:
     """The JSON value of a line.
+
+    Args:
+        encoding: see `decode`.
 
     Raises:
         BadRow: too long (None), not UTF-8, or not JSON.
@@ -194,15 +264,22 @@ def parse_line(line: bytes | None) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
-        text = decode(line)  # Python's own knows more (NaN), and says what is wrong
+        text = decode(line, encoding)  # Python's own knows more (NaN), and says what is wrong
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad_json", f"not JSON: {error}") from None
+        detail = f"not JSON: {error}"
+        if line.strip() in (b"{", b"["):
+            kind = "an object" if line.strip() == b"{" else "a list"
+            detail = f"{kind} over several lines, and each line is to be a row"
+        raise BadRow("bad_json", detail) from None
 
 
-def decode(data: bytes) -> str:
+def decode(data: bytes, encoding: str = "utf-8") -> str:
     """UTF-8 text.
+
+    Args:
+        encoding: what the file is in, if `bc2.text_encoding` made UTF-8 of it.
 
     Raises:
         BadRow: longer than `MAX_DOCUMENT_BYTES`, or not UTF-8.
@@ -212,4 +289,7 @@ def decode(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            place = len(data[: error.start].decode()) + 1
+            raise BadRow("bad_encoding", f"not {encoding}: character {place}") from None
         raise BadRow("bad_utf8", f"not UTF-8: byte {error.start} ({error.reason})") from None

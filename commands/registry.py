@@ -406,9 +406,26 @@ def import_(
         artifact = import_model(
             registry, source if hub else path, name=name, role=_role(role), chat_layout=chat_layout
         )
+    if artifact.kind == "tokenizer":
+        _say_what_is_lost(artifact)
     Output.of(json=json, quiet=quiet).emit(
         brief(artifact), table=f"{artifact.title} {artifact.ref}", quiet=[artifact.ref], kept=True
     )
+
+
+def _say_what_is_lost(tokenizer: Artifact) -> None:
+    """Warn of the kinds of text that an imported tokenizer does not give back."""
+    from bc2.tokenizer.round_trip import lost_sentence
+    from bc2.tokenizer.tokenizer import Tokenizer
+    from bc2.tokenizer.tokenizer_files import tokenizer_path
+
+    try:
+        lost = Tokenizer.load(tokenizer_path(tokenizer)).lost
+    except DataError as error:
+        warn(f"registered, but no stage can use it: {error}")
+    else:
+        if lost:
+            warn(lost_sentence(lost))
 
 
 def _check_layout(name: str) -> None:

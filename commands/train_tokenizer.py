@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bc2.console import Output, table
+from bc2.console import Output, note, table
 from bc2.options import Fresh, Json, Quiet, RecipeArg, Set, verb
 from bc2.pipeline.reach import load_for
 from bc2.registry import Registry
@@ -41,16 +41,21 @@ def train_tokenizer(
     """
     from bc2.pipeline.session import Session
     from bc2.report.artifact_view import show_artifact
+    from bc2.report.compression import check_holds_out, compression_report
+    from bc2.tokenizer.round_trip import lost_sentence
 
     session = Session(Registry.open(), fresh=fresh)
     output = Output.of(json=json, quiet=quiet)
-    tokenizer = session.obtain("tokenizer", load_for("tokenizer", recipe, set_ or []))
+    read = load_for("tokenizer", recipe, set_ or [])
     if report or against:
-        from bc2.report.compression import compression_report
-
+        check_holds_out(read)
+    tokenizer = session.obtain("tokenizer", read)
+    if report or against:
         compared = compression_report(session.registry, tokenizer, against or [])
+        for model, kinds in compared.lost.items():
+            note(f"{model}: {lost_sentence(kinds)}")
         output.emit(
-            {"tokenizer": tokenizer.ref, "rows": compared.to_json()},
+            {"tokenizer": tokenizer.ref, "rows": compared.to_json(), "lost": compared.lost},
             table=table(compared.columns, compared.cells()),
             quiet=[tokenizer.ref],
         )

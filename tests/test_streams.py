@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,55 @@ def test_a_file_cut_anywhere_is_never_taken_for_a_whole_one(tmp_path, suffix):
         assert caught.value.where == str(path)
 
 
+def windowed(data: bytes, log: int) -> bytes:
+    """A frame with a window of 2**`log` bytes, which does not say how long it is."""
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=log, enable_ldm=True)
+    frame = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    return frame.compress(data) + frame.flush()
+
+
+@pytest.mark.parametrize("log", [27, 28, 31])
+def test_any_window_of_zstd_is_read(tmp_path, log):
+    path = tmp_path / "x.zst"
+    path.write_bytes(zstd_frames([b"one"]) + windowed(b"two", log))
+    assert zstandard.get_frame_parameters(windowed(b"two", log)).window_size == 1 << log
+    assert read(path) == b"onetwo"
+
+
+def test_a_window_that_zstd_has_not_is_named(tmp_path):
+    path = tmp_path / "x.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([30 << 3]) + b"\x01\x00\x00")
+    with pytest.raises(DataError, match="a window of more than 2,147,483,648 bytes") as caught:
+        read(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_window_for_which_there_is_no_memory_is_named(tmp_path):
+    path = tmp_path / "x.zst"
+    path.write_bytes(windowed(b"text", 31))
+    code = (
+        "import pathlib, resource, sys\n"
+        "from bc2.streams import open_bytes\n"
+        "with open_bytes(pathlib.Path(sys.argv[1])) as stream:\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "    stream.read()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert "not enough memory for the window" in ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("before", [b"", b"first "])
+def test_a_dictionary_is_named(tmp_path, before):
+    samples = [f"sample {i} of some words".encode() * 3 for i in range(1000)]
+    words = zstandard.train_dictionary(2000, samples)
+    frame = zstandard.ZstdCompressor(dict_data=words).compress(samples[5])
+    path = tmp_path / "x.zst"
+    path.write_bytes((zstd_frames([before]) if before else b"") + frame)
+    with pytest.raises(DataError, match=f"a dictionary, whose ID is {words.dict_id()}") as caught:
+        read(path)
+    assert "zstd -d -D" in str(caught.value.todo)
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_flipped_bytes_are_found(tmp_path, suffix):
     data = os.urandom(3000)
@@ -93,8 +144,9 @@ def test_zstd_stream_reads_in_any_sizes(blocks, sizes):
     assert got == b"".join(blocks)
 
 
-def test_lines_are_numbered_without_ends_and_mark():
-    stream = io.BytesIO(b"\xef\xbb\xbfone\r\n\ntwo\nthree")
+def test_lines_are_numbered_without_ends_and_marks():
+    mark = b"\xef\xbb\xbf"  # a second one is where files were joined
+    stream = io.BytesIO(mark + mark + b"one\r\n\n" + mark + b"two\nthree")
     assert [(n, line) for n, line, _ in numbered_lines(stream)] == [
         (1, b"one"),
         (2, b""),
@@ -110,7 +162,7 @@ def test_long_lines_are_named_and_cost_only_themselves(lines):
     stream = io.BytesIO(b"".join(line + b"\n" for line in lines))
     expected = [(i, None if len(x) > limit else x) for i, x in enumerate(lines, 1)]
     got = [(number, line) for number, line, _ in numbered_lines(stream, limit)]
-    if lines and lines[0].startswith(b"\xef\xbb\xbf"):
+    if any(line.startswith(b"\xef\xbb\xbf") for line in lines):
         return
     assert got == expected
 

@@ -169,6 +169,8 @@ class _Read:
             yield known
             return
         facts = {**self.facts, "vocab_size": self.speech.tokenizer.vocab_size}
+        if lost := self.speech.tokenizer.lost:
+            facts["not_given_back"] = list(lost)
         with registry.stage(Draft("tokenizer", name, key, facts=facts)) as staged:
             for file, data in files.items():
                 write_durably(staged.path / file, data)

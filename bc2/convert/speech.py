@@ -16,6 +16,7 @@ from bc2.model.model_config import ModelConfig
 from bc2.tokenizer.chat import Chat
 from bc2.tokenizer.chat_file import chat_bytes, chat_named
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
+from bc2.tokenizer.round_trip import lost_sentence
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_files import CHAT_FILE, JSON_FILE, MODEL_FILE
 
@@ -118,6 +119,8 @@ def _tokenizer(folder: ModelFolder, settings: Mapping[str, Any], family: str) ->
     else:
         _check_added_to_json(folder, tokenizer, settings)
     _check_beginning(folder, tokenizer, settings, family)
+    if tokenizer.lost:
+        warn(f"{lost_sentence(tokenizer.lost)} ({name})")
     return tokenizer
 
 

@@ -94,6 +94,8 @@ class Drops:
     """The first malformed rows, as FILE:ROW REASON."""
     todo: str = 'repair it, or set corpus.malformed = "skip" to count and skip such rows'
     """What to do about a malformed row that stops the run."""
+    recode: str = 'set encoding = "{}" in the source'
+    """What to do about a file in another encoding, whose name replaces the braces."""
 
     def drop(self, reason: Reason, size: int) -> None:
         """Count one document of `size` bytes as dropped."""
@@ -107,14 +109,16 @@ class Drops:
             DataError: the recipe says ``malformed = "stop"``.
         """
         if self.malformed == "stop":
+            likely = f"; the file is likely in {bad.likely}" if bad.likely else ""
             raise DataError(
-                f"malformed row in source {self.source!r}: {bad.detail}",
+                f"malformed row in source {self.source!r}: {bad.detail}{likely}",
                 where=f"{file}:{row}",
-                todo=self.todo,
+                todo=self.recode.format(bad.likely) if bad.likely else self.todo,
             )
         self.drop(bad.reason, size)
         if len(self.rows) < ROWS_NAMED:
-            self.rows.append(f"{file}:{row} {bad.reason}")
+            likely = f" (likely {bad.likely})" if bad.likely else ""
+            self.rows.append(f"{file}:{row} {bad.reason}{likely}")
 
     def facts(self) -> dict[str, dict[str, int]]:
         """``{reason: {"documents": n, "bytes": b}}``, sorted by reason."""

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from bc2.data.source_config import OriginConfig, Sourced
 from bc2.errors import DataError
 from bc2.files import make_directory, replace_durably, sha256_file, why_not_writable
 from bc2.streams import first_line, reading
+from bc2.text_encoding import UTF8
 
 FileLayout = Literal["text", "lines", "parquet"]
 
@@ -67,6 +69,7 @@ def source_files(source: OriginConfig) -> list[SourceFile]:
     if source.environment is None:
         for file in chosen:
             _check_name(file)
+            _check_kind(file, source)
     return chosen
 
 
@@ -78,17 +81,57 @@ def _chosen(name: str, source: OriginConfig) -> bool:
 
 
 def _check_name(file: SourceFile) -> None:
+    """Raise DataError unless the name is UTF-8 and stands for a file that can be read twice."""
+    check_utf8_name(file.name, where=str(file.path))
+    if isinstance(file.path, Path):
+        check_regular(file.path)
+
+
+def check_utf8_name(name: str, where: str) -> None:
+    """Raise DataError if the name of a file is not UTF-8: it is part of a key, which is JSON."""
     try:
-        file.name.encode()
-    except UnicodeEncodeError:  # it is part of a key, which is JSON
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError("the name of a file is not UTF-8", where=where, todo="rename it") from None
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a file, or a link to one: a pipe can be read once, or never ends.
+
+    Raises:
+        DataError: it is none, or a link that leads nowhere.
+    """
+    with reading(path):
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            if not path.is_symlink():
+                raise
+            raise DataError(
+                f"a link that leads nowhere: {os.readlink(path)}",
+                where=str(path),
+                todo="remove or mend it, or leave it out (exclude)",
+            ) from None
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a directory, device or socket"
         raise DataError(
-            "the name of a file is not UTF-8", where=str(file.path), todo="rename it"
-        ) from None
-    if file_layout(file.name) is None:
+            f"{kind} and not a file", where=str(path), todo="write what it holds into a file"
+        )
+
+
+def _check_kind(file: SourceFile, source: OriginConfig) -> None:
+    layout = file_layout(file.name)
+    if layout is None:
         raise DataError(
             f"cannot read a file of this kind: {file.name}",
             where=str(file.path),
             todo="give .txt, .jsonl or .json (also .gz, .zst), .parquet, or a glob that picks them",
+        )
+    if layout == "parquet" and source.encoding != UTF8:
+        raise DataError(
+            f"source {source.name!r} names an encoding, and Parquet is always in UTF-8",
+            where=str(file.path),
+            todo="leave it out (exclude), or give it as a source without encoding",
         )
 
 
@@ -106,7 +149,9 @@ def _files_at(path: str) -> list[SourceFile]:
             base = _fixed_part(path)
             hits = (Path(hit) for hit in glob.glob(path, recursive=True))
             return [
-                SourceFile(hit.relative_to(base).as_posix(), hit) for hit in hits if hit.is_file()
+                SourceFile(hit.relative_to(base).as_posix(), hit)
+                for hit in hits
+                if not hit.is_dir()
             ]
     raise DataError("no such file, directory or glob", where=path, todo="check the path")
 
@@ -161,7 +206,7 @@ def _walk(root: Path, folder: Path, seen: set[str]) -> Iterator[SourceFile]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith((".", "_")):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # entry.is_dir() fails at a link that is a circle
             yield from _walk(root, Path(entry.path), seen)
         else:
             path = Path(entry.path)
@@ -213,6 +258,8 @@ def _inputs_of(source: OriginConfig, digests: DigestCache) -> Iterator[InputFile
         return
     if source.hf is not None:
         files = sorted(_walk(Path(source.hf), Path(source.hf), set()))
+        for file in files:
+            _check_name(file)
     else:
         files = source_files(source)
     for file in files:
@@ -263,17 +310,17 @@ class DigestCache:
             with reading(path):
                 return int(path.stat().st_size), _version(path)
         with reading(path):
-            stat = path.stat()
+            now = path.stat()
             key = str(path.resolve())
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            stamp = [now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino]
             known = self._known.get(key)
             if known is not None and known[:4] == stamp:
-                return stat.st_size, str(known[4])
+                return now.st_size, str(known[4])
             sha256 = sha256_file(path)
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+        if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) > _SETTLED_NS:
             self._known[key] = [*stamp, sha256]
             self._changed = True
-        return stat.st_size, sha256
+        return now.st_size, sha256
 
     def save(self) -> None:
         """Write what is new, if a file was given. Where it cannot be, it is hashed again."""

@@ -10,11 +10,13 @@ import codecs
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from bc2.errors import DataError
-from bc2.streams import MAX_DOCUMENT_BYTES, BadRow, decode, numbered_lines, open_bytes
+from bc2.streams import MAX_DOCUMENT_BYTES, BadRow, decode, numbered_lines, without_marks
+from bc2.text_encoding import UTF8, likely_encoding, open_utf8
 
 #: Characters of a list that are read at once; more where one element is longer.
 _CHUNK = 1 << 20
@@ -22,7 +24,8 @@ _CHUNK = 1 << 20
 #: As near to the end of what was read, an error may be one of reading too little: ``-Infinity``.
 _CUT = 16
 
-_BOM = b"\xef\xbb\xbf"
+#: A byte order mark.
+_MARK = "\ufeff"
 
 
 class JsonRow(NamedTuple):
@@ -34,36 +37,70 @@ class JsonRow(NamedTuple):
     fault: BadRow | None = None
 
 
-def json_rows(path: Path) -> Iterator[JsonRow]:
+def json_rows(path: Path, encoding: str = UTF8) -> Iterator[JsonRow]:
     """The rows of a JSON file; lines that are empty are none.
+
+    Args:
+        encoding: see `bc2.text_encoding.open_utf8`.
 
     Raises:
         DataError: it is missing or damaged, or its list is broken: what follows is lost then.
     """
-    is_list = _first_byte(path) == b"["
-    with open_bytes(path) as stream:
-        if is_list:
-            yield from _ListReader(stream, path).rows()
+    with open_rows(path, encoding) as stream:
+        if begins_list(stream):
+            yield from list_rows(stream, path, encoding)
             return
         for number, line, _ in numbered_lines(stream):
             if line is None or line.strip():
-                yield _line_row(number, line)
+                yield _line_row(number, line, encoding)
 
 
-def _first_byte(path: Path) -> bytes:
-    """The first byte that is no white space."""
-    first = b""
-    with open_bytes(path) as stream:  # once more than to read it: some streams cannot go back
-        while not first and (begin := stream.read(1 << 10)):
-            first = begin.removeprefix(_BOM).lstrip()[:1]
-    return first
+@contextmanager
+def open_rows(path: Path, encoding: str = UTF8) -> Iterator[io.BufferedIOBase]:
+    """As `open_utf8`, for `begins_list`."""
+    with open_utf8(path, encoding) as stream:
+        # GzipFile has a peek, and so do all other files of this machine.
+        yield stream if hasattr(stream, "peek") else io.BufferedReader(cast(io.RawIOBase, stream))
 
 
-def _line_row(number: int, line: bytes | None) -> JsonRow:
+def begins_list(stream: io.BufferedIOBase) -> bool:
+    """Whether a stream of `open_rows`, of which nothing was read, is a list and not lines."""
+    first: bytes = cast(io.BufferedReader, stream).peek(1)
+    return without_marks(first).lstrip()[:1] == b"["
+
+
+def list_rows(stream: io.BufferedIOBase, path: Path, encoding: str = UTF8) -> Iterator[JsonRow]:
+    """The elements of a list, which is all that a stream holds.
+
+    Raises:
+        DataError: the list is broken.
+    """
+    return _ListReader(stream, path, encoding).rows()
+
+
+def check_said_once(line: bytes | None, key: str) -> None:
+    """Raise BadRow if the object that a line of JSON is has a key twice."""
+    if line is None or line.count(json.dumps(key, ensure_ascii=False).encode()) < 2:
+        return
+    objects: list[list[str]] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        objects.append([name for name, _ in pairs])
+        return dict(pairs)
+
+    try:
+        json.loads(line, object_pairs_hook=note)
+    except (ValueError, RecursionError) as error:  # as deep as only orjson goes
+        raise BadRow("bad_json", f"not JSON: {error}") from None
+    if objects[-1:] and objects[-1].count(key) > 1:  # the outermost object ends last
+        raise BadRow("bad_json", f"the key {key!r} stands twice in one object")
+
+
+def _line_row(number: int, line: bytes | None, encoding: str) -> JsonRow:
     try:
         if line is None:
             raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
-        return JsonRow(number, _DECODER.decode(decode(line)))
+        return JsonRow(number, _DECODER.decode(decode(line, encoding)))
     except BadRow as bad:
         return JsonRow(number, None, bad)
     except (ValueError, RecursionError) as error:
@@ -85,10 +122,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 class _ListReader:
     """Reads a list element by element, holding little more than one of them."""
 
-    def __init__(self, stream: io.BufferedIOBase, path: Path):
+    def __init__(self, stream: io.BufferedIOBase, path: Path, encoding: str):
         self._stream = stream
         self._path = path
-        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._encoding = encoding
+        self._utf8 = codecs.getincrementaldecoder(UTF8)()
         self._text = ""
         self._at = 0
         self._ended = False
@@ -96,15 +134,25 @@ class _ListReader:
 
     def rows(self) -> Iterator[JsonRow]:
         self._read(_CHUNK)
+        while self._next() == _MARK:
+            self._at += 1
+        yield from self._list()
+        while self._next() == _MARK:  # files were joined
+            self._at += 1
+            yield from self._list()
+        if self._next():
+            raise self._broken("something follows the list")
+
+    def _list(self) -> Iterator[JsonRow]:
         self._expect("[")
         if self._next() == "]":
             self._at += 1
-            return self._check_end()
+            return
         while True:
             self._number += 1
             yield self._element()
             if self._expect(",]") == "]":
-                return self._check_end()
+                return
 
     def _element(self) -> JsonRow:
         if self._next() == "]":
@@ -139,7 +187,8 @@ class _ListReader:
         try:
             more = self._utf8.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
-            raise self._broken(f"not UTF-8: {error.reason}") from None
+            why = f"UTF-8: {error.reason}" if self._encoding == UTF8 else self._encoding
+            raise self._broken(f"not {why}") from None
         self._text, self._at = self._text[self._at :] + more, 0
 
     def _next(self) -> str:
@@ -159,15 +208,17 @@ class _ListReader:
         self._at += 1
         return found
 
-    def _check_end(self) -> None:
-        if self._next():
-            raise self._broken("something follows the list")
-
     def _broken(self, why: str) -> DataError:
+        likely = likely_encoding(self._path)
+        todo = "repair the file, or write it as JSON lines, of which one may be skipped"
+        if likely not in (None, self._encoding):
+            todo = (
+                f"it is likely in {likely}: make UTF-8 of it, or name it in the source (encoding)"
+            )
         return DataError(
             f"the JSON list is broken: {why[:1].lower()}{why[1:]}",
             where=f"{self._path}:{max(self._number, 1)}",
-            todo="repair the file, or write it as JSON lines, of which one may be skipped",
+            todo=todo,
         )
 
 

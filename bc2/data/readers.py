@@ -7,23 +7,30 @@ since half a file must not pass for a whole one.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bc2.data import environment
 from bc2.data.corpus_config import SourceConfig
-from bc2.data.documents import Document, Drops, SourceFile, SourceRow
-from bc2.data.inputs import file_layout, source_files
-from bc2.data.tables import hf_origin, hf_rows, open_parquet
+from bc2.data.documents import ROWS_NAMED, Document, Drops, SourceFile, SourceRow
+from bc2.data.inputs import check_utf8_name, file_layout, source_files
+from bc2.data.json_rows import begins_list, check_said_once, list_rows, open_rows
+from bc2.data.tables import check_columns, hf_origin, hf_rows, open_parquet
 from bc2.errors import DataError, nearest
 from bc2.streams import (
     MAX_DOCUMENT_BYTES,
     BadRow,
     decode,
     numbered_lines,
-    open_bytes,
     parse_line,
+    without_marks,
 )
+from bc2.text_encoding import UTF8, find_likely, open_utf8, wide_encoding
+
+#: What to do about a row, or a file, that no recipe names.
+_REPAIR = "repair it, or leave it out"
+_RECODE = "make UTF-8 of it (iconv -f {} -t UTF-8), or leave it out"
 
 
 def read_source(source: SourceConfig, drops: Drops) -> Iterator[Document]:
@@ -43,26 +50,25 @@ def texts_at(paths: Iterable[str], text_field: str) -> Iterator[str]:
     Raises:
         DataError: nothing is there, a damaged file, or a malformed row.
     """
-    for path in paths:
-        source = SourceConfig(name="texts", path=path, text_field=text_field)
-        for document in read_source(source, Drops(path, "stop")):
-            yield document.text
+    for document in documents_at(paths, text_field, None):
+        yield document.text
 
 
 def documents_at(
-    paths: Iterable[str], text_field: str = "text", lang_field: str = "lang"
+    paths: Iterable[str], text_field: str = "text", lang_field: str | None = "lang"
 ) -> Iterator[Document]:
     """The documents of files, folders and globs, one path after another, empty texts included.
 
-    Their language is what their row has in `lang_field`, if anything.
+    Their language is what their row has in `lang_field`, if that is given and there.
 
     Raises:
         DataError: nothing is there, a damaged file, a malformed row, or a language that is no
             string of Unicode text.
     """
     for path in paths:
+        check_utf8_name(path, where=path)
         source = SourceConfig(name="texts", path=path, text_field=text_field)
-        drops = Drops(path, "stop", todo="repair it, or leave it out")
+        drops = Drops(path, "stop", todo=_REPAIR, recode=_RECODE)
         for row in file_rows(source, source_files(source), drops, lang_field):
             yield Document.of(row, path, row.lang)
 
@@ -89,7 +95,7 @@ def file_rows(
         lang_field: read each row's language from here.
     """
     for file in files:
-        yield from _file_rows(file, source.text_field, drops, lang_field)
+        yield from _FileReading(file, source, drops, lang_field).rows()
 
 
 def source_language(source: SourceConfig) -> str | None:
@@ -109,48 +115,103 @@ def _rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
         yield from file_rows(source, source_files(source), drops)
 
 
-def _file_rows(
-    file: SourceFile, field: str, drops: Drops, lang_field: str | None
-) -> Iterator[SourceRow]:
-    layout = file_layout(file.name)
-    if layout == "text":
-        yield from _text_row(file, drops)
-    elif layout == "lines":
-        yield from _line_rows(file, field, drops, lang_field)
-    else:
-        yield from _parquet_rows(file, field, drops, lang_field)
+class _FileReading:
+    """Reads the rows of one file of a source."""
 
+    def __init__(
+        self, file: SourceFile, source: SourceConfig, drops: Drops, lang_field: str | None
+    ):
+        self._file = file
+        self._field = source.text_field
+        self._encoding = source.encoding
+        self._drops = drops
+        self._lang_field = lang_field
+        self._asked = False
 
-def _text_row(file: SourceFile, drops: Drops) -> Iterator[SourceRow]:
-    """The one document of a .txt file; its line ends stay as they are."""
-    with open_bytes(file.path) as stream:
-        data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    try:
-        data = data.removeprefix(b"\xef\xbb\xbf")
-        text = decode(data)
-    except BadRow as bad:
-        drops.reject(bad, str(file.path), 1, len(data))
-        return
-    yield SourceRow(text, data, file.name, 1)
+    def rows(self) -> Iterator[SourceRow]:
+        layout = file_layout(self._file.name)
+        if layout == "text":
+            return self._text_row()
+        return self._parquet_rows() if layout == "parquet" else self._json_rows()
 
+    def _reject(self, bad: BadRow, row: int, size: int) -> None:
+        if not self._asked and len(self._drops.rows) < ROWS_NAMED:
+            find_likely(bad, self._file.path, self._encoding)
+            self._asked = True
+        self._drops.reject(bad, str(self._file.path), row, size)
 
-def _line_rows(
-    file: SourceFile, field: str, drops: Drops, lang_field: str | None
-) -> Iterator[SourceRow]:
-    """The documents of JSON lines; empty lines are no rows, but lines are numbered with them."""
-    with open_bytes(file.path) as stream:
+    def _text_row(self) -> Iterator[SourceRow]:
+        """The one document of a .txt file; its line ends stay as they are."""
+        with open_utf8(self._file.path, self._encoding) as stream:
+            data = without_marks(stream.read(MAX_DOCUMENT_BYTES + 1))
+        try:
+            if self._encoding == UTF8 and wide_encoding(data):
+                raise BadRow("bad_utf8", "not UTF-8: half of its bytes are zeros")
+            text = decode(data, self._encoding)
+        except BadRow as bad:
+            self._reject(bad, 1, len(data))
+            return
+        yield SourceRow(text, data, self._file.name, 1)
+
+    def _json_rows(self) -> Iterator[SourceRow]:
+        """The documents of JSON lines, or of the list that the file is."""
+        with open_rows(self._file.path, self._encoding) as stream:
+            for number, value, size in self._values(stream):
+                try:
+                    if isinstance(value, BadRow):
+                        raise value
+                    text, utf8 = text_of(value, self._field)
+                except BadRow as bad:
+                    self._reject(bad, number, size)
+                    continue
+                lang = None if self._lang_field is None else value.get(self._lang_field)
+                _check_language(lang, f"{self._file.path}:{number}")
+                yield SourceRow(text, utf8, self._file.name, number, lang or None)
+
+    def _values(self, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any, int]]:
+        """The number, value (or why there is none) and bytes of each row; 0 in a list."""
+        if begins_list(stream):
+            for number, value, _ in list_rows(stream, self._file.path, self._encoding):
+                yield number, value, 0
+            return
         for number, line, size in numbered_lines(stream):
             if line is not None and not line.strip():
-                continue
+                continue  # empty lines are no rows, but lines are numbered with them
             try:
-                row = parse_line(line)
-                text, utf8 = text_of(row, field)
+                value = parse_line(line, self._encoding)
+                check_said_once(line, self._field)
+                yield number, value, size
             except BadRow as bad:
-                drops.reject(bad, str(file.path), number, size)
-                continue
-            lang = None if lang_field is None else row.get(lang_field)
-            _check_language(lang, f"{file.path}:{number}")
-            yield SourceRow(text, utf8, file.name, number, lang or None)
+                yield number, bad, size
+
+    def _parquet_rows(self) -> Iterator[SourceRow]:
+        import pyarrow as pa
+
+        number = 0
+        with open_parquet(self._file) as parquet:
+            columns = self._columns(parquet.schema_arrow)
+            for batch in parquet.iter_batches(batch_size=64, columns=columns):
+                langs = batch.column(columns[1]).to_pylist() if columns[1:] else [None] * len(batch)
+                # As bytes, so that one bad row is one bad row, not a failed batch.
+                texts = batch.column(self._field).cast(pa.string()).cast(pa.binary()).to_pylist()
+                for value, lang in zip(texts, langs, strict=True):
+                    number += 1
+                    try:
+                        text = decode(_present(value, self._field))
+                    except BadRow as bad:
+                        self._drops.reject(bad, str(self._file.path), number, len(value or b""))
+                        continue
+                    _check_language(lang, f"{self._file.path}:{number}")
+                    yield SourceRow(text, value, self._file.name, number, lang or None)
+
+    def _columns(self, schema: Any) -> list[str]:
+        """The column of the text, and that of the language if it is asked for and there."""
+        wanted = [self._field]
+        if self._lang_field in schema.names and self._lang_field is not None:
+            wanted.append(self._lang_field)
+        check_columns(schema.names, self._file.path, wanted)
+        _check_column(schema, self._field, self._file)
+        return wanted
 
 
 def _check_language(lang: Any, where: str) -> None:
@@ -166,31 +227,6 @@ def _check_language(lang: Any, where: str) -> None:
         raise DataError("the language is no Unicode text", where=where, todo="repair it") from error
 
 
-def _parquet_rows(
-    file: SourceFile, field: str, drops: Drops, lang_field: str | None
-) -> Iterator[SourceRow]:
-    import pyarrow as pa
-
-    number = 0
-    with open_parquet(file) as parquet:
-        _check_column(parquet.schema_arrow, field, file)
-        has_lang = lang_field is not None and lang_field in parquet.schema_arrow.names
-        columns = [field, lang_field] if has_lang else [field]
-        for batch in parquet.iter_batches(batch_size=64, columns=columns):
-            langs = batch.column(lang_field).to_pylist() if has_lang else [None] * len(batch)
-            # As bytes, so that one bad row is one bad row, not a failed batch.
-            values = batch.column(field).cast(pa.string()).cast(pa.binary()).to_pylist()
-            for value, lang in zip(values, langs, strict=True):
-                number += 1
-                try:
-                    text = decode(_present(value, field))
-                except BadRow as bad:
-                    drops.reject(bad, str(file.path), number, len(value or b""))
-                    continue
-                _check_language(lang, f"{file.path}:{number}")
-                yield SourceRow(text, value, file.name, number, lang or None)
-
-
 def _check_column(schema: Any, field: str, file: SourceFile) -> None:
     import pyarrow.types as types
 
@@ -201,6 +237,8 @@ def _check_column(schema: Any, field: str, file: SourceFile) -> None:
         )
     kind = schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_null(kind):  # written where no row has a text: each of them is a bad row
+        return
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise DataError(
             f"column {field!r} holds {kind}, not strings",

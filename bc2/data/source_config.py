@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bc2.files import LONGEST_NAME
-from bc2.recipe import UNKEYED, Settings
+from bc2.recipe import KEYED_UNLESS_DEFAULT, UNKEYED, Settings
+from bc2.text_encoding import UTF8, named_encoding
 
 if TYPE_CHECKING:
     from bc2.data.documents import SourceFile
@@ -43,7 +44,11 @@ class OriginConfig(Settings):
     """What Python, its installed packages or the `quickstart` extra bring, by name."""
 
     lang: str | None = None
-    """Language of the text (zh, en, code); recorded."""
+    """Language of the text: a tag such as zh, en-US or code-python; recorded."""
+
+    encoding: str = Field(UTF8, json_schema_extra=KEYED_UNLESS_DEFAULT)
+    """Encoding of its text files and JSON lines, such as gb18030, big5, cp932 or utf-16; decoded
+    strictly. Parquet, Hugging Face datasets and `environment` are in UTF-8."""
 
     licence: str | None = None
     """Licence of the text; recorded."""
@@ -53,6 +58,8 @@ class OriginConfig(Settings):
 
     exclude: tuple[str, ...] = ()
     """Globs on file names relative to the path: leave these out."""
+
+    _known_encoding = field_validator("encoding")(named_encoding)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -66,6 +73,8 @@ class OriginConfig(Settings):
             raise ValueError(f"source {self.name!r}: hf_config, split and revision belong to hf")
         if self.hf is not None and (self.include or self.exclude):
             raise ValueError(f"source {self.name!r}: include and exclude choose files, not hf rows")
+        if self.path is None and self.encoding != UTF8:
+            raise ValueError(f"source {self.name!r}: encoding belongs to the files of a path")
         return self
 
     def environment_files(self) -> list[SourceFile]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,24 @@ def open_parquet(file: SourceFile) -> Iterator[Any]:
         ) as parquet,
     ):
         yield parquet
+
+
+def check_columns(names: Sequence[str], file: Any, wanted: Collection[str] | None = None) -> None:
+    """Check that no column is there twice: of a row the last would be taken, or none.
+
+    Args:
+        names: of the columns of a table.
+        wanted: look for these alone.
+
+    Raises:
+        DataError: one is.
+    """
+    for name, count in Counter(names).items():
+        if count > 1 and (wanted is None or name in wanted):
+            raise DataError(
+                f"the column {name!r} is there twice", where=str(file),
+                todo="leave one of them out",
+            )  # fmt: skip
 
 
 @contextmanager

@@ -18,13 +18,17 @@ def _identity(config: TokensConfig, home: Path) -> Mapping[str, Any]:
 
 
 def _make(task: Task[TokensConfig]) -> Mapping[str, Any]:
-    from bc2.console import progress
+    from bc2.console import progress, warn
     from bc2.data.corpus import corpus_facts
     from bc2.data.tokenize import tokenize
+    from bc2.tokenizer.round_trip import lost_sentence
+    from bc2.tokenizer.tokenizer import Tokenizer
 
     corpus = task.inputs.one("corpus")
     corpus.check_files()
     model = tokenizer_path(task.inputs.one("tokenizer"))
+    if lost := Tokenizer.load(model).lost:
+        warn(f"{lost_sentence(lost)}: a model that is trained with it never sees them as they are")
     facts = corpus_facts(corpus.path)
     size = facts["train"]["bytes"] + facts["heldout"]["bytes"]
     with progress("tokenizing", size, "bytes") as bar:

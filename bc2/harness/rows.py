@@ -5,12 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from bc2.errors import DataError
-from bc2.streams import BadRow, first_line, numbered_lines, open_bytes, parse_line, reading
+from bc2.streams import (
+    BadRow,
+    first_line,
+    numbered_lines,
+    open_bytes,
+    parse_line,
+    reading,
+    without_marks,
+)
+from bc2.text_encoding import likely_encoding
 
 KINDS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
 
@@ -36,7 +46,15 @@ def read_rows(file: Path, key: str | None = None) -> Iterator[tuple[int, Any]]:
         yield from _parquet_rows(file, str(file))
     else:
         with open_bytes(file) as stream:
-            yield from rows_in(stream, kind_of(file.name), str(file), key)
+            try:
+                yield from rows_in(stream, kind_of(file.name), str(file), key)
+            except DataError as bad:
+                likely = likely_encoding(file)
+                if likely is None:
+                    raise
+                todo = f"make UTF-8 of it: iconv -f {likely} -t UTF-8"
+                what = f"{bad.what}; the file is likely in {likely}"
+                raise DataError(what, where=bad.where, todo=todo) from bad
 
 
 def rows_in(
@@ -97,24 +115,37 @@ def _parquet_rows(file: Path | io.BufferedIOBase, where: str) -> Iterator[tuple[
 
     with reading(Path(where)):
         try:
-            rows = pq.read_table(file).to_pylist()
+            with pq.ParquetFile(file) as parquet:
+                _check_columns(parquet.schema_arrow.names, where)
+                rows = parquet.read().to_pylist()
         except pa.ArrowException as error:
             raise EOFError(str(error)) from error
     yield from enumerate(rows, 1)
+
+
+def _check_columns(names: Iterable[str], where: str) -> None:
+    """Raise DataError if a column is there twice: of a row the last would be taken."""
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise DataError(
+                f"the column {name!r} is there twice", where=where, todo="leave one of them out"
+            )
 
 
 def _csv_rows(stream: io.BufferedIOBase, where: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(_MAX_CELL)
     try:
         lines = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", newline="")
-        yield from enumerate(csv.DictReader(lines, strict=True), 1)
+        rows = csv.DictReader(lines, strict=True)
+        _check_columns(rows.fieldnames or (), where)
+        yield from enumerate(rows, 1)
     except (csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(error, where) from error
 
 
 def _json_list(data: bytes, where: str, key: str | None) -> list[Any]:
     try:
-        loaded = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
+        loaded = json.loads(without_marks(data))
     except (ValueError, RecursionError) as error:
         raise _unreadable(error, where) from error
     if key is not None and isinstance(loaded, dict):

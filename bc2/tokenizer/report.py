@@ -63,6 +63,9 @@ class CompressionReport:
     """Rows by the name of the group, within each in the order of the models; totals last."""
 
     rows: Sequence[Row]
+    lost: Mapping[str, tuple[str, ...]]
+    """By the name of the model the kinds of text that it does not give back (`Tokenizer.lost`):
+    what is left out of a text costs no tokens. Models that give back everything are not here."""
 
     columns = (
         "group",
@@ -108,7 +111,7 @@ def compression(
 
     Tokens are counted without beginning or end of text, document by document. A model
     without byte fallback writes a run of characters it has not got as one unknown token,
-    which flatters its rate: `Row.unknown` says how many.
+    which flatters its rate: `Row.unknown` says how many. So does one that drops text.
 
     Args:
         models: a name for each tokenizer, or for its path.
@@ -133,7 +136,8 @@ def compression(
         totals[row.model].add(row)
     order = list(loaded)
     parts = sorted(rows.values(), key=lambda row: (row.group, order.index(row.model)))
-    return CompressionReport([*parts, *totals.values()])
+    lost = {name: tokenizer.lost for name, tokenizer in loaded.items() if tokenizer.lost}
+    return CompressionReport([*parts, *totals.values()], lost)
 
 
 def _count(name: str, group: str, tokenizer: Tokenizer, batch: list[str], threads: int) -> Row:

@@ -2,7 +2,8 @@
 
 SentencePiece alone is not exact: it reads U+2581 as a space and refuses lone
 surrogates. Here those characters are encoded apart, as their bytes, so that for a
-model with byte fallback and without normalisation every `str` round-trips.
+model with byte fallback, a piece for the space and without normalisation every `str`
+round-trips. Without that piece a space becomes the bytes of U+2581, as in SentencePiece.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class SentencePieceEncoder:
         self._byte_ids = self._find_byte_ids()
         self.dummy_prefix = changes["dummy_prefix"]
         self.added: Mapping[str, int] = {}
-        self.exact: bool = bool(self._byte_ids) and not any(changes.values())
+        self._takes_bytes = bool(self._byte_ids) and not any(changes.values())
+        self.exact: bool = self._takes_bytes and self._has_space()
 
     # -- text to ids
 
@@ -71,7 +73,7 @@ class SentencePieceEncoder:
 
     def _apart(self, text: str, *, eos: bool) -> Ids:
         """A text with characters that SentencePiece does not keep: those go as bytes."""
-        if not self.exact:
+        if not self._takes_bytes:
             # Each part would get the dummy prefix of a foreign model. Surrogates become "?".
             return self._one(text.encode("utf-8", "replace"), eos=eos)
         parts: list[Ids] = []
@@ -126,6 +128,10 @@ class SentencePieceEncoder:
         if not all(self._sp.is_byte(found)) or self.unk_id in probe:
             return []
         return found
+
+    def _has_space(self) -> bool:
+        """Whether a space has a piece, or is the byte of one; else it comes back as U+2581."""
+        return b"".join(self.table[i] or b"" for i in self._one(b" ", eos=False)) == b" "
 
 
 def _plain(text: str) -> bytes | None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from bc2.errors import DataError, from_os_error
 from bc2.tokenizer.encoder import CharacterSpans, Encoder, Ids
+from bc2.tokenizer.round_trip import lost_kinds
 from bc2.tokenizer.tokenizer_files import JSON_FILE, MODEL_FILE, tokenizer_name
 
 #: What an id without a piece is generated as: no UTF-8, so that it is shown as U+FFFD.
@@ -54,8 +55,9 @@ class Tokenizer:
             Padding is the file's own, else 0, Baichuan 2's convention.
         begin_ids: what stands before every whole text: a prompt, a document. As the original
             library has it, which adds it by itself; () where the file says nothing of it.
-        exact: every text round-trips. False for foreign ones that normalise, add a dummy prefix
-            or lack byte pieces.
+        lost: kinds of text that do not come back, by their names in `bc2.tokenizer.round_trip`.
+        exact: every text round-trips, byte by byte. False for foreign ones that normalise, add a
+            dummy prefix or lack byte pieces, and for models without a piece for the space.
         digest: hex SHA-256 of the file.
 
     Raises:
@@ -73,7 +75,8 @@ class Tokenizer:
         self.eos_id: int = self._encoder.eos_id
         self.pad_id: int = self._encoder.pad_id
         self.begin_ids: tuple[int, ...] = self._encoder.begin_ids
-        self.exact: bool = self._encoder.exact
+        self.lost: tuple[str, ...] = lost_kinds(lambda text: self.decode(self.encode(text)))
+        self.exact: bool = self._encoder.exact and not self.lost
         self.digest: str = hashlib.sha256(model).hexdigest()
 
     @classmethod

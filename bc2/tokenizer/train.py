@@ -22,8 +22,10 @@ from typing import Any, BinaryIO
 from bc2.errors import Bc2Error, DataError, RecipeError, ResourceError, RunFailed
 from bc2.process.signals import shielded
 from bc2.tokenizer import layout, sentencepiece_worker
+from bc2.tokenizer.round_trip import lost_sentence
 from bc2.tokenizer.sample import MAX_ITEM_BYTES, Sample
 from bc2.tokenizer.sentencepiece_worker import ERROR_MARK, LENGTH
+from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import (
     LEAST_COVERAGE,
     LEAST_PIECES,
@@ -61,7 +63,8 @@ def train(
         RecipeError: ``vocab_size`` is below the characters required or above what the
             texts can fill; both numbers are in the message.
         ResourceError: the trainer ran out of memory.
-        RunFailed: the trainer failed otherwise; the tail of its log is in the message.
+        RunFailed: the trainer failed otherwise; the tail of its log is in the message. Or its
+            model does not give every text back.
     """
     report = progress or _silent
     sample = Sample(config.sample_bytes)
@@ -80,15 +83,17 @@ def train(
         model = trainer.model()
     facts = {**sample.facts(), **_facts(log), "vocab_size": config.vocab_size}
     _check_used(sample, facts["items_loaded"], config)
+    _check_exact(model)
     return Trained(model, facts)
 
 
 def options(config: TokenizerConfig) -> dict[str, Any]:
     """The keyword arguments of SentencePiece's trainer.
 
-    ``pad_id`` is -1 because SentencePiece cannot give padding and unknown one id; newline
-    and tab are required because rare ones would fall outside the coverage (the trainer
-    does not even count tabs). The number of threads is left at SentencePiece's default:
+    ``pad_id`` is -1 because SentencePiece cannot give padding and unknown one id; space,
+    newline and tab are required because rare ones would fall outside the coverage (the
+    trainer does not even count tabs), and without its piece a space would come back as
+    U+2581. The number of threads is left at SentencePiece's default:
     it hardly matters to the speed of BPE, yet it would be written into the model.
     """
     return {
@@ -103,7 +108,7 @@ def options(config: TokenizerConfig) -> dict[str, Any]:
         "split_digits": True,
         "allow_whitespace_only_pieces": True,
         "byte_fallback": True,
-        "required_chars": "\n\t",
+        "required_chars": f"\n\t{layout.SPACE_MARK}",
         "unk_id": layout.UNK_ID,
         "bos_id": layout.BOS_ID,
         "eos_id": layout.EOS_ID,
@@ -207,6 +212,17 @@ def _check_used(sample: Sample, loaded: int, config: TokenizerConfig) -> None:
             f"the tokenizer's trainer used {used:,} of {given:,} bytes"
             f" ({loaded:,} of {sample.items:,} items), less than {config.min_used_fraction:.0%}",
             todo="look for binary data in the corpus, or lower tokenizer.min_used_fraction",
+        )
+
+
+def _check_exact(model: bytes) -> None:
+    """Fail on a model that does not give every text back, which no setting should make."""
+    tokenizer = Tokenizer(model)
+    if not tokenizer.exact:
+        kinds = tokenizer.lost or ("every text",)
+        raise RunFailed(
+            f"SentencePiece's trainer made a model that loses text: {lost_sentence(kinds)}",
+            todo="use a version of sentencepiece that bc2 was tested with (0.2.3)",
         )
 
 

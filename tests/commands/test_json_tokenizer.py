@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import warmed
 from made_json_tokenizers import qwen_like
+from typer.testing import CliRunner
 
 from bc2 import recipe
 from bc2.data.shards import TokenShards
@@ -59,6 +61,20 @@ def bc2(*args: object) -> Any:
     done = warmed.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_what_it_does_not_give_back_is_said_where_it_comes_in_and_is_used(
+    small: Path, foreign: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "this tokenizer does not give back characters that NFC replaces; accents"
+    app = import_module("bc2.commands.registry").app
+    arguments = ["import", str(small / "foreign"), "--kind", "tokenizer", "--name", "again"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert said in " ".join(done.output.split())
+    loaded = recipe.load(small / "small.toml", [f"tokens.tokenizer={foreign.ref}"])
+    Session(Registry.open()).obtain("tokens", loaded)
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_model_with_it_trains_generates_and_is_evaluated(
@@ -116,7 +132,9 @@ def test_ids_without_a_piece_are_shown_and_do_no_harm(model: Artifact) -> None:
 
 def test_compression_beside_it(small: Path, foreign: Artifact) -> None:
     path = foreign.path / "tokenizer.json"
-    rows = bc2("train-tokenizer", "small.toml", "--report", "--against", path)["rows"]
+    compared = bc2("train-tokenizer", "small.toml", "--report", "--against", path)
+    rows = compared["rows"]
+    assert list(compared["lost"]) == [str(path)]
     row = next(row for row in rows if row["model"] == str(path) and row["group"] == "total")
     assert row["vocab_size"] == Tokenizer.load(path).vocab_size
     assert row["tokens"] > 0

@@ -43,6 +43,17 @@ def test_a_model_without_more_than_a_tokenizer(tmp_path: Path) -> None:
     assert found.files["tokenizer.json"] == made.qwen_like()
 
 
+def test_what_a_tokenizer_does_not_give_back_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert speech(tmp_path, made.qwen_like()).tokenizer.lost
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not give back" in said
+    assert "accents as characters of their own" in said  # its normalizer is NFC
+    assert speech(tmp_path, made.llama3_like(), family="llama").tokenizer.exact
+    assert "give back" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("where", ["jinja", "config", "several"])
 def test_a_template_from_each_place(tmp_path: Path, where: str) -> None:
     files: dict[str, Any] = {

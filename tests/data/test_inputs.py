@@ -100,6 +100,45 @@ def test_a_name_that_is_no_text(write, tmp_path):
     assert error.value.where == str(tmp_path / "in" / "caf\udce9.txt")
 
 
+@pytest.mark.parametrize("path", ["in", "in/*", "in/**/*.txt", "in/gone.txt"])
+@pytest.mark.parametrize("target", ["nowhere.txt", "gone.txt"])  # the second is a circle
+def test_a_link_that_leads_nowhere_is_an_error_wherever_it_is_found(write, tmp_path, path, target):
+    write("a.txt", b"x")
+    (tmp_path / "in" / "gone.txt").symlink_to(target)
+    with pytest.raises(DataError, match=f"a link that leads nowhere: {target}") as caught:
+        source_files(source(tmp_path / path))
+    assert caught.value.where == str(tmp_path / "in" / "gone.txt")
+    if path != "in/gone.txt":
+        assert names(source(tmp_path / path, exclude=("gone*",))) == ["a.txt"]
+
+
+@pytest.mark.parametrize("path", ["in", "in/*", "in/pipe.txt"])
+def test_a_pipe_is_not_waited_for(write, tmp_path, path):
+    write("a.txt", b"x")
+    os.mkfifo(tmp_path / "in" / "pipe.txt")
+    with pytest.raises(DataError, match="a pipe and not a file") as caught:
+        source_files(source(tmp_path / path))
+    assert caught.value.where == str(tmp_path / "in" / "pipe.txt")
+
+
+def test_a_local_dataset_has_files_that_can_be_keyed(write, tmp_path):
+    path = write("train.jsonl", b"{}").parent
+    (path / "more.jsonl").symlink_to("nowhere")
+    with pytest.raises(DataError, match="a link that leads nowhere"):
+        inputs(config(SourceConfig(name="h", hf=str(path))))
+    (path / "more.jsonl").rename(path / "caf\udce9.jsonl")
+    with pytest.raises(DataError, match="not UTF-8"):
+        inputs(config(SourceConfig(name="h", hf=str(path))))
+
+
+def test_parquet_has_no_encoding_to_name(write, tmp_path):
+    write("a.txt", b"x")
+    write("b.parquet", b"")
+    with pytest.raises(DataError, match="Parquet is always in UTF-8"):
+        source_files(source(tmp_path / "in", encoding="gbk"))
+    assert names(source(tmp_path / "in", encoding="gbk", include=("*.txt",))) == ["a.txt"]
+
+
 def config(*sources: SourceConfig) -> CorpusConfig:
     return CorpusConfig(sources=sources)
 

@@ -121,6 +121,128 @@ def test_damaged_parquet_always_stops(tmp_path):
             read(source(path), "skip")
 
 
+def test_a_column_of_nulls_is_so_many_bad_rows(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.nulls(3)}), path)
+    found, drops = read(source(path), "skip")
+    assert (found, drops.documents) == ([], {"no_text": 3})
+    with pytest.raises(DataError, match="field 'text' is null") as caught:
+        read(source(path))
+    assert caught.value.where == f"{path}:1"
+
+
+def test_a_text_that_is_there_twice(tmp_path, write):
+    path = tmp_path / "a.parquet"
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="the column 'text' is there twice") as caught:
+        read(source(path), "skip")
+    assert caught.value.where == str(path)
+    # that of another column hides nothing
+    pq.write_table(table.append_column("body", pa.array(["c"])), path)
+    assert [d.text for d in read(source(path, text_field="body"))[0]] == ["c"]
+    lines = [b'{"text": "a", "n": 1, "n": 2}', b'{"text": "a", "text": "b"}',
+             b'{"text": "say \\"text\\"", "meta": {"text": "b"}}']  # fmt: skip
+    path = write("a.jsonl", b"\n".join(lines))
+    found, drops = read(source(path), "skip")
+    assert [d.text for d in found] == ["a", 'say "text"']
+    assert drops.rows == [f"{path}:2 bad_json"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_file_that_is_one_list(write, suffix, indent):
+    data = json.dumps([{"text": text} for text in TEXTS], indent=indent).encode()
+    path = write(f"a.json{suffix}", pack(data, suffix))
+    found, _ = read(source(path))
+    assert [(d.text, d.origin_row) for d in found] == [*zip(TEXTS, range(1, 99), strict=False)]
+    path.write_bytes(pack(b'[{"text": "a"}, {"txet": "b"}, 5, {"text": "c"}]', suffix))
+    found, drops = read(source(path), "skip")
+    assert [d.origin_row for d in found] == [1, 4]
+    assert drops.rows == [f"{path}:2 no_text", f"{path}:3 not_an_object"]
+    path.write_bytes(pack(data[:-5], suffix))
+    with pytest.raises(DataError, match="the JSON list is broken"):
+        read(source(path), "skip")
+
+
+def test_an_object_over_several_lines_is_told(write):
+    path = write("a.json", json.dumps({"text": "a"}, indent=1).encode())
+    with pytest.raises(
+        DataError, match="an object over several lines, and each line is to be a row"
+    ):
+        read(source(path))
+
+
+def test_files_that_were_joined_have_marks_inside(write):
+    mark = b"\xef\xbb\xbf"
+    rows = mark + b'{"text": "a"}\n' + mark + b'{"text": "b"}\n' + mark + mark + b'{"text": "c"}'
+    assert [d.text for d in read(source(write("a.jsonl", rows)))[0]] == ["a", "b", "c"]
+    lists = mark + b'[{"text": "a"}]\n' + mark + b'[{"text": "b"},\n {"text": "c"}]\n'
+    found, _ = read(source(write("b.json", lists)))
+    assert [(d.text, d.origin_row) for d in found] == [("a", 1), ("b", 2), ("c", 3)]
+    assert read(source(write("c.txt", mark + mark + b"a" + mark)))[0][0].text == "a\ufeff"
+
+
+ENCODED = "编码是字符与字节之间的对应，同一段文字可以有不同的写法。"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-16", "utf-16-be", "utf-32-le"])
+def test_a_named_encoding_is_read_and_a_missing_one_is_told(write, suffix, encoding):
+    text = ENCODED if encoding != "big5" else "這是一個繁體中文的句子，臺灣的網頁過去多用大五碼。"
+    rows = "".join(json.dumps({"text": text, "n": n}, ensure_ascii=False) + "\n" for n in range(9))
+    files = {
+        "a.txt": f"{text}\n",
+        "b.jsonl": rows,
+        "c.json": json.dumps([{"text": text}], ensure_ascii=False, indent=1),
+    }
+    for name, content in files.items():
+        path = write(f"{name}{suffix}", pack(content.encode(encoding), suffix))
+        found, _ = read(source(path, encoding=encoding))
+        assert {d.text.strip() for d in found} == {text}
+        assert len(found) == (9 if name == "b.jsonl" else 1)
+        assert found[0].id == documents.text_id(found[0].text.encode())
+        with pytest.raises(DataError) as caught:
+            read(source(path))
+        assert encoding in str(caught.value.todo)
+        assert str(caught.value.where).startswith(str(path))
+        with pytest.raises(DataError) as caught:
+            list(documents_at([str(path)]))
+        assert encoding in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["plain words in English, twice as long as they are. " * 4, "я"])
+def test_utf16_that_is_valid_utf8_is_no_text(write, text):
+    path = write("a.txt", f"{text} {text}\n".encode("utf-16-le"))
+    path.read_bytes().decode()  # it is
+    with pytest.raises(DataError, match="half of its bytes are zeros"):
+        read(source(path))
+    assert read(source(path, encoding="utf-16-le"))[0][0].text == f"{text} {text}\n"
+
+
+def test_a_row_that_is_not_of_the_encoding_is_one_bad_row(write):
+    rows = [f'{{"text": "{ENCODED}"}}'.encode("gbk"), b'{"text": "a\xff\xff"}', b'{"text": "b"}']
+    path = write("a.jsonl", b"\n".join(rows))
+    found, drops = read(source(path, encoding="gbk"), "skip")
+    assert [d.text for d in found] == [ENCODED, "b"]
+    assert drops.documents == {"bad_encoding": 1}
+    with pytest.raises(DataError, match="not gbk: character 12") as caught:
+        read(source(path, encoding="gbk"))
+    assert caught.value.where == f"{path}:2"
+
+
+def test_skipped_rows_say_the_likely_encoding_once_a_file(write):
+    path = write("a.jsonl", (f'{{"text": "{ENCODED}"}}\n' * 3).encode("gb18030"))
+    _, drops = read(source(path), "skip")
+    first = f"{path}:1 bad_utf8 (likely gb18030)"
+    assert drops.rows == [first, f"{path}:2 bad_utf8", f"{path}:3 bad_utf8"]
+
+
+def test_a_path_that_is_not_utf8_is_told():
+    with pytest.raises(DataError, match="the name of a file is not UTF-8"):
+        list(readers.texts_at(["caf\udce9.txt"], "text"))
+
+
 BAD = [
     (b'{"text": "a"', "bad_json", "not JSON"),
     (b"[" * 100_000, "bad_json", "not JSON"),

@@ -95,10 +95,33 @@ def test_json_lines_are_read_as_they_were_written(rows: list[dict[str, str]], cr
         (".csv", "题,a\n".encode("gb18030"), "decode"),
         (".json", b"{", "Expecting"),
         (".json", b'{"a": 1}', "not a list of rows"),
-        (".jsonl", b"{}\n{", "not JSON"),
+        (".jsonl", b"{}\n{,", "not JSON"),
+        (".jsonl", b'[\n{"a": 1}\n]', "a list over several lines"),
+        (".csv", b"a,b,a\n1,2,3\n", "the column 'a' is there twice"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_place(kind: str, data: bytes, what: str) -> None:
     with pytest.raises(DataError, match=what) as caught:
         list(rows_in(io.BytesIO(data), kind, "the/file"))
     assert str(caught.value.where).startswith("the/file")
+
+
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["q", "q"]), path)
+    with pytest.raises(DataError, match="the column 'q' is there twice") as caught:
+        list(read_rows(path))
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".json", ".jsonl"])
+def test_the_likely_encoding_is_told(tmp_path: Path, kind: str) -> None:
+    row = {"question": "编码是字符与字节之间的对应，同一段文字可以有不同的写法。"}
+    text = json.dumps([row] if kind == ".json" else row, ensure_ascii=False)
+    text = f"question\n{row['question']}\n" if kind == ".csv" else text
+    path = tmp_path / f"rows{kind}"
+    path.write_bytes(text.encode("gb18030"))
+    with pytest.raises(DataError, match="the file is likely in gb18030") as caught:
+        list(read_rows(path))
+    assert "iconv -f gb18030" in str(caught.value.todo)

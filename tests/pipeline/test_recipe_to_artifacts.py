@@ -111,6 +111,25 @@ def test_report_compares_tokenizers(text: Path) -> None:
     assert total[0]["tokens_per_byte"] == total[1]["tokens_per_byte"] > 0
 
 
+def test_a_report_without_held_out_text_names_the_setting(text: Path) -> None:
+    (text / "none.toml").write_text(TEXT.replace("0.2", "0"))
+    run = bc2(text, "train-tokenizer", "none.toml", "--report")
+    assert run.returncode == 2, run.stderr
+    assert "set corpus.heldout_fraction above 0" in run.stderr
+    assert "none.toml:2" in run.stderr
+    assert left_behind(text) == []  # it is said before any work
+
+
+@pytest.mark.slow
+def test_a_report_on_a_corpus_without_held_out_text_names_the_setting(text: Path) -> None:
+    (text / "none.toml").write_text(TEXT.replace("0.2", "0"))
+    corpus = bc2(text, "data", "prep", "none.toml", "--quiet").stdout.strip()
+    (text / "by_ref.toml").write_text(f'[tokenizer]\nvocab_size = 600\ncorpus = "{corpus}"\n')
+    run = bc2(text, "train-tokenizer", "by_ref.toml", "--against", "x.model")
+    assert run.returncode == 3, run.stderr
+    assert "set corpus.heldout_fraction above 0" in run.stderr
+
+
 def test_a_pipeline_in_the_shell(small: Path) -> None:
     script = (
         "set -e; REF=$(bc2 pretrain small.toml --quiet --set 'pretrain.length=6 steps'); "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from made_json_tokenizers import qwen_like
 
 from bc2.errors import DataError
 from bc2.tokenizer import report as report_module
@@ -55,6 +56,14 @@ def test_models_stand_side_by_side(tokenizer: Tokenizer, texts: list[str], tmp_p
     ]
     assert all(len(cells) == len(report.columns) for cells in report.cells())
     assert json.loads(json.dumps(report.to_json()))[0]["tokens_per_byte"] > 0
+    assert report.lost == {}
+
+
+def test_what_a_model_does_not_give_back_is_said(tokenizer: Tokenizer) -> None:
+    models = {"ours": tokenizer, "qwen": Tokenizer(qwen_like())}
+    report = compression(models, [("en", "a text")])
+    assert list(report.lost) == ["qwen"]
+    assert "accents as characters of their own" in report.lost["qwen"]
 
 
 def test_nothing_to_compare_on_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -73,14 +73,15 @@ def test_code_gets_pieces_of_whitespace_alone(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode(" " * 8)) == 1
 
 
-def test_newline_and_tab_are_pieces_where_the_text_has_none() -> None:
-    tokenizer = Tokenizer.from_bytes(train(["only words here"] * 9, _tiny("only words here")).model)
-    assert {"\n", "\t"} <= set(pieces(tokenizer))
+@pytest.mark.parametrize("text", ["only words here", "无空格"])
+def test_space_newline_and_tab_are_pieces_where_the_text_has_none(text: str) -> None:
+    tokenizer = Tokenizer.from_bytes(train([text] * 9, _tiny(text)).model)
+    assert {" ", "\n", "\t"} <= set(pieces(tokenizer))
 
 
 def _tiny(text: str) -> TokenizerConfig:
     return TokenizerConfig(vocab_size=512).model_copy(
-        update={"vocab_size": FIXED_PIECES + len(set(text)) + 2}
+        update={"vocab_size": FIXED_PIECES + len(set(text) | {" "}) + 2}
     )
 
 
@@ -105,7 +106,7 @@ def test_text_that_spells_control_pieces_teaches_none(texts: list[str]) -> None:
 
 def test_a_vocabulary_below_the_required_characters_is_refused_with_both_numbers() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
-    needed = FIXED_PIECES + 300 + 2  # and newline and tab
+    needed = FIXED_PIECES + 300 + 3  # and space, newline and tab
     with pytest.raises(RecipeError, match=rf"512 pieces is too small.*needs {needed} ") as raised:
         train([text], TokenizerConfig(vocab_size=512, character_coverage=1.0))
     assert raised.value.exit_code == 2

@@ -51,7 +51,10 @@ class BadChat(Exception):
     @classmethod
     def of(cls, bad: BadRow) -> BadChat:
         """The same of a row that could not be read."""
-        return cls(bad.reason, bad.detail)
+        if bad.likely is None:
+            return cls(bad.reason, bad.detail)
+        detail = f"{bad.detail}; the file is likely in {bad.likely}"
+        return cls(bad.reason, detail, f'set encoding = "{bad.likely}" in the source')
 
 
 @dataclass

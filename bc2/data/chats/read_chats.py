@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from bc2.data.chats.formats import (
 from bc2.data.documents import SourceFile
 from bc2.data.inputs import file_layout, source_files
 from bc2.data.json_rows import json_rows
-from bc2.data.tables import hf_origin, hf_rows, open_parquet
+from bc2.data.tables import check_columns, hf_origin, hf_rows, open_parquet
 from bc2.errors import DataError
+from bc2.text_encoding import find_likely
 
 #: Rows of a Parquet file that are held at once.
 _BATCH = 64
@@ -121,21 +122,25 @@ def _files(source: ChatSourceConfig) -> Iterator[tuple[str, str, Iterator[_FileR
                 todo="give .jsonl or .json (also .gz, .zst), .parquet, or a glob that picks them",
             )
     for file in files:
-        yield file.name, str(file.path), _file_rows(file)
+        yield file.name, str(file.path), _file_rows(file, source.encoding)
 
 
-def _file_rows(file: SourceFile) -> Iterator[_FileRow]:
+def _file_rows(file: SourceFile, encoding: str) -> Iterator[_FileRow]:
     if file_layout(file.name) == "parquet":
         yield from _parquet_rows(file)
     else:
-        for number, value, fault in json_rows(file.path):
+        asked = False
+        for number, value, fault in json_rows(file.path, encoding):
+            if fault is not None and not asked:
+                find_likely(fault, file.path, encoding)
+                asked = True
             yield _FileRow(number, value, None if fault is None else BadChat.of(fault))
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[_FileRow]:
     number = 0
     with open_parquet(file) as parquet:
-        _check_columns(parquet.schema_arrow.names, file)
+        check_columns(parquet.schema_arrow.names, file.path)
         for batch in parquet.iter_batches(batch_size=_BATCH):
             try:
                 rows = [_FileRow(0, row, None) for row in batch.to_pylist()]
@@ -144,16 +149,6 @@ def _parquet_rows(file: SourceFile) -> Iterator[_FileRow]:
             for row in rows:
                 number += 1
                 yield row._replace(number=number)
-
-
-def _check_columns(names: Sequence[str], file: SourceFile) -> None:
-    """Raise DataError if a column is there twice: of a row the last would be taken."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"the column {twice[0]!r} is there twice", where=str(file.path),
-            todo="leave one of them out",
-        )  # fmt: skip
 
 
 def _parquet_row(one: Any) -> _FileRow:

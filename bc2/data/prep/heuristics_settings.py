@@ -61,7 +61,8 @@ class FormRules(Settings):
     of a paragraph ends so (C4; FineWeb, Penedo et al. 2024: 0.12 of lines)."""
 
     max_bullet_lines: Share = False
-    """Share of lines that begin with a bullet (Gopher: 0.9)."""
+    """Share of lines that begin with a bullet and are no sentences: without a terminal mark, and of
+    fewer than ten words (Gopher, for all lines with bullets: 0.9)."""
 
     max_ellipsis_lines: Share = False
     """Share of lines that end in an ellipsis (Gopher: 0.3)."""

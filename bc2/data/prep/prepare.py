@@ -34,7 +34,7 @@ from bc2.data.prep.read_sources import (
     plan_units,
     read_unit,
 )
-from bc2.data.prep.stage_table import build_stages
+from bc2.data.prep.stage_table import build_stages, passed_over
 from bc2.data.prep.step_timings import TIMINGS, step_timings
 from bc2.data.prep.write_corpus import (
     PartTask,
@@ -130,6 +130,8 @@ def _prepare(
     config: CorpusConfig, out: Path, work: Path, options: PrepOptions, bars: Bars
 ) -> dict[str, Any]:
     stages = build_stages(config)
+    for line in passed_over(stages, config):
+        warn(line)
     units = plan_units(config)
     size = sum(unit.size for unit in units)
     with open_engine(options.engine, options.workers, size) as engine:

@@ -207,5 +207,5 @@ def check_malformed(units: list[dict[str, Any]], limit: float) -> None:
         raise DataError(
             f"{bad:,} of {rows:,} rows could not be read: corpus.max_malformed is {limit:g}",
             where=", ".join(first),
-            todo="look at these rows, set text_field, or raise corpus.max_malformed",
+            todo="look at these rows, set text_field or encoding, or raise corpus.max_malformed",
         )

@@ -163,6 +163,18 @@ def test_a_column_that_is_there_twice_is_an_error(tmp_path):
         read(path, malformed="skip")
 
 
+def test_a_named_encoding_is_read_and_a_missing_one_is_told(tmp_path):
+    said = {"instruction": "请介绍均摊复杂度的基础知识", "output": "均摊分析是一种分析算法的方法"}
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((json.dumps(said, ensure_ascii=False) + "\n").encode("gb18030") * 3)
+    chats = read(path, encoding="GB18030")
+    assert [one.conversation.messages[0]["content"] for one in chats] == [said["instruction"]] * 3
+    with pytest.raises(DataError, match="the file is likely in gb18030") as caught:
+        read(path)
+    assert caught.value.todo == 'set encoding = "gb18030" in the source'
+    assert caught.value.where == f"{path}:1"
+
+
 def test_what_is_said_of_a_row_is_short(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"messages": [{"role": "x" * 100_000, "content": "hi"}]}))

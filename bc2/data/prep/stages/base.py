@@ -197,6 +197,15 @@ class PrepStage(ABC):
             RecipeError: they do not.
         """
 
+    def passes_over(self, lang: str | None) -> str | None:
+        """What the stage leaves undone for text of a stated language that it does not know.
+
+        Returns:
+            A phrase that follows the stage's name, such as "gives no scores"; None if it knows the
+            language, or has nothing to do with languages.
+        """
+        return None
+
     def prepare(self, folder: Path) -> None:  # noqa: B027
         """Make once what all workers need, in a folder that they can read."""
 

@@ -1,9 +1,10 @@
 """Find documents with text of benchmarks: a benchmark cannot measure a model trained on its text.
 
 After GPT-3 (Brown et al. 2020, appendix C): a document matches if it has 13 consecutive words of a
-benchmark's text, or the whole text if that is shorter. Case, white space and punctuation are
-ignored. In `bc2.data.prep.stages.decontamination`, `ngram_index` defines what a word is, and
-`benchmark_texts` reads the texts of benchmarks.
+benchmark's text, or the whole text if that is shorter. Case, white space, punctuation and the way
+characters are written (NFKC) are ignored. In `bc2.data.prep.stages.decontamination`, `ngram_index`
+defines what a word is, `folding` which characters are alike, and `benchmark_texts` reads the texts
+of benchmarks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from bc2.data.prep.stages.decontamination.matches import CONTAMINATION, MATCHES,
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.data.prep.text.excerpts import beginning, excerpt
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
-from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
+from bc2.data.prep.text.sentences import cut_sentences, divide
 from bc2.files import sha256_file
 
 REASON = "benchmark_overlap"
@@ -88,7 +89,7 @@ class DecontaminateStage(PrepStage):
     """
 
     name: ClassVar[str] = "decontaminate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reasons: ClassVar[tuple[str, ...]] = (REASON,)
     needs_all: ClassVar[bool] = True
     annotations_file: ClassVar[str | None] = CONTAMINATION
@@ -227,7 +228,8 @@ class DecontaminateStage(PrepStage):
             left = self._left(row, matches[row["pos"]])
             lost = len(row["text"].encode()) - (len(left["text"].encode()) if left else 0)
             detail = self._detail(row["text"], matches[row["pos"]])
-            gone.append(RemovedRow(row["pos"], REASON, lost, left is None, detail))
+            place = matches[row["pos"]][0]["start"]
+            gone.append(RemovedRow(row["pos"], REASON, lost, left is None, detail, place))
             kept += [left] if left else []
             shared += self._annotations(row, matches[row["pos"]], whole=left is None)
         changed = pa.Table.from_pylist(kept, schema=table.schema)
@@ -345,9 +347,9 @@ def _outside(text: str, matches: list[dict[str, int]], margin: int) -> list[list
     # how many characters near a match are before each place
     before = np.concatenate([[0], np.cumsum(np.cumsum(near[:-1]) > 0)])
     flags, at = [], 0
-    for paragraph in split_paragraphs(text):
+    for paragraph in divide(text):
         stays = []
-        for sentence in sentences_of(paragraph):
+        for sentence in paragraph.sentences:
             stays.append(bool(before[at] == before[at + len(sentence)]))
             at += len(sentence)
         flags.append(stays)

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bc2.data.language_tags import is_code
 from bc2.data.prep.settings import PassagesSettings
 from bc2.data.prep.stages.base import (
     Aftermath,
@@ -45,7 +46,7 @@ from bc2.data.prep.stages.deduplication.cut_decision import (
 from bc2.data.prep.stages.deduplication.lost_passages import lost_with_holder
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
-from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
+from bc2.data.prep.text.sentences import Paragraph, code_paragraphs, cut_sentences, divide
 
 
 class PassagesStage(PrepStage):
@@ -77,7 +78,7 @@ class PassagesStage(PrepStage):
         counts, sizes = [], []
         for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
             before = len(found)
-            if lang != "code" or self.settings.code:
+            if self.settings.code or not is_code(lang):
                 found += self._passages(text, lang)
             counts.append(len(found) - before)
             sizes.append((len(text), len(text.encode())))
@@ -96,9 +97,8 @@ class PassagesStage(PrepStage):
         """
         from xxhash import xxh3_64_intdigest
 
-        is_code = lang == "code"
-        form = _code_form if is_code else _form
-        for kind, index, inside, piece in self._pieces(text, is_code):
+        form = _code_form if is_code(lang) else _form
+        for kind, index, inside, piece in self._pieces(text, is_code(lang)):
             limit = self._limits[kind]
             if 4 * len(piece) < limit:  # a character has at most 4 bytes
                 continue
@@ -112,17 +112,22 @@ class PassagesStage(PrepStage):
         """Fewest bytes of the compared form: of paragraphs, and of sentences."""
         return self.settings.paragraph_bytes, self.settings.sentence_bytes
 
-    def _pieces(self, text: str, is_code: bool) -> Iterator[tuple[int, int, int, str]]:
-        """kind, index, inside (the index of its paragraph) and text of every passage."""
+    def _pieces(self, text: str, code: bool) -> Iterator[tuple[int, int, int, str]]:
+        """kind, index, inside (the index of its paragraph) and text of every passage.
+
+        Blocks that are not prose (code, tables, headings) are no passages: without its example or
+        table a text is damaged.
+        """
         number = count()
-        with_sentences = self.settings.sentences and not is_code
-        for inside, paragraph in enumerate(split_paragraphs(text)):
-            if self.settings.paragraphs:
-                yield PARAGRAPH, inside, inside, paragraph
-            if not with_sentences:
+        for inside, paragraph in enumerate(_divided(text, code)):
+            indices = [next(number) for _ in paragraph.sentences]
+            if not paragraph.is_text:
                 continue
-            for sentence in sentences_of(paragraph):
-                yield SENTENCE, next(number), inside, sentence
+            if self.settings.paragraphs:
+                yield PARAGRAPH, inside, inside, paragraph.text
+            if self.settings.sentences and not code:
+                for index, sentence in zip(indices, paragraph.sentences, strict=True):
+                    yield SENTENCE, index, inside, sentence
 
     def settle(self, work: WorkingSet) -> dict[str, Any]:
         """Find every repeated passage, and decide what each document loses.
@@ -190,15 +195,15 @@ class PassagesStage(PrepStage):
             gone.append(RemovedRow(pos, "mostly_duplicate", size, True, detail))
             return None
         lost, sentences = cuts.get(PARAGRAPH, set()), cuts.get(SENTENCE, set())
-        pieces = split_paragraphs(text)
+        pieces = _divided(text, is_code(row["lang"]))
         keep = [index not in lost for index in range(len(pieces))]
         if sentences:
             left = cut_sentences(text, list(chain(*_kept_sentences(pieces, keep, sentences))))
         else:
-            left = "".join(compress(pieces, keep))
-        cut = sum(len(pieces[index].encode()) for index in lost)
+            left = "".join(paragraph.text for paragraph in compress(pieces, keep))
+        cut = sum(len(pieces[index].text.encode()) for index in lost)
         if cut:
-            place = sum(map(len, pieces[: min(lost)]))
+            place = sum(len(paragraph.text) for paragraph in pieces[: min(lost)])
             detail = _counted(len(lost), "paragraph")
             gone.append(RemovedRow(pos, "duplicate_paragraph", cut, False, detail, place))
         if rest := size - len(left.encode()) - cut:
@@ -208,6 +213,11 @@ class PassagesStage(PrepStage):
         if any(row.get(name) is not None for name in SCORES):
             row = {**row, **scores_left(row, left, _kept_sentences(pieces, keep, sentences))}
         return {**row, "text": left}
+
+
+def _divided(text: str, code: bool) -> list[Paragraph]:
+    """The paragraphs of a text; those of code end at blank lines, whatever it looks like."""
+    return code_paragraphs(text) if code else divide(text)
 
 
 def _form(piece: str) -> str:
@@ -236,7 +246,7 @@ def _by_document(verdict: pa.Table) -> dict[int, dict[int, set[int]]]:
     return cuts
 
 
-def _kept_sentences(pieces: list[str], keep: list[bool], lost: set[int]) -> list[list[bool]]:
+def _kept_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -> list[list[bool]]:
     """Whether each sentence of each paragraph stays.
 
     Args:
@@ -246,17 +256,17 @@ def _kept_sentences(pieces: list[str], keep: list[bool], lost: set[int]) -> list
     """
     index = count()
     return [
-        [next(index) not in lost and stays for _ in sentences_of(piece)]
+        [next(index) not in lost and stays for _ in piece.sentences]
         for piece, stays in zip(pieces, keep, strict=True)
     ]
 
 
-def _places_of_sentences(pieces: list[str], keep: list[bool], lost: set[int]) -> list[int]:
+def _places_of_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -> list[int]:
     """Where the cut sentences begin that are in no cut paragraph, in characters of the text."""
     flags = chain(*_kept_sentences(pieces, keep, lost))
     at, places = 0, []
     for piece, stays in zip(pieces, keep, strict=True):
-        for sentence in sentences_of(piece):
+        for sentence in piece.sentences:
             if not next(flags) and stays:
                 places.append(at)
             at += len(sentence)

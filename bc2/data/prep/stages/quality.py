@@ -4,13 +4,17 @@ After Baichuan 2, section 2.1, whose funnel has "sentence-wise quality filtering
 how the scores are computed. Here they come from a trained model
 (`bc2.data.prep.text.sentence_scorer`) or, by default, from rules
 (`bc2.data.prep.text.rule_scorer`). The scores are stored as columns, for reports and mixtures.
+
+What is scored is prose: blocks of code, tables, headings and addresses have no score and no weight,
+and of a sentence only what a reader reads counts (`bc2.data.prep.text.sentences`). Means are
+weighted by UTF-8 bytes of prose, of which an ideograph has about as many as it has meaning.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -18,26 +22,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bc2.data.language_tags import is_code, named_by
 from bc2.data.prep.settings import QualitySettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.rule_scorer import RuleScorer
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
-from bc2.data.prep.text.sentences import cut_sentences, sentences_of, split_paragraphs
-
-#: How the settings name the language of documents whose source states none.
-UNKNOWN = "unknown"
+from bc2.data.prep.text.sentences import cut_sentences, divide
 
 #: The columns that the stage appends.
 COLUMNS = pa.schema(
     [
-        pa.field("quality", pa.float32()),  # mean of the text's sentences
-        pa.field("paragraph_scores", pa.list_(pa.float32())),  # one for each split_paragraphs()
-        pa.field("sentence_scores", pa.list_(pa.float32())),  # one for each split_sentences()
+        # The mean of the text's sentences; null without prose.
+        pa.field("quality", pa.float32()),
+        # One for each split_paragraphs() and split_sentences(); null for a piece without prose.
+        pa.field("paragraph_scores", pa.list_(pa.float32())),
+        pa.field("sentence_scores", pa.list_(pa.float32())),
     ]
 )
-
-#: The beginning or end of a fenced block of code or mathematics in Markdown.
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~|\$\$)|\$\$[ \t]*$", re.MULTILINE)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -55,6 +56,8 @@ class _Pieces(NamedTuple):
     """The sentences of several texts, one text after the other."""
 
     sentences: list[str]
+    prose: list[str]
+    """What is prose in each."""
     per_paragraph: Int64
     """[paragraphs] number of sentences in each."""
     per_text: Int64
@@ -65,30 +68,33 @@ class _Pieces(NamedTuple):
 
 def _split(texts: Sequence[str]) -> _Pieces:
     sentences: list[str] = []
+    prose: list[str] = []
     per_paragraph: list[int] = []
     per_text: list[int] = []
     whole: list[int] = []
     for text in texts:
         before = len(sentences)
-        paragraphs = split_paragraphs(text)
+        paragraphs = divide(text)
         for paragraph in paragraphs:
-            pieces = sentences_of(paragraph)
-            sentences += pieces
-            per_paragraph.append(len(pieces))
+            sentences += paragraph.sentences
+            prose += paragraph.prose
+            per_paragraph.append(len(paragraph.sentences))
         per_text.append(len(paragraphs))
         whole.append(len(sentences) - before)
     counts = (np.array(each, dtype=np.int64) for each in (per_paragraph, per_text, whole))
-    return _Pieces(sentences, *counts)
+    return _Pieces(sentences, prose, *counts)
 
 
 class _Scored(NamedTuple):
-    """A text and its scores; means are weighted by characters, white space included."""
+    """A text and its scores, NaN where there is no prose."""
 
     text: str
     pieces: list[str]
     """The sentences of the text."""
-    lengths: Int64
-    """[sentences] characters of each."""
+    prose: list[str]
+    """What is prose in each."""
+    weights: Int64
+    """[sentences] UTF-8 bytes of the prose of each; 0 without a score."""
     sentences: Float32
     """[sentences] scores."""
     paragraphs: Float32
@@ -96,26 +102,31 @@ class _Scored(NamedTuple):
     mean: float
     """The mean score of the text."""
 
+    def starts(self, piece: int) -> int:
+        """The character of the text at which a piece begins."""
+        return sum(map(len, self.pieces[:piece]))
 
-def _means(scores: Float32, lengths: Int64, groups: Int64) -> Float32:
-    """Mean score of each group, weighted by `lengths`: [groups]; 0 for an empty group.
+
+def _means(scores: Float32, weights: Int64, groups: Int64) -> Float32:
+    """Mean score of each group: [groups]; NaN for a group without weight.
 
     Args:
-        scores, lengths: [sentences].
+        scores, weights: [sentences].
         groups: [groups] number of sentences in each group, which follow one another.
     """
     owners = np.repeat(np.arange(len(groups)), groups)
-    totals = np.bincount(owners, weights=scores * lengths, minlength=len(groups))
-    sizes = np.bincount(owners, weights=lengths, minlength=len(groups))
-    means: Float32 = (totals / np.maximum(sizes, 1)).astype(np.float32)
+    products = np.where(weights > 0, scores, 0) * weights
+    totals = np.bincount(owners, weights=products, minlength=len(groups))
+    sizes = np.bincount(owners, weights=weights, minlength=len(groups))
+    means: Float32 = np.where(sizes > 0, totals / np.maximum(sizes, 1), np.nan).astype(np.float32)
     return means
 
 
 class QualityStage(PrepStage):
-    """Scores sentences, cuts low ones and drops documents; means are weighted by characters."""
+    """Scores the prose of sentences, cuts low ones and drops documents."""
 
     name: ClassVar[str] = "quality"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = ("low_sentence", "low_quality")
 
     def __init__(self, settings: QualitySettings):
@@ -151,7 +162,7 @@ class QualityStage(PrepStage):
         Documents in languages that are not scored stay as they are, with null scores.
         """
         langs = table["lang"].to_pylist()
-        rows = [i for i, lang in enumerate(langs) if (lang or UNKNOWN) in self.settings.languages]
+        rows = [i for i, lang in enumerate(langs) if self._scores(lang)]
         texts: list[str] = table["text"].to_pylist()
         before = self._score([texts[i] for i in rows])
         decisions = dict(zip(rows, (self._decide(each) for each in before), strict=True))
@@ -170,68 +181,49 @@ class QualityStage(PrepStage):
             table = table.append_column(field, column)
         return Outcome(table.filter(pa.array(kept, pa.bool_())), removed(gone))
 
+    def passes_over(self, lang: str | None) -> str | None:
+        known = is_code(lang) or self._scores(lang)
+        return None if known else "gives it no scores (corpus.quality.languages)"
+
+    def _scores(self, lang: str | None) -> bool:
+        return named_by(self.settings.languages, lang)
+
     def _score(self, texts: Sequence[str]) -> list[_Scored]:
         pieces = _split(texts)
-        scores = self._scorer.score(pieces.sentences)
-        lengths = np.array([len(piece) for piece in pieces.sentences], dtype=np.int64)
-        paragraphs = _means(scores, lengths, pieces.per_paragraph)
-        means = _means(scores, lengths, pieces.texts).tolist()
+        has_prose = [any(map(str.isalnum, piece)) for piece in pieces.prose]
+        scores = np.full(len(has_prose), np.nan, np.float32)
+        scores[has_prose] = self._scorer.score([*compress(pieces.prose, has_prose)])
+        weights = np.array([len(piece.encode()) for piece in pieces.prose], np.int64) * has_prose
+        paragraphs = _means(scores, weights, pieces.per_paragraph)
+        means = _means(scores, weights, pieces.texts).tolist()
         last = np.cumsum(pieces.texts).tolist()
         ends = np.cumsum(pieces.per_text).tolist()
         scored = []
         for at, text in enumerate(texts):
             own = slice(last[at - 1] if at else 0, last[at])
             within = paragraphs[ends[at - 1] if at else 0 : ends[at]]
-            scored.append(
-                _Scored(text, pieces.sentences[own], lengths[own], scores[own], within, means[at])
-            )
+            about = pieces.sentences[own], pieces.prose[own], weights[own], scores[own]
+            scored.append(_Scored(text, *about, within, means[at]))
         return scored
 
     def _decide(self, scored: _Scored) -> _Decision:
         """Drop the document, cut sentences out of it, or leave it unchanged."""
         settings, text = self.settings, scored.text
-        fenced = (
-            _fenced(scored.pieces) if _FENCE.search(text) else np.zeros(len(scored.pieces), bool)
-        )
-        lengths = np.where(fenced, 0, scored.lengths)
-        judged = int(lengths.sum())
-        mean = float((scored.sentences * lengths).sum() / judged) if judged else 1.0
-        if mean < settings.min_document:
-            return _drop(text, f"mean {mean:.3f}")
+        if scored.mean < settings.min_document:
+            return _drop(scored, f"mean {scored.mean:.3f}")
         low = scored.sentences < np.float32(settings.min_sentence)
         for i in np.flatnonzero(low):
-            low[i] = not fenced[i] and _letters(scored.pieces[i]) >= settings.min_letters
+            low[i] = _letters(scored.prose[i]) >= settings.min_letters
         if not low.any():
             return _Decision(text, None)
-        lost = int(scored.lengths[low].sum())
+        lost = int(scored.weights[low].sum()) / int(scored.weights.sum())
         left = cut_sentences(text, (~low).tolist())
-        if lost > settings.max_cut * len(text) or not left.strip():
-            return _drop(text, f"low sentences {lost / len(text):.3f}")
+        if lost > settings.max_cut or not left.strip():
+            return _drop(scored, f"low sentences {lost:.3f}")
         worst = int(np.argmin(np.where(low, scored.sentences, 2)))
         detail = f"{scored.sentences[worst]:.3f} {scored.pieces[worst].strip()}"
         size = len(text.encode()) - len(left.encode())
-        return _Decision(left, ("low_sentence", size, False, detail))
-
-
-def _fenced(pieces: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """[sentences] which are in a fenced block, fences included; a block must be closed."""
-    flags = np.zeros(len(pieces), dtype=bool)
-    inside, first = None, 0
-    for at, piece in enumerate(pieces):
-        for fence in _fences(piece):
-            if inside is None:
-                inside, first = fence, at
-            elif inside == fence:
-                flags[first : at + 1] = True
-                inside = None
-    return flags
-
-
-def _fences(piece: str) -> list[str]:
-    """The fences in a sentence, in order."""
-    if "```" not in piece and "~~~" not in piece and "$$" not in piece:
-        return []
-    return [match.group().strip() for match in _FENCE.finditer(piece)]
+        return _Decision(left, ("low_sentence", size, False, detail, scored.starts(worst)))
 
 
 def _letters(sentence: str) -> int:
@@ -244,12 +236,15 @@ class _Decision(NamedTuple):
 
     text: str | None
     """The text that is left; None if the document is dropped."""
-    why: tuple[str, int, bool, str] | None
-    """Reason, bytes, whole and detail of what is removed; None if nothing is."""
+    why: tuple[str, int, bool, str, int] | None
+    """Reason, bytes, whole, detail and place of what is removed; None if nothing is."""
 
 
-def _drop(text: str, detail: str) -> _Decision:
-    return _Decision(None, ("low_quality", len(text.encode()), True, detail))
+def _drop(scored: _Scored, detail: str) -> _Decision:
+    """The document goes; the place is that of its worst sentence."""
+    worst = int(np.nanargmin(scored.sentences))
+    size = len(scored.text.encode())
+    return _Decision(None, ("low_quality", size, True, detail, scored.starts(worst)))
 
 
 def _with_text(table: pa.Table, texts: list[str]) -> pa.Table:
@@ -261,7 +256,7 @@ def _with_text(table: pa.Table, texts: list[str]) -> pa.Table:
 def _columns(scored: Sequence[_Scored | None]) -> tuple[pa.Array, pa.Array, pa.Array]:
     """The columns of `COLUMNS`, null for documents without scores."""
     return (
-        pa.array([each and each.mean for each in scored], pa.float32()),
+        pa.array([each and each.mean for each in scored], pa.float32(), from_pandas=True),
         _lists([each and each.paragraphs for each in scored]),
         _lists([each and each.sentences for each in scored]),
     )
@@ -272,5 +267,5 @@ def _lists(values: Sequence[Float32 | None]) -> pa.Array:
     arrays = [empty if each is None else each for each in values]
     offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
     missing = pa.array([each is None for each in values], pa.bool_())
-    flat = pa.array(np.concatenate([empty, *arrays]), pa.float32())
+    flat = pa.array(np.concatenate([empty, *arrays]), pa.float32(), from_pandas=True)
     return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=missing)

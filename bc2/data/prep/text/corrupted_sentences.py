@@ -12,7 +12,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Iterator
 
-from bc2.data.prep.text.sentences import CJK, split_sentences
+from bc2.data.prep.text.sentences import CJK, prose_sentences
 
 _UNIT = re.compile(rf"[{CJK}]|[^\s{CJK}]+|\s+")
 _MOJIBAKE = (("utf-8", "cp1252"), ("utf-8", "gbk"), ("gb18030", "latin-1"), ("utf-8", "cp437"))
@@ -53,7 +53,7 @@ def corrupted(texts: Iterable[str], seed: int) -> Iterator[str]:
     """
     chance = random.Random(seed)
     for text in texts:
-        for piece in split_sentences(text):
+        for piece in prose_sentences(text):
             units = _UNIT.findall(piece.strip())
             words = [unit for unit in units if not unit.isspace()]
             if len(words) < 4:

@@ -52,6 +52,9 @@ Floats = npt.NDArray[np.float64]
 #: of its own.
 BATCH = 1 << 20
 
+#: A list item of so many words is a sentence.
+SENTENCE_WORDS = 10
+
 #: Fewest characters of a run of base64 or hex that counts.
 ENCODED_RUN = 64
 
@@ -290,9 +293,14 @@ class DocumentStatistics:
 
     @property
     def bullet_lines(self) -> Int64:
-        """[D] the number of lines that begin with a bullet."""
-        _, first, _, document = self._lines
-        return self.sums(document, self.classes[first] == BULLET)
+        """[D] the number of lines that begin with a bullet and are no sentence.
+
+        A line with a terminal mark at its end, or of `SENTENCE_WORDS` words, is one.
+        """
+        _, first, last, document = self._lines
+        spans = self.line_spans
+        listed = (self.classes[first] == BULLET) & (spans.last - spans.first < SENTENCE_WORDS)
+        return self.sums(document, listed & ~ENDS[self.classes[last]])
 
     @property
     def ellipsis_lines(self) -> Int64:

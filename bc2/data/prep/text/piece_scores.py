@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain, compress
 from typing import Any
 
-from bc2.data.prep.text.sentences import sentences_of, split_paragraphs
+from bc2.data.prep.text.sentences import divide
 
 #: Columns with one score for each piece.
 SCORES = ("paragraph_scores", "sentence_scores")
@@ -22,10 +22,10 @@ def scores_left(row: dict[str, Any], left: str, flags: list[list[bool]]) -> dict
     Returns:
         Column -> scores; None where the pieces of `left` are not exactly those that stay.
     """
-    after = split_paragraphs(left)
+    after = divide(left)
     steps = {
         "paragraph_scores": ([any(of_piece) for of_piece in flags], len(after)),
-        "sentence_scores": ([*chain(*flags)], sum(len(sentences_of(piece)) for piece in after)),
+        "sentence_scores": ([*chain(*flags)], sum(len(each.sentences) for each in after)),
     }
     return {name: _in_step(row[name], *steps[name]) for name in SCORES if row.get(name) is not None}
 

@@ -43,8 +43,8 @@ RULES = (
     Penalty("symbols", 0.6, 0.12, 0.4),  # symbols, and marks used in markup: * _ # < > ...
     Penalty("digits", 0.4, 0.25, 0.7),
     Penalty("no_letters", 0.5, 0.35, 0.8),  # neither letters nor ideographs
-    Penalty("capitals", 0.25, 0.5, 1.0),  # share of letters, if there are at least 10
-    Penalty("mixed_case", 0.6, 0.06, 0.25),  # capitals after a small letter, share of letters
+    Penalty("capitals", 0.25, 0.5, 1.0),  # share of the size, with 10 letters that have cases
+    Penalty("mixed_case", 0.6, 0.06, 0.25),  # capitals after a small letter, share of the size
     Penalty("repeats", 0.8, 0.4, 0.8),  # equal to the character 1, 2, 3 or 4 before; the largest
     Penalty("urls", 0.6, 0.3, 0.8),  # characters of URLs
     Penalty("undecodable", 0.8, 0.02, 0.2),  # control, private, unassigned, U+FFFD
@@ -119,8 +119,8 @@ def features(sentences: Sequence[str]) -> dict[str, Float64]:
         "symbols": table[_SYMBOL] / solid,
         "digits": table[_DIGIT] / solid,
         "no_letters": 1 - (spaced + wide) / solid,
-        "capitals": np.where(spaced >= 10, table[_CAPITAL] / np.maximum(spaced, 1), 0),
-        "mixed_case": np.where(spaced >= 10, mixed / np.maximum(spaced, 1), 0),
+        "capitals": np.where(spaced >= 10, table[_CAPITAL] / np.maximum(size, 1), 0),
+        "mixed_case": np.where(spaced >= 10, mixed / np.maximum(size, 1), 0),
         "repeats": _repeats(text, kinds, owners) / solid,
         "urls": _url_characters(sentences) / solid,
         "undecodable": table[_BAD] / solid,

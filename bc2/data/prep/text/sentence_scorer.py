@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bc2.data.prep.text.sentences import split_sentences
+from bc2.data.prep.text.sentences import prose_sentences
 from bc2.errors import DataError, IntegrityError
 from bc2.files import sha256_file, write_durably
 
@@ -207,9 +207,13 @@ def train_scorer(
         raise DataError("the output directory is not empty", where=str(out), todo="name another")
     chooser = random.Random(seed)
     kinds = [_sentences(texts, limit, chooser) for texts in (bad, good)]
-    for name, kind in zip(("bad", "good"), kinds, strict=True):
+    # Good ones first: the bad ones may be made of them.
+    for name, kind in (("good", kinds[1]), ("bad", kinds[0])):
         if len(kind) < _FEWEST:
-            raise DataError(f"{len(kind)} {name} sentences are too few", todo="give a hundred")
+            raise DataError(
+                f"the {name} text has {len(kind)} different sentence{'s'[: len(kind) != 1]}",
+                todo=f"give {name} text with {_FEWEST} of them or more",
+            )
     sentences = kinds[0] + kinds[1]
     labels = np.repeat([0, 1], [len(kind) for kind in kinds])
     held = np.array([_hash(sentence) % _HELD_OUT == 0 for sentence in sentences])
@@ -236,7 +240,7 @@ def _sentences(texts: Iterable[str], limit: int, chooser: random.Random) -> list
     kept: list[str] = []
     seen: set[int] = set()
     for text in texts:
-        for piece in split_sentences(text):
+        for piece in prose_sentences(text):
             sentence = piece.strip()
             key = _hash(sentence)
             if not sentence or key in seen:

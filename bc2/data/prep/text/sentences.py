@@ -1,25 +1,29 @@
-"""Split texts into paragraphs and sentences, and cut sentences out of texts.
+"""Split text into paragraphs and sentences, joined again without loss.
 
-Every split is exact: the pieces joined are the text, no piece is empty, and each has a character
-that is not white space (unless the whole text has none). White space after a piece belongs to the
-piece. A paragraph is a whole number of sentences. The split depends on the text alone, not on its
-stated language.
+Blocks that are not prose (code, tables, headings, addresses: `markup_blocks`) are paragraphs of
+one piece each, without prose. In the text between them no sentence ends inside a link, a picture,
+code, a formula or an emphasis (`markup_spans`).
+
+Nothing here depends on the language that is stated. The text between blocks is split so:
 
 A line feed ends a paragraph before a blank line, after a CJK character (CJK text is not wrapped),
 and after a line of `WIDE` characters or more (text is not wrapped at such a width). Other line
-feeds come from wrapping, or separate the lines of a list or of code within one paragraph.
+feeds come from wrapping, or separate the lines of a list within one paragraph.
 
 A sentence ends at 。！？ and ． together with closing brackets and quotes after them. It also ends
 at . ! ? … before white space, unless the next letter is a small one, or the full stop follows an
 abbreviation or an initial. Inside a paragraph, a line feed ends a sentence if the line was too
-short to have been wrapped, if the indentation changes, or if a list item begins. So most lines of
-code are sentences too.
+short to have been wrapped, if the indentation changes, or if a list item begins.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from bc2.data.prep.text.markup_blocks import BlockKind, blocks
+from bc2.data.prep.text.markup_spans import Range, Spans, find_spans, without
 
 #: A line of at least so many characters is not wrapped text, so its end is the end of a paragraph.
 WIDE = 120
@@ -40,15 +44,22 @@ _PARAGRAPH_END = re.compile(
 )
 
 #: Closing quotes and brackets of both scripts; straight quotes are taken as closing.
-_CLOSERS = r"[\"'”’」』）》〉】〕)\]}*_]*"
+_CLOSERS = r"[\"'”’」』）》〉】〕)\]}*_]*+"
 
 #: The pattern begins with one set of characters, so that the search can skip all others. The empty
-#: group tells which case matched.
+#: group tells which case matched. A run of marks is tried once, from its first.
 _SENTENCE_END = re.compile(
     r"[。！？｡．.!?…\n](?:"
-    rf"(?:(?<=[。！？｡])|(?<=．)(?![0-9０-９]))[。！？｡．!?…]*{_CLOSERS}\s*(?P<cjk>)"
-    rf"|(?<=[.!?…])[.!?…]*{_CLOSERS}\s+(?P<latin>)"
-    r"|(?<=\n)\s*(?P<line>))"
+    rf"(?:(?<=[。！？｡])|(?<=．)(?![0-9０-９]))[。！？｡．.!?…]*+{_CLOSERS}\s*+(?P<cjk>)"
+    rf"|(?<=[.!?…])(?<![.!?…][.!?…])[.!?…]*+{_CLOSERS}\s++(?P<latin>)"
+    r"|(?<=\n)\s*+(?P<line>))"
+)
+
+#: What a piece at the beginning of a line begins with, and what stays if the piece is cut and the
+#: rest of its line stays: the marks of quotations, list items and footnotes.
+_PREFIX = re.compile(
+    r"[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
+    r"(?:\[\^[^\]\n]{1,80}\]:[ \t]++)?"
 )
 
 #: A list item, a heading, a quotation, a row of a table.
@@ -72,19 +83,124 @@ _ABBREVIATIONS = frozenset(
 )
 
 
+#: More characters are prose, even if all are emphasised.
+_LONGEST_TITLE = 100
+
+#: A line without letters or digits; and one that announces what follows it.
+_BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
+_LABEL = re.compile(r"^[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
+
+_CONTENT = (BlockKind.CODE, BlockKind.TABLE, BlockKind.HEADING)
+
+
+class Paragraph(NamedTuple):
+    """A paragraph, or a block that is not prose, with the line feeds and blank lines after it."""
+
+    sentences: list[str]
+    """The pieces of its text; one for a block."""
+    prose: list[str]
+    """What is prose in each: without marks, links' targets, code; empty for a block."""
+    is_text: bool
+    """Whether it is a paragraph and not a block."""
+
+    @property
+    def text(self) -> str:
+        """The text of the paragraph."""
+        return "".join(self.sentences)
+
+
+def divide(text: str) -> list[Paragraph]:
+    """The paragraphs and blocks of a text; their pieces, one after the other, are the text."""
+    found: list[Paragraph] = []
+    for start, end, kind in blocks(text):
+        piece = text[start:end]
+        if kind is BlockKind.TEXT:
+            found += _paragraphs(piece)
+        else:
+            found.append(Paragraph([piece], [""], False))
+    return found
+
+
+def code_paragraphs(text: str) -> list[Paragraph]:
+    """The paragraphs of source code, one piece each: they end at blank lines."""
+    pieces = _pieces(text, (match.end() for match in _PARAGRAPH_END.finditer(text)))
+    return [Paragraph([piece], [piece], True) for piece in pieces]
+
+
+def _paragraphs(text: str) -> Iterator[Paragraph]:
+    spans = find_spans(text)
+    hidden = sorted(spans.hidden + spans.code)
+    start = 0
+    ends: Iterable[int] = (match.end() for match in _PARAGRAPH_END.finditer(text))
+    for piece in _pieces(text, _outside(spans, ends) if spans.together else ends):
+        ends = _sentence_ends(piece)
+        if spans.together:
+            ends = (end - start for end in _outside(spans, (start + end for end in ends)))
+        sentences = _pieces(piece, ends)
+        prose = _prose(text, sentences, start, spans.together, hidden) if hidden else sentences
+        yield Paragraph(sentences, prose, True)
+        start += len(piece)
+
+
+def _outside(spans: Spans, ends: Iterable[int]) -> Iterator[int]:
+    return (end for end in ends if not spans.splits(end))
+
+
+def _prose(
+    text: str, sentences: list[str], start: int, together: list[Range], hidden: list[Range]
+) -> list[str]:
+    """What is prose in each sentence. A link or an emphasis alone on its line is a title, no prose.
+
+    Args:
+        start: the character of the text at which the first sentence begins.
+    """
+    prose = []
+    for sentence in sentences:
+        end = start + len(sentence)
+        shown = without(text, hidden, start, end)
+        around = without(text, together, start, end)
+        is_title = len(around) < len(sentence) and not any(map(str.isalpha, around))
+        prose.append("" if is_title and len(shown) < _LONGEST_TITLE else shown)
+        start = end
+    return prose
+
+
 def split_paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text, each with the line feeds and blank lines after it."""
-    return _pieces(text, (match.end() for match in _PARAGRAPH_END.finditer(text)))
+    """The paragraphs and blocks of a text, each with the line feeds and blank lines after it."""
+    return [paragraph.text for paragraph in divide(text)]
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text: those of its paragraphs, one after the other."""
-    return [piece for paragraph in split_paragraphs(text) for piece in sentences_of(paragraph)]
+    """The sentences and blocks of a text."""
+    return [piece for paragraph in divide(text) for piece in paragraph.sentences]
 
 
-def sentences_of(paragraph: str) -> list[str]:
-    """The sentences of one paragraph, which must come from `split_paragraphs`."""
-    return _pieces(paragraph, _sentence_ends(paragraph))
+def prose_sentences(text: str) -> list[str]:
+    """What is prose in each sentence of a text, if it has a letter or a number."""
+    prose = (piece for paragraph in divide(text) for piece in paragraph.prose)
+    return [piece for piece in prose if any(map(str.isalnum, piece))]
+
+
+def prose_of(text: str) -> str:
+    """A text without its blocks and without what is hidden in the rest; itself if it has neither.
+
+    The marks of list items stay. Where a block was, paragraphs stay apart.
+    """
+    parts = []
+    for start, end, kind in blocks(text):
+        if kind is BlockKind.TEXT:
+            piece = text[start:end]
+            hidden = find_spans(piece).hidden
+            shown = without(piece, hidden, 0, len(piece))
+            parts.append(_LABEL.sub("", _BARE.sub("", shown)))
+        else:
+            parts.append("\n")
+    return "".join(parts)
+
+
+def content_of(text: str) -> str:
+    """The blocks of a text in which its author says something: code, tables, headings."""
+    return "".join(text[start:end] for start, end, kind in blocks(text) if kind in _CONTENT)
 
 
 def cut_sentences(text: str, keep: Sequence[bool]) -> str:
@@ -92,24 +208,39 @@ def cut_sentences(text: str, keep: Sequence[bool]) -> str:
 
     The white space at the end of a paragraph stays if any of its sentences stays, so that
     paragraphs remain separate. White space on one side of a cut stays, so that words remain
-    separate.
+    separate. The mark of a list item or a quotation stays before the rest of it.
 
     Args:
         keep: a flag for each of ``split_sentences(text)``.
     """
     kept: list[str] = []
     flags = iter(keep)
-    for paragraph in split_paragraphs(text):
-        pieces = sentences_of(paragraph)
-        left = [piece for piece in pieces if next(flags)]
-        if left and left[-1] is not pieces[-1]:
+    for paragraph in divide(text):
+        pieces = paragraph.sentences
+        left: list[str] = []
+        mark, stays = "", False
+        for at, piece in enumerate(pieces):
+            begins_line = not at or pieces[at - 1].endswith("\n")
+            stays = next(flags)
+            if stays:
+                left.append(piece if begins_line else mark + piece)
+                mark = ""
+            elif begins_line:
+                mark = _mark(piece)
+        if left and not stays:
             end = pieces[-1][len(pieces[-1].rstrip()) :]
             left[-1] = left[-1].rstrip() + end
         kept += left
     return "".join(kept)
 
 
-def _pieces(text: str, ends: Iterator[int]) -> list[str]:
+def _mark(piece: str) -> str:
+    """The mark of a list item or quotation with which a piece begins, with its indentation."""
+    prefix = _PREFIX.match(piece)
+    return prefix.group() if prefix and prefix.group().strip() else ""
+
+
+def _pieces(text: str, ends: Iterable[int]) -> list[str]:
     """The text cut at `ends` (ascending); white space alone is joined to a neighbouring piece."""
     pieces: list[str] = []
     start = 0

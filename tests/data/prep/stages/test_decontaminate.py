@@ -93,7 +93,7 @@ def test_what_is_found_is_what_brute_force_finds(wanted, texts, sizes):
 def test_format_characters_and_unknown_code_points_do_no_harm():
     units = Units.of(["so\u00adft hy\u200bphen\U0010ffff\U000e0100end", "", "下ー々ｶ 가나"])
     assert units.text.tolist() == [0, 0, 0, 2, 2, 2, 2, 2]
-    assert units.is_cjk.tolist() == [False] * 3 + [True] * 3 + [False] * 2
+    assert units.is_cjk.tolist() == [False] * 3 + [True] * 4 + [False]
 
 
 @pytest.fixture
@@ -114,7 +114,8 @@ def disguised(text, kind):
     if kind == "space":
         return re.sub(r"(?<=[一-鿿])|\s+", " \n", text)
     if kind == "punctuation":
-        return re.sub(r"[^\w\s]", " ", text).replace(" ", " -- ")
+        # Radicals are symbols by category, and read as the characters that they stand for.
+        return re.sub(r"[^\w\s⺀-⿕]", " ", text).replace(" ", " -- ")
     if kind == "width":
         return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
     return text
@@ -147,6 +148,40 @@ def test_a_detail_names_the_item_and_shows_both_texts(run_stage, records, benchm
     assert len(row["detail"]) <= 200
     assert (row["whole"], row["bytes"]) == (False, 0)
     assert outcomes[0].table["text"].to_pylist() == texts
+
+
+#: A question in which each form below changes something, and how texts may write it.
+WRITTEN = (
+    "The chief officer of a café in Zürich baked ½ of the fluffy naïve soufflés"
+    " for 25 ℃ in the Straße. How long did 한글 ガス last?"
+)
+FORMS = {
+    "NFD": lambda text: unicodedata.normalize("NFD", text),
+    "NFKC": lambda text: unicodedata.normalize("NFKC", text).replace("\u2044", "/"),
+    "NFKD": lambda text: unicodedata.normalize("NFKD", text),
+    "ligatures": lambda text: text.replace("ffi", "ﬃ").replace("fl", "ﬂ").replace("ff", "ﬀ"),
+    "capitals": str.upper,
+    "soft hyphens": lambda text: text.replace("office", "of\u00adfi\u00adce"),
+    "half width": lambda text: text.replace("ガス", "ｶﾞｽ"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_question_is_found_however_its_characters_are_written(run_stage, records, tmp_path, form):
+    path = tmp_path / "written.jsonl"
+    path.write_text(json.dumps({"question": WRITTEN}) + "\n")
+    changed = FORMS[form](WRITTEN)
+    assert changed != WRITTEN
+    text = f"{FILLER}The ﬁrst ½ é {changed} {FILLER}"
+    stage = stage_of(path, action="cut", margin=0)
+    outcomes, facts = run_stage(stage, [records([text])])
+    assert facts["matches"] == 17  # all: 29 words in windows of 13
+    (row,) = annotations_of(outcomes)
+    bare = changed.rstrip("?")
+    assert row["text"][slice(*row["shared"])] == bare
+    (removed,) = outcomes[0].removed.to_pylist()
+    assert removed["place"] == text.index(bare)
+    assert outcomes[0].table["text"].to_pylist() == [f"{FILLER}{FILLER}"]
 
 
 def annotations_of(outcomes):
@@ -312,6 +347,22 @@ def test_every_kind_of_file_gives_the_same_texts(tmp_path, kind):
     assert items[-1].place == f"{tmp_path.name}/bench{kind}:{last}"
     one = settings.model_copy(update={"fields": ("o.B",)})
     assert [item.text for item in read_benchmark(one)] == ["y", "z"]
+
+
+def test_benchmark_files_that_cannot_be_read_are_told_under_a_glob_too(tmp_path):
+    path = write_rows(tmp_path, ".jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="a pipe and not a file"):
+        stage_of(tmp_path / "*.jsonl").check()
+    (tmp_path / "pipe.jsonl").unlink()
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    for place in ("gone.jsonl", "*.jsonl"):
+        with pytest.raises(DataError, match="a link that leads nowhere: nowhere"):
+            stage_of(tmp_path / place).check()
+    (tmp_path / "gone.jsonl").unlink()
+    path.rename(tmp_path / "caf\udce9.jsonl")
+    with pytest.raises(DataError, match="the name of a file is not UTF-8"):
+        stage_of(tmp_path / "*.jsonl").check()
 
 
 def test_what_is_wrong_with_a_benchmark_is_said_before_any_work(tmp_path, benchmark_file):

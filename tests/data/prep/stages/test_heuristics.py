@@ -107,6 +107,10 @@ def ends_well(line: str) -> bool:
     return line[-1] in ".…⋯!?。！？；｡．‼⁇⁈⁉؟۔।॥\"'”’»」』〞＂）〕】》"
 
 
+def is_listed(line: str) -> bool:
+    return line[0] in "-*•‣◦●○■□▪▫◆◇★·⁃–" and len(words_of(line)) < 10 and not ends_well(line)
+
+
 def reference(text: str, short_line: int) -> dict[str, float]:
     words, lines, paragraphs = words_of(text), lines_of(text), paragraphs_of(text)
     solid = [c for c in text if not c.isspace()]
@@ -133,7 +137,7 @@ def reference(text: str, short_line: int) -> dict[str, float]:
             ratio(sum(map(ends_well, lines)), len(lines)),
             ratio(sum(ends_well(each[-1]) for each in paragraphs), len(paragraphs)),
         ),
-        "bullet_lines": ratio(sum(line[0] in "-*•‣◦●○■□▪▫◆◇★·⁃–" for line in lines), len(lines)),
+        "bullet_lines": ratio(sum(map(is_listed, lines)), len(lines)),
         "ellipsis_lines": ratio(
             sum(line.endswith(("...", "…", "⋯")) for line in lines), len(lines)
         ),
@@ -273,7 +277,7 @@ def test_equal_hashes_in_two_documents_are_apart():
 
 TEXT = (
     "# The weather of today... was fine, and 12 of us have been with the others.\n"
-    "- one item ...\n- one item ...\n\nA paragraph stands here twice.\n\n"
+    "- one item ...\n- one item ...\n- an item\n\nA paragraph stands here twice.\n\n"
     "A paragraph stands here twice.\n\n" + "AbCdEf01" * 9 + "\nAll rights reserved\n中文也有。\n"
 )
 

@@ -21,8 +21,7 @@ from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES
 from bc2.data.prep.stages.passages import PARAGRAPH, SENTENCE, PassagesStage
 from bc2.data.prep.text.sentences import (
     cut_sentences,
-    sentences_of,
-    split_paragraphs,
+    divide,
     split_sentences,
 )
 
@@ -46,15 +45,15 @@ texts_st = st.lists(paragraphs_st, max_size=5).map("\n\n".join)
 def passages_of(text, config):
     """(kind, index, form, first and last character) of each passage that is long enough."""
     at = index = 0
-    for number, paragraph in enumerate(split_paragraphs(text)):
+    for number, paragraph in enumerate(divide(text)):
         start = at
-        for sentence in sentences_of(paragraph):
+        for sentence in paragraph.sentences:
             form = " ".join(sentence.split()).casefold()
             if config.sentences and len(form.encode()) >= config.sentence_bytes:
                 yield SENTENCE, index, form, at, at + len(sentence)
             at += len(sentence)
             index += 1
-        form = " ".join(paragraph.split()).casefold()
+        form = " ".join(paragraph.text.split()).casefold()
         if config.paragraphs and len(form.encode()) >= config.paragraph_bytes:
             yield PARAGRAPH, number, form, start, at
 
@@ -255,5 +254,5 @@ def test_settling_two_million_passages_takes_little_memory(tmp_path):
 def test_the_reference_sees_pieces_as_the_stage_does():
     """Sentences are parts of paragraphs, which the naive reference assumes."""
     text = "\n\n".join(" ".join(SENTENCES[i:]) for i in range(4))
-    nested = chain(*(sentences_of(paragraph) for paragraph in split_paragraphs(text)))
+    nested = chain(*(paragraph.sentences for paragraph in divide(text)))
     assert list(nested) == split_sentences(text)

@@ -106,8 +106,14 @@ def test_a_limit_keeps_a_sample(tmp_path):
 
 
 def test_what_cannot_be_trained_or_loaded(trained, tmp_path):
-    with pytest.raises(DataError, match="3 good sentences"):
-        train_scorer(["One. Two. Three."], prose(200, 1), tmp_path / "few", seed=1)
+    with pytest.raises(DataError, match="the good text has 3 different sentences") as caught:
+        train_scorer(["One. Two. Three. One."], prose(200, 1), tmp_path / "few", seed=1)
+    assert caught.value.todo == "give good text with 100 of them or more"
+    with pytest.raises(DataError, match="the bad text has 1 different sentence;"):
+        train_scorer(prose(200, 1), ["One."], tmp_path / "few", seed=1)
+    # of a single good sentence no bad one can be made, and it is the good one that is told
+    with pytest.raises(DataError, match="the good text has 1 different sentence;"):
+        train_scorer(["One."], corrupted(["One."], 1), tmp_path / "few", seed=1)
     with pytest.raises(DataError, match="not empty"):
         train_scorer(prose(200, 1), prose(200, 2), trained[0], seed=1)
     with pytest.raises(DataError, match="train-quality"):

@@ -11,7 +11,7 @@ from bc2.data.prep.text.sentences import (
     NARROW,
     WIDE,
     cut_sentences,
-    sentences_of,
+    divide,
     split_paragraphs,
     split_sentences,
 )
@@ -29,7 +29,7 @@ def test_splits_are_exact(text):
     assert "".join(paragraphs) == "".join(sentences) == text
     assert all(piece.strip() for piece in paragraphs + sentences) or not text.strip()
     assert all(paragraphs + sentences)
-    assert sentences == [s for paragraph in paragraphs for s in sentences_of(paragraph)]
+    assert sentences == [s for paragraph in divide(text) for s in paragraph.sentences]
 
 
 @settings(max_examples=300, deadline=None)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bc2.data.inputs import check_regular, check_utf8_name
 from bc2.data.prep.settings import BenchmarkSettings
 from bc2.errors import DataError, RecipeError
 from bc2.harness.rows import KINDS, field_of, kind_of, read_rows
@@ -34,8 +35,8 @@ def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
         DataError: there is no file, or one is of a kind that cannot be read.
     """
     path = os.path.expanduser(benchmark.path)
-    found = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
-    files = sorted(Path(name) for name in found if os.path.isfile(name))
+    found = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
+    files = sorted(Path(name) for name in found if not os.path.isdir(name))
     if not files:
         raise DataError(
             f"benchmark {benchmark.name!r} has no files",
@@ -43,6 +44,8 @@ def benchmark_files(benchmark: BenchmarkSettings) -> list[Path]:
             todo="give a file or a glob, such as name/**/*.csv for all CSV files of a folder",
         )
     for file in files:
+        check_utf8_name(str(file), where=str(file))
+        check_regular(file)
         if kind_of(file.name) not in KINDS:
             raise DataError(
                 f"cannot read a benchmark of this kind: {file.name}",

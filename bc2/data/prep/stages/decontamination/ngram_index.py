@@ -1,8 +1,9 @@
 """Find where texts have n consecutive words in common with other texts: exactly, with NumPy.
 
 A text is read as units: words (runs of letters, digits and marks) and single CJK characters, in
-NFKC form with case folded. Other characters only separate units, and format characters are
-ignored. So case, width, white space and punctuation make no difference.
+NFKC form with case folded (`folding`). Other characters only separate units, and format characters
+are ignored. So case, width, ligatures, the way accents are written, white space and punctuation
+make no difference.
 
 One window begins at each unit of a text: `ngram` units, or `cjk_ngram` units if more than half of
 the first `ngram` are CJK characters. Windows are looked up by 64-bit hashes, and each hit is then
@@ -11,9 +12,7 @@ compared character by character, so a collision of hashes costs only time.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,27 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.data.mixture import mix
+from bc2.data.prep.stages.decontamination.folding import CJK, SEPARATOR, Folded, folded
 
 Ints = npt.NDArray[np.integer[Any]]
 UInts = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
-
-#: Kinds of characters.
-_SEPARATOR, _WORD, _CJK, _IGNORED = range(4)
-
-#: From this code point on there are no letters, only private use, tags and variation selectors.
-_LAST = 0x323B0
-
-#: Han, kana and their extensions. Hangul is not here, because Korean has spaces between words.
-_CJK_RANGES = (
-    (0x3005, 0x3008),
-    (0x3041, 0x3100),
-    (0x31F0, 0x3200),
-    (0x3400, 0x4DC0),
-    (0x4E00, 0xA000),
-    (0xF900, 0xFB00),
-    (0x20000, _LAST),
-)
 
 #: Odd multipliers of polynomial hashes modulo 2^64: of characters, of units.
 _BASE_CHARACTER, _BASE_UNIT = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
@@ -59,25 +42,6 @@ class Sizes(NamedTuple):
     """Fewest units of a text that is shorter than a window, and is searched as a whole."""
     min_cjk: int
     """The same for a text of mostly CJK characters."""
-
-
-@lru_cache(maxsize=1)
-def _tables() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-    """The folded form and the kind of each code point. Takes a fifth of a second, once."""
-    folded = np.arange(_LAST + 1, dtype=np.uint32)
-    kinds = np.zeros(_LAST + 1, np.uint8)
-    for code in range(_LAST):
-        character = chr(code)
-        category = unicodedata.category(character)
-        if category == "Cf":
-            kinds[code] = _IGNORED
-        elif category[0] in "LNM":
-            kinds[code] = _WORD
-            form = unicodedata.normalize("NFKC", character).casefold()
-            folded[code] = ord(form if len(form) == 1 else character)
-    for first, last in _CJK_RANGES:
-        kinds[first:last] = np.where(kinds[first:last] == _WORD, _CJK, kinds[first:last])
-    return folded, kinds
 
 
 class Units(NamedTuple):
@@ -97,24 +61,22 @@ class Units(NamedTuple):
 
         Memory while it runs: about 60 bytes for each character.
         """
-        folded, kinds = _tables()
         starts = np.cumsum([0, *(len(text) + 1 for text in texts)])
-        joined = "\n".join(texts).encode("utf-32-le", "surrogatepass")
-        codes = np.minimum(np.frombuffer(joined, np.uint32), _LAST)
-        kind = kinds[codes]
-        place = np.flatnonzero((kind == _WORD) | (kind == _CJK))
-        begins = _begins(kind, place)
+        letters = folded("\n".join(texts))
+        place = np.flatnonzero(letters.kinds != SEPARATOR)
+        begins = _begins(letters, place)
         edges = np.append(np.flatnonzero(begins), len(place))
         first, last = place[edges[:-1]], place[edges[1:] - 1]
-        counts = np.diff(np.searchsorted(first, starts))  # units of each text
+        start, stop = letters.span(first)[0], letters.span(last)[1]
+        counts = np.diff(np.searchsorted(start, starts))  # units of each text
         text = np.repeat(np.arange(len(texts)), counts)
         return cls(
-            folded[codes[place]],
+            letters.codes[place],
             edges,
             text,
-            first - starts[text],
-            last + 1 - starts[text],
-            kind[first] == _CJK,
+            start - starts[text],
+            stop - starts[text],
+            letters.kinds[first] == CJK,
             np.concatenate([[0], np.cumsum(counts)]),
         )
 
@@ -142,20 +104,15 @@ class Units(NamedTuple):
         return np.where(size <= self.left(), size, 0)
 
 
-def _begins(kind: npt.NDArray[np.uint8], place: Ints) -> Mask:
+def _begins(letters: Folded, place: Ints) -> Mask:
     """[c] whether a unit begins at each character of units.
 
     Args:
-        kind: of each character of the texts.
-        place: [c] index of each character of units in the texts.
+        place: [c] index of each character of units among the folded ones.
     """
     begins = np.ones(len(place), bool)
-    if (kind == _IGNORED).any():  # a word continues after an ignored character
-        begins[1:] = np.diff(np.cumsum(kind == _SEPARATOR)[place]) != 0
-    else:
-        begins[1:] = np.diff(place) != 1
-    cjk = kind[place] == _CJK
-    begins[1:] |= cjk[1:] | cjk[:-1]
+    cjk = letters.kinds[place] == CJK
+    begins[1:] = (np.diff(place) != 1) | cjk[1:] | cjk[:-1]
     return begins
 
 
