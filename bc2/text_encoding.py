@@ -40,9 +40,8 @@ def named_encoding(name: str) -> str:
     """
     known = _lookup(name)
     if known is None:
-        guess = nearest(name.lower(), _LIKELY)
-        meant = f"; did you mean {guess!r}?" if guess else f"; usual ones: {', '.join(_LIKELY)}"
-        raise ValueError(f"no encoding of text is named {name!r}{meant}")
+        likely = nearest(name.lower(), _LIKELY) or ", ".join(_LIKELY)
+        raise ValueError(f"should name an encoding of text, such as {likely}")
     return known
 
 

@@ -128,7 +128,7 @@ def test_an_encoding_has_one_name(name, known):
 
 @pytest.mark.parametrize("name", ["gb18300", "hex", "idna", "unicode_escape", "", "a\0b", "mbcs"])
 def test_what_is_no_encoding_of_files_is_refused(name):
-    with pytest.raises(ValueError, match="no encoding of text") as caught:
+    with pytest.raises(ValueError, match="should name an encoding of text") as caught:
         named_encoding(name)
     if name == "gb18300":
-        assert "did you mean 'gb18030'?" in str(caught.value)
+        assert str(caught.value).endswith("such as gb18030")

@@ -33,8 +33,8 @@ EnvironmentName = Literal[
 class SourceConfig(OriginConfig):
     """One named origin of text: files, a Hugging Face dataset, or the environment's own text.
 
-    Read: .txt (a file is a document), .jsonl, .ndjson and .json (a line is a document), each
-    also as .gz or .zst, and .parquet.
+    Read: .txt (a file is a document), .jsonl, .ndjson and .json (a line is a document, or an
+    element of the list that the file is), each also as .gz or .zst, and .parquet.
     """
 
     environment: EnvironmentName | None = None

@@ -24,6 +24,7 @@ def _identity(config: CorpusConfig, home: Path) -> Mapping[str, Any]:
         "inputs": [file._asdict() for file in inputs(config, cache=home / "digests.json")],
         "stages": {each.name: each.version for each in filters},
         "files": stage_digests(filters),
+        **versions.of_malformed(config.malformed),
     }
 
 

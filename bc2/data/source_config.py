@@ -44,7 +44,7 @@ class OriginConfig(Settings):
     """What Python, its installed packages or the `quickstart` extra bring, by name."""
 
     lang: str | None = None
-    """Language of the text (zh, en, code); recorded."""
+    """Language of the text: a tag such as zh, en-US or code-python; recorded."""
 
     encoding: str = Field(UTF8, json_schema_extra=KEYED_UNLESS_DEFAULT)
     """Encoding of its text files and JSON lines, such as gb18030, big5, cp932 or utf-16; decoded

@@ -26,7 +26,9 @@ from bc2.streams import (
     open_bytes,
     parse_line,
     reading,
+    without_marks,
 )
+from bc2.text_encoding import find_likely
 from bc2.tokenizer.chat import Message
 from bc2.tokenizer.tokenizer import Tokenizer
 
@@ -147,7 +149,11 @@ def read_prompts(file: Path, *, chat: bool = False) -> Iterator[Prompt]:
             if not found and file == STDIN:
                 json = _is_object(line)
             found = True
-            yield _prompt(line, f"{name}:{number}", json=json, chat=chat)
+            try:
+                prompt = _prompt(line, f"{name}:{number}", json=json, chat=chat)
+            except BadRow as bad:
+                raise _unreadable(bad, file, f"{name}:{number}") from None
+            yield prompt
     if not found:
         raise DataError("no prompt in the file", where=name)
 
@@ -180,9 +186,9 @@ def _conversations(file: Path, name: str) -> Iterator[Prompt]:
             todo="give .jsonl, a conversation a line",
         )  # fmt: skip
     try:
-        data = parse_line(content)
+        data = parse_line(without_marks(content))
     except BadRow as bad:
-        raise DataError(str(bad), where=name) from None
+        raise _unreadable(bad, file, name) from None
     of_one = isinstance(data, dict) or (isinstance(data, list) and _has_role(data[:1]))
     every = [data] if of_one else data
     if not isinstance(every, list) or not every:
@@ -197,14 +203,24 @@ def _has_role(messages: list[Any]) -> bool:
 
 
 def _prompt(line: bytes | None, where: str, *, json: bool, chat: bool) -> Prompt:
-    try:
-        if json:
-            return _prompt_of(parse_line(line), where, chat=chat)
-        if line is None:
-            raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
-        return Prompt(decode(line), where=where)
-    except BadRow as bad:
-        raise DataError(str(bad), where=where) from None
+    """The prompt of a line. Raises: BadRow, DataError."""
+    if json:
+        return _prompt_of(parse_line(line), where, chat=chat)
+    if line is None:
+        raise BadRow("too_long", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    return Prompt(decode(line), where=where)
+
+
+def _unreadable(bad: BadRow, file: Path, where: str) -> DataError:
+    if file.is_file():
+        find_likely(bad, file)
+    if bad.likely is None:
+        return DataError(bad.detail, where=where)
+    return DataError(
+        f"{bad.detail}; the file is likely in {bad.likely}",
+        where=where,
+        todo=f"make UTF-8 of it (iconv -f {bad.likely} -t UTF-8)",
+    )
 
 
 def _prompt_of(row: Any, where: str, *, chat: bool) -> Prompt:

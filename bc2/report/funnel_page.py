@@ -28,7 +28,7 @@ from bc2.report.funnel_rows import (
     share,
     stage_rows,
 )
-from bc2.report.funnel_view import exact, shelves
+from bc2.report.funnel_view import exact, lost_line, shelves
 from bc2.report.number_format import amount, duration, moment
 from bc2.report.timings import Timing
 from bc2.report.visible_text import language_tag, size, visible
@@ -115,6 +115,7 @@ def render(
         ],
         licences=licences,
         reasons=removal_reasons(funnel),
+        lost=lost_line(funnel),
         rewritten=[stage for stage in funnel.stages if stage.rewritten],
         malformed=_malformed(funnel),
         lengths=_histograms(funnel.lengths, "length", "characters", log=True),

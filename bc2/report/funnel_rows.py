@@ -151,6 +151,7 @@ def as_json(funnel: Funnel) -> dict[str, Any]:
         "by_source": [_slice_json(one) for one in funnel_slices(funnel, "source")],
         "by_language": [_slice_json(one) for one in funnel_slices(funnel, "lang")],
         "reasons": [asdict(one) for one in removal_reasons(funnel)],
+        "lost_passages": funnel.lost_passages.model_dump(),
         "rewritten_bytes": {
             stage.name: stage.rewritten for stage in funnel.stages if stage.rewritten
         },

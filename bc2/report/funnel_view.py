@@ -28,13 +28,16 @@ MOST_CHARACTERS = 1000
 def view(funnel: Funnel) -> Any:
     """Every table of a funnel as one renderable."""
     from rich.console import Group
+    from rich.text import Text
 
+    lost = lost_line(funnel)
     drawn = [
         stage_table(funnel, "documents"),
         stage_table(funnel, "bytes"),
         slice_table(funnel, "source"),
         slice_table(funnel, "lang"),
         reason_table(funnel),
+        Text(lost) if lost else None,
         malformed_table(funnel) if funnel.malformed else None,
     ]
     parts: list[Any] = []
@@ -99,6 +102,18 @@ def reason_table(funnel: Funnel) -> Any:
             )
     columns = ("stage, reason", "documents", "bytes", "cut in documents", "bytes cut", "of raw")
     return table(columns, lines, "Removed, by reason")
+
+
+def lost_line(funnel: Funnel) -> str | None:
+    """What copies that were cut stand in no document any more; None if all stand."""
+    lost = funnel.lost_passages
+    if not lost.passages:
+        return None
+    return (
+        f"Passages lost with their first copy: {lost.passages:,} ({size(lost.bytes)}). They were "
+        "cut as copies, and later stages removed the first copies. To keep such text, raise "
+        "paragraph_repeats and sentence_repeats, or leave out [corpus.passages]."
+    )
 
 
 def malformed_table(funnel: Funnel) -> Any:

@@ -119,6 +119,11 @@ def test_wrong_input(trained: Path, args: tuple[str, ...], code: int, said: str)
     [
         ("blank.txt", b"\n  \n", "no prompt in the file"),
         ("latin.txt", "caf\u00e9".encode("latin-1"), "not UTF-8: byte 3"),
+        (
+            "gbk.jsonl",
+            '{"prompt": "编码是字符与字节之间的对应，写法不一。"}'.encode("gbk"),
+            "the file is likely in gb18030",
+        ),
         ("no.jsonl", b'no JSON\n{"prompt": "one"}\n', "no.jsonl:1"),
         ("key.jsonl", b'{"prompt": "one", "temprature": 1}\n', "did you mean 'temperature'"),
         ("rows.json", b'[{"prompt": "one"}]', "cannot read prompts from .json"),

@@ -6,6 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from bc2 import recipe
+from bc2.data import corpus_stage, versions
+from bc2.data.chats import chats_stage
+from bc2.data.chats.chats_config import ChatsConfig
 from bc2.data.corpus_config import CorpusConfig, SourceConfig, TokensConfig
 from bc2.errors import RecipeError
 
@@ -22,7 +25,7 @@ from bc2.errors import RecipeError
         ({"hf": "a", "include": ("*",)}, "choose files"),
         ({"hf": "a", "encoding": "gbk"}, "encoding belongs to the files of a path"),
         ({"environment": "python-docs", "encoding": "gbk"}, "encoding belongs to the files"),
-        ({"path": "a", "encoding": "gb18300"}, "did you mean 'gb18030'"),
+        ({"path": "a", "encoding": "gb18300"}, "such as gb18030"),
         ({"path": ""}, "at least 1 character"),
         ({"path": "a", "max_bytes": 0}, "greater than 0"),
         ({"path": "a", "name": "../up"}, "pattern"),
@@ -81,3 +84,17 @@ def test_an_encoding_is_keyed_by_one_name_where_it_is_not_utf8():
     assert keyed() == keyed(encoding="UTF8")
     assert "encoding" not in str(keyed())
     assert keyed() != keyed(encoding="CP936") == keyed(encoding="gbk")
+
+
+@pytest.mark.parametrize(
+    ("stage", "config"),
+    [(corpus_stage.STAGE, CorpusConfig), (chats_stage.STAGE, ChatsConfig)],
+)
+def test_what_rows_are_malformed_is_keyed_where_they_are_skipped(tmp_path, stage, config):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}")
+    settings = config.model_validate({"sources": [{"name": "a", "path": str(path)}]}, strict=False)
+    assert "malformed_rows" not in stage.identity_of(settings, tmp_path)
+    skipping = settings.model_copy(update={"malformed": "skip"})
+    found = stage.identity_of(skipping, tmp_path)
+    assert found["malformed_rows"] == versions.MALFORMED_ROWS

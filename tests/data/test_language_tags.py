@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from bc2.data.language_tags import UNKNOWN, is_code, named_by, names, normal_tag, primary
+from bc2.data.language_tags import (
+    UNKNOWN,
+    is_code,
+    most_specific,
+    named_by,
+    names,
+    normal_tag,
+    primary,
+)
 
 
 @pytest.mark.parametrize("lang", ["zh", "ZH", "zh-CN", "zh_Hans", "zh-Hant-TW", " zh "])
@@ -24,5 +32,14 @@ def test_code_of_any_language_is_code() -> None:
 
 
 def test_no_language_is_unknown() -> None:
-    assert normal_tag(None) == normal_tag("") == UNKNOWN
+    assert normal_tag(None) == normal_tag("") == normal_tag("Und") == UNKNOWN
+    assert names("und", None)
+    assert names("unknown", "und")
     assert named_by(("en", "unknown"), None)
+
+
+@pytest.mark.parametrize(
+    ("lang", "key"), [("zh", "zh"), ("ZH_CN", "zh-CN"), ("zh-TW", "zh"), ("en", None)]
+)
+def test_of_several_keys_the_longest_counts(lang: str, key: str | None) -> None:
+    assert most_specific(["zh", "zh-CN", "fr"], lang) == key

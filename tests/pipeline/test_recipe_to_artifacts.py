@@ -118,6 +118,11 @@ def test_a_report_without_held_out_text_names_the_setting(text: Path) -> None:
     assert "set corpus.heldout_fraction above 0" in run.stderr
     assert "none.toml:2" in run.stderr
     assert left_behind(text) == []  # it is said before any work
+
+
+@pytest.mark.slow
+def test_a_report_on_a_corpus_without_held_out_text_names_the_setting(text: Path) -> None:
+    (text / "none.toml").write_text(TEXT.replace("0.2", "0"))
     corpus = bc2(text, "data", "prep", "none.toml", "--quiet").stdout.strip()
     (text / "by_ref.toml").write_text(f'[tokenizer]\nvocab_size = 600\ncorpus = "{corpus}"\n')
     run = bc2(text, "train-tokenizer", "by_ref.toml", "--against", "x.model")

@@ -255,6 +255,33 @@ def test_the_tables_say_it(tmp_path: Path) -> None:
     assert "never" not in words, "a reason that removed nothing"
 
 
+def test_what_was_lost_with_first_copies_is_said_only_if_there_is_any() -> None:
+    data = sample()
+    data["stages"][1] |= {"name": "passages"}
+    for lost, said in ((None, False), ({"passages": 0, "bytes": 0}, False),
+                       ({"passages": 1200, "bytes": 34500}, True)):  # fmt: skip
+        data["stages"][1]["facts"] = {"lost_with_holder": lost} if lost else {}
+        funnel = Funnel.of(data)
+        words = " ".join(drawn(funnel_view.view(funnel), 100).split())
+        page = " ".join(funnel_page.render(funnel, "made").split())
+        for shown in (words, page):
+            assert ("Passages lost with their first copy: 1,200 (34.50 kB)." in shown) == said
+            assert ("first copy" in shown) == said
+            assert ("leave out [corpus.passages]." in shown) == said
+        assert as_json(funnel)["lost_passages"] == (lost or {"passages": 0, "bytes": 0})
+
+
+def test_the_place_of_an_example_is_marked_on_a_terminal_and_on_the_page() -> None:
+    found = [example("before [EMAIL] after", place=[7, 14]), example("no place", place=None)]
+    funnel = Funnel.of(sample(examples=found))
+    words = drawn(funnel_view.examples_view(funnel), 60)
+    assert "before >>[EMAIL]<< after" in words
+    assert words.count(">>") == 1
+    page = Page(funnel_page.render(funnel, "made"))
+    assert page.texts["mark"] == ["[EMAIL]"]
+    assert page.quotes == ["before [EMAIL] after", "no place"]
+
+
 def test_examples_on_a_terminal_act_on_nothing_and_keep_their_width() -> None:
     found = [example(f"document {n}") for n in range(15)]
     found += [example("汉字" * 100, lang="zh"), example(NASTY, detail="\x07ding", whole=False)]
@@ -319,7 +346,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"</{tag}> closes another element"
-        self.quoting = False
+        self.quoting = self.quoting and tag == "mark"
 
     def handle_data(self, data: str) -> None:
         for tag in set(self.open):

@@ -27,11 +27,11 @@ _DEFAULTS = {name: field.default for name, field in DecontaminateSettings.model_
 #: How long a match is, as [corpus.decontaminate] has it.
 SIZES = Sizes(*(_DEFAULTS[name] for name in ("ngram", "cjk_ngram", "min_words", "min_cjk")))
 
-#: Texts with fewer characters have fewer words, too.
+#: Texts with fewer characters have fewer words, too (but for ½ and the like, which are several).
 _SHORTEST = min(2 * SIZES.min_words - 1, SIZES.min_cjk)
 
 #: Raised when the same texts would have another index.
-_VERSION = 1
+_VERSION = 2
 #: A file that says that all others are there.
 _WHOLE = "whole"
 

@@ -16,7 +16,11 @@ def _identity(config: ChatsConfig, home: Path) -> Mapping[str, Any]:
     from bc2.data.inputs import inputs
 
     found = inputs(config, cache=home / "digests.json")
-    return {**config.keyed(), "inputs": [file._asdict() for file in found]}
+    return {
+        **config.keyed(),
+        "inputs": [file._asdict() for file in found],
+        **versions.of_malformed(config.malformed),
+    }
 
 
 def _make(task: Task[ChatsConfig]) -> Mapping[str, Any]:

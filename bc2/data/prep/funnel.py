@@ -22,6 +22,9 @@ from bc2.errors import DataError
 #: Name of the file in a corpus.
 FUNNEL = "funnel.json"
 
+#: The stage that cuts copies of passages.
+PASSAGES = "passages"
+
 Count = Annotated[int, Field(ge=0, strict=True)]
 
 
@@ -80,6 +83,13 @@ class StageAmounts(_Record):
         """
         counted = sum(one.bytes + one.cut_bytes for one in self.removed.values())
         return total(self.before).bytes - total(self.after).bytes - counted
+
+
+class LostPassages(_Record):
+    """Passages that `passages` cut and whose first copy later stages removed."""
+
+    passages: Count = 0
+    bytes: Count = 0
 
 
 class Bin(NamedTuple):
@@ -208,6 +218,12 @@ class Funnel(_Record):
             for stage in self.stages
         )
         return self.model_copy(update={"stages": stages})
+
+    @cached_property
+    def lost_passages(self) -> LostPassages:
+        """What was cut as a copy and stands in no document; none of an older version."""
+        facts: dict[str, Any] = next((one.facts for one in self.stages if one.name == PASSAGES), {})
+        return LostPassages.model_validate(facts.get("lost_with_holder", {}))
 
     @cached_property
     def kept(self) -> Amount:

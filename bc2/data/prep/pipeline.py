@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ from bc2.data.prep.engine import PrepEngine
 from bc2.data.prep.group_by import Groups, Int64
 from bc2.data.prep.part_files import SUFFIX
 from bc2.data.prep.segment import PartFacts, Segment, SegmentTask, run_part
-from bc2.data.prep.stages.base import PrepStage, WorkingSet
+from bc2.data.prep.stages.base import Aftermath, PrepStage, WorkingSet
 from bc2.files import make_directory, replace_durably
 
 Item = TypeVar("Item")
@@ -85,7 +86,7 @@ def run_stages(
         make_directory(folder / "keys")
         verdicts = None
         if closing is not None:
-            verdicts = work / f"settled-{closing.name}"
+            verdicts = _verdicts(closing, work)
             before = parts.folder / "keys"
             settled[closing.name] = _settle(closing, parts, before, verdicts, engine, bars)
             seconds[closing.name] += _seconds(verdicts)
@@ -99,7 +100,28 @@ def run_stages(
             parts.path(name).unlink(missing_ok=True)
         parts = Parts(folder, parts.names)
         closing = segment.closing
+    for number, stage in enumerate(stages):
+        if stage.name in settled:
+            began = time.perf_counter()
+            after = _aftermath(stage, stages[number + 1 :], parts, work)
+            settled[stage.name] = settled[stage.name] | stage.review(after)
+            seconds[stage.name] += time.perf_counter() - began
     return StageResults(parts, facts, settled, seconds)
+
+
+def _aftermath(stage: PrepStage, later: Iterable[PrepStage], parts: Parts, work: Path) -> Aftermath:
+    """What `PrepStage.review` gets."""
+    cutting = [one for one in later if one.cuts()]
+    verdicts, *cut = [
+        [_verdicts(one, work) / f"{name}.parquet" for name in parts.names]
+        for one in (stage, *cutting)
+    ]
+    return Aftermath(verdicts, [parts.path(name) for name in parts.names], [*chain(*cut)])
+
+
+def _verdicts(stage: PrepStage, work: Path) -> Path:
+    """The folder of a stage's verdicts."""
+    return work / f"settled-{stage.name}"
 
 
 def segments(stages: Iterable[PrepStage]) -> list[Segment]:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bc2.console import Progress
+from bc2.console import Progress, warn
 from bc2.data import environment, versions
 from bc2.data.corpus import FACTS, clear_directory
 from bc2.data.corpus_config import CorpusConfig, SourceConfig
 from bc2.data.inputs import hub_name, source_files
 from bc2.data.prep.annotations import join_annotations
 from bc2.data.prep.engine import PrepEngine
-from bc2.data.prep.funnel import FUNNEL
+from bc2.data.prep.funnel import FUNNEL, LostPassages
 from bc2.data.prep.funnel_totals import add_up_funnel
 from bc2.data.prep.open_engine import EngineName, open_engine
 from bc2.data.prep.pipeline import Bars, Parts, StageResults, run_stages
@@ -34,7 +34,7 @@ from bc2.data.prep.read_sources import (
     plan_units,
     read_unit,
 )
-from bc2.data.prep.stage_table import build_stages
+from bc2.data.prep.stage_table import build_stages, passed_over
 from bc2.data.prep.step_timings import TIMINGS, step_timings
 from bc2.data.prep.write_corpus import (
     PartTask,
@@ -130,6 +130,8 @@ def _prepare(
     config: CorpusConfig, out: Path, work: Path, options: PrepOptions, bars: Bars
 ) -> dict[str, Any]:
     stages = build_stages(config)
+    for line in passed_over(stages, config):
+        warn(line)
     units = plan_units(config)
     size = sum(unit.size for unit in units)
     with open_engine(options.engine, options.workers, size) as engine:
@@ -148,7 +150,18 @@ def _prepare(
     write_durably(out / FUNNEL, _pretty(funnel.as_json()))
     write_durably(out / FACTS, _pretty(facts))
     (work / TIMINGS).write_bytes(_pretty(step_timings(funnel, read, results, written)))
+    _say_lost(funnel.lost_passages)
     return facts
+
+
+def _say_lost(lost: LostPassages) -> None:
+    if lost.passages:
+        warn(
+            f"corpus.passages: passages lost with their first copy: {lost.passages:,} "
+            f"({lost.bytes:,} bytes): they were cut as copies, and later stages removed the first "
+            "copies; to keep such text, raise paragraph_repeats and sentence_repeats, or leave out "
+            "[corpus.passages]"
+        )
 
 
 def _pretty(value: Any) -> bytes:

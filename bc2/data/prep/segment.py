@@ -30,8 +30,9 @@ EXAMPLES = 10
 #: Characters of an example's text before what decided, and from there; masks may be longer.
 BEFORE, AFTER = 100, 300
 
-#: What is marked where a place is known: the word that begins there, or the first letters of it.
-_MARKED = re.compile(r"\s*(\S{1,24})")
+#: What is marked where a place is known: the word that begins there, or the first letters of it,
+#: with a mark such as ``>`` before it.
+_MARKED = re.compile(r"\s{0,99}((?:[^\w\s]{1,8} )?\S{1,24})")
 
 
 class GroupRow(NamedTuple):

@@ -24,8 +24,9 @@ _MASK = re.compile(
 class NormaliseSettings(Settings):
     """[corpus.normalise]: line ends, control characters, white space.
 
-    In every case CRLF and CR become LF, and control characters other than tab and LF, and U+FEFF,
-    are removed. A document that then has nothing but white space is dropped (`empty`).
+    In every case all line ends (CRLF, CR, VT, FF, NEL, U+2028, U+2029, FS, GS, RS) become LF, the
+    unit separator becomes a space, and the other control characters but tab, and U+FEFF, are
+    removed. A document that then has nothing but white space is dropped (`empty`).
     """
 
     nfc: bool = False
@@ -290,8 +291,8 @@ class DecontaminateSettings(Settings):
     """[corpus.decontaminate]: find documents with text of benchmarks.
 
     A document matches if it has `ngram` consecutive words of a benchmark's text (GPT-3, Brown et
-    al. 2020, appendix C), or the whole text if that is shorter. Case, white space and punctuation
-    are ignored.
+    al. 2020, appendix C), or the whole text if that is shorter. Case, white space, punctuation and
+    the way characters are written (ligatures, width, accents: NFKC) are ignored.
     """
 
     benchmarks: tuple[BenchmarkSettings, ...] = ()
@@ -383,7 +384,8 @@ class WeightsSettings(Settings):
     """Factor of each source, such as 2 for text of trusted origin (Baichuan 2, section 4.1)."""
 
     languages: dict[str, float] = Field(default_factory=dict)
-    """Factor of each language that the sources state; "und" is text without a stated language."""
+    """Factor of each language that the sources state, by the beginning of its tag: "zh" is zh-CN
+    and zh-TW too, unless a longer key names them. "und" is text without a stated language."""
 
     quality: tuple[tuple[float, float], ...] = ()
     """Factors of bands of quality scores, as [lowest score, factor] in ascending order from score

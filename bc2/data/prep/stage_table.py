@@ -11,6 +11,7 @@ from importlib import import_module
 
 from bc2.data.corpus_config import CorpusConfig
 from bc2.data.prep.stages.base import PrepStage
+from bc2.data.readers import source_language
 
 #: Name of a stage -> its module and class, in the order in which stages run. A stage runs if the
 #: recipe has its table, [corpus.NAME]; its module is imported only then.
@@ -54,6 +55,19 @@ def check_settings(config: CorpusConfig) -> None:
     """
     for stage in _stages(config):
         stage.check_fit(config)
+
+
+def passed_over(stages: Iterable[PrepStage], config: CorpusConfig) -> list[str]:
+    """Which languages of the sources are strange to which stages: a line for each language."""
+    told = {}
+    for lang in dict.fromkeys(source_language(source) for source in config.sources):
+        lacks = [(stage.name, stage.passes_over(lang)) for stage in stages]
+        told[lang] = "; ".join(f"{name} {phrase}" for name, phrase in lacks if phrase)
+    return [
+        f"text {f'with lang = {lang!r}' if lang else 'without lang'}: {phrases}"
+        for lang, phrases in told.items()
+        if phrases
+    ]
 
 
 def _stages(config: CorpusConfig) -> list[PrepStage]:

@@ -6,13 +6,22 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from bc2.data.corpus_config import CorpusConfig
-from bc2.data.prep.stage_table import ALWAYS, PREP_STAGES, build_stages, stage_class
+from bc2.data.prep.prepare import prepare
+from bc2.data.prep.stage_table import (
+    ALWAYS,
+    PREP_STAGES,
+    build_stages,
+    passed_over,
+    stage_class,
+)
+from bc2.errors import DataError
 from bc2.recipe import Settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
@@ -52,6 +61,44 @@ def test_the_documentation_has_the_stages_in_order_with_their_reasons() -> None:
         assert set(told) <= {*reasons, "pattern:NAME"}, name
         if "such as" not in cell and "…" not in cell:
             assert set(told) == set(reasons), name
+
+
+def of_languages(folder: Path, *languages: str | None, **tables: object) -> CorpusConfig:
+    folder.joinpath("a.txt").write_text("Some words, and a few more of them, end here.\n" * 9)
+    named = [
+        {"name": f"s{number}", "path": str(folder / "a.txt"), "lang": lang}
+        for number, lang in enumerate(languages)
+    ]
+    made = {"sources": named, "heldout_fraction": 0, **tables}
+    return CorpusConfig.model_validate_json(json.dumps(made))
+
+
+@pytest.mark.parametrize(
+    "lang", ["en", "EN", "en-US", "zh-CN", "zh_Hans", "code", "Code-Python", "und", "", None]
+)
+def test_a_language_that_the_stages_know_is_passed_over_by_none(
+    tmp_path: Path, lang: str | None
+) -> None:
+    config = of_languages(tmp_path, lang, quality={}, heuristics={}, safety={}, passages={})
+    assert passed_over(build_stages(config), config) == []
+
+
+def test_a_language_that_a_stage_does_not_know_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    english = {"languages": ["en"]}
+    config = of_languages(tmp_path, "fr", "eng", "fr", None, "en", quality=english, heuristics={})
+    with suppress(DataError):  # what is left of such a text is not the question
+        prepare(config, tmp_path / "corpus")
+    told = [line for line in capsys.readouterr().err.splitlines() if "lang" in line]
+    scores = "quality gives it no scores (corpus.quality.languages)"
+    letters = "heuristics judges it by its letters, as Chinese or as other text"
+    assert told == [
+        f"warning: text with lang = 'fr': {letters}; {scores}",
+        f"warning: text with lang = 'eng': {letters}; {scores}",
+        f"warning: text without lang: {scores}",
+    ]
+    assert passed_over(build_stages(of_languages(tmp_path, "fr")), config) == []
 
 
 def test_only_the_stages_of_the_recipe_and_what_they_need_are_imported(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ class Outcome(NamedTuple):
     """Rows for the file that `PrepStage.annotations_file` names, in the order of `pos`."""
 
 
+class Aftermath(NamedTuple):
+    """What is on disk after the last stage, as `PrepStage.review` gets it."""
+
+    verdicts: Sequence[Path]
+    """The stage's own verdicts, as `PrepStage.settle` wrote them."""
+    parts: Sequence[Path]
+    """The parts of the corpus, with the documents that are left."""
+    cut: Sequence[Path]
+    """Verdicts of later stages that cut the documents in them (`PrepStage.cuts`)."""
+
+
 class WorkingSet(ABC):
     """The parts of the corpus, as `PrepStage.settle` gets them."""
 
@@ -185,6 +196,15 @@ class PrepStage(ABC):
             RecipeError: they do not.
         """
 
+    def passes_over(self, lang: str | None) -> str | None:
+        """What the stage leaves undone for text of a stated language that it does not know.
+
+        Returns:
+            A phrase that follows the stage's name, such as "gives no scores"; None if it knows the
+            language, or has nothing to do with languages.
+        """
+        return None
+
     def prepare(self, folder: Path) -> None:  # noqa: B027
         """Make once what all workers need, in a folder that they can read."""
 
@@ -203,6 +223,18 @@ class PrepStage(ABC):
             Facts about the corpus for ``funnel.json``; their numbers are integers.
         """
         raise NotImplementedError(f"{self.name} settles nothing")
+
+    def cuts(self) -> bool:
+        """Whether `apply` cuts text out of documents that its verdict names."""
+        return False
+
+    def review(self, after: Aftermath) -> dict[str, Any]:
+        """After the last stage, look at what became of what `settle` decided.
+
+        Returns:
+            More facts, beside those of `settle`.
+        """
+        return {}
 
 
 def removed(rows: Iterable[RemovedRow]) -> pa.Table:

@@ -237,6 +237,10 @@ class DecontaminateStage(PrepStage):
         listed = pa.Table.from_pylist([match.model_dump() for match in shared], schema=MATCHES)
         return Outcome(whole.sort_by("pos"), removed(gone), listed)
 
+    def cuts(self) -> bool:
+        """Whether the stage cuts text, instead of dropping or listing documents."""
+        return self.settings.action == "cut"
+
     def _left(self, row: dict[str, Any], matches: list[dict[str, int]]) -> dict[str, Any] | None:
         """The document after the action of the settings; None if nothing is left of it."""
         if self.settings.action == "drop":

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bc2.data.language_tags import is_code, primary
+from bc2.data.language_tags import UNKNOWN, is_code, normal_tag, primary
 from bc2.data.prep.heuristics_settings import FormRules, HeuristicsSettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.boilerplate_phrases import (
@@ -301,6 +301,10 @@ class HeuristicsStage(PrepStage):
         for row, group in zip(unknown, scripts, strict=True):
             groups[row] = group
         return [group for group in groups if group is not None]
+
+    def passes_over(self, lang: str | None) -> str | None:
+        known = normal_tag(lang) == UNKNOWN or _stated(lang) is not None
+        return None if known else "judges it by its letters, as Chinese or as other text"
 
     def _identify(
         self,

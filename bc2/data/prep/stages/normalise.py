@@ -1,12 +1,11 @@
 """Normalise texts: line ends, control characters and, if the settings ask for it, white space, NFC.
 
 The rewrites are regular expressions of pyarrow (RE2), which apply only to documents with a match.
-NFC is computed by Python's standard library.
+NFC is that of `unicode_forms`.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 import pyarrow as pa
@@ -14,24 +13,36 @@ import pyarrow.compute as pc
 
 from bc2.data.prep.settings import NormaliseSettings
 from bc2.data.prep.stages.base import RECORD, REMOVED, Outcome, PrepStage, dropped
+from bc2.data.prep.text.unicode_forms import nfc
 
-#: Unicode's category Cc except tab, LF and CR (CR has been replaced before), and U+FEFF.
-_CONTROLS = r"[\x{0}-\x{8}\x{B}-\x{1F}\x{7F}-\x{9F}\x{FEFF}]+"
+#: Line ends: what Python's str.splitlines splits at, which is what Unicode's newline guidelines
+#: name (CR, LF, CRLF, NEL, VT, FF, LS, PS; a form feed stands between pages) and the information
+#: separators FS, GS and RS; and CR NEL, as XML 1.1 has it.
+_LINE_ENDS = r"\r[\n\x{85}]?|[\x{B}\x{C}\x{1C}-\x{1E}\x{85}\x{2028}\x{2029}]"
+
+#: The separator of the parts of a record is white space, but ends no line.
+_UNIT_SEPARATOR = r"\x{1F}"
+
+#: The rest of Unicode's category Cc except tab and LF, and U+FEFF. None of it is white space.
+_CONTROLS = r"[\x{0}-\x{8}\x{E}-\x{1B}\x{7F}-\x{84}\x{86}-\x{9F}\x{FEFF}]+"
 
 #: White space within a line, as Python's str.isspace() has it: RE2's \s lacks most of it.
-_SPACES = r"[\t\x{20}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
+_SPACES = r"[\t\x{20}\x{A0}\x{1680}\x{2000}-\x{200A}\x{202F}\x{205F}\x{3000}]"
 
 
 class NormaliseStage(PrepStage):
     """Normalises each text; `id` stays that of the text as it was read.
 
-    Removed bytes are counted by reason: ``line_ends`` (the CR of CRLF), ``control_characters``,
-    ``line_spaces`` and ``blank_lines``. NFC, which may also lengthen a text, is not counted. A
-    document with nothing but white space is dropped (``empty``).
+    Every line end becomes LF, and no words are joined: what white space separates stays separated.
+
+    Removed bytes are counted by reason: ``line_ends`` (the CR of CRLF; of line ends of several
+    bytes all but one), ``control_characters``, ``line_spaces`` and ``blank_lines``. NFC, which may
+    also lengthen a text, is not counted. A document with nothing but white space is dropped
+    (``empty``).
     """
 
     name = "normalise"
-    version = 1
+    version = 2
     reasons = ("line_ends", "control_characters", "line_spaces", "blank_lines", "empty")
 
     def __init__(self, settings: NormaliseSettings):
@@ -45,7 +56,8 @@ class NormaliseStage(PrepStage):
             text, cut = _rewrite(text, pattern, into)
             cuts.append((reason, cut))
         if self.settings.nfc:
-            text = _nfc(text)
+            # pyarrow's own NFC (25.0) decomposes and does not compose.
+            text = pa.array([nfc(each) for each in text.to_pylist()], pa.large_string())
         empty = pc.invert(pc.match_substring_regex(text, rf"[^\n{_SPACES[1:]}"))
         kept = pc.invert(empty)
         gone = [dropped(table, empty, "empty")]
@@ -56,7 +68,11 @@ class NormaliseStage(PrepStage):
 
     def _rewrites(self) -> list[tuple[str, str, str]]:
         """(reason, regular expression, replacement) of each rewrite, in order."""
-        rewrites = [("line_ends", r"\r\n?", "\n"), ("control_characters", _CONTROLS, "")]
+        rewrites = [
+            ("line_ends", _LINE_ENDS, "\n"),
+            ("control_characters", _UNIT_SEPARATOR, " "),
+            ("control_characters", _CONTROLS, ""),
+        ]
         if self.settings.strip_lines:
             rewrites.append(("line_spaces", rf"(?m){_SPACES}+$", ""))
         if self.settings.blank_lines is not False:
@@ -74,12 +90,6 @@ def _rewrite(text: pa.Array, pattern: str, into: str) -> tuple[pa.Array, pa.Arra
     new = pc.replace_substring_regex(text.filter(found), pattern, into)
     rewritten = pc.replace_with_mask(text, found, new)
     return rewritten, pc.subtract(_bytes(text), _bytes(rewritten))
-
-
-def _nfc(text: pa.Array) -> pa.Array:
-    """NFC by the standard library: pyarrow's own (25.0) decomposes and does not compose."""
-    done = [unicodedata.normalize("NFC", each) for each in text.to_pylist()]
-    return pa.array(done, pa.large_string())
 
 
 def _bytes(text: pa.Array) -> pa.Array:

@@ -7,34 +7,46 @@ among 10^10. A collision costs one passage of text, so matches are not verified.
 Cuts are decided in two rounds. In the first, every copy except the first in the corpus counts as
 lost, and a document that would lose too much is dropped. In the second, the first copy is chosen
 again, among the documents that stay. So a passage that is cut always remains in another document
-of the corpus, or earlier in the same one. Only text that was in dropped documents alone is lost.
+after this stage, or earlier in the same one. Only text that was in dropped documents alone is lost.
+
+A later stage may drop the document that holds the first copy: a near-duplicate, unsafe text, text
+of a benchmark. What was cut elsewhere is then lost with it. It cannot be put back, for the text
+around it has been compared, scored and masked without it since; but it is counted: `settle` keeps
+the place of each first copy, and after the last stage `review` looks which of them are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, compress, count
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.data.language_tags import is_code
-from bc2.data.prep.group_by import among, column
 from bc2.data.prep.settings import PassagesSettings
-from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, WorkingSet, removed
+from bc2.data.prep.stages.base import (
+    Aftermath,
+    Outcome,
+    PrepStage,
+    RemovedRow,
+    WorkingSet,
+    removed,
+)
+from bc2.data.prep.stages.deduplication.cut_decision import (
+    DOCUMENT,
+    PARAGRAPH,
+    SENTENCE,
+    RepeatedPassages,
+    decide,
+)
+from bc2.data.prep.stages.deduplication.lost_passages import lost_with_holder
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import Paragraph, code_paragraphs, cut_sentences, divide
-
-PARAGRAPH, SENTENCE, DOCUMENT = 0, 1, 2
-
-Ints = npt.NDArray[np.integer[Any]]
-Mask = npt.NDArray[np.bool_]
 
 
 class PassagesStage(PrepStage):
@@ -126,15 +138,32 @@ class PassagesStage(PrepStage):
         """
         settings = self.settings
         least = {PARAGRAPH: settings.paragraph_repeats, SENTENCE: settings.sentence_repeats}
-        passages = _Passages.of(repeated(work, least))
-        decided = _decide(passages, settings)
-        work.hand_out(_verdict(decided))
+        passages = RepeatedPassages.of(repeated(work, least))
+        decided = decide(passages, settings)
+        work.hand_out(decided)
         compared = sum(pq.read_metadata(work.keys(name)).num_rows for name in work.parts)
-        return _facts(compared, len(passages.group), decided)
+        cuts = decided.filter(pc.invert(decided["held"]))["kind"].to_numpy()
+        paragraphs, sentences, documents = np.bincount(cuts, minlength=3).tolist()
+        return {
+            "compared": compared,
+            "repeated": len(passages.hash),
+            "cut_paragraphs": paragraphs,
+            "cut_sentences": sentences,
+            "mostly_duplicate": documents,
+        }
+
+    def review(self, after: Aftermath) -> dict[str, Any]:
+        """Count the passages of which a copy was cut and none is left.
+
+        Returns:
+            lost_with_holder: as `lost_passages.lost_with_holder` returns it.
+        """
+        return {"lost_with_holder": lost_with_holder(after, self.keys)}
 
     def apply(self, table: pa.Table, verdict: pa.Table | None) -> Outcome:
         """Cut or drop the documents of one part that the verdict names."""
         assert verdict is not None
+        verdict = verdict.filter(pc.invert(verdict["held"]))
         if not len(verdict):
             return Outcome(table, removed([]))
         touched = pc.is_in(table["pos"], value_set=verdict["pos"].combine_chunks())
@@ -203,118 +232,6 @@ def _code_form(piece: str) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-# -- the decision --------------------------------------------------------------------------
-
-
-class _Passages(NamedTuple):
-    """Repeated passages [n] sorted by (hash, kind, pos, index), and their documents [d]."""
-
-    group: Ints  # [n] equal passages have the same number
-    document: Ints  # [n] index of the document
-    kind: Ints  # [n]
-    place: Ints  # [n] index among the document's paragraphs or sentences
-    inside: Ints  # [n] index of the paragraph that it is, or is in
-    characters: Ints  # [n]
-    bytes: Ints  # [n]
-    pos: Ints  # [d]
-    all_characters: Ints  # [d]
-    all_bytes: Ints  # [d]
-
-    @classmethod
-    def of(cls, files: Sequence[Path]) -> _Passages:
-        """Read Parquet files of `repeated_passages.PASSAGES`."""
-        hashes, kind = column(files, "hash"), column(files, "kind")
-        order = np.lexsort((column(files, "index"), column(files, "pos"), kind, hashes))
-        hashes, kind = hashes[order], kind[order]
-        new = np.ones(len(order), bool)
-        new[1:] = (hashes[1:] != hashes[:-1]) | (kind[1:] != kind[:-1])
-        del hashes
-        all_pos = column(files, "pos")[order]
-        pos = np.unique(all_pos)
-        document = np.searchsorted(pos, all_pos).astype(np.int32)
-        del all_pos
-
-        def by_document(name: str) -> Ints:
-            found = np.zeros(len(pos), np.int64)
-            found[document] = column(files, name)[order]
-            return found
-
-        return cls(
-            np.cumsum(new, dtype=np.int32),
-            document,
-            kind,
-            column(files, "index")[order],
-            column(files, "inside")[order],
-            column(files, "characters")[order],
-            column(files, "bytes")[order],
-            pos,
-            by_document("all_characters"),
-            by_document("all_bytes"),
-        )
-
-    def copies(self, alive: Mask) -> Mask:
-        """[n] which passages are in documents that stay, and not the first such of their group.
-
-        Args:
-            alive: [d] which documents stay.
-        """
-        living = np.flatnonzero(alive[self.document])
-        first = np.ones(len(living), bool)
-        first[1:] = np.diff(self.group[living]) != 0
-        copies = np.zeros(len(self.group), bool)
-        copies[living[~first]] = True
-        return copies
-
-    def lost(self, copies: Mask) -> tuple[Ints, Ints]:
-        """The characters and the bytes that each document loses: [d], [d].
-
-        Sentences of a paragraph that is cut do not count again.
-
-        Args:
-            copies: [n] which passages are cut.
-        """
-        paragraphs = copies & (self.kind == PARAGRAPH)
-        paragraph = self.document.astype(np.int64) << 32 | self.inside
-        inside = among(paragraph, np.unique(paragraph[paragraphs]))
-        counted = paragraphs | (copies & (self.kind == SENTENCE) & ~inside)
-        at, sizes = self.document[counted], (self.characters[counted], self.bytes[counted])
-        characters, lost_bytes = (np.zeros(len(self.pos), np.int64) for _ in sizes)
-        np.add.at(characters, at, sizes[0])
-        np.add.at(lost_bytes, at, sizes[1])
-        return characters, lost_bytes
-
-
-def _decide(passages: _Passages, settings: PassagesSettings) -> npt.NDArray[np.int64]:
-    """What is cut and what is dropped, as sorted rows of pos, kind and index: [rows, 3].
-
-    A dropped document has kind DOCUMENT. Its index is the share of its characters that occur
-    earlier, in thousandths.
-    """
-    everyone = np.ones(len(passages.pos), bool)
-    characters, lost_bytes = passages.lost(passages.copies(everyone))
-    drop = characters > settings.max_lost * passages.all_characters
-    drop |= (lost_bytes > 0) & (passages.all_bytes - lost_bytes < settings.min_left)
-    cut = passages.copies(~drop)
-    pos = passages.pos[passages.document[cut]]
-    shares = characters[drop] * 1000 // np.maximum(passages.all_characters[drop], 1)
-    kinds = np.full(int(drop.sum()), DOCUMENT)
-    cuts = np.stack([pos, passages.kind[cut], passages.place[cut]], axis=1)
-    drops = np.stack([passages.pos[drop], kinds, shares], axis=1)
-    rows = np.concatenate([cuts, drops]).astype(np.int64)
-    return rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
-
-
-def _verdict(decided: npt.NDArray[np.int64]) -> pa.Table:
-    kinds, indices = decided[:, 1].astype(np.int8), decided[:, 2].astype(np.int32)
-    return pa.table({"pos": decided[:, 0], "kind": kinds, "index": indices})
-
-
-def _facts(passages: int, repeated: int, decided: npt.NDArray[np.int64]) -> dict[str, int]:
-    counts = np.bincount(decided[:, 1], minlength=3).tolist()
-    cut = {"cut_paragraphs": counts[PARAGRAPH], "cut_sentences": counts[SENTENCE]}
-    return {"compared": passages, "repeated": repeated, **cut, "mostly_duplicate": counts[DOCUMENT]}
 
 
 # -- applying the decision -----------------------------------------------------------------

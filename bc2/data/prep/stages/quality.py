@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bc2.data.language_tags import named_by
+from bc2.data.language_tags import is_code, named_by
 from bc2.data.prep.settings import QualitySettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.rule_scorer import RuleScorer
@@ -180,6 +180,10 @@ class QualityStage(PrepStage):
         for field, column in zip(COLUMNS, columns, strict=True):
             table = table.append_column(field, column)
         return Outcome(table.filter(pa.array(kept, pa.bool_())), removed(gone))
+
+    def passes_over(self, lang: str | None) -> str | None:
+        known = is_code(lang) or self._scores(lang)
+        return None if known else "gives it no scores (corpus.quality.languages)"
 
     def _scores(self, lang: str | None) -> bool:
         return named_by(self.settings.languages, lang)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
+from bc2.data.inputs import check_regular
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
@@ -23,6 +24,8 @@ from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import CJK, split_paragraphs, split_sentences
 from bc2.errors import DataError
 from bc2.files import sha256_file
+from bc2.streams import open_bytes
+from bc2.text_encoding import likely_encoding
 
 _WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 _SPACED = re.compile(rf"[^\W{CJK}]")
@@ -117,13 +120,19 @@ def read_list(path: Path) -> list[str]:
     Raises:
         DataError: the file is missing, not UTF-8, or has no entry.
     """
+    check_regular(path)
+    with open_bytes(path) as stream:
+        data = stream.read()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"a list cannot be read: {error}", where=str(path), todo="check the path; it is UTF-8"
-        ) from error
-    entries = [line.strip() for line in lines]
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        likely = likely_encoding(path)
+        told = f"; the file is likely in {likely}" if likely else ""
+        todo = f"make UTF-8 of it (iconv -f {likely or 'ENCODING'} -t UTF-8)"
+        what = f"a list cannot be read: not UTF-8: byte {error.start}{told}"
+        raise DataError(what, where=str(path), todo=todo) from error
+    # Byte order marks, at the beginning or where lists were joined, are no part of an entry.
+    entries = [line.strip("\ufeff").strip() for line in lines]
     entries = [entry for entry in entries if entry and not entry.startswith("#")]
     if not entries:
         raise DataError("a list has no entry", where=str(path), todo="fill it or leave it out")

@@ -12,7 +12,6 @@ yet.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bc2.console import warn
+from bc2.data.language_keys import check_language_keys, stratum_language
+from bc2.data.language_tags import most_specific
 from bc2.data.mixture import MAX_BLOCK
 from bc2.data.prep.settings import WeightsSettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, WorkingSet, removed
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 #: The sum of all weights of a corpus.
 TOTAL = 10**9
-
-#: Language of text whose source states none (ISO 639-2).
-_UNKNOWN = "und"
 
 #: The cluster or band of a stratum for which it does not count, and the band of text that has no
 #: quality score.
@@ -54,13 +52,6 @@ _KEYS = pa.schema(
         pa.field("bytes", pa.int64(), nullable=False),
     ]
 )
-
-#: The most characters of a source's name and language: a directory's name has 255 at most, and
-#: topic and quality are named behind them.
-_LONGEST_STRATUM = 240
-
-#: A language that can be part of a stratum's name, which is the name of a directory.
-_TAG = re.compile(r"[a-z0-9_-]+")
 
 
 class Cell(NamedTuple):
@@ -88,7 +79,7 @@ class WeightsStage(PrepStage):
     """Adds the column `stratum` (string). `settle` holds one row for each stratum."""
 
     name: ClassVar[str] = "weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = ()
     needs_all: ClassVar[bool] = True
 
@@ -112,36 +103,14 @@ class WeightsStage(PrepStage):
                     where=f"corpus.weights.{key}",
                     todo=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}",
                 )
-        languages = self._languages(config)
-        for name, share in self.settings.language_shares.items():
-            if share and name.casefold() not in languages:
-                guess = nearest(name.casefold(), languages)
-                raise RecipeError(
-                    f"a share for a language that no source states: {name!r}",
-                    where="corpus.weights.language_shares",
-                    todo=f"did you mean {guess!r}?" if guess else "state it as lang of a source",
-                )
+        if self.settings.by_language:
+            shares, factors = self.settings.language_shares, self.settings.languages
+            keys = {"languages": factors, "language_shares": shares}
+            check_language_keys(config.sources, keys)
         if self.settings.quality and config.quality is None:
             raise _needs("quality")
         if self.settings.by_cluster and config.clusters is None:
             raise _needs("clusters")
-
-    def _languages(self, config: CorpusConfig) -> set[str]:
-        """The languages that are parts of strata's names, which must be names of directories."""
-        if not self.settings.by_language:
-            return set()
-        try:
-            languages = {_language(source.lang) for source in config.sources}
-        except DataError as error:
-            raise RecipeError(error.what, where=error.where, todo=error.todo) from None
-        longest = max(len(f"{s.name}.{s.lang or _UNKNOWN}") for s in config.sources)
-        if longest > _LONGEST_STRATUM:
-            raise RecipeError(
-                f"name and language of a source have {longest:,} characters, and name directories",
-                where="corpus.sources",
-                todo=f"use at most {_LONGEST_STRATUM} for both, or weight by other properties",
-            )
-        return languages
 
     def keys(self, table: pa.Table) -> pa.Table:
         """Documents and bytes of each stratum in the part; without `pos`, which is not needed."""
@@ -188,7 +157,7 @@ class WeightsStage(PrepStage):
         count = len(table)
         langs = [""] * count
         if self.settings.by_language:
-            langs = [_language(lang) for lang in table["lang"].to_pylist()]
+            langs = [stratum_language(lang) for lang in table["lang"].to_pylist()]
         clusters = [_NONE] * count
         if self.settings.by_cluster:
             if "cluster" not in table.column_names:
@@ -208,17 +177,6 @@ def _needs(stage: str) -> RecipeError:
         where="corpus.weights",
         todo=f"add [corpus.{stage}], or take the key out",
     )
-
-
-def _language(lang: str | None) -> str:
-    name = (lang or _UNKNOWN).casefold()
-    if not _TAG.fullmatch(name):
-        raise DataError(
-            f"the language {lang!r} cannot be part of a name",
-            where="corpus.sources",
-            todo="give the source a lang of letters, digits and hyphens",
-        )
-    return name
 
 
 def _bands(scores: pa.ChunkedArray, settings: WeightsSettings) -> list[int]:
@@ -253,9 +211,9 @@ def weigh(sizes: Mapping[Cell, int], settings: WeightsSettings) -> dict[Cell, Fr
         cell: size * _factor(cell, settings) * topics.get(cell.cluster, Fraction(1))
         for cell, size in sizes.items()
     }
-    languages = {name.casefold(): share for name, share in settings.language_shares.items()}
+    shares = settings.language_shares
     weights = _shared(weights, settings.source_shares, lambda cell: cell.source)
-    weights = _shared(weights, languages, lambda cell: cell.lang)
+    weights = _shared(weights, shares, lambda cell: most_specific(shares, cell.lang) or cell.lang)
     total = sum(weights.values(), Fraction(0))
     if not total:
         raise DataError("every stratum has weight 0", where="corpus.weights")
@@ -263,8 +221,9 @@ def weigh(sizes: Mapping[Cell, int], settings: WeightsSettings) -> dict[Cell, Fr
 
 
 def _factor(cell: Cell, settings: WeightsSettings) -> Fraction:
-    languages = {name.casefold(): factor for name, factor in settings.languages.items()}
-    factors = [settings.sources.get(cell.source, 1.0), languages.get(cell.lang, 1.0)]
+    factors = [settings.sources.get(cell.source, 1.0)]
+    language = most_specific(settings.languages, cell.lang)
+    factors += [] if language is None else [settings.languages[language]]
     factors += [f for number, f in settings.clusters.items() if int(number) == cell.cluster]
     factors += [settings.quality[cell.band][1]] if cell.band >= 0 else []
     product = Fraction(1)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from bc2.data.language_tags import normal_tag, primary
 from bc2.errors import RecipeError, nearest
 
 #: The language is identified from so many characters at the beginning of a text.
@@ -51,8 +52,9 @@ def check_languages(languages: Iterable[str]) -> None:
     """
     known = sorted(_model().labels)
     for language in languages:
-        if language not in known:
-            guess = nearest(language, known)
+        if normal_tag(language) not in known:
+            # The model tells languages alone, no scripts and regions.
+            guess = primary(language) if primary(language) in known else nearest(language, known)
             raise RecipeError(
                 f"no language {language!r} can be identified",
                 where="corpus.heuristics.languages",
@@ -70,5 +72,6 @@ def identify(text: str, allowed: Sequence[str]) -> Identified:
     """
     # Line breaks are no evidence of the language, but documents with tables are full of them.
     ranked = _model().rank(" ".join(text[:SAMPLE].split()))
-    wanted = {each for code in allowed for each in (code, *VARIETIES.get(code, ()))}
+    codes = map(normal_tag, allowed)
+    wanted = {each for code in codes for each in (code, *VARIETIES.get(code, ()))}
     return Identified(ranked[0][0], min(1.0, sum(p for code, p in ranked if code in wanted)))

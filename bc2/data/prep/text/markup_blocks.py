@@ -46,9 +46,10 @@ class Block(NamedTuple):
 #: How the first line of a block begins. A text in which no line does so, and no line ends in a
 #: double colon, is prose.
 _FIRST = (
-    r"(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+\S"
-    r"|[ \t>]*+(?:[`~$\\|<\[+┌├│╔║]|![\[!]|\?\?\?|=== |\#{1,6}[ \t]|\#\#|\.\. |https?://|>>>"
-    r"|(?:In|Out) ?\[|([-=^\"'#*._:])\1\1|(?:[-*]|\d{1,9}[.)])[ \t]+(?:```|~~~|!\[)|==?\n|---?\n)"
+    r"(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+\S|[ \t]*+>>>"
+    r"|[ \t>]*+(?:[`~$\\|<\[+┌├│╔║]|![\[!]|\?\?\?|=== |\#{1,6}[ \t]|\#\#|\.\. |https?://"
+    r"|(?:In|Out) ?\[|([-=^\"'#*._:])\1\1|(?:[-*]|\d{1,9}[.)])[ \t]+(?:```|~~~|!\[)"
+    r"|==?\n|---?\n|:?-+:?[ \t]*\|)"
 )
 _SIGN = re.compile(rf"\n(?:{_FIRST})")
 _BEGINS = re.compile(rf"{_FIRST}|[A-Za-z][\w-]*:[ \t]")
@@ -67,6 +68,7 @@ _ADDRESS = re.compile(
 )
 _HEADING = re.compile(r"\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])")
 _RULE = re.compile(r"([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$")
+_LISTING = re.compile(r"(?:-{4,}|\.{4,})$")
 _BORDER = re.compile(r"=+(?:[ \t]+=+)+$")
 _PROMPT = re.compile(r"\$ |>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] ")
 _FIELD = re.compile(r"[^\s:：][^:：\n]{0,30}[:：]")
@@ -330,14 +332,14 @@ class _Scanner:
         return None if end is None else end + 1
 
     def _rule(self, bare: str) -> int | None:
-        if not _RULE.match(bare):
+        return self._at + 1 if _RULE.match(bare) else None
+
+    def _listing(self, bare: str) -> int | None:
+        """A listing of AsciiDoc, between two equal lines."""
+        if not _LISTING.match(bare) or not self._after_blank() or self._blank(self._at + 1):
             return None
-        listing = bare[0] in "-.=+*" and len(bare) > 3 and not self._blank(self._at + 1)
-        if listing and self._after_blank() and bare[0] in "-.":
-            end = self._find(self._at + 1, lambda line: line == bare, bare)
-            if end is not None:
-                return end + 1
-        return self._at + 1
+        end = self._find(self._at + 1, lambda line: line == bare, bare)
+        return None if end is None else end + 1
 
     def _overlined(self, bare: str) -> int | None:
         """A heading of reStructuredText between two lines."""
@@ -533,6 +535,7 @@ _register("!?=", BlockKind.HEADING, _Scanner._titled)
 _register("|+┌├│╔║", BlockKind.TABLE, _Scanner._table)
 _register("=", BlockKind.TABLE, _Scanner._simple_table)
 _register("=-~^\"'`#*+._:", BlockKind.HEADING, _Scanner._overlined)
+_register("-.", BlockKind.CODE, _Scanner._listing)
 _register("=-~^\"'`#*+._:", BlockKind.RULE, _Scanner._rule)
 _register(".", BlockKind.CODE, _Scanner._directive)
 _register("$>", BlockKind.CODE, _Scanner._prompt)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bc2.data.prep.text.rolling_hash import rolling
+from bc2.data.prep.text.unicode_forms import MARKS, pieces
 
 Int64 = npt.NDArray[np.int64]
 UInt32 = npt.NDArray[np.uint32]
@@ -115,7 +116,7 @@ def letters_of(texts: pa.Array) -> Letters:
     if not len(several):
         return Letters(codes, ends)
     which = np.unique(np.searchsorted(ends, several, "right") - 1)
-    plain = pc.utf8_normalize(texts.take(pa.array(which)), form="NFKD")
+    plain = _decomposed(texts.take(pa.array(which)), several)
     sizes[which] = pc.utf8_length(plain).to_numpy()
     found = _code_points(plain)
     letters = table.letters(found)
@@ -124,6 +125,17 @@ def letters_of(texts: pa.Array) -> Letters:
     pieces = np.split(codes, np.stack((ends[which], ends[which + 1]), axis=1).ravel())
     pieces[1::2] = np.split(letters, np.cumsum(sizes[which])[:-1])
     return Letters(np.concatenate(pieces), np.concatenate(([0], np.cumsum(sizes))))
+
+
+def _decomposed(texts: pa.Array, several: Int64) -> pa.Array:
+    """NFKD of texts, given the places of all characters that have no single letter."""
+    if (several[MARKS:] - several[:-MARKS] > MARKS).all():
+        return pc.utf8_normalize(texts, form="NFKD")
+    # Perhaps a run of marks, which takes time that grows with the square of its length.
+    cut = [pieces(text) for text in texts.to_pylist()]
+    flat = pa.array(chain.from_iterable(cut), pa.large_string())
+    plain = iter(pc.utf8_normalize(flat, form="NFKD").to_pylist())
+    return pa.array(["".join(islice(plain, len(each))) for each in cut], pa.large_string())
 
 
 class _Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from itertools import groupby
 
@@ -16,7 +15,8 @@ from bc2.data.prep.stages.normalise import NormaliseStage
 
 
 def reference(text: str, config: NormaliseSettings) -> str:
-    text = re.sub("\r\n|\r", "\n", text)
+    # with an end, so that a line end before it is one too
+    text = "\n".join((text.replace("\r\x85", "\n") + "x").splitlines())[:-1].replace("\x1f", " ")
     text = "".join(
         c for c in text if c in "\t\n" or (unicodedata.category(c) != "Cc" and c != "\ufeff")
     )
@@ -32,8 +32,13 @@ def reference(text: str, config: NormaliseSettings) -> str:
     return unicodedata.normalize("NFC", text) if config.nfc else text
 
 
+ALPHABET = "a\r\n \t\x00\x0b\x0c\x1c\x1e\x1f\x7f\x85\x9f\ufeff\u3000\xa0\u2028\u2029é"
+
 documents = st.one_of(
-    st.text(alphabet="a\r\n \t\x00\x0b\x0c\x1c\x7f\x85\x9f\ufeff\u3000\xa0\u2028é", max_size=30),
+    st.text(
+        alphabet="a\r\n \t\x00\x0b\x0c\x1c\x1e\x1f\x7f\x85\x9f\ufeff\u3000\xa0\u2028\u2029é",
+        max_size=30,
+    ),
     st.text(max_size=30),
 )
 configs = st.builds(
@@ -67,6 +72,21 @@ def test_texts_and_bytes_are_what_plain_python_gives(texts, config, records):
         assert all(row["bytes"] > 0 and not row["whole"] for row in mine)
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=documents, config=configs)
+def test_no_words_are_joined(text, config, records):
+    outcome = NormaliseStage(config).apply(records([text]), None)
+    left = outcome.table["text"].to_pylist()
+    # what is no white space and is removed is no end of a word
+    plain = "".join(
+        c for c in text if c.isspace() or (unicodedata.category(c) != "Cc" and c != "\ufeff")
+    )
+    if config.nfc:
+        left, plain = [unicodedata.normalize("NFKC", one) for one in left], reference(plain, config)
+        plain = unicodedata.normalize("NFKC", plain)
+    assert [word for one in left for word in one.split()] == plain.split()
+
+
 def cut(text: str, records, **config) -> tuple[str, dict[str, int]]:
     outcome = NormaliseStage(NormaliseSettings(**config)).apply(records([text]), None)
     rows = outcome.removed.to_pylist()
@@ -77,7 +97,14 @@ def cut(text: str, records, **config) -> tuple[str, dict[str, int]]:
     ("text", "config", "left", "lost"),
     [
         ("a\r\nb\rc", {}, "a\nb\nc", {"line_ends": 1}),
-        ("\ufeffa\x00b\tc\x85", {}, "ab\tc", {"control_characters": 6}),
+        ("\ufeffa\x00b\tc\x9f", {}, "ab\tc", {"control_characters": 6}),
+        ("a\x0bb\x0cc", {}, "a\nb\nc", {}),
+        ("end of a page.\n\x0cnext page", {}, "end of a page.\n\nnext page", {}),
+        ("a\x85b\r\x85c", {}, "a\nb\nc", {"line_ends": 3}),
+        ("a\u2028b\u2029c", {}, "a\nb\nc", {"line_ends": 4}),
+        ("a\x1cb\x1dc\x1ed", {}, "a\nb\nc\nd", {}),
+        ("a\x1fb\x1f\x1fc", {}, "a b  c", {}),
+        ("a\x0b\x0c\x85\u2029b", {"blank_lines": 1}, "a\n\nb", {"line_ends": 3, "blank_lines": 2}),
         ("a  \n\n\n\nb", {}, "a  \n\n\n\nb", {}),
         ("a  \n\n\n\n b", {"blank_lines": 2}, "a  \n\n\n b", {"blank_lines": 1}),
         ("\n\n\n\na", {"blank_lines": 2}, "\n\na", {"blank_lines": 2}),

@@ -225,7 +225,7 @@ def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
 before = peak()
 PassagesStage(PassagesSettings()).settle(work)
-print(peak() - before, len(kept[0]))
+print(peak() - before, len(kept[0]) - sum(kept[0]['held'].to_numpy()))
 """
 
 

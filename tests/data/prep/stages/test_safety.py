@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 import random
 
@@ -170,6 +171,14 @@ def test_files_are_checked_before_work(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="cannot be read"):
         read_list(tmp_path / "latin.txt")
+    (tmp_path / "gbk.txt").write_bytes("赌博\n彩票\n色情\n诈骗电话\n代开发票\n".encode("gbk"))
+    with pytest.raises(DataError, match="the file is likely in gb18030"):
+        read_list(tmp_path / "gbk.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match="a pipe and not a file"):
+        read_list(tmp_path / "pipe.txt")
+    (tmp_path / "joined.txt").write_bytes("\ufeff# one\nbad\n\ufeff# two\n\ufeffworse\n".encode())
+    assert read_list(tmp_path / "joined.txt") == ["bad", "worse"]
     with pytest.raises(DataError):
         SafetyStage(SafetySettings(classifier=str(tmp_path / "no"))).check()
     listed = words_of(tmp_path, ["bad"])

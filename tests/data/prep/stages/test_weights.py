@@ -253,7 +253,7 @@ def test_shares_of_a_tenth_each_add_up():
 
 def test_settings_are_checked_against_the_recipe():
     def recipe(*sources: str, **tables: dict[str, Any]) -> CorpusConfig:
-        named = [{"name": name, "path": "text"} for name in sources]
+        named = [{"name": name, "path": "text", "lang": "zh_Hans"} for name in sources]
         return CorpusConfig.model_validate_json(json.dumps({"sources": named, **tables}))
 
     stage = WeightsStage(ALL)
@@ -264,6 +264,49 @@ def test_settings_are_checked_against_the_recipe():
         stage.check_fit(recipe("law", clusters={}))
     with pytest.raises(RecipeError, match="clusters"):
         stage.check_fit(recipe("law", quality={}))
+
+
+@pytest.mark.parametrize("table", ["languages", "language_shares"])
+@pytest.mark.parametrize(
+    ("keys", "what", "todo"),
+    [
+        (["fr"], "no source states: 'fr'", "they state en, en-us, und, zh-hans"),
+        (["zh-han"], "no source states: 'zh-han'", "did you mean 'zh-hans'?"),
+        (["zh-Hans", "ZH_hans"], "'zh-Hans' and 'ZH_hans' are one language", "leave one"),
+        (["en", "EN-us", "zh", "und"], None, ""),
+    ],
+)
+def test_a_weight_for_a_language_that_no_source_has(table, keys, what, todo):
+    sources = [SourceConfig(name=f"s{n}", path="x", lang=lang)
+               for n, lang in enumerate(["zh_Hans", "en-US", None])]  # fmt: skip
+    sources.append(SourceConfig(name="docs", environment="python-docs"))  # English, unsaid
+    config = CorpusConfig(sources=tuple(sources))
+    stage = WeightsStage(WeightsSettings.model_validate({table: dict.fromkeys(keys, 0.1)}))
+    if what is None:
+        stage.check_fit(config)
+        config = config.model_copy(update={"sources": config.sources[-1:]})
+        WeightsStage(WeightsSettings.model_validate({table: {"en": 0.1}})).check_fit(config)
+        return
+    with pytest.raises(RecipeError, match=what) as caught:
+        stage.check_fit(config)
+    assert caught.value.where == f"corpus.weights.{table}"
+    assert todo in str(caught.value.todo)
+
+
+def test_a_key_names_every_tag_that_begins_so(records, run_stage):
+    langs = {"zh": 2.0, "zh_Hans": 2.0, "ZH-cn": 5.0, "zh-CN-x": 5.0, None: 3.0, "en": 1.0}
+    tables = [records(["x" * 100], number, lang) for number, lang in enumerate(langs)]
+    factors = {"ZH": 2.0, "zh-cn": 5.0, "unknown": 3.0}
+    found, facts = run(run_stage, WeightsSettings(languages=factors, min_stratum_bytes=0), *tables)
+    strata = ["zh", "zh-hans", "zh-cn", "zh-cn-x", "und", "en"]
+    assert found["stratum"].to_pylist() == [f"s.{name}" for name in strata]
+    for name, factor in zip(strata, langs.values(), strict=True):
+        assert facts["weights"][f"s.{name}"] == pytest.approx(factor / 18 * TOTAL, abs=1)
+    shares = {"zh": 0.5, "zh-CN": 0.2}
+    _, facts = run(run_stage, WeightsSettings(language_shares=shares, min_stratum_bytes=0), *tables)
+    wanted = {"zh": 0.25, "zh-hans": 0.25, "zh-cn": 0.1, "zh-cn-x": 0.1, "und": 0.15, "en": 0.15}
+    for name, share in wanted.items():
+        assert facts["weights"][f"s.{name}"] == pytest.approx(share * TOTAL, abs=1)
 
 
 def test_columns_that_are_not_there(records):

@@ -46,3 +46,10 @@ def test_unknown_codes():
     check_languages(["en", "zh", "yue"])
     with pytest.raises(RecipeError, match="no language 'cn' can be identified"):
         check_languages(["en", "cn"])
+    with pytest.raises(RecipeError, match="did you mean 'zh'"):
+        check_languages(["zh_Hans"])
+
+
+def test_the_case_of_a_code_is_no_matter():
+    check_languages(["EN", "Zh"])
+    assert identify(TEXTS["zh"], ["ZH"]) == identify(TEXTS["zh"], ["zh"])

@@ -1,0 +1,217 @@
+"""Telephone numbers, as people write them.
+
+The forms are those of North America and China, and every number with the code of its country.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from bc2.data.prep.text.personal.clues import Clues
+from bc2.data.prep.text.personal.numbers import Numbers, digits_of
+from bc2.data.prep.text.personal.phone_plans import is_number, is_number_abroad
+
+CLUES = Clues(
+    yes="""
+    tel telephone tele phone phones mobile mob cell cellphone call calls called calling dial
+    fax ring sms whatsapp contact reach hotline helpline wechat voice landline ph pager 电话
+    手机 联系 致电 拨打 拨 热线 传真 座机 来电 微信 短信 打给 打 客服 咨询 收件人 收货人 通话
+    本机 分机 总机 号码 手机号 电话号 手机号码 电话号码 联系号码 微信号 新号 老号 短号
+    移动电话 固话 前台 物业 售后 售票 预约 预约挂号 同号
+""",
+    no="""
+    order orders id ids idcard idnumber idno isbn issn doi oclc ean upc lccn arxiv rfc cve
+    issue bug serial sku item part p/n s/n model invoice ticket tracking ref reference version
+    ver rev revision seed offset size bytes price total amount usd commit hash pid uid port
+    timestamp epoch score scores lat lon latitude longitude range pages pp vol volume key
+    token zip account acct qq max min limit count rows product catalog catalogue patent
+    revenue population barcode matrix fib pixels value values error case lot 订单 单号 编号
+    流水 序列 书号 刊号 标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额
+    人民币 价格 单价 总计 合计 共计 大小 人口 文号 专利 发票 准字 账号 帐号 卡号 账户 帐户
+    运单 快递单 工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 阅读 播放
+    发票号码 证号码 身份证号码 准考证号码 彩票号码 车牌号码 订单号码 证件号码 中奖号码
+    账户号码
+""",
+)
+
+#: How near a word must be to speak for a number whose form says little.
+_NEAR = 14
+
+#: Units after a number that is an amount.
+_UNIT = re.compile(
+    r" ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|手(?!机)|股|票|份|笔"
+    r"|%|x|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
+)
+
+_LABEL = re.compile(
+    r"(?:(?<![A-Za-z])(?:tel|telephone|phone|mobile|mob|cell|cellphone|fax|ph)"
+    r"(?:\.| ?(?:no\.?|number|#))?|电话|手机|联系方式|传真|热线|座机)(?:号码?)?"
+    r"[\s:：.=\"'<>|]{0,4}\Z",
+    re.IGNORECASE,
+)
+
+_ABROAD = re.compile(
+    r"(?<![\w+*])\(?(?:\+|(?<![.\-/])(?<!\d )00(?=[1-9])) ?\(?"
+    r"[1-9](?:[ .()/-]{0,2}+\d){6,18}+(?![A-Za-z_])",
+    re.ASCII,
+)
+_NXX = r"[2-9]\d\d"
+_NANP = re.compile(
+    rf"(?<![\w.+*-])(?:1?{_NXX}{_NXX}\d{{4}}"
+    rf"|(?:1(?:[ .-]| ?(?=\()))?+(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}"
+    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
+    rf"|{_NXX}/{_NXX}[. -]\d{{4}}))(?!\w|-\d|\.\d)",
+    re.ASCII,
+)
+_MOBILE = re.compile(
+    r"(?<![\d.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+(1[3-9](?:[ -]?\d){9})(?!\w|[.-]\d)",
+    re.ASCII,
+)
+_AREA = r"(?:10|2\d|[3-9]\d\d)"
+_LANDLINE = re.compile(
+    rf"(?<![\w.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})"
+    rf"|(\(0{_AREA}\))|(0{_AREA}))"
+    r"(?: ?[/-] ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
+    re.ASCII,
+)
+_SERVICE = re.compile(
+    r"(?<![\w.*-])[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}| \d{3} \d{4}|-?\d{7})(?!\w|[.-]\d)", re.ASCII
+)
+_ANY = re.compile(r"(?<![\w.*-])\(?\d(?:[ ()-]{0,2}+\d){6,14}+(?!\w|[.-]\d)", re.ASCII)
+_DAY = re.compile(r"(?:19|20)\d\d-\d")
+_BETWEEN = re.compile(r"[\s,;/、，；或和及]*(?:or|and)?\s*")
+_IN_ROW = re.compile(r"^\d | \d\Z")
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+class Found(NamedTuple):
+    """What may be a telephone number: near[start:end] of its run of numbers."""
+
+    start: int
+    end: int
+    sure: bool
+    """Whether its form is enough, unless a word speaks against it; else one must speak for it."""
+
+
+def phones(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
+    """Places of telephone numbers; later ones may overlap earlier ones."""
+    ends: dict[int, int] = {}
+    for number in numbers:
+        near: dict[int, bool | None] = {}
+        for pattern, judge in _FORMS:
+            for match in number.matches(pattern):
+                found = None if match.start() + number.offset in ends else judge(match)
+                if found is not None and _speaks(number, found, near, ends):
+                    start, end = number.offset + found.start, number.offset + found.end
+                    ends[start] = end
+                    yield start, end
+
+
+def _speaks(
+    number: Numbers, found: Found, near: dict[int, bool | None], ends: dict[int, int]
+) -> bool:
+    """Whether the text around a number, or one just before it, lets it be a telephone number."""
+    if _UNIT.match(number.near, found.end):
+        return False
+    start = number.offset + found.start
+    if not found.sure:
+        if start not in near:
+            near[start] = CLUES.before(number.text, start, reach=_NEAR)
+        return near[start] is True or (near[start] is None and _is_next(number.text, start, ends))
+    clue = CLUES.before(number.text, start)
+    return clue is True or (clue is None and not _in_url(number.text, start))
+
+
+def _is_next(text: str, start: int, ends: dict[int, int]) -> bool:
+    """Whether a number stands right after the last one that was found, as in a list."""
+    last = next(reversed(ends.values()), start)
+    return 0 < start - last < 9 and _BETWEEN.fullmatch(text, last, start) is not None
+
+
+def _in_url(text: str, start: int) -> bool:
+    """Whether a number stands in a URL, or is the value of a name."""
+    if text[start - 1 : start] == "=":
+        return True
+    word = text[max(0, start - 80) : start].split(" ")[-1]
+    return "://" in word or "www." in word
+
+
+def _abroad(match: re.Match[str]) -> Found | None:
+    """The longest beginning, up to where a group ends, that may be a number of its country."""
+    written = match.group()
+    first = 1 if written[0] == "(" and ")" not in written else 0
+    for end in range(len(written), 7, -1):
+        if not written[end - 1].isdigit() or written[end : end + 1].isdigit():
+            continue
+        digits = digits_of(written[first:end].replace("(0)", "")).removeprefix("00")
+        if 7 <= len(digits) <= 15 and is_number_abroad(digits):
+            plus = written[first] == "+"
+            sure = not written[first + plus : end].isdigit() or (plus and len(digits) >= 10)
+            return Found(match.start() + first, match.start() + end, sure)
+    return None
+
+
+def _nanp(match: re.Match[str]) -> Found:
+    written = match.group()
+    digits = digits_of(written)
+    sure = len(digits) < len(written) and is_number(1, digits[-10:])
+    return Found(*match.span(), sure and not _in_row(match))
+
+
+def _in_row(match: re.Match[str]) -> bool:
+    """Whether a number in groups stands in a row of other numbers, as in a table."""
+    written = match.group()
+    row = match.string[max(0, match.start() - 2) : match.end() + 2]
+    spaced = " " in written and written.replace(" ", "").isdigit()
+    return spaced and _IN_ROW.search(row) is not None
+
+
+def _mobile(match: re.Match[str]) -> Found | None:
+    """Eleven digits, in up to four groups. In other than Chinese text they may be any number."""
+    body = match[1]
+    groups = re.split("[ -]", body)
+    signs = {sign for sign in body if not sign.isdigit()}
+    if len(groups) > 4 or len(groups[0]) < 3 or min(map(len, groups)) < 2 or len(signs) > 1:
+        return None
+    sure = not re.match("[A-Za-z_]", match.string[match.start() - 1 :]) and is_number(
+        86, digits_of(body)
+    )
+    if len(groups) > 1:
+        sure = sure and not _in_row(match)
+    elif match.group() in (body, f"0{body}"):
+        beside = match.string[max(0, match.start() - 12) : match.start()]
+        sure = sure and _CHINESE.search(beside + match.string[match.end() :][:12]) is not None
+    return Found(*match.span(), sure)
+
+
+def _landline(match: re.Match[str]) -> Found:
+    area, local = match[1] or match[2] or match[3], digits_of(match[4])
+    national = digits_of(area).removeprefix("0") + local
+    # towns have more digits than the table says, while their numbers are made longer
+    in_use = is_number(86, national) or is_number(86, national[:-1])
+    separated = match.group() != match[3] + match[4] if match[3] else True
+    return Found(*match.span(), in_use and separated and not _in_row(match))
+
+
+def _service(match: re.Match[str]) -> Found:
+    return Found(*match.span(), not match.group().isdigit())
+
+
+def _labelled(match: re.Match[str]) -> Found | None:
+    """A number right after a label, whatever its form."""
+    before = match.string[max(0, match.start() - 24) : match.start()]
+    if _LABEL.search(before) and not _DAY.match(match.group()):
+        return Found(*match.span(), False)
+    return None
+
+
+_FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Found | None]], ...] = (
+    (_ABROAD, _abroad),
+    (_NANP, _nanp),
+    (_MOBILE, _mobile),
+    (_LANDLINE, _landline),
+    (_SERVICE, _service),
+    (_ANY, _labelled),
+)
