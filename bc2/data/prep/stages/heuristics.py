@@ -51,7 +51,7 @@ _LONGEST_NOTICE = 200
 
 #: With more of its characters in lines of filler text a document is not finished; with fewer it
 #: shows such text as an example.
-_MOST_FILLER = 0.1
+_MOST_FILLER = 0.25
 
 #: First characters of a source file that are searched for a note that a program wrote it.
 _MARKER_WITHIN = 1000
