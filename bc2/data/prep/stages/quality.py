@@ -6,8 +6,10 @@ how the scores are computed. Here they come from a trained model
 (`bc2.data.prep.text.rule_scorer`). The scores are stored as columns, for reports and mixtures.
 
 What is scored is prose: blocks of code, tables, headings and addresses have no score and no weight,
-and of a sentence only what a reader reads counts (`bc2.data.prep.text.sentences`). Means are
-weighted by UTF-8 bytes of prose, of which an ideograph has about as many as it has meaning.
+and of a sentence only what a reader reads counts (`bc2.data.prep.text.sentences`). A piece with a
+low score that is code without any markup (`bc2.data.prep.text.unmarked_code`) has no score either.
+Means are weighted by UTF-8 bytes of prose, of which an ideograph has about as many as it has
+meaning.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.rule_scorer import RuleScorer
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import cut_sentences, divide
+from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 #: The columns that the stage appends.
 COLUMNS = pa.schema(
@@ -193,6 +196,9 @@ class QualityStage(PrepStage):
         has_prose = [any(map(str.isalnum, piece)) for piece in pieces.prose]
         scores = np.full(len(has_prose), np.nan, np.float32)
         scores[has_prose] = self._scorer.score([*compress(pieces.prose, has_prose)])
+        for at in np.flatnonzero(scores < self.settings.min_document).tolist():
+            if is_unmarked_code(pieces.prose[at]):
+                has_prose[at], scores[at] = False, np.nan
         weights = np.array([len(piece.encode()) for piece in pieces.prose], np.int64) * has_prose
         paragraphs = _means(scores, weights, pieces.per_paragraph)
         means = _means(scores, weights, pieces.texts).tolist()

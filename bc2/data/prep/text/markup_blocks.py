@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -59,12 +60,19 @@ _QUOTE = re.compile(r"(?:[ \t]*>[ \t]?)+")
 _MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
 _FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
 _DEFINITION = re.compile(
-    r"\[(?!\^)[^\]\n]{1,999}\]:[ \t]|\.\. (?:_[^:\n]+:|\|[^|\n]+\| |\[[^\]\n]+\] https?:)"
+    r"\[(?!\^)[^\]\n]{1,999}\]:(?:[ \t]|<|/|\#|(?:https?|ftp|mailto):)"
+    r"|\.\. (?:_[^:\n]+:|\|[^|\n]+\| |\[[^\]\n]+\] https?:)"
 )
 _ADDRESS = re.compile(
     r"(?:[-*+] )?(?:\[?!\[[^\]\n]*+\](?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\])"
     r"(?:\](?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\]))?[ \t]*+)++\\?$"
     r"|<?https?://[^\s<>]++>?[.。]?$"
+)
+
+#: Labels, each with an address or a link and nothing else: who wrote a text, where it comes from.
+_CREDIT = re.compile(
+    r"(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
+    r"|\[[^\]\n]*+\](?:\([^()\n]*+\)|\[[^\]\n]*+\]))[ \t]*+)++$"
 )
 _HEADING = re.compile(r"\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])")
 _RULE = re.compile(r"([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$")
@@ -107,6 +115,7 @@ _FUNCTION_WORDS = re.compile(
     r"\b(?:the|of|and|is|an?|that|was|are|this|which|be|it|you|we|he|she|they|his|her|I|my|but|"
     r"not|if|will|can|as|to|with|or)\b"
 )
+_COMMENTS = ("# ", "//", "-- ", "/*", "<!--")
 _CODE_MARKS = re.compile(r"[{}\[\]()<>=;|&$#@_\\/+*%~^`\":]")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -115,6 +124,9 @@ _UNDERLINES = frozenset("-=~^\"'`#*+._:|")
 
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200
+
+#: First lines of a text that tell its script.
+_SAMPLE = 200
 
 #: Front matter and footers have at most so many lines.
 _MATTER_LINES, _FOOTER_LINES = 200, 40
@@ -145,6 +157,8 @@ class _Scanner:
         self._at = 0
         self._open: dict[str, int] = {}
         """Closing line that was looked for -> no such line follows this one."""
+        self._code_width: int | None = None
+        """By how much the block before is indented, if it is one of indented code."""
 
     def blocks(self) -> list[Block]:
         found: list[tuple[int, BlockKind]] = []
@@ -158,6 +172,8 @@ class _Scanner:
         while self._at < len(self._lines):
             first = self._at
             kind, self._at = self._next(footer)
+            is_code = kind is not BlockKind.TEXT and self._is_indented(self._lines[first])
+            self._code_width = self._width(first) if is_code else None
             if kind is not BlockKind.TEXT or not found or found[-1][1] is not BlockKind.TEXT:
                 found.append((first, kind))
         return self._cover(found)
@@ -200,15 +216,38 @@ class _Scanner:
                 return BlockKind.TABLE, self._rows(at + 2)
             if self._is_underline(bare, following):
                 return BlockKind.HEADING, at + 2
-        if self._lines[at][0] in " \t" and self._after_blank():
-            if self._is_announced():
-                return BlockKind.CODE, self._body(at, self._width(at) - 1)
-            end = self._indented()
-            if end > at and not is_prose(self._lines[at:end]):
-                return BlockKind.CODE, end
+        if self._lines[at][0] in " \t" and (end := self._code_end()) is not None:
+            return BlockKind.CODE, end
         if (bare[0] in "IO" or "@" in bare) and _PROMPT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
+        if _CREDIT.match(bare):
+            return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1
+
+    def _code_end(self) -> int | None:
+        """The line after the indented code that begins here; None if there is none."""
+        at, continues = self._at, self._continues_code()
+        if not (continues or self._after_blank()):
+            return None
+        if self._is_announced():
+            return self._body(at, self._width(at) - 1)
+        end = self._indented()
+        if end == at:
+            return None
+        lines = self._lines[at:end]
+        if self._is_chinese and not any(map(_CJK.search, lines)):
+            return end  # output of programs
+        return None if is_prose(lines, continues) else end
+
+    def _continues_code(self) -> bool:
+        """Whether this line may go on with the indented code before it."""
+        return self._code_width is not None and self._width(self._at) >= self._code_width
+
+    @cached_property
+    def _is_chinese(self) -> bool:
+        """Whether the text is written in ideographs, and not only quotes some."""
+        sample = "".join(self._lines[:_SAMPLE])
+        return len(_CJK.findall(sample)) > 0.1 * len(sample)
 
     # -- lines ------------------------------------------------------------------------------
 
@@ -271,9 +310,12 @@ class _Scanner:
         return len(self._lines)
 
     def _marked(self, bare: str) -> int | None:
-        """A fence after the mark of a list item."""
+        """A fence or a formula after the mark of a list item."""
         marker = _MARKER.match(bare)
-        return self._fence(bare[marker.end() :]) if marker else None
+        if marker is None:
+            return None
+        bare = bare[marker.end() :]
+        return self._formula(bare) if bare.startswith("$$") else self._fence(bare)
 
     def _formula(self, bare: str) -> int | None:
         for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
@@ -300,7 +342,11 @@ class _Scanner:
         return self._at + 1 if _ADDRESS.match(bare) else None
 
     def _atx(self, bare: str) -> int | None:
-        return self._at + 1 if _HEADING.match(bare) else None
+        if not _HEADING.match(bare):
+            return None
+        if self._is_indented(self._lines[self._at]) and self._code_end() is not None:
+            return None  # a comment, or the prompt of root
+        return self._at + 1
 
     def _titled(self, bare: str) -> int | None:
         return self._at + 1 if _TITLED.match(bare) else None
@@ -458,16 +504,23 @@ class _Scanner:
     def _footer(self) -> int:
         """The line from which on a document has its footer or signature; else the line count."""
         lines = self._lines
-        last = len(lines)
-        for at in range(last - 1, max(self._at, last - _FOOTER_LINES), -1):
+        last = stop = len(lines)
+        while stop > self._at and (self._blank(stop - 1) or _DEFINITION.match(lines[stop - 1])):
+            stop -= 1
+        for at in range(stop - 1, max(self._at, stop - _FOOTER_LINES), -1):
             bare = lines[at].strip()
             if bare == "--" and at > self._at and (self._blank(at - 1) or lines[at] == "-- "):
                 return at
-            if _RULE.match(bare) and bare[0] in "-*_" and self._blank(at - 1):
-                inside = [line.strip() for line in lines[at + 1 :] if line.strip()]
+            if _RULE.match(bare) and bare[0] in "-*_" and not self._may_be_title(at - 1):
+                inside = [line.strip() for line in lines[at + 1 : stop] if line.strip()]
                 fits = all(map(_fits_footer, inside))
                 return at if fits and any(map(_FIELD.match, inside)) else last
         return last
+
+    def _may_be_title(self, at: int) -> bool:
+        """Whether a line may be a title over its underline, and not the end of what it follows."""
+        bare = self._line(at)
+        return bool(bare) and not bare.startswith(("```", "~~~", "|")) and bare[-1] not in "。！？"
 
 
 def _bare(line: str) -> str:
@@ -495,12 +548,17 @@ def _is_delimiter(bare: str) -> bool:
     return ("|" in bare or "+" in bare) and not bare.strip(" \t|:-+=") and "-" in bare
 
 
-def is_prose(lines: Sequence[str]) -> bool:
+def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     """Whether indented lines are prose and not code.
 
     Code has marks that prose lacks, or it begins as a command does: with a small letter, and it
     has no function words.
+
+    Args:
+        after_code: the lines follow code, with a blank line between; a comment goes on with it.
     """
+    if after_code and lines[0].lstrip().startswith(_COMMENTS):
+        return False
     words = " ".join(lines).split()
     text = " ".join(words)
     solid = len(text) - len(words) + 1

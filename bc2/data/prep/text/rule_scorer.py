@@ -36,8 +36,9 @@ class Penalty(NamedTuple):
     full: float
 
 
-#: Shares are of the characters that are not white space. The size of a sentence is its number of
-#: letters, with a CJK character as 3.
+#: Shares are of the characters that are not white space; for digits and letters, with a
+#: CJK character as 3, because it says as much. The size of a sentence is its number of letters,
+#: with a CJK character as 3.
 RULES = (
     Penalty("short", 0.15, 0.0, 1.0),  # 1 at a size of 0, 0 from 12 on
     Penalty("symbols", 0.6, 0.12, 0.4),  # symbols, and marks used in markup: * _ # < > ...
@@ -111,14 +112,15 @@ def features(sentences: Sequence[str]) -> dict[str, Float64]:
     spaced = table[_SMALL] + table[_CAPITAL] + table[_ODD_LETTER]
     solid = np.maximum(table[1:].sum(axis=0), 1)
     size = spaced + 3 * wide
+    weight = solid + 2 * wide
     words = np.maximum(_starts(text, kinds), 1)
     mixed = _follow(text, kinds == _CAPITAL, kinds == _SMALL, owners)
     return {
         "empty": (table[1:].sum(axis=0) == 0).astype(np.float64),
         "short": np.clip(1 - size / 12, 0, 1),
         "symbols": table[_SYMBOL] / solid,
-        "digits": table[_DIGIT] / solid,
-        "no_letters": 1 - (spaced + wide) / solid,
+        "digits": table[_DIGIT] / weight,
+        "no_letters": 1 - size / weight,
         "capitals": np.where(spaced >= 10, table[_CAPITAL] / np.maximum(size, 1), 0),
         "mixed_case": np.where(spaced >= 10, mixed / np.maximum(size, 1), 0),
         "repeats": _repeats(text, kinds, owners) / solid,

@@ -68,14 +68,16 @@ def naive(sentence):
     words = len(text.split())
     letters = sum(c in "abXY" for c in solid)
     wide = sum(c in "中文的" for c in solid)
+    capitals = sum(c in "XY" for c in solid)
     n = max(len(solid), 1)
+    weight = n + 2 * wide  # an ideograph says as much as three letters or digits
     return {
         "empty": float(not solid),
         "short": max(0, 1 - (letters + 3 * wide) / 12),
-        "digits": sum(c in "12" for c in solid) / n,
+        "digits": sum(c in "12" for c in solid) / weight,
         "symbols": sum(c in "#" for c in solid) / n,
-        "no_letters": 1 - (letters + wide) / n,
-        "capitals": sum(c in "XY" for c in solid) / letters if letters >= 10 else 0,
+        "no_letters": 1 - (letters + 3 * wide) / weight,
+        "capitals": capitals / (letters + 3 * wide) if letters >= 10 else 0,
         "repeats": max(lags) / n,
         "long_words": letters / max(words, 1) if not wide else 0,
         "no_end": float(not solid or solid[-1] not in ".。"),
@@ -109,7 +111,7 @@ def test_low_sentences_are_cut(records):
 
 
 def test_scores_are_of_the_text_that_is_left(records):
-    texts = [f"{GOOD * 3}{BAD}\n\n{GOOD_ZH * 2}\n", GOOD, "x = 1\n", f"{GOOD}\n{GOOD_ZH}"]
+    texts = [f"{GOOD * 3}{BAD}\n\n{GOOD_ZH * 2}\n", GOOD, "Hm.\n", f"{GOOD}\n{GOOD_ZH}"]
     table, _, _ = run(records(texts))
     assert table.schema == pa.schema([*RECORD, *COLUMNS])
     for row in table.to_pylist():

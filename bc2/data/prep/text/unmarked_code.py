@@ -1,0 +1,42 @@
+"""Tell code, settings, paths and listings that stand in prose without any markup.
+
+Older articles and pages that were stripped of their tags have such lines. They say as much as
+prose does, but rules about the form of sentences take them for noise.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Words, numbers, and the marks of code, each at most as often in a row as code has it.
+_TOKENS = re.compile(
+    r"(?:[\s\w.,:;()\[\]{}'\"=/\\+*<>-]|[!#$%&|`?~^@](?![!?`~^@%])"
+    r"|(?<=[!#$&|`])[#$&|`!]|[「」『』“”‘’（），。；：、…])++"
+)
+
+#: An assignment, a call, a path, a name with underscores or several full stops, columns.
+_SIGNS = re.compile(
+    r"[\w\])}\"'][ \t]{0,40}[-+*/:!<>]?=|^[ \t「]*=\w|\w\([^()\n]*\)"
+    r"|(?:[/\\][\w.+{}-]+){2}|[A-Za-z0-9]_[A-Za-z0-9]|\b[A-Za-z]\w*\.\w+\.\w"
+    r"|\S(?:[ ]{2,}|\t[ \t]*)\S+(?:[ \t]\S+)?(?:[ ]{2,}|\t[ \t]*)\S|[{};]\s*$|^[ \t]*[<\\]\w",
+    re.MULTILINE,
+)
+_ENCODED = re.compile(r"[A-Za-z0-9+/]{40}")
+_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+def is_unmarked_code(piece: str) -> bool:
+    """Whether a piece of text is code or a listing, and neither a sentence nor noise.
+
+    Noise has marks in an order that code does not have them in, or is encoded data.
+    """
+    if len(_WIDE.findall(piece)) * 3 > len(piece):
+        return False
+    if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
+        return False
+    return not any(_is_encoded(run) for run in _ENCODED.findall(piece))
+
+
+def _is_encoded(run: str) -> bool:
+    """Whether a run is base64, of both cases and with digits, and not a name or a digest."""
+    return not run.islower() and not run.isupper() and any(map(str.isdigit, run))
