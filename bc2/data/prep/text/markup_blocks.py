@@ -53,62 +53,62 @@ _FIRST = (
     r"|==?\n|---?\n|:?-+:?[ \t]*\|)"
 )
 _SIGN = re.compile(rf"\n(?:{_FIRST})")
-_BEGINS = re.compile(rf"{_FIRST}|[A-Za-z][\w-]*:[ \t]")
+_BEGINS = re.compile(rf"\A(?:{_FIRST}|[A-Za-z][\w-]*:[ \t])")
 _ANNOUNCES = re.compile(r"::[ \t]*\n")
 
-_QUOTE = re.compile(r"(?:[ \t]*>[ \t]?)+")
-_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
-_FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
+_QUOTE = re.compile(r"\A(?:[ \t]*>[ \t]?)+")
+_MARKER = re.compile(r"\A[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
+_FENCE = re.compile(r"\A(?:(`{3,})[^`]*$|(~{3,}))")
 _DEFINITION = re.compile(
-    r"\[(?!\^)[^\]\n]{1,999}\]:(?:[ \t]|<|/|\#|(?:https?|ftp|mailto):)"
-    r"|\.\. (?:_[^:\n]+:|\|[^|\n]+\| |\[[^\]\n]+\] https?:)"
+    r"\A(?:\[(?!\^)[^\]\n]{1,999}\]:(?:[ \t]|<|/|\#|(?:https?|ftp|mailto):)"
+    r"|\.\. (?:_[^:\n]+:|\|[^|\n]+\| |\[[^\]\n]+\] https?:))"
 )
+_LEADS_TO = r"(?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\])"
 _ADDRESS = re.compile(
-    r"(?:[-*+] )?(?:\[?!\[[^\]\n]*+\](?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\])"
-    r"(?:\](?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\]))?[ \t]*+)++\\?$"
-    r"|<?https?://[^\s<>]++>?[.。]?$"
+    rf"\A(?:(?:[-*+] )?(?:\[?!\[[^\]\n]*+\]{_LEADS_TO}(?:\]{_LEADS_TO})?[ \t]*+)++\\?$"
+    r"|<?https?://[^\s<>]++>?[.。]?$)"
 )
 
 #: Labels, each with an address or a link and nothing else: who wrote a text, where it comes from.
 _CREDIT = re.compile(
-    r"(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
+    r"\A(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
     r"|\[[^\]\n]*+\](?:\([^()\n]*+\)|\[[^\]\n]*+\]))[ \t]*+)++$"
 )
-_HEADING = re.compile(r"\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])")
-_RULE = re.compile(r"([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$")
-_LISTING = re.compile(r"(?:-{4,}|\.{4,})$")
-_BORDER = re.compile(r"=+(?:[ \t]+=+)+$")
-_PROMPT = re.compile(r"\$ |>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] ")
-_FIELD = re.compile(r"[^\s:：][^:：\n]{0,30}[:：]")
-_MATTER = re.compile(r"[A-Za-z][\w -]{0,30}:(?:[ \t]|$)|[ \t]+\S|- ")
-_FIRST_FIELD = re.compile(r"[A-Za-z][\w-]*:[ \t]+\S")
-_KNOWN_FIELD = re.compile(r"(?:authors?|title|date|tags?|categor(?:y|ies)|layout|lang):", re.I)
+_HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#]))")
+_RULE = re.compile(r"\A(?:([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$)")
+_LISTING = re.compile(r"\A(?:-{4,}|\.{4,})$")
+_BORDER = re.compile(r"\A=+(?:[ \t]+=+)+$")
+_PROMPT = re.compile(r"\A(?:\$ |>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] )")
+_FIELD = re.compile(r"\A[^\s:：][^:：\n]{0,30}[:：]")
+_MATTER = re.compile(r"\A(?:[A-Za-z][\w -]{0,30}:(?:[ \t]|$)|[ \t]+\S|- )")
+_FIRST_FIELD = re.compile(r"\A[A-Za-z][\w-]*:[ \t]+\S")
+_KNOWN_FIELD = re.compile(r"\A(?:authors?|title|date|tags?|categor(?:y|ies)|layout|lang):", re.I)
 _LINK = re.compile(r"\]\(|\]\[|https?://")
 
 #: Directives of reStructuredText whose indented body is not prose.
 _LITERAL = re.compile(
-    r"\.\. (?:[\w:-]*code[\w-]*|parsed-literal|math|highlight|image|figure|toctree|doctest|test\w+"
-    r"|literalinclude|include|raw|[\w-]*table|productionlist|graphviz|plot|autoclass|automodule"
+    r"\A\.\. (?:[\w:-]*code[\w-]*|parsed-literal|math|highlight|image|figure|toctree|doctest"
+    r"|test\w+|literalinclude|include|raw|[\w-]*table|productionlist|graphviz|plot|autoclass|automodule"
     r"|autofunction|currentmodule|module|index|ipython)::"
 )
 
 _ADMONITION = re.compile(
-    r"\.\. (?:note|warning|tip|important|caution|danger|attention|hint|error|seealso|admonition"
+    r"\A\.\. (?:note|warning|tip|important|caution|danger|attention|hint|error|seealso|admonition"
     r"|version\w+|deprecated|topic|rubric|epigraph)::"
 )
 
 #: Titles of remarks and tabs, as MkDocs writes them.
-_TITLED = re.compile(r"(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)")
+_TITLED = re.compile(r"\A(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)")
 
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
 _HTML = re.compile(
-    r"</?(?:address|article|aside|blockquote|body|br|center|col|dd|details|div|dl|dt|fieldset|"
+    r"\A(?:</?(?:address|article|aside|blockquote|body|br|center|col|dd|details|div|dl|dt|fieldset|"
     r"figure|figcaption|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|li|link|main|meta|"
     r"nav|ol|option|p|param|picture|section|source|summary|t[dhr]|tbody|tfoot|thead|title|ul|video)"
-    r"(?:[\s/>]|$)|<[!?]|</?[A-Za-z][\w.-]*(?:\s[^<>]*)?>\s*$",
+    r"(?:[\s/>]|$)|<[!?]|</?[A-Za-z][\w.-]*(?:\s[^<>]*)?>\s*$)",
     re.IGNORECASE,
 )
-_RAW = re.compile(r"<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
+_RAW = re.compile(r"\A<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
 
 #: Words that sentences have and commands do not.
 _FUNCTION_WORDS = re.compile(

@@ -58,7 +58,7 @@ _SENTENCE_END = re.compile(
 #: What a piece at the beginning of a line begins with, and what stays if the piece is cut and the
 #: rest of its line stays: the marks of quotations, list items and footnotes.
 _PREFIX = re.compile(
-    r"[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
+    r"\A[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
     r"(?:\[\^[^\]\n]{1,80}\]:[ \t]++)?"
 )
 
@@ -69,7 +69,7 @@ _ITEM = re.compile(
 )
 
 _WORD = re.compile(r"[^\s(\[{\"'“‘「『（—–]*\Z")
-_INITIAL = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]\Z")
+_INITIAL = re.compile(r"\A(?:[^\W\d_]\.)*[^\W\d_]\Z")
 
 #: English abbreviations that seldom end a sentence, without their full stop.
 _ABBREVIATIONS = frozenset(
@@ -90,7 +90,11 @@ _LONGEST_TITLE = 100
 _BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
 _LABEL = re.compile(r"^[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
 
+#: A line of at most so many characters that introduces the code or table after it.
+_LONGEST_LEAD = 40
+
 _CONTENT = (BlockKind.CODE, BlockKind.TABLE, BlockKind.HEADING)
+_INTRODUCED = (BlockKind.CODE, BlockKind.TABLE, BlockKind.ADDRESS)
 
 
 class Paragraph(NamedTuple):
@@ -184,9 +188,12 @@ def prose_sentences(text: str) -> list[str]:
 def prose_of(text: str) -> str:
     """A text without its blocks and without what is hidden in the rest; itself if it has neither.
 
-    The marks of list items stay. Where a block was, paragraphs stay apart.
+    The marks of list items stay. Where a block was, paragraphs stay apart. Labels are no prose,
+    nor is a short line before code, a table or a picture: a text says "run this command" as often
+    as it shows one.
     """
-    parts = []
+    parts: list[str] = []
+    lead = False
     for start, end, kind in blocks(text):
         if kind is BlockKind.TEXT:
             piece = text[start:end]
@@ -194,8 +201,20 @@ def prose_of(text: str) -> str:
             shown = without(piece, hidden, 0, len(piece))
             parts.append(_LABEL.sub("", _BARE.sub("", shown)))
         else:
+            if lead and kind in _INTRODUCED:
+                parts[-1] = _without_lead(parts[-1])
             parts.append("\n")
+        lead = kind is BlockKind.TEXT
     return "".join(parts)
+
+
+def _without_lead(prose: str) -> str:
+    """A text without its last line, if that is short and stands alone."""
+    bare = prose.rstrip()
+    above, feed, line = bare.rpartition("\n")
+    if len(line) > _LONGEST_LEAD or (feed and above.rpartition("\n")[2].strip()):
+        return prose
+    return above + feed
 
 
 def content_of(text: str) -> str:
