@@ -223,18 +223,29 @@ def content_of(text: str) -> str:
 
 
 def cut_sentences(text: str, keep: Sequence[bool]) -> str:
-    """A text without some of its sentences.
-
-    The white space at the end of a paragraph stays if any of its sentences stays, so that
-    paragraphs remain separate. White space on one side of a cut stays, so that words remain
-    separate. The mark of a list item or a quotation stays before the rest of it.
+    """A text without some of its sentences: see `joined`.
 
     Args:
         keep: a flag for each of ``split_sentences(text)``.
     """
+    return joined(divide(text), keep)
+
+
+def joined(paragraphs: Iterable[Paragraph], keep: Iterable[bool]) -> str:
+    """The text of paragraphs without some of their sentences.
+
+    What was apart stays apart: the white space at the end of a paragraph stays if any of its
+    sentences stays, and a blank line after a paragraph that is cut stays if there is none before
+    it. Otherwise a line of text could become a heading, and code could become text. White space on
+    one side of a cut stays, so that words remain separate. The mark of a list item or a quotation
+    stays before the rest of it.
+
+    Args:
+        keep: a flag for each sentence, one paragraph after the other.
+    """
     kept: list[str] = []
     flags = iter(keep)
-    for paragraph in divide(text):
+    for paragraph in paragraphs:
         pieces = paragraph.sentences
         left: list[str] = []
         mark, stays = "", False
@@ -246,11 +257,21 @@ def cut_sentences(text: str, keep: Sequence[bool]) -> str:
                 mark = ""
             elif begins_line:
                 mark = _mark(piece)
-        if left and not stays:
-            end = pieces[-1][len(pieces[-1].rstrip()) :]
+        if stays:
+            kept += left
+            continue
+        end = _white_end(pieces[-1])
+        if left:
             left[-1] = left[-1].rstrip() + end
-        kept += left
+            kept += left
+        elif kept and _white_end(kept[-1]).count("\n") < end.count("\n"):
+            kept[-1] = kept[-1].rstrip() + end
     return "".join(kept)
+
+
+def _white_end(piece: str) -> str:
+    """The white space at the end of a piece."""
+    return piece[len(piece.rstrip()) :]
 
 
 def _mark(piece: str) -> str:
