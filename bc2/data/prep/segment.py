@@ -32,7 +32,7 @@ BEFORE, AFTER = 100, 300
 
 #: What is marked where a place is known: the mask that begins there, or the word (the first letters
 #: of a long one), with marks such as ``>`` before it.
-_MARKED = re.compile(r"\s{0,99}((?:[^\w\s]{1,8} ){0,4}\S{1,24})")
+_MARKED = re.compile(r"(?:[^\w\s]{1,8} ){0,4}\S{1,24}")
 
 
 class GroupRow(NamedTuple):
@@ -311,8 +311,9 @@ def _shown(text: str, lang: str | None, place: int | None) -> dict[str, Any]:
     """`text` and `place` of an example: around the place, or the beginning where none is known."""
     if place is None:
         return {"text": excerpt(text, lang, (0, 0), 0, BEFORE + AFTER).text, "place": None}
-    word = _MARKED.match(text, place)
-    marked = word.span(1) if word else (place, place)
+    near = text[place : place + AFTER]
+    word = _MARKED.match(text, place + len(near) - len(near.lstrip()))
+    marked = word.span() if word else (place, place)
     shown = excerpt(text, lang, marked, BEFORE, AFTER - (marked[1] - marked[0]))
     mask = MASKS.match(shown.text, shown.start)
     return {"text": shown.text, "place": list(mask.span() if mask else (shown.start, shown.stop))}

@@ -29,7 +29,7 @@ KINDS = get_args(PersonalKind)
 TEXT = """the of and to with that have be river mountain village winter harvest market letter
 captain garden evening story teacher window journey morning history island forest kitchen"""
 WORDS = TEXT.split()
-PERSONAL = ["jane.doe@harvestmail.net", "(212) 664-7665", "+44 20 7946 0958", "138 1234 5678",
+PERSONAL = ["jane.doe@harvestmail.net", "(212) 664-7665", "+44 20 7946 0958", "+86 138 1234 5678",
             "110101199003074610", "219-09-9999", "93.184.216.34"]  # fmt: skip
 MASK = re.compile(r"\[(?:EMAIL|PHONE|ID_CARD|SSN|IP)\]")
 

@@ -49,6 +49,10 @@ _CJK_SHARE = 0.3
 #: Lines with more characters are not boilerplate: they are paragraphs of text.
 _LONGEST_NOTICE = 200
 
+#: With more of its characters in lines of filler text a document is not finished; with fewer it
+#: shows such text as an example.
+_MOST_FILLER = 0.25
+
 #: First characters of a source file that are searched for a note that a program wrote it.
 _MARKER_WITHIN = 1000
 
@@ -90,14 +94,13 @@ class TextBatch:
         return np.asarray(found.to_numpy(zero_copy_only=False))
 
     def filler(self) -> Bools:
-        """[D] which texts hold the filler text "lorem ipsum"."""
-        return np.array(
-            [
-                found and LOREM_IPSUM in t.lower()
-                for found, t in zip(self.has_phrase, self.texts, strict=True)
-            ],
-            bool,
-        )
+        """[D] which texts have the filler text "lorem ipsum" in much of their lines."""
+        found = np.zeros(len(self.texts), bool)
+        for at in np.flatnonzero(self.has_phrase).tolist():
+            lines = [line.strip().lower() for line in self.texts[at].split("\n")]
+            filled = sum(len(line) for line in lines if LOREM_IPSUM in line)
+            found[at] = filled > _MOST_FILLER * sum(map(len, lines))
+        return found
 
 
 def _per(part: Int64, whole: Int64) -> Floats:
@@ -166,7 +169,10 @@ RULES = (
         lambda b: _per(np.maximum(b.form.hashes, b.form.ellipses), b.form.words),
     ),
     Rule("max_digit_ratio", lambda b: _per(b.form.digits, b.form.solid)),
-    Rule("min_alphabetic_words", lambda b: _per(b.form.alphabetic_words, b.form.words)),
+    Rule(
+        "min_alphabetic_words",
+        lambda b: _per(b.form.alphabetic_words, b.form.words - b.form.list_marks),
+    ),
     Rule(
         "min_alphanumeric_ratio",
         lambda b: _per(b.form.letters + b.form.digits, b.form.solid),
@@ -177,7 +183,12 @@ RULES = (
     Rule("min_terminal_lines", _terminal),
     Rule("max_bullet_lines", lambda b: _per(b.form.bullet_lines, b.form.lines)),
     Rule("max_ellipsis_lines", lambda b: _per(b.form.ellipsis_lines, b.form.lines)),
-    Rule("max_short_lines", lambda b: _per(b.form.short_lines(b.rules.short_line), b.form.lines)),
+    Rule(
+        "max_short_lines",
+        lambda b: _per(
+            b.form.short_line_characters(b.rules.short_line), b.form.line_characters
+        ),
+    ),
     Rule("max_lines_per_word", lambda b: _per(b.form.lines, b.form.words)),
     Rule("max_encoded_ratio", lambda b: _per(b.form.encoded, b.form.solid)),
     Rule("max_boilerplate_lines", _boilerplate),

@@ -38,6 +38,7 @@ from bc2.data.prep.text.character_classes import (
     LETTER_DIGIT,
     LETTERS,
     SPACE,
+    TERMINAL,
     class_table,
     which,
 )
@@ -205,6 +206,14 @@ class DocumentStatistics:
         return self.per_document(self._words[0])
 
     @property
+    def list_marks(self) -> Int64:
+        """[D] the number of words that are no more than the bullet of a list item."""
+        _, first, _, document = self._lines
+        after = self.classes[first + 1]
+        alone = (self.classes[first] == BULLET) & ((after == SPACE) | (after == BREAK))
+        return self.sums(document, alone)
+
+    @property
     def alphabetic_words(self) -> Int64:
         """[D] the number of words with a letter."""
         starts, _, alphabetic = self._words
@@ -280,9 +289,18 @@ class DocumentStatistics:
 
     @property
     def terminal_lines(self) -> Int64:
-        """[D] the number of lines that end in a terminal mark or a closing quotation mark."""
-        _, _, last, document = self._lines
-        return self.sums(document, ENDS[self.classes[last]])
+        """[D] the number of lines with the end of a sentence.
+
+        They end in a terminal mark or a closing quotation mark, or a terminal mark follows a letter
+        and comes before a space: wrapped sentences end inside of lines.
+        """
+        _, first, last, document = self._lines
+        kinds = self.classes
+        marks = (kinds[1:-1] == DOT) | (kinds[1:-1] == TERMINAL)
+        marks &= LETTERS[kinds[:-2]] & (kinds[2:] == SPACE)
+        ends = ENDS[kinds[last]]
+        ends[np.searchsorted(first, np.flatnonzero(marks) + 1, "right") - 1] = True
+        return self.sums(document, ends)
 
     @property
     def terminal_paragraphs(self) -> Int64:
@@ -310,10 +328,11 @@ class DocumentStatistics:
         dots = (at[last] == DOT) & (at[last - 1] == DOT) & (at[np.maximum(last - 2, 0)] == DOT)
         return self.sums(document, dots | (at[last] == ELLIPSIS))
 
-    def short_lines(self, limit: int) -> Int64:
-        """[D] the number of lines with fewer than `limit` characters."""
+    def short_line_characters(self, limit: int) -> Int64:
+        """[D] the number of characters in lines with fewer than `limit` characters."""
         _, first, last, document = self._lines
-        return self.sums(document, last - first + 1 < limit)
+        size = last - first + 1
+        return self.sums(document, np.where(size < limit, size, 0))
 
     @property
     def line_characters(self) -> Int64:

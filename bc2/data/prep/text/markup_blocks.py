@@ -545,7 +545,7 @@ def _closes(line: str, mark: str) -> bool:
 
 def _is_delimiter(bare: str) -> bool:
     """Whether a line separates the head of a table from its rows."""
-    return "|" in bare and not bare.strip(" \t|:-+=") and "-" in bare
+    return ("|" in bare or "+" in bare) and not bare.strip(" \t|:-+=") and "-" in bare
 
 
 def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:

@@ -32,7 +32,7 @@ _TOKEN = re.compile(
     r"|/?(?:a|b|br|i|em|strong|kbd|code|sub|sup|u|s|del|ins|mark|small|big|img|tt|var|ruby|rt|rp"
     r"|span|font|abbr|cite|dfn|samp|strike)\b[^<>]{0,2000}>"
     r"|!--[^<>]{0,2000}-->)"
-    r"|(?<=\{)[{%][^{}\n]{0,500}[%}]\})"
+    r"|(?<=\{)(?:[{%][^{}\n]{0,500}[%}]|[^\s{}]{1,300})\})"
     r"|(?P<tag>(?<=<)/?[A-Za-z][^<>]{0,2000}>)"
     r"|(?P<open>(?<=\[))|(?P<close>(?<=\]))"
     r"|(?P<mark>(?<=\*)\**|(?<=_)_*|(?<=~)~))"

@@ -86,9 +86,12 @@ _ABBREVIATIONS = frozenset(
 #: More characters are prose, even if all are emphasised.
 _LONGEST_TITLE = 100
 
+#: Code within a line.
+_CODE = re.compile(r"`[^`]+`")
+
 #: A line without letters or digits; and one that announces what follows it.
 _BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
-_LABEL = re.compile(r"^[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
+_LABEL = re.compile(r"^:?[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
 
 #: A line of at most so many characters that introduces the code or table after it.
 _LONGEST_LEAD = 40
@@ -153,7 +156,10 @@ def _outside(spans: Spans, ends: Iterable[int]) -> Iterator[int]:
 def _prose(
     text: str, sentences: list[str], start: int, together: list[Range], hidden: list[Range]
 ) -> list[str]:
-    """What is prose in each sentence. A link or an emphasis alone on its line is a title, no prose.
+    """What is prose in each sentence.
+
+    A link or an emphasis alone on its line is a title, no prose. Neither is a sentence that has
+    more code than other letters, such as a list of names.
 
     Args:
         start: the character of the text at which the first sentence begins.
@@ -163,10 +169,24 @@ def _prose(
         end = start + len(sentence)
         shown = without(text, hidden, start, end)
         around = without(text, together, start, end)
-        is_title = len(around) < len(sentence) and not any(map(str.isalpha, around))
-        prose.append("" if is_title and len(shown) < _LONGEST_TITLE else shown)
+        marked = len(around) < len(sentence)
+        prose.append("" if marked and _is_no_prose(sentence, around, shown) else shown)
         start = end
     return prose
+
+
+def _is_no_prose(sentence: str, around: str, shown: str) -> bool:
+    """See `_prose`.
+
+    Args:
+        around: what is outside of spans.
+        shown: what is not hidden.
+    """
+    if len(shown) < _LONGEST_TITLE and not any(map(str.isalpha, around)):
+        return True
+    if "`" not in sentence:
+        return False
+    return sum(map(str.isalpha, around)) < sum(map(len, _CODE.findall(sentence)))
 
 
 def split_paragraphs(text: str) -> list[str]:

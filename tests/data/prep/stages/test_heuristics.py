@@ -107,6 +107,15 @@ def ends_well(line: str) -> bool:
     return line[-1] in ".…⋯!?。！？；｡．‼⁇⁈⁉؟۔।॥\"'”’»」』〞＂）〕】》"
 
 
+def ends_inside(line: str) -> bool:
+    marks = re.finditer(r"[.!?。！？；｡．‼⁇⁈⁉؟۔।॥]\s", line)
+    return any(match.start() and is_letter(line[match.start() - 1]) for match in marks)
+
+
+def is_marked(line: str) -> bool:
+    return re.match(r"[-*•‣◦●○■□▪▫◆◇★·⁃–](?:\s|$)", line) is not None
+
+
 def is_listed(line: str) -> bool:
     return line[0] in "-*•‣◦●○■□▪▫◆◇★·⁃–" and len(words_of(line)) < 10 and not ends_well(line)
 
@@ -128,20 +137,24 @@ def reference(text: str, short_line: int) -> dict[str, float]:
         "word_length": ratio(spelled, len(words)),
         "symbol_ratio": ratio(max(len(re.findall(r"[#＃]+", text)), ellipses), len(words)),
         "digit_ratio": ratio(digits, len(solid)),
-        "alphabetic_words": ratio(sum(any(map(is_letter, w)) for w in words), len(words)),
+        "alphabetic_words": ratio(
+            sum(any(map(is_letter, w)) for w in words), len(words) - sum(map(is_marked, lines))
+        ),
         "alphanumeric_ratio": ratio(letters + digits, len(solid)),
         "stop_words": len({spellings[word] for word in words if word in spellings}),
         "mean_line": ratio(sum(map(len, lines)), len(lines)),
         "longest_line": max(map(len, lines), default=0),
         "terminal_lines": max(
-            ratio(sum(map(ends_well, lines)), len(lines)),
+            ratio(sum(ends_well(line) or ends_inside(line) for line in lines), len(lines)),
             ratio(sum(ends_well(each[-1]) for each in paragraphs), len(paragraphs)),
         ),
         "bullet_lines": ratio(sum(map(is_listed, lines)), len(lines)),
         "ellipsis_lines": ratio(
             sum(line.endswith(("...", "…", "⋯")) for line in lines), len(lines)
         ),
-        "short_lines": ratio(sum(len(line) < short_line for line in lines), len(lines)),
+        "short_lines": ratio(
+            sum(len(line) for line in lines if len(line) < short_line), sum(map(len, lines))
+        ),
         "lines_per_word": ratio(len(lines), len(words)),
         "encoded_ratio": ratio(sum(map(len, runs)), len(solid)),
         "duplicate_lines": ratio(by_line[0], len(lines)),
