@@ -112,8 +112,8 @@ _RAW = re.compile(r"\A<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[
 
 #: Words that sentences have and commands do not.
 _FUNCTION_WORDS = re.compile(
-    r"\b(?:the|of|and|is|an?|that|was|are|this|which|be|it|you|we|he|she|they|his|her|I|my|but|"
-    r"not|if|will|can|as|to|with|or)\b"
+    r"(?<![\w./-])(?:the|of|and|is|an?|that|was|are|this|which|be|it|you|we|he|she|they|his|her|I|my|but|"
+    r"not|if|will|can|as|to|with|or)(?![\w/=-])"
 )
 _COMMENTS = ("# ", "//", "-- ", "/*", "<!--")
 _CODE_MARKS = re.compile(r"[{}\[\]()<>=;|&$#@_\\/+*%~^`\":]")
@@ -247,7 +247,7 @@ class _Scanner:
     def _is_chinese(self) -> bool:
         """Whether the text is written in ideographs, and not only quotes some."""
         sample = "".join(self._lines[:_SAMPLE])
-        return len(_CJK.findall(sample)) > 0.1 * len(sample)
+        return len(_CJK.findall(sample)) > 0.03 * len(sample)
 
     # -- lines ------------------------------------------------------------------------------
 
@@ -567,9 +567,14 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
         return False
     if len(_CJK.findall(text)) > 0.2 * solid:
         return True
-    if len(_FUNCTION_WORDS.findall(text)) * 12 >= len(words):
+    if function_words(text) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
+
+
+def function_words(text: str) -> int:
+    """How many words a text has that sentences have and commands do not."""
+    return len(_FUNCTION_WORDS.findall(text))
 
 
 _Reader = Callable[[_Scanner, str], int | None]
