@@ -85,12 +85,13 @@ def _is_other(text: str, start: int, at: int, match: re.Match[str]) -> bool:
 
 _CLUES = Clues(
     yes="""
-    ip ips ipv address addresses addr host hosts hostname server servers ping bound connecting ssh
-    connect connected connection abuse login logged remote peer gateway dns nameserver nameservers
-    proxy deny allow blocked banned attack attacker traceroute curl telnet http https ftp tcp
-    udp originating received router routers route inet netmask iptables dig wan vpn subnet
-    endpoint forwarded visitor whois unreachable 地址 主机 服务器 登录 登陆 来自 访问 攻击
-    网关 域名 白名单 黑名单 发起 连接 端口 路由 节点 封禁 来源 远程 公网 外网 扫描 网友
+    ip ips ipv address addresses addr host hosts hostname server servers ping bound connecting
+    scanning rsync scp request ssh connect connected connection abuse login logged remote peer
+    gateway dns nameserver nameservers proxy deny allow blocked banned attack attacker
+    traceroute curl telnet http https ftp tcp udp originating received router routers route
+    inet netmask iptables dig wan vpn subnet endpoint forwarded visitor whois unreachable 地址
+    主机 服务器 登录 登陆 来自 访问 攻击 网关 域名 代理 白名单 黑名单 发起 连接 端口 路由 节点
+    封禁 来源 远程 公网 外网 扫描 网友
 """,
     no="""
     version versions v ver rev revision release releases released build section chapter clause
@@ -115,12 +116,13 @@ _VERSION_BEFORE = re.compile(
     r"(?:[A-Za-z0-9_)](?<!//)/|[=<>~!]=\s?\"?|~>\s?|\^|(?:^|\n)(?:#+|[*-]) ?\[?)\Z"
 )
 _VERSION_AFTER = re.compile(
-    r"\.in-addr| ?(?:正式)?版| ?(?:发布|更新|修复)| (?:release|beta|fixes|was released)"
+    r"\.in-addr| ?(?:正式)?(?:版|发布)| ?(?:更新|修复|升|及?以[上下])| (?:release|beta|fixes|was released)"
     r"|\.(?:tar|zip|exe|dll|jar|whl)|_|\] - |\n[-=~]{3}|\]?:? ?\(\d{4}-"
 )
 _LINE_START = re.compile(r"(?:^|\n)[\s#]{0,12}\Z")
 _SECTION_AFTER = re.compile(r"\.?[\s\u00a0]{1,9}+(?![\s\u00a0-]|\d|[\w.-]+\.[a-z])\D")
-_ADDRESS_AFTER = re.compile(r"\]?:\d{2,5}\b|\]? port \d|\]? - \S+ \[")
+_ADDRESS_AFTER = re.compile(r"\]?:\d{2,5}\b|\]? port \d|\]? - \S+ \[| ?登[录陆]")
+_NAME_BEFORE = re.compile(r"[A-Za-z+\u4e00-\u9fff][\w.]{0,8} \Z")  # as of a program
 _PREFIX_AFTER = re.compile(r"/\d{1,2}\b")
 _ADDRESS_BEFORE = re.compile(
     r"(?:://|\[client |\b(?:root|admin|ubuntu|user)@|\d:\d\d(?:\.\d{1,6})?\]? )\Z"
@@ -163,7 +165,8 @@ def _is_address(text: str, start: int, end: int) -> bool:
         return clue
     octets = [int(octet) for octet in text[start:end].split(".")]
     large = sum(octet > _LARGE for octet in octets)
-    return 0 not in octets and large >= (2 if octets[0] >= _FIRST else 3)
+    doubtful = octets[0] < _FIRST or _NAME_BEFORE.search(before)
+    return 0 not in octets and large >= (3 if doubtful else 2)
 
 
 def is_public(address: str) -> bool:
