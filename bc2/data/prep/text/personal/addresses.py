@@ -47,7 +47,15 @@ _DOMAINS_TEXT = """
 _DOMAINS = frozenset(_DOMAINS_TEXT.split())
 
 #: Ends of file names, which look like domains of countries: ``x@y.py``.
-_FILES = frozenset(["py", "md", "ts", "rs", "sh", "js"])
+_FILES = frozenset(["py", "md", "ts", "sh", "js"])
+
+#: A domain to which the next word was glued, as where tags were taken out: ``debian.orgRoland``.
+_GLUED = re.compile(r"(?:com|net|org|edu|gov)(?=[A-Z][a-z])")
+
+#: Headers of mails whose values look like addresses, and such a value in the path of a URL.
+_IDS = re.compile(r"(?:message-id|references|in-reply-to|content-id)[ \t]*:", re.IGNORECASE)
+_IN_PATH = re.compile(r"://[^\s?@]{0,80}/\Z")
+_ID_DIGITS = 8
 
 
 def emails(text: str) -> Iterator[tuple[int, int]]:
@@ -59,9 +67,12 @@ def emails(text: str) -> Iterator[tuple[int, int]]:
         match = _HOST.match(wide, at + 1)
         if match:
             start = _local_start(wide, at, done)
-            if start < at and not _is_other(wide, start, at, match):
-                done = match.end(1)
-                yield start, done
+            glued = _GLUED.match(match[2])
+            domain = glued.group() if glued else match[2]
+            if start < at and not _is_other(wide[start:at], match[1], domain):
+                done = match.start(2) + len(domain)
+                if not _is_in_other(wide, start, at):
+                    yield start, done
         at = wide.find("@", at + 1)
 
 
@@ -72,15 +83,23 @@ def _local_start(text: str, at: int, done: int) -> int:
     return at - len(local) if len(local) <= _MOST_LOCAL else at
 
 
-def _is_other(text: str, start: int, at: int, match: re.Match[str]) -> bool:
-    """Whether what looks like an address is the user of a URL, a file, code or nobody's."""
-    host, domain = match[1].lower(), match[2].lower()
+def _is_other(local: str, host: str, domain: str) -> bool:
+    """Whether what looks like an address is a file, code or nobody's."""
+    host, domain = host.lower(), domain.lower()
     if (len(domain) > 2 and domain not in _DOMAINS) or domain in _FILES or _NOBODY.search(host):
         return True
-    if _RESERVED.search(host) and text[start:at].lower() in _PLACEHOLDERS:
+    return _RESERVED.search(host) is not None and local.lower() in _PLACEHOLDERS
+
+
+def _is_in_other(text: str, start: int, at: int) -> bool:
+    """Whether what looks like an address is the user of a URL, or the number of a message."""
+    before = text[max(0, start - 100) : start]
+    if before[-1:] == "@" or _URL_USER.search(before):
         return True
-    before = text[max(0, start - 24) : start]
-    return before[-1:] == "@" or _URL_USER.search(before) is not None
+    if sum(map(str.isdigit, text[start:at])) >= _ID_DIGITS and _IN_PATH.search(before):
+        return True
+    line = text.rfind("\n", max(0, start - 400), start) + 1
+    return _IDS.match(text, line) is not None and start - line < 400
 
 
 _CLUES = Clues(
@@ -116,7 +135,8 @@ _VERSION_BEFORE = re.compile(
     r"(?:[A-Za-z0-9_)](?<!//)/|[=<>~!]=\s?\"?|~>\s?|\^|(?:^|\n)(?:#+|[*-]) ?\[?)\Z"
 )
 _VERSION_AFTER = re.compile(
-    r"\.in-addr| ?(?:正式)?(?:版|发布)| ?(?:更新|修复|升|及?以[上下])| (?:release|beta|fixes|was released)"
+    r"\.in-addr| ?(?:正式)?(?:版|发布)| ?(?:更新|修复|升|及?以[上下])"
+    r"| (?:release|beta|fixes|was released)"
     r"|\.(?:tar|zip|exe|dll|jar|whl)|_|\] - |\n[-=~]{3}|\]?:? ?\(\d{4}-"
 )
 _LINE_START = re.compile(r"(?:^|\n)[\s#]{0,12}\Z")
