@@ -240,10 +240,10 @@ class _Scanner:
             return BlockKind.CODE, self._paragraph(at)
         if bare[:6] in ("import", "export") and self._after_blank() and _IMPORT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
-        if bare[:3] in _MAIL and (end := self._mail_head()) > at:
-            return BlockKind.MATTER, end
-        if ("  " in bare or "\t" in bare) and (end := self._columns()) > at:
-            return BlockKind.TABLE, end
+        if bare[:3] in _MAIL and (last := self._mail_head()) > at:
+            return BlockKind.MATTER, last
+        if ("  " in bare or "\t" in bare) and (last := self._columns()) > at:
+            return BlockKind.TABLE, last
         if _CREDIT.match(bare):
             return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1
