@@ -185,9 +185,7 @@ RULES = (
     Rule("max_ellipsis_lines", lambda b: _per(b.form.ellipsis_lines, b.form.lines)),
     Rule(
         "max_short_lines",
-        lambda b: _per(
-            b.form.short_line_characters(b.rules.short_line), b.form.line_characters
-        ),
+        lambda b: _per(b.form.short_line_characters(b.rules.short_line), b.form.line_characters),
     ),
     Rule("max_lines_per_word", lambda b: _per(b.form.lines, b.form.words)),
     Rule("max_encoded_ratio", lambda b: _per(b.form.encoded, b.form.solid)),

@@ -117,6 +117,11 @@ _FUNCTION_WORDS = re.compile(
 )
 _COMMENTS = ("# ", "//", "-- ", "/*", "<!--")
 _CODE_MARKS = re.compile(r"[{}\[\]()<>=;|&$#@_\\/+*%~^`\":]")
+_INLINE = re.compile(
+    r"`[^`\n]{1,100}`|\$[^$\n]{1,100}\$|\[([^\[\]\n]{0,200})\]\([^()\n]{0,200}\)"
+    r"|<https?://[^<>\s]{1,200}>"
+    r"|\*\*|(?:(?<=[ ])|\A)(?:[-*+]|\d{1,3}[.)])[ ]"
+)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 #: What the line below a heading, or below the head of a table, begins with.
@@ -172,11 +177,17 @@ class _Scanner:
         while self._at < len(self._lines):
             first = self._at
             kind, self._at = self._next(footer)
-            is_code = kind is not BlockKind.TEXT and self._is_indented(self._lines[first])
-            self._code_width = self._width(first) if is_code else None
+            self._code_width = self._width(first) if self._is_listing(first, kind) else None
             if kind is not BlockKind.TEXT or not found or found[-1][1] is not BlockKind.TEXT:
                 found.append((first, kind))
         return self._cover(found)
+
+    def _is_listing(self, at: int, kind: BlockKind) -> bool:
+        """Whether a block is code because it is indented, or output drawn as a table."""
+        if kind is BlockKind.CODE:
+            marked = self._bares[at].startswith(("```", "~~~", "$$", "\\"))
+            return not marked and self._is_indented(self._lines[at])
+        return kind is BlockKind.TABLE and self._is_indented(self._lines[at])
 
     def _cover(self, found: list[tuple[int, BlockKind]]) -> list[Block]:
         starts = [self._starts[line] for line, _ in found]
@@ -236,7 +247,8 @@ class _Scanner:
             return None
         lines = self._lines[at:end]
         if self._is_chinese and not any(map(_CJK.search, lines)):
-            return end  # output of programs
+            is_text = not continues and _is_sentence(" ".join(lines))
+            return None if is_text else end  # or output of programs
         return None if is_prose(lines, continues) else end
 
     def _continues_code(self) -> bool:
@@ -559,17 +571,28 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     """
     if after_code and lines[0].lstrip().startswith(_COMMENTS):
         return False
-    words = " ".join(lines).split()
+    text = " ".join(lines)
+    if has_ideographs := bool(_CJK.search(text)):  # with code, formulas and links between them
+        text = _INLINE.sub(r"\1", text)
+    words = text.split()
     text = " ".join(words)
     solid = len(text) - len(words) + 1
     marks = len(_CODE_MARKS.findall(text))
-    if marks > 0.1 * solid:
+    ends = text[-1:] in "。！？．；"  # as a sentence, which may be about paths and options
+    if marks > (0.3 if ends else 0.1) * solid:
         return False
-    if len(_CJK.findall(text)) > 0.2 * solid:
+    if has_ideographs and len(_CJK.findall(text)) > 0.2 * solid:
         return True
     if function_words(text) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether a line of English begins and ends as a sentence does, and has its words."""
+    text = text.strip()
+    ends = text[:1].isupper() and text[-1:] in ".!?"
+    return ends and function_words(text) * 12 >= len(text.split())
 
 
 def function_words(text: str) -> int:
