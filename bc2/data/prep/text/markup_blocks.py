@@ -48,7 +48,7 @@ class Block(NamedTuple):
 #: double colon, is prose.
 _FIRST = (
     r"(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+\S|[ \t]*+>>>"
-    r"|[ \t>]*+(?:[`~$\\|<\[+┌├│╔║]|![\[!]|\?\?\?|=== |\#{1,6}[ \t]|\#\#|\.\. |https?://"
+    r"|[ \t>]*+(?:[`~$\\|<\[+{┌├│╔║]|![\[!]|\?\?\?|={1,6} |\#{1,6}[ \t]|\#\#|\.\. |https?://"
     r"|(?:In|Out) ?\[|([-=^\"'#*._:])\1\1|(?:[-*]|\d{1,9}[.)])[ \t]+(?:```|~~~|!\[)"
     r"|==?\n|---?\n|:?-+:?[ \t]*\|)"
 )
@@ -74,9 +74,11 @@ _CREDIT = re.compile(
     r"\A(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
     r"|\[[^\]\n]*+\](?:\([^()\n]*+\)|\[[^\]\n]*+\]))[ \t]*+)++$"
 )
-_HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#]))")
+_HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"])")
 _RULE = re.compile(r"\A(?:([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$)")
 _LISTING = re.compile(r"\A(?:-{4,}|\.{4,})$")
+#: What is above a listing of AsciiDoc: its attributes or its title.
+_ATTRIBUTES = re.compile(r"\A(?:\[[^\[\]]*\]$|\.[^\s.])")
 _BORDER = re.compile(r"\A=+(?:[ \t]+=+)+$")
 _PROMPT = re.compile(r"\A(?:\$ |>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] )")
 _FIELD = re.compile(r"\A[^\s:：][^:：\n]{0,30}[:：]")
@@ -98,7 +100,23 @@ _ADMONITION = re.compile(
 )
 
 #: Titles of remarks and tabs, as MkDocs writes them.
-_TITLED = re.compile(r"\A(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)")
+_TITLED = re.compile(r"\A(?:(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)|:{3,} ?\w)")
+
+#: Tags of templates, and remarks of MDX.
+_TEMPLATE = re.compile(r"\A\{(?:%.*%|\{.*\}|/\*.*\*/)\}$")
+_IMPORT = re.compile(
+    r"\A(?:import\s(?:.+\sfrom\s)?['\"][^'\"]+['\"];?$|export (?:const|let|default|function) )"
+)
+
+#: Fields of the head of a mail, in a mail that is forwarded or quoted.
+_MAIL = frozenset(("Fro", "To:", "Cc:", "Bcc", "Sen", "Dat", "Sub", "Rep"))
+_MAIL_FIELD = re.compile(r"\A(?:From|To|Cc|Bcc|Sent|Date|Subject|Reply-To):[ \t]")
+
+#: Cells of a line of columns: two gaps of white space or more, which no full stop explains.
+_CELLS = re.compile(
+    r"\S(?<![.!?:;])(?: {2,}|[ ]?\t[ \t]*)\S(?:.*?\S)??(?<![.!?:;])(?: {2,}|[ ]?\t[ \t]*)\S"
+)
+_COLUMNS = "   "
 
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
 _HTML = re.compile(
@@ -141,7 +159,7 @@ def blocks(text: str) -> list[Block]:
     """The blocks of a text: they follow one another and cover it; blank lines end each."""
     if not text:
         return []
-    if _BEGINS.match(text) or _SIGN.search(text) or _ANNOUNCES.search(text):
+    if _BEGINS.match(text) or _SIGN.search(text) or _ANNOUNCES.search(text) or _COLUMNS in text:
         return _Scanner(text).blocks()
     return [Block(0, len(text), BlockKind.TEXT)]
 
@@ -231,6 +249,12 @@ class _Scanner:
             return BlockKind.CODE, end
         if (bare[0] in "IO" or "@" in bare) and _PROMPT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
+        if bare[:6] in ("import", "export") and self._after_blank() and _IMPORT.match(bare):
+            return BlockKind.CODE, self._paragraph(at)
+        if bare[:3] in _MAIL and (end := self._mail_head()) > at:
+            return BlockKind.MATTER, end
+        if ("  " in bare or "\t" in bare) and (end := self._columns()) > at:
+            return BlockKind.TABLE, end
         if _CREDIT.match(bare):
             return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1
@@ -363,7 +387,30 @@ class _Scanner:
     def _titled(self, bare: str) -> int | None:
         return self._at + 1 if _TITLED.match(bare) else None
 
+    def _template(self, bare: str) -> int | None:
+        if bare.startswith("{/*"):
+            end = self._find(self._at, lambda line: "*/}" in line, "*/}")
+            return None if end is None else end + 1
+        return self._at + 1 if _TEMPLATE.match(bare) else None
+
+    def _mail_head(self) -> int:
+        """The line after the head of a mail within a text; this line if there is none."""
+        at = self._at
+        while _MAIL_FIELD.match(self._line(at)):
+            at += 1
+        return at if at > self._at + 1 else self._at
+
+    def _columns(self) -> int:
+        """The line after the last of two or more rows of columns; this line if there are none."""
+        at = self._at
+        while _CELLS.search(self._line(at)):
+            at += 1
+        return at if at > self._at + 1 else self._at
+
     def _table(self, bare: str) -> int | None:
+        if bare == "|===":  # of AsciiDoc
+            last = self._find(self._at + 1, lambda line: line == "|===", bare)
+            return None if last is None else last + 1
         end = self._rows(self._at)
         one = bare[0] == "|" and bare[-1] == "|" and bare.count("|") > 2
         return end if end > self._at + 1 or one else None
@@ -394,7 +441,9 @@ class _Scanner:
 
     def _listing(self, bare: str) -> int | None:
         """A listing of AsciiDoc, between two equal lines."""
-        if not _LISTING.match(bare) or not self._after_blank() or self._blank(self._at + 1):
+        if not _LISTING.match(bare) or self._blank(self._at + 1):
+            return None
+        if not self._after_blank() and not _ATTRIBUTES.match(self._line(self._at - 1)):
             return None
         end = self._find(self._at + 1, lambda line: line == bare, bare)
         return None if end is None else end + 1
@@ -409,6 +458,8 @@ class _Scanner:
     def _is_underline(self, bare: str, following: str) -> bool:
         match = _RULE.match(following) or re.match(r"([=-])\1$", following)
         if match is None or match[1] is None or len(bare) > _LONGEST_TITLE:
+            return False
+        if _ATTRIBUTES.match(bare) and _LISTING.match(following):
             return False
         if not self._after_blank() and self._at:
             return False
@@ -617,9 +668,11 @@ _register("$\\", BlockKind.CODE, _Scanner._formula)
 _register("[.", BlockKind.ADDRESS, _Scanner._definition)
 _register("[!h<-*+", BlockKind.ADDRESS, _Scanner._address)
 _register("#", BlockKind.HEADING, _Scanner._atx)
-_register("!?=", BlockKind.HEADING, _Scanner._titled)
+_register("!?=:", BlockKind.HEADING, _Scanner._titled)
+_register("{", BlockKind.HTML, _Scanner._template)
 _register("|+┌├│╔║", BlockKind.TABLE, _Scanner._table)
 _register("=", BlockKind.TABLE, _Scanner._simple_table)
+_register("=", BlockKind.HEADING, _Scanner._atx)
 _register("=-~^\"'`#*+._:", BlockKind.HEADING, _Scanner._overlined)
 _register("-.", BlockKind.CODE, _Scanner._listing)
 _register("=-~^\"'`#*+._:", BlockKind.RULE, _Scanner._rule)

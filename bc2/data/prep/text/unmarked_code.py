@@ -16,13 +16,19 @@ _TOKENS = re.compile(
     r"|(?<=[!#$&|`])[#$&|`!]|[「」『』“”‘’（），。；：、…])++"
 )
 
-#: An assignment, a call, a path, a name with underscores or several full stops, columns.
+#: An assignment, a call, a path, a name with underscores or several full stops, options and
+#: placeholders of a command, alternatives in brackets, digests, columns.
 _SIGNS = re.compile(
     r"[\w\])}\"'][ \t]{0,40}[-+*/:!<>]?=|^[ \t「]*=\w|\w\([^()\n]*\)"
     r"|(?:[/\\][\w.+{}-]+){2}|[A-Za-z0-9]_[A-Za-z0-9]|\b[A-Za-z]\w*\.\w+\.\w"
+    r"|(?<!\S)\[*-{1,2}[A-Za-z]|(?<!\S)[\[(|]*<[A-Za-z][\w-]*>|\s\|\s[^|\n]*[\]})]"
+    r"|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b"
     r"|\S(?:[ ]{2,}|\t[ \t]*)\S+(?:[ \t]\S+)?(?:[ ]{2,}|\t[ \t]*)\S|[{};]\s*$|^[ \t]*[<\\]\w",
     re.MULTILINE,
 )
+
+#: One name, perhaps an item of a list.
+_NAME = re.compile(r"\s*(?:(?:[-*+]|\d{1,3}[.)])\s+)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*")
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{40}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
@@ -34,6 +40,8 @@ def is_unmarked_code(piece: str) -> bool:
     """
     if len(_WIDE.findall(piece)) * 3 > len(piece):
         return False
+    if _NAME.fullmatch(piece) and piece.isascii():
+        return True
     if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
         return False
     if function_words(piece) > 1:  # a sentence with a path or a name in it
