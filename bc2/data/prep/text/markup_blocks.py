@@ -71,7 +71,7 @@ _ADDRESS = re.compile(
 
 #: Labels, each with an address or a link and nothing else: who wrote a text, where it comes from.
 _CREDIT = re.compile(
-    r"\A(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
+    r"\A(?:[^\s:：\[\]]{1,16}+[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
     r"|\[[^\]\n]*+\](?:\([^()\n]*+\)|\[[^\]\n]*+\]))[ \t]*+)++$"
 )
 _HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"])")
@@ -195,8 +195,10 @@ class _Scanner:
         while self._at < len(self._lines):
             first = self._at
             kind, self._at = self._next(footer)
-            self._code_width = self._width(first) if self._is_listing(first, kind) else None
-            if kind is not BlockKind.TEXT or not found or found[-1][1] is not BlockKind.TEXT:
+            is_text = kind is BlockKind.TEXT
+            is_listing = not is_text and self._is_listing(first, kind)
+            self._code_width = self._width(first) if is_listing else None
+            if not is_text or not found or found[-1][1] is not BlockKind.TEXT:
                 found.append((first, kind))
         return self._cover(found)
 
@@ -245,8 +247,8 @@ class _Scanner:
                 return BlockKind.TABLE, self._rows(at + 2)
             if self._is_underline(bare, following):
                 return BlockKind.HEADING, at + 2
-        if self._lines[at][0] in " \t" and (end := self._code_end()) is not None:
-            return BlockKind.CODE, end
+        if self._lines[at][0] in " \t" and (after := self._code_end()) is not None:
+            return BlockKind.CODE, after
         if (bare[0] in "IO" or "@" in bare) and _PROMPT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
         if bare[:6] in ("import", "export") and self._after_blank() and _IMPORT.match(bare):
@@ -255,13 +257,14 @@ class _Scanner:
             return BlockKind.MATTER, end
         if ("  " in bare or "\t" in bare) and (end := self._columns()) > at:
             return BlockKind.TABLE, end
-        if _CREDIT.match(bare):
+        if (bare[-1] in ")]" or "://" in bare) and _CREDIT.match(bare):
             return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1
 
     def _code_end(self) -> int | None:
         """The line after the indented code that begins here; None if there is none."""
-        at, continues = self._at, self._continues_code()
+        at = self._at
+        continues = self._code_width is not None and self._width(at) >= self._code_width
         if not (continues or self._after_blank()):
             return None
         if self._is_announced():
@@ -270,20 +273,18 @@ class _Scanner:
         if end == at:
             return None
         lines = self._lines[at:end]
-        if self._is_chinese and not any(map(_CJK.search, lines)):
-            is_text = not continues and _is_sentence(" ".join(lines))
+        text = " ".join(lines)
+        if self._is_chinese and (text.isascii() or not _CJK.search(text)):
+            is_text = not continues and _is_sentence(text)
             return None if is_text else end  # or output of programs
         return None if is_prose(lines, continues) else end
-
-    def _continues_code(self) -> bool:
-        """Whether this line may go on with the indented code before it."""
-        return self._code_width is not None and self._width(self._at) >= self._code_width
 
     @cached_property
     def _is_chinese(self) -> bool:
         """Whether the text is written in ideographs, and not only quotes some."""
         sample = "".join(self._lines[:_SAMPLE])
-        return len(_CJK.findall(sample)) > 0.03 * len(sample)
+        beyond_ascii = len(sample) - len(sample.encode("ascii", "ignore"))
+        return beyond_ascii > 0.03 * len(sample) and _CJK.search(sample) is not None
 
     # -- lines ------------------------------------------------------------------------------
 
@@ -623,7 +624,8 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     if after_code and lines[0].lstrip().startswith(_COMMENTS):
         return False
     text = " ".join(lines)
-    if has_ideographs := bool(_CJK.search(text)):  # with code, formulas and links between them
+    has_ideographs = not text.isascii() and _CJK.search(text) is not None
+    if has_ideographs:  # with code, formulas and links between them
         text = _INLINE.sub(r"\1", text)
     words = text.split()
     text = " ".join(words)
