@@ -247,16 +247,16 @@ class _Scanner:
                 return BlockKind.TABLE, self._rows(at + 2)
             if self._is_underline(bare, following):
                 return BlockKind.HEADING, at + 2
-        if self._lines[at][0] in " \t" and (after := self._code_end()) is not None:
-            return BlockKind.CODE, after
+        if self._lines[at][0] in " \t" and (end := self._code_end()) is not None:
+            return BlockKind.CODE, end
         if (bare[0] in "IO" or "@" in bare) and _PROMPT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
         if bare[:6] in ("import", "export") and self._after_blank() and _IMPORT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
-        if bare[:3] in _MAIL and (end := self._mail_head()) > at:
-            return BlockKind.MATTER, end
-        if ("  " in bare or "\t" in bare) and (end := self._columns()) > at:
-            return BlockKind.TABLE, end
+        if bare[:3] in _MAIL and (last := self._mail_head()) > at:
+            return BlockKind.MATTER, last
+        if ("  " in bare or "\t" in bare) and (last := self._columns()) > at:
+            return BlockKind.TABLE, last
         if (bare[-1] in ")]" or "://" in bare) and _CREDIT.match(bare):
             return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1

@@ -28,7 +28,7 @@ _SIGNS = re.compile(
 )
 
 #: One name, perhaps an item of a list.
-_NAME = re.compile(r"\s*(?:(?:[-*+]|\d{1,3}[.)])\s+)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*")
+_NAME = re.compile(r"\A\s*(?:(?:[-*+]|\d{1,3}[.)])\s+)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*")
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{40}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 

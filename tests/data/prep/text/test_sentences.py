@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,11 @@ def test_cuts_leave_words_and_paragraphs_apart(text, chance):
     # naive reference: the kept pieces in order, with only white space between them
     rest = left
     for piece in kept:
-        assert rest.lstrip().startswith(piece)
-        rest = rest.lstrip()[len(piece) :]
+        rest = rest.lstrip()
+        if not rest.startswith(piece):  # the mark of a list item, whose first sentence was cut
+            rest = re.sub(r"^(?:[-#]|1[.．)])\s+", "", rest)
+        assert rest.startswith(piece)
+        rest = rest[len(piece) :]
     assert not rest.strip()
     assert left.split() == " ".join(kept).split() or any(c >= "\u2e80" or c in ".!?…" for c in text)
 
