@@ -458,7 +458,7 @@ class _Scanner:
 
     def _is_underline(self, bare: str, following: str) -> bool:
         match = _RULE.match(following) or re.match(r"([=-])\1$", following)
-        if match is None or match[1] is None or len(bare) > _LONGEST_TITLE:
+        if match is None or match[1] is None or len(bare) > _LONGEST_TITLE or bare[-1] == "。":
             return False
         if _ATTRIBUTES.match(bare) and _LISTING.match(following):
             return False
@@ -634,7 +634,7 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     ends = text[-1:] in "。！？．；"  # as a sentence, which may be about paths and options
     if marks > (0.3 if ends else 0.1) * solid:
         return False
-    if has_ideographs and len(_CJK.findall(text)) > 0.2 * solid:
+    if has_ideographs and len(_CJK.findall(text)) > (0.1 if ends else 0.2) * solid:
         return True
     if function_words(text) * 12 >= len(words):
         return True
