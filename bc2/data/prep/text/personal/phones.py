@@ -32,8 +32,8 @@ CLUES = Clues(
     书号 刊号 标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额 人民币 价格
     单价 总计 合计 共计 大小 人口 文号 专利 发票 准字 账号 帐号 卡号 账户 帐户 运单 快递单
     工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 票房 营收 收入 产值
-    销售额 利润 资产 余额 市值 点击 浏览 粉丝 面积 电表 表号 户号 阅读 播放 发票号码 证号码
-    身份证号码 准考证号码 彩票号码 车牌号码 订单号码 证件号码 中奖号码 账户号码
+    销售额 利润 资产 余额 市值 点击 浏览 粉丝 面积 电表 表号 户号 阅读 播放 保单 发票号码
+    证号码 身份证号码 准考证号码 彩票号码 车牌号码 订单号码 证件号码 中奖号码 账户号码
 """,
 )
 
@@ -42,8 +42,8 @@ _NEAR = 14
 
 #: Units after a number that is an amount.
 _UNIT = re.compile(
-    r"x\d| ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|期|手(?!机)|股|票|份|笔|吨|平方|平米|公里"
-    r"|%|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
+    r" ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|期|号(?!机|码)|手(?!机)|股|票|份|笔|吨|平方|平米"
+    r"|公里|%|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
 )
 
 _LABEL = re.compile(
@@ -53,6 +53,10 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 
+#: No number, product or word goes on before or after a telephone number; an extension may follow.
+_FIRST = r"(?<![\w+])(?<!\w-)(?<!\d\.)(?<![\w)]\*)"
+_LAST = r"(?!(?!x\d)\w|[.-]\d)"
+
 _ABROAD = re.compile(
     r"(?<![\w+])(?<![\w)]\*)\(?(?:\+|(?<![.\-/])(?<!\d )00(?=[1-9])) ?\(?"
     r"[1-9](?:[ .()/-]{0,2}+\d){6,18}+",
@@ -60,37 +64,35 @@ _ABROAD = re.compile(
 )
 _NXX = r"[2-9]\d\d"
 _NANP = re.compile(
-    rf"(?<![\w.+])(?<![\w)]\*)(?<!\w-)(?:1?{_NXX}{_NXX}\d{{4}}"
-    rf"|(?:1(?:[ .-]| ?(?=\()))?+(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}"
-    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}-{_NXX}\d{{4}}"
-    rf"|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
-    rf"|{_NXX}/{_NXX}[. -]\d{{4}}))(?!\w|-\d|\.\d)",
+    rf"{_FIRST}(?:1?{_NXX}{_NXX}\d{{4}}|(?:1(?:[ .-]| ?(?=\()))?+"
+    rf"(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}|{_NXX}-{_NXX}\d{{4}}"
+    rf"|{_NXX}(?: ?- ?|[ ./]){_NXX}(?: ?- ?|[ .])\d{{4}})){_LAST}",
     re.ASCII,
 )
 _MOBILE = re.compile(
-    r"(?<![\d.])(?<![\w)]\*)(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+"
-    r"(1[3-9](?:[ -]?\d){9}|1[3-9]\d\.\d{4}\.\d{4})(?!\w|[.-]\d)",
+    r"(?<!\d)(?<!\d[.-])(?<![\w)]\*)(?:\(?(?:86|0086)\)?[ -]?|0)?+"
+    rf"(1[3-9](?:[ -]?\d){{9}}|1[3-9]\d\.\d{{4}}\.\d{{4}}){_LAST}",
     re.ASCII,
 )
 _AREA = r"(?:10|2\d|[3-9]\d\d)"
 _LANDLINE = re.compile(
-    rf"(?<![\w.])(?<![\w)]\*)(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})"
+    rf"{_FIRST}(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})\)?"
     rf"|(\(0{_AREA}\))|(0{_AREA}))"
-    r"(?: ?[/-]{1,2} ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
+    rf"(?: ?[/-]{{1,2}} ?| )?([2-9]\d{{2,3}}[ -]?\d{{4}})(?:-\d{{1,5}})?{_LAST}",
     re.ASCII,
 )
 _SERVICE = re.compile(
-    r"(?<![\w.])(?<![\w)]\*)(?<!\d-)[48]00"
-    r"(?:-\d{3}-\d{4}|-\d{4}-\d{3}| \d{3} \d{4}|-?\d{7})(?!\w|[.-]\d)",
+    rf"{_FIRST}[48]00(?:-?\d{{3,4}}-\d{{3,4}}|\d-\d{{3}}-\d{{3}}"
+    rf"| \d{{3}} \d{{4}}|[ -]?\d{{7}}){_LAST}",
     re.ASCII,
 )
-_ANY = re.compile(r"(?<![\w.-])(?<![\w)]\*)\(?\d(?:[ ()-]{0,2}+\d){6,14}+(?!\w|[.-]\d)", re.ASCII)
+_ANY = re.compile(rf"{_FIRST}\(?\d(?:[ ()-]{{0,2}}+\d){{6,14}}+{_LAST}", re.ASCII)
 _DAY = re.compile(r"(?:19|20)\d\d-\d")
 _URL = re.compile(r"(?:://|www\.)\S{0,80}\Z|= ?\Z")
 _BETWEEN = re.compile(r"[\s,;/、，；或和及]*(?:or|and)?\s*")
 _AFTER_NUMBER = re.compile(r"(?<![-/:.\d])\d+ \Z")  # and no date
 _IN_ROW = re.compile(r" \d\Z")
-_CHINESE = re.compile("[\u4e00-\u9fff]")
+_CHINESE = re.compile("[\u4e00-\u9fff、。，；！？]")
 
 
 class Found(NamedTuple):
@@ -214,7 +216,8 @@ def _landline(match: re.Match[str]) -> Found:
 
 
 def _service(match: re.Match[str]) -> Found:
-    return Found(*match.span(), not match.group().isdigit() or _in_chinese(match))
+    grouped = not match.group().isdigit() and not _in_row(match)
+    return Found(*match.span(), grouped or _in_chinese(match))
 
 
 def _labelled(match: re.Match[str]) -> Found | None:
