@@ -346,6 +346,13 @@ class _Scanner:
                 return at
         return len(self._lines)
 
+    def _armour(self, bare: str) -> int | None:
+        """A key, a certificate or a signature, from ``-----BEGIN`` to ``-----END``."""
+        if not bare.startswith("-----BEGIN "):
+            return None
+        end = self._find(self._at + 1, lambda line: line.startswith("-----END "), "-----END ")
+        return None if end is None else end + 1
+
     def _marked(self, bare: str) -> int | None:
         """A fence or a formula after the mark of a list item."""
         marker = _MARKER.match(bare)
@@ -665,6 +672,7 @@ def _register(marks: str, kind: BlockKind, reader: _Reader) -> None:
 
 
 _register("`~", BlockKind.CODE, _Scanner._fence)
+_register("-", BlockKind.CODE, _Scanner._armour)
 _register("-*+0123456789", BlockKind.CODE, _Scanner._marked)
 _register("$\\", BlockKind.CODE, _Scanner._formula)
 _register("[.", BlockKind.ADDRESS, _Scanner._definition)
