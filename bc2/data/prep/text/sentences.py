@@ -179,7 +179,8 @@ def _is_no_prose(sentence: str, around: str, shown: str) -> bool:
         return True
     if "`" not in sentence:
         return False
-    return sum(map(str.isalpha, around)) < sum(map(len, _CODE.findall(sentence)))
+    letters = "".join(filter(str.isalpha, around))  # in bytes, of which an ideograph has three
+    return len(letters.encode()) < sum(map(len, _CODE.findall(sentence)))
 
 
 def split_paragraphs(text: str) -> list[str]:

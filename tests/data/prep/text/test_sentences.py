@@ -59,6 +59,19 @@ def test_cutting_nothing_or_everything(text):
     assert cut_sentences(text, [False] * count) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "keep", "left"),
+    [
+        ("一。\n二。\n\n---\n", [1, 0, 1], "一。\n\n---\n"),  # no title over its underline
+        ("一。\n二。\n\n\tf(x);\n", [1, 0, 1], "一。\n\n\tf(x);\n"),
+        ("1. 一。\n2. 二。\n3. 三。\n\n尾。\n", [1, 0, 0, 1], "1. 一。\n\n尾。\n"),
+        ("一。\n\n二。\n三。\n", [1, 0, 1], "一。\n\n三。\n"),
+    ],
+)
+def test_what_was_apart_stays_apart(text, keep, left):
+    assert cut_sentences(text, [bool(each) for each in keep]) == left
+
+
 def test_the_end_of_a_paragraph_stays():
     text = "One here. Two here.\n\nThree here. Four here.\n"
     assert cut_sentences(text, [True, False, False, True]) == "One here.\n\nFour here.\n"
