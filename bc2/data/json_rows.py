@@ -78,10 +78,8 @@ def list_rows(stream: io.BufferedIOBase, path: Path, encoding: str = UTF8) -> It
     return _ListReader(stream, path, encoding).rows()
 
 
-def check_said_once(line: bytes | None, key: str) -> None:
-    """Raise BadRow if the object that a line of JSON is has a key twice."""
-    if line is None or line.count(json.dumps(key, ensure_ascii=False).encode()) < 2:
-        return
+def check_said_once(line: bytes, key: str) -> None:
+    """Raise BadRow if the object that a line of JSON is has a key twice, or is nested too deep."""
     objects: list[list[str]] = []
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ since half a file must not pass for a whole one.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -66,11 +67,20 @@ def documents_at(
             string of Unicode text.
     """
     for path in paths:
-        check_utf8_name(path, where=path)
-        source = SourceConfig(name="texts", path=path, text_field=text_field)
+        source = source_at(path, text_field)
         drops = Drops(path, "stop", todo=_REPAIR, recode=_RECODE)
         for row in file_rows(source, source_files(source), drops, lang_field):
             yield Document.of(row, path, row.lang)
+
+
+def source_at(path: str, text_field: str = "text") -> SourceConfig:
+    """Files, a folder or a glob that no recipe names.
+
+    Raises:
+        DataError: the path is not UTF-8.
+    """
+    check_utf8_name(path, where=path)
+    return SourceConfig(name="texts", path=path, text_field=text_field)
 
 
 def source_rows(source: SourceConfig, drops: Drops) -> Iterator[SourceRow]:
@@ -145,9 +155,9 @@ class _FileReading:
         with open_utf8(self._file.path, self._encoding) as stream:
             data = without_marks(stream.read(MAX_DOCUMENT_BYTES + 1))
         try:
-            if self._encoding == UTF8 and wide_encoding(data):
-                raise BadRow("bad_utf8", "not UTF-8: half of its bytes are zeros")
             text = decode(data, self._encoding)
+            if self._encoding == UTF8 and wide_encoding(data):  # of English it is valid UTF-8
+                raise BadRow("bad_utf8", "not UTF-8: half of its bytes are zeros")
         except BadRow as bad:
             self._reject(bad, 1, len(data))
             return
@@ -164,8 +174,10 @@ class _FileReading:
                 except BadRow as bad:
                     self._reject(bad, number, size)
                     continue
-                lang = None if self._lang_field is None else value.get(self._lang_field)
-                _check_language(lang, f"{self._file.path}:{number}")
+                lang = None
+                if self._lang_field is not None:
+                    lang = value.get(self._lang_field)
+                    _check_language(lang, f"{self._file.path}:{number}")
                 yield SourceRow(text, utf8, self._file.name, number, lang or None)
 
     def _values(self, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any, int]]:
@@ -174,12 +186,14 @@ class _FileReading:
             for number, value, _ in list_rows(stream, self._file.path, self._encoding):
                 yield number, value, 0
             return
+        spelled = json.dumps(self._field, ensure_ascii=False).encode()
         for number, line, size in numbered_lines(stream):
             if line is not None and not line.strip():
                 continue  # empty lines are no rows, but lines are numbered with them
             try:
                 value = parse_line(line, self._encoding)
-                check_said_once(line, self._field)
+                if line is not None and line.count(spelled) > 1:
+                    check_said_once(line, self._field)
                 yield number, value, size
             except BadRow as bad:
                 yield number, bad, size

@@ -13,10 +13,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bc2.console import note, progress
-from bc2.data.corpus_config import SourceConfig
 from bc2.data.documents import Document
 from bc2.data.inputs import DigestCache, source_files
-from bc2.data.readers import documents_at
+from bc2.data.readers import documents_at, source_at
 from bc2.errors import DataError
 from bc2.evaluate.answer_journal import AnswerJournal, Unit
 from bc2.evaluate.model_holder import ModelHolder
@@ -76,7 +75,7 @@ class TextFiles:
         """
         if path is None:
             raise DataError("no text is given", todo="give a file: --bench text --data FILE")
-        files = source_files(SourceConfig(name="texts", path=str(path)))
+        files = source_files(source_at(str(path)))
         cache = DigestCache(None)
         return cls(str(path), {file.name: cache.digest(file.path)[1] for file in files})
 

@@ -58,7 +58,8 @@ class FinishedRun:
             raise DataError(
                 f"{artifact.title} has no held-out loss",
                 where=str(artifact.path),
-                todo="train it with pretrain.eval_tokens above 0",
+                todo="train it with pretrain.eval_tokens above 0, on a corpus with "
+                "heldout_fraction above 0",
             )
         _refuse_diverged(artifact, float(facts["heldout_loss"]))
         return cls(

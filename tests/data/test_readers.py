@@ -239,8 +239,9 @@ def test_skipped_rows_say_the_likely_encoding_once_a_file(write):
 
 
 def test_a_path_that_is_not_utf8_is_told():
-    with pytest.raises(DataError, match="the name of a file is not UTF-8"):
-        list(readers.texts_at(["caf\udce9.txt"], "text"))
+    for read_at in (lambda path: list(readers.texts_at([path], "text")), readers.source_at):
+        with pytest.raises(DataError, match="the name of a file is not UTF-8"):
+            read_at("caf\udce9.txt")
 
 
 BAD = [

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from bc2.data.prep.annotations import write_annotations
 from bc2.data.prep.part_files import SUFFIX, read_part_file, write_keys, write_part_file
 from bc2.data.prep.stages.base import DETAIL, Outcome, PrepStage
-from bc2.data.prep.text.excerpts import beginning, excerpt
+from bc2.data.prep.text.excerpts import MASKS, beginning, excerpt
 from bc2.errors import RunFailed
 from bc2.files import make_directory, replace_durably
 
@@ -30,9 +30,9 @@ EXAMPLES = 10
 #: Characters of an example's text before what decided, and from there; masks may be longer.
 BEFORE, AFTER = 100, 300
 
-#: What is marked where a place is known: the word that begins there, or the first letters of it,
-#: with a mark such as ``>`` before it.
-_MARKED = re.compile(r"\s{0,99}((?:[^\w\s]{1,8} )?\S{1,24})")
+#: What is marked where a place is known: the mask that begins there, or the word (the first letters
+#: of a long one), with marks such as ``>`` before it.
+_MARKED = re.compile(r"(?:[^\w\s]{1,8} ){0,4}\S{1,24}")
 
 
 class GroupRow(NamedTuple):
@@ -311,10 +311,12 @@ def _shown(text: str, lang: str | None, place: int | None) -> dict[str, Any]:
     """`text` and `place` of an example: around the place, or the beginning where none is known."""
     if place is None:
         return {"text": excerpt(text, lang, (0, 0), 0, BEFORE + AFTER).text, "place": None}
-    word = _MARKED.match(text, place)
-    marked = word.span(1) if word else (place, place)
+    near = text[place : place + AFTER]
+    word = _MARKED.match(text, place + len(near) - len(near.lstrip()))
+    marked = word.span() if word else (place, place)
     shown = excerpt(text, lang, marked, BEFORE, AFTER - (marked[1] - marked[0]))
-    return {"text": shown.text, "place": [shown.start, shown.stop]}
+    mask = MASKS.match(shown.text, shown.start)
+    return {"text": shown.text, "place": list(mask.span() if mask else (shown.start, shown.stop))}
 
 
 def example_rank(pos: int) -> str:

@@ -419,6 +419,8 @@ class WeightsSettings(Settings):
         # No str.isdecimal(): it knows the digits of all scripts.
         if not all(re.fullmatch("[0-9]{1,4}", number) for number in self.clusters):
             raise ValueError("clusters: the keys must be numbers of clusters, from 0")
+        if len(set(map(int, self.clusters))) < len(self.clusters):
+            raise ValueError("clusters: two keys are the number of one cluster")
         self._check_bands()
         self._check_shares()
         return self

@@ -13,6 +13,7 @@ import pytest
 
 from bc2.data.corpus_config import CorpusConfig
 from bc2.data.language_tags import is_code
+from bc2.data.prep import segment
 from bc2.data.prep.dry_run import dry_run
 from bc2.data.prep.funnel import Example, Funnel
 from bc2.data.prep.part_files import write_part_file
@@ -28,7 +29,7 @@ KINDS = get_args(PersonalKind)
 TEXT = """the of and to with that have be river mountain village winter harvest market letter
 captain garden evening story teacher window journey morning history island forest kitchen"""
 WORDS = TEXT.split()
-PERSONAL = ["jane.doe@harvestmail.net", "(212) 664-7665", "+44 20 7946 0958", "138 1234 5678",
+PERSONAL = ["jane.doe@harvestmail.net", "(212) 664-7665", "+44 20 7946 0958", "+86 138 1234 5678",
             "110101199003074610", "219-09-9999", "93.184.216.34"]  # fmt: skip
 MASK = re.compile(r"\[(?:EMAIL|PHONE|ID_CARD|SSN|IP)\]")
 
@@ -142,17 +143,35 @@ def test_an_example_is_the_text_around_the_place_and_marks_it(records, tmp_path)
 
 def test_a_place_that_is_masked_is_shown_as_its_mask(records, tmp_path):
     stage = Pointing()
-    text = f"{'word ' * 300}BAD@harvestmail.net and more"
+    text = f"{'word ' * 300}BAD@harvestmail.net, and more"
     write_part_file(records([text]), tmp_path / "p.arrow")
     (tmp_path / "out").mkdir()
     task = SegmentTask(
         Segment((stage,), None), tmp_path / "p.arrow", tmp_path / "out", "p", None, None
     )
     (example,) = (Example.model_validate(one) for one in run_part(task)["stages"][0]["examples"])
-    assert example.pieces()[1:] == ("[EMAIL]", " and more")
+    assert example.pieces()[1:] == ("[EMAIL]", ", and more")
     words = funnel_view.examples_view(Funnel(version=1, read={}, examples=(example,)))
-    assert any(">>[EMAIL]<< and more" in str(getattr(part, "renderable", part))
+    assert any(">>[EMAIL]<<, and more" in str(getattr(part, "renderable", part))
                for part in words.renderables)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("one\n\n> > Once more", "> > Once"),
+        (
+            "x  天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余",
+            "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏",
+        ),
+        ("x (212) 664-7665, or", "[PHONE]"),
+        ("x    ", ""),
+    ],
+)
+def test_what_is_marked_is_a_word_with_its_marks_or_a_mask(text, marked):
+    shown = segment._shown(text, None, text.index("\n") if "\n" in text else 1)
+    start, stop = shown["place"]
+    assert shown["text"][start:stop] == marked
 
 
 def test_places_of_cut_passages_are_where_they_begin(tmp_path):
@@ -189,6 +208,24 @@ def test_places_of_cut_passages_are_where_they_begin(tmp_path):
     )
 
 
+def test_matches_with_benchmarks_show_masks_and_still_say_what_is_shared(tmp_path):
+    question = (
+        f"Which river is it that {PERSONAL[0]} crossed with the old captain by night and day?"
+    )
+    texts = [f"{PERSONAL[1]} called. {question} Call {PERSONAL[3]} back.", *mails(9)]
+    settings = config(tmp_path, texts, heuristics=None, quality=None, safety={"personal": "keep"})
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": f"{question} {PERSONAL[2]}"}))
+    prepare(settings, tmp_path / "out", options=PrepOptions(workers=1))
+    (match,) = read_matches(tmp_path / "out" / CONTAMINATION)
+    masked = question.replace(PERSONAL[0], "[EMAIL]")
+    assert match.pieces() == ("[PHONE] called. ", masked[:-1], "? Call [PHONE] back.")
+    assert match.benchmark_text == f"{masked} [PHONE]"
+    examples = Funnel.open(tmp_path / "out" / "funnel.json").examples
+    (detail,) = (one.detail for one in examples if one.stage == "decontaminate")
+    assert "that [EMAIL] crossed" in detail
+    assert find_personal(detail, KINDS) == []
+
+
 @pytest.mark.slow
 def test_examples_of_real_corpora_show_no_personal_data(tmp_path):
     folder = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "corpus"
@@ -210,3 +247,17 @@ def test_examples_of_real_corpora_show_no_personal_data(tmp_path):
     examples = Funnel.open(tmp_path / "out" / "funnel.json").examples
     assert len(examples) > 100
     assert [one for one in examples if personal_in(one)] == []
+
+
+@pytest.mark.xfail(strict=True, reason="safety does not say its places yet")
+def test_every_example_of_safety_shows_what_decided(tmp_path):
+    lists = {"url_lists": [str(tmp_path / "urls.txt")], "patterns": {"call": r"Once more"}}
+    settings = config(tmp_path, mails(40), safety=lists, passages=None, near=None)
+    prepare(settings, tmp_path / "out", options=PrepOptions(workers=1))
+    examples = Funnel.open(tmp_path / "out" / "funnel.json").examples
+    mine = [one for one in examples if one.stage == "safety"]
+    assert len({one.reason for one in mine}) >= 5
+    for one in mine:
+        kind = one.reason.removeprefix("personal_").upper()
+        shown = {"url_list": "badplace.example/offer", "pattern:call": "Once"}
+        assert one.pieces()[1] == shown.get(one.reason, f"[{kind}]")

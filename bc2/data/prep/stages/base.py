@@ -3,7 +3,8 @@
 The working set is a list of parts (`bc2.data.prep.part_files`): runs of documents, in the order
 of `pos`. A stage turns a part into a part. If a decision needs the whole corpus, the stage works
 in three steps: `keys` extracts from each part what the decision needs (never text), `settle`
-decides and writes a verdict for each part, and `apply` carries the verdicts out.
+decides and writes a verdict for each part, and `apply` carries the verdicts out. After the last
+stage, `review` may look at what became of a decision.
 
 A part may be any run of documents, so the result for a document must not depend on where parts
 begin and end. The same input and settings give the same bytes, whatever the size of parts, the

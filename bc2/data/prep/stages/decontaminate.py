@@ -287,8 +287,8 @@ class DecontaminateStage(PrepStage):
         head = f"{item['benchmark']}/{item['place']}"[:80] + (f" +{more}" if more else "")
         room = (DETAIL - len(head) - 8) // 2
         start = int(index.start[first["gram"]])
-        theirs = _excerpt(item["text"][start:], room)
-        return f"{head}: “{theirs}” | “{_excerpt(text[first['start'] :], room)}”"
+        theirs = _excerpt(item["text"], start, room)
+        return f"{head}: “{theirs}” | “{_excerpt(text, first['start'], room)}”"
 
 
 def _items(settings: DecontaminateSettings) -> Iterator[Item]:
@@ -391,6 +391,7 @@ def _around(text: str, start: int) -> str:
     return excerpt(text, None, (begin, begin), 0, most).text
 
 
-def _excerpt(text: str, room: int) -> str:
-    """The beginning of a text, with single spaces and masks: at most `room` characters."""
-    return beginning(" ".join(text[: 2 * room + _AROUND].split()), None, room)
+def _excerpt(text: str, start: int, room: int) -> str:
+    """A text from a place on, with single spaces and masks: at most `room` characters."""
+    shown = excerpt(text, None, (start, start), 0, 2 * room).text
+    return beginning(" ".join(shown.split()), None, room)

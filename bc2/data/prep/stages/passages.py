@@ -18,7 +18,7 @@ the place of each first copy, and after the last stage `review` looks which of t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, compress, count
+from itertools import chain, count
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,7 +46,8 @@ from bc2.data.prep.stages.deduplication.cut_decision import (
 from bc2.data.prep.stages.deduplication.lost_passages import lost_with_holder
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
-from bc2.data.prep.text.sentences import Paragraph, code_paragraphs, cut_sentences, divide
+from bc2.data.prep.text.sentences import Paragraph, code_paragraphs, divide, joined
+from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 
 class PassagesStage(PrepStage):
@@ -103,7 +104,7 @@ class PassagesStage(PrepStage):
             if 4 * len(piece) < limit:  # a character has at most 4 bytes
                 continue
             shape = form(piece).encode()
-            if len(shape) >= limit:
+            if len(shape) >= limit and (is_code(lang) or not _is_example(piece)):
                 digest = xxh3_64_intdigest(shape, seed=kind) - (1 << 63)
                 yield digest, kind, index, inside, len(piece), len(piece.encode())
 
@@ -115,8 +116,8 @@ class PassagesStage(PrepStage):
     def _pieces(self, text: str, code: bool) -> Iterator[tuple[int, int, int, str]]:
         """kind, index, inside (the index of its paragraph) and text of every passage.
 
-        Blocks that are not prose (code, tables, headings) are no passages: without its example or
-        table a text is damaged.
+        Blocks that are not prose (code, tables, headings) are no passages, nor is code without any
+        mark: without its example or table a text is damaged.
         """
         number = count()
         for inside, paragraph in enumerate(_divided(text, code)):
@@ -197,15 +198,13 @@ class PassagesStage(PrepStage):
         lost, sentences = cuts.get(PARAGRAPH, set()), cuts.get(SENTENCE, set())
         pieces = _divided(text, is_code(row["lang"]))
         keep = [index not in lost for index in range(len(pieces))]
-        if sentences:
-            left = cut_sentences(text, list(chain(*_kept_sentences(pieces, keep, sentences))))
-        else:
-            left = "".join(paragraph.text for paragraph in compress(pieces, keep))
-        cut = sum(len(pieces[index].text.encode()) for index in lost)
+        left = joined(pieces, chain(*_kept_sentences(pieces, keep, set())))
+        cut = size - len(left.encode())
         if cut:
             place = sum(len(paragraph.text) for paragraph in pieces[: min(lost)])
             detail = _counted(len(lost), "paragraph")
             gone.append(RemovedRow(pos, "duplicate_paragraph", cut, False, detail, place))
+        left = joined(pieces, chain(*_kept_sentences(pieces, keep, sentences)))
         if rest := size - len(left.encode()) - cut:
             places = _places_of_sentences(pieces, keep, sentences)
             detail = _counted(len(places), "sentence")
@@ -218,6 +217,11 @@ class PassagesStage(PrepStage):
 def _divided(text: str, code: bool) -> list[Paragraph]:
     """The paragraphs of a text; those of code end at blank lines, whatever it looks like."""
     return code_paragraphs(text) if code else divide(text)
+
+
+def _is_example(piece: str) -> bool:
+    """Whether a piece of prose is code that nothing marks as such."""
+    return piece.isascii() and is_unmarked_code(piece)
 
 
 def _form(piece: str) -> str:

@@ -7,6 +7,8 @@ and a trained classifier. `bc2.data.prep.text.personal_data` finds personal data
 from __future__ import annotations
 
 import re
+import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -17,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from bc2.data.inputs import check_regular
+from bc2.data.language_tags import is_code
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
@@ -29,10 +32,20 @@ from bc2.text_encoding import likely_encoding
 
 _WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 _SPACED = re.compile(rf"[^\W{CJK}]")
+#: A run of characters of host names, with what may follow; it is read once.
 _HOST = re.compile(
-    r"(?<![A-Za-z0-9.-])(?P<host>(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?\.)+[A-Za-z]{2,24})"
-    r"(?::\d{1,5})?(?P<path>/[!-~]*)?"
+    r"(?<![A-Za-z0-9_.-])(?P<host>[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)"
+    r"(?::\d{1,5})?(?P<path>/[!-~]*+)?"
 )
+
+
+class Hit(NamedTuple):
+    """Why a document is dropped."""
+
+    reason: str
+    detail: str
+    place: int | None = None
+    """Where the text that decided begins."""
 
 
 class WordList:
@@ -47,22 +60,27 @@ class WordList:
         from ahocorasick_rs import AhoCorasick, MatchKind
 
         self.settings = settings
-        self.words = [entry.lower() for entry in read_list(Path(settings.path))]
+        self.words = list(dict.fromkeys(map(_folded, read_list(Path(settings.path)))))
         self._automaton = AhoCorasick(self.words, matchkind=MatchKind.Standard)
 
     def find(self, text: str) -> Counter[str]:
         """How often each word of the list occurs as a word; overlapping matches all count."""
-        # Lower case may be longer than the text, so word boundaries are looked up in it.
-        low = text.lower()
+        return self._found(text)[0]
+
+    def _found(self, text: str) -> tuple[Counter[str], int]:
+        """The words that occur, and where the first of them begins in the folded text."""
+        low = _folded(text)  # which may be longer, so word boundaries are looked up in it
         found: Counter[str] = Counter()
+        begins = len(low)
         for which, start, end in self._automaton.find_matches_as_indexes(low, overlapping=True):
             if _is_word(low, start, end):
                 found[self.words[which]] += 1
-        return found
+                begins = min(begins, start)
+        return found, begins
 
-    def verdict(self, text: str) -> str | None:
-        """The detail for the report, if the words found reach the limits; else None."""
-        found = self.find(text)
+    def verdict(self, text: str) -> Hit | None:
+        """A hit if the words found reach the limits."""
+        found, begins = self._found(text)
         total = found.total()
         if total < self.settings.min_count:
             return None
@@ -71,7 +89,19 @@ class WordList:
             if total * 1000 < self.settings.min_density * words:
                 return None
         most = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-        return f"{self.settings.name}: " + ", ".join(f"{word} {count}" for word, count in most)
+        detail = f"{self.settings.name}: " + ", ".join(f"{word} {count}" for word, count in most)
+        return Hit("word_list", detail, _unfolded(text, begins))
+
+
+def _folded(text: str) -> str:
+    """A text for comparison: accents composed, ligatures taken apart, case folded."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _unfolded(text: str, place: int) -> int:
+    """The character of a text that is at a place of the folded text."""
+    before = range(len(text) + 1)
+    return max(0, bisect_right(before, place, key=lambda end: len(_folded(text[:end]))) - 1)
 
 
 def _is_word(text: str, start: int, end: int) -> bool:
@@ -99,18 +129,21 @@ class UrlList:
                 host, slash, rest = bare.partition("/")
                 host = host.removeprefix("www.")
                 self._hosts.setdefault(host, []).append(slash + rest if rest else "")
+        self._labels = max(host.count(".") for host in self._hosts) + 1
 
-    def find(self, text: str) -> str | None:
+    def find(self, text: str) -> Hit | None:
         """The first listed host or URL in a text."""
         if "." not in text:
             return None
         for match in _HOST.finditer(text):
+            if "." not in match["host"]:
+                continue
             path = (match["path"] or "").lower()
-            labels = match["host"].lower().split(".")
+            labels = match["host"].lower().rsplit(".", self._labels)[-self._labels :]
             for first in range(len(labels) - 1):
                 host = ".".join(labels[first:])
                 if any(path.startswith(start) for start in self._hosts.get(host, ())):
-                    return match.group()
+                    return Hit("url_list", match.group(), match.start())
         return None
 
 
@@ -155,7 +188,7 @@ class SafetyStage(PrepStage):
     """
 
     name: ClassVar[str] = "safety"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = (
         "word_list",
         "url_list",
@@ -215,38 +248,39 @@ class SafetyStage(PrepStage):
         gone: list[RemovedRow] = []
         kept: list[bool] = []
         for i, text in enumerate(texts):
-            found = self._forbidden(text) or unsafe.get(i)
-            pieces = [] if found else self._personal(text, langs[i])
+            hit = self._forbidden(text) or unsafe.get(i)
+            pieces = [] if hit else self._personal(text, langs[i])
             if pieces and self.settings.personal == "drop":
                 kinds = ", ".join(sorted({piece.kind for piece in pieces}))
-                found = (f"personal_{pieces[0].kind}", kinds)
-            kept.append(found is None)
-            if found:
-                gone.append(RemovedRow(positions[i], found[0], len(text.encode()), True, found[1]))
+                hit = Hit(f"personal_{pieces[0].kind}", kinds, pieces[0].start)
+            kept.append(hit is None)
+            if hit:
+                size = len(text.encode())
+                gone.append(RemovedRow(positions[i], hit.reason, size, True, hit.detail, hit.place))
             elif pieces:
                 texts[i] = mask_personal(text, pieces, self.settings.mask)
                 gone += _masked(positions[i], text, pieces)
         table = _replaced(table, texts)
         return Outcome(table.filter(pa.array(kept, pa.bool_())), removed(gone))
 
-    def _forbidden(self, text: str) -> tuple[str, str] | None:
-        """Reason and detail, if a list or a pattern forbids a text."""
+    def _forbidden(self, text: str) -> Hit | None:
+        """Why a list or a pattern forbids a text; None if none does."""
         tools = self._tools
         for words in tools.words:
-            detail = words.verdict(text)
-            if detail is not None:
-                return "word_list", detail
-        url = tools.urls.find(text) if tools.urls else None
-        if url is not None:
-            return "url_list", url
+            hit = words.verdict(text)
+            if hit is not None:
+                return hit
+        hit = tools.urls.find(text) if tools.urls else None
+        if hit is not None:
+            return hit
         for name, pattern in tools.patterns:
             match = pattern.search(text)
             if match:
-                return f"pattern:{name}", match.group()
+                return Hit(f"pattern:{name}", match.group(), match.start())
         return None
 
-    def _unsafe(self, texts: Sequence[str]) -> dict[int, tuple[str, str]]:
-        """Row -> reason and detail, for the texts that the classifier rejects."""
+    def _unsafe(self, texts: Sequence[str]) -> dict[int, Hit]:
+        """Row -> hit, for the texts that the classifier rejects."""
         if self.settings.classifier is None:
             return {}
         pieces = [split_sentences(text) for text in texts]
@@ -257,13 +291,13 @@ class SafetyStage(PrepStage):
         totals = np.bincount(owners, scores * lengths, minlength=len(texts))
         means = totals / np.maximum(np.bincount(owners, lengths, minlength=len(texts)), 1)
         low = np.flatnonzero(means < self.settings.min_safe).tolist()
-        return {i: ("unsafe", f"mean {means[i]:.3f}") for i in low}
+        return {i: Hit("unsafe", f"mean {means[i]:.3f}") for i in low}
 
     def _personal(self, text: str, lang: str | None) -> list[PersonalData]:
         if self.settings.personal == "keep":
             return []
         kinds = set(self.settings.kinds)
-        return find_personal(text, kinds & IN_CODE if lang == "code" else kinds)
+        return find_personal(text, kinds & IN_CODE if is_code(lang) else kinds)
 
 
 def _masked(pos: int, text: str, pieces: Sequence[PersonalData]) -> Iterator[RemovedRow]:
@@ -273,7 +307,8 @@ def _masked(pos: int, text: str, pieces: Sequence[PersonalData]) -> Iterator[Rem
         by_kind.setdefault(piece.kind, []).append(piece)
     for kind, same in by_kind.items():
         size = sum(len(text[piece.start : piece.end].encode()) for piece in same)
-        yield RemovedRow(pos, f"personal_{kind}", size, False, f"{len(same)} masked")
+        detail = f"{len(same)} masked"
+        yield RemovedRow(pos, f"personal_{kind}", size, False, detail, same[0].start)
 
 
 def _replaced(table: pa.Table, texts: list[str]) -> pa.Table:

@@ -111,6 +111,14 @@ class WeightsStage(PrepStage):
             raise _needs("quality")
         if self.settings.by_cluster and config.clusters is None:
             raise _needs("clusters")
+        most = config.clusters.clusters if config.clusters is not None else 0
+        for number in self.settings.clusters:
+            if int(number) >= most:
+                raise RecipeError(
+                    f"a weight for a cluster that there cannot be: {number}",
+                    where="corpus.weights.clusters",
+                    todo=f"corpus.clusters.clusters is {most}: give numbers from 0 to {most - 1}",
+                )
 
     def keys(self, table: pa.Table) -> pa.Table:
         """Documents and bytes of each stratum in the part; without `pos`, which is not needed."""

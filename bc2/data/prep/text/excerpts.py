@@ -17,7 +17,9 @@ from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_persona
 
 _KINDS: frozenset[PersonalKind] = frozenset(get_args(PersonalKind))
 _MASK = "[{KIND}]"
-_MASKS = re.compile("|".join(rf"\[{kind.upper()}\]" for kind in sorted(_KINDS)))
+
+#: What stands for personal data in an excerpt.
+MASKS = re.compile("|".join(rf"\[{kind.upper()}\]" for kind in sorted(_KINDS)))
 
 #: Characters on both sides of an excerpt in which personal data that reaches into it may begin or
 #: end: the longest is a private key, of RSA with 8,192 bits some 6,500.
@@ -77,7 +79,7 @@ def excerpt(
 def beginning(text: str, lang: str | None, most: int) -> str:
     """At most `most` characters of the beginning of a text, without personal data or half masks."""
     shown = excerpt(text, lang, (0, 0), 0, most).text
-    cuts = [mask.start() for mask in _MASKS.finditer(shown) if mask.start() < most < mask.end()]
+    cuts = [mask.start() for mask in MASKS.finditer(shown) if mask.start() < most < mask.end()]
     return shown[: min([most, *cuts])]
 
 

@@ -53,81 +53,90 @@ _FIRST = (
     r"|==?\n|---?\n|:?-+:?[ \t]*\|)"
 )
 _SIGN = re.compile(rf"\n(?:{_FIRST})")
-_BEGINS = re.compile(rf"{_FIRST}|[A-Za-z][\w-]*:[ \t]")
+_BEGINS = re.compile(rf"\A(?:{_FIRST}|[A-Za-z][\w-]*:[ \t])")
 _ANNOUNCES = re.compile(r"::[ \t]*\n")
 
-_QUOTE = re.compile(r"(?:[ \t]*>[ \t]?)+")
-_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
-_FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
+_QUOTE = re.compile(r"\A(?:[ \t]*>[ \t]?)+")
+_MARKER = re.compile(r"\A[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
+_FENCE = re.compile(r"\A(?:(`{3,})[^`]*$|(~{3,}))")
 _DEFINITION = re.compile(
-    r"\[(?!\^)[^\]\n]{1,999}\]:(?:[ \t]|<|/|\#|(?:https?|ftp|mailto):)"
-    r"|\.\. (?:_[^:\n]+:|\|[^|\n]+\| |\[[^\]\n]+\] https?:)"
+    r"\A(?:\[(?!\^)[^\]\n]{1,999}\]:(?:[ \t]|<|/|\#|(?:https?|ftp|mailto):)"
+    r"|\.\. (?:_[^:\n]+:|\|[^|\n]+\| |\[[^\]\n]+\] https?:))"
 )
+_LEADS_TO = r"(?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\])"
 _ADDRESS = re.compile(
-    r"(?:[-*+] )?(?:\[?!\[[^\]\n]*+\](?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\])"
-    r"(?:\](?:\([^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+\)|\[[^\]\n]*+\]))?[ \t]*+)++\\?$"
-    r"|<?https?://[^\s<>]++>?[.。]?$"
+    rf"\A(?:(?:[-*+] )?(?:\[?!\[[^\]\n]*+\]{_LEADS_TO}(?:\]{_LEADS_TO})?[ \t]*+)++\\?$"
+    r"|<?https?://[^\s<>]++>?[.。]?$)"
 )
 
 #: Labels, each with an address or a link and nothing else: who wrote a text, where it comes from.
 _CREDIT = re.compile(
-    r"(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
+    r"\A(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
     r"|\[[^\]\n]*+\](?:\([^()\n]*+\)|\[[^\]\n]*+\]))[ \t]*+)++$"
 )
-_HEADING = re.compile(r"\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"]")
-_RULE = re.compile(r"([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$")
-_LISTING = re.compile(r"(?:-{4,}|\.{4,})$")
+_HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"])")
+_RULE = re.compile(r"\A(?:([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$)")
+_LISTING = re.compile(r"\A(?:-{4,}|\.{4,})$")
+
 #: What is above a listing of AsciiDoc: its attributes or its title.
-_ATTRIBUTES = re.compile(r"\[[^\[\]]*\]$|\.[^\s.]")
-_BORDER = re.compile(r"=+(?:[ \t]+=+)+$")
-_PROMPT = re.compile(r"\$ |>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] ")
-_FIELD = re.compile(r"[^\s:：][^:：\n]{0,30}[:：]")
-_MATTER = re.compile(r"[A-Za-z][\w -]{0,30}:(?:[ \t]|$)|[ \t]+\S|- ")
-_FIRST_FIELD = re.compile(r"[A-Za-z][\w-]*:[ \t]+\S")
-_KNOWN_FIELD = re.compile(r"(?:authors?|title|date|tags?|categor(?:y|ies)|layout|lang):", re.I)
+_ATTRIBUTES = re.compile(r"\A(?:\[[^\[\]]*\]$|\.[^\s.])")
+_BORDER = re.compile(r"\A=+(?:[ \t]+=+)+$")
+
+#: Prompts of shells and interpreters; what follows a dollar sign is a command and no price.
+_PROMPT = re.compile(
+    r"\A(?:\$ (?=[A-Za-z./_~{])|>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] )"
+)
+_FIELD = re.compile(r"\A[^\s:：][^:：\n]{0,30}[:：]")
+_MATTER = re.compile(r"\A(?:[A-Za-z][\w -]{0,30}:(?:[ \t]|$)|[ \t]+\S|- )")
+_FIRST_FIELD = re.compile(r"\A[A-Za-z][\w-]*:[ \t]+\S")
+_KNOWN_FIELD = re.compile(r"\A(?:authors?|title|date|tags?|categor(?:y|ies)|layout|lang):", re.I)
 _LINK = re.compile(r"\]\(|\]\[|https?://")
 
 #: Directives of reStructuredText whose indented body is not prose.
 _LITERAL = re.compile(
-    r"\.\. (?:[\w:-]*code[\w-]*|parsed-literal|math|highlight|image|figure|toctree|doctest|test\w+"
-    r"|literalinclude|include|raw|[\w-]*table|productionlist|graphviz|plot|autoclass|automodule"
+    r"\A\.\. (?:[\w:-]*code[\w-]*|parsed-literal|math|highlight|image|figure|toctree|doctest"
+    r"|test\w+|literalinclude|include|raw|[\w-]*table|productionlist|graphviz|plot|autoclass|automodule"
     r"|autofunction|currentmodule|module|index|ipython)::"
 )
 
 _ADMONITION = re.compile(
-    r"\.\. (?:note|warning|tip|important|caution|danger|attention|hint|error|seealso|admonition"
+    r"\A\.\. (?:note|warning|tip|important|caution|danger|attention|hint|error|seealso|admonition"
     r"|version\w+|deprecated|topic|rubric|epigraph)::"
 )
 
 #: Titles of remarks and tabs, as MkDocs writes them.
-_TITLED = re.compile(r"(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)|:{3,} ?\w")
+_TITLED = re.compile(r"\A(?:(?:!!!|\?\?\?\+?|===[!+]?) +(?:[\w-]+|\"|$)|:{3,} ?\w)")
 
 #: Tags of templates, and remarks of MDX.
-_TEMPLATE = re.compile(r"\{(?:%.*%|\{.*\}|/\*.*\*/)\}$")
-_IMPORT = re.compile(r"import\s(?:.+\sfrom\s)?['\"][^'\"]+['\"];?$|export (?:const|let|default|function) ")
+_TEMPLATE = re.compile(r"\A\{(?:%.*%|\{.*\}|/\*.*\*/)\}$")
+_IMPORT = re.compile(
+    r"\A(?:import\s(?:.+\sfrom\s)?['\"][^'\"]+['\"];?$|export (?:const|let|default|function) )"
+)
 
 #: Fields of the head of a mail, in a mail that is forwarded or quoted.
 _MAIL = frozenset(("Fro", "To:", "Cc:", "Bcc", "Sen", "Dat", "Sub", "Rep"))
-_MAIL_FIELD = re.compile(r"(?:From|To|Cc|Bcc|Sent|Date|Subject|Reply-To):[ \t]")
+_MAIL_FIELD = re.compile(r"\A(?:From|To|Cc|Bcc|Sent|Date|Subject|Reply-To):[ \t]")
 
 #: Cells of a line of columns: two gaps of white space or more, which no full stop explains.
-_CELLS = re.compile(r"\S(?<![.!?:;])(?: {2,}|[ ]?\t[ \t]*)\S(?:.*?\S)??(?<![.!?:;])(?: {2,}|[ ]?\t[ \t]*)\S")
+_GAP = re.compile(r"[^\s.!?:;](?: {2}|\t)")
 _COLUMNS = "   "
 
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
 _HTML = re.compile(
-    r"</?(?:address|article|aside|blockquote|body|br|center|col|dd|details|div|dl|dt|fieldset|"
+    r"\A(?:</?(?:address|article|aside|blockquote|body|br|center|col|dd|details|div|dl|dt|fieldset|"
     r"figure|figcaption|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|li|link|main|meta|"
     r"nav|ol|option|p|param|picture|section|source|summary|t[dhr]|tbody|tfoot|thead|title|ul|video)"
-    r"(?:[\s/>]|$)|<[!?]|</?[A-Za-z][\w.-]*(?:\s[^<>]*)?>\s*$",
+    r"(?:[\s/>]|$)|<[!?]|</?[A-Za-z][\w.-]*(?:\s[^<>]*)?>\s*$)",
     re.IGNORECASE,
 )
-_RAW = re.compile(r"<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
+_RAW = re.compile(r"\A<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
+
+_TAG = re.compile(r"<[^<>]*>")
 
 #: Words that sentences have and commands do not.
 _FUNCTION_WORDS = re.compile(
-    r"\b(?:the|of|and|is|an?|that|was|are|this|which|be|it|you|we|he|she|they|his|her|I|my|but|"
-    r"not|if|will|can|as|to|with|or)\b"
+    r"(?<![\w./-])(?:the|of|and|is|an?|that|was|are|this|which|be|it|you|we|he|she|they|his|her|I|my|but|"
+    r"not|if|will|can|as|to|with|or)(?![\w/=-])"
 )
 _COMMENTS = ("# ", "//", "-- ", "/*", "<!--")
 _CODE_MARKS = re.compile(r"[{}\[\]()<>=;|&$#@_\\/+*%~^`\":]")
@@ -135,6 +144,9 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 
 #: What the line below a heading, or below the head of a table, begins with.
 _UNDERLINES = frozenset("-=~^\"'`#*+._:|")
+
+#: A line of HTML with more characters outside of tags is prose.
+_LONGEST_LABEL = 60
 
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200
@@ -267,7 +279,7 @@ class _Scanner:
     def _is_chinese(self) -> bool:
         """Whether the text is written in ideographs, and not only quotes some."""
         sample = "".join(self._lines[:_SAMPLE])
-        return len(_CJK.findall(sample)) > 0.1 * len(sample)
+        return len(_CJK.findall(sample)) > 0.03 * len(sample)
 
     # -- lines ------------------------------------------------------------------------------
 
@@ -387,7 +399,7 @@ class _Scanner:
     def _columns(self) -> int:
         """The line after the last of two or more rows of columns; this line if there are none."""
         at = self._at
-        while _CELLS.search(self._line(at)):
+        while len(_GAP.findall(self._line(at))) > 1:
             at += 1
         return at if at > self._at + 1 else self._at
 
@@ -517,7 +529,9 @@ class _Scanner:
         if bare.startswith("<!--"):
             end = self._find(self._at, lambda line: "-->" in line, "-->")
             return None if end is None else end + 1
-        return self._at + 1 if _HTML.match(bare) else None
+        if not _HTML.match(bare) or len(_TAG.sub("", bare)) > _LONGEST_LABEL:
+            return None
+        return self._at + 1
 
     # -- ends of a document -----------------------------------------------------------------
 
@@ -614,9 +628,14 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
         return False
     if len(_CJK.findall(text)) > 0.2 * solid:
         return True
-    if len(_FUNCTION_WORDS.findall(text)) * 12 >= len(words):
+    if function_words(text) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
+
+
+def function_words(text: str) -> int:
+    """How many words a text has that sentences have and commands do not."""
+    return len(_FUNCTION_WORDS.findall(text))
 
 
 _Reader = Callable[[_Scanner, str], int | None]

@@ -58,7 +58,7 @@ _SENTENCE_END = re.compile(
 #: What a piece at the beginning of a line begins with, and what stays if the piece is cut and the
 #: rest of its line stays: the marks of quotations, list items and footnotes.
 _PREFIX = re.compile(
-    r"[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
+    r"\A[ \t]*+(?:>[ \t]?)*+(?:(?:[-*+•]|\d{1,9}[.)])[ \t]++)?(?:\[[ xX]\][ \t]++)?"
     r"(?:\[\^[^\]\n]{1,80}\]:[ \t]++)?"
 )
 
@@ -69,7 +69,7 @@ _ITEM = re.compile(
 )
 
 _WORD = re.compile(r"[^\s(\[{\"'“‘「『（—–]*\Z")
-_INITIAL = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]\Z")
+_INITIAL = re.compile(r"\A(?:[^\W\d_]\.)*[^\W\d_]\Z")
 
 #: English abbreviations that seldom end a sentence, without their full stop.
 _ABBREVIATIONS = frozenset(
@@ -89,11 +89,18 @@ _LONGEST_TITLE = 100
 #: Code within a line.
 _CODE = re.compile(r"`[^`]+`")
 
+#: What tables and headings are drawn with.
+_MARKS = re.compile(r"[|#+=]|[-:=~]{2,}|\]\([^()\n]*\)|<[^<>\n]*>|\[")
+
 #: A line without letters or digits; and one that announces what follows it.
 _BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
 _LABEL = re.compile(r"^:?[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
 
+#: A line of at most so many characters that introduces the code or table after it.
+_LONGEST_LEAD = 40
+
 _CONTENT = (BlockKind.CODE, BlockKind.TABLE, BlockKind.HEADING)
+_INTRODUCED = (BlockKind.CODE, BlockKind.TABLE, BlockKind.ADDRESS)
 
 
 class Paragraph(NamedTuple):
@@ -204,9 +211,12 @@ def prose_sentences(text: str) -> list[str]:
 def prose_of(text: str) -> str:
     """A text without its blocks and without what is hidden in the rest; itself if it has neither.
 
-    The marks of list items stay. Where a block was, paragraphs stay apart.
+    The marks of list items stay. Where a block was, paragraphs stay apart. Labels are no prose,
+    nor is a short line before code, a table or a picture: a text says "run this command" as often
+    as it shows one.
     """
-    parts = []
+    parts: list[str] = []
+    lead = False
     for start, end, kind in blocks(text):
         if kind is BlockKind.TEXT:
             piece = text[start:end]
@@ -214,8 +224,20 @@ def prose_of(text: str) -> str:
             shown = without(piece, hidden, 0, len(piece))
             parts.append(_LABEL.sub("", _BARE.sub("", shown)))
         else:
+            if lead and kind in _INTRODUCED:
+                parts[-1] = _without_lead(parts[-1])
             parts.append("\n")
+        lead = kind is BlockKind.TEXT
     return "".join(parts)
+
+
+def _without_lead(prose: str) -> str:
+    """A text without its last line, if that is short and stands alone."""
+    bare = prose.rstrip()
+    above, feed, line = bare.rpartition("\n")
+    if len(line) > _LONGEST_LEAD or (feed and above.rpartition("\n")[2].strip()):
+        return prose
+    return above + feed
 
 
 def content_of(text: str) -> str:
@@ -223,19 +245,41 @@ def content_of(text: str) -> str:
     return "".join(text[start:end] for start, end, kind in blocks(text) if kind in _CONTENT)
 
 
-def cut_sentences(text: str, keep: Sequence[bool]) -> str:
-    """A text without some of its sentences.
+def listed_in(text: str) -> str:
+    """The words of the tables and headings of a text, without marks; "" if it has code."""
+    parts = []
+    for start, end, kind in blocks(text):
+        if kind is BlockKind.CODE:
+            return ""
+        if kind in (BlockKind.TABLE, BlockKind.HEADING):
+            parts.append(_MARKS.sub(" ", text[start:end]))
+    return "".join(parts)
 
-    The white space at the end of a paragraph stays if any of its sentences stays, so that
-    paragraphs remain separate. White space on one side of a cut stays, so that words remain
-    separate. The mark of a list item or a quotation stays before the rest of it.
+
+def cut_sentences(text: str, keep: Sequence[bool]) -> str:
+    """A text without some of its sentences: see `joined`.
 
     Args:
         keep: a flag for each of ``split_sentences(text)``.
     """
+    return joined(divide(text), keep)
+
+
+def joined(paragraphs: Iterable[Paragraph], keep: Iterable[bool]) -> str:
+    """The text of paragraphs without some of their sentences.
+
+    What was apart stays apart: the white space at the end of a paragraph stays if any of its
+    sentences stays, and a blank line after a paragraph that is cut stays if there is none before
+    it. Otherwise a line of text could become a heading, and code could become text. White space on
+    one side of a cut stays, so that words remain separate. The mark of a list item or a quotation
+    stays before the rest of it.
+
+    Args:
+        keep: a flag for each sentence, one paragraph after the other.
+    """
     kept: list[str] = []
     flags = iter(keep)
-    for paragraph in divide(text):
+    for paragraph in paragraphs:
         pieces = paragraph.sentences
         left: list[str] = []
         mark, stays = "", False
@@ -247,11 +291,21 @@ def cut_sentences(text: str, keep: Sequence[bool]) -> str:
                 mark = ""
             elif begins_line:
                 mark = _mark(piece)
-        if left and not stays:
-            end = pieces[-1][len(pieces[-1].rstrip()) :]
+        if stays:
+            kept += left
+            continue
+        end = _white_end(pieces[-1])
+        if left:
             left[-1] = left[-1].rstrip() + end
-        kept += left
+            kept += left
+        elif kept and _white_end(kept[-1]).count("\n") < end.count("\n"):
+            kept[-1] = kept[-1].rstrip() + end
     return "".join(kept)
+
+
+def _white_end(piece: str) -> str:
+    """The white space at the end of a piece."""
+    return piece[len(piece.rstrip()) :]
 
 
 def _mark(piece: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from bc2.data.prep.text.markup_blocks import function_words
+
 #: Words, numbers, and the marks of code, each at most as often in a row as code has it.
 _TOKENS = re.compile(
     r"(?:[\s\w.,:;()\[\]{}'\"=/\\+*<>-]|[!#$%&|`?~^@](?![!?`~^@%])"
@@ -41,6 +43,8 @@ def is_unmarked_code(piece: str) -> bool:
     if _NAME.fullmatch(piece) and piece.isascii():
         return True
     if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
+        return False
+    if function_words(piece) > 1:  # a sentence with a path or a name in it
         return False
     return not any(_is_encoded(run) for run in _ENCODED.findall(piece))
 

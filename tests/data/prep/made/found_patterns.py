@@ -99,7 +99,7 @@ def _repeated(unit: str, length: int) -> str:
     return (unit * (length // len(unit) + 1))[:length]
 
 
-def units_of(pattern: re.Pattern[str], most: int = 12) -> list[str]:
+def units_of(pattern: re.Pattern[str], most: int = 10) -> list[str]:
     """Characters of a pattern, one of each kind, and its words; `most` of each at most."""
     sets: list[re.Pattern[str]] = []
     characters: dict[str, None] = {}

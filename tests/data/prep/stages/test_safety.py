@@ -2,6 +2,7 @@ import hashlib
 import os
 import pickle
 import random
+import time
 
 import pyarrow as pa
 import pytest
@@ -42,7 +43,7 @@ def test_words_match_as_words_and_cjk_anywhere(tmp_path):
 def test_words_are_those_of_a_naive_search(tmp_path_factory, entries, text):
     folder = tmp_path_factory.mktemp("words")
     found = WordList(words_of(folder, entries)).find(text)
-    low = text.lower()
+    low = text.casefold()
 
     def joined(at):
         return 0 < at < len(low) and low[at - 1] in "ab" and low[at] in "ab"
@@ -75,12 +76,18 @@ def test_limits_of_a_list(tmp_path, records):
         ("https://half.example/good half.example", None),
         ("no host here", None),
         ("mail@bad.example:8080/x", "bad.example:8080/x"),
+        ("a_a_.____.bad.example", "a_a_.____.bad.example"),
+        (f"{'a.' * 300}bad.example", f"{'a.' * 300}bad.example"),
+        ("...bad.example...", None),
+        ("(bad.example)-bad.example", "bad.example"),
     ],
 )
 def test_hosts_and_urls(tmp_path, text, found):
     path = tmp_path / "urls.txt"
     path.write_text("https://www.bad.example\nhalf.example/evil\n", encoding="utf-8")
-    assert UrlList([str(path)]).find(text) == found
+    hit = UrlList([str(path)]).find(text)
+    assert (hit and hit.detail) == found
+    assert hit is None or text[hit.place :].startswith(hit.detail)
 
 
 def test_patterns(records):
@@ -207,3 +214,67 @@ def test_two_lists_of_one_name(tmp_path):
     one = words_of(tmp_path, ["bad"])
     with pytest.raises(ValidationError, match="two word lists"):
         SafetySettings(word_lists=(one, one))
+
+
+@pytest.mark.parametrize(
+    ("text", "settings_of", "begins"),
+    [
+        ("İİ fine, then BAD words", "words", "BAD"),
+        ("cafe\u0301 plain na\u0131ve, Nai\u0308ve", "words", "Nai\u0308ve"),
+        ("see https://www.bad.example/x now", "urls", "www.bad.example"),
+        ("nothing but code 007-x", "patterns", "007-x"),
+        ("aa jo@shop.org and 81.2.69.142, al@shop.org", "drop", "jo@shop.org"),
+    ],
+)
+def test_a_drop_says_where(tmp_path, records, text, settings_of, begins):
+    urls = tmp_path / "urls.txt"
+    urls.write_text("bad.example\n", encoding="utf-8")
+    given = {
+        "words": {"word_lists": (words_of(tmp_path, ["bad", "naïve"]),)},
+        "urls": {"url_lists": (str(urls),)},
+        "patterns": {"patterns": {"agent": r"\b007-x"}},
+        "drop": {"personal": "drop"},
+    }[settings_of]
+    (row,) = run(records([text]), **given).removed.to_pylist()
+    assert row["whole"]
+    assert text[row["place"] :].startswith(begins)
+
+
+def test_a_mask_says_where_the_first_of_its_kind_was(records):
+    text = "Ask jo@shop.org or al@shop.org, 81.2.69.142 or 81.2.69.143."
+    rows = run(records([text])).removed.to_pylist()
+    places = {row["reason"]: row["place"] for row in rows}
+    assert places == {"personal_email": 4, "personal_ip": text.index("81.2.69.142")}
+
+
+@pytest.mark.parametrize("lang", ["code", "code-python", "Code_Go", "CODE"])
+def test_every_tag_of_code_keeps_its_numbers(records, lang):
+    text = 'HOST = "81.2.69.142"  # jo@shop.org'
+    (row,) = run(records([text], lang=lang)).table["text"].to_pylist()
+    assert row == 'HOST = "81.2.69.142"  # [EMAIL]'
+
+
+def test_prose_about_code_loses_its_numbers(records):
+    text = "The server is 81.2.69.142."
+    (row,) = run(records([text], lang="codex")).table["text"].to_pylist()
+    assert row == "The server is [IP]."
+
+
+def test_decomposed_words_and_ligatures_are_found(tmp_path):
+    words = WordList(words_of(tmp_path, ["naïve", "office", "straße"]))
+    assert words.find("Nai\u0308ve o\ufb03ce STRASSE") == {"naïve": 1, "office": 1, "strasse": 1}
+
+
+@pytest.mark.parametrize("unit", ["____.", "a_a_", "a.", "-.", "bad.", "_", "a.bad.example/"])
+def test_hosts_are_searched_in_linear_time(tmp_path, unit):
+    path = tmp_path / "urls.txt"
+    path.write_text("evil.example\nevil.co.uk/x\n", encoding="utf-8")
+    hosts = UrlList([str(path)])
+
+    def seconds(size):
+        text = unit * (size // len(unit))
+        begun = time.process_time()
+        hosts.find(text)
+        return time.process_time() - begun
+
+    assert min(seconds(40_000) for _ in range(3)) < 0.4

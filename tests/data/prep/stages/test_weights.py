@@ -236,6 +236,7 @@ def test_a_name_that_two_sources_would_have():
         ({"quality": ((0.0, 1.0), (0.5, 1.0), (0.5, 2.0))}, "ascending order"),
         ({"quality": ((0.0, -1.0),)}, "cannot be negative"),
         ({"clusters": {"law": 1.0}}, "must be numbers"),
+        ({"clusters": {"1": 1.0, "01": 2.0}}, "the number of one cluster"),
         ({"source_shares": {"a": 0.7, "b": 0.4}}, "more than 1"),
         ({"source_shares": {"a": -0.7}}, "cannot be negative"),
         ({"source_shares": {"a": 0.7}, "language_shares": {"zh": 0.1}}, "each fixes"),
@@ -260,6 +261,10 @@ def test_settings_are_checked_against_the_recipe():
     stage.check_fit(recipe("law", "web", quality={}, clusters={}))
     with pytest.raises(RecipeError, match="did you mean 'laws'"):
         stage.check_fit(recipe("laws", quality={}, clusters={}))
+    with pytest.raises(RecipeError, match=r"there cannot be: 2.*from 0 to 1"):
+        WeightsStage(ALL.model_copy(update={"clusters": {"1": 2.0, "2": 1.0}})).check_fit(
+            recipe("law", quality={}, clusters={"clusters": 2})
+        )
     with pytest.raises(RecipeError, match="quality"):
         stage.check_fit(recipe("law", clusters={}))
     with pytest.raises(RecipeError, match="clusters"):

@@ -18,7 +18,7 @@ MASK = re.compile(r"\[(?:EMAIL|PHONE|ID_CARD|SSN|IP|BANK_CARD|KEY)\]")
 KEY = f"-----BEGIN PRIVATE KEY-----\n{'MIIEvQIBADANBgkqhkiG9w0B' * 60}\n-----END PRIVATE KEY-----"
 PIECES = [
     *("river ", "the 3 harbours, ", "春眠不觉晓，", "\n\n", "[", "] "),
-    *("jane.doe@harvestmail.net ", "(212) 664-7665 ", "手机 13812345678，", "ISBN 13812345678 "),
+    *("jane.doe@harvestmail.net ", "(212) 664-7665 ", "手机 13812345678，", "ISBN 212-664-7665 "),
     *(f"sk-{'a1B2' * 9} ", f"{KEY} "),
 ]
 
@@ -56,9 +56,14 @@ def test_an_excerpt_is_the_text_around_a_place_without_personal_data(pieces, pla
 
 
 def test_numbers_that_only_look_personal_in_the_excerpt_are_masked_too():
-    text = f"ISBN 13812345678 {'word ' * 40}"
+    text = f"ISBN 212-664-7665 {'word ' * 40}"
     assert excerpt(text, None, (5, 5), 0, 60).text.startswith("[PHONE] word")
-    assert excerpt(text, None, (5, 5), 5, 60).text.startswith("ISBN 13812345678 word")
+    assert excerpt(text, None, (5, 5), 5, 60).text.startswith("ISBN 212-664-7665 word")
+
+
+def test_what_says_that_a_number_is_personal_may_stand_before_the_excerpt():
+    text = "手机 13812345678，谢谢"
+    assert excerpt(text, "zh", (3, 3), 0, 60).text == "[PHONE]，谢谢"
 
 
 def test_a_key_that_begins_far_before_the_place_is_masked_whole():
@@ -77,7 +82,7 @@ def test_the_window_is_small_whatever_the_text():
 
 @pytest.mark.parametrize("most", range(40))
 def test_a_beginning_has_no_half_mask(most):
-    text = "to jane.doe@harvestmail.net and 13812345678, thanks"
+    text = "to jane.doe@harvestmail.net and (212) 664-7665, thanks"
     shown = beginning(text, None, most)
     assert len(shown) <= most
     assert "[" not in MASK.sub("", shown)

@@ -27,7 +27,7 @@ def lost_with_holder(after: Aftermath, keys: Callable[[pa.Table], pa.Table]) -> 
     new neighbour has the same effect there, so in these few documents more may be counted than is
     lost.) A sentence of a paragraph that is lost does not count again.
 
-    Memory: about 60 bytes for each passage that was cut or held.
+    Memory: about 70 bytes for each passage that was cut or held.
 
     Args:
         keys: gives the hashes of the passages of documents: `PassagesStage.keys`.
@@ -38,22 +38,19 @@ def lost_with_holder(after: Aftermath, keys: Callable[[pa.Table], pa.Table]) -> 
     rows = _rows(after.verdicts)
     pos, hashes, held = (rows[name].to_numpy() for name in ("pos", "hash", "held"))
     alive = among(pos, np.sort(_positions(after.parts)))
-    changed = np.unique(column(after.cut, "pos"))
-    standing = held & alive & ~(among(pos, changed) & ~_found(pos, hashes, _kept(after, keys)))
-    lost = ~held & alive & ~among(hashes, np.unique(hashes[standing]))
-    inner = np.unique(hashes[lost & _in_lost_paragraph(rows, lost)])
-    rows = rows.filter(pa.array(lost & ~among(hashes, inner)))
-    _, firsts = np.unique(rows["hash"].to_numpy(), return_index=True)
-    sizes = rows["bytes"].to_numpy()[firsts]
+    standing = held & alive
+    standing &= ~_cut_later(pos, hashes, standing, after, keys)
+    lost = rows.filter(pa.array(~held & alive & ~among(hashes, np.unique(hashes[standing]))))
+    lost = _outermost(lost.sort_by([(name, "ascending") for name in ("pos", "kind", "index")]))
+    _, firsts = np.unique(lost["hash"].to_numpy(), return_index=True)
+    sizes = lost["bytes"].to_numpy()[firsts]
     return {"passages": len(firsts), "bytes": int(sizes.sum())}
 
 
 def _rows(verdicts: Sequence[Path]) -> pa.Table:
-    """The passages that were cut or held, in the order of documents."""
-    names = ["pos", "kind", "index", "held", "hash", "inside", "bytes"]
-    rows = pa.concat_tables([pq.read_table(path, columns=names) for path in verdicts])
-    order = [(name, "ascending") for name in ("pos", "kind", "index")]
-    return rows.filter(pc.not_equal(rows["kind"], DOCUMENT)).sort_by(order)
+    """The passages that were cut or held."""
+    tables = (pq.read_table(path) for path in verdicts)
+    return pa.concat_tables([each.filter(pc.not_equal(each["kind"], DOCUMENT)) for each in tables])
 
 
 def _positions(parts: Sequence[Path]) -> Int64:
@@ -61,31 +58,33 @@ def _positions(parts: Sequence[Path]) -> Int64:
     return np.concatenate([read_part_file(part, ["pos"])["pos"].to_numpy() for part in parts])
 
 
-def _kept(after: Aftermath, keys: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """`pos` and `hash` of the passages of those documents that a later stage may have cut."""
-    changed = pa.array(np.unique(column(after.cut, "pos")), pa.int64())
-    found = [pa.table({"pos": pa.array([], pa.int64()), "hash": pa.array([], pa.int64())})]
-    for part in after.parts if len(changed) else ():
+def _cut_later(
+    pos: Int64, hashes: Int64, which: Mask, after: Aftermath, keys: Callable[[pa.Table], pa.Table]
+) -> Mask:
+    """[n] which of some passages are in documents that a later stage cut, and no more among theirs.
+
+    Args:
+        pos, hashes: [n].
+        which: [n] the passages in question.
+    """
+    changed = np.unique(column(after.cut, "pos"))
+    mask: Mask = which & among(pos, changed)
+    left: set[tuple[int, int]] = set()
+    for part in after.parts if mask.any() else ():
         table = read_part_file(part)
-        mine = keys(table.filter(pc.is_in(table["pos"], value_set=changed)))
-        found.append(mine.select(["pos", "hash"]))
-    return pa.concat_tables(found)
-
-
-def _found(pos: Int64, hashes: Int64, kept: pa.Table) -> Mask:
-    """[n] whether each passage is among those of the documents in `kept`."""
-    known = set(zip(kept["pos"].to_pylist(), kept["hash"].to_pylist(), strict=True))
-    mask = among(pos, np.unique(kept["pos"].to_numpy()))
+        found = keys(table.filter(pc.is_in(table["pos"], value_set=pa.array(changed))))
+        left.update(zip(found["pos"].to_pylist(), found["hash"].to_pylist(), strict=True))
     for at in np.flatnonzero(mask).tolist():
-        mask[at] = (int(pos[at]), int(hashes[at])) in known
+        mask[at] = (int(pos[at]), int(hashes[at])) not in left
     return mask
 
 
-def _in_lost_paragraph(rows: pa.Table, lost: Mask) -> Mask:
-    """[n] whether each passage is a sentence of a paragraph that its document lost for good."""
-    paragraph = rows["kind"].to_numpy() == PARAGRAPH
+def _outermost(lost: pa.Table) -> pa.Table:
+    """The rows of lost passages without the sentences of which a lost paragraph has a copy."""
+    paragraph = lost["kind"].to_numpy() == PARAGRAPH
     # `pos` has too many bits to be joined with another number; a document's index has not.
-    documents = np.unique(rows["pos"].to_numpy(), return_inverse=True)[1]
-    place = documents.astype(np.int64) << 31 | rows["inside"].to_numpy()
-    inside: Mask = ~paragraph & among(place, np.unique(place[paragraph & lost]))
-    return inside
+    documents = np.unique(lost["pos"].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    place = documents << 31 | lost["inside"].to_numpy()
+    hashes = lost["hash"].to_numpy()
+    inside = ~paragraph & among(place, np.unique(place[paragraph]))
+    return lost.filter(pa.array(~among(hashes, np.unique(hashes[inside]))))

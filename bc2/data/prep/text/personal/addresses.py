@@ -15,7 +15,7 @@ _MOST_LOCAL = 64
 
 _HOST = re.compile(
     r"(?<=@)((?>(?:[A-Za-z0-9]++(?:-++[A-Za-z0-9]++)*+\.){1,9}([A-Za-z]{2,24})))"
-    r"(?![A-Za-z0-9_@]|-[0-9]|:[\w/~])",
+    r"(?![A-Za-z0-9@]|_\w|-[0-9]|:(?:[\w.~-]{0,64}/|[\w.-]{0,64}\.git\b))",
     re.ASCII,
 )
 
@@ -85,12 +85,12 @@ def _is_other(text: str, start: int, at: int, match: re.Match[str]) -> bool:
 
 _CLUES = Clues(
     yes="""
-    ip ips ipv address addresses addr host hosts hostname server servers client ping ssh
-    connect connected connection login logged remote peer gateway dns nameserver nameservers
+    ip ips ipv address addresses addr host hosts hostname server servers ping bound connecting ssh
+    connect connected connection abuse login logged remote peer gateway dns nameserver nameservers
     proxy deny allow blocked banned attack attacker traceroute curl telnet http https ftp tcp
     udp originating received router routers route inet netmask iptables dig wan vpn subnet
     endpoint forwarded visitor whois unreachable 地址 主机 服务器 登录 登陆 来自 访问 攻击
-    网关 域名 客户端 连接 端口 路由 节点 封禁 来源 远程 公网 外网 扫描 网友
+    网关 域名 白名单 黑名单 发起 连接 端口 路由 节点 封禁 来源 远程 公网 外网 扫描 网友
 """,
     no="""
     version versions v ver rev revision release releases released build section chapter clause
@@ -120,8 +120,11 @@ _VERSION_AFTER = re.compile(
 )
 _LINE_START = re.compile(r"(?:^|\n)[\s#]{0,12}\Z")
 _SECTION_AFTER = re.compile(r"\.?[\s\u00a0]{1,9}+(?![\s\u00a0-]|\d|[\w.-]+\.[a-z])\D")
-_ADDRESS_AFTER = re.compile(r":\d{2,5}\b|/\d{1,2}\b|\]? port \d|\]? - \S+ \[")
-_ADDRESS_BEFORE = re.compile(r"(?:://|\d:\d\d(?:\.\d{1,6})?\]? )\Z")
+_ADDRESS_AFTER = re.compile(r"\]?:\d{2,5}\b|\]? port \d|\]? - \S+ \[")
+_PREFIX_AFTER = re.compile(r"/\d{1,2}\b")
+_ADDRESS_BEFORE = re.compile(
+    r"(?:://|\[client |\b(?:root|admin|ubuntu|user)@|\d:\d\d(?:\.\d{1,6})?\]? )\Z"
+)
 
 #: Numbers above this are rare in versions, and so are first numbers from this.
 _LARGE = 50
@@ -146,11 +149,11 @@ def ips(text: str) -> Iterator[tuple[int, int]]:
 def _is_address(text: str, start: int, end: int) -> bool:
     """Whether four numbers are an address and no version: by what is around them, then by size."""
     before = text[max(0, start - 12) : start]
-    if _ADDRESS_AFTER.match(text, end):
+    small = all(int(octet) <= _LARGE for octet in text[start:end].split("."))
+    if _ADDRESS_AFTER.match(text, end) or (not small and _PREFIX_AFTER.match(text, end)):
         return True
     if _VERSION_BEFORE.search(before) or _VERSION_AFTER.match(text, end):
         return False
-    small = all(int(octet) <= _LARGE for octet in text[start:end].split("."))
     if small and _LINE_START.search(before) and _SECTION_AFTER.match(text, end):
         return False
     if _ADDRESS_BEFORE.search(before):

@@ -15,9 +15,10 @@ _LONGEST = 10  # a word may begin farther away
 _DIGIT = re.compile(r"\d")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
-#: Latin words, also inside ``cardNumber`` and ``card_number``; names of identity and part numbers.
+#: Latin words, also inside ``cardNumber`` and ``card_number``; names of numbers.
 _LATIN = (
     r"(?<![A-Za-z])(?:[Ii][Dd][ _-]?(?:[Cc]ard|[Nn]umber|[Nn]o)|[PpSs]/[Nn])\b"
+    r"|(?<![A-Za-z])(?:[Mm]y|[Hh]is|[Hh]er|[Oo]ur|[Yy]our|[Tt]heir) number\b"
     r"|[A-Z]?[a-z]+|[A-Z]+(?![a-z])"
 )
 _JOINED = str.maketrans("", "", " _-")
@@ -58,11 +59,18 @@ class Clues:
         if _SIGN.search(near):
             return False
         found = list((self._ascii if near.isascii() else self._any).finditer(near))
-        for match in reversed(found):
-            says = self._says.get(match.group().lower().translate(_JOINED))
-            if says is not None and _counts(match.group(), near[match.end() :], says, reach):
-                return says
+        for at in reversed(range(len(found))):
+            says = self._of(found[at])
+            if says is not None and _counts(
+                found[at].group(), near[found[at].end() :], says, reach
+            ):
+                # 号 and 码 say nothing after a word that does
+                named = at > 0 and found[at - 1].end() == found[at].start()
+                return says or (named and self._of(found[at - 1]) is True)
         return None
+
+    def _of(self, match: re.Match[str]) -> bool | None:
+        return self._says.get(match.group().lower().translate(_JOINED))
 
 
 def _counts(word: str, between: str, says: bool, reach: int) -> bool:

@@ -38,7 +38,7 @@ _CARD = Clues(
     yes="""
     card cards charged pay paid payment credit debit visa mastercard amex unionpay discover
     jcb maestro bank cc pan 银行 卡号 银行卡 信用卡 借记卡 储蓄卡 工资卡 卡 账号 帐号 账户
-    开户 工行 农行 中行 建行 招行 交行 转账 转到 汇款 收款 打款 付款 户名 我卡 卡上
+    开户 工行 农行 中行 建行 招行 交行 转账 转到 汇款 收款 打款 付款 户名 我卡 卡上 持卡人 卡主
 """,
     no=_OTHER_NUMBERS
     + " id ids idcard idnumber idno 身份证 graphics video sound network 显卡 网卡 声卡 电话 手机",
@@ -95,9 +95,9 @@ _PROVINCES = frozenset(
 
 #: Every place where 18 or 15 digits may begin; spaces and hyphens may stand between them.
 _ID_18 = re.compile(
-    r"(?<![\d.])(?<!\d[ -])(?=([1-8](?:[ -]?\d){16}[ -]?[\dXx])(?![A-Za-z\d_]))", re.ASCII
+    r"(?<!\d)(?<!\d[. -])(?=([1-8](?:[ -]?\d){16}[ -]?[\dXx])(?![A-Za-z\d_]))", re.ASCII
 )
-_ID_15 = re.compile(r"(?<![\d.])(?<!\d[ -])(?=([1-8](?:[ -]?\d){14})(?!\w|[.-]\d))", re.ASCII)
+_ID_15 = re.compile(r"(?<!\d)(?<!\d[. -])(?=([1-8](?:[ -]?\d){14})(?!\w|[.-]\d))", re.ASCII)
 
 
 def id_cards(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
@@ -148,22 +148,32 @@ _SSN = re.compile(
 )
 
 
+#: A word right before a number, which then is the number of something else.
+_NAMED = re.compile(
+    r"(?<![A-Za-z])(?!(?:is|was|for|of|shows?|and|or|as)\b)[A-Za-z]{2,}\.? ?\Z|[一-鿿]\Z"
+)
+
+
 def ssns(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     """Places of social security numbers; without hyphens only where a word speaks for them."""
     for number in numbers:
         for match in number.matches(_SSN, least=9):
             start = number.offset + match.start()
             clue = _SOCIAL.before(number.text, start)
-            if clue or (clue is None and match[1] == "-"):
+            alone = match[1] == "-" and not _NAMED.search(number.text, max(0, start - 16), start)
+            if clue or (clue is None and alone):
                 yield start, number.offset + match.end()
 
 
+#: As numbers are grouped on cards, and in any other way.
 _CARD_FORM = re.compile(
-    r"(?<![\w.])(?<!\d-)(?:\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?"
-    r"|3[47]\d{2}([ -])\d{6}\2\d{5}|3[0689]\d{2}([ -])\d{6}\3\d{4}|\d{6}([ -])\d{10,13}"
-    r"|\d{13,19})(?!\w|[.-]\d)",
+    r"(?<!\d)(?<!\d[.-])(?:\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?"
+    r"|3[47]\d{2}([ -])\d{6}\2\d{5}|3[0689]\d{2}([ -])\d{6}\3\d{4})(?!\w|[.-]\d)",
     re.ASCII,
 )
+_CARD_DIGITS = re.compile(r"(?<!\d)(?<!\d[.-])\d(?:[ -]?\d){12,18}(?!\w|[.-]\d)", re.ASCII)
+
+_IN_WORD = re.compile("[A-Za-z_]")
 
 #: Issuers' prefixes (ISO/IEC 7812) and the lengths of their numbers.
 _ISSUERS = (
@@ -187,17 +197,20 @@ def bank_cards(numbers: list[Numbers]) -> Iterator[tuple[int, int]]:
     number counts only if it is also grouped as on a card, or a word speaks for it.
     """
     for number in numbers:
-        for match in number.matches(_CARD_FORM, least=13):
-            digits = digits_of(match.group())
-            if not (is_issued(digits) and is_luhn(digits)):
-                continue
-            start = number.offset + match.start()
-            end = number.offset + match.end()
-            clue = _CARD.before(number.text, start)
-            if clue is None and _CARD_AFTER.match(number.text, end):
-                clue = True
-            if clue or (clue is None and len(digits) < len(match.group())):
-                yield start, end
+        for pattern in (_CARD_FORM, _CARD_DIGITS):
+            for match in number.matches(pattern, least=13):
+                digits = digits_of(match.group())
+                alone = pattern is _CARD_FORM and not _IN_WORD.match(number.near, match.start() - 1)
+                if is_issued(digits) and is_luhn(digits) and _is_card(number, match, alone):
+                    yield number.offset + match.start(), number.offset + match.end()
+
+
+def _is_card(number: Numbers, match: re.Match[str], alone: bool) -> bool:
+    """Whether the text around a number lets it be that of a card."""
+    clue = _CARD.before(number.text, number.offset + match.start())
+    if clue is None and _CARD_AFTER.match(number.text, number.offset + match.end()):
+        return True
+    return clue is True or (clue is None and alone)
 
 
 def is_issued(digits: str) -> bool:

@@ -28,16 +28,21 @@ def is_number(code: int, national: str) -> bool:
     )
 
 
+def is_country_code(digits: str) -> bool:
+    """Whether digits are the code of a country."""
+    from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
+
+    return int(digits) in COUNTRY_CODE_TO_REGION_CODE
+
+
 def is_number_abroad(digits: str) -> bool:
     """Whether digits are the code of a country and what may be a number there.
 
     A national prefix of 0 after the code, which people often write, is passed over.
     """
-    from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
-
     for length in (1, 2, 3):
-        code = int(digits[:length])
-        if code in COUNTRY_CODE_TO_REGION_CODE:
+        if is_country_code(digits[:length]):
+            code = int(digits[:length])
             national = digits[length:]
             forms = (national, national[1:]) if national[:1] == "0" else (national,)
             return any(plan.general.fullmatch(form) for plan in _plans(code) for form in forms)

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from bc2.data.prep.text.personal.clues import Clues
 from bc2.data.prep.text.personal.numbers import Numbers, digits_of
-from bc2.data.prep.text.personal.phone_plans import is_number, is_number_abroad
+from bc2.data.prep.text.personal.phone_plans import is_country_code, is_number, is_number_abroad
 
 CLUES = Clues(
     yes="""
     tel telephone tele phone phones mobile mob cell cellphone call calls called calling dial
-    fax ring sms whatsapp contact reach hotline helpline wechat voice landline ph pager 电话
+    fax ring sms whatsapp contact reach hotline helpline wechat voice landline ph pager
+    mynumber hisnumber hernumber ournumber yournumber theirnumber 电话
     手机 联系 致电 拨打 拨 热线 传真 座机 来电 微信 短信 打给 打 客服 咨询 收件人 收货人 通话
     本机 分机 总机 号码 手机号 电话号 手机号码 电话号码 联系号码 微信号 新号 老号 短号
     移动电话 固话 前台 物业 售后 售票 预约 预约挂号 同号
@@ -27,10 +28,12 @@ CLUES = Clues(
     ver rev revision seed offset size bytes price total amount usd commit hash pid uid port
     timestamp epoch score scores lat lon latitude longitude range pages pp vol volume key
     token zip account acct qq max min limit count rows product catalog catalogue patent
-    revenue population barcode matrix fib pixels value values error case lot 订单 单号 编号
+    revenue population barcode matrix fib pixels error case lot 订单 单号 编号
     流水 序列 书号 刊号 标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额
     人民币 价格 单价 总计 合计 共计 大小 人口 文号 专利 发票 准字 账号 帐号 卡号 账户 帐户
-    运单 快递单 工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 阅读 播放
+    运单 快递单 工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 票房
+    营收 收入 产值 销售额 利润 资产 余额
+    市值 点击 浏览 粉丝 面积 电表 表号 户号 阅读 播放
     发票号码 证号码 身份证号码 准考证号码 彩票号码 车牌号码 订单号码 证件号码 中奖号码
     账户号码
 """,
@@ -41,8 +44,8 @@ _NEAR = 14
 
 #: Units after a number that is an amount.
 _UNIT = re.compile(
-    r" ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|手(?!机)|股|票|份|笔"
-    r"|%|x|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
+    r"x\d| ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|手(?!机)|股|票|份|笔|吨|平方|平米|公里"
+    r"|%|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
 )
 
 _LABEL = re.compile(
@@ -59,30 +62,35 @@ _ABROAD = re.compile(
 )
 _NXX = r"[2-9]\d\d"
 _NANP = re.compile(
-    rf"(?<![\w.+*-])(?:1?{_NXX}{_NXX}\d{{4}}"
+    rf"(?<![\w.+*])(?<!\w-)(?:1?{_NXX}{_NXX}\d{{4}}"
     rf"|(?:1(?:[ .-]| ?(?=\()))?+(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}"
-    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
+    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}-{_NXX}\d{{4}}"
+    rf"|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
     rf"|{_NXX}/{_NXX}[. -]\d{{4}}))(?!\w|-\d|\.\d)",
     re.ASCII,
 )
 _MOBILE = re.compile(
-    r"(?<![\d.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+(1[3-9](?:[ -]?\d){9})(?!\w|[.-]\d)",
+    r"(?<![\d.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+"
+    r"(1[3-9](?:[ -]?\d){9}|1[3-9]\d\.\d{4}\.\d{4})(?!\w|[.-]\d)",
     re.ASCII,
 )
 _AREA = r"(?:10|2\d|[3-9]\d\d)"
 _LANDLINE = re.compile(
     rf"(?<![\w.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})"
     rf"|(\(0{_AREA}\))|(0{_AREA}))"
-    r"(?: ?[/-] ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
+    r"(?: ?[/-]{1,2} ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
     re.ASCII,
 )
 _SERVICE = re.compile(
-    r"(?<![\w.*-])[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}| \d{3} \d{4}|-?\d{7})(?!\w|[.-]\d)", re.ASCII
+    r"(?<![\w.*])(?<!\d-)[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}| \d{3} \d{4}|-?\d{7})(?!\w|[.-]\d)",
+    re.ASCII,
 )
 _ANY = re.compile(r"(?<![\w.*-])\(?\d(?:[ ()-]{0,2}+\d){6,14}+(?!\w|[.-]\d)", re.ASCII)
 _DAY = re.compile(r"(?:19|20)\d\d-\d")
+_URL = re.compile(r"(?:://|www\.)\S{0,80}\Z|= ?\Z")
 _BETWEEN = re.compile(r"[\s,;/、，；或和及]*(?:or|and)?\s*")
-_IN_ROW = re.compile(r"^\d | \d\Z")
+_AFTER_NUMBER = re.compile(r"(?<![-/:.\d])\d+ \Z")  # and no date
+_IN_ROW = re.compile(r" \d\Z")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -132,10 +140,7 @@ def _is_next(text: str, start: int, ends: dict[int, int]) -> bool:
 
 def _in_url(text: str, start: int) -> bool:
     """Whether a number stands in a URL, or is the value of a name."""
-    if text[start - 1 : start] == "=":
-        return True
-    word = text[max(0, start - 80) : start].split(" ")[-1]
-    return "://" in word or "www." in word
+    return _URL.search(text, max(0, start - 80), start) is not None
 
 
 def _abroad(match: re.Match[str]) -> Found | None:
@@ -147,10 +152,17 @@ def _abroad(match: re.Match[str]) -> Found | None:
             continue
         digits = digits_of(written[first:end].replace("(0)", "")).removeprefix("00")
         if 7 <= len(digits) <= 15 and is_number_abroad(digits):
-            plus = written[first] == "+"
-            sure = not written[first + plus : end].isdigit() or (plus and len(digits) >= 10)
+            sure = _is_international(written[first:end], len(digits))
             return Found(match.start() + first, match.start() + end, sure)
     return None
+
+
+def _is_international(written: str, digits: int) -> bool:
+    """Whether a number is surely written for callers from abroad."""
+    if written.startswith("00"):
+        code = re.match(r"00(\d{1,3})\D", written)
+        return code is not None and is_country_code(code[1])
+    return digits >= 10 or not written.removeprefix("+").isdigit()
 
 
 def _nanp(match: re.Match[str]) -> Found:
@@ -163,17 +175,18 @@ def _nanp(match: re.Match[str]) -> Found:
 def _in_row(match: re.Match[str]) -> bool:
     """Whether a number in groups stands in a row of other numbers, as in a table."""
     written = match.group()
-    row = match.string[max(0, match.start() - 2) : match.end() + 2]
+    row = match.string[max(0, match.start() - 4) : match.end() + 2]
     spaced = " " in written and written.replace(" ", "").isdigit()
-    return spaced and _IN_ROW.search(row) is not None
+    at = min(4, match.start())
+    return spaced and (_AFTER_NUMBER.search(row, 0, at) or _IN_ROW.search(row)) is not None
 
 
 def _mobile(match: re.Match[str]) -> Found | None:
-    """Eleven digits, in up to four groups. In other than Chinese text they may be any number."""
+    """Eleven digits, in up to five groups. In other than Chinese text they may be any number."""
     body = match[1]
-    groups = re.split("[ -]", body)
+    groups = re.split("[ .-]", body)
     signs = {sign for sign in body if not sign.isdigit()}
-    if len(groups) > 4 or len(groups[0]) < 3 or min(map(len, groups)) < 2 or len(signs) > 1:
+    if len(groups) > 5 or len(groups[0]) < 3 or min(map(len, groups)) < 2 or len(signs) > 1:
         return None
     sure = not re.match("[A-Za-z_]", match.string[match.start() - 1 :]) and is_number(
         86, digits_of(body)
@@ -181,9 +194,14 @@ def _mobile(match: re.Match[str]) -> Found | None:
     if len(groups) > 1:
         sure = sure and not _in_row(match)
     elif match.group() in (body, f"0{body}"):
-        beside = match.string[max(0, match.start() - 12) : match.start()]
-        sure = sure and _CHINESE.search(beside + match.string[match.end() :][:12]) is not None
+        sure = sure and _in_chinese(match)
     return Found(*match.span(), sure)
+
+
+def _in_chinese(match: re.Match[str]) -> bool:
+    """Whether a number stands in Chinese text, where numbers of other things have a label."""
+    before = match.string[max(0, match.start() - 12) : match.start()]
+    return _CHINESE.search(before + match.string[match.end() :][:12]) is not None
 
 
 def _landline(match: re.Match[str]) -> Found:
@@ -191,12 +209,12 @@ def _landline(match: re.Match[str]) -> Found:
     national = digits_of(area).removeprefix("0") + local
     # towns have more digits than the table says, while their numbers are made longer
     in_use = is_number(86, national) or is_number(86, national[:-1])
-    separated = match.group() != match[3] + match[4] if match[3] else True
-    return Found(*match.span(), in_use and separated and not _in_row(match))
+    written = not match.group().isdigit() or _in_chinese(match)
+    return Found(*match.span(), in_use and written and not _in_row(match))
 
 
 def _service(match: re.Match[str]) -> Found:
-    return Found(*match.span(), not match.group().isdigit())
+    return Found(*match.span(), not match.group().isdigit() or _in_chinese(match))
 
 
 def _labelled(match: re.Match[str]) -> Found | None:

@@ -164,8 +164,9 @@ def test_places_are_those_of_the_text(parts: list[str]) -> None:
         alone = Units.of([text])
         assert alone.start.tolist() == start.tolist()
         assert alone.stop.tolist() == stop.tolist()
-        if unicodedata.normalize("NFKD", text) != "".join(
-            unicodedata.normalize("NFKD", c) for c in text
+        seen = "".join(c for c in text if not not_seen(c))
+        if unicodedata.normalize("NFKD", seen) != "".join(
+            unicodedata.normalize("NFKD", c) for c in seen
         ):
             continue  # marks that are put in order
         # cut at a place, a text has the same words
