@@ -186,9 +186,7 @@ RULES = (
     Rule("max_ellipsis_lines", lambda b: _per(b.form.ellipsis_lines, b.form.lines)),
     Rule(
         "max_short_lines",
-        lambda b: _per(
-            b.form.short_line_characters(b.rules.short_line), b.form.line_characters
-        ),
+        lambda b: _per(b.form.short_line_characters(b.rules.short_line), b.form.line_characters),
     ),
     Rule("max_lines_per_word", lambda b: _per(b.form.lines, b.form.words)),
     Rule("max_encoded_ratio", lambda b: _per(b.form.encoded, b.form.solid)),
@@ -393,7 +391,10 @@ def _judge_tables(prose: str, text: str, rules: FormRules) -> tuple[str, str | N
     Args:
         prose: what is prose in the text.
     """
-    if len(prose) > _LONGEST_NOTICE * max(1, rules.min_words) or not TextBatch([prose], rules).little_prose[0]:
+    if (
+        len(prose) > _LONGEST_NOTICE * max(1, rules.min_words)
+        or not TextBatch([prose], rules).little_prose[0]
+    ):
         return None
     for failure in failures(TextBatch([listed_in(text)], rules)):
         if failure.reason in _OF_TABLES and failure.failed[0]:

@@ -49,6 +49,7 @@ class Block(NamedTuple):
 _FIRST = (
     r"(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+\S|[ \t]*+>>>"
     r"|[ \t>]*+(?:[`~$\\|<\[+{┌├│╔║]|![\[!]|\?\?\?|={1,6} |\#{1,6}[ \t]|\#\#|\.\. |https?://"
+    r"|@@ -|diff -|import |export |From: |Subject: "
     r"|(?:In|Out) ?\[|([-=^\"'#*._:])\1\1|(?:[-*]|\d{1,9}[.)])[ \t]+(?:```|~~~|!\[)"
     r"|==?\n|---?\n|:?-+:?[ \t]*\|)"
 )
@@ -80,6 +81,8 @@ _LISTING = re.compile(r"\A(?:-{4,}|\.{4,})$")
 
 #: What is above a listing of AsciiDoc: its attributes or its title.
 _ATTRIBUTES = re.compile(r"\A(?:\[[^\[\]]*\]$|\.[^\s.])")
+_ARMOUR = re.compile(r"\A-----BEGIN [A-Z0-9 ]{1,40}-----$")
+_DIFF = re.compile(r"\A(?:@@ -\d|diff -)")
 _BORDER = re.compile(r"\A=+(?:[ \t]+=+)+$")
 
 #: Prompts of shells and interpreters; what follows a dollar sign is a command and no price.
@@ -119,7 +122,9 @@ _MAIL_FIELD = re.compile(r"\A(?:From|To|Cc|Bcc|Sent|Date|Subject|Reply-To):[ \t]
 
 #: Cells of a line of columns: two gaps of white space or more, which no full stop explains.
 _GAP = re.compile(r"[^\s.!?:;](?: {2}|\t)")
-_COLUMNS = "   "
+
+#: A text with none of them has no columns.
+_GAPS = ("   ", "\t")
 
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
 _HTML = re.compile(
@@ -162,7 +167,12 @@ def blocks(text: str) -> list[Block]:
     """The blocks of a text: they follow one another and cover it; blank lines end each."""
     if not text:
         return []
-    if _BEGINS.match(text) or _SIGN.search(text) or _ANNOUNCES.search(text) or _COLUMNS in text:
+    if (
+        _BEGINS.match(text)
+        or _SIGN.search(text)
+        or _ANNOUNCES.search(text)
+        or any(gap in text for gap in _GAPS)
+    ):
         return _Scanner(text).blocks()
     return [Block(0, len(text), BlockKind.TEXT)]
 
@@ -248,10 +258,10 @@ class _Scanner:
             return BlockKind.CODE, self._paragraph(at)
         if bare[:6] in ("import", "export") and self._after_blank() and _IMPORT.match(bare):
             return BlockKind.CODE, self._paragraph(at)
-        if bare[:3] in _MAIL and (end := self._mail_head()) > at:
-            return BlockKind.MATTER, end
-        if ("  " in bare or "\t" in bare) and (end := self._columns()) > at:
-            return BlockKind.TABLE, end
+        if bare[:3] in _MAIL and (last := self._mail_head()) > at:
+            return BlockKind.MATTER, last
+        if ("  " in bare or "\t" in bare) and (last := self._columns()) > at:
+            return BlockKind.TABLE, last
         if _CREDIT.match(bare):
             return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1
@@ -443,6 +453,20 @@ class _Scanner:
             return None
         end = self._find(self._at + 1, lambda line: line == bare, bare)
         return None if end is None else end + 1
+
+    def _armour(self, bare: str) -> int | None:
+        """A signature or key of OpenPGP or PEM."""
+        if not _ARMOUR.match(bare):
+            return None
+        last = bare.replace("BEGIN", "END")
+        end = self._find(self._at + 1, lambda line: line == last, last)
+        return self._paragraph(self._at) if end is None else end + 1
+
+    def _diff(self, bare: str) -> int | None:
+        """The difference of two files."""
+        if _DIFF.match(bare) or (bare[:4] == "--- " and self._line(self._at + 1)[:4] == "+++ "):
+            return self._paragraph(self._at)
+        return None
 
     def _overlined(self, bare: str) -> int | None:
         """A heading of reStructuredText between two lines."""
@@ -662,6 +686,8 @@ _register("=", BlockKind.TABLE, _Scanner._simple_table)
 _register("=", BlockKind.HEADING, _Scanner._atx)
 _register("=-~^\"'`#*+._:", BlockKind.HEADING, _Scanner._overlined)
 _register("-.", BlockKind.CODE, _Scanner._listing)
+_register("-", BlockKind.CODE, _Scanner._armour)
+_register("-@d", BlockKind.CODE, _Scanner._diff)
 _register("=-~^\"'`#*+._:", BlockKind.RULE, _Scanner._rule)
 _register(".", BlockKind.CODE, _Scanner._directive)
 _register("$>", BlockKind.CODE, _Scanner._prompt)

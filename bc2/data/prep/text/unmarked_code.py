@@ -28,7 +28,7 @@ _SIGNS = re.compile(
 )
 
 #: One name, perhaps an item of a list.
-_NAME = re.compile(r"\s*(?:(?:[-*+]|\d{1,3}[.)])\s+)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*")
+_NAME = re.compile(r"\A\s*+(?:(?:[-*+]|\d{1,3}[.)])\s++)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*\Z")
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{40}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
@@ -40,7 +40,7 @@ def is_unmarked_code(piece: str) -> bool:
     """
     if len(_WIDE.findall(piece)) * 3 > len(piece):
         return False
-    if _NAME.fullmatch(piece) and piece.isascii():
+    if _NAME.match(piece) and piece.isascii():
         return True
     if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
         return False
