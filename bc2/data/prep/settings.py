@@ -212,7 +212,8 @@ class SafetySettings(Settings):
 
     patterns: dict[str, str] = Field(default_factory=dict)
     """Name -> regular expression (Python's `re`); a document with a match is dropped
-    (`pattern:NAME`)."""
+    (`pattern:NAME`). A pattern that starts again at each character of a run takes time by the
+    square of a document's length: write possessive quantifiers (``a++``) for it."""
 
     classifier: str | None = Field(None, min_length=1, json_schema_extra=UNKEYED)
     """Directory of a scorer trained by ``bc2 data train-quality`` with safe text as good and unsafe
@@ -227,8 +228,8 @@ class SafetySettings(Settings):
     it."""
 
     kinds: tuple[PersonalKind, ...] = Field(get_args(PersonalKind), min_length=1)
-    """What counts as personal data. In code (lang ``code``) only e-mail addresses and secret keys
-    are searched for, because other numbers there are literals."""
+    """What counts as personal data. In code (lang ``code``, ``code-python`` ...) only e-mail
+    addresses and secret keys are searched for, because other numbers there are literals."""
 
     mask: str = Field("[{KIND}]", min_length=1)
     """The text that replaces personal data: {KIND} is EMAIL, PHONE, ID_CARD, SSN, IP, BANK_CARD or

@@ -249,7 +249,6 @@ def test_examples_of_real_corpora_show_no_personal_data(tmp_path):
     assert [one for one in examples if personal_in(one)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="safety does not say its places yet")
 def test_every_example_of_safety_shows_what_decided(tmp_path):
     lists = {"url_lists": [str(tmp_path / "urls.txt")], "patterns": {"call": r"Once more"}}
     settings = config(tmp_path, mails(40), safety=lists, passages=None, near=None)

@@ -72,7 +72,7 @@ _ADDRESS = re.compile(
 
 #: Labels, each with an address or a link and nothing else: who wrote a text, where it comes from.
 _CREDIT = re.compile(
-    r"\A(?:[^\s:：\[\]]{1,16}[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
+    r"\A(?:[^\s:：\[\]]{1,16}+[:：][ \t]*+(?:<?https?://[^\s<>]++>?"
     r"|\[[^\]\n]*+\](?:\([^()\n]*+\)|\[[^\]\n]*+\]))[ \t]*+)++$"
 )
 _HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"])")
@@ -145,6 +145,11 @@ _FUNCTION_WORDS = re.compile(
 )
 _COMMENTS = ("# ", "//", "-- ", "/*", "<!--")
 _CODE_MARKS = re.compile(r"[{}\[\]()<>=;|&$#@_\\/+*%~^`\":]")
+_INLINE = re.compile(
+    r"`[^`\n]{1,100}`|\$[^$\n]{1,100}\$|\[([^\[\]\n]{0,200})\]\([^()\n]{0,200}\)"
+    r"|<https?://[^<>\s]{1,200}>"
+    r"|\*\*|(?:(?<=[ ])|\A)(?:[-*+]|\d{1,3}[.)])[ ]"
+)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 #: What the line below a heading, or below the head of a table, begins with.
@@ -208,11 +213,19 @@ class _Scanner:
         while self._at < len(self._lines):
             first = self._at
             kind, self._at = self._next(footer)
-            is_code = kind is not BlockKind.TEXT and self._is_indented(self._lines[first])
-            self._code_width = self._width(first) if is_code else None
-            if kind is not BlockKind.TEXT or not found or found[-1][1] is not BlockKind.TEXT:
+            is_text = kind is BlockKind.TEXT
+            is_listing = not is_text and self._is_listing(first, kind)
+            self._code_width = self._width(first) if is_listing else None
+            if not is_text or not found or found[-1][1] is not BlockKind.TEXT:
                 found.append((first, kind))
         return self._cover(found)
+
+    def _is_listing(self, at: int, kind: BlockKind) -> bool:
+        """Whether a block is code because it is indented, or output drawn as a table."""
+        if kind is BlockKind.CODE:
+            marked = self._bares[at].startswith(("```", "~~~", "$$", "\\"))
+            return not marked and self._is_indented(self._lines[at])
+        return kind is BlockKind.TABLE and self._is_indented(self._lines[at])
 
     def _cover(self, found: list[tuple[int, BlockKind]]) -> list[Block]:
         starts = [self._starts[line] for line, _ in found]
@@ -262,13 +275,14 @@ class _Scanner:
             return BlockKind.MATTER, last
         if ("  " in bare or "\t" in bare) and (last := self._columns()) > at:
             return BlockKind.TABLE, last
-        if _CREDIT.match(bare):
+        if (bare[-1] in ")]" or "://" in bare) and _CREDIT.match(bare):
             return BlockKind.ADDRESS, at + 1
         return BlockKind.TEXT, at + 1
 
     def _code_end(self) -> int | None:
         """The line after the indented code that begins here; None if there is none."""
-        at, continues = self._at, self._continues_code()
+        at = self._at
+        continues = self._code_width is not None and self._width(at) >= self._code_width
         if not (continues or self._after_blank()):
             return None
         if self._is_announced():
@@ -277,19 +291,18 @@ class _Scanner:
         if end == at:
             return None
         lines = self._lines[at:end]
-        if self._is_chinese and not any(map(_CJK.search, lines)):
-            return end  # output of programs
+        text = " ".join(lines)
+        if self._is_chinese and (text.isascii() or not _CJK.search(text)):
+            is_text = not continues and _is_sentence(text)
+            return None if is_text else end  # or output of programs
         return None if is_prose(lines, continues) else end
-
-    def _continues_code(self) -> bool:
-        """Whether this line may go on with the indented code before it."""
-        return self._code_width is not None and self._width(self._at) >= self._code_width
 
     @cached_property
     def _is_chinese(self) -> bool:
         """Whether the text is written in ideographs, and not only quotes some."""
         sample = "".join(self._lines[:_SAMPLE])
-        return len(_CJK.findall(sample)) > 0.03 * len(sample)
+        beyond_ascii = len(sample) - len(sample.encode("ascii", "ignore"))
+        return beyond_ascii > 0.03 * len(sample) and _CJK.search(sample) is not None
 
     # -- lines ------------------------------------------------------------------------------
 
@@ -477,7 +490,7 @@ class _Scanner:
 
     def _is_underline(self, bare: str, following: str) -> bool:
         match = _RULE.match(following) or re.match(r"([=-])\1$", following)
-        if match is None or match[1] is None or len(bare) > _LONGEST_TITLE:
+        if match is None or match[1] is None or len(bare) > _LONGEST_TITLE or bare[-1] == "。":
             return False
         if _ATTRIBUTES.match(bare) and _LISTING.match(following):
             return False
@@ -644,17 +657,29 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     """
     if after_code and lines[0].lstrip().startswith(_COMMENTS):
         return False
-    words = " ".join(lines).split()
+    text = " ".join(lines)
+    has_ideographs = not text.isascii() and _CJK.search(text) is not None
+    if has_ideographs:  # with code, formulas and links between them
+        text = _INLINE.sub(r"\1", text)
+    words = text.split()
     text = " ".join(words)
     solid = len(text) - len(words) + 1
     marks = len(_CODE_MARKS.findall(text))
-    if marks > 0.1 * solid:
+    ends = text[-1:] in "。！？．；"  # as a sentence, which may be about paths and options
+    if marks > (0.3 if ends else 0.1) * solid:
         return False
-    if len(_CJK.findall(text)) > 0.2 * solid:
+    if has_ideographs and len(_CJK.findall(text)) > (0.1 if ends else 0.2) * solid:
         return True
     if function_words(text) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether a line of English begins and ends as a sentence does, and has its words."""
+    text = text.strip()
+    ends = text[:1].isupper() and text[-1:] in ".!?"
+    return ends and function_words(text) * 12 >= len(text.split())
 
 
 def function_words(text: str) -> int:

@@ -11,7 +11,9 @@ times: openers wait on stacks, and a closer takes the nearest.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from itertools import filterfalse, islice
 from typing import NamedTuple
 
 Range = tuple[int, int]
@@ -70,10 +72,22 @@ class Spans(NamedTuple):
     code: list[Range]
     """Code within a line, of which only the marks are hidden."""
 
-    def splits(self, at: int) -> bool:
-        """Whether a cut at a character would leave half a span."""
-        place = bisect_right(self.together, (at, -1)) - 1
-        return place >= 0 and self.together[place][0] < at < self.together[place][1]
+    def outside(self, places: Iterable[int]) -> Iterable[int]:
+        """The places at which a cut leaves no half of a span."""
+        return filterfalse(self._splits, places) if self.together else places
+
+    def _splits(self, at: int) -> bool:
+        place = bisect_left(self.together, (at,)) - 1
+        return place >= 0 and at < self.together[place][1]
+
+    def within(self, start: int, end: int) -> Spans:
+        """The spans that lie in text[start:end], counted from there."""
+        return Spans(*(_within(ranges, start, end) for ranges in self)) if any(self) else self
+
+
+def _within(ranges: list[Range], start: int, end: int) -> list[Range]:
+    first, last = bisect_left(ranges, (start,)), bisect_left(ranges, (end,))
+    return [(a - start, b - start) for a, b in ranges[first:last]]
 
 
 def find_spans(text: str) -> Spans:
@@ -93,9 +107,9 @@ def find_spans(text: str) -> Spans:
 
 def without(text: str, hidden: list[Range], start: int, end: int) -> str:
     """The characters of text[start:end] that are not hidden."""
-    place = max(0, bisect_right(hidden, (start, -1)) - 1)
+    place = max(0, bisect_left(hidden, (start,)) - 1)
     parts = []
-    for first, last in hidden[place:]:
+    for first, last in islice(hidden, place, None):
         if first >= end:
             break
         if last > start:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bc2.data.prep.text.markup_blocks import BlockKind, blocks
-from bc2.data.prep.text.markup_spans import Range, Spans, find_spans, without
+from bc2.data.prep.text.markup_spans import Spans, find_spans, without
 
 #: A line of at least so many characters is not wrapped text, so its end is the end of a paragraph.
 WIDE = 120
@@ -139,41 +139,34 @@ def code_paragraphs(text: str) -> list[Paragraph]:
 
 def _paragraphs(text: str) -> Iterator[Paragraph]:
     spans = find_spans(text)
-    hidden = sorted(spans.hidden + spans.code)
-    start = 0
     ends: Iterable[int] = (match.end() for match in _PARAGRAPH_END.finditer(text))
-    for piece in _pieces(text, _outside(spans, ends) if spans.together else ends):
-        ends = _sentence_ends(piece)
-        if spans.together:
-            ends = (end - start for end in _outside(spans, (start + end for end in ends)))
-        sentences = _pieces(piece, ends)
-        prose = _prose(text, sentences, start, spans.together, hidden) if hidden else sentences
-        yield Paragraph(sentences, prose, True)
+    start = 0
+    for piece in _pieces(text, spans.outside(ends)):
+        mine = spans.within(start, start + len(piece))
+        sentences = _pieces(piece, mine.outside(_sentence_ends(piece)))
+        yield Paragraph(sentences, _prose(piece, sentences, mine), True)
         start += len(piece)
 
 
-def _outside(spans: Spans, ends: Iterable[int]) -> Iterator[int]:
-    return (end for end in ends if not spans.splits(end))
-
-
-def _prose(
-    text: str, sentences: list[str], start: int, together: list[Range], hidden: list[Range]
-) -> list[str]:
-    """What is prose in each sentence.
+def _prose(text: str, sentences: list[str], spans: Spans) -> list[str]:
+    """What is prose in each sentence of a paragraph.
 
     A link or an emphasis alone on its line is a title, no prose. Neither is a sentence that has
     more code than other letters, such as a list of names.
-
-    Args:
-        start: the character of the text at which the first sentence begins.
     """
-    prose = []
+    if not spans.hidden and not spans.code:
+        return sentences
+    hidden = sorted(spans.hidden + spans.code)
+    prose, start = [], 0
     for sentence in sentences:
         end = start + len(sentence)
         shown = without(text, hidden, start, end)
-        around = without(text, together, start, end)
-        marked = len(around) < len(sentence)
-        prose.append("" if marked and _is_no_prose(sentence, around, shown) else shown)
+        if len(shown) < len(sentence):
+            around = without(text, spans.together, start, end)
+            marked = len(around) < len(sentence)
+            prose.append("" if marked and _is_no_prose(sentence, around, shown) else shown)
+        else:
+            prose.append(sentence)
         start = end
     return prose
 
@@ -189,7 +182,8 @@ def _is_no_prose(sentence: str, around: str, shown: str) -> bool:
         return True
     if "`" not in sentence:
         return False
-    return sum(map(str.isalpha, around)) < sum(map(len, _CODE.findall(sentence)))
+    letters = "".join(filter(str.isalpha, around))  # in bytes, of which an ideograph has three
+    return len(letters.encode()) < sum(map(len, _CODE.findall(sentence)))
 
 
 def split_paragraphs(text: str) -> list[str]:

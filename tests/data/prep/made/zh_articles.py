@@ -247,7 +247,7 @@ def article(seed: int, sentences: Sequence[str] = ()) -> Article:
     ]  # fmt: skip
     weights = [draw.random() for _ in parts]
     writer.head()
-    for _ in range(draw.randint(6, 16)):
+    for _ in range(draw.randint(5, 10)):
         writer.paragraph()
         draw.choices(parts, weights)[0]()
     writer.foot()

@@ -40,13 +40,13 @@ REFERENCE = "# Files\n\nThe module works with files.\n\n" + "\n".join(
 )
 
 POOL = "# Class: Stats\n\nAggregate stats for a pool.\n\n" + "\n\n".join(
-    f"### `stats.{name}`\n\nNumber of {what} in this pool."
+    f"### `stats.{name}`\n\nNumber of {what}."
     for name, what in {
-        "connected": "open socket connections",
+        "connected": "open socket connections in this pool",
         "free": "open socket connections that do not have an active request",
-        "pending": "pending requests across all clients",
-        "queued": "queued requests across all clients",
-        "running": "requests that are sent and have no answer yet",
+        "pending": "pending requests across all clients in this pool",
+        "queued": "queued requests across all clients in this pool",
+        "running": "currently active requests across all clients in this pool",
         "size": "requests of any of these kinds",
     }.items()
 )
@@ -187,19 +187,7 @@ NOTICE = [
     "All rights reserved.",
 ]
 STUFFED = ["cheap watches online, buy cheap watches, best cheap watches of the web to order"] * 12
-CITIES = [
-    "Paris",
-    "London",
-    "Berlin",
-    "Madrid",
-    "Rome",
-    "Vienna",
-    "Prague",
-    "Lisbon",
-    "Athens",
-    "Dublin",
-    "Oslo",
-]
+CITIES = ["Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Prague", "Lisbon", "Oslo"]
 SEO = [
     f"Looking for a cheap hotel in {city}? The best hotels in {city} are here. Book a cheap hotel "
     f"in {city} today and save with our offers."

@@ -138,6 +138,11 @@ def kinds_of(text: str) -> list[tuple[str, str]]:
         ("!!! note\n    This is prose, and it belongs to the note.\n", ["heading", "text"]),
         ("```\nnever closed\n\nText.\n", ["code"]),
         ("\n\n  \nText.\n", ["text"]),
+        ("[1]:https://e.org/a\n[b]:/c\n\nText.\n", ["address", "address", "text"]),
+        ("[注]:这里说明一下。\n", ["text"]),
+        ("正文。\n\n1.  $$\n    x = y\n    $$\n\n正文。\n", ["text", "code", "text"]),
+        ("via: https://e.org/a\n\n作者：[A B][a]\n译者：[c](d) 校对：[e](f)\n", ["address"] * 3),
+        ("作者：某人写的[书](a)很好。\n", ["text"]),
         ("FC\n--\n\nThe compiler.\n", ["heading", "text"]),
     ],
 )
@@ -166,3 +171,48 @@ def test_indented_prose_is_text(prose):
 def test_indented_code_is_code(code):
     assert not is_prose([f"    {code}"])
     assert [kind for kind, _ in kinds_of(f"A line.\n\n    {code}\n")] == ["text", "code"]
+
+
+OUTPUT = "You can turn off this feature to get a quicker startup"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["$ sudo x", "", OUTPUT, "", "3 rows."],
+        ["# ./sum.sh", "", "Usage is as follows"],
+        ["+---+---+", "| a | b |", "+---+---+", "1 row in set (0.06 sec)"],
+        ["if x:", "", "# 把两个数加起来", "    y = f(x)"],
+        [OUTPUT],
+    ],
+)
+@pytest.mark.parametrize("blank", ["", "    "])
+def test_code_of_chinese_texts_goes_on_after_blank_lines(lines, blank):
+    code = "\n".join(f"    {line}" if line else blank for line in lines)
+    kinds = kinds_of(f"输出如下。\n\n{code}\n\n这就是全部的结果，没有别的了。\n")
+    assert {kind for kind, _ in kinds[1:-1]} <= {"code", "table"}
+    assert [kinds[0][0], kinds[-1][0]] == ["text"] * 2
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "-   对称性：若 $a\\equiv b\\pmod m$，则 $b\\equiv a\\pmod m$．",
+        "把设置写到 /etc/cron.hourly/, /etc/cron.daily/ 和 /etc/cron.weekly/ 目录里。",
+        "-   `st.top()` 返回栈顶",
+        "详见 [保存](#SAVE-1) 和 **说明**．",
+    ],
+)
+def test_indented_chinese_with_formulas_and_paths_is_text(prose):
+    assert [kind for kind, _ in kinds_of(f"正文。\n\n    {prose}\n")] == ["text"]
+
+
+RULE = "-" * 80
+
+
+@pytest.mark.parametrize("before", ["正文。\n\n", "```\nx\n```\n", "正文。\n"])
+@pytest.mark.parametrize("links", [0, 3, 120])
+def test_footers(before, links):
+    defined = "".join(f"[{at}]:https://e.org/{at}\n" for at in range(links))
+    footer = f"{RULE}\n\nvia: https://e.org\n\n本文由 [L](a) 编译，[C](b) 推出\n\n{defined}"
+    assert kinds_of(before + footer)[-1] == ("matter", footer.strip("\n"))

@@ -137,10 +137,11 @@ def test_cuts_leave_whole_blocks(text, chance):
 
 def test_prose_has_no_blocks_and_no_addresses():
     text = (
-        "# Title\n\nFirst, see [this](https://e.org).\n\n```\ncode\n```\nExample:\n\n"
-        "- `name`: what it is\n- ![a](b)\n\n[1]: https://e.org\n"
+        "# Title\n\nFirst, see [this](https://e.org) and what is said of it there.\n\n"
+        "```\ncode\n```\nExample:\n\n"
+        "- `name`: what it is, and why it is there at all\n- ![a](b)\n\n[1]: https://e.org\n"
     )
     assert [line for line in prose_of(text).split("\n") if line] == [
-        "First, see this.",
-        "- name: what it is",
+        "First, see this and what is said of it there.",
+        "- name: what it is, and why it is there at all",
     ]

@@ -47,7 +47,15 @@ _DOMAINS_TEXT = """
 _DOMAINS = frozenset(_DOMAINS_TEXT.split())
 
 #: Ends of file names, which look like domains of countries: ``x@y.py``.
-_FILES = frozenset(["py", "md", "ts", "rs", "sh", "js"])
+_FILES = frozenset(["py", "md", "ts", "sh", "js"])
+
+#: A domain to which the next word was glued, as where tags were taken out: ``debian.orgRoland``.
+_GLUED = re.compile(r"(?:com|net|org|edu|gov)(?=[A-Z][a-z])")
+
+#: Headers of mails whose values look like addresses, and such a value in the path of a URL.
+_IDS = re.compile(r"(?:message-id|references|in-reply-to|content-id)[ \t]*:", re.IGNORECASE)
+_IN_PATH = re.compile(r"://[^\s?@]{0,80}/\Z")
+_ID_DIGITS = 8
 
 
 def emails(text: str) -> Iterator[tuple[int, int]]:
@@ -59,9 +67,12 @@ def emails(text: str) -> Iterator[tuple[int, int]]:
         match = _HOST.match(wide, at + 1)
         if match:
             start = _local_start(wide, at, done)
-            if start < at and not _is_other(wide, start, at, match):
-                done = match.end(1)
-                yield start, done
+            glued = _GLUED.match(match[2])
+            domain = glued.group() if glued else match[2]
+            if start < at and not _is_other(wide[start:at], match[1], domain):
+                done = match.start(2) + len(domain)
+                if not _is_in_other(wide, start, at):
+                    yield start, done
         at = wide.find("@", at + 1)
 
 
@@ -72,25 +83,34 @@ def _local_start(text: str, at: int, done: int) -> int:
     return at - len(local) if len(local) <= _MOST_LOCAL else at
 
 
-def _is_other(text: str, start: int, at: int, match: re.Match[str]) -> bool:
-    """Whether what looks like an address is the user of a URL, a file, code or nobody's."""
-    host, domain = match[1].lower(), match[2].lower()
+def _is_other(local: str, host: str, domain: str) -> bool:
+    """Whether what looks like an address is a file, code or nobody's."""
+    host, domain = host.lower(), domain.lower()
     if (len(domain) > 2 and domain not in _DOMAINS) or domain in _FILES or _NOBODY.search(host):
         return True
-    if _RESERVED.search(host) and text[start:at].lower() in _PLACEHOLDERS:
+    return _RESERVED.search(host) is not None and local.lower() in _PLACEHOLDERS
+
+
+def _is_in_other(text: str, start: int, at: int) -> bool:
+    """Whether what looks like an address is the user of a URL, or the number of a message."""
+    before = text[max(0, start - 100) : start]
+    if before[-1:] == "@" or _URL_USER.search(before):
         return True
-    before = text[max(0, start - 24) : start]
-    return before[-1:] == "@" or _URL_USER.search(before) is not None
+    if sum(map(str.isdigit, text[start:at])) >= _ID_DIGITS and _IN_PATH.search(before):
+        return True
+    line = text.rfind("\n", max(0, start - 400), start) + 1
+    return _IDS.match(text, line) is not None and start - line < 400
 
 
 _CLUES = Clues(
     yes="""
-    ip ips ipv address addresses addr host hosts hostname server servers ping bound connecting ssh
-    connect connected connection abuse login logged remote peer gateway dns nameserver nameservers
-    proxy deny allow blocked banned attack attacker traceroute curl telnet http https ftp tcp
-    udp originating received router routers route inet netmask iptables dig wan vpn subnet
-    endpoint forwarded visitor whois unreachable 地址 主机 服务器 登录 登陆 来自 访问 攻击
-    网关 域名 白名单 黑名单 发起 连接 端口 路由 节点 封禁 来源 远程 公网 外网 扫描 网友
+    ip ips ipv address addresses addr host hosts hostname server servers ping bound connecting
+    scanning rsync scp request ssh connect connected connection abuse login logged remote peer
+    gateway dns nameserver nameservers proxy deny allow blocked banned attack attacker
+    traceroute curl telnet http https ftp tcp udp originating received router routers route
+    inet netmask iptables dig wan vpn subnet endpoint forwarded visitor whois unreachable 地址
+    主机 服务器 登录 登陆 来自 访问 攻击 网关 域名 代理 白名单 黑名单 发起 连接 端口 路由 节点
+    封禁 来源 远程 公网 外网 扫描 网友
 """,
     no="""
     version versions v ver rev revision release releases released build section chapter clause
@@ -115,12 +135,14 @@ _VERSION_BEFORE = re.compile(
     r"(?:[A-Za-z0-9_)](?<!//)/|[=<>~!]=\s?\"?|~>\s?|\^|(?:^|\n)(?:#+|[*-]) ?\[?)\Z"
 )
 _VERSION_AFTER = re.compile(
-    r"\.in-addr| ?(?:正式)?版| ?(?:发布|更新|修复)| (?:release|beta|fixes|was released)"
+    r"\.in-addr| ?(?:正式)?(?:版|发布)| ?(?:更新|修复|升|及?以[上下])"
+    r"| (?:release|beta|fixes|was released)"
     r"|\.(?:tar|zip|exe|dll|jar|whl)|_|\] - |\n[-=~]{3}|\]?:? ?\(\d{4}-"
 )
 _LINE_START = re.compile(r"(?:^|\n)[\s#]{0,12}\Z")
 _SECTION_AFTER = re.compile(r"\.?[\s\u00a0]{1,9}+(?![\s\u00a0-]|\d|[\w.-]+\.[a-z])\D")
-_ADDRESS_AFTER = re.compile(r"\]?:\d{2,5}\b|\]? port \d|\]? - \S+ \[")
+_ADDRESS_AFTER = re.compile(r"\]?:\d{2,5}\b|\]? port \d|\]? - \S+ \[| ?登[录陆]")
+_NAME_BEFORE = re.compile(r"[A-Za-z+\u4e00-\u9fff][\w.]{0,8} \Z")  # as of a program
 _PREFIX_AFTER = re.compile(r"/\d{1,2}\b")
 _ADDRESS_BEFORE = re.compile(
     r"(?:://|\[client |\b(?:root|admin|ubuntu|user)@|\d:\d\d(?:\.\d{1,6})?\]? )\Z"
@@ -163,7 +185,8 @@ def _is_address(text: str, start: int, end: int) -> bool:
         return clue
     octets = [int(octet) for octet in text[start:end].split(".")]
     large = sum(octet > _LARGE for octet in octets)
-    return 0 not in octets and large >= (2 if octets[0] >= _FIRST else 3)
+    doubtful = octets[0] < _FIRST or _NAME_BEFORE.search(before)
+    return 0 not in octets and large >= (3 if doubtful else 2)
 
 
 def is_public(address: str) -> bool:

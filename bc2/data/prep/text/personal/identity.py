@@ -14,10 +14,10 @@ _OTHER_NUMBERS = """
     model invoice ticket tracking ref reference version seed offset size bytes price total
     amount commit hash pid uid imei imsi timestamp snowflake token status catalog catalogue
     product cas transaction memory time zip patent licence license key user users value p/n
-    s/n lot kit code case docket form report 订单 单号 编号 流水 序列 书号 刊号 标准 编码 条码
-    条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额 人民币 价格 总计 合计 发票 快递 运单
-    工单 合同 交易 用户 设备 工商 注册号 信用代码 识别号 执照 微博 零件 案号 编码 保单 会员
-    学籍 医保 社保 备案 企业 快件 宗地 商品
+    s/n lot kit code case batch voucher docket form report 订单 单号 编号 流水 序列 书号 刊号
+    标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额 人民币 价格 总计 合计
+    发票 快递 运单 工单 合同 交易 用户 设备 工商 注册号 信用代码 识别号 执照 微博 零件 案号
+    编码 保单 会员 学籍 医保 社保 备案 企业 快件 宗地 商品
 """
 
 _IDENTITY = Clues(
@@ -38,7 +38,8 @@ _CARD = Clues(
     yes="""
     card cards charged pay paid payment credit debit visa mastercard amex unionpay discover
     jcb maestro bank cc pan 银行 卡号 银行卡 信用卡 借记卡 储蓄卡 工资卡 卡 账号 帐号 账户
-    开户 工行 农行 中行 建行 招行 交行 转账 转到 汇款 收款 打款 付款 户名 我卡 卡上 持卡人 卡主
+    开户 工行 农行 中行 建行 招行 交行 转账 转到 汇款 收款 打款 付款 户名 我卡 卡上 持卡人
+    卡主
 """,
     no=_OTHER_NUMBERS
     + " id ids idcard idnumber idno 身份证 graphics video sound network 显卡 网卡 声卡 电话 手机",
@@ -150,7 +151,8 @@ _SSN = re.compile(
 
 #: A word right before a number, which then is the number of something else.
 _NAMED = re.compile(
-    r"(?<![A-Za-z])(?!(?:is|was|for|of|shows?|and|or|as)\b)[A-Za-z]{2,}\.? ?\Z|[一-鿿]\Z"
+    r"(?<![A-Za-z])(?!(?:is|was|for|of|shows?|and|or|as)\b)[A-Za-z]{2,16}\.? ?\Z"
+    r"|[\u4e00-\u9fff] ?\Z"
 )
 
 

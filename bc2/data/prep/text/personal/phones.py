@@ -16,11 +16,11 @@ from bc2.data.prep.text.personal.phone_plans import is_country_code, is_number, 
 CLUES = Clues(
     yes="""
     tel telephone tele phone phones mobile mob cell cellphone call calls called calling dial
-    fax ring sms whatsapp contact reach hotline helpline wechat voice landline ph pager
-    mynumber hisnumber hernumber ournumber yournumber theirnumber 电话
-    手机 联系 致电 拨打 拨 热线 传真 座机 来电 微信 短信 打给 打 客服 咨询 收件人 收货人 通话
-    本机 分机 总机 号码 手机号 电话号 手机号码 电话号码 联系号码 微信号 新号 老号 短号
-    移动电话 固话 前台 物业 售后 售票 预约 预约挂号 同号
+    fax sms whatsapp contact reach hotline helpline wechat voice landline ph pager mynumber
+    hisnumber hernumber ournumber yournumber theirnumber 电话 手机 联系 致电 拨打 拨 热线 传真
+    座机 来电 微信 短信 打给 打 客服 咨询 收件人 收货人 通话 本机 分机 总机 号码 手机号 电话号
+    手机号码 电话号码 联系号码 微信号 新号 老号 短号 移动电话 固话 前台 物业 售后 售票 预约
+    预约挂号 同号
 """,
     no="""
     order orders id ids idcard idnumber idno isbn issn doi oclc ean upc lccn arxiv rfc cve
@@ -28,14 +28,12 @@ CLUES = Clues(
     ver rev revision seed offset size bytes price total amount usd commit hash pid uid port
     timestamp epoch score scores lat lon latitude longitude range pages pp vol volume key
     token zip account acct qq max min limit count rows product catalog catalogue patent
-    revenue population barcode matrix fib pixels error case lot 订单 单号 编号
-    流水 序列 书号 刊号 标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额
-    人民币 价格 单价 总计 合计 共计 大小 人口 文号 专利 发票 准字 账号 帐号 卡号 账户 帐户
-    运单 快递单 工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 票房
-    营收 收入 产值 销售额 利润 资产 余额
-    市值 点击 浏览 粉丝 面积 电表 表号 户号 阅读 播放
-    发票号码 证号码 身份证号码 准考证号码 彩票号码 车牌号码 订单号码 证件号码 中奖号码
-    账户号码
+    revenue population barcode matrix fib pixels error case lot batch 订单 单号 编号 流水 序列
+    书号 刊号 标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额 人民币 价格
+    单价 总计 合计 共计 大小 人口 文号 专利 发票 准字 账号 帐号 卡号 账户 帐户 运单 快递单
+    工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 票房 营收 收入 产值
+    销售额 利润 资产 余额 市值 点击 浏览 粉丝 面积 电表 表号 户号 阅读 播放 保单 发票号码
+    证号码 身份证号码 准考证号码 彩票号码 车牌号码 订单号码 证件号码 中奖号码 账户号码
 """,
 )
 
@@ -44,8 +42,8 @@ _NEAR = 14
 
 #: Units after a number that is an amount.
 _UNIT = re.compile(
-    r"x\d| ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|号|手(?!机)|股|票|份|笔|吨|平方|平米|公里"
-    r"|%|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
+    r" ?(?:元|字节|次|人(?!民)|万|亿|条|个|美元|年|期|号(?!机|码)|手(?!机)|股|票|份|笔|吨|平方|平米"
+    r"|公里|%|px|[kKMGT]?i?B\b|bytes\b|rows\b|ms\b|USD\b|dollars\b)"
 )
 
 _LABEL = re.compile(
@@ -55,43 +53,46 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 
+#: No number, product or word goes on before or after a telephone number; an extension may follow.
+_FIRST = r"(?<![\w+])(?<!\w-)(?<!\d\.)(?<![\w)]\*)"
+_LAST = r"(?!(?!x\d)\w|[.-]\d)"
+
 _ABROAD = re.compile(
-    r"(?<![\w+*])\(?(?:\+|(?<![.\-/])(?<!\d )00(?=[1-9])) ?\(?"
-    r"[1-9](?:[ .()/-]{0,2}+\d){6,18}+(?![A-Za-z_])",
+    r"(?<![\w+])(?<![\w)]\*)\(?(?:\+|(?<![.\-/])(?<!\d )00(?=[1-9])) ?\(?"
+    r"[1-9](?:[ .()/-]{0,2}+\d){6,18}+",
     re.ASCII,
 )
 _NXX = r"[2-9]\d\d"
 _NANP = re.compile(
-    rf"(?<![\w.+*])(?<!\w-)(?:1?{_NXX}{_NXX}\d{{4}}"
-    rf"|(?:1(?:[ .-]| ?(?=\()))?+(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}"
-    rf"|{_NXX} ?- ?{_NXX} ?- ?\d{{4}}|{_NXX}-{_NXX}\d{{4}}"
-    rf"|{_NXX}\.{_NXX}\.\d{{4}}|{_NXX} {_NXX}[ -]\d{{4}}"
-    rf"|{_NXX}/{_NXX}[. -]\d{{4}}))(?!\w|-\d|\.\d)",
+    rf"{_FIRST}(?:1?{_NXX}{_NXX}\d{{4}}|(?:1(?:[ .-]| ?(?=\()))?+"
+    rf"(?:\({_NXX}\)(?: ?- ?|[ .])?{_NXX}[ .-]?\d{{4}}|{_NXX}-{_NXX}\d{{4}}"
+    rf"|{_NXX}(?: ?- ?|[ ./]){_NXX}(?: ?- ?|[ .])\d{{4}})){_LAST}",
     re.ASCII,
 )
 _MOBILE = re.compile(
-    r"(?<![\d.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?|0)?+"
-    r"(1[3-9](?:[ -]?\d){9}|1[3-9]\d\.\d{4}\.\d{4})(?!\w|[.-]\d)",
+    r"(?<!\d)(?<!\d[.-])(?<![\w)]\*)(?:\(?(?:86|0086)\)?[ -]?|0)?+"
+    rf"(1[3-9](?:[ -]?\d){{9}}|1[3-9]\d\.\d{{4}}\.\d{{4}}){_LAST}",
     re.ASCII,
 )
 _AREA = r"(?:10|2\d|[3-9]\d\d)"
 _LANDLINE = re.compile(
-    rf"(?<![\w.*])(?<!\d-)(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})"
+    rf"{_FIRST}(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})\)?"
     rf"|(\(0{_AREA}\))|(0{_AREA}))"
-    r"(?: ?[/-]{1,2} ?| )?([2-9]\d{2,3}[ -]?\d{4})(?:-\d{1,5})?(?!\w|[.-]\d)",
+    rf"(?: ?[/-]{{1,2}} ?| )?([2-9]\d{{2,3}}[ -]?\d{{4}})(?:-\d{{1,5}})?{_LAST}",
     re.ASCII,
 )
 _SERVICE = re.compile(
-    r"(?<![\w.*])(?<!\d-)[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}| \d{3} \d{4}|-?\d{7})(?!\w|[.-]\d)",
+    rf"{_FIRST}[48]00(?:-?\d{{3,4}}-\d{{3,4}}|\d-\d{{3}}-\d{{3}}"
+    rf"| \d{{3}} \d{{4}}|[ -]?\d{{7}}){_LAST}",
     re.ASCII,
 )
-_ANY = re.compile(r"(?<![\w.*-])\(?\d(?:[ ()-]{0,2}+\d){6,14}+(?!\w|[.-]\d)", re.ASCII)
+_ANY = re.compile(rf"{_FIRST}\(?\d(?:[ ()-]{{0,2}}+\d){{6,14}}+{_LAST}", re.ASCII)
 _DAY = re.compile(r"(?:19|20)\d\d-\d")
 _URL = re.compile(r"(?:://|www\.)\S{0,80}\Z|= ?\Z")
 _BETWEEN = re.compile(r"[\s,;/、，；或和及]*(?:or|and)?\s*")
 _AFTER_NUMBER = re.compile(r"(?<![-/:.\d])\d+ \Z")  # and no date
 _IN_ROW = re.compile(r" \d\Z")
-_CHINESE = re.compile("[\u4e00-\u9fff]")
+_CHINESE = re.compile("[\u4e00-\u9fff、。，；！？]")
 
 
 class Found(NamedTuple):
@@ -148,7 +149,8 @@ def _abroad(match: re.Match[str]) -> Found | None:
     written = match.group()
     first = 1 if written[0] == "(" and ")" not in written else 0
     for end in range(len(written), 7, -1):
-        if not written[end - 1].isdigit() or written[end : end + 1].isdigit():
+        after = match.string[match.start() + end : match.start() + end + 1]
+        if not written[end - 1].isdigit() or re.match(r"\w", after, re.ASCII):
             continue
         digits = digits_of(written[first:end].replace("(0)", "")).removeprefix("00")
         if 7 <= len(digits) <= 15 and is_number_abroad(digits):
@@ -214,7 +216,8 @@ def _landline(match: re.Match[str]) -> Found:
 
 
 def _service(match: re.Match[str]) -> Found:
-    return Found(*match.span(), not match.group().isdigit() or _in_chinese(match))
+    grouped = not match.group().isdigit() and not _in_row(match)
+    return Found(*match.span(), grouped or _in_chinese(match))
 
 
 def _labelled(match: re.Match[str]) -> Found | None:
