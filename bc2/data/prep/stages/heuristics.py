@@ -63,13 +63,13 @@ class TextBatch:
 
     Args:
         texts: the prose of each.
-        contents: the code, tables and headings of each; "" if `texts` are whole.
+        wholes: each with its code, tables and headings; equal to `texts` by default.
     """
 
-    def __init__(self, texts: Sequence[str], rules: FormRules, contents: Sequence[str] = ()):
+    def __init__(self, texts: Sequence[str], rules: FormRules, wholes: Sequence[str] = ()):
         self.texts = texts
         self.rules = rules
-        self.contents = contents or [""] * len(texts)
+        self.wholes = wholes or texts
         self.form = DocumentStatistics(texts)
 
     @cached_property
@@ -81,10 +81,15 @@ class TextBatch:
     def all_words(self) -> Int64:
         """[D] the number of words, those of code, tables and headings included."""
         words = self.form.words.copy()
-        for at in np.flatnonzero(self.little_prose).tolist():
-            if self.contents[at]:
-                words[at] += DocumentStatistics([self.contents[at]]).words[0]
+        for at in self.mostly_blocks:
+            words[at] += DocumentStatistics([content_of(self.wholes[at])]).words[0]
         return words
+
+    @property
+    def mostly_blocks(self) -> list[int]:
+        """Indices of the texts with little prose and something else."""
+        some = np.flatnonzero(self.little_prose).tolist()
+        return [at for at in some if self.wholes[at] is not self.texts[at]]
 
     @cached_property
     def has_phrase(self) -> Bools:
@@ -373,29 +378,18 @@ def judge(
     verdicts: list[tuple[str, str | None] | None] = []
     for part in document_batches(prose):
         judged: list[tuple[str, str | None] | None] = [None] * (part.stop - part.start)
-        both = zip(prose[part], texts[part], strict=True)
-        contents = ["" if mine is text else content_of(text) for mine, text in both]
-        for failure in failures(TextBatch(prose[part], rules, contents)):
+        batch = TextBatch(prose[part], rules, texts[part])
+        for failure in failures(batch):
             for at in np.flatnonzero(failure.failed).tolist():
                 judged[at] = judged[at] or (failure.reason, failure.detail(at))
+        for at in batch.mostly_blocks:
+            judged[at] = judged[at] or _judge_tables(batch.wholes[at], rules)
         verdicts += judged
-    for at, (mine, text) in enumerate(zip(prose, texts, strict=True)):
-        if mine is not text and verdicts[at] is None:
-            verdicts[at] = _judge_tables(mine, text, rules)
     return verdicts
 
 
-def _judge_tables(prose: str, text: str, rules: FormRules) -> tuple[str, str | None] | None:
-    """The reason and the detail if a document is no more than its tables and headings, and fails.
-
-    Args:
-        prose: what is prose in the text.
-    """
-    if (
-        len(prose) > _LONGEST_NOTICE * max(1, rules.min_words)
-        or not TextBatch([prose], rules).little_prose[0]
-    ):
-        return None
+def _judge_tables(text: str, rules: FormRules) -> tuple[str, str | None] | None:
+    """The reason and the detail if a document that is no more than tables and headings fails."""
     for failure in failures(TextBatch([listed_in(text)], rules)):
         if failure.reason in _OF_TABLES and failure.failed[0]:
             return failure.reason, failure.detail(0)
