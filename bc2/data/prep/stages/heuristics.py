@@ -383,14 +383,17 @@ def judge(
             for at in np.flatnonzero(failure.failed).tolist():
                 judged[at] = judged[at] or (failure.reason, failure.detail(at))
         for at in batch.mostly_blocks:
-            judged[at] = judged[at] or _judge_tables(batch.wholes[at], rules)
+            judged[at] = judged[at] or _judge_tables(batch.texts[at], batch.wholes[at], rules)
         verdicts += judged
     return verdicts
 
 
-def _judge_tables(text: str, rules: FormRules) -> tuple[str, str | None] | None:
-    """The reason and the detail if a document that is no more than tables and headings fails."""
-    for failure in failures(TextBatch([listed_in(text)], rules)):
+def _judge_tables(prose: str, text: str, rules: FormRules) -> tuple[str, str | None] | None:
+    """The reason and the detail if a document of tables and headings with little prose fails."""
+    listed = listed_in(text)
+    if not listed.strip():
+        return None
+    for failure in failures(TextBatch([f"{prose}\n{listed}"], rules)):
         if failure.reason in _OF_TABLES and failure.failed[0]:
             return failure.reason, failure.detail(0)
     return None
