@@ -30,7 +30,7 @@ _SIGNS = re.compile(
 )
 
 #: One name, perhaps an item of a list.
-_NAME = re.compile(r"\A\s*(?:(?:[-*+]|\d{1,3}[.)])\s+)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*")
+_NAME = re.compile(r"\A\s*+(?:(?:[-*+]|\d{1,3}[.)])\s++)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*\Z")
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{64}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
@@ -44,7 +44,7 @@ def is_unmarked_code(piece: str) -> bool:
         return False
     if has_function_words(piece, 2):  # a sentence, which may have a path or a name in it
         return False
-    if _NAME.fullmatch(piece) and piece.isascii():
+    if _NAME.match(piece) and piece.isascii():
         return True
     if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
         return False
