@@ -16,8 +16,9 @@ _TOKENS = re.compile(
     r"|(?<=[!#$&|`])[#$&|`!]|[「」『』“”‘’（），。；：、…])++"
 )
 
-#: An assignment, a call, fields between colons, an address, a path, a name with underscores or several full stops, options and
-#: placeholders of a command, alternatives in brackets, digests, columns.
+#: An assignment, a call, fields between colons, an address, a path, a name with underscores or
+#: several full stops, options and placeholders of a command, alternatives in brackets, digests,
+#: columns.
 _SIGNS = re.compile(
     r"[\w\])}\"'][ \t]{0,40}[-+*/:!<>]?=|^[ \t「]*=\w|\w\([^()\n]*\)"
     r"|\w:[^\s:]{1,40}:[^\s:]|\d\.\d{1,3}\.\d{1,3}\.\d|(?:[/\\][\w.+{}-]+){2}"
