@@ -13,7 +13,7 @@ what is scanned here at 20 MB/s.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
@@ -192,15 +192,32 @@ class _Scanner:
             found.append((self._at, BlockKind.MATTER))
             self._at = end
         footer = self._footer()
+        places = iter(sorted({*self._places(), footer, len(self._lines)}))
+        place = next(places)
         while self._at < len(self._lines):
             first = self._at
-            kind, self._at = self._next(footer)
+            while place < first:
+                place = next(places)
+            kind, self._at = self._next(footer) if place == first else (BlockKind.TEXT, place)
             is_text = kind is BlockKind.TEXT
             is_listing = not is_text and self._is_listing(first, kind)
             self._code_width = self._width(first) if is_listing else None
             if not is_text or not found or found[-1][1] is not BlockKind.TEXT:
                 found.append((first, kind))
         return self._cover(found)
+
+    def _places(self) -> Iterator[int]:
+        """The lines at which a block may begin; all other lines are text."""
+        underlined = False
+        for at in range(len(self._bares) - 1, -1, -1):
+            bare = self._bares[at]
+            if not bare:
+                underlined = False
+                continue
+            mark = bare[0]
+            if underlined or mark in _MARKS or self._lines[at][0] in " \t" or _may_begin(bare):
+                yield at
+            underlined = mark in _UNDERLINES
 
     def _is_listing(self, at: int, kind: BlockKind) -> bool:
         """Whether a block is code because it is indented, or output drawn as a table."""
@@ -594,6 +611,15 @@ class _Scanner:
         return bool(bare) and not bare.startswith(("```", "~~~", "|")) and bare[-1] not in "。！？"
 
 
+def _may_begin(bare: str) -> bool:
+    """Whether a block may begin with a line that neither its first character nor the next tells."""
+    if "  " in bare or "\t" in bare or "@" in bare:
+        return True
+    if "://" in bare or "](" in bare or "][" in bare:
+        return True
+    return bare[:6] in ("import", "export") or bare[:3] in _MAIL or bare[:4] in ("In [", "Out[")
+
+
 def _bare(line: str) -> str:
     """A line without indentation and marks of quotation."""
     bare = line.strip()
@@ -691,3 +717,6 @@ _register("$>", BlockKind.CODE, _Scanner._prompt)
 _register("<", BlockKind.CODE, _Scanner._html_code)
 _register("<", BlockKind.TABLE, _Scanner._html_table)
 _register("<", BlockKind.HTML, _Scanner._html)
+
+#: The first characters of lines for which there are readers.
+_MARKS = frozenset(_READERS)
