@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 
@@ -145,6 +145,9 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 #: What the line below a heading, or below the head of a table, begins with.
 _UNDERLINES = frozenset("-=~^\"'`#*+._:|")
 
+#: Blocks that are remembered: those of about 30 MB of text with much markup.
+_REMEMBERED = 200_000
+
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200
 
@@ -155,13 +158,39 @@ _SAMPLE = 200
 _MATTER_LINES, _FOOTER_LINES = 200, 40
 
 
-def blocks(text: str) -> list[Block]:
+def blocks(text: str) -> Sequence[Block]:
     """The blocks of a text: they follow one another and cover it; blank lines end each."""
     if not text:
         return []
     if _BEGINS.match(text) or _SIGN.search(text) or _ANNOUNCES.search(text) or _COLUMNS in text:
-        return _Scanner(text).blocks()
+        return _RECENT.blocks(text)
     return [Block(0, len(text), BlockKind.TEXT)]
+
+
+class _Recent:
+    """The blocks of texts that this process has read: several stages read a part's texts in turn.
+
+    Only digests and blocks are kept, about 200 bytes for each block.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Sequence[Block]] = {}
+        self._count = 0
+
+    def blocks(self, text: str) -> Sequence[Block]:
+        """The blocks of a text, found at most once while they are remembered."""
+        from xxhash import xxh3_128_digest
+
+        key = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+        found = self._known.get(key)
+        if found is None:
+            found = _Scanner(text).blocks()
+            if self._count > _REMEMBERED:
+                self._known.clear()
+                self._count = 0
+            self._known[key] = found
+            self._count += len(found)
+        return found
 
 
 class _Scanner:
@@ -669,7 +698,7 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
         return False
     if has_ideographs and len(_CJK.findall(text)) > (0.1 if ends else 0.2) * solid:
         return True
-    if function_words(text) * 12 >= len(words):
+    if len(_FUNCTION_WORDS.findall(text)) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
 
@@ -678,12 +707,12 @@ def _is_sentence(text: str) -> bool:
     """Whether a line of English begins and ends as a sentence does, and has its words."""
     text = text.strip()
     ends = text[:1].isupper() and text[-1:] in ".!?"
-    return ends and function_words(text) * 12 >= len(text.split())
+    return ends and len(_FUNCTION_WORDS.findall(text)) * 12 >= len(text.split())
 
 
-def function_words(text: str) -> int:
-    """How many words a text has that sentences have and commands do not."""
-    return len(_FUNCTION_WORDS.findall(text))
+def has_function_words(text: str, count: int) -> bool:
+    """Whether a text has so many words that sentences have and commands do not."""
+    return next(islice(_FUNCTION_WORDS.finditer(text), count - 1, None), None) is not None
 
 
 _Reader = Callable[[_Scanner, str], int | None]
@@ -720,3 +749,5 @@ _register("<", BlockKind.HTML, _Scanner._html)
 
 #: The first characters of lines for which there are readers.
 _MARKS = frozenset(_READERS)
+
+_RECENT = _Recent()

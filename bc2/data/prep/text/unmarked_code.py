@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from bc2.data.prep.text.markup_blocks import function_words
+from bc2.data.prep.text.markup_blocks import has_function_words
 
 #: Words, numbers, and the marks of code, each at most as often in a row as code has it.
 _TOKENS = re.compile(
@@ -40,13 +40,13 @@ def is_unmarked_code(piece: str) -> bool:
 
     Noise has marks in an order that code does not have them in, or is encoded data.
     """
-    if len(_WIDE.findall(piece)) * 3 > len(piece):
+    if not piece.isascii() and len(_WIDE.findall(piece)) * 3 > len(piece):
+        return False
+    if has_function_words(piece, 2):  # a sentence, which may have a path or a name in it
         return False
     if _NAME.fullmatch(piece) and piece.isascii():
         return True
     if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
-        return False
-    if function_words(piece) > 1:  # a sentence with a path or a name in it
         return False
     return not any(_is_encoded(run) for run in _ENCODED.findall(piece))
 
