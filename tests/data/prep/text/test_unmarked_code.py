@@ -15,7 +15,6 @@ from bc2.data.prep.text.unmarked_code import is_unmarked_code
         "/var/lib/apt/lists/deb.debian.org_debian_dists_distribution_Release",
         "root:$1$Xop0FYH9$IfxyQwBe9b8tiyIkt2P4F/:13262:0:99999:7:::",
         "#localip 192.168.0.234-238,192.168.0.245",
-        "SSH Fingerprint :  SHA256:K+0QjpGzZOacLZ3jX4gBwp0mCESt5ceN5HCJZSKWS1A (DSA)",
         "ORG.LIBREOFFICE.WEEKNUM_OOO",
         "package-name_upstream-version-debian.revision.dsc",
         '40 3 1-7 * *   [ "$(date +%a)" == "Mon" ] && command -args',
