@@ -17,12 +17,13 @@ _TOKENS = re.compile(
 )
 
 #: An assignment, a call, a path, a name with underscores or several full stops, options and
-#: placeholders of a command, alternatives in brackets, digests, columns.
+#: placeholders of a command, alternatives in brackets, the dots of a table of contents, digests,
+#: columns.
 _SIGNS = re.compile(
     r"[\w\])}\"'][ \t]{0,40}[-+*/:!<>]?=|^[ \t「]*=\w|\w\([^()\n]*\)"
     r"|(?:[/\\][\w.+{}-]+){2}|[A-Za-z0-9]_[A-Za-z0-9]|\b[A-Za-z]\w*\.\w+\.\w"
     r"|(?<!\S)\[*-{1,2}[A-Za-z]|(?<!\S)[\[(|]*<[A-Za-z][\w-]*>|\s\|\s[^|\n]*[\]})]"
-    r"|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b"
+    r"|\w[ ]\.{6}|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b"
     r"|\S(?:[ ]{2,}|\t[ \t]*)\S+(?:[ \t]\S+)?(?:[ ]{2,}|\t[ \t]*)\S|[{};]\s*$|^[ \t]*[<\\]\w",
     re.MULTILINE,
 )
