@@ -57,9 +57,9 @@ class FormRules(Settings):
 
     min_terminal_lines: Share = False
     """Share of lines that end in a terminal mark or a closing quotation mark, or in which a
-    sentence ends. If the share of paragraphs that end so is higher, it counts instead, because in
-    wrapped text sentences have several lines (C4; FineWeb, Penedo et al. 2024: 0.12 of lines that
-    end so)."""
+    sentence ends; and of those of ten words that end in a colon. If the share of paragraphs that
+    end so is higher, it counts instead, because in wrapped text sentences have several lines (C4;
+    FineWeb, Penedo et al. 2024: 0.12 of lines that end in a mark)."""
 
     max_bullet_lines: Share = False
     """Share of lines that begin with a bullet and are no sentences: without a terminal mark, and of
@@ -92,7 +92,7 @@ class FormRules(Settings):
 
     max_top_ngrams: Shares = Field(default_factory=dict)
     """n -> share of the characters of words that are in the most frequent n-gram, if it occurs
-    more than once (Gopher: 2, 3 and 4 words, 0.20, 0.18 and 0.16)."""
+    eight times or more (Gopher: twice or more; 2, 3 and 4 words, 0.20, 0.18 and 0.16)."""
 
     max_duplicate_ngrams: Shares = Field(default_factory=dict)
     """n -> share of the characters of words that are in any n-gram that occurs more than once;

@@ -6,11 +6,11 @@ value. Language identification takes the most time, so it comes last.
 
 Except in source code, rules measure prose: code, tables, headings and addresses are no repeated
 lines, no symbols and no boilerplate. Only `min_words` counts the words of code, tables and headings
-too. A document that fails is judged again without the lines that are code though nothing marks
-them (`bc2.data.prep.text.unmarked_code`). A document whose prose alone has fewer words than that
-is judged by no other rule of its prose: shares of a few words mean nothing. If it has no code, its
-tables and headings are judged by what they repeat and whether they have words of sentences, since
-they are all there is.
+too, and what repeats is a share of prose and code. A document that fails is judged again without
+the lines that are code though nothing marks them (`bc2.data.prep.text.unmarked_code`). A document
+whose prose alone has fewer words than that is judged by no other rule of its prose: shares of a few
+words mean nothing. If it has no code, its tables and headings are judged by what they repeat and
+whether they have words of sentences, since they are all there is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bc2.data.prep.text.document_statistics import (
 )
 from bc2.data.prep.text.language_id import check_languages, identify
 from bc2.data.prep.text.repetition import ngrams, repeats
-from bc2.data.prep.text.sentences import content_of, listed_in, prose_of
+from bc2.data.prep.text.sentences import code_of, content_of, listed_in, prose_of
 from bc2.data.prep.text.unmarked_code import without_unmarked_code
 
 LanguageGroup = Literal["en", "zh", "code", "other"]
@@ -93,6 +93,28 @@ class TextBatch:
         """Indices of the texts with little prose and something else."""
         some = np.flatnonzero(self.little_prose).tolist()
         return [at for at in some if self.wholes[at] is not self.texts[at]]
+
+    @cached_property
+    def _shares(self) -> dict[int, float]:
+        return {}
+
+    def prose_share(self, at: int) -> float:
+        """The share of a text's characters that are prose and not code, white space aside."""
+        if at not in self._shares:
+            whole, prose = self.wholes[at], int(self.form.solid[at])
+            code = 0 if whole is self.texts[at] else len("".join(code_of(whole).split()))
+            self._shares[at] = prose / max(prose + code, 1)
+        return self._shares[at]
+
+    def in_whole(self, values: Floats, failed: Bools) -> Floats:
+        """[D] shares of the prose as shares of prose and code, for the texts that failed a limit.
+
+        Where examples of code are most of a text, the few words between them may repeat.
+        """
+        scaled = values.copy()
+        for at in np.flatnonzero(failed).tolist():
+            scaled[at] *= self.prose_share(at)
+        return scaled
 
     @cached_property
     def has_phrase(self) -> Bools:
@@ -222,6 +244,11 @@ _OF_TABLES = frozenset(
     )
 )
 
+#: The rules for what repeats; their shares are of prose and code.
+_REPETITION = frozenset(
+    (*NGRAMS, *(rule.setting for rule in RULES if rule.setting.startswith("max_duplicate")))
+)
+
 
 class Failure(NamedTuple):
     """The documents of a batch that fail one rule."""
@@ -260,6 +287,9 @@ def _all_failures(batch: TextBatch) -> Iterator[Failure]:
 def _limited(rule: Rule, batch: TextBatch, limit: float) -> Failure:
     values = rule.measure(batch)
     failed = rule.fails(values, limit)
+    if rule.setting in _REPETITION and failed.any():
+        values = batch.in_whole(values, failed)
+        failed = rule.fails(values, limit)
     return Failure(rule.setting, failed, lambda at: rule.detail(values[at], limit))
 
 
@@ -268,18 +298,15 @@ def _ngram_failures(batch: TextBatch) -> Iterator[Failure]:
     found = {each.n: each for each in ngrams(batch.form, {*top, *duplicate})}
     whole = batch.form.word_characters
     for n, limit in sorted(top.items()):
-        yield _ngram_failure("max_top_ngrams", n, _per(found[n].top, whole), limit)
+        yield _ngram_failure(batch, "max_top_ngrams", n, _per(found[n].top, whole), limit)
     for n, limit in sorted(duplicate.items()):
-        yield _ngram_failure("max_duplicate_ngrams", n, _per(found[n].covered, whole), limit)
+        values = _per(found[n].covered, whole)
+        yield _ngram_failure(batch, "max_duplicate_ngrams", n, values, limit)
 
 
-def _ngram_failure(reason: str, n: int, values: Floats, limit: float) -> Failure:
-    rule = Rule(reason, lambda batch: values)
-    return Failure(
-        reason,
-        rule.fails(values, limit),
-        lambda at: f"{rule.detail(values[at], limit)} for n = {n}",
-    )
+def _ngram_failure(batch: TextBatch, reason: str, n: int, values: Floats, limit: float) -> Failure:
+    failure = _limited(Rule(reason, lambda batch: values), batch, limit)
+    return failure._replace(detail=lambda at: f"{failure.detail(at)} for n = {n}")
 
 
 class HeuristicsStage(PrepStage):

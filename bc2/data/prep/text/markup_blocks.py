@@ -77,6 +77,7 @@ _CREDIT = re.compile(
 )
 _HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"])")
 _RULE = re.compile(r"\A(?:([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$)")
+_BANNER = re.compile(r"\A([-=*#~])\1{2,} ?\w[^\n]{0,100}\1{3}$")
 _LISTING = re.compile(r"\A(?:-{4,}|\.{4,})$")
 
 #: What is above a listing of AsciiDoc: its attributes or its title.
@@ -452,6 +453,10 @@ class _Scanner:
     def _titled(self, bare: str) -> int | None:
         return self._at + 1 if _TITLED.match(bare) else None
 
+    def _banner(self, bare: str) -> int | None:
+        """A heading between marks in one line."""
+        return self._at + 1 if bare[0] == bare[-1] and _BANNER.match(bare) else None
+
     def _template(self, bare: str) -> int | None:
         if bare.startswith("{/*"):
             end = self._find(self._at, lambda line: "*/}" in line, "*/}")
@@ -768,6 +773,7 @@ _register("=-~^\"'`#*+._:", BlockKind.HEADING, _Scanner._overlined)
 _register("-.", BlockKind.CODE, _Scanner._listing)
 _register("-", BlockKind.CODE, _Scanner._armour)
 _register("-@d", BlockKind.CODE, _Scanner._diff)
+_register("-=*#~", BlockKind.HEADING, _Scanner._banner)
 _register("=-~^\"'`#*+._:", BlockKind.RULE, _Scanner._rule)
 _register(".", BlockKind.CODE, _Scanner._directive)
 _register("$>", BlockKind.CODE, _Scanner._prompt)

@@ -240,6 +240,11 @@ def content_of(text: str) -> str:
     return "".join(text[start:end] for start, end, kind in blocks(text) if kind in _CONTENT)
 
 
+def code_of(text: str) -> str:
+    """The blocks of code of a text."""
+    return "".join(text[start:end] for start, end, kind in blocks(text) if kind is BlockKind.CODE)
+
+
 def listed_in(text: str) -> str:
     """The words of the tables and headings of a text, without marks; "" if it has code."""
     parts = []

@@ -144,6 +144,19 @@ abcDEFghiJKLmnoPQRstuVWXyz==
 -----END PGP SIGNATURE-----
 """
 
+EXAMPLES = "\n".join(
+    f"**Example {n}: To list the coverage by {what}**\n\nThe following ``list-coverage`` example "
+    f"lists the coverage of your environment by {what}. ::\n\n"
+    f"    tool list-coverage \\\n        --group-by {what.upper()}\n\n"
+    'Output::\n\n    {\n        "counts": {\n'
+    + "".join(
+        f'            "{what}-{i}": {{"covered": {i * n}, "total": {i * 9}}},\n' for i in range(9)
+    )
+    + "        }\n    }\n\nFor more information, see `Assessing coverage <https://example.org>`__ in "
+    "the *User Guide*.\n"
+    for n, what in enumerate(("account", "region", "type", "name"), 1)
+)
+
 CONVENTIONS = (
     "This document tells how to write the documentation, so that all of it looks alike. We expect "
     "it to change over time, since new ways are found and old ones are given up.\n\n"
@@ -158,6 +171,7 @@ GOOD = {
     "reference": REFERENCE,
     "repeated term": POOL,
     "options": OPTIONS,
+    "examples with code": EXAMPLES,
     "short items": COMPILERS,
     "stripped page": FLATTENED,
     "mail": MAIL,

@@ -21,6 +21,7 @@ BLOCKS = {
     "remark of MDX": ("", "{/* Shared text.\nUse `<Only>` for the rest. */}\n", "html"),
     "tags of templates": ("", "{% include note.html %}\n", "html"),
     "admonition of Docusaurus": ("", ":::tip Read this\n", "heading"),
+    "banner": ("", "************* VERSION 2 OR BETTER ***********\n", "heading"),
     "table of psql": ("", " name | left\n------+------\n a    |    5\n b    |    6\n", "table"),
     "columns": ("", "Device     Start    End  Type\n/dev/sda1   2048   4095  Linux\n", "table"),
     "columns with tabs": ("", "name\tsize\tuse\na\t12\tyes\nb\t3\tno\n", "table"),
@@ -83,6 +84,7 @@ def test_lists_of_code_are_no_prose():
         "- XML_FEATURE_MAX_ENTITY_EXPANSIONS",
         "[--abbrev[=<n>]] [--format=<format>] [--] [<file>...]",
         "{ { SELECT | UPDATE } [, ...]",
+        "1.2  The manual page system ..................... 3",
         "100644 blob 8d14531846b95bfa3564b58ccfb7913a034323b8 .gitignore",
     ],
 )
