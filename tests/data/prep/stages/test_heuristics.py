@@ -108,7 +108,7 @@ def ends_well(line: str) -> bool:
 
 
 def ends_inside(line: str) -> bool:
-    marks = re.finditer(r"[.!?。！？；｡．‼⁇⁈⁉؟۔।॥]\s", line)
+    marks = re.finditer(r"[.!?。！？；｡．‼⁇⁈⁉؟۔।॥]\s|[。；．]", line)
     return any(match.start() and is_letter(line[match.start() - 1]) for match in marks)
 
 
