@@ -49,6 +49,7 @@ class Block(NamedTuple):
 _FIRST = (
     r"(?:[ ]{4}|[ ]{0,3}\t)[ \t]*+\S|[ \t]*+>>>"
     r"|[ \t>]*+(?:[`~$\\|<\[+{┌├│╔║]|![\[!]|\?\?\?|={1,6} |\#{1,6}[ \t]|\#\#|\.\. |https?://"
+    r"|@@ -|diff -|import |export |From: |Subject: "
     r"|(?:In|Out) ?\[|([-=^\"'#*._:])\1\1|(?:[-*]|\d{1,9}[.)])[ \t]+(?:```|~~~|!\[)"
     r"|==?\n|---?\n|:?-+:?[ \t]*\|)"
 )
@@ -76,11 +77,19 @@ _CREDIT = re.compile(
 )
 _HEADING = re.compile(r"\A(?:\#{1,6}(?:[ \t]|$)|\#{2,6}(?=[^\s#])|={1,6} [^\s=\"])")
 _RULE = re.compile(r"\A(?:([-=~^\"'`#*+._:])\1{2,}$|([-*_])(?:[ \t]*\2){2,}$)")
+_BANNER = re.compile(r"\A([-=*#~])\1{2,} ?\w[^\n]{0,100}\1{3}$")
 _LISTING = re.compile(r"\A(?:-{4,}|\.{4,})$")
+
 #: What is above a listing of AsciiDoc: its attributes or its title.
 _ATTRIBUTES = re.compile(r"\A(?:\[[^\[\]]*\]$|\.[^\s.])")
+_ARMOUR = re.compile(r"\A-----BEGIN [A-Z0-9 ]{1,40}-----$")
+_DIFF = re.compile(r"\A(?:@@ -\d|diff -)")
 _BORDER = re.compile(r"\A=+(?:[ \t]+=+)+$")
-_PROMPT = re.compile(r"\A(?:\$ |>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] )")
+
+#: Prompts of shells and interpreters; what follows a dollar sign is a command and no price.
+_PROMPT = re.compile(
+    r"\A(?:\$ (?=[A-Za-z./_~{])|>>> |In \[\d+\]:|Out\[\d+\]:|[\w.-]{1,64}@[\w.-]{1,64}:\S*[$#] )"
+)
 _FIELD = re.compile(r"\A[^\s:：][^:：\n]{0,30}[:：]")
 _MATTER = re.compile(r"\A(?:[A-Za-z][\w -]{0,30}:(?:[ \t]|$)|[ \t]+\S|- )")
 _FIRST_FIELD = re.compile(r"\A[A-Za-z][\w-]*:[ \t]+\S")
@@ -113,10 +122,10 @@ _MAIL = frozenset(("Fro", "To:", "Cc:", "Bcc", "Sen", "Dat", "Sub", "Rep"))
 _MAIL_FIELD = re.compile(r"\A(?:From|To|Cc|Bcc|Sent|Date|Subject|Reply-To):[ \t]")
 
 #: Cells of a line of columns: two gaps of white space or more, which no full stop explains.
-_CELLS = re.compile(
-    r"\S(?<![.!?:;])(?: {2,}|[ ]?\t[ \t]*)\S(?:.*?\S)??(?<![.!?:;])(?: {2,}|[ ]?\t[ \t]*)\S"
-)
-_COLUMNS = "   "
+_GAP = re.compile(r"[^\s.!?:;](?: {2}|\t)")
+
+#: A text with none of them has no columns.
+_GAPS = ("   ", "\t")
 
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
 _HTML = re.compile(
@@ -127,6 +136,8 @@ _HTML = re.compile(
     re.IGNORECASE,
 )
 _RAW = re.compile(r"\A<(script|style|svg|pre|table|textarea|syntaxhighlight)(?=[\s>]|$)", re.I)
+
+_TAG = re.compile(r"<[^<>]*>")
 
 #: Words that sentences have and commands do not.
 _FUNCTION_WORDS = re.compile(
@@ -148,6 +159,9 @@ _UNDERLINES = frozenset("-=~^\"'`#*+._:|")
 #: Blocks that are remembered: those of about 30 MB of text with much markup.
 _REMEMBERED = 200_000
 
+#: A line of HTML with more characters outside of tags is prose.
+_LONGEST_LABEL = 60
+
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200
 
@@ -162,7 +176,12 @@ def blocks(text: str) -> Sequence[Block]:
     """The blocks of a text: they follow one another and cover it; blank lines end each."""
     if not text:
         return []
-    if _BEGINS.match(text) or _SIGN.search(text) or _ANNOUNCES.search(text) or _COLUMNS in text:
+    if (
+        _BEGINS.match(text)
+        or _SIGN.search(text)
+        or _ANNOUNCES.search(text)
+        or any(gap in text for gap in _GAPS)
+    ):
         return _RECENT.blocks(text)
     return [Block(0, len(text), BlockKind.TEXT)]
 
@@ -392,13 +411,6 @@ class _Scanner:
                 return at
         return len(self._lines)
 
-    def _armour(self, bare: str) -> int | None:
-        """A key, a certificate or a signature, from ``-----BEGIN`` to ``-----END``."""
-        if not bare.startswith("-----BEGIN "):
-            return None
-        end = self._find(self._at + 1, lambda line: line.startswith("-----END "), "-----END ")
-        return None if end is None else end + 1
-
     def _marked(self, bare: str) -> int | None:
         """A fence or a formula after the mark of a list item."""
         marker = _MARKER.match(bare)
@@ -441,6 +453,10 @@ class _Scanner:
     def _titled(self, bare: str) -> int | None:
         return self._at + 1 if _TITLED.match(bare) else None
 
+    def _banner(self, bare: str) -> int | None:
+        """A heading between marks in one line."""
+        return self._at + 1 if bare[0] == bare[-1] and _BANNER.match(bare) else None
+
     def _template(self, bare: str) -> int | None:
         if bare.startswith("{/*"):
             end = self._find(self._at, lambda line: "*/}" in line, "*/}")
@@ -457,7 +473,7 @@ class _Scanner:
     def _columns(self) -> int:
         """The line after the last of two or more rows of columns; this line if there are none."""
         at = self._at
-        while _CELLS.search(self._line(at)):
+        while len(_GAP.findall(self._line(at))) > 1:
             at += 1
         return at if at > self._at + 1 else self._at
 
@@ -501,6 +517,20 @@ class _Scanner:
             return None
         end = self._find(self._at + 1, lambda line: line == bare, bare)
         return None if end is None else end + 1
+
+    def _armour(self, bare: str) -> int | None:
+        """A signature or key of OpenPGP or PEM."""
+        if not _ARMOUR.match(bare):
+            return None
+        last = bare.replace("BEGIN", "END")
+        end = self._find(self._at + 1, lambda line: line == last, last)
+        return self._paragraph(self._at) if end is None else end + 1
+
+    def _diff(self, bare: str) -> int | None:
+        """The difference of two files."""
+        if _DIFF.match(bare) or (bare[:4] == "--- " and self._line(self._at + 1)[:4] == "+++ "):
+            return self._paragraph(self._at)
+        return None
 
     def _overlined(self, bare: str) -> int | None:
         """A heading of reStructuredText between two lines."""
@@ -587,7 +617,9 @@ class _Scanner:
         if bare.startswith("<!--"):
             end = self._find(self._at, lambda line: "-->" in line, "-->")
             return None if end is None else end + 1
-        return self._at + 1 if _HTML.match(bare) else None
+        if not _HTML.match(bare) or len(_TAG.sub("", bare)) > _LONGEST_LABEL:
+            return None
+        return self._at + 1
 
     # -- ends of a document -----------------------------------------------------------------
 
@@ -728,7 +760,6 @@ def _register(marks: str, kind: BlockKind, reader: _Reader) -> None:
 
 
 _register("`~", BlockKind.CODE, _Scanner._fence)
-_register("-", BlockKind.CODE, _Scanner._armour)
 _register("-*+0123456789", BlockKind.CODE, _Scanner._marked)
 _register("$\\", BlockKind.CODE, _Scanner._formula)
 _register("[.", BlockKind.ADDRESS, _Scanner._definition)
@@ -741,6 +772,9 @@ _register("=", BlockKind.TABLE, _Scanner._simple_table)
 _register("=", BlockKind.HEADING, _Scanner._atx)
 _register("=-~^\"'`#*+._:", BlockKind.HEADING, _Scanner._overlined)
 _register("-.", BlockKind.CODE, _Scanner._listing)
+_register("-", BlockKind.CODE, _Scanner._armour)
+_register("-@d", BlockKind.CODE, _Scanner._diff)
+_register("-=*#~", BlockKind.HEADING, _Scanner._banner)
 _register("=-~^\"'`#*+._:", BlockKind.RULE, _Scanner._rule)
 _register(".", BlockKind.CODE, _Scanner._directive)
 _register("$>", BlockKind.CODE, _Scanner._prompt)

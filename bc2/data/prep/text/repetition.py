@@ -19,6 +19,10 @@ from bc2.data.prep.text.document_statistics import Bools, DocumentStatistics, In
 _PLACE = np.uint64(22)
 
 
+#: An n-gram that occurs fewer times is a term of a short text, whatever its share.
+OFTEN = 8
+
+
 class Equal(NamedTuple):
     """The spans that occur more than once in their document; equal spans follow one another."""
 
@@ -73,7 +77,7 @@ class NGrams(NamedTuple):
     n: int
     top: Int64
     """[D] occurrences times characters of the most frequent n-gram; of equally frequent ones, of
-    the longest."""
+    the longest. 0 if none occurs `OFTEN` times."""
     covered: Int64
     """[D] characters of words that are in one or more of the n-grams."""
 
@@ -108,6 +112,7 @@ def _top(form: DocumentStatistics, n: int, places: Int64, opens: Int64) -> Int64
     begins = places[opens]
     length = form.running_length[begins + n] - form.running_length[begins]
     best = np.zeros(form.count, np.int64)
+    times[times < OFTEN] = 0
     np.maximum.at(best, form.word_document[begins], (times << 32) | length)
     return (best >> 32) * (best & 0xFFFFFFFF)
 

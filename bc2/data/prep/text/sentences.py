@@ -89,6 +89,9 @@ _LONGEST_TITLE = 100
 #: Code within a line.
 _CODE = re.compile(r"`[^`]+`")
 
+#: What tables and headings are drawn with.
+_MARKS = re.compile(r"[|#+=]|[-:=~]{2,}|\]\([^()\n]*\)|<[^<>\n]*>|\[")
+
 #: A line without letters or digits; and one that announces what follows it.
 _BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
 _LABEL = re.compile(r"^:?[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
@@ -235,6 +238,22 @@ def _without_lead(prose: str) -> str:
 def content_of(text: str) -> str:
     """The blocks of a text in which its author says something: code, tables, headings."""
     return "".join(text[start:end] for start, end, kind in blocks(text) if kind in _CONTENT)
+
+
+def code_of(text: str) -> str:
+    """The blocks of code of a text."""
+    return "".join(text[start:end] for start, end, kind in blocks(text) if kind is BlockKind.CODE)
+
+
+def listed_in(text: str) -> str:
+    """The words of the tables and headings of a text, without marks; "" if it has code."""
+    parts = []
+    for start, end, kind in blocks(text):
+        if kind is BlockKind.CODE:
+            return ""
+        if kind in (BlockKind.TABLE, BlockKind.HEADING):
+            parts.append(_MARKS.sub(" ", text[start:end]))
+    return "".join(parts)
 
 
 def cut_sentences(text: str, keep: Sequence[bool]) -> str:

@@ -17,20 +17,20 @@ _TOKENS = re.compile(
 )
 
 #: An assignment, a call, fields between colons, an address, a path, a name with underscores or
-#: several full stops, options and placeholders of a command, alternatives in brackets, digests,
-#: columns.
+#: several full stops, options and placeholders of a command, alternatives in brackets, the dots of
+#: a table of contents, digests, columns.
 _SIGNS = re.compile(
     r"[\w\])}\"'][ \t]{0,40}[-+*/:!<>]?=|^[ \t「]*=\w|\w\([^()\n]*\)"
     r"|\w:[^\s:]{1,40}:[^\s:]|\d\.\d{1,3}\.\d{1,3}\.\d|(?:[/\\][\w.+{}-]+){2}"
     r"|[A-Za-z0-9]_[A-Za-z0-9]|\b[A-Za-z]\w*\.\w+\.\w"
     r"|(?<!\S)\[*-{1,2}[A-Za-z]|(?<!\S)[\[(|]*<[A-Za-z][\w-]*>|\s\|\s[^|\n]*[\]})]"
-    r"|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b"
+    r"|\w[ ]\.{6}|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b|\b(?:SHA|MD)\d{1,3}:\w"
     r"|\S(?:[ ]{2,}|\t[ \t]*)\S+(?:[ \t]\S+)?(?:[ ]{2,}|\t[ \t]*)\S|[{};]\s*$|^[ \t]*[<\\]\w",
     re.MULTILINE,
 )
 
 #: One name, perhaps an item of a list.
-_NAME = re.compile(r"\A\s*(?:(?:[-*+]|\d{1,3}[.)])\s+)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*")
+_NAME = re.compile(r"\A\s*+(?:(?:[-*+]|\d{1,3}[.)])\s++)?[A-Za-z_$][\w.:/@$-]{2,40}[.,:;]?\s*\Z")
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{64}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
@@ -44,7 +44,7 @@ def is_unmarked_code(piece: str) -> bool:
         return False
     if has_function_words(piece, 2):  # a sentence, which may have a path or a name in it
         return False
-    if _NAME.fullmatch(piece) and piece.isascii():
+    if _NAME.match(piece) and piece.isascii():
         return True
     if not _SIGNS.search(piece) or not _TOKENS.fullmatch(piece):
         return False
