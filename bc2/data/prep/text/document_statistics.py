@@ -293,17 +293,24 @@ class DocumentStatistics:
 
         They end in a terminal mark or a closing quotation mark, or after `SENTENCE_WORDS` words in
         a colon; or a terminal mark follows a letter and comes before a space: wrapped sentences end
-        inside of lines.
+        inside of lines. Full stops of Chinese need no space: many writers leave out the last one of
+        a line.
         """
         _, first, last, document = self._lines
         spans = self.line_spans
         colon = (self.codes[last] == ord(":")) | (self.codes[last] == ord("："))
         kinds = self.classes
         marks = (kinds[1:-1] == DOT) | (kinds[1:-1] == TERMINAL)
-        marks &= LETTERS[kinds[:-2]] & (kinds[2:] == SPACE)
+        marks &= LETTERS[kinds[:-2]] & ((kinds[2:] == SPACE) | self._full_stops[1:-1])
         ends = ENDS[kinds[last]] | (colon & (spans.last - spans.first >= SENTENCE_WORDS))
         ends[np.searchsorted(first, np.flatnonzero(marks) + 1, "right") - 1] = True
         return self.sums(document, ends)
+
+    @property
+    def _full_stops(self) -> Bools:
+        """[N] which characters are full stops or semicolons of Chinese."""
+        stops: Bools = np.isin(self.codes, [ord(mark) for mark in "。；．"])
+        return stops
 
     @property
     def terminal_paragraphs(self) -> Int64:

@@ -717,14 +717,15 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     """
     if after_code and lines[0].lstrip().startswith(_COMMENTS):
         return False
-    text = " ".join(lines)
-    has_ideographs = not text.isascii() and _CJK.search(text) is not None
-    if has_ideographs:  # with code, formulas and links between them
-        text = _INLINE.sub(r"\1", text)
-    words = text.split()
+    words = " ".join(lines).split()
     text = " ".join(words)
     solid = len(text) - len(words) + 1
     marks = len(_CODE_MARKS.findall(text))
+    has_ideographs = not text.isascii() and _CJK.search(text) is not None
+    if has_ideographs and marks > 0.1 * solid:  # with code, formulas and links between them
+        text = _INLINE.sub(r"\1", text)
+        solid = len("".join(text.split())) + 1
+        marks = len(_CODE_MARKS.findall(text))
     ends = text[-1:] in "。！？．；"  # as a sentence, which may be about paths and options
     if marks > (0.3 if ends else 0.1) * solid:
         return False

@@ -92,8 +92,9 @@ _CODE = re.compile(r"`[^`]+`")
 #: What tables and headings are drawn with.
 _MARKS = re.compile(r"[|#+=]|[-:=~]{2,}|\]\([^()\n]*\)|<[^<>\n]*>|\[")
 
-#: A line without letters or digits; and one that announces what follows it.
-_BARE = re.compile(r"^[^\w\n]++\n", re.MULTILINE)
+#: A line without letters or digits, or that says whom the words above it are by; and one that
+#: announces what follows it.
+_BARE = re.compile(r"^(?:[^\w\n]++|[ \t]*+(?:--|——)[ \t]*+[^\n。！？.!?]{1,60})\n", re.MULTILINE)
 _LABEL = re.compile(r"^:?[^\n:：]{1,40}(?:::?|：)[ \t]*\n", re.MULTILINE)
 
 #: A line of at most so many characters that introduces the code or table after it.

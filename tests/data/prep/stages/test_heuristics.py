@@ -110,7 +110,7 @@ def ends_well(line: str) -> bool:
 def ends_inside(line: str) -> bool:
     if line[-1] in ":：" and len(words_of(line)) >= 10:
         return True
-    marks = re.finditer(r"[.!?。！？；｡．‼⁇⁈⁉؟۔।॥]\s", line)
+    marks = re.finditer(r"[.!?。！？；｡．‼⁇⁈⁉؟۔।॥]\s|[。；．]", line)
     return any(match.start() and is_letter(line[match.start() - 1]) for match in marks)
 
 

@@ -77,6 +77,7 @@ def test_what_was_apart_stays_apart(text, keep, left):
     ("text", "prose"),
     [
         ("设 $G$ 是图，则 **称** [它](a) 为图。\n", "设 $G$ 是图，则 称 它 为图。\n"),
+        ("光阴似箭，日月如梭。\n    --《增广贤文》\n", "光阴似箭，日月如梭。\n"),
         ("<ruby>位<rt>bit</rt></ruby>的值。\n", "位bit的值。\n"),
         ("一段话。\n\n运行下面的命令\n\n```\nx\n```\n", "一段话。\n\n\n"),
         ("一段话。\n运行下面的命令\n```\nx\n```\n", "一段话。\n运行下面的命令\n\n"),
