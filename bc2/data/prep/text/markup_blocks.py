@@ -165,6 +165,9 @@ _LONGEST_TITLE = 200
 #: First lines of a text that tell its script.
 _SAMPLE = 200
 
+#: Longer lines of tildes or backticks alone may be underlines and rules as well as fences.
+_LONGEST_FENCE = 5
+
 #: Front matter and footers have at most so many lines.
 _MATTER_LINES, _FOOTER_LINES = 200, 40
 
@@ -352,6 +355,8 @@ class _Scanner:
             lambda line: line.startswith(mark) and not line.strip(mark[0]),
             mark,
         )
+        if bare == mark and len(mark) > _LONGEST_FENCE and (end is None or not self._after_blank()):
+            return None  # an underline
         return self._container_end() if end is None else end + 1
 
     def _container_end(self) -> int:

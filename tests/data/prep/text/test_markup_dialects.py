@@ -60,6 +60,14 @@ def test_prose_that_looks_like_a_block_is_text(text):
     assert {block.kind for block in blocks(text)} == {BlockKind.TEXT}
 
 
+def test_a_line_of_tildes_that_nothing_closes_is_no_fence():
+    text = f"Released in May\nChanged in June\n{'~' * 20}\n\n{SAID}"
+    assert SAID in prose_of(text)
+    assert BlockKind.CODE not in {block.kind for block in blocks(text)}
+    fenced = f"{SAID}\n{'~' * 6}\ncode\n{'~' * 6}\n"
+    assert [block.kind for block in blocks(fenced)] == [BlockKind.TEXT, BlockKind.CODE]
+
+
 def test_prose_in_lines_of_html_is_prose():
     text = (
         '<div>\n<p align="center">The server reads the file once, and it keeps the '
