@@ -6,10 +6,11 @@ value. Language identification takes the most time, so it comes last.
 
 Except in source code, rules measure prose: code, tables, headings and addresses are no repeated
 lines, no symbols and no boilerplate. Only `min_words` counts the words of code, tables and headings
-too, and what repeats is a share of prose and code. A document whose prose alone has fewer words
-than that is judged by no other rule of its prose: shares of a few words mean nothing. If it has no
-code, its tables and headings are judged by what they repeat and whether they have words of
-sentences, since they are all there is.
+too, and what repeats is a share of prose and code. A document that fails is judged again without
+the lines that are code though nothing marks them (`bc2.data.prep.text.unmarked_code`). A document
+whose prose alone has fewer words than `min_words` is judged by no other rule of its prose: shares
+of a few words mean nothing. If it has no code, its tables and headings are judged by what they
+repeat and whether they have words of sentences, since they are all there is.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from bc2.data.prep.text.document_statistics import (
 from bc2.data.prep.text.language_id import check_languages, identify
 from bc2.data.prep.text.repetition import ngrams, repeats
 from bc2.data.prep.text.sentences import code_of, content_of, listed_in, prose_of
+from bc2.data.prep.text.unmarked_code import without_unmarked_code
 
 LanguageGroup = Literal["en", "zh", "code", "other"]
 
@@ -335,7 +337,8 @@ class HeuristicsStage(PrepStage):
         verdicts: list[tuple[str, str | None] | None] = [None] * len(texts)
         for group in sorted(set(groups)):
             rows = [row for row, group_of_row in enumerate(groups) if group_of_row == group]
-            judged = judge(
+            look = judge if group == "code" else judge_twice
+            judged = look(
                 [prose[row] for row in rows],
                 getattr(self.settings, group),
                 [texts[row] for row in rows],
@@ -425,6 +428,17 @@ def _judge_tables(prose: str, text: str, rules: FormRules) -> tuple[str, str | N
         if failure.reason in _OF_TABLES and failure.failed[0]:
             return failure.reason, failure.detail(0)
     return None
+
+
+def judge_twice(
+    prose: Sequence[str], rules: FormRules, texts: Sequence[str]
+) -> list[tuple[str, str | None] | None]:
+    """`judge`, and again without lines of code that nothing marks, for each text that fails."""
+    verdicts = judge(prose, rules, texts)
+    for at, verdict in enumerate(verdicts):
+        if verdict and (left := without_unmarked_code(prose[at])) != prose[at]:
+            verdicts[at] = judge([left], rules, [texts[at]])[0] and verdict
+    return verdicts
 
 
 def _outcome(table: pa.Table, verdicts: list[tuple[str, str | None] | None]) -> Outcome:

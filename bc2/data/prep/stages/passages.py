@@ -98,13 +98,14 @@ class PassagesStage(PrepStage):
         """
         from xxhash import xxh3_64_intdigest
 
-        form = _code_form if is_code(lang) else _form
-        for kind, index, inside, piece in self._pieces(text, is_code(lang)):
+        code = is_code(lang)
+        form = _code_form if code else _form
+        for kind, index, inside, piece in self._pieces(text, code):
             limit = self._limits[kind]
             if 4 * len(piece) < limit:  # a character has at most 4 bytes
                 continue
             shape = form(piece).encode()
-            if len(shape) >= limit and (is_code(lang) or not _is_example(piece)):
+            if len(shape) >= limit and (code or not _is_example(piece)):
                 digest = xxh3_64_intdigest(shape, seed=kind) - (1 << 63)
                 yield digest, kind, index, inside, len(piece), len(piece.encode())
 

@@ -43,6 +43,9 @@ COLUMNS = pa.schema(
     ]
 )
 
+#: A text that has a larger share of bytes in unmarked code is no prose with examples.
+_MOST_CODE = 0.75
+
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
@@ -196,10 +199,9 @@ class QualityStage(PrepStage):
         has_prose = [any(map(str.isalnum, piece)) for piece in pieces.prose]
         scores = np.full(len(has_prose), np.nan, np.float32)
         scores[has_prose] = self._scorer.score([*compress(pieces.prose, has_prose)])
-        for at in np.flatnonzero(scores < self.settings.min_document).tolist():
-            if is_unmarked_code(pieces.prose[at]):
-                has_prose[at], scores[at] = False, np.nan
         weights = np.array([len(piece.encode()) for piece in pieces.prose], np.int64) * has_prose
+        code = self._unmarked_code(scores, weights, pieces)
+        weights[code], scores[code] = 0, np.nan
         paragraphs = _means(scores, weights, pieces.per_paragraph)
         means = _means(scores, weights, pieces.texts).tolist()
         last = np.cumsum(pieces.texts).tolist()
@@ -211,6 +213,20 @@ class QualityStage(PrepStage):
             about = pieces.sentences[own], pieces.prose[own], weights[own], scores[own]
             scored.append(_Scored(text, *about, within, means[at]))
         return scored
+
+    def _unmarked_code(self, scores: Float32, weights: Int64, pieces: _Pieces) -> Int64:
+        """The pieces with low scores that are code: [code].
+
+        Not in texts that have little else: those are judged as they are.
+        """
+        low = np.flatnonzero(scores < self.settings.min_document)
+        code = [at for at in low.tolist() if is_unmarked_code(pieces.prose[at])]
+        owners = np.repeat(np.arange(len(pieces.texts)), pieces.texts)
+        of_code = np.zeros(len(pieces.texts), np.int64)
+        np.add.at(of_code, owners[code], weights[code])
+        whole = np.bincount(owners, weights=weights, minlength=len(pieces.texts))
+        has_prose = of_code <= _MOST_CODE * whole
+        return np.array([at for at in code if has_prose[owners[at]]], np.int64)
 
     def _decide(self, scored: _Scored) -> _Decision:
         """Drop the document, cut sentences out of it, or leave it unchanged."""

@@ -23,8 +23,9 @@ from bc2.data.language_tags import is_code
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
 from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
+from bc2.data.prep.text.piece_scores import SCORES
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
-from bc2.data.prep.text.sentences import CJK, split_paragraphs, split_sentences
+from bc2.data.prep.text.sentences import CJK, divide, split_sentences
 from bc2.errors import DataError
 from bc2.files import sha256_file
 from bc2.streams import open_bytes
@@ -320,12 +321,18 @@ def _replaced(table: pa.Table, texts: list[str]) -> pa.Table:
     old = table["text"].to_pylist()
     changed = [i for i, (was, now) in enumerate(zip(old, texts, strict=True)) if was != now]
     table = table.set_column(place, table.schema.field(place), pa.array(texts, pa.large_string()))
-    splits = {"sentence_scores": split_sentences, "paragraph_scores": split_paragraphs}
-    for name, split in splits.items():
-        if changed and name in table.column_names:
+    if not changed or not any(name in table.column_names for name in SCORES):
+        return table
+    divided = {i: divide(texts[i]) for i in changed}
+    counts = {
+        "paragraph_scores": {i: len(found) for i, found in divided.items()},
+        "sentence_scores": {i: sum(len(p.sentences) for p in f) for i, f in divided.items()},
+    }
+    for name, count in counts.items():
+        if name in table.column_names:
             values = table[name].to_pylist()
             for i in changed:
-                if values[i] is not None and len(split(texts[i])) != len(values[i]):
+                if values[i] is not None and count[i] != len(values[i]):
                     values[i] = None
             at = table.schema.get_field_index(name)
             field = table.schema.field(at)

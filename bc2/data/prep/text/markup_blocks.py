@@ -13,10 +13,10 @@ what is scanned here at 20 MB/s.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 
@@ -159,6 +159,9 @@ _UNDERLINES = frozenset("-=~^\"'`#*+._:|")
 #: A line of HTML with more characters outside of tags is prose.
 _LONGEST_LABEL = 60
 
+#: Blocks that are remembered: those of about 30 MB of text with much markup.
+_REMEMBERED = 200_000
+
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200
 
@@ -172,7 +175,7 @@ _LONGEST_FENCE = 5
 _MATTER_LINES, _FOOTER_LINES = 200, 40
 
 
-def blocks(text: str) -> list[Block]:
+def blocks(text: str) -> Sequence[Block]:
     """The blocks of a text: they follow one another and cover it; blank lines end each."""
     if not text:
         return []
@@ -182,8 +185,34 @@ def blocks(text: str) -> list[Block]:
         or _ANNOUNCES.search(text)
         or any(gap in text for gap in _GAPS)
     ):
-        return _Scanner(text).blocks()
+        return _RECENT.blocks(text)
     return [Block(0, len(text), BlockKind.TEXT)]
+
+
+class _Recent:
+    """The blocks of texts that this process has read: several stages read a part's texts in turn.
+
+    Only digests and blocks are kept, about 200 bytes for each block.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Sequence[Block]] = {}
+        self._count = 0
+
+    def blocks(self, text: str) -> Sequence[Block]:
+        """The blocks of a text, found at most once while they are remembered."""
+        from xxhash import xxh3_128_digest
+
+        key = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+        found = self._known.get(key)
+        if found is None:
+            found = _Scanner(text).blocks()
+            if self._count > _REMEMBERED:
+                self._known.clear()
+                self._count = 0
+            self._known[key] = found
+            self._count += len(found)
+        return found
 
 
 class _Scanner:
@@ -214,15 +243,32 @@ class _Scanner:
             found.append((self._at, BlockKind.MATTER))
             self._at = end
         footer = self._footer()
+        places = iter(sorted({*self._places(), footer, len(self._lines)}))
+        place = next(places)
         while self._at < len(self._lines):
             first = self._at
-            kind, self._at = self._next(footer)
+            while place < first:
+                place = next(places)
+            kind, self._at = self._next(footer) if place == first else (BlockKind.TEXT, place)
             is_text = kind is BlockKind.TEXT
             is_listing = not is_text and self._is_listing(first, kind)
             self._code_width = self._width(first) if is_listing else None
             if not is_text or not found or found[-1][1] is not BlockKind.TEXT:
                 found.append((first, kind))
         return self._cover(found)
+
+    def _places(self) -> Iterator[int]:
+        """The lines at which a block may begin; all other lines are text."""
+        underlined = False
+        for at in range(len(self._bares) - 1, -1, -1):
+            bare = self._bares[at]
+            if not bare:
+                underlined = False
+                continue
+            mark = bare[0]
+            if underlined or mark in _MARKS or self._lines[at][0] in " \t" or _may_begin(bare):
+                yield at
+            underlined = mark in _UNDERLINES
 
     def _is_listing(self, at: int, kind: BlockKind) -> bool:
         """Whether a block is code because it is indented, or output drawn as a table."""
@@ -478,7 +524,7 @@ class _Scanner:
         return None if end is None else end + 1
 
     def _armour(self, bare: str) -> int | None:
-        """A signature or key of OpenPGP or PEM."""
+        """A key, a certificate or a signature, of which a signed message is no part."""
         if not _ARMOUR.match(bare):
             return None
         last = bare.replace("BEGIN", "END")
@@ -631,6 +677,15 @@ class _Scanner:
         return bool(bare) and not bare.startswith(("```", "~~~", "|")) and bare[-1] not in "。！？"
 
 
+def _may_begin(bare: str) -> bool:
+    """Whether a block may begin with a line that neither its first character nor the next tells."""
+    if "  " in bare or "\t" in bare or "@" in bare:
+        return True
+    if "://" in bare or "](" in bare or "][" in bare:
+        return True
+    return bare[:6] in ("import", "export") or bare[:3] in _MAIL or bare[:4] in ("In [", "Out[")
+
+
 def _bare(line: str) -> str:
     """A line without indentation and marks of quotation."""
     bare = line.strip()
@@ -667,20 +722,21 @@ def is_prose(lines: Sequence[str], after_code: bool = False) -> bool:
     """
     if after_code and lines[0].lstrip().startswith(_COMMENTS):
         return False
-    text = " ".join(lines)
-    has_ideographs = not text.isascii() and _CJK.search(text) is not None
-    if has_ideographs:  # with code, formulas and links between them
-        text = _INLINE.sub(r"\1", text)
-    words = text.split()
+    words = " ".join(lines).split()
     text = " ".join(words)
     solid = len(text) - len(words) + 1
     marks = len(_CODE_MARKS.findall(text))
+    has_ideographs = not text.isascii() and _CJK.search(text) is not None
+    if has_ideographs and marks > 0.1 * solid:  # with code, formulas and links between them
+        text = _INLINE.sub(r"\1", text)
+        solid = len("".join(text.split())) + 1
+        marks = len(_CODE_MARKS.findall(text))
     ends = text[-1:] in "。！？．；"  # as a sentence, which may be about paths and options
     if marks > (0.3 if ends else 0.1) * solid:
         return False
     if has_ideographs and len(_CJK.findall(text)) > (0.1 if ends else 0.2) * solid:
         return True
-    if function_words(text) * 12 >= len(words):
+    if len(_FUNCTION_WORDS.findall(text)) * 12 >= len(words):
         return True
     return marks == 0 and not (text[:1].islower() or text[:1] in "-$./")
 
@@ -689,12 +745,12 @@ def _is_sentence(text: str) -> bool:
     """Whether a line of English begins and ends as a sentence does, and has its words."""
     text = text.strip()
     ends = text[:1].isupper() and text[-1:] in ".!?"
-    return ends and function_words(text) * 12 >= len(text.split())
+    return ends and len(_FUNCTION_WORDS.findall(text)) * 12 >= len(text.split())
 
 
-def function_words(text: str) -> int:
-    """How many words a text has that sentences have and commands do not."""
-    return len(_FUNCTION_WORDS.findall(text))
+def has_function_words(text: str, count: int) -> bool:
+    """Whether a text has so many words that sentences have and commands do not."""
+    return next(islice(_FUNCTION_WORDS.finditer(text), count - 1, None), None) is not None
 
 
 _Reader = Callable[[_Scanner, str], int | None]
@@ -730,3 +786,8 @@ _register("$>", BlockKind.CODE, _Scanner._prompt)
 _register("<", BlockKind.CODE, _Scanner._html_code)
 _register("<", BlockKind.TABLE, _Scanner._html_table)
 _register("<", BlockKind.HTML, _Scanner._html)
+
+#: The first characters of lines for which there are readers.
+_MARKS = frozenset(_READERS)
+
+_RECENT = _Recent()

@@ -214,7 +214,8 @@ def prose_of(text: str) -> str:
     for start, end, kind in blocks(text):
         if kind is BlockKind.TEXT:
             piece = text[start:end]
-            hidden = find_spans(piece).hidden
+            # Without their formulas, sentences about different things would be the same.
+            hidden = [each for each in find_spans(piece).hidden if piece[each[0]] != "$"]
             shown = without(piece, hidden, 0, len(piece))
             parts.append(_LABEL.sub("", _BARE.sub("", shown)))
         else:

@@ -108,6 +108,11 @@ JUNK = {
     "mojibake": "标题\n====\n\n" + "\n\n".join(f"* {MOJIBAKE * 3}" for _ in range(8)),
     "repeated lines": "标题\n====\n\n"
     + "\n".join("1. 点击下方按钮立即领取大礼包！" for _ in range(30)),
+    "addresses": "# 号码\n\n" + "\n".join(f"- {at * 7919} {at * 104729}" for at in range(60)),
+    "script": "# 页面\n\n" + "var hm = document.createElement('script');\n(function() {})();\n" * 9,
+    "headlines": "\n".join(f"* [第{at}代新品发布 股价大涨引关注](/{at})" for at in range(60)),
+    "way here": "您的位置：[首页](/) > [教程](/t)\n\n上一篇：[安装](/1)\n\n下一篇：[卸载](/2)\n\n"
+    + "\n".join(f"* [文章{at}](/{at})" for at in range(30)),
     "noise": "标题\n====\n\n"
     + "\n\n".join("> XK9@@##qW%%zz^^Rt~~pL$$mN**bV## " for _ in range(20)),
 }

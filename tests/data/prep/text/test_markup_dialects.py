@@ -60,6 +60,14 @@ def test_prose_that_looks_like_a_block_is_text(text):
     assert {block.kind for block in blocks(text)} == {BlockKind.TEXT}
 
 
+def test_a_signed_message_is_prose_and_its_signature_is_not():
+    text = (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA1\n\n{SAID}\n"
+        "-----BEGIN PGP SIGNATURE-----\n\niD8DBQ\n-----END PGP SIGNATURE-----\n"
+    )
+    assert prose_of(text).strip() == SAID.strip()
+
+
 def test_a_line_of_tildes_that_nothing_closes_is_no_fence():
     text = f"Released in May\nChanged in June\n{'~' * 20}\n\n{SAID}"
     assert SAID in prose_of(text)

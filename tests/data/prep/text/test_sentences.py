@@ -13,6 +13,7 @@ from bc2.data.prep.text.sentences import (
     WIDE,
     cut_sentences,
     divide,
+    prose_of,
     split_paragraphs,
     split_sentences,
 )
@@ -70,6 +71,23 @@ def test_cutting_nothing_or_everything(text):
 )
 def test_what_was_apart_stays_apart(text, keep, left):
     assert cut_sentences(text, [bool(each) for each in keep]) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "prose"),
+    [
+        ("设 $G$ 是图，则 **称** [它](a) 为图。\n", "设 $G$ 是图，则 称 它 为图。\n"),
+        ("<ruby>位<rt>bit</rt></ruby>的值。\n", "位bit的值。\n"),
+        ("一段话。\n\n运行下面的命令\n\n```\nx\n```\n", "一段话。\n\n\n"),
+        ("一段话。\n运行下面的命令\n```\nx\n```\n", "一段话。\n运行下面的命令\n\n"),
+        (
+            "一段话。\n\n运行下面的命令\n\n另一段话。\n",
+            "一段话。\n\n运行下面的命令\n\n另一段话。\n",
+        ),
+    ],
+)
+def test_prose(text, prose):
+    assert prose_of(text) == prose
 
 
 def test_the_end_of_a_paragraph_stays():
