@@ -8,9 +8,9 @@ Except in source code, rules measure prose: code, tables, headings and addresses
 lines, no symbols and no boilerplate. Only `min_words` counts the words of code, tables and headings
 too, and what repeats is a share of prose and code. A document that fails is judged again without
 the lines that are code though nothing marks them (`bc2.data.prep.text.unmarked_code`). A document
-whose prose alone has fewer words than `min_words` is judged by no other rule of its prose: shares
-of a few words mean nothing. If it has no code, its tables and headings are judged by what they
-repeat and whether they have words of sentences, since they are all there is.
+whose prose alone has fewer words than that is judged by no other rule of its prose: shares of a few
+words mean nothing. If it has no code, its tables and headings are judged by what they repeat and
+whether they have words of sentences, since they are all there is.
 """
 
 from __future__ import annotations
@@ -419,17 +419,6 @@ def judge(
     return verdicts
 
 
-def _judge_tables(prose: str, text: str, rules: FormRules) -> tuple[str, str | None] | None:
-    """The reason and the detail if a document of tables and headings with little prose fails."""
-    listed = listed_in(text)
-    if not listed.strip():
-        return None
-    for failure in failures(TextBatch([f"{prose}\n{listed}"], rules)):
-        if failure.reason in _OF_TABLES and failure.failed[0]:
-            return failure.reason, failure.detail(0)
-    return None
-
-
 def judge_twice(
     prose: Sequence[str], rules: FormRules, texts: Sequence[str]
 ) -> list[tuple[str, str | None] | None]:
@@ -439,6 +428,17 @@ def judge_twice(
         if verdict and (left := without_unmarked_code(prose[at])) != prose[at]:
             verdicts[at] = judge([left], rules, [texts[at]])[0] and verdict
     return verdicts
+
+
+def _judge_tables(prose: str, text: str, rules: FormRules) -> tuple[str, str | None] | None:
+    """The reason and the detail if a document of tables and headings with little prose fails."""
+    listed = listed_in(text)
+    if not listed.strip():
+        return None
+    for failure in failures(TextBatch([f"{prose}\n{listed}"], rules)):
+        if failure.reason in _OF_TABLES and failure.failed[0]:
+            return failure.reason, failure.detail(0)
+    return None
 
 
 def _outcome(table: pa.Table, verdicts: list[tuple[str, str | None] | None]) -> Outcome:

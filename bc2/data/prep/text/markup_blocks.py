@@ -156,11 +156,11 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 #: What the line below a heading, or below the head of a table, begins with.
 _UNDERLINES = frozenset("-=~^\"'`#*+._:|")
 
-#: A line of HTML with more characters outside of tags is prose.
-_LONGEST_LABEL = 60
-
 #: Blocks that are remembered: those of about 30 MB of text with much markup.
 _REMEMBERED = 200_000
+
+#: A line of HTML with more characters outside of tags is prose.
+_LONGEST_LABEL = 60
 
 #: A line with more characters is no heading over its underline.
 _LONGEST_TITLE = 200

@@ -18,14 +18,13 @@ _TOKENS = re.compile(
 
 #: An assignment, a call, fields between colons, an address, a path, a name with underscores or
 #: several full stops, options and placeholders of a command, alternatives in brackets, the dots of
-#: a table of contents, digests,
-#: columns.
+#: a table of contents, digests, columns.
 _SIGNS = re.compile(
     r"[\w\])}\"'][ \t]{0,40}[-+*/:!<>]?=|^[ \t「]*=\w|\w\([^()\n]*\)"
     r"|\w:[^\s:]{1,40}:[^\s:]|\d\.\d{1,3}\.\d{1,3}\.\d|(?:[/\\][\w.+{}-]+){2}"
     r"|[A-Za-z0-9]_[A-Za-z0-9]|\b[A-Za-z]\w*\.\w+\.\w"
     r"|(?<!\S)\[*-{1,2}[A-Za-z]|(?<!\S)[\[(|]*<[A-Za-z][\w-]*>|\s\|\s[^|\n]*[\]})]"
-    r"|\w[ ]\.{6}|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b"
+    r"|\w[ ]\.{6}|\b(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\b|\b(?:SHA|MD)\d{1,3}:\w"
     r"|\S(?:[ ]{2,}|\t[ \t]*)\S+(?:[ \t]\S+)?(?:[ ]{2,}|\t[ \t]*)\S|[{};]\s*$|^[ \t]*[<\\]\w",
     re.MULTILINE,
 )

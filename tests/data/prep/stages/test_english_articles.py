@@ -152,8 +152,8 @@ EXAMPLES = "\n".join(
     + "".join(
         f'            "{what}-{i}": {{"covered": {i * n}, "total": {i * 9}}},\n' for i in range(9)
     )
-    + "        }\n    }\n\nFor more information, see `Coverage <https://example.org>`__ in "
-    "the *User Guide*.\n"
+    + "        }\n    }\n\nFor more information, see `Assessing coverage <https://example.org>`__ "
+    "in the *User Guide*.\n"
     for n, what in enumerate(("account", "region", "type", "name"), 1)
 )
 
