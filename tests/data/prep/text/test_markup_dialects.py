@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bc2.data.prep.text.markup_blocks import BlockKind, blocks
-from bc2.data.prep.text.sentences import prose_of, prose_sentences
+from bc2.data.prep.text.sentences import prose_of, prose_sentences, split_sentences
 from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 SAID = "The server reads the file once, and it keeps the result.\n"
@@ -85,6 +85,14 @@ def test_prose_in_lines_of_html_is_prose():
     assert prose_of(text).strip() == (
         "The server reads the file once, and it keeps the result until the next request."
     )
+
+
+def test_no_sentence_ends_in_an_element():
+    text = "Call <code>open(name, ...) -> File</code> first. Then <b>wait. Or go</b> on.\n"
+    assert split_sentences(text) == [
+        "Call <code>open(name, ...) -> File</code> first. ",
+        "Then <b>wait. Or go</b> on.\n",
+    ]
 
 
 def test_lists_of_code_are_no_prose():
