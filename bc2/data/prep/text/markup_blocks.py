@@ -168,6 +168,9 @@ _LONGEST_TITLE = 200
 #: First lines of a text that tell its script.
 _SAMPLE = 200
 
+#: Longer lines of tildes or backticks alone may be underlines and rules as well as fences.
+_LONGEST_FENCE = 5
+
 #: Front matter and footers have at most so many lines.
 _MATTER_LINES, _FOOTER_LINES = 200, 40
 
@@ -398,6 +401,8 @@ class _Scanner:
             lambda line: line.startswith(mark) and not line.strip(mark[0]),
             mark,
         )
+        if bare == mark and len(mark) > _LONGEST_FENCE and (end is None or not self._after_blank()):
+            return None  # an underline
         return self._container_end() if end is None else end + 1
 
     def _container_end(self) -> int:
@@ -519,7 +524,7 @@ class _Scanner:
         return None if end is None else end + 1
 
     def _armour(self, bare: str) -> int | None:
-        """A signature or key of OpenPGP or PEM."""
+        """A key, a certificate or a signature, of which a signed message is no part."""
         if not _ARMOUR.match(bare):
             return None
         last = bare.replace("BEGIN", "END")

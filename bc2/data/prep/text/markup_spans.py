@@ -41,6 +41,9 @@ _TOKEN = re.compile(
     r"|(?P<mark>(?<=\*)\**|(?<=_)_*|(?<=~)~))"
 )
 
+#: Elements within a line: the stroke of a closing tag, and the name.
+_ELEMENT = re.compile(r"<(/?)(a|b|i|em|strong|kbd|code|sub|sup|u|s|del|mark|small|tt|var|span)\b")
+
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'`，。；：！？、（）《》〈〉「」『』【】…]+")
 
 #: The roles of reStructuredText before a piece of code: ``:func:``.
@@ -154,6 +157,7 @@ class _Finder:
         self._brackets: list[Range] = []
         self._marks: dict[str, list[Range]] = {"*": [], "_": [], "~": []}
         self._dollars: dict[int, int] = {}
+        self._elements: dict[str, int] = {}
         self._ticks: dict[int, list[int]] | None = None
         while match:
             match = _TOKEN.search(text, self._take(match), end)
@@ -170,6 +174,8 @@ class _Finder:
                 self._math(start, end)
             case "hidden":
                 self._hide(start, end)
+                if self._text[start] == "<":
+                    self._element(start, end)
             case "tag":
                 self.together.append((start, end))
             case "open":
@@ -218,6 +224,16 @@ class _Finder:
         self.hidden += [(begin, end), (closer, last)]
         self.code.append((end, closer))
         return last
+
+    def _element(self, start: int, end: int) -> None:
+        """A tag of an element within a line, which belongs together."""
+        tag = _ELEMENT.match(self._text, start)
+        if tag is None:
+            return
+        if not tag[1]:
+            self._elements[tag[2]] = start
+        elif (opened := self._elements.pop(tag[2], None)) is not None:
+            self.together.append((opened, end))
 
     def _math(self, start: int, end: int) -> None:
         """A formula: between dollar signs that touch it and stand outside words and numbers."""

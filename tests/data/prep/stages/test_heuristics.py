@@ -107,11 +107,17 @@ def ends_well(line: str) -> bool:
     return line[-1] in ".…⋯!?。！？；｡．‼⁇⁈⁉؟۔।॥\"'”’»」』〞＂）〕】》"
 
 
+CLOSERS = ")\"'”’»」』〞＂）〕】》"
+
+
 def ends_inside(line: str) -> bool:
     if line[-1] in ":：" and len(words_of(line)) >= 10:
         return True
     marks = re.finditer(r"[.!?。！？；｡．‼⁇⁈⁉؟۔।॥]\s|[。；．]", line)
-    return any(match.start() and is_letter(line[match.start() - 1]) for match in marks)
+    return any(
+        match.start() and (is_letter(c := line[match.start() - 1]) or c in CLOSERS)
+        for match in marks
+    )
 
 
 def is_marked(line: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bc2.data.prep.text.markup_blocks import BlockKind, blocks
-from bc2.data.prep.text.sentences import prose_of, prose_sentences
+from bc2.data.prep.text.sentences import prose_of, prose_sentences, split_sentences
 from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 SAID = "The server reads the file once, and it keeps the result.\n"
@@ -60,6 +60,22 @@ def test_prose_that_looks_like_a_block_is_text(text):
     assert {block.kind for block in blocks(text)} == {BlockKind.TEXT}
 
 
+def test_a_signed_message_is_prose_and_its_signature_is_not():
+    text = (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA1\n\n{SAID}\n"
+        "-----BEGIN PGP SIGNATURE-----\n\niD8DBQ\n-----END PGP SIGNATURE-----\n"
+    )
+    assert prose_of(text).strip() == SAID.strip()
+
+
+def test_a_line_of_tildes_that_nothing_closes_is_no_fence():
+    text = f"Released in May\nChanged in June\n{'~' * 20}\n\n{SAID}"
+    assert SAID in prose_of(text)
+    assert BlockKind.CODE not in {block.kind for block in blocks(text)}
+    fenced = f"{SAID}\n{'~' * 6}\ncode\n{'~' * 6}\n"
+    assert [block.kind for block in blocks(fenced)] == [BlockKind.TEXT, BlockKind.CODE]
+
+
 def test_prose_in_lines_of_html_is_prose():
     text = (
         '<div>\n<p align="center">The server reads the file once, and it keeps the '
@@ -69,6 +85,14 @@ def test_prose_in_lines_of_html_is_prose():
     assert prose_of(text).strip() == (
         "The server reads the file once, and it keeps the result until the next request."
     )
+
+
+def test_no_sentence_ends_in_an_element():
+    text = "Call <code>open(name, ...) -> File</code> first. Then <b>wait. Or go</b> on.\n"
+    assert split_sentences(text) == [
+        "Call <code>open(name, ...) -> File</code> first. ",
+        "Then <b>wait. Or go</b> on.\n",
+    ]
 
 
 def test_lists_of_code_are_no_prose():
