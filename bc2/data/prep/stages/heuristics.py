@@ -106,12 +106,12 @@ class TextBatch:
             self._shares[at] = prose / max(prose + code, 1)
         return self._shares[at]
 
-    def in_whole(self, values: Floats, failed: Bools) -> Floats:
+    def in_whole(self, values: Int64 | Floats, failed: Bools) -> Floats:
         """[D] shares of the prose as shares of prose and code, for the texts that failed a limit.
 
         Where examples of code are most of a text, the few words between them may repeat.
         """
-        scaled = values.copy()
+        scaled = values.astype(np.float64)
         for at in np.flatnonzero(failed).tolist():
             scaled[at] *= self.prose_share(at)
         return scaled
