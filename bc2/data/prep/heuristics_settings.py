@@ -157,7 +157,8 @@ class EnglishRules(FormRules):
 class ChineseRules(FormRules):
     """[corpus.heuristics.zh]: text in CJK characters, each of which is a word of an n-gram.
 
-    No paper gives thresholds for such text. These keep statutes, classics and documentation.
+    No paper gives thresholds for such text. These keep statutes, classics, documentation and
+    manuals, whose steps repeat. A line is a paragraph in such text, so both have equal limits.
     """
 
     min_words: Count = 20
@@ -170,11 +171,11 @@ class ChineseRules(FormRules):
     short_line: int = Field(5, ge=1)
     max_short_lines: Share = 0.5
     max_duplicate_lines: Share = 0.5
-    max_duplicate_line_characters: Share = 0.3
+    max_duplicate_line_characters: Share = 0.4
     max_duplicate_paragraphs: Share = 0.5
-    max_duplicate_paragraph_characters: Share = 0.2
+    max_duplicate_paragraph_characters: Share = 0.4
     max_top_ngrams: Shares = Field({4: 0.25, 8: 0.25})
-    max_duplicate_ngrams: Shares = Field({10: 0.60, 20: 0.40})
+    max_duplicate_ngrams: Shares = Field({10: 0.60, 20: 0.50})
     max_encoded_ratio: Share = 0.1
     max_boilerplate_lines: Share = 0.2
     lorem_ipsum: bool = True
