@@ -41,7 +41,7 @@ class NormaliseSettings(Settings):
 
 
 class QualitySettings(Settings):
-    """[corpus.quality]: score every sentence, and cut those with low scores."""
+    """[corpus.quality]: score the prose of every sentence, and cut sentences with low scores."""
 
     scorer: str = Field("rules", min_length=1, json_schema_extra=UNKEYED)
     """``rules`` for rules about a sentence's form (`bc2.data.prep.text.rule_scorer`), or the
@@ -49,30 +49,32 @@ class QualitySettings(Settings):
     of the files instead of the path."""
 
     languages: tuple[str, ...] = Field(("en", "zh", "unknown"), min_length=1)
-    """Languages that are scored; ``unknown`` stands for documents whose source states none.
-    Documents in other languages, and code, stay unchanged without scores."""
+    """Languages that are scored, by the beginning of the tag; ``unknown`` stands for documents
+    whose source states none. Documents in other languages, and code, stay unchanged without
+    scores."""
 
     min_sentence: float = Field(0.35, ge=0, le=1)
-    """Sentences with a lower score are cut (`low_sentence`), except in fenced blocks of code or
-    mathematics."""
+    """Sentences with a lower score are cut (`low_sentence`). Code, formulas, tables, headings and
+    addresses have no score."""
 
     min_letters: int = Field(12, ge=0)
     """Sentences with fewer letters (a CJK character counts as 3) are not cut: numbers, dates,
     underlines of headings and single marks get low scores by themselves, but belong to the text."""
 
     min_document: float = Field(0.5, ge=0, le=1)
-    """Documents with a lower mean score are dropped (`low_quality`). The mean is weighted by
-    characters, before anything is cut, and without fenced blocks."""
+    """Documents with a lower mean score are dropped (`low_quality`). The mean is weighted by UTF-8
+    bytes of prose, before anything is cut."""
 
     max_cut: float = Field(0.3, ge=0, le=1)
-    """Documents that would lose a larger share of their characters by cuts are dropped
+    """Documents that would lose a larger share of the bytes of their prose by cuts are dropped
     (`low_quality`)."""
 
 
 class PassagesSettings(Settings):
     """[corpus.passages]: cut paragraphs and sentences that occur earlier in the corpus.
 
-    Two passages are equal if they differ only in case and in the kind and amount of white space.
+    Blocks of code, tables and headings are no passages: a text without them is damaged. Two
+    passages are equal if they differ only in case and in the kind and amount of white space.
     In code, they may differ only in white space at the ends of lines.
     """
 
