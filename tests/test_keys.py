@@ -1,7 +1,8 @@
 """Stage keys last: what was registered under one is found under it by every later version.
 
 `golden/stage_keys.json` was recorded before a setting could be left out of a key (bc2 0.1.0):
-each section of the recipes of then, and each option of theirs changed, with its key.
+each section of the recipes of then, and each option of theirs changed, with its key. Those with
+[corpus.heuristics] were recorded again with version 2 of that stage, which has other limits.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ value. Language identification takes the most time, so it comes last.
 Except in source code, rules measure prose: code, tables, headings and addresses are no repeated
 lines, no symbols and no boilerplate. Only `min_words` counts the words of code, tables and headings
 too, and what repeats is a share of prose and code. A document that fails is judged again without
-the lines that are code though nothing marks them (`bc2.data.prep.text.unmarked_code`). A document
-whose prose alone has fewer words than that is judged by no other rule of its prose: shares of a few
-words mean nothing. If it has no code, its tables and headings are judged by what they repeat and
-whether they have words of sentences, since they are all there is.
+the lines that are code though nothing marks them (`bc2.data.prep.text.markup.unmarked_code`). A
+document whose prose alone has fewer words than that is judged by no other rule of its prose: shares
+of a few words mean nothing. If it has no code, its tables and headings are judged by what they
+repeat and whether they have words of sentences, since they are all there is.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from bc2.data.prep.text.document_statistics import (
     document_batches,
 )
 from bc2.data.prep.text.language_id import check_languages, identify
+from bc2.data.prep.text.markup.unmarked_code import without_unmarked_code
 from bc2.data.prep.text.repetition import ngrams, repeats
 from bc2.data.prep.text.sentences import code_of, content_of, listed_in, prose_of
-from bc2.data.prep.text.unmarked_code import without_unmarked_code
 
 LanguageGroup = Literal["en", "zh", "code", "other"]
 

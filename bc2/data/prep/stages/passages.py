@@ -45,9 +45,9 @@ from bc2.data.prep.stages.deduplication.cut_decision import (
 )
 from bc2.data.prep.stages.deduplication.lost_passages import lost_with_holder
 from bc2.data.prep.stages.deduplication.repeated_passages import PASSAGES, repeated
+from bc2.data.prep.text.markup.unmarked_code import is_unmarked_code
 from bc2.data.prep.text.piece_scores import SCORES, scores_left
 from bc2.data.prep.text.sentences import Paragraph, code_paragraphs, divide, joined
-from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 
 class PassagesStage(PrepStage):

@@ -7,9 +7,9 @@ how the scores are computed. Here they come from a trained model
 
 What is scored is prose: blocks of code, tables, headings and addresses have no score and no weight,
 and of a sentence only what a reader reads counts (`bc2.data.prep.text.sentences`). A piece with a
-low score that is code without any markup (`bc2.data.prep.text.unmarked_code`) has no score either.
-Means are weighted by UTF-8 bytes of prose, of which an ideograph has about as many as it has
-meaning.
+low score that is code without any markup (`bc2.data.prep.text.markup.unmarked_code`) has no score
+either. Means are weighted by UTF-8 bytes of prose, of which an ideograph has about as many as it
+has meaning.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import pyarrow as pa
 from bc2.data.language_tags import is_code, named_by
 from bc2.data.prep.settings import QualitySettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
+from bc2.data.prep.text.markup.unmarked_code import is_unmarked_code
 from bc2.data.prep.text.rule_scorer import RuleScorer
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
 from bc2.data.prep.text.sentences import cut_sentences, divide
-from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 #: The columns that the stage appends.
 COLUMNS = pa.schema(

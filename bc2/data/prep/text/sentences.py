@@ -1,8 +1,8 @@
 """Split text into paragraphs and sentences, joined again without loss.
 
-Blocks that are not prose (code, tables, headings, addresses: `markup_blocks`) are paragraphs of
+Blocks that are not prose (code, tables, headings, addresses: `markup.blocks`) are paragraphs of
 one piece each, without prose. In the text between them no sentence ends inside a link, a picture,
-code, a formula or an emphasis (`markup_spans`).
+code, a formula or an emphasis (`markup.spans`).
 
 Nothing here depends on the language that is stated. The text between blocks is split so:
 
@@ -22,8 +22,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from bc2.data.prep.text.markup_blocks import BlockKind, blocks
-from bc2.data.prep.text.markup_spans import Spans, find_spans, without
+from bc2.data.prep.text.markup.block import BlockKind
+from bc2.data.prep.text.markup.blocks import blocks
+from bc2.data.prep.text.markup.spans import Spans, find_spans, without
 
 #: A line of at least so many characters is not wrapped text, so its end is the end of a paragraph.
 WIDE = 120

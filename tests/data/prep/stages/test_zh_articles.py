@@ -15,7 +15,8 @@ from bc2.data.prep.settings import PassagesSettings, QualitySettings
 from bc2.data.prep.stages.heuristics import HeuristicsStage
 from bc2.data.prep.stages.passages import PassagesStage
 from bc2.data.prep.stages.quality import QualityStage
-from bc2.data.prep.text.markup_blocks import BlockKind, blocks
+from bc2.data.prep.text.markup.block import BlockKind
+from bc2.data.prep.text.markup.blocks import blocks
 from bc2.data.prep.text.sentences import cut_sentences, divide, prose_sentences
 
 ARTICLES = [article(seed) for seed in range(40)]

@@ -36,7 +36,7 @@ def test_splits_are_exact(text):
 @settings(max_examples=300, deadline=None)
 @given(TEXT, st.randoms(use_true_random=False))
 def test_cuts_leave_words_and_paragraphs_apart(text, chance):
-    # Marks of list items stay when their first sentence is cut: test_markup_spans.py tries them.
+    # Marks of list items stay when their first sentence is cut: markup/test_spans.py tries them.
     text = text.replace("-", "").replace("1", "").replace("#", "")
     sentences = split_sentences(text)
     keep = [chance.random() < 0.5 for _ in sentences]

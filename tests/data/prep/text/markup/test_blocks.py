@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bc2.data.prep.text.markup_blocks import BlockKind, blocks, is_prose
+from bc2.data.prep.text.markup.block import BlockKind
+from bc2.data.prep.text.markup.blocks import blocks
+from bc2.data.prep.text.markup.prose_or_code import is_prose
 
 PROSE = [
     "The river rose by night, and nobody saw the bridge go.\n",

@@ -1,6 +1,6 @@
 import pytest
 
-from bc2.data.prep.text.unmarked_code import is_unmarked_code
+from bc2.data.prep.text.markup.unmarked_code import is_unmarked_code
 
 
 @pytest.mark.parametrize(

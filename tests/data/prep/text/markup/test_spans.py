@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bc2.data.prep.text.markup_blocks import blocks
-from bc2.data.prep.text.markup_spans import find_spans, without
+from bc2.data.prep.text.markup.blocks import blocks
+from bc2.data.prep.text.markup.spans import find_spans, without
 from bc2.data.prep.text.sentences import cut_sentences, prose_of, split_sentences
 
 MARKUP = st.text(st.sampled_from("ab。. \n`[]()!*_$<>{}~\\:/|#-"), max_size=120)

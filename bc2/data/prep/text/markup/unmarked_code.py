@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from bc2.data.prep.text.markup_blocks import has_function_words
+from bc2.data.prep.text.markup.prose_or_code import has_function_words
 
 #: Words, numbers, and the marks of code, each at most as often in a row as code has it.
 _TOKENS = re.compile(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bc2.data.prep.text.markup_blocks import BlockKind, blocks
+from bc2.data.prep.text.markup.block import BlockKind
+from bc2.data.prep.text.markup.blocks import blocks
+from bc2.data.prep.text.markup.unmarked_code import is_unmarked_code
 from bc2.data.prep.text.sentences import prose_of, prose_sentences, split_sentences
-from bc2.data.prep.text.unmarked_code import is_unmarked_code
 
 SAID = "The server reads the file once, and it keeps the result.\n"
 
