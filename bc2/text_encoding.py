@@ -156,6 +156,10 @@ _BEYOND_ASCII = re.compile(rb"(?:[\x80-\xff][\x30-\xff]?)+")
 
 _AFTER_LETTER = re.compile(rb"(?<=[A-Za-z])[\x80-\xff](?![\x80-\xff])")
 
+#: Hiragana are at least so much of Japanese text, and no other text has them.
+_HIRAGANA = re.compile("[\u3041-\u3096]")
+_JAPANESE = 0.2
+
 #: The most of a guesser's measure of disorder: so much of code and tables is not prose.
 _DISORDER = 0.6
 
@@ -237,7 +241,22 @@ def _guess(lines: bytes) -> str | None:
         sample, among = lines, list(_LATIN)
     if len(sample) < _FEWEST:
         return None
+    if (japanese := _japanese(lines)) is not None:
+        return japanese
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample, cp_isolation=among, threshold=_DISORDER).best()
     return None if best is None else _NAMES.get(best.encoding)
+
+
+def _japanese(lines: bytes) -> str | None:
+    """The encoding in which lines are Japanese. A guesser may take many long vowels for disorder."""
+    for name in ("cp932", "euc_jp"):
+        try:
+            text = lines.decode(name)
+        except UnicodeDecodeError:
+            continue
+        beyond = sum(not char.isascii() for char in text)
+        if len(_HIRAGANA.findall(text)) >= _JAPANESE * beyond > 0:
+            return name
+    return None

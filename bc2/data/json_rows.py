@@ -132,14 +132,20 @@ class _ListReader:
 
     def rows(self) -> Iterator[JsonRow]:
         self._read(_CHUNK)
-        while self._next() == _MARK:
-            self._at += 1
+        self._skip_marks()
         yield from self._list()
-        while self._next() == _MARK:  # files were joined
-            self._at += 1
+        while self._skip_marks() and self._next():  # files were joined
             yield from self._list()
         if self._next():
             raise self._broken("something follows the list")
+
+    def _skip_marks(self) -> bool:
+        """Pass over byte order marks; whether there was one."""
+        found = False
+        while self._next() == _MARK:
+            self._at += 1
+            found = True
+        return found
 
     def _list(self) -> Iterator[JsonRow]:
         self._expect("[")

@@ -177,7 +177,7 @@ def test_files_that_were_joined_have_marks_inside(write):
     mark = b"\xef\xbb\xbf"
     rows = mark + b'{"text": "a"}\n' + mark + b'{"text": "b"}\n' + mark + mark + b'{"text": "c"}'
     assert [d.text for d in read(source(write("a.jsonl", rows)))[0]] == ["a", "b", "c"]
-    lists = mark + b'[{"text": "a"}]\n' + mark + b'[{"text": "b"},\n {"text": "c"}]\n'
+    lists = mark + b'[{"text": "a"}]\n' + mark * 2 + b'[{"text": "b"},\n {"text": "c"}]\n' + mark
     found, _ = read(source(write("b.json", lists)))
     assert [(d.text, d.origin_row) for d in found] == [("a", 1), ("b", 2), ("c", 3)]
     assert read(source(write("c.txt", mark + mark + b"a" + mark)))[0][0].text == "a\ufeff"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from itertools import filterfalse, islice
+from itertools import filterfalse
 from typing import NamedTuple
 
 Range = tuple[int, int]
@@ -110,11 +110,11 @@ def find_spans(text: str) -> Spans:
 
 def without(text: str, hidden: list[Range], start: int, end: int) -> str:
     """The characters of text[start:end] that are not hidden."""
-    place = max(0, bisect_left(hidden, (start,)) - 1)
+    # Not by islice, which would walk over all that is before.
+    reached = max(0, bisect_left(hidden, (start,)) - 1)
     parts = []
-    for first, last in islice(hidden, place, None):
-        if first >= end:
-            break
+    for place in range(reached, bisect_left(hidden, (end,))):
+        first, last = hidden[place]
         if last > start:
             parts.append(text[start : max(start, first)])
             start = min(last, end)

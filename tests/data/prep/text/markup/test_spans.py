@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +32,16 @@ def test_without_is_what_a_loop_gives(text, places):
     start, end = sorted(min(place, len(text)) for place in places)
     naive = "".join(text[i] for i in range(start, end) if not any(a <= i < b for a, b in hidden))
     assert without(text, hidden, start, end) == naive
+
+
+def test_many_spans_take_time_by_their_number():
+    def seconds(lines):
+        begun = time.process_time()
+        assert len(split_sentences("> \n" * lines)) > lines // 2
+        return time.process_time() - begun
+
+    short = min(seconds(5_000) for _ in range(3))
+    assert seconds(60_000) < 36 * short
 
 
 @settings(max_examples=400, deadline=None)
