@@ -250,7 +250,7 @@ def _guess(lines: bytes) -> str | None:
 
 
 def _japanese(lines: bytes) -> str | None:
-    """The encoding in which lines are Japanese. A guesser may take many long vowels for disorder."""
+    """The encoding in which lines are Japanese: a guesser may take long vowels for disorder."""
     for name in ("cp932", "euc_jp"):
         try:
             text = lines.decode(name)
