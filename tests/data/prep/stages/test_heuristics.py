@@ -18,7 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bc2.data.prep.heuristics_settings import CodeRules, EnglishRules, FormRules, HeuristicsSettings
-from bc2.data.prep.stages.heuristics import RULES, HeuristicsStage, TextBatch, by_script, judge
+from bc2.data.prep.stages.heuristic_rules.judgement import judge
+from bc2.data.prep.stages.heuristic_rules.rules import RULES
+from bc2.data.prep.stages.heuristic_rules.text_batch import TextBatch
+from bc2.data.prep.stages.heuristics import HeuristicsStage, by_script
 from bc2.data.prep.text import document_statistics as form_module
 from bc2.data.prep.text import repetition
 from bc2.errors import RecipeError

@@ -1,0 +1,1 @@
+"""The rules of the stage `heuristics`: what they measure, their limits, and the judgement."""
