@@ -22,6 +22,7 @@ from bc2.data.inputs import check_regular
 from bc2.data.language_tags import is_code
 from bc2.data.prep.settings import PersonalKind, SafetySettings, WordListSettings
 from bc2.data.prep.stages.base import Outcome, PrepStage, RemovedRow, removed
+from bc2.data.prep.text.excerpts import excerpt
 from bc2.data.prep.text.personal_data import IN_CODE, PersonalData, find_personal, mask_personal
 from bc2.data.prep.text.piece_scores import SCORES
 from bc2.data.prep.text.sentence_scorer import load_scorer, scorer_digests
@@ -249,7 +250,7 @@ class SafetyStage(PrepStage):
         gone: list[RemovedRow] = []
         kept: list[bool] = []
         for i, text in enumerate(texts):
-            hit = self._forbidden(text) or unsafe.get(i)
+            hit = self._forbidden(text, langs[i]) or unsafe.get(i)
             pieces = [] if hit else self._personal(text, langs[i])
             if pieces and self.settings.personal == "drop":
                 kinds = ", ".join(sorted({piece.kind for piece in pieces}))
@@ -264,7 +265,7 @@ class SafetyStage(PrepStage):
         table = _replaced(table, texts)
         return Outcome(table.filter(pa.array(kept, pa.bool_())), removed(gone))
 
-    def _forbidden(self, text: str) -> Hit | None:
+    def _forbidden(self, text: str, lang: str | None) -> Hit | None:
         """Why a list or a pattern forbids a text; None if none does."""
         tools = self._tools
         for words in tools.words:
@@ -277,7 +278,9 @@ class SafetyStage(PrepStage):
         for name, pattern in tools.patterns:
             match = pattern.search(text)
             if match:
-                return Hit(f"pattern:{name}", match.group(), match.start())
+                # A match may be part of an address, which only the text around it shows.
+                shown = excerpt(text, lang, match.span(), 0, 0).text
+                return Hit(f"pattern:{name}", shown, match.start())
         return None
 
     def _unsafe(self, texts: Sequence[str]) -> dict[int, Hit]:

@@ -96,6 +96,9 @@ def test_patterns(records):
     assert table["text"].to_pylist() == ["nothing"]
     assert removed["reason"].to_pylist() == ["pattern:agent"] * 2
     assert removed["detail"].to_pylist() == ["007-x", "008-y"]
+    mail = "Write to ann.lee@corpmail.org for it."
+    _, removed, _ = run(records([mail]), patterns={"who": r"ann\.lee@corp\w+"})
+    assert removed["detail"].to_pylist() == ["[EMAIL]"]
     stage = SafetyStage(SafetySettings(patterns={"agent": "x"}))
     assert "pattern:agent" in stage.reasons
     assert "pattern:agent" not in SafetyStage.reasons

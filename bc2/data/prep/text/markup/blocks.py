@@ -41,7 +41,13 @@ from bc2.data.prep.text.markup.heading_blocks import (
     rule,
     titled,
 )
-from bc2.data.prep.text.markup.html_blocks import html_code, html_element, html_table, template
+from bc2.data.prep.text.markup.html_blocks import (
+    html_code,
+    html_element,
+    html_table,
+    template,
+    template_code,
+)
 from bc2.data.prep.text.markup.lines import Lines
 from bc2.data.prep.text.markup.table_blocks import columns, is_delimiter, rows, simple_table, table
 
@@ -254,6 +260,7 @@ _register("[.", BlockKind.ADDRESS, definition)
 _register("[!h<-*+", BlockKind.ADDRESS, address)
 _register("#", BlockKind.HEADING, atx)
 _register("!?=:", BlockKind.HEADING, titled)
+_register("{", BlockKind.CODE, template_code)
 _register("{", BlockKind.HTML, template)
 _register("|+┌├│╔║", BlockKind.TABLE, table)
 _register("=", BlockKind.TABLE, simple_table)

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from bc2.data.prep.text.markup.lines import Lines
 
 #: Tags of templates, and remarks of MDX.
+_TEMPLATE_CODE = re.compile(
+    r"\A\{(?:%-?|\{[<%])[ ]{0,9}(highlight|raw|codeblock|code|verbatim|prism)\b"
+)
 _TEMPLATE = re.compile(r"\A\{(?:%.*%|\{.*\}|/\*.*\*/)\}$")
 
 #: Elements of HTML that begin a block; those of the second pattern last until they are closed.
@@ -52,6 +55,16 @@ def html_element(lines: Lines, bare: str) -> int | None:
     if not _HTML.match(bare) or len(_TAG.sub("", bare)) > _LONGEST_LABEL:
         return None
     return lines.at + 1
+
+
+def template_code(lines: Lines, bare: str) -> int | None:
+    """Code between the tags of a template, as Jekyll, Liquid and Hugo write them."""
+    opening = _TEMPLATE_CODE.match(bare)
+    if opening is None:
+        return None
+    ends = (f"end{opening[1]}", f"/{opening[1]}")
+    end = lines.find(lines.at, lambda line: any(last in line for last in ends), ends[0])
+    return None if end is None else end + 1
 
 
 def template(lines: Lines, bare: str) -> int | None:

@@ -21,6 +21,8 @@ BLOCKS = {
     "exports of MDX": ("", "export const meta = {\n  title: 'x',\n}\n", "code"),
     "remark of MDX": ("", "{/* Shared text.\nUse `<Only>` for the rest. */}\n", "html"),
     "tags of templates": ("", "{% include note.html %}\n", "html"),
+    "code of Jekyll": ("", "{% highlight ruby %}\nputs 1\n\nx\n{% endhighlight %}\n", "code"),
+    "code of Hugo": ("", "{{< highlight go >}}\nfmt.Println()\n{{< /highlight >}}\n", "code"),
     "admonition of Docusaurus": ("", ":::tip Read this\n", "heading"),
     "banner": ("", "************* VERSION 2 OR BETTER ***********\n", "heading"),
     "table of psql": ("", " name | left\n------+------\n a    |    5\n b    |    6\n", "table"),
