@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import io
 import json
@@ -152,6 +153,10 @@ def _decompressed(frame: Any, chunk: bytes) -> bytes:
     return data
 
 
+#: Errors of paths at which there can be no file.
+_NO_SUCH_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say what is wrong with a file: damaged or cut short (3), missing (3), forbidden (1).
@@ -169,6 +174,9 @@ def reading(path: Path) -> Iterator[None]:
             raise _damaged(path, error) from error  # pyarrow's way to say: no Parquet
         if not isinstance(path, Path):
             raise _unreached(path, error) from error
+        if error.errno in _NO_SUCH_PATH:
+            what = (error.strerror or str(error)).lower()
+            raise DataError(f"no such file: {what}", where=str(path), todo="check it") from error
         raise from_os_error(error, f"reading {path}") from error
     except Bc2Error:
         raise

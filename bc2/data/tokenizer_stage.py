@@ -36,7 +36,7 @@ def _check(recipe: Recipe) -> None:
 
 STAGE = Stage(
     kind="tokenizer",
-    version=2,
+    version=1,
     section=TokenizerConfig,
     inputs=(Input("corpus", lambda config: config.corpus),),
     make=_make,

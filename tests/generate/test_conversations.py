@@ -153,7 +153,7 @@ def test_files_of_conversations(tmp_path: Path, name: str, content: str, found: 
         ("c.json", ONE, False, "cannot read prompts from .json"),
         ("c.json", "[]", True, "no conversation in the file"),
         ("c.json", "[1]", True, "not an object"),
-        ("c.json", "{", True, "not JSON"),
+        ("c.json", "{", True, "an object over several lines"),
     ],
 )
 def test_wrong_files(tmp_path: Path, name: str, content: str, chat: bool, what: str) -> None:

@@ -14,7 +14,7 @@ from fake_run import (
     Killed,
     failing,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bc2.errors import BadTraining, DataError, Interrupted, ResourceError, RunFailed
@@ -299,6 +299,20 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
+ALL_BAD = {
+    "action": "skip",
+    "stateful": True,
+    "ranks": 1,
+    "roles": TWO,
+    "total": 1,
+    "save_every": 1,
+    "eval_every": 4,
+    "log_every": 1,
+    "bad": {("model", 0): "loss", ("model", 19): "loss", ("model", 42): "gradient"},
+}
+
+
+@example(ALL_BAD, [])
 @settings(max_examples=25, deadline=None)
 @given(SETTINGS, st.lists(CHANCES, max_size=6))
 def test_whatever_happens_the_end_is_the_same(
@@ -312,5 +326,11 @@ def test_whatever_happens_the_end_is_the_same(
         "full": failing(ResourceError("disk full")),
     }
     run.actions = {(moment, at): kinds[kind] for moment, at, kind in chances}
-    end = run.attempt_until_done(Interrupted, Killed, RunFailed, ResourceError)
-    assert end == straight(**settings)
+    expected = (Interrupted, Killed, RunFailed, ResourceError)
+    try:
+        end = straight(**settings)
+    except BadTraining:  # every step was bad
+        with pytest.raises(BadTraining):
+            run.attempt_until_done(*expected)
+    else:
+        assert run.attempt_until_done(*expected) == end

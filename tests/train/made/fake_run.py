@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from bc2.data.loader import Batch
+from bc2.errors import BadTraining
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import StateSource
@@ -373,10 +374,16 @@ class FakeRun:
         return result
 
     def attempt_until_done(self, *expected: type[BaseException]) -> Saved:
-        """Try as often as one of the expected errors ends an attempt."""
+        """Try as often as one of the expected errors ends an attempt.
+
+        Raises:
+            BadTraining: what would come to nothing again.
+        """
         while True:
             try:
                 return self.attempt()
+            except BadTraining:
+                raise
             except expected:
                 assert len(self.calls) < 10_000, "it comes to no end"
 
