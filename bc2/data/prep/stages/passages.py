@@ -17,7 +17,7 @@ the place of each first copy, and after the last stage `review` looks which of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from typing import Any, ClassVar
 
@@ -215,7 +215,7 @@ class PassagesStage(PrepStage):
         return {**row, "text": left}
 
 
-def _divided(text: str, code: bool) -> list[Paragraph]:
+def _divided(text: str, code: bool) -> Sequence[Paragraph]:
     """The paragraphs of a text; those of code end at blank lines, whatever it looks like."""
     return code_paragraphs(text) if code else divide(text)
 
@@ -251,7 +251,9 @@ def _by_document(verdict: pa.Table) -> dict[int, dict[int, set[int]]]:
     return cuts
 
 
-def _kept_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -> list[list[bool]]:
+def _kept_sentences(
+    pieces: Sequence[Paragraph], keep: list[bool], lost: set[int]
+) -> list[list[bool]]:
     """Whether each sentence of each paragraph stays.
 
     Args:
@@ -266,7 +268,9 @@ def _kept_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -
     ]
 
 
-def _places_of_sentences(pieces: list[Paragraph], keep: list[bool], lost: set[int]) -> list[int]:
+def _places_of_sentences(
+    pieces: Sequence[Paragraph], keep: list[bool], lost: set[int]
+) -> list[int]:
     """Where the cut sentences begin that are in no cut paragraph, in characters of the text."""
     flags = chain(*_kept_sentences(pieces, keep, lost))
     at, places = 0, []

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from bc2.data.prep.text.markup.block import BlockKind
 from bc2.data.prep.text.markup.blocks import blocks
 from bc2.data.prep.text.markup.spans import Spans, find_spans, without
+from bc2.data.prep.text.recent import Recent
 
 #: A line of at least so many characters is not wrapped text, so its end is the end of a paragraph.
 WIDE = 120
@@ -84,6 +85,9 @@ _ABBREVIATIONS = frozenset(
 )
 
 
+#: Characters of texts whose paragraphs are remembered: a part of 32 MiB has fewer.
+_REMEMBERED = 40_000_000
+
 #: More characters are prose, even if all are emphasised.
 _LONGEST_TITLE = 100
 
@@ -121,8 +125,16 @@ class Paragraph(NamedTuple):
         return "".join(self.sentences)
 
 
-def divide(text: str) -> list[Paragraph]:
-    """The paragraphs and blocks of a text; their pieces, one after the other, are the text."""
+def divide(text: str) -> Sequence[Paragraph]:
+    """The paragraphs and blocks of a text; their pieces, one after the other, are the text.
+
+    Those of the last texts, `_REMEMBERED` characters in all, are remembered: about four bytes for
+    each.
+    """
+    return _divided(text)
+
+
+def _divide(text: str) -> Sequence[Paragraph]:
     found: list[Paragraph] = []
     for start, end, kind in blocks(text):
         piece = text[start:end]
@@ -133,7 +145,10 @@ def divide(text: str) -> list[Paragraph]:
     return found
 
 
-def code_paragraphs(text: str) -> list[Paragraph]:
+_divided = Recent(_divide, lambda text, found: len(text), _REMEMBERED)
+
+
+def code_paragraphs(text: str) -> Sequence[Paragraph]:
     """The paragraphs of source code, one piece each: they end at blank lines."""
     pieces = _pieces(text, (match.end() for match in _PARAGRAPH_END.finditer(text)))
     return [Paragraph([piece], [piece], True) for piece in pieces]

@@ -50,6 +50,7 @@ from bc2.data.prep.text.markup.html_blocks import (
 )
 from bc2.data.prep.text.markup.lines import Lines
 from bc2.data.prep.text.markup.table_blocks import columns, is_delimiter, rows, simple_table, table
+from bc2.data.prep.text.recent import Recent
 
 #: How the first line of a block begins. A text in which no line does so, and no line ends in a
 #: double colon, is prose.
@@ -96,34 +97,8 @@ def blocks(text: str) -> Sequence[Block]:
         or _ANNOUNCES.search(text)
         or any(gap in text for gap in _GAPS)
     ):
-        return _RECENT.blocks(text)
+        return _scanned(text)
     return [Block(0, len(text), BlockKind.TEXT)]
-
-
-class _Recent:
-    """The blocks of texts that this process has read: several stages read a part's texts in turn.
-
-    Only digests and blocks are kept, about 200 bytes for each block.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, Sequence[Block]] = {}
-        self._count = 0
-
-    def blocks(self, text: str) -> Sequence[Block]:
-        """The blocks of a text, found at most once while they are remembered."""
-        from xxhash import xxh3_128_digest
-
-        key = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
-        found = self._known.get(key)
-        if found is None:
-            found = _Scanner(text).blocks()
-            if self._count > _REMEMBERED:
-                self._known.clear()
-                self._count = 0
-            self._known[key] = found
-            self._count += len(found)
-        return found
 
 
 class _Scanner:
@@ -280,4 +255,9 @@ _register("<", BlockKind.HTML, html_element)
 #: The first characters of lines for which there are readers.
 _MARKS = frozenset(_READERS)
 
-_RECENT = _Recent()
+
+def _scan(text: str) -> Sequence[Block]:
+    return _Scanner(text).blocks()
+
+
+_scanned = Recent(_scan, lambda text, found: len(found), _REMEMBERED)
