@@ -89,7 +89,10 @@ class Spans(NamedTuple):
 
 
 def _within(ranges: list[Range], start: int, end: int) -> list[Range]:
-    first, last = bisect_left(ranges, (start,)), bisect_left(ranges, (end,))
+    first = bisect_left(ranges, (start,))
+    if first == len(ranges) or ranges[first][0] >= end:
+        return []
+    last = bisect_left(ranges, (end,), first)
     return [(a - start, b - start) for a, b in ranges[first:last]]
 
 
