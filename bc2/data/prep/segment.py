@@ -153,7 +153,7 @@ def run_part(task: SegmentTask) -> PartFacts:
     Raises:
         RunFailed: a stage lost documents without a reason, or changed their order.
     """
-    # Pieces of text are in no cycles; looking for some takes a tenth of the time.
+    # Pieces of text are in no cycles; looking for some takes a twentieth of the time.
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -28,7 +28,8 @@ CLUES = Clues(
     ver rev revision seed offset size bytes price total amount usd commit hash pid uid port
     timestamp epoch score scores lat lon latitude longitude range pages pp vol volume key
     token zip account acct qq max min limit count rows product catalog catalogue patent
-    revenue population barcode matrix fib pixels error case lot batch 订单 单号 编号 流水 序列
+    revenue population barcode matrix fib pixels error case lot batch clause
+    dfars far cfr usc section statute 订单 单号 编号 流水 序列
     书号 刊号 标准 编码 条码 条形码 学号 工号 税号 型号 货号 批号 版本 时间戳 金额 人民币 价格
     单价 总计 合计 共计 大小 人口 文号 专利 发票 准字 账号 帐号 卡号 账户 帐户 运单 快递单
     工单 数组 坐标 合同 期 第 号 量 数 共 约 达 额 值 码 代码 证号 成交 票房 营收 收入 产值
@@ -74,6 +75,13 @@ _MOBILE = re.compile(
     rf"(1[3-9](?:[ -]?\d){{9}}|1[3-9]\d\.\d{{4}}\.\d{{4}}){_LAST}",
     re.ASCII,
 )
+#: A clause of a regulation (252.227-7013): a full stop before a hyphen is rare in a telephone
+#: number.
+_CLAUSE = re.compile(r"\d{3}\.\d{3}-\d{4}")
+
+#: Latitude and longitude in degrees and minutes, perhaps seconds, as in ISO 6709.
+_COORDINATES = re.compile(r"\+(?:\d{4}-\d{5}|\d{6}-\d{7})")
+
 _AREA = r"(?:10|2\d|[3-9]\d\d)"
 _LANDLINE = re.compile(
     rf"{_FIRST}(?:\(?(?:86|0086)\)?[ -]?(\(0?{_AREA}\)|0?{_AREA})\)?"
@@ -164,6 +172,8 @@ def _is_international(written: str, digits: int) -> bool:
     if written.startswith("00"):
         code = re.match(r"00(\d{1,3})\D", written)
         return code is not None and is_country_code(code[1])
+    if _COORDINATES.fullmatch(written):
+        return False
     return digits >= 10 or not written.removeprefix("+").isdigit()
 
 
@@ -171,6 +181,7 @@ def _nanp(match: re.Match[str]) -> Found:
     written = match.group()
     digits = digits_of(written)
     sure = len(digits) < len(written) and is_number(1, digits[-10:])
+    sure = sure and not _CLAUSE.fullmatch(written)
     return Found(*match.span(), sure and not _in_row(match))
 
 
