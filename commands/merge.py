@@ -28,7 +28,7 @@ def merge(
 
     Every command takes an adapter as it is, too.
     """
-    from bc2.convert.merge_adapter import merge_adapter
+    from bc2.convert.merging.merge_adapter import merge_adapter
     from bc2.report.artifact_view import show_artifact
 
     registry = Registry.open()

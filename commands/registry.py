@@ -401,7 +401,7 @@ def import_(
         hub = source.startswith(HUB)
         if not hub:
             _check_is_model(path)
-        from bc2.convert.import_model import import_model
+        from bc2.convert.importing.import_model import import_model
 
         artifact = import_model(
             registry, source if hub else path, name=name, role=_role(role), chat_layout=chat_layout
@@ -430,7 +430,7 @@ def _say_what_is_lost(tokenizer: Artifact) -> None:
 
 def _check_layout(name: str) -> None:
     """Raises: UsageError: there is no such chat layout."""
-    from bc2.convert.speech import NO_LAYOUT
+    from bc2.convert.importing.speech import NO_LAYOUT
     from bc2.tokenizer.chat_layouts import LAYOUTS
 
     known = [*LAYOUTS, NO_LAYOUT]

@@ -74,7 +74,7 @@ class HubInputs:
         if world_size() > 1:
             raise not_imported(name, where)
         # Imported now: what reads other libraries' files is needed by few runs.
-        from bc2.convert.import_model import import_model
+        from bc2.convert.importing.import_model import import_model
 
         return import_model(self.registry, name).ref
 

@@ -15,7 +15,7 @@ from bc2.align.sft.rendered_chats import RenderSettings, rendered_chats
 from bc2.align.sft.sft_config import SftConfig
 from bc2.align.sft.sft_inputs import chat_source
 from bc2.cli import main
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.data.chats.chats import Chats
 from bc2.registry import Registry
 from bc2.tokenizer.chat_file import chat_of

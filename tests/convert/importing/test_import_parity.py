@@ -18,7 +18,7 @@ from made_hf_models import FAMILIES, NAMES, WINDOW, OfTransformers, original
 from safetensors.torch import load_file
 from weight_files import Kind
 
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import Request

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_hf_models import original
 
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.errors import RefError
 from bc2.launch.hub_inputs import HubInputs
 from bc2.registry import Artifact, Registry

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from bc2.console import progress
-from bc2.convert.write_weights import write_tensors
+from bc2.convert.tensor_files import write_tensors
 from bc2.errors import from_os_error
 from bc2.files import write_durably
 from bc2.generate.generation_defaults import GENERATION_FILE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from made_hf_models import original
 
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.registry import Registry
 
 

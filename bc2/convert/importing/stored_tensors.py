@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-from bc2.convert.model_folder import ModelFolder
-from bc2.convert.torch_file import torch_tensors
-from bc2.errors import DataError, IntegrityError, from_os_error
-from bc2.files import CHUNK
-from bc2.model.safetensors_file import DTYPES, SafetensorsReader
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """The bytes of a tensor in a file, in the order of its elements."""
-
-    path: Path
-    dtype: str
-    """As safetensors names it."""
-    shape: tuple[int, ...]
-    offset: int
-    """Bytes from the beginning of the file."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes, no more than `CHUNK` at once.
-
-        Raises:
-            DataError: the file became shorter.
-            OSError: the system refused to read it.
-        """
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            left = self.size
-            while left:
-                data = file.read(min(left, CHUNK))
-                if not data:
-                    raise DataError("became shorter while it was read", where=str(self.path))
-                yield data
-                left -= len(data)
+from bc2.convert.importing.model_folder import ModelFolder
+from bc2.convert.importing.torch_file import torch_tensors
+from bc2.convert.stored_tensor import StoredTensor, safetensors_of
+from bc2.errors import DataError, from_os_error
+from bc2.model.safetensors_file import DTYPES
 
 
 def open_tensors(folder: ModelFolder) -> dict[str, StoredTensor]:
@@ -80,22 +43,6 @@ def open_tensors(folder: ModelFolder) -> dict[str, StoredTensor]:
             where=str(folder.path),
         )
     return found
-
-
-def safetensors_of(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file. Raises: DataError: it is none, or incomplete."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            reader = SafetensorsReader(file, path)
-            begin = file.tell()
-    except IntegrityError as error:
-        raise DataError(error.what, where=error.where, todo="fetch the file again") from None
-    except OSError as error:
-        raise from_os_error(error, "reading a model") from error
-    return {
-        name: StoredTensor(path, span.dtype, span.shape, begin + span.first)
-        for name, span in reader.spans.items()
-    }
 
 
 def torch_tensors_of(path: Path) -> dict[str, StoredTensor]:

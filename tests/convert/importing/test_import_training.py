@@ -16,7 +16,7 @@ from made_hf_models import NAMES, original
 from torch.nn.functional import cross_entropy
 
 from bc2 import recipe
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.data.loader import Loader
 from bc2.model.store import load_config
 from bc2.pipeline.session import Session

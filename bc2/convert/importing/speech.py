@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bc2.console import warn
-from bc2.convert.model_folder import CONFIG, ModelFolder
+from bc2.convert.importing.model_folder import CONFIG, ModelFolder
 from bc2.errors import Bc2Error, DataError
 from bc2.generate.generation_defaults import GENERATION_FILE, GenerationDefaults
 from bc2.model.model_config import ModelConfig

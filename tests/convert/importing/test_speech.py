@@ -9,8 +9,8 @@ from typing import Any
 import made_json_tokenizers as made
 import pytest
 
-from bc2.convert.model_folder import ModelFolder
-from bc2.convert.speech import Speech, read_speech
+from bc2.convert.importing.model_folder import ModelFolder
+from bc2.convert.importing.speech import Speech, read_speech
 from bc2.errors import DataError
 from bc2.generate.generation_defaults import GenerationDefaults
 from bc2.model.model_config import ModelConfig

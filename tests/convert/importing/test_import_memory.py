@@ -20,7 +20,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch, safetensors.torch, transformers.utils.hub
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.registry import Registry
 
 def status(name):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from bc2.convert.families import Family
-from bc2.convert.stored_tensors import StoredTensor
+from bc2.convert.stored_tensor import StoredTensor
 from bc2.errors import DataError, nearest
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import expected_shapes

@@ -16,12 +16,13 @@ from typing import Any
 from bc2.console import progress, warn
 from bc2.convert.families import Family, family_of
 from bc2.convert.hf_config import HfConfig
-from bc2.convert.hub import HubModel
-from bc2.convert.model_folder import CONFIG, ModelFolder
-from bc2.convert.speech import FILES, Speech, read_speech
-from bc2.convert.stored_tensors import StoredTensor, open_tensors
-from bc2.convert.weight_plan import check_tied, plan_weights
-from bc2.convert.write_weights import write_weights
+from bc2.convert.importing.hub import HubModel
+from bc2.convert.importing.model_folder import CONFIG, ModelFolder
+from bc2.convert.importing.speech import FILES, Speech, read_speech
+from bc2.convert.importing.stored_tensors import open_tensors
+from bc2.convert.importing.weight_plan import check_tied, plan_weights
+from bc2.convert.importing.write_weights import write_weights
+from bc2.convert.stored_tensor import StoredTensor
 from bc2.errors import Bc2Error, DataError, IntegrityError, UsageError, from_os_error
 from bc2.files import sha256_file, write_durably
 from bc2.model.model_config import ModelConfig

@@ -11,8 +11,8 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
-from bc2.convert.hub import HubModel, _patterns
-from bc2.convert.model_folder import ModelFolder
+from bc2.convert.importing.hub import HubModel, _patterns
+from bc2.convert.importing.model_folder import ModelFolder
 from bc2.errors import DataError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

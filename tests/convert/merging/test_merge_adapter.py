@@ -19,8 +19,8 @@ from made_hf_models import OfBaichuan, OfTransformers, original
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bc2.convert.import_model import import_model
-from bc2.convert.merge_adapter import merge_adapter
+from bc2.convert.importing.import_model import import_model
+from bc2.convert.merging.merge_adapter import merge_adapter
 from bc2.generate.load import open_model
 from bc2.model.lora_config import LoraConfig
 from bc2.registry import Artifact, Draft, Registry
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bc2.convert.write_weights.write_at", full)
+    monkeypatch.setattr("bc2.convert.tensor_files.write_at", full)
     done = bc2("merge", "--adapter", "adapter")
     assert done.code not in (0, 1)
     assert "No space left" in done.err or "full" in done.err

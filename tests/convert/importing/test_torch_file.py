@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bc2.convert.stored_tensors import torch_tensors_of
+from bc2.convert.importing.stored_tensors import torch_tensors_of
 from bc2.errors import DataError
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from bc2 import recipe
-from bc2.convert.import_model import import_model
+from bc2.convert.importing.import_model import import_model
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.requests import Request

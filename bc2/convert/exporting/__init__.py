@@ -1,0 +1,1 @@
+"""Checkpoints of ours, as other tools read them."""

@@ -1,0 +1,1 @@
+"""One model of several: merging recipes, and adapters folded into their base."""

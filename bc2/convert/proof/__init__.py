@@ -1,0 +1,1 @@
+"""The proof that what was written computes what the checkpoint does."""
