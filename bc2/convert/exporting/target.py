@@ -74,6 +74,8 @@ class ExportPlan:
     sizes: Mapping[str, int]
     """Bytes of each file of weights by name."""
     write: WriteWeights
+    limit: int
+    """Bytes of tensors in a file, unless one is larger."""
     texts: Mapping[str, bytes] = field(default_factory=dict)
     """The other files by name: configuration, tokenizer, template, code."""
     notes: tuple[str, ...] = ()
