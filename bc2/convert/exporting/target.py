@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: Of ``--dtype``; the last is GGUF's alone.
 Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
 
+#: safetensors' names of them.
+SAFETENSORS: dict[Dtype, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+
 #: What reads a format, and proves it.
 ConsumerName = Literal["transformers", "llama.cpp"]
 
