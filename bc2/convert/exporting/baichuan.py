@@ -57,7 +57,7 @@ def plan_baichuan(source: SourceModel, dtype: Dtype | None, limit: int) -> Expor
         limit,
         texts=_texts(source, dtype),
         notes=_notes(config),
-        readers=_readers(config),
+        readers=readers_of(config),
         prover="transformers",
     )
 
@@ -211,7 +211,8 @@ def _json(data: Mapping[str, Any]) -> bytes:
 # -- readers --------------------------------------------------------------------------------
 
 
-def _readers(config: ModelConfig) -> tuple[Reader, ...]:
+def readers_of(config: ModelConfig) -> tuple[Reader, ...]:
+    """Who can load a model of this shape, and why others cannot."""
     return (
         Reader("transformers 5", True, "AutoModelForCausalLM and AutoTokenizer with "
                "trust_remote_code=True"),
