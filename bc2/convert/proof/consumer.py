@@ -17,7 +17,7 @@ import numpy.typing as npt
 Said = dict[str, str]
 
 
-class Consumer(Protocol):
+class ComputedModel(Protocol):
     """A program that has loaded a model. It computes in fp32, and is asked by one thread."""
 
     @property
@@ -47,9 +47,14 @@ class Consumer(Protocol):
         cannot, fewer than `count` tokens come, without the token that ended it.
         """
 
+
+class Consumer(ComputedModel, Protocol):
+    """Such a program, and how it reads texts and conversations."""
+
     def encode(self, texts: Sequence[str]) -> list[list[int] | None]:
-        """The ids of user's texts: without beginning and end, control pieces as text if the
-        program can be told so. None for a text that it refuses, such as a lone surrogate.
+        """The ids of texts as the program by itself makes them, without beginning and end.
+
+        None for a text that it refuses, such as one with a lone surrogate.
         """
 
     def chat(self, messages: Sequence[Said], *, generation_prompt: bool) -> list[int] | None:
