@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bc2.convert.proof.bounds import Bounds
 from bc2.convert.proof.consumer import ComputedModel
-from bc2.errors import RunFailed
+from bc2.errors import DataError, RunFailed
 from bc2.tokenizer.tokenizer import Tokenizer
 
 Array = npt.NDArray[np.float32]
@@ -50,7 +50,11 @@ class Questions:
     def of(
         cls, texts: Sequence[str], tokenizer: Tokenizer, context: int, vocab_size: int
     ) -> Questions:
-        """As many as `_KEPT` allows, none longer than the model's window."""
+        """As many as `_KEPT` allows, none longer than the model's window.
+
+        Raises:
+            DataError: the texts have fewer than two tokens.
+        """
         left = max(2, min(_MOST_TOKENS, _KEPT // (4 * vocab_size)))
         longest = min(context, _WINDOW)
         windows = []
@@ -59,6 +63,8 @@ class Questions:
             left -= len(windows[-1])
             if left < 2:
                 break
+        if not windows:
+            raise DataError("the text of the proof has fewer than two tokens", todo="give more")
         count = min(GREEDY, max(1, context // 2))
         room = context - count
         prompts = (

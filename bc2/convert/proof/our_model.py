@@ -33,6 +33,12 @@ from bc2.model.transformer import Transformer
 
 _HEAD = "lm_head.weight"
 
+#: Tokens whose keys are held: of a prompt, and what continues it.
+_CACHED = 256
+
+#: Rows of logits that are changed at once.
+_ROWS = 64
+
 #: Numbers that are rounded at once.
 _AT_ONCE = 4 << 20
 
@@ -109,13 +115,18 @@ class OurModel:
 
     def __init__(self, rounding: Rounding):
         self._model = _load(rounding)
-        self._engine = InferenceEngine(self._model, EngineConfig(cache_bytes=2**28), eos_id=-1)
+        config = self._model.config
+        each = 2 * config.num_layers * config.kv_heads * config.head_size * 4
+        settings = EngineConfig(cache_bytes=_CACHED * each)
+        self._engine = InferenceEngine(self._model, settings, eos_id=-1)
 
     @torch.no_grad()
     def log_probs(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         ends = torch.tensor([0, len(ids)], dtype=torch.int32)
         logits = self._model.logits(self._model(torch.tensor(ids), ends, len(ids)))
-        return cast("npt.NDArray[np.float32]", logits.log_softmax(-1).numpy())
+        for rows in torch.split(logits, _ROWS):  # in place: of a large vocabulary they are much
+            rows -= rows.logsumexp(-1, keepdim=True)
+        return cast("npt.NDArray[np.float32]", logits.numpy())
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         settings = SamplingConfig(temperature=0.0, max_new_tokens=count)

@@ -58,7 +58,8 @@ def proof_texts(artifact: Artifact, data: Path | None) -> RealTexts:
         return RealTexts(tuple(_of_file(data)), data.name)
     own, title = _of_lineage(artifact)
     here = [*_pages(), *_modules()]
-    return RealTexts((*own, *here), f"{title} and bc2's own pages" if own else "bc2's own pages")
+    texts = (text for text in (*own, *here) if text)
+    return RealTexts(tuple(texts), f"{title} and bc2's own pages" if own else "bc2's own pages")
 
 
 def _of_file(path: Path) -> list[str]:

@@ -16,6 +16,9 @@ import transformers
 from bc2.convert.proof.consumer import Said
 from bc2.errors import RunFailed
 
+#: Rows of logits that are changed at once.
+_ROWS = 64
+
 #: Its own annotations say less than it does.
 _library: Any = transformers
 
@@ -48,8 +51,10 @@ class TransformersModel:
 
     @torch.no_grad()
     def log_probs(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        logits = self._model(torch.tensor([ids]), use_cache=False).logits[0]
-        return cast("npt.NDArray[np.float32]", logits.float().log_softmax(-1).numpy())
+        logits = self._model(torch.tensor([ids]), use_cache=False).logits[0].float()
+        for rows in torch.split(logits, _ROWS):  # in place: of a large vocabulary they are much
+            rows -= rows.logsumexp(-1, keepdim=True)
+        return cast("npt.NDArray[np.float32]", logits.numpy())
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         # Of a model's own settings none is to count: neither a penalty nor an end.

@@ -86,7 +86,7 @@ class Worker:
             )
         found = cast("dict[str, Any]", json.loads(line))
         if "error" in found:
-            raise RunFailed(f"{self.name} does not take what was written: {found['error']}")
+            raise RunFailed(f"{self.name} failed in the proof: {found['error']}")
         return found
 
     def _last_words(self) -> str:
