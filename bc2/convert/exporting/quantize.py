@@ -39,6 +39,9 @@ _LINEAR = re.compile(
 #: Numbers that have one scale in NF4, and scales that have one of theirs.
 _BLOCK, _NESTED_BLOCK = 64, 256
 
+#: Rows and columns that its 4-bit kernels for CPUs take at once.
+_KERNEL = (32, 64)
+
 #: Bytes for the JSON of a 4-bit tensor, whose length is known only when it has been read.
 _STATE_BYTES = 256
 
@@ -55,7 +58,7 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
     """A plan of the same files with quantised linear layers.
 
     Raises:
-        UsageError: bitsandbytes is not installed.
+        UsageError: bitsandbytes is not installed, or does not compute such layers.
     """
     if find_spec("bitsandbytes") is None:
         raise UsageError(
@@ -64,6 +67,7 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
             todo='pip install "bc2[quantize]"',
         )
     quantizer = _QUANTIZERS[kind]
+    _check_shapes(plan, source, kind)
     made = _Quantised.of(plan.tensors, quantizer)
     return replace(
         plan,
@@ -76,6 +80,19 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
         readers=_readers(plan.readers),
         before=plan,
     )  # fmt: skip
+
+
+def _check_shapes(plan: ExportPlan, source: SourceModel, kind: Quantization) -> None:
+    """Raises: UsageError: bitsandbytes' 4-bit kernels for CPUs take no such matrix."""
+    rows, columns = _KERNEL
+    for one in plan.tensors if kind == "nf4" else ():
+        if _LINEAR.fullmatch(one.name) and (one.shape[0] % rows or one.shape[1] % columns):
+            raise UsageError(
+                f"{source.artifact.title} has {one.name} of {one.shape[0]:,} × {one.shape[1]:,}, "
+                f"and bitsandbytes computes nf4 of multiples of {rows} × {columns}",
+                where="--quantize",
+                todo="ask for int8",
+            )
 
 
 def _with_settings(plan: ExportPlan, quantizer: Quantizer) -> bytes:
