@@ -100,8 +100,7 @@ def export_model(
         if known is not None:
             return known, False
         registry.sweep()  # one that was killed may have left as much as the model has
-        level = request.proof
-        check_room(source, plan, level)
+        level = check_room(source, plan, request.proof)
         _check_disk(registry.staging_of("export", draft.name), plan, source)
         try:
             with registry.stage(draft) as staged:
