@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from gguf import GGUFWriter, LlamaFileType
+from gguf import GGUFWriter
 
 from bc2.convert.exporting.gguf.architecture import Architecture, add_shape, architecture_of
 from bc2.convert.exporting.gguf.tensors import TYPES, gguf_tensors
 from bc2.convert.exporting.gguf.vocabulary import add_vocabulary, vocabulary_of
-from bc2.convert.exporting.gguf.write_gguf import gguf_file
+from bc2.convert.exporting.gguf.write_gguf import GgufFile
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import Dtype, ExportPlan, Reader
 
 #: The one file.
 FILE = "model.gguf"
-
-_FILE_TYPES: dict[Dtype, LlamaFileType] = {
-    "fp32": LlamaFileType.ALL_F32,
-    "fp16": LlamaFileType.MOSTLY_F16,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-}
 
 #: Names that make llama.cpp strip the spaces behind control tokens, whatever the model is.
 _NAMES_WITH_MEANING = ("phi-3", "phi3", "modern-bert")
@@ -43,7 +36,8 @@ def plan_gguf(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPla
     _add_general(writer, source, dtype)
     add_shape(writer, source.config, architecture)
     told = add_vocabulary(writer, source, vocabulary)
-    file = gguf_file(writer, tensors, architecture.tables)
+    file = GgufFile(writer, architecture.tables)
+    _, size = file.layout(tensors)
     kept = sorted({t.name.split(".")[-2] for t in tensors if t.dtype == "F16"})
     if dtype == "q8_0" and kept:
         told.append(f"{', '.join(kept)}: rows of no whole blocks of 32 are fp16, not q8_0")
@@ -51,7 +45,7 @@ def plan_gguf(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPla
         format="gguf",
         dtype=dtype,
         tensors=tensors,
-        sizes={FILE: file.size},
+        sizes={FILE: size},
         write=file.write,
         notes=(*architecture.notes, *vocabulary.notes, *told),
         readers=_readers(architecture),
@@ -81,7 +75,6 @@ def _add_general(writer: GGUFWriter, source: SourceModel, dtype: Dtype) -> None:
     if not any(name in artifact.name.lower() for name in _NAMES_WITH_MEANING):
         writer.add_name(artifact.name)
     writer.add_description(f"bc2's {artifact.title}, {artifact.digest}")
-    writer.add_file_type(_FILE_TYPES[dtype])
     if dtype == "q8_0":
         writer.add_quantization_version(2)
     writer.add_string("bc2.artifact", artifact.digest)
