@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from bc2.files import sync_file, write_at, write_durably
 from bc2.parallel.state import FILE_BYTES, TensorFile, index_of, plan_files
 
 _STEM = "model"
+_INDEX = f"{_STEM}.safetensors.index.json"
+
+#: Pieces that wait for their digest while others are read and written.
+_WAITING = 4
+
+
+def planned_files(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], limit: int = FILE_BYTES
+) -> dict[str, int]:
+    """Bytes of each file that `write_tensors` writes, by name."""
+    files = plan_files(_STEM, tensors, limit)
+    sizes = {name: file.size for name, file in files.items()}
+    return {**sizes, _INDEX: len(index_of(files))} if len(files) > 1 else sizes
 
 
 def write_tensors(
@@ -37,7 +53,7 @@ def write_tensors(
     for name, file in files.items():
         file.create(folder / name)
     if len(files) > 1:
-        write_durably(folder / f"{_STEM}.safetensors.index.json", index_of(files))
+        write_durably(folder / _INDEX, index_of(files))
     return {name: _write(folder / name, file, pieces, seen) for name, file in files.items()}
 
 
@@ -49,12 +65,30 @@ def _write(
 ) -> str:
     digest = hashlib.sha256(file.header)
     at = len(file.header)
-    with path.open("r+b", buffering=0) as out:
+    with path.open("r+b", buffering=0) as out, _beside(digest.update) as take:
         for name in sorted(file.places, key=lambda name: file.places[name].offset):
             for data in pieces(name):
+                take(data)
                 write_at(out.fileno(), memoryview(data), at)
                 at += len(data)
-                digest.update(data)
                 seen(len(data))
     sync_file(path)
     return digest.hexdigest()
+
+
+@contextmanager
+def _beside(
+    work: Callable[[bytes | memoryview], None],
+) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Have pieces worked on in order by another thread; all are done when the context ends."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+
+        def take(data: bytes | memoryview) -> None:
+            waiting.append(pool.submit(work, data))
+            if len(waiting) > _WAITING:
+                waiting.popleft().result()
+
+        yield take
+        for future in waiting:
+            future.result()

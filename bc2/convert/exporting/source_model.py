@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bc2.convert.exporting.target import SAFETENSORS, Dtype
 from bc2.convert.stored_tensor import StoredTensor, safetensors_of
 from bc2.errors import DataError, UsageError
 from bc2.generate.generation_defaults import GenerationDefaults
@@ -68,3 +69,9 @@ class SourceModel:
                 chat = read_chat(artifact.path / CHAT_FILE, tokenizer)
             generation = GenerationDefaults.of(artifact)
             yield cls(artifact, config, weights, tokenizer, chat, generation)
+
+    @property
+    def dtype(self) -> Dtype:
+        """What the weights are stored as; of several types the widest."""
+        stored = {tensor.dtype for tensor in self.weights.values()}
+        return next((name for name, one in SAFETENSORS.items() if stored == {one}), "fp32")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: Of ``--dtype``; the last is GGUF's alone.
 Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
 
+#: safetensors' names of them.
+SAFETENSORS: dict[Dtype, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+
 #: What reads a format, and proves it.
 ConsumerName = Literal["transformers", "llama.cpp"]
 
@@ -74,8 +77,12 @@ class ExportPlan:
     sizes: Mapping[str, int]
     """Bytes of each file of weights by name."""
     write: WriteWeights
+    limit: int
+    """Bytes of tensors in a file, unless one is larger."""
     texts: Mapping[str, bytes] = field(default_factory=dict)
     """The other files by name: configuration, tokenizer, template, code."""
+    copied: tuple[str, ...] = ()
+    """Files of the checkpoint that go along as they are."""
     notes: tuple[str, ...] = ()
     """Sentences that the user is told."""
     readers: tuple[Reader, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gguf import GGUFWriter
 
 from bc2.convert.exporting.gguf.architecture import Architecture, add_shape, architecture_of
-from bc2.convert.exporting.gguf.tensors import TYPES, gguf_tensors
+from bc2.convert.exporting.gguf.tensors import gguf_tensors
 from bc2.convert.exporting.gguf.vocabulary import add_vocabulary, vocabulary_of
 from bc2.convert.exporting.gguf.write_gguf import GgufFile
 from bc2.convert.exporting.source_model import SourceModel
@@ -29,7 +29,7 @@ def plan_gguf(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPla
         UsageError: llama.cpp computes no such model, or does not encode as its tokenizer.
     """
     architecture = architecture_of(source.config)
-    dtype = dtype or _stored(source)
+    dtype = dtype or source.dtype
     tensors = gguf_tensors(source.config, architecture, dtype)
     vocabulary = vocabulary_of(source)
     writer = GGUFWriter(None, architecture.name)
@@ -47,15 +47,11 @@ def plan_gguf(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPla
         tensors=tensors,
         sizes={FILE: size},
         write=file.write,
+        limit=limit,
         notes=(*architecture.notes, *vocabulary.notes, *told),
         readers=_readers(architecture),
         prover="llama.cpp",
     )
-
-
-def _stored(source: SourceModel) -> Dtype:
-    stored = source.weights["model.embed_tokens.weight"].dtype
-    return next(dtype for dtype, name in TYPES.items() if name == stored)
 
 
 def _readers(architecture: Architecture) -> tuple[Reader, ...]:

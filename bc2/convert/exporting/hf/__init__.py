@@ -1,0 +1,1 @@
+"""The families that transformers and vLLM know by themselves."""
