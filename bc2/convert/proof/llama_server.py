@@ -168,7 +168,7 @@ class LlamaServer:
         """The likeliest continuation; without the token that ends it, if it ends."""
         said = self._ask("/completion", {"prompt": list(ids), "n_predict": count, **_GREEDY})
         tokens = [int(token) for token in said["tokens"]]
-        return tokens[:-1] if said["stop_type"] == "eos" and len(tokens) == count + 1 else tokens
+        return tokens[:-1] if said["stop_type"] == "eos" else tokens
 
     def encode(self, texts: Sequence[str]) -> list[list[int] | None]:
         """The ids of texts, control pieces as text; None of one that is no UTF-8."""
