@@ -52,7 +52,8 @@ def test_how_it_was_proven_is_recorded(home: Path, bc2: Bc2) -> None:
         done = export(bc2, "--json", option)
         assert done.code == 0, done.err
         said = json.loads(done.out)
-        assert said["facts"]["proof"]["level"] == level
+        assert said["proof"]["level"] == level
+        assert Registry.open().get(said["digest"]).manifest.facts["proof"] == level
         assert json.loads(Path(said["path"], "proof.json").read_bytes())["level"] == level
 
 
