@@ -103,7 +103,7 @@ def test_only_linear_layers_are_quantised(
         **{name: value for name, value in settings.items() if name != "quant_method"}
     )
     assert read.quantization_method() == {"int8": "llm_int8", "nf4": "nf4"}[kind]
-    assert f"written as {kind}" in plan.notes[-1]
+    assert f"{len(layers)} linear layers are written as {kind}" in plan.notes[-1]
     reads = {one.name: one.reads for one in plan.readers}
     assert [name for name, does in reads.items() if does] == ["transformers 5"]
 
