@@ -73,7 +73,7 @@ def test_matrices_that_no_kernel_takes(tmp_path: Path, there: None) -> None:
     odd = checkpoint(tmp_path, ModelConfig(**SMALL))
     with SourceModel.open(odd) as source:
         as_kind("int8")(source, None, 1 << 30)
-        with pytest.raises(UsageError, match="down_proj.weight of 64 × 96") as raised:
+        with pytest.raises(UsageError, match=r"down_proj\.weight of 64 × 96") as raised:
             as_kind("nf4")(source, None, 1 << 30)
     assert raised.value.todo == "ask for int8"
 
