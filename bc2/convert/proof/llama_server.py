@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,16 +149,16 @@ class LlamaServer:
         Raises:
             RunFailed: the program failed.
         """
-        found: npt.NDArray[np.float32] | None = None
         # It says nothing of a token that ends inside a character. What it draws changes nothing.
         whole = (self._encoded("a", add_special=False, parse_special=False) or [0])[-1]
         drawn = {**_GREEDY, "n_predict": 1, "n_probs": 1 << 30, "logit_bias": [[whole, 1e6]]}
-        for at in range(len(ids)):
-            asked = {"prompt": list(ids[: at + 1]), **drawn}
-            every = self._ask("/completion", asked)["completion_probabilities"][0]["top_logprobs"]
-            rows = np.fromiter((one["id"] for one in every), np.int64, len(every))
+        asked = ({"prompt": list(ids[: at + 1]), **drawn} for at in range(len(ids)))
+        found: npt.NDArray[np.float32] | None = None
+        for at, said in enumerate(self._answers("/completion", asked)):
+            every = said["completion_probabilities"][0]["top_logprobs"]
             if found is None:
                 found = np.full((len(ids), len(every)), FLOOR, np.float32)
+            rows = np.fromiter((one["id"] for one in every), np.int64, len(every))
             values = np.fromiter((one["logprob"] for one in every), np.float64, len(every))
             found[at, rows] = np.maximum(values, FLOOR)
         assert found is not None, "a text has tokens"
@@ -201,8 +201,8 @@ class LlamaServer:
             if self._process.poll() is not None:
                 raise self._failed("llama.cpp ended while it loaded the model")
             try:
-                self._connection.ask("GET", "/health")
-                self._properties = self._connection.ask("GET", "/props")
+                self._connection.ask("/health")
+                self._properties = self._connection.ask("/props")
                 return
             except (OSError, http.client.HTTPException, _Refused):
                 time.sleep(0.02)
@@ -215,12 +215,24 @@ class LlamaServer:
         self._process.wait()
 
     def _ask(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+        (answer,) = self._answers(path, [asked])
+        return answer
+
+    def _answers(self, path: str, asked: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """What it answers to questions, each answer read while it makes the next."""
+        before: bytes | None = None
         try:
-            return self._connection.ask("POST", path, asked)
+            for question in asked:
+                self._connection.send_question("POST", path, question)
+                if before is not None:
+                    yield orjson.loads(before)
+                before = self._connection.answer()
         except _Refused as error:
             raise RunFailed(f"llama.cpp refused {path}: {error}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise self._failed(f"llama.cpp gave no answer to {path}: {error}") from error
+        if before is not None:
+            yield orjson.loads(before)
 
     def _failed(self, what: str) -> RunFailed:
         """With the end of what it said."""
@@ -246,21 +258,32 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._place))
 
-    def ask(self, method: str, path: str, asked: Any = None) -> dict[str, Any]:
-        """Send a question, and read the answer.
+    def ask(self, path: str) -> dict[str, Any]:
+        """What is there. Raises: _Refused: an error is."""
+        self.send_question("GET", path)
+        found: dict[str, Any] = orjson.loads(self.answer())
+        return found
 
-        Raises:
-            _Refused: it is an error.
-        """
+    def send_question(self, method: str, path: str, asked: Any = None) -> None:
+        """Send it; `answer` is to be called next."""
         body = None if asked is None else json.dumps(asked).encode()
-        try:
+        with self._whole():
             self.request(method, path, body, {"Content-Type": "application/json"})
+
+    def answer(self) -> bytes:
+        """Read the answer to what was sent. Raises: _Refused: it is an error."""
+        with self._whole():
             answer = self.getresponse()
             data = answer.read()
-        except BaseException:
-            self.close()  # half of an exchange would be taken for the next
-            raise
         if answer.status != http.client.OK:
             raise _Refused(data.decode("utf-8", "replace")[:300])
-        found: dict[str, Any] = orjson.loads(data)
-        return found
+        return data
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Half of an exchange would be taken for the next: what fails closes the connection."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
