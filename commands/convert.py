@@ -139,11 +139,10 @@ def _chosen(registry: Registry, ref: str | None) -> Artifact:
 
 
 def _show_plan(chosen: Artifact, request: ExportRequest, output: Output) -> None:
-    from bc2.convert.proof.prove import check_room
-
     from bc2.convert.exporting.export_model import plan_export
-    from bc2.convert.exporting.plan_view import plan_json, plan_table
+    from bc2.convert.exporting.export_view import plan_json, plan_table
     from bc2.convert.exporting.source_model import SourceModel
+    from bc2.convert.proof.prove import check_room
 
     with SourceModel.open(chosen) as source:
         plan = plan_export(source, request)
@@ -169,8 +168,8 @@ def _convert(
 ) -> None:
     from bc2.convert.exporting.copy_out import check_target, copy_out
     from bc2.convert.exporting.export_model import export_model
+    from bc2.convert.exporting.export_view import show_export
     from bc2.convert.exporting.push import check_access, push, repository
-    from bc2.report.artifact_view import show_artifact
 
     registry.check_writable()
     if out is not None:
@@ -184,4 +183,4 @@ def _convert(
         copy_out(export, out)
     if repo is not None:
         note(push(export, repo))
-    show_artifact(export, output, made=made)
+    show_export(export, output, made=made)

@@ -13,23 +13,23 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
+from bc2.convert.exporting.hf.config import TORCH_NAMES
+from bc2.convert.exporting.hf.generation import generation_config, special_ids
+from bc2.convert.exporting.hf.special_tokens import special_tokens
+from bc2.convert.exporting.hf.texts import hf_texts
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import SAFETENSORS, Dtype, ExportPlan, Reader, TargetTensor
 from bc2.convert.exporting.write_safetensors import planned_sizes, write_safetensors
 from bc2.errors import DataError, UsageError
-from bc2.generate.generation_defaults import GenerationDefaults
 from bc2.model.model_config import ModelConfig
 from bc2.tokenizer.chat_parts import Control
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.sentencepiece_encoder import SentencePieceEncoder
-from bc2.tokenizer.tokenizer_files import MODEL_FILE
+from bc2.tokenizer.tokenizer_files import JSON_FILE, MODEL_FILE
 
 _CODE = ("configuration_baichuan.py", "modeling_baichuan.py", "tokenization_baichuan.py")
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-#: transformers' names of types.
-_TORCH_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 #: Conversations that a layout is tried with, as roles.
 _TRIALS = (("user", "assistant", "user"), ("user", "assistant"), ("system", "user"))
@@ -57,7 +57,7 @@ def plan_baichuan(source: SourceModel, dtype: Dtype | None, limit: int) -> Expor
         limit,
         texts=_texts(source, dtype),
         notes=_notes(config),
-        readers=_readers(config),
+        readers=readers_of(config),
         prover="transformers",
     )
 
@@ -102,7 +102,7 @@ def _notes(config: ModelConfig) -> tuple[str, ...]:
 
 
 def _config_json(source: SourceModel, dtype: Dtype) -> dict[str, Any]:
-    config, tokenizer = source.config, source.tokenizer
+    config = source.config
     found: dict[str, Any] = {
         "architectures": ["BaichuanForCausalLM"],
         "auto_map": {
@@ -124,8 +124,8 @@ def _config_json(source: SourceModel, dtype: Dtype) -> dict[str, Any]:
         "norm_head": config.norm_head,
         "tie_word_embeddings": False,
         "use_cache": True,
-        "torch_dtype": _TORCH_DTYPES[dtype],
-        "pad_token_id": tokenizer.pad_id,
+        "torch_dtype": TORCH_NAMES[dtype],
+        **special_ids(source),
     }
     if config.position == "rope":
         found["max_position_embeddings"] = config.context_length
@@ -135,32 +135,15 @@ def _config_json(source: SourceModel, dtype: Dtype) -> dict[str, Any]:
         found["num_key_value_heads"] = config.kv_heads
     if config.head_dim is not None:
         found["head_dim"] = config.head_dim
-    for name, token in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
-        found[name] = token if token >= 0 else None
     return found
 
 
 def _generation_json(source: SourceModel) -> dict[str, Any]:
-    tokenizer, defaults = source.tokenizer, source.generation
-    ends = [one for one in (tokenizer.eos_id, *defaults.end_ids) if one >= 0]
-    found: dict[str, Any] = {"pad_token_id": tokenizer.pad_id}
-    if tokenizer.bos_id >= 0:
-        found["bos_token_id"] = tokenizer.bos_id
-    if ends:
-        found["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    """As of every model, and the markers of turns where the released code looks for them."""
+    found: dict[str, Any] = json.loads(generation_config(source))
     if source.chat is not None and source.chat.name == "baichuan":
         found |= {"user_token_id": USER_ID, "assistant_token_id": ASSISTANT_ID}
-    return found | _sampling(defaults)
-
-
-def _sampling(defaults: GenerationDefaults) -> dict[str, Any]:
-    """How to draw, in transformers' words: greedy is no temperature, but no drawing."""
-    found = defaults.sampling()
-    how = {name: found.pop(name) for name in ("temperature", "top_k", "top_p", "min_p")
-           if name in found}  # fmt: skip
-    if how.get("temperature") == 0:
-        return found | {"do_sample": False}
-    return found | how | ({"do_sample": True} if how else {})
+    return found
 
 
 # -- the other files ------------------------------------------------------------------------
@@ -175,7 +158,12 @@ def _texts(source: SourceModel, dtype: Dtype) -> dict[str, bytes]:
 
 
 def _tokenizer_texts(source: SourceModel) -> dict[str, bytes]:
-    """A SentencePiece model with the class of ours, and the layout as a template."""
+    """A SentencePiece model with the class of ours, and the layout as a template.
+
+    A ``tokenizer.json`` goes with the class of transformers that reads it.
+    """
+    if source.tokenizer.file_name == JSON_FILE:
+        return hf_texts(source)
     found = {
         MODEL_FILE: source.tokenizer.model,
         "tokenizer_config.json": _json(_tokenizer_json(source)),
@@ -186,16 +174,11 @@ def _tokenizer_texts(source: SourceModel) -> dict[str, bytes]:
 
 
 def _tokenizer_json(source: SourceModel) -> dict[str, Any]:
-    tokenizer, encoder = source.tokenizer, SentencePieceEncoder(source.tokenizer.model)
-    named = {"unk": tokenizer.unk_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id,
-             "pad": tokenizer.pad_id}  # fmt: skip
+    encoder = SentencePieceEncoder(source.tokenizer.model)
     return {
         "tokenizer_class": "BaichuanTokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None]},
-        **{
-            f"{name}_token": tokenizer.piece_of(token) if token >= 0 else None
-            for name, token in named.items()
-        },
+        **special_tokens(source),
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -217,9 +200,8 @@ def _markers(source: SourceModel) -> list[str]:
             messages = [{"role": role, "content": "Text."} for role in roles]
             parts = source.chat.parts(messages, generation_prompt=roles[-1] == "user")
             ids |= {part.token for part in parts if isinstance(part, Control)}
-    tokenizer = source.tokenizer
-    ids -= {tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
-    return [tokenizer.piece_of(token) for token in sorted(ids)]
+    names = [source.tokenizer.piece_of(token) for token in sorted(ids)]
+    return [name for name in names if name not in special_tokens(source).values()]
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
@@ -229,7 +211,8 @@ def _json(data: Mapping[str, Any]) -> bytes:
 # -- readers --------------------------------------------------------------------------------
 
 
-def _readers(config: ModelConfig) -> tuple[Reader, ...]:
+def readers_of(config: ModelConfig) -> tuple[Reader, ...]:
+    """Who can load a model of this shape, and why others cannot."""
     return (
         Reader("transformers 5", True, "AutoModelForCausalLM and AutoTokenizer with "
                "trust_remote_code=True"),

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bc2.console import note, progress
 from bc2.convert.exporting.export_request import ExportRequest
@@ -100,8 +98,7 @@ def export_model(
         if known is not None:
             return known, False
         registry.sweep()  # one that was killed may have left as much as the model has
-        level = request.proof
-        check_room(source, plan, level)
+        level = check_room(source, plan, request.proof)
         _check_disk(registry.staging_of("export", draft.name), plan, source)
         try:
             with registry.stage(draft) as staged:
@@ -110,7 +107,7 @@ def export_model(
                 write_durably(staged.path / PROOF, f"{json.dumps(proof, indent=2)}\n".encode())
                 card = model_card(registry, artifact, plan, proof)
                 write_durably(staged.path / CARD, card.encode())
-                return staged.publish({"proof": _short(proof)}, known=written), True
+                return staged.publish({"proof": proof["level"]}, known=written), True
         except OSError as error:
             raise from_os_error(error, f"converting {artifact.title}") from error
 
@@ -169,8 +166,3 @@ def _write(folder: Path, source: SourceModel, plan: ExportPlan) -> list[FileEntr
         FileEntry(path=file, size=(folder / file).stat().st_size, sha256=digest)
         for file, digest in digests.items()
     ]
-
-
-def _short(proof: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a proof a listing shows."""
-    return {name: value for name, value in proof.items() if not isinstance(value, list | dict)}

@@ -6,7 +6,7 @@ It goes to strangers: no path of this machine is in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bc2.convert.exporting.target import ExportPlan
@@ -152,10 +152,10 @@ def _scores(children: Iterable[Artifact]) -> list[str]:
 def _proof(proof: Mapping[str, Any]) -> list[str]:
     from bc2.convert.proof.shown import shown
 
-    return ["## Proof", "", *(f"- {line}" for line in shown(proof))]
+    return ["## Proof", "", *_table(("", ""), shown(proof))]
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     def line(cells: Iterable[str]) -> str:
         return (
             "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

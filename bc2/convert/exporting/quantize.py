@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from bc2.convert.exporting.hf.config import TORCH_NAMES
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import Dtype, ExportPlan, Reader, TargetTensor
 from bc2.convert.exporting.target_rows import target_rows
@@ -34,8 +35,6 @@ Quantization = Literal["int8", "nf4"]
 _LINEAR = re.compile(
     r".*\.(W_pack|q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)\.weight"
 )
-
-_TORCH_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 #: Numbers that have one scale in NF4, and scales that have one of theirs.
 _BLOCK, _NESTED_BLOCK = 64, 256
@@ -150,7 +149,7 @@ class _Nf4:
         return {
             "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "uint8",
-            "bnb_4bit_compute_dtype": _TORCH_DTYPES[dtype],
+            "bnb_4bit_compute_dtype": TORCH_NAMES[dtype],
         }  # fmt: skip
 
     def places(self, shape: tuple[int, ...]) -> dict[str, Place]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bc2.convert.exporting.formats import format_named
+from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan, RowChange, TargetTensor
 from bc2.convert.proof.consumer import Consumer
 from bc2.convert.proof.worker import open_worker
@@ -73,15 +75,16 @@ def _check_transformers() -> None:
     )
 
 
-def widened(plan: ExportPlan) -> ExportPlan:
+def widened(source: SourceModel, plan: ExportPlan) -> ExportPlan:
     """The same rounded weights in fp32, for a program that computes in 16 bits what is in 16."""
-    tensors = tuple(replace(one, dtype="F32", change=_rounding(one)) for one in plan.tensors)
-    return replace(plan, dtype="fp32", tensors=tensors)
+    wide = format_named(plan.format).plan(source, "fp32", plan.limit)
+    narrow = {target.name: target for target in plan.tensors}
+    tensors = (replace(one, change=_rounding(narrow[one.name])) for one in wide.tensors)
+    return replace(wide, tensors=tuple(tensors))
 
 
-def _rounding(target: TargetTensor) -> RowChange | None:
-    if target.dtype == "F32":
-        return target.change
+def _rounding(target: TargetTensor) -> RowChange:
+    """A tensor's change, and then its rounding."""
     before, dtype = target.change, DTYPES[target.dtype]
 
     def rounded(rows: Tensor) -> Tensor:

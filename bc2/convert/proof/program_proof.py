@@ -78,7 +78,7 @@ class ProgramProof:
     @contextmanager
     def _wide(self) -> Iterator[Consumer]:
         """The program with the same rounded weights in fp32, written for this alone."""
-        folder, plan = self._scratch / "wide", widened(self._plan)
+        folder, plan = self._scratch / "wide", widened(self._source, self._plan)
         folder.mkdir()
         plan.write(folder, self._source, plan, lambda count: None)
         with open_consumer(plan, folder, self._scratch) as consumer:

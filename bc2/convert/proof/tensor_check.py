@@ -18,7 +18,9 @@ import numpy.typing as npt
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan, TargetTensor
 from bc2.convert.proof.expected_tensors import Expected, expected
+from bc2.convert.proof.rotary_factors import FACTORS, rotary_factors
 from bc2.convert.proof.written_tensors import BLOCK, BLOCK_BYTES, WrittenTensor, written_tensors
+from bc2.model.model_config import ModelConfig
 
 Bytes = npt.NDArray[np.uint8]
 Wide = npt.NDArray[np.float32]
@@ -49,8 +51,11 @@ def check_tensors(
     """
     found, architecture = written_tensors(folder, sorted(plan.sizes))
     planned = {target.name: target for target in plan.tensors}
+    table = found.pop(FACTORS, None)
     problems = [f"{name} is missing" for name in sorted(planned.keys() - found.keys())]
     problems += [f"{name} is not in the plan" for name in sorted(found.keys() - planned.keys())]
+    if table is not None and not _factors_fit(table, source.config):
+        problems.append(f"{FACTORS} is not what the model's rope_scaling says")
     covered: dict[str, int] = {}
     for name in sorted(planned.keys() & found.keys()):
         written, target = found[name], planned[name]
@@ -64,6 +69,13 @@ def check_tensors(
             problems.append(f"rows of {name} are in no file")
     facts = {"tensors": len(found), "bytes": sum(plan.sizes.values())}
     return facts, problems
+
+
+def _factors_fit(table: WrittenTensor, config: ModelConfig) -> bool:
+    right = rotary_factors(config)
+    if right is None or (table.dtype, table.shape) != ("F32", right.shape):
+        return False
+    return np.allclose(wide(table.rows(0, len(right)), "F32"), right, rtol=1e-4)
 
 
 def _problem(

@@ -51,7 +51,7 @@ def test_stored_types_are_kept(home: Path, bc2: Bc2) -> None:
     assert done.code == 0, done.err
     found = weights_of(Path(json.loads(done.out)["path"]))
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
-    assert json.loads(done.out)["facts"]["dtype"] == "bf16"
+    assert json.loads(done.out)["dtype"] == "bf16"
 
 
 def test_shards_and_their_index(home: Path, bc2: Bc2) -> None:

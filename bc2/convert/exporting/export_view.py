@@ -1,14 +1,17 @@
-"""What ``--dry-run`` shows: the files that a conversion will write, and who can read them."""
+"""What is printed of a conversion: what it will write (``--dry-run``), and what it has proven."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from bc2.console import table
-from bc2.convert.exporting.export_model import total_size
+from bc2.console import Output, table
+from bc2.convert.exporting.export_model import PROOF, total_size
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
+from bc2.convert.proof.shown import shown
 from bc2.errors import Bc2Error
+from bc2.registry import Artifact
 
 
 def plan_json(source: SourceModel, plan: ExportPlan, hindrance: Bc2Error | None) -> dict[str, Any]:
@@ -54,3 +57,35 @@ def _files(source: SourceModel, plan: ExportPlan) -> dict[str, int]:
     copied = {name: source.artifact.entry(name).size for name in plan.copied}
     texts = {name: len(data) for name, data in plan.texts.items()}
     return {**plan.sizes, **copied, **texts}
+
+
+def show_export(export: Artifact, output: Output, *, made: bool) -> None:
+    """Print an export and its proof in the form asked for.
+
+    Args:
+        made: by this command, and not found.
+    """
+    proof = json.loads(export.file(PROOF).read_bytes())
+    facts = export.manifest.facts
+    readers = [name for name, reads in facts["readers"].items() if reads]
+    result = {
+        "ref": export.ref,
+        "name": export.name,
+        "digest": export.digest,
+        "path": str(export.path),
+        "made": made,
+        "format": facts["format"],
+        "dtype": facts["dtype"],
+        "params": facts["params"],
+        "readers": facts["readers"],
+        "proof": proof,
+    }
+    rows = [
+        ("ref", export.ref),
+        ("artifact", export.title),
+        ("path", str(export.path)),
+        ("format", f"{facts['format']}, {facts['dtype']}"),
+        ("read by", ", ".join(readers)),
+        *shown(proof),
+    ]
+    output.emit(result, table=table(("", ""), rows), quiet=[export.ref], kept=True)
