@@ -18,6 +18,7 @@ from bc2.tokenizer.tokenizer import Tokenizer
 CONTROL = "control pieces in a text become control tokens there, and never here"
 REFUSED = "lone surrogates (broken UTF-8) are refused there, and are bytes here"
 REPLACED = "lone surrogates (broken UTF-8) become U+FFFD there, and are bytes here"
+NORMALISED = "what the tokenizer replaces or drops (Unicode's forms) is kept there"
 WHITE = "runs of white space, and white space at the ends, are cut otherwise there"
 MARK = "U+2581 in a text is a space there, and itself here"
 
@@ -77,6 +78,8 @@ def difference(
     if program == "llama.cpp":
         if "\u2581" in text:
             return MARK
+        if tokenizer.decode(tokenizer.encode(text)) != text:
+            return NORMALISED
         if re.search(r"\s\s|^\s|\s$", text):
             return WHITE
     return None

@@ -45,7 +45,7 @@ class ProgramProof:
         self._plan = plan
         self._texts = texts
         self._scratch = scratch
-        self._questions = _questions(source, texts)
+        self._questions = _questions(source, plan, texts)
         #: llama.cpp rounds activations to the type of the weights, which ours do not.
         self._narrow = plan.prover == "llama.cpp" and plan.dtype in ("bf16", "fp16")
         self._problems: list[str] = []
@@ -107,9 +107,11 @@ class ProgramProof:
         return facts
 
 
-def _questions(source: SourceModel, texts: RealTexts) -> Questions:
+def _questions(source: SourceModel, plan: ExportPlan, texts: RealTexts) -> Questions:
     """Of texts in a drawn order, so that each source comes early."""
     order = list(texts.texts)
     random.Random(_SEED).shuffle(order)
-    config = source.config
-    return Questions.of(order, source.tokenizer, config.context_length, config.vocab_size)
+    config, context = source.config, source.config.context_length
+    if plan.prover == "llama.cpp" and config.sliding_window is not None:
+        context = min(context, config.sliding_window)  # it has no window, and a context instead
+    return Questions.of(order, source.tokenizer, context, config.vocab_size)
