@@ -8,7 +8,13 @@ import pytest
 from made_export import Held
 
 from bc2.convert.proof.compare_texts import (
-    CONTROL, MARK, REFUSED, REPLACED, WHITE, compare_chat, compare_texts,
+    CONTROL,
+    MARK,
+    REFUSED,
+    REPLACED,
+    WHITE,
+    compare_chat,
+    compare_texts,
 )  # fmt: skip
 from bc2.convert.proof.consumer import Said
 from bc2.convert.proof.hard_texts import CONVERSATIONS, strings

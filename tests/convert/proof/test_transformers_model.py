@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_export import Held
 
-from bc2.convert.exporting.target import Dtype, ExportPlan
+from bc2.convert.exporting.target import Dtype, ExportPlan, TargetTensor
 from bc2.convert.proof.bounds import bounds_of
 from bc2.convert.proof.compare_model import Questions, Said, compare
 from bc2.convert.proof.compare_texts import compare_chat, compare_texts
@@ -73,15 +73,15 @@ def test_swapped_queries_and_keys(held: HeldModel, tmp_path: Path) -> None:
     one = held("llama-tied")
     first = {"q_proj": 64, "k_proj": 0}  # of the packed matrix, which has 64 rows of each
 
-    def swapped(name: str, at: int) -> int:
-        return first[name.split(".")[-2]] if "layers.1" in name and "_proj" in name else at
+    def swapped(target: TargetTensor) -> TargetTensor:
+        part = target.name.split(".")[-2]
+        if "layers.1" not in target.name or part not in first:
+            return target
+        return replace(target, first=first[part])
 
     plan = one.plan()
-    tensors = tuple(
-        replace(t, first=swapped(t.name, t.first)) if "W_pack" in t.source and "v_proj" not in t.name
-        else t for t in plan.tensors
-    )  # fmt: skip
-    folder = made_export.write(replace(plan, tensors=tensors), one.source, tmp_path / "out")
+    wrong = replace(plan, tensors=tuple(map(swapped, plan.tensors)))
+    folder = made_export.write(wrong, one.source, tmp_path / "out")
     assert said(one, plan, folder)[1][0].startswith("log-probabilities differ by")
 
 

@@ -39,6 +39,7 @@ def test_our_engine(held: HeldModel, tmp_path: Path) -> None:
     assert not child.is_running()
 
 
+@pytest.mark.slow
 def test_what_a_program_does_not_load(held: HeldModel, tmp_path: Path) -> None:
     one = held("llama3")
     folder = made_export.write(one.plan(), one.source, tmp_path / "out")
