@@ -45,7 +45,9 @@ def spelling_of(spec: Mapping[str, Any]) -> Spelling:
         return Spelling(read_byte_level, BYTE_CHARACTERS, unchanged and not spaced, spaced)
     if "ByteFallback" in decoders:
         names = [f"<0x{byte:02X}>" for byte in range(256)]
-        return Spelling(_read_byte_fallback, names, exact=False, dummy_prefix="Strip" in decoders)
+        # Pieces with real spaces need neither; those of Llama 2 have U+2581 put into the text.
+        unchanged = spec.get("normalizer") is None and not before and "Strip" not in decoders
+        return Spelling(_read_byte_fallback, names, unchanged, dummy_prefix="Strip" in decoders)
     raise unsupported(f"its decoder is {', '.join(sorted(decoders)) or 'none'}")
 
 

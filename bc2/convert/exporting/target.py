@@ -81,6 +81,8 @@ class ExportPlan:
     """Bytes of tensors in a file, unless one is larger."""
     texts: Mapping[str, bytes] = field(default_factory=dict)
     """The other files by name: configuration, tokenizer, template, code."""
+    copied: tuple[str, ...] = ()
+    """Files of the checkpoint that go along as they are."""
     notes: tuple[str, ...] = ()
     """Sentences that the user is told."""
     readers: tuple[Reader, ...] = ()

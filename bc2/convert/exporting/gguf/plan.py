@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from gguf import GGUFWriter, LlamaFileType
+from gguf import GGUFWriter
 
 from bc2.convert.exporting.gguf.architecture import Architecture, add_shape, architecture_of
-from bc2.convert.exporting.gguf.tensors import TYPES, gguf_tensors
+from bc2.convert.exporting.gguf.tensors import gguf_tensors
 from bc2.convert.exporting.gguf.vocabulary import add_vocabulary, vocabulary_of
-from bc2.convert.exporting.gguf.write_gguf import gguf_file
+from bc2.convert.exporting.gguf.write_gguf import GgufFile
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import Dtype, ExportPlan, Reader
 
 #: The one file.
 FILE = "model.gguf"
-
-_FILE_TYPES: dict[Dtype, LlamaFileType] = {
-    "fp32": LlamaFileType.ALL_F32,
-    "fp16": LlamaFileType.MOSTLY_F16,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-}
 
 #: Names that make llama.cpp strip the spaces behind control tokens, whatever the model is.
 _NAMES_WITH_MEANING = ("phi-3", "phi3", "modern-bert")
@@ -36,14 +29,15 @@ def plan_gguf(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPla
         UsageError: llama.cpp computes no such model, or does not encode as its tokenizer.
     """
     architecture = architecture_of(source.config)
-    dtype = dtype or _stored(source)
+    dtype = dtype or source.dtype
     tensors = gguf_tensors(source.config, architecture, dtype)
     vocabulary = vocabulary_of(source)
     writer = GGUFWriter(None, architecture.name)
     _add_general(writer, source, dtype)
     add_shape(writer, source.config, architecture)
     told = add_vocabulary(writer, source, vocabulary)
-    file = gguf_file(writer, tensors, architecture.tables)
+    file = GgufFile(writer, architecture.tables)
+    _, size = file.layout(tensors)
     kept = sorted({t.name.split(".")[-2] for t in tensors if t.dtype == "F16"})
     if dtype == "q8_0" and kept:
         told.append(f"{', '.join(kept)}: rows of no whole blocks of 32 are fp16, not q8_0")
@@ -51,17 +45,13 @@ def plan_gguf(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPla
         format="gguf",
         dtype=dtype,
         tensors=tensors,
-        sizes={FILE: file.size},
+        sizes={FILE: size},
         write=file.write,
+        limit=limit,
         notes=(*architecture.notes, *vocabulary.notes, *told),
         readers=_readers(architecture),
         prover="llama.cpp",
     )
-
-
-def _stored(source: SourceModel) -> Dtype:
-    stored = source.weights["model.embed_tokens.weight"].dtype
-    return next(dtype for dtype, name in TYPES.items() if name == stored)
 
 
 def _readers(architecture: Architecture) -> tuple[Reader, ...]:
@@ -81,7 +71,6 @@ def _add_general(writer: GGUFWriter, source: SourceModel, dtype: Dtype) -> None:
     if not any(name in artifact.name.lower() for name in _NAMES_WITH_MEANING):
         writer.add_name(artifact.name)
     writer.add_description(f"bc2's {artifact.title}, {artifact.digest}")
-    writer.add_file_type(_FILE_TYPES[dtype])
     if dtype == "q8_0":
         writer.add_quantization_version(2)
     writer.add_string("bc2.artifact", artifact.digest)

@@ -49,7 +49,7 @@ def sentencepiece_vocabulary(
     types = [kind for _, _, kind in found] + [int(TokenType.UNUSED)] * (rows - len(found))
     if types.count(TokenType.BYTE) != 256:
         raise UsageError(
-            "llama.cpp reads unknown characters as bytes, and this tokenizer has no pieces of bytes",
+            "llama.cpp reads unknown characters as bytes, and this tokenizer has no byte pieces",
             todo="convert to another format: --to llama",
         )
     for marker in markers:
@@ -74,7 +74,7 @@ def _piece(value: int | bytes) -> tuple[str, float, int]:
     text, score = fields[1], fields.get(2, b"\0\0\0\0")
     assert isinstance(text, bytes)
     assert isinstance(score, bytes)
-    return text.decode(), struct.unpack("<f", score)[0], int(fields.get(3, TokenType.NORMAL))  # type: ignore[arg-type]
+    return text.decode(), struct.unpack("<f", score)[0], int(fields.get(3, TokenType.NORMAL))
 
 
 def _differences(

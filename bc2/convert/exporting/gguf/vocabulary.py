@@ -42,7 +42,7 @@ def vocabulary_of(source: SourceModel) -> Vocabulary:
     rows = source.config.vocab_size
     if source.tokenizer.vocab_size > rows:
         raise UsageError(
-            f"the tokenizer has {source.tokenizer.vocab_size:,} pieces, and the model {rows:,} rows",
+            f"the tokenizer has {source.tokenizer.vocab_size:,} pieces, the model {rows:,} rows",
             todo="convert to another format: --to safetensors",
         )
     if source.tokenizer.file_name == JSON_FILE:

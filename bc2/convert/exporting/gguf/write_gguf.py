@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT as ALIGNMENT
 from gguf.gguf_writer import WriterState
 
 from bc2.convert.exporting.gguf.q8_0 import to_q8_0
@@ -29,16 +31,41 @@ from bc2.files import sync_file, write_at
 _WAITING = 2
 
 
+#: What a file is called by the type of its embedding.
+_FILE_TYPES = {
+    "F32": LlamaFileType.ALL_F32,
+    "F16": LlamaFileType.MOSTLY_F16,
+    "BF16": LlamaFileType.MOSTLY_BF16,
+    "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+}
+
+
 @dataclass(frozen=True)
 class GgufFile:
-    """A file's beginning, and what of its tensors is no row of the checkpoint."""
+    """What a file says beside the checkpoint's tensors."""
 
-    header: bytes
-    """Everything before the first tensor, padding included."""
-    size: int
-    """Bytes of the whole file."""
+    writer: GGUFWriter
+    """With the metadata in it, and no tensor."""
     tables: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     """Tensors after those of the plan, by name."""
+
+    def layout(self, tensors: Sequence[TargetTensor]) -> tuple[bytes, int]:
+        """All that is before the first tensor, and the bytes of the whole file."""
+        writer = GGUFWriter(None, self.writer.arch)
+        writer.kv_data = [dict(self.writer.kv_data[0])]
+        writer.add_file_type(_FILE_TYPES[tensors[0].dtype])
+        shapes = [(one.name, one.dtype, one.shape) for one in tensors]
+        shapes += [(name, "F32", table.shape) for name, table in self.tables.items()]
+        size = sum(_add_tensor(writer, *one) for one in shapes)
+        begin = BytesIO()
+        # As if it had opened a file.
+        writer.fout, writer.state = [begin], WriterState.EMPTY  # type: ignore[list-item]
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        header = begin.getvalue()
+        header += bytes(-len(header) % ALIGNMENT)
+        return header, len(header) + size
 
     def write(
         self,
@@ -54,62 +81,41 @@ class GgufFile:
             OSError: the disk is full: found before anything is copied.
         """
         (name,) = plan.sizes
+        header, size = self.layout(plan.tensors)
         path = folder / name
         with path.open("wb", buffering=0) as file:
-            os.posix_fallocate(file.fileno(), 0, self.size)
-            digest = self._write(file.fileno(), self._pieces(source, plan), seen)
+            os.posix_fallocate(file.fileno(), 0, size)
+            pieces = itertools.chain([memoryview(header)], self._pieces(source, plan))
+            digest = _write(file.fileno(), pieces, seen)
         sync_file(path)
         return {name: digest}
 
     def _pieces(self, source: SourceModel, plan: ExportPlan) -> Iterator[memoryview]:
-        yield memoryview(self.header)
         for target in plan.tensors:
             yield from _padded(_tensor_pieces(source, target))
         for table in self.tables.values():
             yield from _padded([table.astype("<f4").tobytes()])
 
-    def _write(self, fd: int, pieces: Iterator[memoryview], seen: Callable[[int], object]) -> str:
-        """Write pieces one after the other, on a thread of their own; the SHA-256 of all."""
-        digest, at = hashlib.sha256(), 0
 
-        def write(piece: memoryview, offset: int) -> int:
-            write_at(fd, piece, offset)
-            digest.update(piece)
-            return len(piece)
+def _write(fd: int, pieces: Iterable[memoryview], seen: Callable[[int], object]) -> str:
+    """Write pieces one after the other, on a thread of their own; the SHA-256 of all."""
+    digest, at = hashlib.sha256(), 0
 
-        waiting: deque[Future[int]] = deque()
-        with ThreadPoolExecutor(1) as thread:
-            for piece in pieces:
-                waiting.append(thread.submit(write, piece, at))
-                at += len(piece)
-                while len(waiting) > _WAITING:
-                    seen(waiting.popleft().result())
-            for one in waiting:
-                seen(one.result())
-        assert at == self.size, "the header says where each tensor is"
-        return digest.hexdigest()
+    def write(piece: memoryview, offset: int) -> int:
+        write_at(fd, piece, offset)
+        digest.update(piece)
+        return len(piece)
 
-
-def gguf_file(
-    writer: GGUFWriter,
-    tensors: tuple[TargetTensor, ...],
-    tables: Mapping[str, npt.NDArray[np.float32]],
-) -> GgufFile:
-    """The file of some metadata and tensors."""
-    size = 0
-    for target in tensors:
-        size += _add_tensor(writer, target.name, target.dtype, target.shape)
-    for name, table in tables.items():
-        size += _add_tensor(writer, name, "F32", table.shape)
-    begin = BytesIO()
-    # As if it had opened a file: nothing is to be written yet.
-    writer.fout, writer.state = [begin], WriterState.EMPTY  # type: ignore[list-item]
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    header = begin.getvalue()
-    header += bytes(-len(header) % writer.data_alignment)
-    return GgufFile(header, len(header) + size, tables)
+    waiting: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for piece in pieces:
+            waiting.append(thread.submit(write, piece, at))
+            at += len(piece)
+            while len(waiting) > _WAITING:
+                seen(waiting.popleft().result())
+        for one in waiting:
+            seen(one.result())
+    return digest.hexdigest()
 
 
 def _add_tensor(writer: GGUFWriter, name: str, dtype: str, shape: tuple[int, ...]) -> int:
@@ -118,7 +124,7 @@ def _add_tensor(writer: GGUFWriter, name: str, dtype: str, shape: tuple[int, ...
     numbers, size = GGML_QUANT_SIZES[kind]
     count = prod(shape) // numbers * size
     writer.add_tensor_info(name, shape, np.dtype(np.float32), count, raw_dtype=kind)
-    return GGUFWriter.ggml_pad(count, writer.data_alignment)
+    return GGUFWriter.ggml_pad(count, ALIGNMENT)
 
 
 def _tensor_pieces(source: SourceModel, target: TargetTensor) -> Iterator[memoryview]:
@@ -136,11 +142,11 @@ def _tensor_pieces(source: SourceModel, target: TargetTensor) -> Iterator[memory
         yield made.reshape(-1).numpy().data
 
 
-def _padded(pieces: Iterator[memoryview] | list[bytes]) -> Iterator[memoryview]:
+def _padded(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview]:
     """The bytes of a tensor, up to where the next one may begin."""
     size = 0
     for piece in pieces:
         size += len(piece)
         yield memoryview(piece)
-    if rest := -size % 32:
+    if rest := -size % ALIGNMENT:
         yield memoryview(bytes(rest))

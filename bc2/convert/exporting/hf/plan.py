@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from bc2.convert.exporting.hf.config import config_json
 from bc2.convert.exporting.hf.family import family_for
 from bc2.convert.exporting.hf.generation import generation_config, special_ids
+from bc2.convert.exporting.hf.qwen2_tokenizer import check_qwen2_reads
 from bc2.convert.exporting.hf.tensors import family_tensors, stays_tied
 from bc2.convert.exporting.hf.texts import hf_texts
 from bc2.convert.exporting.source_model import SourceModel
@@ -42,6 +43,8 @@ def plan_qwen3(source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPl
 
 def _plan(asked: str, source: SourceModel, dtype: Dtype | None, limit: int) -> ExportPlan:
     family, why = family_for(asked, source.config)
+    if family == "qwen2":
+        check_qwen2_reads(source.tokenizer, asked)
     tensors = family_tensors(source, family, dtype)
     texts = {
         "config.json": _config(family, source, dtype or source.dtype),
@@ -75,9 +78,15 @@ def _notes(config: ModelConfig) -> Iterator[str]:
         yield "the head is written apart from the embedding, whose rows keep their lengths"
 
 
+#: Channels of heads that vLLM's attention on a CPU knows (0.32).
+_VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
 def _readers(family: str, config: ModelConfig) -> Iterator[Reader]:
     yield Reader("transformers 5", True, "AutoModelForCausalLM and AutoTokenizer, no remote code")
     if family == "qwen2" and config.head_dim is not None:
         yield Reader("vLLM", False, "its Qwen 2 takes hidden_size / num_heads for the heads' size")
+    elif config.head_size not in _VLLM_CPU_HEADS:
+        yield Reader("vLLM", True, f"but not on a CPU, with heads of {config.head_size} channels")
     else:
         yield Reader("vLLM", True)

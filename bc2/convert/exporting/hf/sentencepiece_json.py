@@ -12,7 +12,6 @@ mark in their pieces, and the library puts it into the text.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Iterator
@@ -76,6 +75,8 @@ def _check(spec: SentencePieceSpec) -> None:
         why = "its pieces are no merges of pairs (byte-pair encoding)"
     elif any(piece.kind == UNUSED for piece in spec.pieces):
         why = "it has unused pieces, which are merged and then split again"
+    elif spec.charsmap:
+        why = "it normalises characters, which the library does otherwise, a cluster at a time"
     elif spec.suffix_space:
         why = "its words end with a space instead of beginning with one"
     if why is not None:
@@ -157,13 +158,10 @@ def _cut_out(spec: SentencePieceSpec) -> list[str]:
 
 
 def _normalizer(spec: SentencePieceSpec) -> dict[str, Any] | None:
-    """What SentencePiece does to text, in its order."""
+    """What SentencePiece does to spaces, in its order."""
     if spec.keeps_text:
         return None
     steps: list[dict[str, Any]] = []
-    if spec.charsmap:
-        charsmap = base64.b64encode(spec.charsmap).decode()
-        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if spec.drops_spaces:
         steps += [_replace({"Regex": r"\A +| +\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
     mark = SPACE_MARK if spec.escapes_spaces else " "

@@ -41,8 +41,8 @@ class SentencePieceSpec:
     byte_fallback: bool
     suffix_space: bool
     """Whether a space belongs to the word before it."""
-    charsmap: bytes
-    """How characters are normalised; b"" if they are not."""
+    charsmap: bool
+    """Whether characters are normalised."""
     dummy_prefix: bool
     drops_spaces: bool
     """Whether spaces around a text are dropped, and several become one."""
@@ -61,14 +61,12 @@ class SentencePieceSpec:
                 trainer = dict(message_fields(value))
             elif number == 3 and isinstance(value, bytes):
                 normalizer = dict(message_fields(value))
-        charsmap = normalizer.get(2, b"")
-        assert isinstance(charsmap, bytes)
         return cls(
             tuple(pieces),
             model_type=int(trainer.get(3, UNIGRAM)),
             byte_fallback=bool(trainer.get(35, False)),
             suffix_space=bool(trainer.get(24, False)),
-            charsmap=charsmap,
+            charsmap=bool(normalizer.get(2, b"")),
             dummy_prefix=bool(normalizer.get(3, True)),
             drops_spaces=bool(normalizer.get(4, True)),
             escapes_spaces=bool(normalizer.get(5, True)),
