@@ -139,11 +139,10 @@ def _chosen(registry: Registry, ref: str | None) -> Artifact:
 
 
 def _show_plan(chosen: Artifact, request: ExportRequest, output: Output) -> None:
-    from bc2.convert.proof.prove import check_room
-
     from bc2.convert.exporting.export_model import plan_export
     from bc2.convert.exporting.export_view import plan_json, plan_table
     from bc2.convert.exporting.source_model import SourceModel
+    from bc2.convert.proof.prove import check_room
 
     with SourceModel.open(chosen) as source:
         plan = plan_export(source, request)

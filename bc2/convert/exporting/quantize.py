@@ -74,6 +74,7 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
         notes=(*plan.notes, f"{len(made.linear):,} linear layers are written as {kind}; embedding, "
                f"norms and head stay {plan.dtype}"),
         readers=_readers(plan.readers),
+        before=plan,
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class ProgramProof:
         """
         facts: dict[str, Any] = {"text": {"title": self._texts.title, "sha256": self._texts.digest}}
         ours = self._ours()
-        bounds = bounds_of(self._plan.dtype)
+        bounds = FEW_BITS if self._plan.before else bounds_of(self._plan.dtype)
         with open_consumer(self._plan, self._folder, self._scratch) as consumer:
             facts["program"] = {"name": consumer.name, "version": consumer.version}
             facts["tokenizer"] = self._noted(self._compare_texts(consumer))
@@ -71,7 +71,7 @@ class ProgramProof:
         return facts, self._problems
 
     def _ours(self) -> Said:
-        rounding = Rounding.of(self._source, self._plan)
+        rounding = Rounding.of(self._source, self._plan, self._folder)
         with open_worker("bc2", self._scratch, rounding=rounding.to_json()) as ours:
             return Said.by(ours, self._questions, margins=True)
 
