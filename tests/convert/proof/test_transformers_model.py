@@ -33,7 +33,8 @@ def said(held: Held, plan: ExportPlan, folder: Path) -> tuple[dict[str, object],
     source = held.source
     texts = ["The same text for both of them, 两边一样的文字。" * 4]
     questions = Questions.of(texts, source.tokenizer, 32, source.config.vocab_size)
-    rounding = Rounding.from_json(json.loads(json.dumps(Rounding.of(source, plan).to_json())))
+    sent = json.dumps(Rounding.of(source, plan, folder).to_json())
+    rounding = Rounding.from_json(json.loads(sent))
     ours = Said.by(OurModel(rounding), questions, margins=True)
     theirs = Said.by(TransformersModel(str(folder), remote_code=False), questions)
     return compare(ours, theirs, questions, bounds_of(plan.dtype), ())

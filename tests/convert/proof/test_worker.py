@@ -24,7 +24,7 @@ HeldModel = Callable[[str], Held]
 def test_our_engine(held: HeldModel, tmp_path: Path) -> None:
     """The same bits as in this process; then it is killed, as if memory ran out."""
     one = held("llama3")
-    rounding = Rounding.of(one.source, one.plan("fp16")).to_json()
+    rounding = Rounding.of(one.source, one.plan("fp16"), tmp_path).to_json()
     ids = [5, 6, 7, 800]
     with open_worker("bc2", tmp_path, rounding=rounding) as worker:
         (child,) = psutil.Process(os.getpid()).children()
