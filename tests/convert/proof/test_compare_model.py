@@ -74,6 +74,14 @@ def test_a_difference_is_found_where_it_is() -> None:
     assert compared(drawn(), theirs, Bounds(1e-3, 1e-3))[1] == []
 
 
+def test_what_a_program_cannot_tell() -> None:
+    ours, theirs = drawn(), drawn()
+    ours[8, 4], theirs[8, 4] = -95, -87
+    here, there = Said.by(Table(ours), QUESTIONS, margins=True), Said.by(Table(theirs), QUESTIONS)
+    assert compare(here, there, QUESTIONS, BOUNDS, ENDS, -87.0)[1] == []
+    assert compare(here, there, QUESTIONS, BOUNDS, ENDS)[1] != []
+
+
 def test_few_bits_are_compared_by_perplexity() -> None:
     near, far = drawn(), drawn()
     near[2] += 0.02

@@ -12,7 +12,6 @@ from bc2.convert.proof.compare_texts import (
     MARK,
     REFUSED,
     REPLACED,
-    WHITE,
     compare_chat,
     compare_texts,
 )  # fmt: skip
@@ -80,10 +79,10 @@ def test_what_is_the_same(reader: Reader) -> None:
         ("a</s>b", "control", "transformers", CONTROL),
         ("a</s>b", "other", "transformers", None),
         ("ab", "control", "transformers", None),
-        ("a\u2581b", "other", "llama.cpp", MARK),
-        ("a\u2581b", "other", "transformers", None),
-        ("a  b", "other", "llama.cpp", WHITE),
-        ("a  b", "other", "transformers", None),
+        ("a\u2581b", "space", "llama.cpp", MARK),
+        ("a\u2581b", "space", "transformers", None),
+        ("a\u2581b", "other", "llama.cpp", None),
+        ("a  b", "other", "llama.cpp", None),
         ("a b", "other", "llama.cpp", None),
         ("a\ud800", "replaced", "llama.cpp", REPLACED),
     ],
@@ -93,7 +92,7 @@ def test_differences(
 ) -> None:
     ids = {
         "control": [2], "other": reader.tokenizer.encode("other"),
-        "replaced": reader.tokenizer.encode("a\ufffd"),
+        "space": reader.tokenizer.encode("a b"), "replaced": reader.tokenizer.encode("a\ufffd"),
     }  # fmt: skip
     reader.changed[text] = ids[theirs] if theirs else None
     facts, problems = compare_texts(reader.tokenizer, reader, ["x", text], program)  # type: ignore[arg-type]
