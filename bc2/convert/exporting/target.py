@@ -86,5 +86,7 @@ class ExportPlan:
     notes: tuple[str, ...] = ()
     """Sentences that the user is told."""
     readers: tuple[Reader, ...] = ()
+    before: ExportPlan | None = None
+    """The plan of what is quantised: the same weights, rounded only."""
     prover: ConsumerName | None = None
     """The program that the proof runs; None: no program computes with it."""

@@ -20,9 +20,8 @@ from bc2.tokenizer.tokenizer import Tokenizer
 
 Array = npt.NDArray[np.float32]
 
-#: Bytes of log-probabilities that a proof keeps on disk, and the most tokens that it reads.
-_KEPT = 256 << 20
-_MOST_TOKENS = 4096
+#: The most numbers that a proof keeps on disk, and the most tokens that it reads.
+KEPT, TOKENS = 64 << 20, 4096
 
 #: Tokens of a text that is compared: more than that shows nothing new of positions.
 _WINDOW = 1024
@@ -48,14 +47,25 @@ class Questions:
 
     @classmethod
     def of(
-        cls, texts: Sequence[str], tokenizer: Tokenizer, context: int, vocab_size: int
+        cls,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        context: int,
+        vocab_size: int,
+        *,
+        kept: int = KEPT,
+        tokens: int = TOKENS,
     ) -> Questions:
-        """As many as `_KEPT` allows, none longer than the model's window.
+        """As many as there is room for, none longer than the model's window.
+
+        Args:
+            kept: numbers of the program's answers.
+            tokens: of all texts together.
 
         Raises:
             DataError: the texts have fewer than two tokens.
         """
-        left = max(2, min(_MOST_TOKENS, _KEPT // (4 * vocab_size)))
+        left = max(2, min(tokens, kept // vocab_size))
         longest = min(context, _WINDOW)
         windows = []
         for ids in _filled(texts, tokenizer, longest):
@@ -145,17 +155,19 @@ def compare(
     questions: Questions,
     bounds: Bounds,
     ends: Collection[int],
+    floor: float = -math.inf,
 ) -> tuple[dict[str, Any], list[str]]:
     """The numbers of a proof, and what is wrong in them.
 
     Args:
         ends: tokens at which a program may end a continuation.
+        floor: the least log-probability that the program can tell.
     """
     widths = {found.shape[1] for found in (*ours.log_probs, *theirs.log_probs)}
     if len(widths) > 1:
         here, there = ours.log_probs[0].shape[1], theirs.log_probs[0].shape[1]
         return {}, [f"its vocabulary has {there:,} rows, and ours {here:,}"]
-    largest, place = _largest_difference(ours, theirs)
+    largest, place = _largest_difference(ours, theirs, floor)
     one, other = (_perplexity(said, questions) for said in (ours, theirs))
     facts: dict[str, Any] = {
         "tokens": sum(map(len, questions.windows)),
@@ -181,13 +193,15 @@ def compare(
     return facts, problems
 
 
-def _largest_difference(ours: Said, theirs: Said) -> tuple[float, tuple[int, int, int]]:
+def _largest_difference(
+    ours: Said, theirs: Said, floor: float
+) -> tuple[float, tuple[int, int, int]]:
     """The largest difference, with the window, token and row of the head where it is."""
     largest, place = -1.0, (0, 0, 0)
     for window, pair in enumerate(zip(ours.log_probs, theirs.log_probs, strict=True)):
         first = 0
         for one, other in zip(*map(_blocks, pair), strict=True):
-            found = np.abs(one - other)
+            found = np.abs(np.maximum(one, floor) - np.maximum(other, floor))
             at = int(found.argmax())
             if found.flat[at] > largest:
                 token, row = divmod(at, found.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from bc2.tokenizer.tokenizer import Tokenizer
 CONTROL = "control pieces in a text become control tokens there, and never here"
 REFUSED = "lone surrogates (broken UTF-8) are refused there, and are bytes here"
 REPLACED = "lone surrogates (broken UTF-8) become U+FFFD there, and are bytes here"
-WHITE = "runs of white space, and white space at the ends, are cut otherwise there"
+NORMALISED = "what the tokenizer replaces or drops (Unicode's forms) is kept there"
 MARK = "U+2581 in a text is a space there, and itself here"
 
 #: Strings that are sent at once.
@@ -66,28 +65,24 @@ def difference(
 
     A class is what the text holds, and, where that can be seen, what came of it.
     """
+    control = {*tokenizer.special_ids.values(), *tokenizer.added_ids.values()}
     broken = any("\ud800" <= one <= "\udfff" for one in text)
     if theirs is None:
         return REFUSED if broken else None
-    if any(name in text for name in _names(tokenizer)):
-        # No text of ours is ever one.
-        return CONTROL if any(map(_control(tokenizer).__contains__, theirs)) else None
+    if any(name in text for name in _names(tokenizer)) and not control.isdisjoint(theirs):
+        return CONTROL  # no text of ours is ever one
     if broken and "\ufffd" in tokenizer.generated_bytes(theirs).decode("utf-8", "replace"):
         return REPLACED
     if program == "llama.cpp":
-        if "\u2581" in text:
+        if list(theirs) == tokenizer.encode(text.replace("\u2581", " ")):
             return MARK
-        if re.search(r"\s\s|^\s|\s$", text):
-            return WHITE
+        if tokenizer.decode(tokenizer.encode(text)) != text:
+            return NORMALISED
     return None
 
 
 def _names(tokenizer: Tokenizer) -> Collection[str]:
     return [name for name in (*tokenizer.special_ids, *tokenizer.added_ids) if name]
-
-
-def _control(tokenizer: Tokenizer) -> Collection[int]:
-    return {*tokenizer.special_ids.values(), *tokenizer.added_ids.values()}
 
 
 def _shown(text: str) -> str:

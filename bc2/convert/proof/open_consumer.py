@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,6 +74,15 @@ def _check_transformers() -> None:
         f"what is written is proven with transformers {_TRANSFORMERS}, which {what}",
         todo='pip install "bc2[convert]", or ask for less: --proof tensors',
     )
+
+
+def least_log_probability(plan: ExportPlan) -> float:
+    """The least that the program can tell."""
+    if plan.prover == "llama.cpp":
+        from bc2.convert.proof.llama_server import FLOOR
+
+        return FLOOR
+    return -math.inf
 
 
 def widened(source: SourceModel, plan: ExportPlan) -> ExportPlan:

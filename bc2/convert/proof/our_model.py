@@ -20,6 +20,8 @@ from bc2 import __version__
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
 from bc2.convert.exporting.target_rows import UNIT_ROWS
+from bc2.convert.proof.quantized_weights import QuantizedWeight, quantized_weights
+from bc2.convert.proof.written_tensors import written_tensors
 from bc2.convert.stored_tensor import StoredTensor, safetensors_of
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.engine_config import EngineConfig
@@ -56,6 +58,8 @@ class Piece:
     dtype: str
     unit: bool
     """Whether they are scaled to unit length before they are rounded."""
+    written: str
+    """The name that they are written under."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,12 @@ class Rounding:
     """Its folder."""
     files: tuple[str, ...]
     pieces: tuple[Piece, ...]
+    written: tuple[str, ...] = ()
+    """Files of quantised weights, which stand for themselves."""
 
     @classmethod
-    def of(cls, source: SourceModel, plan: ExportPlan) -> Rounding:
-        """As a plan writes them. Blocks of quantised numbers are compared with fp32."""
+    def of(cls, source: SourceModel, plan: ExportPlan, folder: Path) -> Rounding:
+        """As a plan writes them into a folder. GGUF's blocks of numbers are compared with fp32."""
         pieces = tuple(
             Piece(
                 _HEAD if target.change is UNIT_ROWS else target.source,
@@ -78,11 +84,13 @@ class Rounding:
                 target.shape[0],
                 target.dtype if target.dtype in DTYPES else "F32",
                 target.change is UNIT_ROWS,
+                target.name,
             )
-            for target in plan.tensors
+            for target in (plan.before or plan).tensors
         )
         files = sorted({str(tensor.path) for tensor in source.weights.values()})
-        return cls(str(source.artifact.path), tuple(files), pieces)
+        written = sorted(str(folder / name) for name in plan.sizes) if plan.before else []
+        return cls(str(source.artifact.path), tuple(files), pieces, tuple(written))
 
     @property
     def folded(self) -> bool:
@@ -95,7 +103,15 @@ class Rounding:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Rounding:
         pieces = tuple(Piece(**piece) for piece in data["pieces"])
-        return cls(data["checkpoint"], tuple(data["files"]), pieces)
+        return cls(data["checkpoint"], tuple(data["files"]), pieces, tuple(data["written"]))
+
+    def few_bits(self) -> dict[str, QuantizedWeight]:
+        """The quantised weights by their written names."""
+        if not self.written:
+            return {}
+        folder = Path(self.written[0]).parent
+        found, _ = written_tensors(folder, [Path(path).name for path in self.written])
+        return quantized_weights(found)
 
     def config(self) -> ModelConfig:
         """The model's shape: a folded head is a plain one of its own."""
@@ -142,8 +158,14 @@ def _load(rounding: Rounding) -> Transformer:
         for name, tensor in safetensors_of(Path(file)).items()
     }
     state = {name: torch.empty(shape) for name, shape in expected_shapes(config).items()}
+    few_bits = rounding.few_bits()
     for piece in rounding.pieces:
-        if piece.name in state:  # a tied head is written a second time by some formats
+        if piece.name not in state:
+            continue  # a tied head is written a second time by some formats
+        if piece.written in few_bits:
+            rows = torch.from_numpy(few_bits[piece.written].rows(0, piece.rows))
+            state[piece.name][piece.first : piece.first + piece.rows] = rows
+        else:
             _fill(state[piece.name], stored[piece.source], piece)
     with torch.device("meta"):
         model = Transformer(config)

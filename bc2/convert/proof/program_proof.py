@@ -11,11 +11,15 @@ from typing import Any
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
 from bc2.convert.proof.bounds import FEW_BITS, Bounds, bounds_of
-from bc2.convert.proof.compare_model import Questions, Said, compare
+from bc2.convert.proof.compare_model import KEPT, TOKENS, Questions, Said, compare
 from bc2.convert.proof.compare_texts import compare_chat, compare_texts
 from bc2.convert.proof.consumer import Consumer
 from bc2.convert.proof.hard_texts import strings
-from bc2.convert.proof.open_consumer import open_consumer, widened
+from bc2.convert.proof.open_consumer import (
+    least_log_probability,
+    open_consumer,
+    widened,
+)
 from bc2.convert.proof.our_model import Rounding
 from bc2.convert.proof.real_texts import RealTexts
 from bc2.convert.proof.worker import open_worker
@@ -25,6 +29,9 @@ STRINGS = 10_000
 
 #: Draws texts and strings.
 _SEED = 20230906
+
+#: How much less is asked of llama.cpp.
+_SLOWER = 4
 
 #: What is found, and what of it is wrong.
 Found = tuple[dict[str, Any], list[str]]
@@ -45,7 +52,7 @@ class ProgramProof:
         self._plan = plan
         self._texts = texts
         self._scratch = scratch
-        self._questions = _questions(source, texts)
+        self._questions = _questions(source, plan, texts)
         #: llama.cpp rounds activations to the type of the weights, which ours do not.
         self._narrow = plan.prover == "llama.cpp" and plan.dtype in ("bf16", "fp16")
         self._problems: list[str] = []
@@ -58,7 +65,7 @@ class ProgramProof:
         """
         facts: dict[str, Any] = {"text": {"title": self._texts.title, "sha256": self._texts.digest}}
         ours = self._ours()
-        bounds = bounds_of(self._plan.dtype)
+        bounds = FEW_BITS if self._plan.before else bounds_of(self._plan.dtype)
         with open_consumer(self._plan, self._folder, self._scratch) as consumer:
             facts["program"] = {"name": consumer.name, "version": consumer.version}
             facts["tokenizer"] = self._noted(self._compare_texts(consumer))
@@ -71,7 +78,7 @@ class ProgramProof:
         return facts, self._problems
 
     def _ours(self) -> Said:
-        rounding = Rounding.of(self._source, self._plan)
+        rounding = Rounding.of(self._source, self._plan, self._folder)
         with open_worker("bc2", self._scratch, rounding=rounding.to_json()) as ours:
             return Said.by(ours, self._questions, margins=True)
 
@@ -86,7 +93,8 @@ class ProgramProof:
 
     def _compare_model(self, ours: Said, consumer: Consumer, bounds: Bounds) -> dict[str, Any]:
         theirs = Said.by(consumer, self._questions)
-        found = compare(ours, theirs, self._questions, bounds, self._ends())
+        floor = least_log_probability(self._plan)
+        found = compare(ours, theirs, self._questions, bounds, self._ends(), floor)
         return self._noted(found)
 
     def _compare_texts(self, consumer: Consumer) -> Found:
@@ -107,9 +115,15 @@ class ProgramProof:
         return facts
 
 
-def _questions(source: SourceModel, texts: RealTexts) -> Questions:
+def _questions(source: SourceModel, plan: ExportPlan, texts: RealTexts) -> Questions:
     """Of texts in a drawn order, so that each source comes early."""
     order = list(texts.texts)
     random.Random(_SEED).shuffle(order)
-    config = source.config
-    return Questions.of(order, source.tokenizer, config.context_length, config.vocab_size)
+    config, context, kept, tokens = source.config, source.config.context_length, KEPT, TOKENS
+    if plan.prover == "llama.cpp":
+        # It says one token's numbers at a time, in text; and has no window, but a context instead.
+        kept, tokens = kept // _SLOWER, tokens // _SLOWER
+        context = min(context, config.sliding_window or context)
+    return Questions.of(
+        order, source.tokenizer, context, config.vocab_size, kept=kept, tokens=tokens
+    )

@@ -7,7 +7,7 @@ rounding of the exact one. No tensor is held as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.convert.exporting.source_model import SourceModel
-from bc2.convert.exporting.target import ExportPlan, TargetTensor
+from bc2.convert.exporting.target import SAFETENSORS, Dtype, ExportPlan, TargetTensor
 from bc2.convert.proof.expected_tensors import Expected, expected
+from bc2.convert.proof.quantized_weights import BLOCK_ROWS, QuantizedWeight, quantized_weights
 from bc2.convert.proof.rotary_factors import FACTORS, rotary_factors
 from bc2.convert.proof.written_tensors import BLOCK, BLOCK_BYTES, WrittenTensor, written_tensors
 from bc2.model.model_config import ModelConfig
@@ -57,10 +58,19 @@ def check_tensors(
     if table is not None and not _factors_fit(table, source.config):
         problems.append(f"{FACTORS} is not what the model's rope_scaling says")
     covered: dict[str, int] = {}
-    for name in sorted(planned.keys() & found.keys()):
+    few_bits = quantized_weights(found)
+    parts = {part for one in few_bits.values() for part in one.parts}
+    for name in sorted((planned.keys() & found.keys()) - parts):
         written, target = found[name], planned[name]
         wanted = expected(name, written.shape[0], source.config, plan.format, architecture)
         problem = _problem(source, written, target, wanted, seen)
+        if problem is not None:
+            problems.append(f"{name} {problem}")
+        covered[wanted.source] = covered.get(wanted.source, 0) + wanted.rows
+    for name, weight in few_bits.items():
+        wanted = expected(name, weight.shape[0], source.config, plan.format, "")
+        problem = _few_bits_problem(source, weight, wanted, plan.dtype, seen)
+        problem = problem or _places_problem(weight, found, planned)
         if problem is not None:
             problems.append(f"{name} {problem}")
         covered[wanted.source] = covered.get(wanted.source, 0) + wanted.rows
@@ -76,6 +86,51 @@ def _factors_fit(table: WrittenTensor, config: ModelConfig) -> bool:
     if right is None or (table.dtype, table.shape) != ("F32", right.shape):
         return False
     return np.allclose(wide(table.rows(0, len(right)), "F32"), right, rtol=1e-4)
+
+
+def _places_problem(
+    weight: QuantizedWeight,
+    found: Mapping[str, WrittenTensor],
+    planned: Mapping[str, TargetTensor],
+) -> str | None:
+    """Whether a part of a quantised weight is of another type or shape than was planned."""
+    for part in sorted(weight.parts & planned.keys() & found.keys()):
+        there, target = found[part], planned[part]
+        if (there.dtype, there.shape) != (target.dtype, target.shape):
+            return f"has {part} as {there.dtype} {list(there.shape)}, unlike the plan"
+    return None
+
+
+def _few_bits_problem(
+    source: SourceModel,
+    weight: QuantizedWeight,
+    wanted: Expected,
+    dtype: Dtype,
+    seen: Callable[[int], object],
+) -> str | None:
+    """What is wrong with a quantised weight: a number whose nearest level is another one."""
+    stored = source.weights.get(wanted.source)
+    if stored is None or wanted.first + wanted.rows > stored.shape[0]:
+        return "is made of no tensor of the checkpoint"
+    if stored.shape[1:] != weight.shape[1:]:
+        return f"does not have the shape of {wanted.source}"
+    numbers = WrittenTensor(stored.path, stored.dtype, stored.shape, stored.offset)
+    width = weight.shape[1]
+    step = max(1, _AT_ONCE // (width * BLOCK_ROWS)) * BLOCK_ROWS
+    for first in range(0, wanted.rows, step):
+        count = min(step, wanted.rows - first)
+        rows = wide(numbers.rows(wanted.first + first, count), stored.dtype)
+        exact = wide(_narrowed(rows, SAFETENSORS[dtype]), SAFETENSORS[dtype])
+        far = weight.far(first, exact.reshape(count, width))
+        if far.any():
+            row, column = divmod(int(far.argmax()), width)
+            return f"is not what the checkpoint has, from row {first + row}, column {column} on"
+        seen(count * width // 2)
+    return None
+
+
+def _narrowed(rows: Wide, dtype: str) -> Bytes:
+    return np.ascontiguousarray(narrow(rows, dtype)).view(np.uint8)
 
 
 def _problem(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from made_hf_models import original
@@ -65,6 +66,17 @@ def _tensors(source: SourceModel, dtype: str) -> Iterator[TargetTensor]:
             yield TargetTensor(name, dtype, stored.shape, name, change=UNIT_ROWS)
         else:
             yield TargetTensor(name, dtype, stored.shape, name)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model, and the folder that it was imported from."""
+
+    source: SourceModel
+    there: Path
+
+    def plan(self, dtype: Dtype | None = None) -> ExportPlan:
+        return plan_back(self.source, self.there, dtype)
 
 
 def write(plan: ExportPlan, source: SourceModel, folder: Path) -> Path:
