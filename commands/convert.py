@@ -168,8 +168,8 @@ def _convert(
 ) -> None:
     from bc2.convert.exporting.copy_out import check_target, copy_out
     from bc2.convert.exporting.export_model import export_model
-    from bc2.convert.exporting.push import check_access, push, repository
     from bc2.convert.exporting.export_view import show_export
+    from bc2.convert.exporting.push import check_access, push, repository
 
     registry.check_writable()
     if out is not None:

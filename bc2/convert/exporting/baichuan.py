@@ -213,13 +213,15 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def readers_of(config: ModelConfig) -> tuple[Reader, ...]:
     """Who can load a model of this shape, and why others cannot."""
+    instead = "; --to llama writes for it" if config.position == "rope" else ""
     return (
-        Reader("transformers 5", True, "AutoModelForCausalLM and AutoTokenizer with "
-               "trust_remote_code=True"),
+        Reader("transformers 5", True, "with trust_remote_code=True"),
         Reader("vLLM before 0.24", *_vllm(config)),
-        Reader("vLLM from 0.24 on", False, "it dropped Baichuan in June 2026; --to llama"
-               if config.position == "rope" else "it dropped Baichuan in June 2026"),
-        Reader("llama.cpp's convert_hf_to_gguf.py", *_llama_cpp(config)),
+        Reader("vLLM from 0.24 on", False, f"it dropped Baichuan in June 2026{instead}"),
+        Reader(
+            "llama.cpp's convert_hf_to_gguf.py", False,
+            "build 11434 recurses without end on any Baichuan; --to gguf writes for llama.cpp",
+        ),
     )  # fmt: skip
 
 
@@ -233,17 +235,6 @@ def _vllm(config: ModelConfig) -> tuple[bool, str]:
     if normalises is not config.norm_head:
         rows = "scaled" if normalises else "left"
         return False, f"it {rows} the head's rows of a vocabulary of {config.vocab_size:,}"
-    return True, ""
-
-
-def _llama_cpp(config: ModelConfig) -> tuple[bool, str]:
-    """It tells positions by the number of layers, and leaves the head's rows."""
-    if config.norm_head:
-        return False, "it does not scale NormHead's rows; --to gguf does"
-    right = {32: "rope", 40: "alibi"}.get(config.num_layers)
-    if right != config.position or config.kv_heads != config.num_heads:
-        return False, f"it does not compute {_position(config.position == 'rope')} at this size; " \
-            "--to gguf does"  # fmt: skip
     return True, ""
 
 

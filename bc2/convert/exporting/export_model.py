@@ -166,4 +166,3 @@ def _write(folder: Path, source: SourceModel, plan: ExportPlan) -> list[FileEntr
         FileEntry(path=file, size=(folder / file).stat().st_size, sha256=digest)
         for file, digest in digests.items()
     ]
-

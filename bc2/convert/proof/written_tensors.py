@@ -139,3 +139,8 @@ def _value(file: BinaryIO, kind: int) -> Any:
         inner, count = _number(file, "I"), _number(file, "Q")
         return [_value(file, inner) for _ in range(count)]
     return _number(file, _GGUF_KINDS[kind])
+
+
+def gguf_facts(path: Path) -> dict[str, Any]:
+    """What a GGUF file says beside its tensors, by key."""
+    return _gguf(path)[1]

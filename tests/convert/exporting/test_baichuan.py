@@ -165,29 +165,25 @@ def test_what_the_layout_has_no_place_for(
 
 
 READERS = {
-    "released 7B": ({"hidden_size": 4096, "vocab_size": 125_696}, True, False),
+    "released 7B": ({"hidden_size": 4096, "vocab_size": 125_696}, True),
     "released 13B": (
-        {"hidden_size": 5120, "num_heads": 40, "vocab_size": 125_696, "position": "alibi"},
-        True, False,
+        {"hidden_size": 5120, "num_heads": 40, "vocab_size": 125_696, "position": "alibi"}, True,
     ),
-    "small RoPE": ({}, False, False),
-    "small ALiBi, NormHead": ({"position": "alibi"}, False, False),
-    "32 layers, plain head": ({"num_layers": 32, "norm_head": False}, False, True),
-    "40 layers, plain head, ALiBi": (
-        {"num_layers": 40, "norm_head": False, "position": "alibi"}, True, True
+    "small RoPE": ({"norm_head": False}, False),
+    "small ALiBi": ({"position": "alibi"}, False),
+    "small ALiBi, plain head": ({"position": "alibi", "norm_head": False}, True),
+    "released 7B, plain head": (
+        {"hidden_size": 4096, "vocab_size": 125_696, "norm_head": False}, False,
     ),
-    "33 layers, plain head": ({"num_layers": 33, "norm_head": False}, False, False),
-    "grouped": ({"num_kv_heads": 2, "norm_head": False, "position": "alibi"}, False, False),
+    "grouped": ({"num_kv_heads": 2, "norm_head": False, "position": "alibi"}, False),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("settings", "vllm", "llama_cpp"), READERS.values(), ids=READERS)
-def test_readers(settings: dict[str, Any], vllm: bool, llama_cpp: bool) -> None:
+@pytest.mark.parametrize(("settings", "vllm"), READERS.values(), ids=READERS)
+def test_readers(settings: dict[str, Any], vllm: bool) -> None:
     found = {one.name: one for one in readers_of(ModelConfig(**{**SMALL, **settings}))}
-    assert found["transformers 5"].reads
-    assert found["vLLM before 0.24"].reads is vllm
-    assert not found["vLLM from 0.24 on"].reads
-    assert found["llama.cpp's convert_hf_to_gguf.py"].reads is llama_cpp
+    reads = {name for name, one in found.items() if one.reads}
+    assert reads == {"transformers 5"} | ({"vLLM before 0.24"} if vllm else set())
     assert all(one.why for one in found.values() if not one.reads)
 
 

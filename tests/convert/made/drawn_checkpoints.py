@@ -50,6 +50,7 @@ def checkpoint(
     state: Mapping[str, Tensor] | None = None,
     tokenizer: bytes | None = None,
     layout: str | None = None,
+    chat: bytes | None = None,
     generation: GenerationDefaults | None = None,
 ) -> Artifact:
     """A registered checkpoint.
@@ -58,12 +59,15 @@ def checkpoint(
         home: of a registry.
         tokenizer: a SentencePiece model of 640 pieces if None.
         layout: a chat layout's name.
+        chat: a layout as a file holds it, in place of a name.
     """
     tokenizer = made_baichuan.tokenizer_bytes() if tokenizer is None else tokenizer
     read = Tokenizer(tokenizer)
     files = {read.file_name: tokenizer}
     if layout is not None:
         files[CHAT_FILE] = chat_bytes(chat_named(layout, read))
+    if chat is not None:
+        files[CHAT_FILE] = chat
     if generation is not None:
         files[GENERATION_FILE] = generation.to_bytes()
     key = hashlib.sha256(repr((config, sorted(files.items()))).encode()).hexdigest()

@@ -147,9 +147,8 @@ def _window_matters(config: ModelConfig) -> bool:
 
 def _window_note(config: ModelConfig) -> str:
     return (
-        f"llama.cpp's {'qwen3' if config.qk_norm else 'llama'} has no sliding window: the context "
-        f"is {config.sliding_window:,} tokens in place of {config.context_length:,}, within which "
-        "nothing differs"
+        f"llama.cpp has no sliding window here: the context is {config.sliding_window:,} tokens in "
+        f"place of {config.context_length:,}, within which nothing differs"
     )
 
 

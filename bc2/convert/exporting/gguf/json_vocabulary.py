@@ -49,7 +49,8 @@ def json_vocabulary(
     if tokenizer.unk_id >= 0:
         types[tokenizer.unk_id] = int(TokenType.UNKNOWN)
     for marker in markers:
-        types[marker] = int(TokenType.CONTROL)
+        if types[marker] == TokenType.NORMAL:
+            types[marker] = int(TokenType.CONTROL)
     if fallback:
         return _merging_by_scores(spec, pieces, types)
     merges = [" ".join(pair) for pair in _merges(spec)]

@@ -44,7 +44,7 @@ def sentencepiece_vocabulary(
             todo="convert to another format: --to llama",
         )
     found = [_piece(value) for number, value in spec if number == _PIECE]
-    pieces = padded([piece for piece, _, _ in found], rows)
+    pieces = padded([_spelled(piece, kind) for piece, _, kind in found], rows)
     scores = [score for _, score, _ in found] + [-1e4] * (rows - len(found))
     types = [kind for _, _, kind in found] + [int(TokenType.UNUSED)] * (rows - len(found))
     if types.count(TokenType.BYTE) != 256:
@@ -53,7 +53,8 @@ def sentencepiece_vocabulary(
             todo="convert to another format: --to llama",
         )
     for marker in markers:
-        types[marker] = int(TokenType.CONTROL)
+        if types[marker] == TokenType.NORMAL:
+            types[marker] = int(TokenType.CONTROL)
     normalizer = _message(spec, _NORMALIZER)
     prefix = bool(normalizer.get(_DUMMY_PREFIX, True))
     notes = tuple(_differences(normalizer, pieces, types, prefix))
@@ -77,6 +78,11 @@ def _piece(value: int | bytes) -> tuple[str, float, int]:
     return text.decode(), struct.unpack("<f", score)[0], int(fields.get(3, TokenType.NORMAL))
 
 
+def _spelled(piece: str, kind: int) -> str:
+    """Pieces that the user defined are looked for before spaces become U+2581."""
+    return piece.replace(SPACE_MARK, " ") if kind == TokenType.USER_DEFINED else piece
+
+
 def _differences(
     normalizer: dict[int, int | bytes], pieces: list[str], types: list[int], prefix: bool
 ) -> Iterator[str]:
@@ -91,8 +97,13 @@ def _differences(
         shown = ", ".join(map(repr, typed[:3])) + (" ..." if len(typed) > 3 else "")
         yield f"llama.cpp makes control pieces of text that spells them: {shown}"
     users = [p for p, kind in zip(pieces, types, strict=True) if kind == TokenType.USER_DEFINED]
-    if users and prefix:
-        yield f"llama.cpp puts a space after {users[0]!r} and other pieces that the user defined"
+    if users:
+        shown = ", ".join(map(repr, users[:3])) + (" ..." if len(users) > 3 else "")
+        after = ", and puts a space after them" if prefix else ""
+        yield (
+            f"llama.cpp looks for pieces that the user defined the longest first, not the leftmost"
+            f"{after}: {shown}"
+        )
     if TokenType.UNUSED in types and any(
         kind == TokenType.UNUSED and not piece.startswith("[PAD")
         for piece, kind in zip(pieces, types, strict=True)

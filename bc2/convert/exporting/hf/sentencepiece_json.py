@@ -5,6 +5,9 @@ equals. The tokenizers library takes pairs in the order of a list. So pairs are 
 of what they give; of pieces with equal scores the longest comes first, since merging from the left
 SentencePiece goes on with the piece that it has just made.
 
+What the library cannot do: join a character that is no piece itself with its neighbour, which
+SentencePiece does where the two are one. Tokenizers that it trains have no such pieces.
+
 Two spellings. A model that keeps text as it is has pieces with *real spaces* and no normalizer, so
 that U+2581 in a text stays itself, which becomes its bytes, as in bc2. Others have SentencePiece's
 mark in their pieces, and the library puts it into the text.
@@ -79,6 +82,9 @@ def _check(spec: SentencePieceSpec) -> None:
         why = "it normalises characters, which the library does otherwise, a cluster at a time"
     elif spec.suffix_space:
         why = "its words end with a space instead of beginning with one"
+    elif _cut_out(spec) and not spec.dummy_prefix:
+        # Without a prefix the text <0x0A> would be the piece of that byte, see `_pre_tokenizer`.
+        why = "it has user-defined pieces and changes text without putting a space before it"
     if why is not None:
         raise UsageError(
             f"the tokenizer cannot be written as tokenizer.json: {why}",
@@ -179,7 +185,10 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _pre_tokenizer(spec: SentencePieceSpec) -> dict[str, Any] | None:
-    """Cuts out user-defined pieces, which then are found whole."""
+    """Cuts out user-defined pieces, which are then found whole: a text that is a piece is it.
+
+    No other text is: each begins with the mark of a space, and merging finds the pieces with one.
+    """
     pieces = _cut_out(spec)
     if not pieces:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 from bc2.tokenizer.layout import SPACE_MARK
 from bc2.tokenizer.protobuf import message_fields
@@ -72,7 +73,7 @@ class SentencePieceSpec:
             escapes_spaces=bool(normalizer.get(5, True)),
         )
 
-    @property
+    @cached_property
     def keeps_text(self) -> bool:
         """Whether text reaches the pieces as it is, and every character becomes something."""
         changed = self.charsmap or self.dummy_prefix or self.drops_spaces

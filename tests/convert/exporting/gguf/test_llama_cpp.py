@@ -164,7 +164,10 @@ def test_chat_and_texts(tmp_path: Path) -> None:
     chat = chat_named("baichuan", tokenizer())
     assert ids == chat.render(messages, generation_prompt=True).ids
     assert texts == [
-        *(tokenizer().encode(text) for text in ("what is </s> <reserved_106>?", "", " a  b\n\n\tc")),
+        *(
+            tokenizer().encode(text)
+            for text in ("what is </s> <reserved_106>?", "", " a  b\n\n\tc")
+        ),
         None,
     ]
 

@@ -24,7 +24,7 @@ def config(**other: Any) -> ModelConfig:
         ({"sliding_window": 16}, "mistral", "window of 16 tokens"),
         ({"hidden_size": 66, "head_dim": 32}, "mistral", "heads of 32 channels"),
         ({"qkv_bias": True}, "qwen2", "biases"),
-        ({"qkv_bias": True, "sliding_window": 16}, "qwen2", "biases of queries, keys and values and"),
+        ({"qkv_bias": True, "sliding_window": 16}, "qwen2", "values and a window"),
         ({"qk_norm": True}, "qwen3", "norms"),
         ({"qk_norm": True, "sliding_window": 16}, "qwen3", "norms"),
     ],
@@ -37,7 +37,8 @@ def test_what_llama_lacks_chooses_the_family(
     if word is None:
         assert why is None
     else:
-        assert why is not None and word in why and family in why
+        assert word in str(why)
+        assert family in str(why)
         assert family_for(family, config(**other)) == (family, None)
 
 
@@ -61,7 +62,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(UsageError) as error:
         family_for(asked, config(**other))
     assert what in error.value.what
-    assert error.value.todo is not None and todo in error.value.todo
+    assert todo in str(error.value.todo)
     assert error.value.where == f"--to {asked}"
 
 

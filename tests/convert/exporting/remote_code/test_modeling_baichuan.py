@@ -13,12 +13,14 @@ import torch
 import transformers
 from drawn_checkpoints import SMALL, checkpoint, drawn
 from exported import our_greedy, our_logits, their_logits, write
-from remote_code import load
+from remote_code import load, load_tokenizer
 from torch import Tensor
 
 from bc2.convert.exporting.baichuan import plan_baichuan
+from bc2.convert.importing.import_model import import_model
 from bc2.model.model_config import ModelConfig
-from bc2.registry import Artifact
+from bc2.model.store import load_config
+from bc2.registry import Artifact, Registry
 
 pytestmark = pytest.mark.usefixtures("modules")
 
@@ -232,11 +234,18 @@ def test_a_new_model_is_drawn_as_ours(made: Made) -> None:
     assert (model.model.norm.weight == 1).all()
 
 
-def test_saved_and_loaded_again(made: Made, tmp_path: Path) -> None:
-    model, ids = load(made("grouped")[1]), ids_of(20)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_transformers_saves_comes_back(made: Made, kind: str, tmp_path: Path) -> None:
+    """Such as a model that was trained there."""
+    artifact, folder = made(kind)
+    model, ids = load(folder), ids_of(20)
     model.save_pretrained(tmp_path / "again")
+    load_tokenizer(folder).save_pretrained(tmp_path / "again")
     again = load(tmp_path / "again")
     assert torch.equal(their_logits(again, ids), their_logits(model, ids))
+    here = import_model(Registry.open(tmp_path / "home"), tmp_path / "again")
+    assert load_config(here.path) == load_config(artifact.path)
+    assert torch.equal(our_logits(here, ids), our_logits(artifact, ids))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -126,3 +127,29 @@ def test_saved_pickled_and_loaded_again(theirs: Any, tmp_path: Path) -> None:
             assert again(text)["input_ids"] == theirs(text)["input_ids"]
         assert again.all_special_tokens == theirs.all_special_tokens
         assert again.chat_template == theirs.chat_template
+
+
+#: Real tokenizers, kept or not exact: with a dummy prefix, without bytes.
+MODELS = Path(os.environ.get("BC2_TEST_DATA", "../shared/data")) / "models"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["baichuan_sp", "baichuan7b_sp_rebuilt", "internlm_sp", "llama2_sp"]
+)
+def test_real_tokenizers(name: str, tmp_path: Path) -> None:
+    path = MODELS / name / "tokenizer.model"
+    if not path.exists():
+        pytest.skip("needs shared/data/models, or BC2_TEST_DATA")
+    ours = Tokenizer(path.read_bytes())
+    config = ModelConfig(
+        **{**SMALL, "vocab_size": ours.vocab_size, "hidden_size": 8, "num_heads": 2}
+    )
+    artifact = checkpoint(tmp_path / "home", config, tokenizer=ours.model)
+    write(artifact, tmp_path / "out", plan_baichuan)
+    theirs = load_tokenizer(tmp_path / "out")
+    assert len(theirs) == ours.vocab_size
+    for text in texts(3000):
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids, ascii(text)
+        assert theirs.decode(ids) == ours.decode(ids), ascii(text)
