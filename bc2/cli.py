@@ -72,7 +72,8 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("Continue a prompt with a trained model.", "generate"),
     "chat": Verb("Talk with a model that has a chat layout.", "chat"),
     "serve": Verb("Answer requests over HTTP as OpenAI's server does.", "serve"),
-    "merge": Verb("Make one model of an adapter and its base.", "merge", ("",)),
+    "convert": Verb("Write a checkpoint for other tools, proven equal.", "convert", ("",)),
+    "merge": Verb("Make one model of several, or of an adapter and its base.", "merge", ("",)),
     "registry": Verb(
         "List, trace, verify and clean registered artifacts.", "registry", ("tag", "import")
     ),

@@ -37,6 +37,7 @@ SECTIONS: dict[str, str] = {
     "pretrain": "bc2.train.pretrain.pretrain_config:PretrainConfig",
     "sft": "bc2.align.sft.sft_config:SftConfig",
     "ladder": "bc2.scaling.ladder_config:LadderConfig",
+    "merge": "bc2.convert.merging.merge_config:MergeConfig",
 }
 
 #: Keys at the top of a recipe, outside every section.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bc2.convert.hf_config import HfConfig
 from bc2.errors import DataError, nearest
@@ -83,34 +84,57 @@ _ROTATES = {4096: True, 5120: False}
 
 
 def _baichuan(config: HfConfig) -> ModelConfig:
-    """Baichuan 1 and 2. Those of one size name the same class; what differs follows from keys.
+    """Baichuan 1 and 2, and bc2's own in their layout, which say what the releases leave open.
 
-    The 7B models rotate (`max_position_embeddings`), the 13B models are biased by distance (ALiBi;
-    they have `model_max_length` alone). Baichuan 2 scales the head's rows (`z_loss_weight`, or the
+    Releases of one size name the same class; what differs follows from keys. The 7B models rotate
+    (`max_position_embeddings`), the 13B models are biased by distance (ALiBi; they have
+    `model_max_length` alone). Baichuan 2 scales the head's rows (`z_loss_weight`, or the
     vocabulary of 125,696; that of Baichuan 1 is 64,000).
     """
     sizes = config.sizes()
-    rotates = config.optional("max_position_embeddings", int)
-    if _ROTATES.get(sizes["hidden_size"], bool(rotates)) is not bool(rotates):
-        raise DataError(
-            f"positions cannot be told: of a width of {sizes['hidden_size']:,} Baichuan has "
-            f"{'ALiBi' if rotates else 'RoPE'}, and "
-            f"{'some' if rotates else 'no'} max_position_embeddings say otherwise",
-            where=config.where,
-            todo="take config.json as it was released",
-        )
+    longest = config.optional("max_position_embeddings", int)
+    rotates = _rotates(config, sizes["hidden_size"], bool(longest))
     for name, right in (("rope_theta", 10000.0), ("rope_scaling", None)):
         config.must_be(name, right)  # the released code does not look at them
-    position = {"position": "rope", "rope_base": 10000.0} if rotates else {"position": "alibi"}
+    position: dict[str, Any] = {"position": "rope" if rotates else "alibi"}
     config.must_be("tie_word_embeddings", False)
+    if "position_embedding" in config.data:  # the released code has no place for these
+        position["num_kv_heads"] = config.optional("num_key_value_heads", int)
+        position["head_dim"] = config.optional("head_dim", int)
     return config.model(
         **sizes, **position,
         norm_head=_normalises(config, sizes["vocab_size"]),
-        context_length=rotates or config.get("model_max_length", int),
+        context_length=longest or config.get("model_max_length", int),
     )  # fmt: skip
 
 
+def _rotates(config: HfConfig, width: int, has_longest: bool) -> bool:
+    """Whether a Baichuan rotates, and is not biased by distance: as it says, else as released."""
+    said = config.optional("position_embedding", str)
+    if said is None:
+        if _ROTATES.get(width, has_longest) is not has_longest:
+            raise DataError(
+                f"positions cannot be told: of a width of {width:,} Baichuan has "
+                f"{'ALiBi' if has_longest else 'RoPE'}, and "
+                f"{'some' if has_longest else 'no'} max_position_embeddings say otherwise",
+                where=config.where,
+                todo="take config.json as it was released",
+            )
+        return has_longest
+    if said not in ("rope", "alibi") or (said == "rope") is not has_longest:
+        raise DataError(
+            f"position_embedding is {said!r}, with {'some' if has_longest else 'no'} "
+            "max_position_embeddings",
+            where=config.where,
+            todo="take config.json as it was written",
+        )
+    return has_longest
+
+
 def _normalises(config: HfConfig, vocab_size: int) -> bool:
+    said = config.optional("norm_head", bool)
+    if said is not None:
+        return said
     if "z_loss_weight" in config.data or vocab_size == 125_696:
         return True
     if vocab_size == 64_000 or "BaiChuanForCausalLM" in config.data["architectures"]:

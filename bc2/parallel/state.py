@@ -39,6 +39,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "BF16": _BF16,
     "F16": np.dtype(np.float16),
+    "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
 }
 _NAMES = {DTYPES[name]: name for name in _DTYPES}

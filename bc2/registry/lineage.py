@@ -38,8 +38,20 @@ class Lineage:
             "root": self.root.digest,
             "direction": "down" if self.down else "up",
             "nodes": [_node(digest, found) for digest, found in self.nodes.items()],
-            "edges": [{"child": child, "parent": parent} for child, parent in self.edges()],
+            "edges": [self._edge(child, parent) for child, parent in self.edges()],
         }
+
+    def _edge(self, child: str, parent: str) -> dict[str, Any]:
+        part = self._part(child, parent)
+        return {"child": child, "parent": parent, **({"as": part} if part else {})}
+
+    def _part(self, child: str, parent: str) -> str | None:
+        """What part a model has in one that was merged of several."""
+        merged = self.nodes[child]
+        if merged is None or merged.role != "merged":
+            return None
+        parts = merged.manifest.facts.get("merged_from", [])
+        return next((str(one["as"]) for one in parts if one["digest"] == parent), None)
 
     def as_dot(self) -> str:
         """A Graphviz graph; arrows point from parents to children."""
@@ -63,7 +75,9 @@ class Lineage:
         for there in self.steps.get(digest, []):
             again = there in drawn
             more = " (see above)" if again and self.steps.get(there) else ""
-            below = branch.add(_label(there, self.nodes[there]) + more)
+            part = self._part(*((there, digest) if self.down else (digest, there)))
+            said = f"  {part}" if part else ""
+            below = branch.add(_label(there, self.nodes[there]) + said + more)
             if not again:
                 drawn.add(there)
                 self._grow(below, there, drawn)

@@ -9,11 +9,12 @@ from bc2.console import Output, table
 from bc2.registry import Artifact
 
 
-def show_artifact(artifact: Artifact, output: Output, *, made: bool) -> None:
+def show_artifact(artifact: Artifact, output: Output, *, made: bool, below: Any = None) -> None:
     """Print one artifact in the form asked for.
 
     Args:
         made: by this command, and not found.
+        below: what people are shown after it.
     """
     result = {
         "ref": artifact.ref,
@@ -24,7 +25,12 @@ def show_artifact(artifact: Artifact, output: Output, *, made: bool) -> None:
         "made": made,
         "facts": dict(artifact.manifest.facts),
     }
-    output.emit(result, table=_table(artifact), quiet=[artifact.ref], kept=True)
+    shown = _table(artifact)
+    if below is not None:
+        from rich.console import Group
+
+        shown = Group(shown, "", below)
+    output.emit(result, table=shown, quiet=[artifact.ref], kept=True)
 
 
 def _table(artifact: Artifact) -> Any:
@@ -32,7 +38,7 @@ def _table(artifact: Artifact) -> Any:
     facts = dict(artifact.manifest.facts)
     timings = facts.pop("timings", None)
     rows = [("ref", artifact.ref), ("artifact", artifact.title), ("path", str(artifact.path))]
-    rows += [(name, _short(value)) for name, value in facts.items()]
+    rows += [(name, _short(value)) for name, value in facts.items() if name != "tensors"]
     drawn = table(("", ""), rows)
     if not timings:
         return drawn

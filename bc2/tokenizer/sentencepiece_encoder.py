@@ -28,6 +28,10 @@ _MARK_BYTES = SPACE_MARK.encode()
 class SentencePieceEncoder:
     """An `Encoder` over a serialized SentencePiece model.
 
+    Attributes:
+        takes_bytes: whether it has all bytes, and leaves a text as it is: no other characters, no
+            dummy prefix.
+
     Raises:
         DataError: it is none.
     """
@@ -45,8 +49,8 @@ class SentencePieceEncoder:
         self._byte_ids = self._find_byte_ids()
         self.dummy_prefix = changes["dummy_prefix"]
         self.added: Mapping[str, int] = {}
-        self._takes_bytes = bool(self._byte_ids) and not any(changes.values())
-        self.exact: bool = self._takes_bytes and self._has_space()
+        self.takes_bytes = bool(self._byte_ids) and not any(changes.values())
+        self.exact: bool = self.takes_bytes and self._has_space()
 
     # -- text to ids
 
@@ -73,7 +77,7 @@ class SentencePieceEncoder:
 
     def _apart(self, text: str, *, eos: bool) -> Ids:
         """A text with characters that SentencePiece does not keep: those go as bytes."""
-        if not self._takes_bytes:
+        if not self.takes_bytes:
             # Each part would get the dummy prefix of a foreign model. Surrogates become "?".
             return self._one(text.encode("utf-8", "replace"), eos=eos)
         parts: list[Ids] = []

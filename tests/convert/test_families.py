@@ -133,6 +133,27 @@ def test_a_head_that_may_be_either() -> None:
     refused(unsaid, "head's rows are scaled cannot be told")
 
 
+def test_what_an_export_of_ours_says_of_a_baichuan() -> None:
+    """Whatever its width and vocabulary; of a release the same keys have no effect."""
+    ours = {**BAICHUAN2_7B, "position_embedding": "rope", "norm_head": False}
+    assert shape(ours).norm_head is False
+    assert shape({**ours, "hidden_size": 5120, "num_attention_heads": 40}).position == "rope"
+    biased = {**BAICHUAN2_7B, "position_embedding": "alibi", "max_position_embeddings": None}
+    assert shape(biased).position == "alibi"
+    grouped = shape({**biased, "num_key_value_heads": 8, "head_dim": 64})
+    assert (grouped.kv_heads, grouped.head_size) == (8, 64)
+    config = HfConfig({**BAICHUAN2_7B, "num_key_value_heads": 8}, "config.json")
+    assert family_of(config).model(config).kv_heads == 32
+    assert config.unread() == {"num_key_value_heads": 8}
+
+
+def test_positions_that_an_export_of_ours_cannot_have() -> None:
+    for said in ("alibi", "sine"):
+        refused({**BAICHUAN2_7B, "position_embedding": said}, f"position_embedding is '{said}'")
+    refused({**BAICHUAN2_13B, "position_embedding": "rope"}, "with no max_position_embeddings")
+    refused({**BAICHUAN2_7B, "norm_head": 1}, "norm_head is 1, no bool")
+
+
 def test_what_each_family_has_of_its_own() -> None:
     llama = shape(LLAMA31_8B)
     assert llama.rope_scaling is not None

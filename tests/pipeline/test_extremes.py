@@ -22,6 +22,8 @@ from pydantic import BaseModel
 from bc2 import recipe
 from bc2.align.sft.packing import pack_rows, repeated
 from bc2.align.sft.sft_config import SftConfig
+from bc2.convert.merging.merge_config import MergeConfig
+from bc2.convert.merging.merge_models import merge_models
 from bc2.data import sample
 from bc2.data.chats.chats_config import ChatsConfig
 from bc2.data.chats.make_chats import make_chats
@@ -29,7 +31,7 @@ from bc2.data.corpus_config import CorpusConfig, TokensConfig
 from bc2.data.inputs import inputs
 from bc2.data.mixture import Mixture, stratum_weights
 from bc2.data.prep.stage_table import build_stages
-from bc2.errors import Bc2Error, RecipeError
+from bc2.errors import Bc2Error, RecipeError, RefError
 from bc2.model.transformer import Transformer
 from bc2.pipeline.table import check_recipe
 from bc2.plan.check import check_memory_fits
@@ -133,6 +135,16 @@ length = "30 steps"
 [ladder.extrapolation]
 model = { hidden_size = 64, intermediate_size = 128, num_layers = 2, num_heads = 2 }
 length = "40 steps"
+""",
+    "merge": """
+[merge]
+method = "linear"
+
+[[merge.models]]
+ref = "one"
+
+[[merge.models]]
+ref = "two"
 """,
 }
 
@@ -291,6 +303,17 @@ def start_ladder(loaded: Recipe) -> None:
     read_ladder(str(loaded.path), list(loaded.overrides.values()))
 
 
+def start_merge(loaded: Recipe) -> None:
+    config = loaded.get(MergeConfig)
+    assert all(map(math.isfinite, config.weights))
+    assert len(config.weights) == len(config.densities) == len(config.models)
+    json.dumps(config.keyed()).encode()
+    # Refs come first, and here is nothing that answers to one.
+    _, refused = attempt(lambda: merge_models(Registry.open(), loaded))
+    assert isinstance(refused, RefError)
+    assert refused.where is not None
+
+
 START: dict[str, Callable[[Recipe], None]] = {
     "corpus": start_corpus,
     "tokenizer": start_tokenizer,
@@ -301,6 +324,7 @@ START: dict[str, Callable[[Recipe], None]] = {
     "pretrain": start_training,
     "sft": start_sft,
     "ladder": start_ladder,
+    "merge": start_merge,
 }
 
 

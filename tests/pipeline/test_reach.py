@@ -100,7 +100,7 @@ def test_every_section_is_read_by_its_stage_or_by_a_command() -> None:
     """A new section is known to the stages, or it is one that a command alone reads."""
     by_stages = {name for kind in STAGES for name in stage_of(kind).sections}
     by_stages |= {name for one in ALGORITHMS for name in algorithm_named(one).stage.sections}
-    assert set(recipe.SECTIONS) - by_stages == {"ladder"}
+    assert set(recipe.SECTIONS) - by_stages == {"ladder", "merge"}
 
 
 def test_an_artifact_records_what_had_an_effect(small: Path) -> None:

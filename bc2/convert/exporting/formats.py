@@ -50,9 +50,9 @@ FORMATS: dict[str, Format] = {
         "hf.plan:plan_llama", quantizes=True,
     ),
     "mistral": Format("Mistral, for its window.", "hf.plan:plan_mistral", quantizes=True),
-    "qwen2": Format("Qwen2: biases of queries, keys, values.", "hf.plan:plan_qwen2", quantizes=True),
+    "qwen2": Format("Qwen2: queries, keys, values biased.", "hf.plan:plan_qwen2", quantizes=True),
     "qwen3": Format("Qwen3: norms of queries and keys.", "hf.plan:plan_qwen3", quantizes=True),
-    "gguf": Format("llama.cpp and what is built on it.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0")),
+    "gguf": Format("llama.cpp and its like.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0")),
     "safetensors": Format("The weights alone.", "bare_weights:plan_bare_weights", any_head=True),
 }  # fmt: skip
 

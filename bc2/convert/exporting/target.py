@@ -81,8 +81,12 @@ class ExportPlan:
     """Bytes of tensors in a file, unless one is larger."""
     texts: Mapping[str, bytes] = field(default_factory=dict)
     """The other files by name: configuration, tokenizer, template, code."""
+    copied: tuple[str, ...] = ()
+    """Files of the checkpoint that go along as they are."""
     notes: tuple[str, ...] = ()
     """Sentences that the user is told."""
     readers: tuple[Reader, ...] = ()
+    before: ExportPlan | None = None
+    """The plan of what is quantised: the same weights, rounded only."""
     prover: ConsumerName | None = None
     """The program that the proof runs; None: no program computes with it."""

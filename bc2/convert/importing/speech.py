@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from bc2.generate.generation_defaults import GENERATION_FILE, GenerationDefaults
 from bc2.model.model_config import ModelConfig
 from bc2.tokenizer.chat import Chat
 from bc2.tokenizer.chat_file import chat_bytes, chat_named
+from bc2.tokenizer.chat_layouts import LAYOUTS
 from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.round_trip import lost_sentence
 from bc2.tokenizer.tokenizer import Tokenizer
@@ -206,6 +208,8 @@ def _chat(
     template = _template(folder, settings)
     try:
         if template is not None:
+            if (known := _known(template, tokenizer)) is not None:
+                return known
             from bc2.tokenizer.chat_template import TemplateChat
 
             return TemplateChat(template, tokenizer, names)
@@ -234,6 +238,16 @@ def _template(folder: ModelFolder, settings: Mapping[str, Any]) -> str | None:
             None,
         )
     return found if isinstance(found, str) else None
+
+
+def _known(template: str, tokenizer: Tokenizer) -> Chat | None:
+    """The layout that bc2 writes a template of when it exports a model; None of another one."""
+    for name in LAYOUTS:
+        with suppress(DataError):  # of a layout whose tokens are not there it wrote none
+            chat = chat_named(name, tokenizer)
+            if chat.template == template:
+                return chat
+    return None
 
 
 def _baichuan_chat(tokenizer: Tokenizer, generation: Mapping[str, Any]) -> Chat:

@@ -1,0 +1,87 @@
+"""What merging must know of whole tensors, found in parts: no tensor is ever held as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+#: Of the 31 bits of a magnitude in fp32, those that the second look is for.
+_LOW = 15
+_BINS = 1 << (31 - _LOW)
+
+#: The same part of a tensor in each model: rows, or what was subtracted from them.
+Parts = Sequence[Tensor]
+
+
+def gram(blocks: Iterable[Parts], count: int) -> Tensor:
+    """The products of N tensors with each other, as vectors: [N, N] in fp64.
+
+    Args:
+        blocks: part after part, N tensors each.
+        count: N.
+    """
+    total = torch.zeros(count, count, dtype=torch.float64)
+    for parts in blocks:
+        flat = [part.reshape(-1) for part in parts]
+        for i in range(count):
+            for j in range(i, count):
+                # Summed in pairs, and not one after the other as `@` may: a tenth of its error.
+                total[i, j] += float((flat[i] * flat[j]).sum())
+    return total + total.triu(1).T
+
+
+def mean_cosine(products: Tensor) -> float:
+    """The mean cosine of all pairs, from their `gram`; one with a tensor of zeros counts as 0."""
+    lengths = products.diagonal().sqrt()
+    pairs = list(combinations(range(len(lengths)), 2))
+    found = [
+        float(products[i, j] / (lengths[i] * lengths[j])) if lengths[i] * lengths[j] > 0 else 0.0
+        for i, j in pairs
+    ]
+    return max(-1.0, min(1.0, sum(found) / len(pairs)))
+
+
+def magnitudes_at(blocks: Callable[[], Iterable[Parts]], ranks: Sequence[int]) -> list[float]:
+    """Of each of N tensors the magnitude that is at some rank from the largest; exact.
+
+    A magnitude's bits sort as it does. So the first look counts by the upper bits and finds the
+    bin, and the second, by the others, what lies in it.
+
+    Args:
+        blocks: gives part after part, N tensors each; called twice.
+        ranks: 1 is the largest; no more than a tensor has numbers.
+    """
+    upper = _count(blocks(), len(ranks), lambda bits, _: bits >> _LOW, _BINS)
+    bins = [_bin_at(counts, rank) for counts, rank in zip(upper, ranks, strict=True)]
+    mask = (1 << _LOW) - 1
+    lower = _count(
+        blocks(), len(ranks), lambda bits, n: bits[bits >> _LOW == bins[n][0]] & mask, mask + 1
+    )
+    found = [
+        first << _LOW | _bin_at(counts, rank)[0]
+        for counts, (first, rank) in zip(lower, bins, strict=True)
+    ]
+    return torch.tensor(found, dtype=torch.int32).view(torch.float32).tolist()
+
+
+def _count(
+    blocks: Iterable[Parts], count: int, binned: Callable[[Tensor, int], Tensor], bins: int
+) -> Tensor:
+    """How many numbers of each tensor are in each bin: [N, bins]."""
+    total = torch.zeros(count, bins, dtype=torch.int64)
+    for parts in blocks:
+        for n, part in enumerate(parts):
+            bits = part.abs().reshape(-1).view(torch.int32)
+            total[n] += torch.bincount(binned(bits, n), minlength=bins)
+    return total
+
+
+def _bin_at(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The bin that holds a rank from the top, and the rank inside it."""
+    above = counts.flip(0).cumsum(0)
+    place = int((above < rank).sum())
+    before = int(above[place - 1]) if place else 0
+    return len(counts) - 1 - place, rank - before
