@@ -83,7 +83,7 @@ _VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def _readers(family: str, config: ModelConfig) -> Iterator[Reader]:
-    yield Reader("transformers 5", True, "AutoModelForCausalLM and AutoTokenizer, no remote code")
+    yield Reader("transformers 4.57 and 5", True, "AutoModelForCausalLM and AutoTokenizer alone")
     if family == "qwen2" and config.head_dim is not None:
         yield Reader("vLLM", False, "its Qwen 2 takes hidden_size / num_heads for the heads' size")
     elif config.head_size not in _VLLM_CPU_HEADS:
