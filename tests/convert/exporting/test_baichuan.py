@@ -228,3 +228,6 @@ def test_a_tokenizer_json_goes_as_it_came(tmp_path: Path) -> None:
         )
         assert found == source.chat.prompt(messages)
     load(tmp_path / "out")
+    again = import_model(Registry.open(tmp_path / "other"), tmp_path / "out")
+    for name in ("tokenizer.json", "chat.json"):
+        assert again.file(name).read_bytes() == artifact.file(name).read_bytes()
