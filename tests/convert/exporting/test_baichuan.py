@@ -218,6 +218,7 @@ def test_a_tokenizer_json_goes_as_it_came(tmp_path: Path) -> None:
     )  # fmt: skip
     write(artifact, tmp_path / "out", plan_baichuan)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == data
+    assert not (tmp_path / "out" / "tokenization_baichuan.py").exists()
     tokenizer = load_tokenizer(tmp_path / "out")
     with SourceModel.open(artifact) as source:
         messages = [{"role": "user", "content": "你好 hi"}]
