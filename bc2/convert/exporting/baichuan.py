@@ -27,7 +27,8 @@ from bc2.tokenizer.layout import ASSISTANT_ID, USER_ID
 from bc2.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from bc2.tokenizer.tokenizer_files import JSON_FILE, MODEL_FILE
 
-_CODE = ("configuration_baichuan.py", "modeling_baichuan.py", "tokenization_baichuan.py")
+_MODEL_CODE = ("configuration_baichuan.py", "modeling_baichuan.py")
+_TOKENIZER_CODE = "tokenization_baichuan.py"
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -150,11 +151,14 @@ def _generation_json(source: SourceModel) -> dict[str, Any]:
 
 
 def _texts(source: SourceModel, dtype: Dtype) -> dict[str, bytes]:
-    code = files("bc2.convert.exporting.remote_code")
-    found = {name: code.joinpath(name).read_bytes() for name in _CODE}
+    found = {name: _code(name) for name in _MODEL_CODE}
     found["config.json"] = _json(_config_json(source, dtype))
     found["generation_config.json"] = _json(_generation_json(source))
     return found | _tokenizer_texts(source)
+
+
+def _code(name: str) -> bytes:
+    return files("bc2.convert.exporting.remote_code").joinpath(name).read_bytes()
 
 
 def _tokenizer_texts(source: SourceModel) -> dict[str, bytes]:
@@ -166,6 +170,7 @@ def _tokenizer_texts(source: SourceModel) -> dict[str, bytes]:
         return hf_texts(source)
     found = {
         MODEL_FILE: source.tokenizer.model,
+        _TOKENIZER_CODE: _code(_TOKENIZER_CODE),
         "tokenizer_config.json": _json(_tokenizer_json(source)),
     }
     if source.chat is not None:

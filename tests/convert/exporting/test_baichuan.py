@@ -218,6 +218,7 @@ def test_a_tokenizer_json_goes_as_it_came(tmp_path: Path) -> None:
     )  # fmt: skip
     write(artifact, tmp_path / "out", plan_baichuan)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == data
+    assert not (tmp_path / "out" / "tokenization_baichuan.py").exists()
     tokenizer = load_tokenizer(tmp_path / "out")
     with SourceModel.open(artifact) as source:
         messages = [{"role": "user", "content": "你好 hi"}]
@@ -228,3 +229,6 @@ def test_a_tokenizer_json_goes_as_it_came(tmp_path: Path) -> None:
         )
         assert found == source.chat.prompt(messages)
     load(tmp_path / "out")
+    again = import_model(Registry.open(tmp_path / "other"), tmp_path / "out")
+    for name in ("tokenizer.json", "chat.json"):
+        assert again.file(name).read_bytes() == artifact.file(name).read_bytes()
