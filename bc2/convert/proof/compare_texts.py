@@ -18,6 +18,7 @@ CONTROL = "control pieces in a text become control tokens there, and never here"
 REFUSED = "lone surrogates (broken UTF-8) are refused there, and are bytes here"
 REPLACED = "lone surrogates (broken UTF-8) become U+FFFD there, and are bytes here"
 NORMALISED = "what the tokenizer replaces or drops (Unicode's forms) is kept there"
+ADDED = "tokens that are found in any text here are spelt out in a text there"
 MARK = "U+2581 in a text is a space there, and itself here"
 
 #: Strings that are sent at once.
@@ -76,6 +77,9 @@ def difference(
     if program == "llama.cpp":
         if list(theirs) == tokenizer.encode(text.replace("\u2581", " ")):
             return MARK
+        spelt = tokenizer.generated_bytes(theirs).decode("utf-8", "replace") == text
+        if spelt and any(name in text for name in tokenizer.added_ids):
+            return ADDED
         if tokenizer.decode(tokenizer.encode(text)) != text:
             return NORMALISED
     return None

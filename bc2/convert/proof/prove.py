@@ -27,6 +27,9 @@ from bc2.free_memory import host_available
 #: How much is compared.
 Level = Literal["full", "tensors", "none"]
 
+#: Things that are wrong, as an error says them.
+_SHOWN = 3
+
 #: What an engine needs beside the weights.
 _BESIDE = 1 << 30
 
@@ -115,9 +118,9 @@ def _prove_tensors(folder: Path, source: SourceModel, plan: ExportPlan) -> dict[
 
 
 def _failed(plan: ExportPlan, problems: list[str]) -> RunFailed:
-    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return RunFailed(
-        f"what was written is not the model: {problems[0]}{more}",
+        f"what was written is not the model: {'; '.join(problems[:_SHOWN])}{more}",
         where=f"proof of {plan.format}",
         todo="nothing was kept; this is a defect of bc2, or of the program that reads it",
     )

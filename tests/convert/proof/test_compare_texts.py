@@ -8,12 +8,15 @@ import pytest
 from made_export import Held
 
 from bc2.convert.proof.compare_texts import (
+    ADDED,
     CONTROL,
     MARK,
+    NORMALISED,
     REFUSED,
     REPLACED,
     compare_chat,
     compare_texts,
+    difference,
 )  # fmt: skip
 from bc2.convert.proof.consumer import Said
 from bc2.convert.proof.hard_texts import CONVERSATIONS, strings
@@ -103,6 +106,33 @@ def test_differences(
         example = repr(text)
         assert facts["known_differences"] == [{"what": kind, "strings": 1, "example": example}]
     assert facts["same"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs", "kind"),
+    [
+        ("a<|fim_prefix|>b", "<|fim_prefix|>", ADDED),
+        ("a<|fim_prefix|>b", "<|fim_suffix|>", None),
+        ("e\u0301", "e\u0301", NORMALISED),
+        ("e", "e\u0301", None),
+    ],
+)
+def test_what_llama_cpp_does_not_do(
+    held: HeldModel, text: str, theirs: str, kind: str | None
+) -> None:
+    """A tokenizer with NFC, and tokens that any text may hold: there they are spelt out."""
+    tokenizer = held("qwen3").source.tokenizer
+    spelt = text.replace("<|fim_prefix|>", theirs) if "<" in text else theirs
+    ids = [i for byte in spelt for i in _bytewise(tokenizer, byte)]
+    found = difference(tokenizer, text, ids, "llama.cpp")
+    assert found == kind
+    assert difference(tokenizer, text, ids, "transformers") is None
+
+
+def _bytewise(tokenizer: Tokenizer, character: str) -> list[int]:
+    """A character's bytes, each as its own token, whatever is made of the character here."""
+    table = {tokenizer.generated_bytes([i]): i for i in reversed(range(tokenizer.vocab_size))}
+    return [table[bytes([byte])] for byte in character.encode()]
 
 
 def test_conversations(reader: Reader) -> None:
