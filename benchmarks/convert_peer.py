@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from convert_speed import random_checkpoint, timed
+from convert_speed import random_checkpoint
 from gguf import GGUFReader
+from merge_peer import Cost, measured, shown
 
 from bc2.model.model_config import ModelConfig
 from bc2.registry import Registry
@@ -66,22 +67,19 @@ def compare(asked: argparse.Namespace, folder: Path, source: Path, dtype: str) -
     (made,) = Registry.open().list("export")
     theirs_at = folder / "theirs.gguf"
     script = [asked.python, str(asked.converter), str(source), "--outtype", TYPES[dtype]]
-    theirs = quiet([*script, "--outfile", str(theirs_at)])
+    theirs, _ = measured([*script, "--outfile", str(theirs_at)])
     same, count = same_tensors(next(made.path.glob("*.gguf")), theirs_at)
-    for who, (seconds, peak) in (("bc2", ours), ("llama.cpp", theirs)):
-        print(f"{dtype} {who:9} {seconds:7.1f} s, peak {peak / 1e9:.2f} GB", flush=True)
+    for who, cost in (("bc2", ours), ("llama.cpp", theirs)):
+        print(f"{dtype} {who:9} {shown(cost)}", flush=True)
     print(f"{dtype} tensors bit for bit the same: {same} of {count}", flush=True)
     theirs_at.unlink()
     Registry.open().remove(made)
 
 
-def convert(words: Sequence[str]) -> tuple[float, int]:
-    """Seconds and peak of memory of ours, its start included."""
-    return timed([sys.executable, "-m", "bc2", "convert", "large", *words, "--no-proof", "--quiet"])
-
-
-def quiet(command: Sequence[str]) -> tuple[float, int]:
-    return timed(["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *command])
+def convert(words: Sequence[str]) -> Cost:
+    """What ours takes, its start included."""
+    command = [sys.executable, "-m", "bc2", "convert", "large", *words, "--no-proof", "--quiet"]
+    return measured(command)[0]
 
 
 def same_tensors(ours: Path, theirs: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -54,7 +55,8 @@ def random_checkpoint(registry: Registry, config: ModelConfig, *, sparse: bool =
     draft = Draft("checkpoint", "large", stage_key("checkpoint", 1, {"sparse": sparse}, ()))
     with registry.stage(draft) as staged:
         save_config(staged.path, config)
-        made = train(["some text\n"] * 100, TokenizerConfig(vocab_size=512)).model
+        text = Path(argparse.__file__).read_text()
+        made = train([text], TokenizerConfig(vocab_size=640)).model
         (staged.path / "tokenizer.model").write_bytes(made)
         nothing = (lambda name: ()) if sparse else pieces
         write_tensors(staged.path, {n: ("BF16", s) for n, s in shapes.items()}, nothing)

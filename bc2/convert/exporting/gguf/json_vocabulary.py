@@ -20,6 +20,16 @@ from bc2.tokenizer.json_spec import read_spec, steps_of
 from bc2.tokenizer.layout import SPACE_MARK
 from bc2.tokenizer.tokenizer import Tokenizer
 
+#: Names that llama.cpp takes for control tokens, whatever a file says of their types.
+_CONTROL_BY_NAME = frozenset(
+    {
+        "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|fim_repo|>",
+        "<|repo_name|>", "<|file_sep|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>",
+        "<fim_pad>", "<reponame>", "<PRE>", "<SUF>", "<MID>", "<EOT>", "<|im_end|>", "<|eot_id|>",
+        "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>",
+    }
+)  # fmt: skip
+
 _MARKS = {"String": " "}, SPACE_MARK
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -56,7 +66,7 @@ def json_vocabulary(
     if fallback:
         return _merging_by_scores(spec, pieces, types)
     merges = [" ".join(pair) for pair in _merges(spec)]
-    notes = tuple(_normalising(spec))
+    notes = (*_normalising(spec), *_taken_for_control(pieces, types))
     return Vocabulary("gpt2", pre_tokenizer_name(spec), pieces, types, None, merges, False, notes)
 
 
@@ -81,6 +91,16 @@ def _normalising(spec: Mapping[str, Any]) -> Iterator[str]:
     kinds = [step["type"] for step in steps_of(spec.get("normalizer"))]
     if kinds:
         yield f"llama.cpp does not normalise text ({', '.join(kinds)}): do it before"
+
+
+def _taken_for_control(pieces: Sequence[str], types: Sequence[int]) -> Iterator[str]:
+    taken = [
+        piece
+        for piece, kind in zip(pieces, types, strict=True)
+        if kind == TokenType.USER_DEFINED and piece in _CONTROL_BY_NAME
+    ]
+    if taken:
+        yield f"llama.cpp takes tokens for control that text becomes here: {some(taken)}"
 
 
 # -- byte fallback ----------------------------------------------------------------------------

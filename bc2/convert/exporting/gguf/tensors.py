@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from bc2.convert.exporting.gguf.architecture import Architecture
-from bc2.convert.exporting.gguf.q8_0 import BLOCK
 from bc2.convert.exporting.target import Dtype, RowChange, TargetTensor
 from bc2.convert.exporting.target_rows import UNIT_ROWS
 from bc2.model.model_config import ModelConfig
+
+#: Numbers of a block, which have a scale.
+_BLOCK, _ = GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
 
 #: GGUF's names of types.
 TYPES: dict[Dtype, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "q8_0": "Q8_0"}
@@ -88,7 +91,7 @@ def _tensors(
 def _type(shape: tuple[int, ...], dtype: Dtype) -> str:
     if len(shape) == 1:
         return "F32"
-    if dtype == "q8_0" and shape[-1] % BLOCK:
+    if dtype == "q8_0" and shape[-1] % _BLOCK:
         return "F16"
     return TYPES[dtype]
 

@@ -19,8 +19,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT as ALIGNMENT
 from gguf.gguf_writer import WriterState
+from gguf.quants import quantize
 
-from bc2.convert.exporting.gguf.q8_0 import to_q8_0
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan, TargetTensor
 from bc2.convert.exporting.target_rows import target_rows
@@ -129,17 +129,17 @@ def _add_tensor(writer: GGUFWriter, name: str, dtype: str, shape: tuple[int, ...
 
 def _tensor_pieces(source: SourceModel, target: TargetTensor) -> Iterator[memoryview]:
     for rows in target_rows(source, target):
-        if target.dtype == "Q8_0":
-            made = to_q8_0(rows)
-            if rows.abs().max() / 127 > torch.finfo(torch.float16).max:
-                raise DataError(
-                    f"{target.source} holds {rows.abs().max():g}, which is too large for Q8_0",
-                    where=str(source.weights[target.source].path),
-                    todo="convert with --dtype bf16 or fp32",
-                )
-        else:
-            made = rows.reshape(-1).view(torch.uint8)
-        yield made.reshape(-1).numpy().data
+        if target.dtype != "Q8_0":
+            yield rows.reshape(-1).view(torch.uint8).numpy().data
+            continue
+        largest = float(rows.abs().max())
+        if largest / 127 > torch.finfo(torch.float16).max:
+            raise DataError(
+                f"{target.source} holds {largest:g}, which is too large for Q8_0",
+                where=str(source.weights[target.source].path),
+                todo="convert with --dtype bf16 or fp32",
+            )
+        yield quantize(rows.numpy(), GGMLQuantizationType.Q8_0).reshape(-1).data
 
 
 def _padded(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview]:

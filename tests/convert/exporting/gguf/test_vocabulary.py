@@ -149,7 +149,10 @@ def test_added_tokens_that_are_text() -> None:
     assert made.pre == "qwen2"
     assert kinds["<think>"] == TokenType.USER_DEFINED
     assert kinds["<|im_end|>"] == TokenType.CONTROL
-    assert made.notes == ("llama.cpp does not normalise text (NFC): do it before",)
+    assert made.notes == (
+        "llama.cpp does not normalise text (NFC): do it before",
+        "llama.cpp takes tokens for control that text becomes here: '<|fim_prefix|>'",
+    )
 
 
 def _cuts_by(*steps: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
