@@ -35,7 +35,7 @@ def merge(
     at a time, and the model is registered with its parents. Every command takes an adapter as it
     is, too.
     """
-    from bc2.convert.merging.merge_view import tensor_table
+    from bc2.convert.merging.merge_view import merge_tables
     from bc2.report.artifact_view import show_artifact
 
     if bool(recipe) == (adapter is not None):
@@ -51,7 +51,7 @@ def merge(
     else:
         merged, made = _of_recipe(registry, recipe, set_ or [], name)
     output = Output.of(json=json, quiet=quiet)
-    show_artifact(merged, output, made=made, below=tensor_table(merged))
+    show_artifact(merged, output, made=made, below=merge_tables(merged))
 
 
 def _with_adapter(registry: Registry, adapter: str, name: str | None) -> tuple[Artifact, bool]:

@@ -8,6 +8,9 @@ from typing import Any
 from bc2.console import Output, table
 from bc2.registry import Artifact
 
+#: Facts that have tables of their own (`bc2.convert.merging.merge_view`).
+_BELOW = ("merged_from", "tensors")
+
 
 def show_artifact(artifact: Artifact, output: Output, *, made: bool, below: Any = None) -> None:
     """Print one artifact in the form asked for.
@@ -38,7 +41,7 @@ def _table(artifact: Artifact) -> Any:
     facts = dict(artifact.manifest.facts)
     timings = facts.pop("timings", None)
     rows = [("ref", artifact.ref), ("artifact", artifact.title), ("path", str(artifact.path))]
-    rows += [(name, _short(value)) for name, value in facts.items() if name != "tensors"]
+    rows += [(name, _short(value)) for name, value in facts.items() if name not in _BELOW]
     drawn = table(("", ""), rows)
     if not timings:
         return drawn

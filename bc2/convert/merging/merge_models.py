@@ -141,8 +141,9 @@ def _write_weights(
 ) -> tuple[list[FileEntry], dict[str, dict[str, float]]]:
     """Write the merged weights: their files, and what each tensor's merge went by."""
     merged = MergedRows(config, sources)
-    with progress("measuring task vectors", merged.to_measure, "numbers") as measured:
-        merged.measure(measured)
+    if merged.to_measure:
+        with progress("measuring task vectors", merged.to_measure, "numbers") as measured:
+            merged.measure(measured)
     stored = _STORED[config.dtype]
     dtype = DTYPES[stored]
 

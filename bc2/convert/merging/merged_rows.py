@@ -59,13 +59,12 @@ class MergedRows:
         return 2 * sum(map(prod, self.shapes.values())) if whole else 0
 
     def measure(self, seen: Callable[[int], object] = lambda count: None) -> None:
-        """Find what the method must know of whole models; of most there is nothing.
+        """Find what the method must know of whole models, where there is something `to_measure`.
 
         Args:
             seen: told how many numbers of each model were looked at, again and again.
         """
-        if self.to_measure:
-            self._thresholds = self._magnitudes([*self.shapes], seen)
+        self._thresholds = self._magnitudes([*self.shapes], seen)
 
     def of(self, name: str) -> Iterator[Tensor]:
         """A merged tensor in pieces, in fp32.

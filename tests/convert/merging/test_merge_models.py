@@ -218,6 +218,7 @@ def test_model_stock(
     name = "model.layers.1.mlp.down_proj.weight"
     (line,) = (line for line in done.out.splitlines() if line.startswith(name))
     assert line.split()[1:] == [f"{told[name][what]:.4f}" for what in ("cosine", "factor")]
+    assert f"{family[0].ref}  checkpoint/base  the base" in done.out
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
