@@ -16,6 +16,7 @@ from bc2.convert.proof.compare_texts import compare_chat, compare_texts
 from bc2.convert.proof.consumer import Consumer
 from bc2.convert.proof.hard_texts import strings
 from bc2.convert.proof.open_consumer import (
+    computes_narrowly,
     least_log_probability,
     open_consumer,
     widened,
@@ -53,8 +54,7 @@ class ProgramProof:
         self._texts = texts
         self._scratch = scratch
         self._questions = _questions(source, plan, texts)
-        #: llama.cpp rounds activations to the type of the weights, which ours do not.
-        self._narrow = plan.prover == "llama.cpp" and plan.dtype in ("bf16", "fp16")
+        self._narrow = computes_narrowly(plan)
         self._problems: list[str] = []
 
     def run(self) -> Found:
