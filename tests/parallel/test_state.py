@@ -45,7 +45,7 @@ from bc2.parallel.state import (
 
 NAMES = {
     torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
-    torch.uint8: "U8",
+    torch.uint8: "U8", torch.int8: "I8",
 }  # fmt: skip
 
 

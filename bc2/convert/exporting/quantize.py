@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bc2.convert.exporting.hf.config import TORCH_NAMES
 from bc2.convert.exporting.source_model import SourceModel
@@ -159,8 +160,11 @@ class _Int8:
             yield torch.zeros(1, dtype=torch.uint8)
             return
         for some in rows():
-            numbers, scales, _ = _functions().int8_vectorwise_quant(some.to(torch.float16))
-            yield numbers if what == "weight" else scales
+            halves = some.to(torch.float16)
+            if what == "SCB":
+                yield halves.abs().amax(1).float()
+            else:
+                yield _functions().int8_vectorwise_quant(halves)[0]
 
 
 class _Nf4:
@@ -192,43 +196,48 @@ class _Nf4:
         self, what: str, shape: tuple[int, ...], rows: Rows, kept: dict[str, Tensor]
     ) -> Iterator[Tensor]:
         if what == "weight":
-            for packed, _ in _in_blocks(rows()):
-                yield packed
+            for flat in _blocks(rows()):
+                yield _functions().quantize_4bit(flat, blocksize=_BLOCK, quant_type="nf4")[0]
             return
         if not kept:
             kept |= _scales(shape, rows)
         yield kept.pop(what)
 
 
-def _in_blocks(rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Any]]:
-    """Packed numbers and their state, of whole blocks: they may begin within a row."""
-    quantize = partial(_functions().quantize_4bit, blocksize=_BLOCK, quant_type="nf4")
-    left = torch.empty(0)
+def _blocks(rows: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The numbers of rows, in whole blocks: they may begin within a row."""
+    left = None
     for some in rows:
-        flat = torch.cat((left.to(some.dtype), some.reshape(-1)))
+        flat = some.reshape(-1) if left is None else torch.cat((left, some.reshape(-1)))
         whole = len(flat) // _BLOCK * _BLOCK
         if whole:
-            yield quantize(flat[:whole])
+            yield flat[:whole]
         left = flat[whole:]
-    if len(left):
-        yield quantize(left)
+    if left is not None and len(left):
+        yield left
 
 
 def _scales(shape: tuple[int, ...], rows: Rows) -> dict[str, Tensor]:
     """Everything of a 4-bit weight but its numbers, by what follows the name of its layer."""
     functions = _functions()
-    states = [state for _, state in _in_blocks(rows())]
-    largest = torch.cat([state.absmax for state in states])
+    largest = torch.cat([_largest(flat) for flat in _blocks(rows())])
     middle = largest.mean()
     numbers, nested = functions.quantize_blockwise(largest - middle, blocksize=_NESTED_BLOCK)
     whole = functions.QuantState(
-        absmax=numbers, shape=torch.Size(shape), dtype=states[0].dtype, blocksize=_BLOCK,
-        code=states[0].code, quant_type="nf4", offset=middle, state2=nested,
+        absmax=numbers, shape=torch.Size(shape), dtype=next(rows()).dtype, blocksize=_BLOCK,
+        code=functions.get_4bit_type("nf4", device="cpu"), quant_type="nf4", offset=middle,
+        state2=nested,
     )  # fmt: skip
     found = {f"weight.{name}": tensor for name, tensor in whole.as_dict(packed=True).items()}
     text = bytes(found[_STATE].tolist()).ljust(_STATE_BYTES)
     found[_STATE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return found
+
+
+def _largest(flat: Tensor) -> Tensor:
+    """Of each block; zeros after the last one change nothing. In fp32."""
+    padded = pad(flat, (0, -len(flat) % _BLOCK))
+    return padded.view(-1, _BLOCK).abs().amax(1).float()
 
 
 _QUANTIZERS: Mapping[Quantization, Quantizer] = {"int8": _Int8(), "nf4": _Nf4()}

@@ -14,11 +14,13 @@ from typing import Any
 from gguf import TokenType
 
 from bc2.convert.exporting.gguf.pre_tokenizers import pre_tokenizer_name
-from bc2.convert.exporting.gguf.vocabulary import Vocabulary, padded, typed_pieces
+from bc2.convert.exporting.gguf.vocabulary import Vocabulary, padded, some, typed_pieces
 from bc2.errors import UsageError
 from bc2.tokenizer.json_spec import read_spec, steps_of
 from bc2.tokenizer.layout import SPACE_MARK
 from bc2.tokenizer.tokenizer import Tokenizer
+
+_MARKS = {"String": " "}, SPACE_MARK
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -88,14 +90,23 @@ def _merging_by_scores(
     spec: Mapping[str, Any], pieces: Sequence[str], types: Sequence[int]
 ) -> Vocabulary:
     ranks = _ranks(spec)
-    prefix = _check_spaces(spec)
+    marked, prefix = _spaces(spec)
     scores = [-float(ranks.get(piece, len(ranks))) for piece in pieces]
     notes = [f"llama.cpp reads {SPACE_MARK!r} (U+2581) in a text as a space"]
+    if not marked:
+        pieces = _marked(pieces)
     typed = typed_pieces(pieces, types)
     if typed:
-        shown = ", ".join(map(repr, typed[:3])) + (" ..." if len(typed) > 3 else "")
-        notes.append(f"llama.cpp makes control pieces of text that spells them: {shown}")
+        notes.append(f"llama.cpp makes control pieces of text that spells them: {some(typed)}")
     return Vocabulary("llama", "default", pieces, types, scores, (), prefix, tuple(notes))
+
+
+def _marked(pieces: Sequence[str]) -> list[str]:
+    """Pieces with llama.cpp's mark for their spaces."""
+    found = [piece.replace(" ", SPACE_MARK) for piece in pieces]
+    if len(set(found)) < len(found):
+        raise _other_spaces(f"pieces with {SPACE_MARK!r} and with a space")
+    return found
 
 
 def _ranks(spec: Mapping[str, Any]) -> dict[str, int]:
@@ -132,38 +143,34 @@ def _other_merges(piece: str) -> UsageError:
     )
 
 
-def _check_spaces(spec: Mapping[str, Any]) -> bool:
-    """Whether a space is put before each text.
+def _spaces(spec: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether spaces are U+2581 in pieces, and whether one is put before each text.
 
     Raises:
         UsageError: it changes text in another way than llama.cpp.
     """
-    before = [*steps_of(spec.get("normalizer")), *steps_of(spec.get("pre_tokenizer"))]
-    prefix = replaced = False
-    for step in before:
+    prefix = marked = False
+    for step in [*steps_of(spec.get("normalizer")), *steps_of(spec.get("pre_tokenizer"))]:
         kind = step["type"]
         if kind == "Prepend" and step.get("prepend") == SPACE_MARK:
             prefix = True
-        elif kind == "Replace" and (step.get("pattern"), step.get("content")) == (
-            {"String": " "},
-            SPACE_MARK,
-        ):
-            replaced = True
-        elif kind == "Metaspace" and step.get("replacement") == SPACE_MARK and not _splits(step):
-            replaced = True
+        elif kind == "Replace" and (step.get("pattern"), step.get("content")) == _MARKS:
+            marked = True
+        elif kind == "Metaspace" and _only_marks(step):
+            marked = True
             prefix |= step.get("prepend_scheme", "always") != "never"
         else:
-            raise UsageError(
-                f"llama.cpp does not change text as this tokenizer.json does: {kind}",
-                todo="convert to another format, such as --to llama",
-            )
-    if not replaced:
-        raise UsageError(
-            f"this tokenizer.json writes no {SPACE_MARK!r} for a space, as llama.cpp does",
-            todo="convert to another format, such as --to llama",
-        )
-    return prefix
+            raise _other_spaces(kind)
+    return marked, prefix
 
 
-def _splits(step: Mapping[str, Any]) -> bool:
-    return bool(step.get("split", True))
+def _only_marks(step: Mapping[str, Any]) -> bool:
+    """Whether a step cuts nothing."""
+    return step.get("replacement") == SPACE_MARK and not step.get("split", True)
+
+
+def _other_spaces(what: str) -> UsageError:
+    return UsageError(
+        f"llama.cpp does not change text as this tokenizer.json does: {what}",
+        todo="convert to another format, such as --to llama",
+    )

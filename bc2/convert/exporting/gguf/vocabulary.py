@@ -140,3 +140,8 @@ def typed_pieces(pieces: Sequence[str], types: Sequence[int]) -> list[str]:
         if kind in special
         and any(made(piece[:at]) and made(piece[at:]) for at in range(1, len(piece)))
     ]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some pieces, for people."""
+    return ", ".join(map(repr, names[:3])) + (" ..." if len(names) > 3 else "")

@@ -18,7 +18,7 @@ def drawn(scale: float) -> Tensor:
 
 HALVES = torch.arange(-64, 64).reshape(2, 64) / 2 * (127 / 31.5)  # scaled, half of them end in .5
 ROWS = {
-    "drawn": drawn(1.0), "small": drawn(1e-6), "of no normal scale": drawn(1e-41),
+    "drawn": drawn(1.0), "small": drawn(1e-6),
     "large": drawn(1e5), "zeros": torch.zeros(2, 64), "one in a block": torch.eye(64)[:3] * -3.5,
     "halves": HALVES, "signs of zero": torch.tensor([0.0, -0.0, 1.0, -1.0] * 8)[None],
 }  # fmt: skip
