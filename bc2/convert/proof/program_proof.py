@@ -105,9 +105,14 @@ class ProgramProof:
         return compare_texts(tokenizer, consumer, texts, self._plan.prover)
 
     def _ends(self) -> set[int]:
+        """Tokens at which the program may end of its own accord."""
         source = self._source
         chat = source.chat.end_ids if source.chat is not None else ()
-        return {source.tokenizer.eos_id, *source.generation.end_ids, *chat}
+        ends = {source.tokenizer.eos_id, *source.generation.end_ids, *chat}
+        if self._plan.prover == "llama.cpp":
+            # It ends at some by their names, such as <|eom_id|>, whatever the file says.
+            ends |= {*source.tokenizer.special_ids.values(), *source.tokenizer.added_ids.values()}
+        return ends
 
     def _noted(self, found: Found) -> dict[str, Any]:
         facts, problems = found
