@@ -31,10 +31,21 @@ def rotary_table(
         base: `ModelConfig.rope_base`.
         scaling: `ModelConfig.rope_scaling`.
     """
-    channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequency = frequencies(head_dim, base, scaling, positions.device)
+    return table_of_angles(positions.float()[:, None] * frequency, scaling)
+
+
+def frequencies(
+    head_dim: int, base: float, scaling: RopeScaling | None, device: torch.device | None = None
+) -> Tensor:
+    """Radians that each pair of channels turns by from one token to the next: fp32 [K/2]."""
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
     period = base ** (channel / head_dim)
-    frequency = 1.0 / period if scaling is None else _scaled(period, head_dim, base, scaling)
-    angle = positions.float()[:, None] * frequency
+    return 1.0 / period if scaling is None else _scaled(period, head_dim, base, scaling)
+
+
+def table_of_angles(angle: Tensor, scaling: RopeScaling | None) -> tuple[Tensor, Tensor]:
+    """cos and sin for `rotate` of the angles [T, K/2] of each token: each [T, 1, K]."""
     cos, sin = angle.cos(), angle.sin()
     if scaling is not None and scaling.kind == "yarn":
         factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0

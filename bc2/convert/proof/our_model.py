@@ -20,6 +20,7 @@ from bc2 import __version__
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
 from bc2.convert.exporting.target_rows import UNIT_ROWS
+from bc2.convert.proof.angles import Angles, rounded_angles
 from bc2.convert.proof.quantized_weights import QuantizedWeight, quantized_weights
 from bc2.convert.proof.written_tensors import written_tensors
 from bc2.convert.stored_tensor import StoredTensor, safetensors_of
@@ -72,6 +73,8 @@ class Rounding:
     pieces: tuple[Piece, ...]
     written: tuple[str, ...] = ()
     """Files of quantised weights, which stand for themselves."""
+    angles: Angles = "exact"
+    """How rotary angles are rounded."""
 
     @classmethod
     def of(cls, source: SourceModel, plan: ExportPlan, folder: Path) -> Rounding:
@@ -90,7 +93,8 @@ class Rounding:
         )
         files = sorted({str(tensor.path) for tensor in source.weights.values()})
         written = sorted(str(folder / name) for name in plan.sizes) if plan.before else []
-        return cls(str(source.artifact.path), tuple(files), pieces, tuple(written))
+        angles: Angles = "chained" if plan.prover == "llama.cpp" else "exact"
+        return cls(str(source.artifact.path), tuple(files), pieces, tuple(written), angles)
 
     @property
     def folded(self) -> bool:
@@ -103,7 +107,8 @@ class Rounding:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Rounding:
         pieces = tuple(Piece(**piece) for piece in data["pieces"])
-        return cls(data["checkpoint"], tuple(data["files"]), pieces, tuple(data["written"]))
+        files, written = tuple(data["files"]), tuple(data["written"])
+        return cls(data["checkpoint"], files, pieces, written, data["angles"])
 
     def few_bits(self) -> dict[str, QuantizedWeight]:
         """The quantised weights by their written names."""
@@ -131,6 +136,7 @@ class OurModel:
 
     def __init__(self, rounding: Rounding):
         self._model = _load(rounding)
+        self._angles = rounding.angles
         config = self._model.config
         each = 2 * config.num_layers * config.kv_heads * config.head_size * 4
         settings = EngineConfig(cache_bytes=_CACHED * each)
@@ -139,14 +145,16 @@ class OurModel:
     @torch.no_grad()
     def log_probs(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         ends = torch.tensor([0, len(ids)], dtype=torch.int32)
-        logits = self._model.logits(self._model(torch.tensor(ids), ends, len(ids)))
+        with rounded_angles(self._angles):
+            logits = self._model.logits(self._model(torch.tensor(ids), ends, len(ids)))
         for rows in torch.split(logits, _ROWS):  # in place: of a large vocabulary they are much
             rows -= rows.logsumexp(-1, keepdim=True)
         return cast("npt.NDArray[np.float32]", logits.numpy())
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         settings = SamplingConfig(temperature=0.0, max_new_tokens=count)
-        (said,) = self._engine.generate([Request(list(ids), settings)])
+        with rounded_angles(self._angles):
+            (said,) = self._engine.generate([Request(list(ids), settings)])
         return said.continuations[0].ids
 
 
