@@ -18,6 +18,7 @@ CONTROL = "control pieces in a text become control tokens there, and never here"
 REFUSED = "lone surrogates (broken UTF-8) are refused there, and are bytes here"
 REPLACED = "lone surrogates (broken UTF-8) become U+FFFD there, and are bytes here"
 NORMALISED = "what the tokenizer replaces or drops (Unicode's forms) is kept there"
+PREFIXED = "a space is put before a text there, and here only before one that begins with none"
 ADDED = "tokens that are found in any text here are spelt out in a text there"
 MARK = "U+2581 in a text is a space there, and itself here"
 
@@ -74,14 +75,23 @@ def difference(
         return CONTROL  # no text of ours is ever one
     if broken and "\ufffd" in tokenizer.generated_bytes(theirs).decode("utf-8", "replace"):
         return REPLACED
-    if program == "llama.cpp":
-        if list(theirs) == tokenizer.encode(text.replace("\u2581", " ")):
-            return MARK
-        spelt = tokenizer.generated_bytes(theirs).decode("utf-8", "replace") == text
-        if spelt and any(name in text for name in tokenizer.added_ids):
-            return ADDED
-        if tokenizer.decode(tokenizer.encode(text)) != text:
-            return NORMALISED
+    return _of_llama_cpp(tokenizer, text, theirs) if program == "llama.cpp" else None
+
+
+def _of_llama_cpp(tokenizer: Tokenizer, text: str, theirs: Sequence[int]) -> str | None:
+    """It keeps all of a text, and what it keeps can be read in what it says."""
+    plain = text.replace("\u2581", " ")
+    ours = tokenizer.encode(text)
+    if list(theirs) == tokenizer.encode(plain):
+        return MARK
+    kept = tokenizer.generated_bytes(theirs).decode("utf-8", "replace")
+    here = tokenizer.generated_bytes(ours).decode("utf-8", "replace")
+    if kept == text and any(name in text for name in tokenizer.added_ids):
+        return ADDED
+    if kept == f" {plain}" and plain.startswith(" ") and here == plain:
+        return PREFIXED
+    if kept in (text, plain, f" {plain}") and here not in (text, plain, f" {plain}"):
+        return NORMALISED
     return None
 
 

@@ -76,6 +76,11 @@ def _check_transformers() -> None:
     )
 
 
+def computes_narrowly(plan: ExportPlan) -> bool:
+    """Whether the program rounds activations to the type of the weights, which ours does not."""
+    return plan.prover == "llama.cpp" and plan.dtype in ("bf16", "fp16")
+
+
 def least_log_probability(plan: ExportPlan) -> float:
     """The least that the program can tell."""
     if plan.prover == "llama.cpp":

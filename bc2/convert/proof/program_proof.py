@@ -16,6 +16,7 @@ from bc2.convert.proof.compare_texts import compare_chat, compare_texts
 from bc2.convert.proof.consumer import Consumer
 from bc2.convert.proof.hard_texts import strings
 from bc2.convert.proof.open_consumer import (
+    computes_narrowly,
     least_log_probability,
     open_consumer,
     widened,
@@ -53,8 +54,7 @@ class ProgramProof:
         self._texts = texts
         self._scratch = scratch
         self._questions = _questions(source, plan, texts)
-        #: llama.cpp rounds activations to the type of the weights, which ours do not.
-        self._narrow = plan.prover == "llama.cpp" and plan.dtype in ("bf16", "fp16")
+        self._narrow = computes_narrowly(plan)
         self._problems: list[str] = []
 
     def run(self) -> Found:
@@ -105,9 +105,14 @@ class ProgramProof:
         return compare_texts(tokenizer, consumer, texts, self._plan.prover)
 
     def _ends(self) -> set[int]:
+        """Tokens at which the program may end of its own accord."""
         source = self._source
         chat = source.chat.end_ids if source.chat is not None else ()
-        return {source.tokenizer.eos_id, *source.generation.end_ids, *chat}
+        ends = {source.tokenizer.eos_id, *source.generation.end_ids, *chat}
+        if self._plan.prover == "llama.cpp":
+            # It ends at some by their names, such as <|eom_id|>, whatever the file says.
+            ends |= {*source.tokenizer.special_ids.values(), *source.tokenizer.added_ids.values()}
+        return ends
 
     def _noted(self, found: Found) -> dict[str, Any]:
         facts, problems = found

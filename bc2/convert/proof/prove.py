@@ -17,7 +17,8 @@ from typing import Any, Literal
 from bc2.console import note, progress
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
-from bc2.convert.proof.open_consumer import check_consumer
+from bc2.convert.proof.compare_model import KEPT, TOKENS
+from bc2.convert.proof.open_consumer import check_consumer, computes_narrowly
 from bc2.convert.proof.program_proof import ProgramProof
 from bc2.convert.proof.real_texts import proof_texts
 from bc2.convert.proof.tensor_check import check_tensors
@@ -64,6 +65,19 @@ def check_room(source: SourceModel, plan: ExportPlan, level: Level) -> Level:
             todo="ask for --proof tensors, which compares what is written, or for --no-proof",
         )
     return level
+
+
+def scratch_bytes(source: SourceModel, plan: ExportPlan, level: Level) -> int:
+    """What a proof needs on the disk beside the files, for as long as it lasts.
+
+    Of llama.cpp in 16 bits the same weights in fp32 are written once more.
+    """
+    if level != "full":
+        return 0
+    answers = 4 * min(KEPT, TOKENS * source.config.vocab_size)
+    if not computes_narrowly(plan):
+        return 2 * answers
+    return 3 * answers + 4 * sum(prod(target.shape) for target in plan.tensors)
 
 
 def _numbers(source: SourceModel, plan: ExportPlan) -> Mapping[str, int]:

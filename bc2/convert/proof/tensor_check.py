@@ -198,13 +198,14 @@ def wide(data: Bytes, dtype: str) -> Wide:
 
 
 def narrow(numbers: Wide, dtype: str) -> npt.NDArray[Any]:
-    """The bits of numbers rounded to the nearest of a type, of two to the even one."""
+    """The bits of finite numbers rounded to the nearest of a type, of two to the even one."""
     if dtype == "F32":
         return numbers.view(np.uint32)
     if dtype == "F16":
         return numbers.astype(np.float16).view(np.uint16)
-    bits = numbers.view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    bits = numbers.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
 
 
 def interleaved(rows: Wide, block: int) -> Wide:

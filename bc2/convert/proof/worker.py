@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from bc2.convert.proof.consumer import Said
 from bc2.errors import RunFailed
+from bc2.sandbox.kernel import die_with_parent
 
 #: Lines of what a process that failed printed last.
 _LAST_LINES = 4
@@ -97,7 +98,7 @@ class Worker:
 
 @contextmanager
 def open_worker(engine: str, scratch: Path, **loads: Any) -> Iterator[Worker]:
-    """Start a process and have it load a model; it ends with the context, whatever happens.
+    """Start a process and have it load a model; it ends with the context, or with this process.
 
     Args:
         engine, loads: see `bc2.convert.proof.worker_process`.
@@ -112,7 +113,7 @@ def open_worker(engine: str, scratch: Path, **loads: Any) -> Iterator[Worker]:
         tempfile.TemporaryFile() as said,
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
-            encoding="utf-8", env=alone,
+            encoding="utf-8", env=alone, preexec_fn=die_with_parent,
         ) as process,
     ):  # fmt: skip
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
+import made_json_tokenizers
 import pytest
 from made_export import Held
 
@@ -12,6 +14,7 @@ from bc2.convert.proof.compare_texts import (
     CONTROL,
     MARK,
     NORMALISED,
+    PREFIXED,
     REFUSED,
     REPLACED,
     compare_chat,
@@ -106,6 +109,21 @@ def test_differences(
         example = repr(text)
         assert facts["known_differences"] == [{"what": kind, "strings": 1, "example": example}]
     assert facts["same"] == 1
+
+
+def test_a_space_before_every_text() -> None:
+    """Of a tokenizer that puts one only before texts that begin with none, as llama2.c's does."""
+    spec = json.loads(made_json_tokenizers.llama2_like())
+    spec["normalizer"] = None
+    spec["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False,
+    }  # fmt: skip
+    tokenizer = Tokenizer(json.dumps(spec).encode())
+    assert tokenizer.encode(" a") == tokenizer.encode("a")
+    theirs = tokenizer.encode("  a")
+    assert difference(tokenizer, " a", theirs, "llama.cpp") == PREFIXED
+    assert difference(tokenizer, " a", theirs, "transformers") is None
+    assert difference(tokenizer, "a", theirs, "llama.cpp") is None
 
 
 @pytest.mark.parametrize(
