@@ -2,9 +2,10 @@
 
     python benchmarks/merge_peer.py --folder /tmp/merge --mergekit ENV/bin/mergekit-yaml --layers 2
 
-Models are of Baichuan 2 7B's width, in bf16, and both programs read the same files: a NormHead is
-none of mergekit's, so they have none. Both compute in fp32, and write bf16 or fp32. `--layers 32
---vocab 125696 --models 2` is the whole of 7B: 15 GB for each model and for each result.
+Models are of Baichuan 2 7B's width if no other is given, in bf16, and both programs read the same
+files: a NormHead is none of mergekit's, so they have none. Both compute in fp32, and write bf16 or
+fp32. `--layers 32 --vocab 125696 --models 2` is the whole of 7B: 15 GB for each model and for each
+result. Random bf16 weights have many equal differences, of which TIES keeps others in mergekit.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml, of an environment with it")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=32000)
+    parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--models", type=int, default=3)
     parser.add_argument("--dtype", choices=THEIR_NAMES, default="bf16")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -93,8 +95,9 @@ def read_options() -> argparse.Namespace:
 def make_models(options: argparse.Namespace) -> list[Artifact]:
     """A base and models near it, registered; found if they are there."""
     config = ModelConfig(
-        vocab_size=options.vocab, hidden_size=4096, intermediate_size=11008,
-        num_layers=options.layers, num_heads=32, norm_head=False,
+        vocab_size=options.vocab, hidden_size=options.width,
+        intermediate_size=options.width * 43 // 16, num_layers=options.layers,
+        num_heads=options.width // 128, norm_head=False,
     )  # fmt: skip
     found: list[Artifact] = []
     for number in range(options.models + 1):
