@@ -18,7 +18,7 @@ from bc2.convert.exporting.formats import FORMATS
 from bc2.convert.exporting.model_card import CARD, model_card
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
-from bc2.convert.proof.prove import check_room, prove
+from bc2.convert.proof.prove import check_room, prove, scratch_bytes
 from bc2.errors import ResourceError, UsageError, from_os_error
 from bc2.files import sha256_json, write_durably
 from bc2.registry import Artifact, Draft, Registry, stage_key
@@ -99,7 +99,8 @@ def export_model(
             return known, False
         registry.sweep()  # one that was killed may have left as much as the model has
         level = check_room(source, plan, request.proof)
-        _check_disk(registry.staging_of("export", draft.name), plan, source)
+        needed = total_size(plan, source) + scratch_bytes(source, plan, level)
+        _check_disk(registry.staging_of("export", draft.name), needed)
         try:
             with registry.stage(draft) as staged:
                 written = _write(staged.path, source, plan)
@@ -133,9 +134,8 @@ def _draft(source: SourceModel, plan: ExportPlan, request: ExportRequest) -> Dra
     return Draft("export", check_name(name), key, (artifact.digest,), facts=facts)
 
 
-def _check_disk(staging: Path, plan: ExportPlan, source: SourceModel) -> None:
+def _check_disk(staging: Path, needed: int) -> None:
     """Raises: ResourceError: what is to be written is more than the disk has free."""
-    needed = total_size(plan, source)
     free = shutil.disk_usage(existing(staging)).free
     if needed > free:
         raise ResourceError(
