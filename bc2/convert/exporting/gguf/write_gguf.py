@@ -20,6 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT as ALIGNMENT
 from gguf.gguf_writer import WriterState
 from gguf.quants import quantize
+from torch import Tensor
 
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan, TargetTensor
@@ -30,6 +31,8 @@ from bc2.files import sync_file, write_at
 #: Pieces that wait to be written while the next one is made.
 _WAITING = 2
 
+#: That quantise: NumPy lets others work meanwhile.
+_THREADS = min(os.cpu_count() or 1, 8)
 
 #: What a file is called by the type of its embedding.
 _FILE_TYPES = {
@@ -139,7 +142,20 @@ def _tensor_pieces(source: SourceModel, target: TargetTensor) -> Iterator[memory
                 where=str(source.weights[target.source].path),
                 todo="convert with --dtype bf16 or fp32",
             )
-        yield quantize(rows.numpy(), GGMLQuantizationType.Q8_0).reshape(-1).data
+        yield from _quantised(rows)
+
+
+def _quantised(rows: Tensor) -> Iterator[memoryview]:
+    """Rows in Q8_0, on several threads: the gguf package has one."""
+    parts = [part.numpy() for part in rows.tensor_split(_THREADS) if len(part)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for part in threads.map(_quantise, parts):
+            yield part.reshape(-1).data
+
+
+def _quantise(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    made: npt.NDArray[np.uint8] = quantize(rows, GGMLQuantizationType.Q8_0)
+    return made
 
 
 def _padded(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview]:
