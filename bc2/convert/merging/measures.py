@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from math import inf
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 #: Of the 31 bits of a magnitude in fp32, those that the second look is for.
 _LOW = 15
 _BINS = 1 << (31 - _LOW)
+
+#: From this mean product on, those that fp32 rounds to few digits are nothing beside it.
+_SMALL = 1e-30
 
 #: The same part of a tensor in each model: rows, or what was subtracted from them.
 Parts = Sequence[Tensor]
@@ -28,9 +32,18 @@ def gram(blocks: Iterable[Parts], count: int) -> Tensor:
         flat = [part.reshape(-1) for part in parts]
         for i in range(count):
             for j in range(i, count):
-                # Summed in pairs, and not one after the other as `@` may: a tenth of its error.
-                total[i, j] += float((flat[i] * flat[j]).sum())
+                total[i, j] += _product(flat[i], flat[j])
     return total + total.triu(1).T
+
+
+def _product(one: Tensor, other: Tensor) -> float:
+    # Summed in pairs, and not one after the other as `@` may: a tenth of its error.
+    quick = float((one * other).sum())
+    # In fp32 the squares of large numbers are infinite, and those of small ones lose digits or are
+    # 0; where a sum may be of such it is computed once more.
+    if _SMALL * len(one) <= abs(quick) < inf:
+        return quick
+    return float((one.double() * other.double()).sum())
 
 
 def mean_cosine(products: Tensor) -> float:

@@ -255,6 +255,15 @@ def test_cosines_of_tensors_in_parts() -> None:
     assert mean_cosine(products) == pytest.approx(sum(expected) / 6, abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [2.0**-110, 2.0**-68, 2.0**68, 2.0**110])
+def test_cosines_are_the_same_at_any_size(size: float) -> None:
+    """Squares of such numbers are 0 or infinite in fp32."""
+    _, *models = drawn(3, near=1.0)
+    expected = mean_cosine(gram(cut(*models), 3))
+    found = mean_cosine(gram(cut(*(model * size for model in models)), 3))
+    assert found == pytest.approx(expected, abs=1e-7)
+
+
 @given(
     st.lists(
         st.floats(-(2.0**120), 2.0**120, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45]),
