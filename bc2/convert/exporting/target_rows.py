@@ -10,12 +10,13 @@ from torch import Tensor
 
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import RowChange, TargetTensor
+from bc2.convert.ordered_work import in_order
 from bc2.errors import DataError
 from bc2.model.heads import normalize_rows
 from bc2.model.safetensors_file import DTYPES
 
 #: Numbers that are read at once.
-_AT_ONCE = 4 << 20
+_AT_ONCE = 1 << 20
 
 
 def _to_unit_length(rows: Tensor) -> Tensor:
@@ -34,18 +35,24 @@ def target_rows(source: SourceModel, target: TargetTensor) -> Iterator[Tensor]:
     Raises:
         DataError: a number is not finite, or too large for the type.
     """
-    dtype = DTYPES.get(target.dtype, torch.float32)
     block = target.change.block if target.change else 1
-    width = prod(target.shape[1:])
-    step = max(1, _AT_ONCE // (width * block)) * block
-    for first in range(0, target.shape[0], step):
-        count = min(step, target.shape[0] - first)
-        read = source.weights[target.source].rows(target.first + first, count)
-        changed = target.change.apply(read) if target.change else read
-        rounded = changed.to(dtype).contiguous()
-        if not torch.isfinite(rounded).all():
-            raise _not_finite(source, target, read)
-        yield rounded
+    step = max(1, _AT_ONCE // (prod(target.shape[1:]) * block)) * block
+
+    def piece(first: int) -> Tensor:
+        return _piece(source, target, first, min(step, target.shape[0] - first))
+
+    return in_order(piece, range(0, target.shape[0], step))
+
+
+def _piece(source: SourceModel, target: TargetTensor, first: int, count: int) -> Tensor:
+    read = source.weights[target.source].rows(target.first + first, count)
+    changed = target.change.apply(read) if target.change else read
+    rounded = changed.to(DTYPES.get(target.dtype, torch.float32)).contiguous()
+    # A sum is quick, and nothing but an overflow is infinite in it alone.
+    finite = torch.isfinite(rounded.sum(dtype=torch.float32))
+    if not finite and not torch.isfinite(rounded).all():
+        raise _not_finite(source, target, read)
+    return rounded
 
 
 def _not_finite(source: SourceModel, target: TargetTensor, read: Tensor) -> DataError:

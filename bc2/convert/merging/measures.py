@@ -9,6 +9,8 @@ from math import inf
 import torch
 from torch import Tensor
 
+from bc2.convert.ordered_work import in_order
+
 #: Of the 31 bits of a magnitude in fp32, those that the second look is for.
 _LOW = 15
 _BINS = 1 << (31 - _LOW)
@@ -19,8 +21,11 @@ _SMALL = 1e-30
 #: The same part of a tensor in each model: rows, or what was subtracted from them.
 Parts = Sequence[Tensor]
 
+#: Reads a part when it is wanted: several are worked on side by side.
+ReadParts = Callable[[], Parts]
 
-def gram(blocks: Iterable[Parts], count: int) -> Tensor:
+
+def gram(blocks: Iterable[ReadParts], count: int) -> Tensor:
     """The products of N tensors with each other, as vectors: [N, N] in fp64.
 
     Args:
@@ -28,12 +33,18 @@ def gram(blocks: Iterable[Parts], count: int) -> Tensor:
         count: N.
     """
     total = torch.zeros(count, count, dtype=torch.float64)
-    for parts in blocks:
-        flat = [part.reshape(-1) for part in parts]
-        for i in range(count):
-            for j in range(i, count):
-                total[i, j] += _product(flat[i], flat[j])
+    for products in in_order(_products, blocks):
+        total += products
     return total + total.triu(1).T
+
+
+def _products(read: ReadParts) -> Tensor:
+    flat = [part.reshape(-1) for part in read()]
+    found = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for i in range(len(flat)):
+        for j in range(i, len(flat)):
+            found[i, j] = _product(flat[i], flat[j])
+    return found
 
 
 def _product(one: Tensor, other: Tensor) -> float:
@@ -57,7 +68,7 @@ def mean_cosine(products: Tensor) -> float:
     return max(-1.0, min(1.0, sum(found) / len(pairs)))
 
 
-def magnitudes_at(blocks: Callable[[], Iterable[Parts]], ranks: Sequence[int]) -> list[float]:
+def magnitudes_at(blocks: Callable[[], Iterable[ReadParts]], ranks: Sequence[int]) -> list[float]:
     """Of each of N tensors the magnitude that is at some rank from the largest; exact.
 
     A magnitude's bits sort as it does. So the first look counts by the upper bits and finds the
@@ -81,14 +92,18 @@ def magnitudes_at(blocks: Callable[[], Iterable[Parts]], ranks: Sequence[int]) -
 
 
 def _count(
-    blocks: Iterable[Parts], count: int, binned: Callable[[Tensor, int], Tensor], bins: int
+    blocks: Iterable[ReadParts], count: int, binned: Callable[[Tensor, int], Tensor], bins: int
 ) -> Tensor:
     """How many numbers of each tensor are in each bin: [N, bins]."""
+
+    def counts(read: ReadParts) -> Tensor:
+        bits = [part.abs().reshape(-1).view(torch.int32) for part in read()]
+        found = [torch.bincount(binned(b, n), minlength=bins) for n, b in enumerate(bits)]
+        return torch.stack(found)
+
     total = torch.zeros(count, bins, dtype=torch.int64)
-    for parts in blocks:
-        for n, part in enumerate(parts):
-            bits = part.abs().reshape(-1).view(torch.int32)
-            total[n] += torch.bincount(binned(bits, n), minlength=bins)
+    for found in in_order(counts, blocks):
+        total += found
     return total
 
 

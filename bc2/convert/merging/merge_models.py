@@ -14,7 +14,7 @@ from bc2.console import progress
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.merging.chosen_models import ChosenModels
 from bc2.convert.merging.merge_config import MergeConfig
-from bc2.convert.merging.merged_rows import MergedRows, facts_of, rounded
+from bc2.convert.merging.merged_rows import MergedRows, facts_of
 from bc2.convert.tensor_files import write_tensors
 from bc2.errors import RecipeError, from_os_error
 from bc2.files import write_durably
@@ -148,8 +148,8 @@ def _write_weights(
     dtype = DTYPES[stored]
 
     def pieces(name: str) -> Iterator[memoryview]:
-        for rows in merged.of(name):
-            yield rounded(name, rows, dtype).reshape(-1).view(torch.uint8).numpy().data
+        for rows in merged.of(name, dtype):
+            yield rows.reshape(-1).view(torch.uint8).numpy().data
 
     total = dtype.itemsize * sum(map(prod, merged.shapes.values()))
     tensors = {name: (stored, shape) for name, shape in merged.shapes.items()}

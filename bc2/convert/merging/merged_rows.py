@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bc2.convert.exporting.source_model import SourceModel
-from bc2.convert.merging.measures import gram, magnitudes_at, mean_cosine
+from bc2.convert.merging.measures import Parts, ReadParts, gram, magnitudes_at, mean_cosine
 from bc2.convert.merging.merge_config import OF_TASK_VECTORS, MergeConfig
 from bc2.convert.merging.methods import (
     linear,
@@ -22,6 +22,7 @@ from bc2.convert.merging.methods import (
     task_arithmetic,
     ties,
 )
+from bc2.convert.ordered_work import in_order
 from bc2.errors import DataError
 
 #: Numbers that are read at once, of all models together: such as stay in a core's cache.
@@ -66,20 +67,27 @@ class MergedRows:
         """
         self._thresholds = self._magnitudes([*self.shapes], seen)
 
-    def of(self, name: str) -> Iterator[Tensor]:
-        """A merged tensor in pieces, in fp32.
+    def of(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        """A merged tensor in pieces of a type.
 
         Raises:
-            DataError: a model has NaN or infinity in it, or the method does not work for it.
+            DataError: a model has NaN or infinity in it, the method does not work for it, or
+                what it makes is too large for the type.
         """
         merge = self._merge_of(name)
-        for parts in self._blocks(name):
-            if self._has_unit_rows(name):
-                lengths = [part.norm(dim=-1, keepdim=True) for part in parts[: self._count]]
-                merged = F.normalize(merge([*map(_unit, parts)]), dim=-1, eps=1e-12)
-                yield merged * torch.stack(lengths).mean(0)
-            else:
-                yield merge(parts)
+        lengthwise = self._has_unit_rows(name)
+
+        def merged(read: ReadParts) -> Tensor:
+            made = self._merged_units(merge, read()) if lengthwise else merge(read())
+            return rounded(name, made, dtype)
+
+        return in_order(merged, self._blocks(name))
+
+    def _merged_units(self, merge: MergeParts, parts: Parts) -> Tensor:
+        """Rows of a NormHead: their directions merged, at their mean length."""
+        lengths = [part.norm(dim=-1, keepdim=True) for part in parts[: self._count]]
+        merged = F.normalize(merge([*map(_unit, parts)]), dim=-1, eps=1e-12)
+        return merged * torch.stack(lengths).mean(0)
 
     def _merge_of(self, name: str) -> MergeParts:
         """The method, with what it must know of a whole tensor."""
@@ -123,30 +131,33 @@ class MergedRows:
         size = sum(prod(self.shapes[name]) for name in names)
         ranks = [max(1, int(density * size)) for density in self._config.densities]
 
-        def blocks() -> Iterator[list[Tensor]]:
+        def blocks() -> Iterator[ReadParts]:
             for name in names:
-                for parts in self._measured(name):
-                    yield parts
-                    seen(parts[0].numel())
+                yield from self._measured(name)
+                seen(prod(self.shapes[name]))
 
         return magnitudes_at(blocks, ranks)
 
-    def _measured(self, name: str) -> Iterator[list[Tensor]]:
+    def _measured(self, name: str) -> Iterator[ReadParts]:
         """What a method measures of a tensor: of task vectors, without the base."""
-        for parts in self._blocks(name):
-            rows = [*map(_unit, parts)] if self._has_unit_rows(name) else parts
-            if self._config.method in OF_TASK_VECTORS:
-                yield [part.sub_(rows[-1]) for part in rows[:-1]]
-            else:
-                yield rows
+        return (partial(self._measured_part, name, read) for read in self._blocks(name))
 
-    def _blocks(self, name: str) -> Iterator[list[Tensor]]:
+    def _measured_part(self, name: str, read: ReadParts) -> Parts:
+        parts = read()
+        rows = [*map(_unit, parts)] if self._has_unit_rows(name) else parts
+        if self._config.method in OF_TASK_VECTORS:
+            return [part.sub_(rows[-1]) for part in rows[:-1]]
+        return rows
+
+    def _blocks(self, name: str) -> Iterator[ReadParts]:
         """The same rows of every model, as stored but in fp32."""
         rows, *rest = self.shapes[name]
         step = max(1, _AT_ONCE // (prod(rest) * len(self._sources)))
         for first in range(0, rows, step):
-            count = min(step, rows - first)
-            yield [_finite_rows(one, name, first, count) for one in self._sources]
+            yield partial(self._read, name, first, min(step, rows - first))
+
+    def _read(self, name: str, first: int, count: int) -> Parts:
+        return [_finite_rows(one, name, first, count) for one in self._sources]
 
     def _has_unit_rows(self, name: str) -> bool:
         return name == "lm_head.weight" and self._sources[0].config.norm_head

@@ -270,8 +270,8 @@ import os, signal, sys
 from bc2.convert.merging import merged_rows
 from bc2.cli import main
 find = merged_rows.MergedRows.of
-def of(self, name, seen=[]):
-    for rows in find(self, name):
+def of(self, name, dtype, seen=[]):
+    for rows in find(self, name, dtype):
         seen.append(name)
         if len(set(seen)) == 2:
             os.kill(os.getpid(), int(sys.argv[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bc2.convert.merging.measures import gram, magnitudes_at, mean_cosine
+from bc2.convert.merging.measures import ReadParts, gram, magnitudes_at, mean_cosine
 from bc2.convert.merging.methods import (
     linear,
     model_stock,
@@ -88,9 +88,13 @@ def naive_stock(base: np.ndarray, models: list[np.ndarray]) -> np.ndarray:
     return t * np.mean(models, axis=0) + (1 - t) * base
 
 
+def reads(parts: Iterable[list[Tensor]]) -> list[ReadParts]:
+    return [lambda part=part: part for part in parts]
+
+
 def stock_of(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, float, float]:
     parts = ([part - b for part in rest] for b, *rest in cut(base, *models))
-    cosine = mean_cosine(gram(parts, len(models)))
+    cosine = mean_cosine(gram(reads(parts), len(models)))
     factor = model_stock_factor(cosine, len(models))
     return model_stock(base, models, factor), cosine, factor
 
@@ -100,7 +104,7 @@ def thresholds_of(base: Tensor, models: Sequence[Tensor], kept: list[int]) -> li
         for b, *rest in cut(base, *models):
             yield [part - b for part in rest]
 
-    return magnitudes_at(blocks, kept)
+    return magnitudes_at(lambda: reads(blocks()), kept)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1.5, -0.25, -0.25)])
@@ -164,14 +168,14 @@ def test_ties_of_one_model_whole_is_that_model() -> None:
 @pytest.mark.parametrize("t", [0.0, 0.25, 0.5, 1.0])
 def test_slerp(t: float) -> None:
     first, second = drawn(1, near=1.0)
-    cosine = mean_cosine(gram(cut(first, second), 2))
+    cosine = mean_cosine(gram(reads(cut(first, second)), 2))
     agrees(slerp(first, second, t, cosine), naive_slerp(*wide([first, second]), t))
     agrees(slerp(second, first, 1 - t, cosine), wide([slerp(first, second, t, cosine)])[0])
 
 
 def test_slerp_of_units_stays_on_the_sphere_and_halves_the_angle() -> None:
     first, second = (one / one.norm() for one in drawn(1, near=1.0))
-    cosine = mean_cosine(gram(cut(first, second), 2))
+    cosine = mean_cosine(gram(reads(cut(first, second)), 2))
     half = slerp(first, second, 0.5, cosine)
     assert float(half.norm()) == pytest.approx(1.0, abs=1e-6)
     to_first = math.acos(float((half * first).sum()))
@@ -249,7 +253,7 @@ def test_model_stock_near_there_is_not_refused() -> None:
 def test_cosines_of_tensors_in_parts() -> None:
     _, *models = drawn(4, near=1.0)
     flat = torch.stack([m.reshape(-1) for m in models]).double()
-    products = gram(cut(*models), 4)
+    products = gram(reads(cut(*models)), 4)
     torch.testing.assert_close(products, flat @ flat.T, rtol=1e-6, atol=1e-4)
     expected = [float(torch.cosine_similarity(a, b, 0)) for a, b in combinations(flat, 2)]
     assert mean_cosine(products) == pytest.approx(sum(expected) / 6, abs=1e-6)
@@ -259,8 +263,8 @@ def test_cosines_of_tensors_in_parts() -> None:
 def test_cosines_are_the_same_at_any_size(size: float) -> None:
     """Squares of such numbers are 0 or infinite in fp32."""
     _, *models = drawn(3, near=1.0)
-    expected = mean_cosine(gram(cut(*models), 3))
-    found = mean_cosine(gram(cut(*(model * size for model in models)), 3))
+    expected = mean_cosine(gram(reads(cut(*models)), 3))
+    found = mean_cosine(gram(reads(cut(*(model * size for model in models))), 3))
     assert found == pytest.approx(expected, abs=1e-7)
 
 
@@ -277,6 +281,6 @@ def test_magnitudes_at_a_rank_are_those_of_sorting(
 ) -> None:
     tensor = torch.tensor(numbers, dtype=torch.float32)
     rank = data.draw(st.integers(1, len(numbers)))
-    found = magnitudes_at(lambda: ([part, -part] for part in tensor.split(7)), [rank, rank])
+    found = magnitudes_at(lambda: reads([part, -part] for part in tensor.split(7)), [rank, rank])
     expected = sorted(tensor.abs().tolist(), reverse=True)[rank - 1]
     assert found == [expected, expected]
