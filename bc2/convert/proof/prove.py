@@ -22,6 +22,7 @@ from bc2.convert.proof.open_consumer import check_consumer, computes_narrowly
 from bc2.convert.proof.program_proof import ProgramProof
 from bc2.convert.proof.real_texts import proof_texts
 from bc2.convert.proof.tensor_check import check_tensors
+from bc2.convert.proof.written_facts import check_facts
 from bc2.errors import ResourceError, RunFailed
 from bc2.free_memory import host_available
 
@@ -109,13 +110,15 @@ def prove(
     if level == "none":
         return facts
     facts["tensors"] = _prove_tensors(folder, source, plan)
+    problems: list[str] = []
     if level == "full":
         with tempfile.TemporaryDirectory(prefix=".proof-", dir=folder) as scratch:
             texts = proof_texts(source.artifact, data)
             found, problems = ProgramProof(folder, source, plan, texts, Path(scratch)).run()
-        if problems:
-            raise _failed(plan, problems)
         facts |= found
+    problems += check_facts(folder, source, plan)
+    if problems:
+        raise _failed(plan, problems)
     return {**facts, "seconds": round(time.monotonic() - begun, 1)}
 
 

@@ -31,7 +31,7 @@ class TransformersModel:
         remote_code: whether the code that lies in it is run.
 
     Raises:
-        RunFailed: it lacks weights, or has some that the model has not.
+        RunFailed: it lacks weights, has some that the model has not, or ids that no row is of.
     """
 
     name = "transformers"
@@ -48,6 +48,9 @@ class TransformersModel:
             said = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items())
             raise RunFailed(f"the weights are not those of its model: {said}")
         self._model.eval()
+        ids, rows = len(self._tokenizer), self._model.get_input_embeddings().num_embeddings
+        if ids > rows:
+            raise RunFailed(f"its tokenizer has {ids:,} ids, and its table {rows:,} rows")
 
     @torch.no_grad()
     def log_probs(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
