@@ -18,6 +18,9 @@ _BINS = 1 << (31 - _LOW)
 #: From this mean product on, those that fp32 rounds to few digits are nothing beside it.
 _SMALL = 1e-30
 
+#: Numbers that one thread sums.
+_RUN = 1024
+
 #: The same part of a tensor in each model: rows, or what was subtracted from them.
 Parts = Sequence[Tensor]
 
@@ -48,13 +51,20 @@ def _products(read: ReadParts) -> Tensor:
 
 
 def _product(one: Tensor, other: Tensor) -> float:
-    # Summed in pairs, and not one after the other as `@` may: a tenth of its error.
-    quick = float((one * other).sum())
+    quick = _sum(one * other)
     # In fp32 the squares of large numbers are infinite, and those of small ones lose digits or are
     # 0; where a sum may be of such it is computed once more.
     if _SMALL * len(one) <= abs(quick) < inf:
         return quick
-    return float((one.double() * other.double()).sum())
+    return _sum(one.double() * other.double())
+
+
+def _sum(numbers: Tensor) -> float:
+    """To the same bit by any number of threads, which share a whole sum among them but no run; and
+    in pairs, not one after the other as `@` may: a tenth of its error."""
+    whole = len(numbers) // _RUN * _RUN
+    runs = numbers[:whole].view(-1, _RUN).sum(1)
+    return float(runs.sum(dtype=torch.float64)) + float(numbers[whole:].sum())
 
 
 def mean_cosine(products: Tensor) -> float:

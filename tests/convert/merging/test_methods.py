@@ -268,6 +268,20 @@ def test_cosines_are_the_same_at_any_size(size: float) -> None:
     assert found == pytest.approx(expected, abs=1e-7)
 
 
+def test_cosines_are_the_same_by_any_number_of_threads() -> None:
+    chance, threads = torch.Generator().manual_seed(3), torch.get_num_threads()
+    models = [torch.randn(700, 301, generator=chance) + 0.5 for _ in range(2)]
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(gram(cut(*models, rows=400), 2))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 @given(
     st.lists(
         st.floats(-(2.0**120), 2.0**120, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45]),
