@@ -42,7 +42,16 @@ def model(home: Path, config: ModelConfig) -> Artifact:
     return random_checkpoint(Registry.open(home), config, sparse=True)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "llama", "baichuan", "gguf", "gguf --dtype q8_0"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "safetensors --proof tensors",
+        "llama --proof tensors",
+        "baichuan --no-proof",
+        "gguf --proof tensors",
+        "gguf --dtype q8_0 --no-proof",
+    ],
+)
 def test_within_the_limit(home: Path, model: Artifact, config: ModelConfig, form: str) -> None:
     largest = max(
         2 * rows * (rest[0] if rest else 1) for rows, *rest in expected_shapes(config).values()
@@ -52,7 +61,7 @@ def test_within_the_limit(home: Path, model: Artifact, config: ModelConfig, form
     def bound() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    command = ["convert", "large", "--to", *form.split(), "--no-proof", "--quiet"]
+    command = ["convert", "large", "--to", *form.split(), "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "bc2", *command],
         env={**os.environ, "BC2_HOME": str(home)}, preexec_fn=bound,
