@@ -18,13 +18,22 @@ def check_target(out: Path, size: int) -> None:
     """See that a folder can be made, before anything is.
 
     Raises:
-        UsageError: something is there.
+        UsageError: something is there, or no folder can be made there.
         ResourceError: its disk has not so many bytes free.
     """
     if out.exists() or out.is_symlink():
         raise UsageError("exists", where=str(out), todo="name a folder that is not there yet")
+    above = existing(out.absolute())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            "no folder can be made there",
+            where=str(out),
+            todo=f"{above} is a folder that you may not write to"
+            if above.is_dir()
+            else f"{above} is no folder",
+        )
     try:
-        free = shutil.disk_usage(existing(out.absolute())).free
+        free = shutil.disk_usage(above).free
     except OSError as error:
         raise from_os_error(error, "--out") from error
     if size > free:

@@ -18,7 +18,9 @@ from bc2.convert.exporting.formats import FORMATS
 from bc2.convert.exporting.model_card import CARD, model_card
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
+from bc2.convert.proof.open_consumer import check_consumer
 from bc2.convert.proof.prove import check_room, prove, scratch_bytes
+from bc2.convert.proof.real_texts import proof_texts
 from bc2.errors import ResourceError, UsageError, from_os_error
 from bc2.files import sha256_json, write_durably
 from bc2.registry import Artifact, Draft, Registry, stage_key
@@ -45,6 +47,14 @@ def plan_export(source: SourceModel, request: ExportRequest) -> ExportPlan:
         raise UsageError(
             f"{source.artifact.title} has a {head} head, and {request.format} is a format of "
             "language models",
+            where="--to",
+            todo="--to safetensors writes its weights",
+        )
+    pieces, rows = source.tokenizer.vocab_size, source.config.vocab_size
+    if pieces > rows and not wanted.any_head:
+        raise UsageError(
+            f"the tokenizer of {source.artifact.title} has {pieces:,} pieces, and the model "
+            f"{rows:,} rows: some text would have ids that it has not",
             where="--to",
             todo="--to safetensors writes its weights",
         )
@@ -93,7 +103,8 @@ def export_model(
         plan = plan_export(source, request)
         for sentence in plan.notes:
             note(sentence)
-        draft = _draft(source, plan, request)
+        texts = request.proof_text and proof_texts(artifact, request.proof_text).digest
+        draft = _draft(source, plan, request, texts)
         known = registry.find("export", draft.key)
         if known is not None:
             return known, False
@@ -113,7 +124,14 @@ def export_model(
             raise from_os_error(error, f"converting {artifact.title}") from error
 
 
-def _draft(source: SourceModel, plan: ExportPlan, request: ExportRequest) -> Draft:
+def _draft(
+    source: SourceModel, plan: ExportPlan, request: ExportRequest, proof_text: str | None
+) -> Draft:
+    """An export is another one where less of it was proven, or on another text.
+
+    Args:
+        proof_text: the digest of the text that the proof is on; None: of the model's own.
+    """
     artifact = source.artifact
     name = request.name
     if name is None:
@@ -122,6 +140,8 @@ def _draft(source: SourceModel, plan: ExportPlan, request: ExportRequest) -> Dra
         "format": plan.format, "dtype": plan.dtype, "limit": request.limit,
         "quantization": request.quantization, "copied": list(plan.copied), "name": name,
         "proof": request.proof,
+        "lacks": plan.prover if request.proof == "full" and not check_consumer(plan) else None,
+        "proof_text": proof_text,
         "texts": sha256_json({file: data.hex() for file, data in plan.texts.items()}),
     }  # fmt: skip
     facts = {

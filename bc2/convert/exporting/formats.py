@@ -60,7 +60,7 @@ FORMATS: dict[str, Format] = {
 def format_named(name: str) -> Format:
     """A format. Raises: UsageError: there is none; the nearest one is named."""
     if name not in FORMATS:
-        guess = nearest(name, FORMATS)
+        guess = nearest(name.lower(), FORMATS)
         raise UsageError(
             f"no such format: {name!r}",
             where="--to",

@@ -65,6 +65,8 @@ def proof_texts(artifact: Artifact, data: Path | None) -> RealTexts:
 def _of_file(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8")
+    except IsADirectoryError:
+        raise DataError("a folder, and no text", where=str(path), todo="name a file") from None
     except OSError as error:
         raise from_os_error(error, "reading the text of the proof") from None
     except UnicodeDecodeError as error:

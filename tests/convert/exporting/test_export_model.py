@@ -57,6 +57,58 @@ def test_how_it_was_proven_is_recorded(home: Path, bc2: Bc2) -> None:
         assert json.loads(Path(said["path"], "proof.json").read_bytes())["level"] == level
 
 
+def test_a_weaker_proof_is_not_found_for_a_better_one(
+    home: Path, bc2: Bc2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a gguf file that was written where llama.cpp was not."""
+    monkeypatch.setattr("bc2.convert.proof.llama_server.find_server", lambda: None)
+    checkpoint(Registry.open())
+    asked = ("convert", "made", "--to", "gguf", "--json")
+    assert json.loads(bc2(*asked).out)["proof"]["level"] == "tensors"
+    assert json.loads(bc2(*asked).out)["made"] is False
+    monkeypatch.setattr("bc2.convert.proof.llama_server.find_server", lambda: tmp_path / "none")
+    assert str(tmp_path / "none") in bc2(*asked).err  # it is run, and is not there
+    words = tmp_path / "words.txt"
+    keys = set()
+    for text in ("One text of some words.", "And another."):
+        words.write_text(text)
+        keys.add(export(bc2, "--quiet", "--proof-text", str(words)).out)
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("form", ["llama", "baichuan", "gguf"])
+def test_pieces_that_no_row_is_of(home: Path, bc2: Bc2, form: str) -> None:
+    checkpoint(Registry.open(), config=shape(vocab_size=600))
+    done = bc2("convert", "made", "--to", form, "--proof", "tensors")
+    assert done.code == 2
+    assert "has 640 pieces, and the model 600 rows" in done.err
+    assert export(bc2).code == 0
+
+
+def test_an_upper_case_format_is_guessed(home: Path, bc2: Bc2) -> None:
+    checkpoint(Registry.open())
+    assert "did you mean 'llama'?" in bc2("convert", "made", "--to", "LLAMA").err
+
+
+def test_no_folder_below_a_file(home: Path, bc2: Bc2, tmp_path: Path) -> None:
+    """It is said before anything is written."""
+    checkpoint(Registry.open())
+    file = tmp_path / "file"
+    file.touch()
+    done = export(bc2, "--out", file / "x" / "y")
+    assert done.code == 2
+    assert f"{file} is no folder" in done.err
+    assert Registry.open().list("export") == []
+
+
+def test_a_folder_is_no_text(home: Path, bc2: Bc2, tmp_path: Path) -> None:
+    checkpoint(Registry.open())
+    done = export(bc2, "--proof-text", tmp_path)
+    assert done.code == 3
+    assert "a folder, and no text" in done.err
+    assert Registry.open().list("export") == []
+
+
 def test_the_card_names_no_path(home: Path, bc2: Bc2) -> None:
     made = checkpoint(Registry.open())
     card = Path(json.loads(export(bc2, "--json").out)["path"], CARD).read_text()

@@ -6,6 +6,7 @@ own files, so that nothing of the writers of formats is in it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bc2.convert.exporting.target import SAFETENSORS, Dtype, ExportPlan, TargetT
 from bc2.convert.exporting.target_rows import UNIT_ROWS
 from bc2.convert.exporting.write_safetensors import planned_sizes, write_safetensors
 from bc2.convert.importing.import_model import import_model
+from bc2.generate.model_settings import own_end_ids
 from bc2.registry import Registry
 
 _TEXTS = (
@@ -45,10 +47,18 @@ def plan_back(source: SourceModel, there: Path, dtype: Dtype | None = None) -> E
     dtype = dtype or source.dtype
     tensors = tuple(_tensors(source, SAFETENSORS[dtype]))
     texts = {name: (there / name).read_bytes() for name in _TEXTS if (there / name).is_file()}
+    for name in ("config.json", "generation_config.json"):
+        texts[name] = _with_ends(texts.get(name, b"{}"), source)
     sizes = planned_sizes(tensors, 1 << 30)
     return ExportPlan(
         "llama", dtype, tensors, sizes, write_safetensors, 1 << 30, texts, prover="transformers"
     )
+
+
+def _with_ends(text: bytes, source: SourceModel) -> bytes:
+    """A file that ends answers where the layout does, which the originals leave to who asks."""
+    ends = own_end_ids(source.tokenizer, source.chat, source.generation, source.artifact)
+    return json.dumps({**json.loads(text), "eos_token_id": list(ends)}).encode()
 
 
 def _tensors(source: SourceModel, dtype: str) -> Iterator[TargetTensor]:
