@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
+import torch
+
 from bc2.console import progress
 from bc2.convert.tensor_files import write_tensors
-from bc2.errors import from_os_error
+from bc2.errors import DataError, from_os_error
 from bc2.files import write_durably
 from bc2.generate.generation_defaults import GENERATION_FILE
 from bc2.model.peft_layout import family_of_model
@@ -42,7 +44,8 @@ def merge_adapter(
 
     Raises:
         RefError: the base is not registered.
-        DataError: it has adapters of a kind that bc2 does not load.
+        DataError: it has adapters of a kind that bc2 does not load, or weights that are NaN or
+            infinite.
         IntegrityError: a file is not what was published.
         UsageError: the name cannot be.
         ResourceError: the disk is full. Nothing is left behind.
@@ -65,7 +68,8 @@ def merge_adapter(
             save_config(staged.path, config)
             _copy_texts(staged.path, adapter, base)
             weights = open_start_weights(adapter, config, seed=0)
-            return staged.publish(known=_write(staged.path, weights, expected_shapes(config))), True
+            files = _write(staged.path, weights, expected_shapes(config), adapter.title)
+            return staged.publish(known=files), True
     except OSError as error:
         raise from_os_error(error, f"merging {adapter.title}") from error
 
@@ -87,14 +91,25 @@ def _copy_texts(folder: Path, adapter: Artifact, base: Artifact) -> None:
 
 
 def _write(
-    folder: Path, weights: StartWeights, shapes: Mapping[str, tuple[int, ...]]
+    folder: Path, weights: StartWeights, shapes: Mapping[str, tuple[int, ...]], title: str
 ) -> list[FileEntry]:
-    """Write weights in fp32, one matrix in memory at a time."""
+    """Write weights in fp32, one matrix in memory at a time.
+
+    Raises:
+        DataError: one is not finite.
+    """
 
     def whole(name: str) -> Iterator[memoryview]:
         shape = shapes[name]
-        read = weights.read(name, TensorShard(shape), 0, prod(shape))
-        yield read.float().numpy().data.cast("B")
+        read = weights.read(name, TensorShard(shape), 0, prod(shape)).float()
+        # A sum is quick, and nothing but an overflow is infinite in it alone.
+        if not torch.isfinite(read.sum()) and not torch.isfinite(read).all():
+            raise DataError(
+                f"{name} of {title}, or of its base, holds NaN or infinity",
+                where=name,
+                todo="take a checkpoint from before the training diverged",
+            )
+        yield read.numpy().data.cast("B")
 
     total = 4 * sum(map(prod, shapes.values()))
     with progress("merging", total, "bytes") as seen:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from made_adapters import adapter_of
 from made_hf_models import OfBaichuan, OfTransformers, original
+from made_models import Weights, trained_from
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -199,6 +200,20 @@ def test_what_is_no_adapter_and_one_without_its_base(home: Path, bc2: Callable[.
         said = " ".join(done.err.split())
         assert f"the model that it is beside, {base.ref}, is not registered here" in said
     assert Registry.open().list() == []
+
+
+def test_numbers_that_are_none(home: Path, bc2: Callable[..., Any]) -> None:
+    def spoil(weights: Weights) -> None:
+        weights["model.norm.weight"][3] = float("nan")
+
+    spoilt = trained_from(base_named("qwen2", home), "spoilt", change=spoil)
+    adapter = adapter_of(Registry.open(), spoilt)
+    there = len(Registry.open().list())
+    done = bc2("merge", "--adapter", adapter.ref)
+    assert (done.code, done.out) == (3, ""), done.err
+    assert "model.norm.weight of checkpoint/adapter, or of its base, holds NaN" in done.err
+    assert len(Registry.open().list()) == there
+    assert list(Registry.open().staging.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(

@@ -190,7 +190,10 @@ class NormHead(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(self.weight, dim=-1, dtype=torch.float32)
-        return (F.linear(x, self.weight) / lengths.clamp_min(1e-12)).to(x.dtype)
+        lengths = lengths.clamp_min(1e-12)
+        if self.weight.dtype == torch.float16:  # logits of long raw rows are too large for it
+            return F.linear(x, (self.weight / lengths[:, None]).to(x.dtype))
+        return (F.linear(x, self.weight) / lengths).to(x.dtype)
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):

@@ -85,7 +85,10 @@ class BaichuanTokenizer(PreTrainedTokenizer):
         return self._ids.get(token, self.unk_token_id)
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self._pieces[index]
+        if index < 0:
+            raise IndexError(f"token id {index} is below 0")
+        # A model may have more rows than there are pieces, and say them: they stand for nothing.
+        return self._pieces[index] if index < len(self._pieces) else ""
 
     def _decode(
         self,
@@ -96,7 +99,8 @@ class BaichuanTokenizer(PreTrainedTokenizer):
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
         if skip_special_tokens:  # also those that no template writes
-            ids = [i for i in ids if not self._sp.is_control(i)]
+            known = range(len(self._pieces))
+            ids = [i for i in ids if i not in known or not self._sp.is_control(i)]
         return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:

@@ -168,6 +168,15 @@ def test_in_sixteen_bits_and_by_a_map_of_devices(made: Made) -> None:
         assert greedy(model, ids, mask, 5).shape == (1, 5)
 
 
+@pytest.mark.parametrize("length", [1e-5, 2e4])
+@torch.no_grad()
+def test_raw_rows_of_any_length_in_fp16(made: Made, length: float) -> None:
+    model, ids = load(made("rope")[1], dtype=torch.float16), torch.tensor([ids_of(40)])
+    expected = model(ids).logits.float()
+    model.lm_head.weight.copy_(model.lm_head.weight.float() * length)
+    torch.testing.assert_close(model(ids).logits.float(), expected, rtol=0, atol=0.05)
+
+
 def test_a_step_of_training_keeps_the_raw_rows(made: Made) -> None:
     model = load(made("rope")[1]).train()
     before = model.lm_head.weight.detach().clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import random
@@ -94,6 +95,18 @@ def test_ids_that_stand_for_nothing(theirs: Any) -> None:
     assert theirs.decode(ids).startswith("<reserved_106>hi</s>")
     half = OURS.encode("\U00020000")[:2]
     assert set(theirs.decode(half)) == {"\ufffd"}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_ids_of_no_piece(theirs: Any, skip: bool) -> None:
+    """A model may have more rows than there are pieces, and then say them."""
+    more = copy.deepcopy(theirs)
+    ids = [*OURS.encode("hi"), OURS.vocab_size + 5, *OURS.encode(" there")]
+    assert more.decode(ids, skip_special_tokens=skip) == "hi there"
+    more.add_tokens(["<extra>"])
+    assert more.decode(more.encode("a<extra>b"), skip_special_tokens=skip) == "a<extra>b"
+    with pytest.raises(IndexError, match="-100 is below 0"):
+        more.decode([-100], skip_special_tokens=skip)
 
 
 def test_conversations_have_our_ids(theirs: Any) -> None:
