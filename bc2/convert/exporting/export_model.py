@@ -103,8 +103,9 @@ def export_model(
         plan = plan_export(source, request)
         for sentence in plan.notes:
             note(sentence)
-        texts = request.proof_text and proof_texts(artifact, request.proof_text).digest
-        draft = _draft(source, plan, request, texts)
+        own = request.proof_text
+        text = None if own is None else proof_texts(artifact, own).digest
+        draft = _draft(source, plan, request, text)
         known = registry.find("export", draft.key)
         if known is not None:
             return known, False
