@@ -147,7 +147,7 @@ def _draft(
     }  # fmt: skip
     facts = {
         "format": plan.format,
-        "dtype": request.quantization or plan.dtype,
+        "dtype": plan.numbers,
         "params": source.config.num_params(),
         "readers": {one.name: one.reads for one in plan.readers},
     }

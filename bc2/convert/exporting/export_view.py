@@ -23,7 +23,7 @@ def plan_json(source: SourceModel, plan: ExportPlan, hindrance: Bc2Error | None)
     return {
         "checkpoint": source.artifact.ref,
         "format": plan.format,
-        "dtype": plan.dtype,
+        "dtype": plan.numbers,
         "files": _files(source, plan),
         "bytes": total_size(plan, source),
         "readers": [{"name": one.name, "reads": one.reads, "why": one.why} for one in plan.readers],
@@ -39,7 +39,7 @@ def plan_table(source: SourceModel, plan: ExportPlan, hindrance: Bc2Error | None
     files = [*_files(source, plan).items(), ("in all", total_size(plan, source))]
     readers = [(one.name, "yes" if one.reads else "no", one.why) for one in plan.readers]
     parts: list[Any] = [
-        f"{source.artifact.title} as {plan.format}, {plan.dtype}",
+        f"{source.artifact.title} as {plan.format}, {plan.numbers}",
         "",
         table(("file", "bytes"), files),
         "",

@@ -71,7 +71,7 @@ def _head(artifact: Artifact, plan: ExportPlan) -> list[str]:
         f"# {artifact.name}",
         "",
         f"A {artifact.role or 'base'} model of bc2{at}, in the format `{plan.format}` "
-        f"({plan.dtype}). Its digest in the registry is `{artifact.digest}`.",
+        f"({plan.numbers}). Its digest in the registry is `{artifact.digest}`.",
     ]
     if plan.prover == "transformers":
         code = ", trust_remote_code=True" if _has_code(plan) else ""

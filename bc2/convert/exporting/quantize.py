@@ -80,6 +80,7 @@ def quantized(plan: ExportPlan, source: SourceModel, kind: Quantization) -> Expo
         notes=(*plan.notes, f"{made.count:,} linear layers are written as {kind}; embedding, "
                f"norms and head stay {plan.dtype}"),
         readers=_readers(plan.readers),
+        quantization=kind,
         before=plan,
     )  # fmt: skip
 

@@ -86,7 +86,14 @@ class ExportPlan:
     notes: tuple[str, ...] = ()
     """Sentences that the user is told."""
     readers: tuple[Reader, ...] = ()
+    quantization: str | None = None
+    """bitsandbytes' format of the linear layers: ``int8``, ``nf4``."""
     before: ExportPlan | None = None
     """The plan of what is quantised: the same weights, rounded only."""
     prover: ConsumerName | None = None
     """The program that the proof runs; None: no program computes with it."""
+
+    @property
+    def numbers(self) -> str:
+        """What most of the weights are written as, in words."""
+        return self.quantization or self.dtype

@@ -275,7 +275,7 @@ def test_cosines_are_the_same_by_any_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(gram(cut(*models, rows=400), 2))
+            found.append(gram(reads(cut(*models, rows=400)), 2))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
