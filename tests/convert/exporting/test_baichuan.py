@@ -12,11 +12,11 @@ import made_json_tokenizers
 import pytest
 import torch
 import transformers
-from drawn_checkpoints import SMALL, checkpoint, drawn
 from exported import their_greedy, their_logits, write
 from made_hf_models import WINDOW, original
 from remote_code import load, load_tokenizer
 from safetensors.torch import load_file
+from small_checkpoints import SMALL, checkpoint, drawn
 
 from bc2.convert.exporting.baichuan import plan_baichuan, readers_of
 from bc2.convert.exporting.source_model import SourceModel
@@ -124,7 +124,7 @@ SHAPES = {
 @pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 def test_any_shape_comes_back(settings: dict[str, Any], tmp_path: Path) -> None:
     config = ModelConfig(**{**SMALL, **settings})
-    artifact = checkpoint(tmp_path / "home", config, layout="baichuan")
+    artifact = checkpoint(Registry.open(tmp_path / "home"), config, layout="baichuan")
     write(artifact, tmp_path / "out", plan_baichuan)
     again = import_model(Registry.open(tmp_path / "other"), tmp_path / "out")
     assert load_config(again.path) == config
@@ -134,7 +134,9 @@ def test_any_shape_comes_back(settings: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_tied_head_is_written_twice(tmp_path: Path) -> None:
     config = ModelConfig(**{**SMALL, "tied": True})
-    plan = write(checkpoint(tmp_path / "home", config), tmp_path / "out", plan_baichuan)
+    plan = write(
+        checkpoint(Registry.open(tmp_path / "home"), config), tmp_path / "out", plan_baichuan
+    )
     assert "written twice" in plan.notes[0]
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
@@ -157,7 +159,7 @@ def test_what_the_layout_has_no_place_for(
     what: str, case: tuple[dict[str, Any], str], tmp_path: Path
 ) -> None:
     settings, way_out = case
-    artifact = checkpoint(tmp_path, ModelConfig(**{**SMALL, **settings}))
+    artifact = checkpoint(Registry.open(tmp_path), ModelConfig(**{**SMALL, **settings}))
     with SourceModel.open(artifact) as source, pytest.raises(UsageError) as raised:
         plan_baichuan(source, None, 1 << 30)
     assert what in raised.value.what
@@ -212,8 +214,7 @@ def test_config_has_the_released_keys(exported: Exported) -> None:
 def test_a_tokenizer_json_goes_as_it_came(tmp_path: Path) -> None:
     data = made_json_tokenizers.qwen_like()
     config = ModelConfig(**{**SMALL, "vocab_size": 1280})
-    artifact = checkpoint(
-        tmp_path / "home", config, tokenizer=data, layout="chatml",
+    artifact = checkpoint(Registry.open(tmp_path / "home"), config, model=data, layout="chatml",
         generation=GenerationDefaults(temperature=0.5),
     )  # fmt: skip
     write(artifact, tmp_path / "out", plan_baichuan)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import checkpoint, shape, state_of
+from small_checkpoints import checkpoint, drawn, shape
 
 from bc2.generate.generation_defaults import GenerationDefaults
 from bc2.model.model_config import ModelConfig
@@ -28,8 +28,10 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [None, "bf16", "f16"])
 def test_every_tensor(home: Path, bc2: Bc2, dtype: str | None) -> None:
-    state = state_of(shape())
-    checkpoint(Registry.open(), state=state, generation=GenerationDefaults(top_k=5))
+    state = drawn(shape())
+    checkpoint(
+        Registry.open(), state=state, layout="baichuan", generation=GenerationDefaults(top_k=5)
+    )
     done = bc2(
         "convert", "made", "--to", "safetensors", "--json", *(["--dtype", dtype] if dtype else [])
     )
@@ -55,7 +57,7 @@ def test_stored_types_are_kept(home: Path, bc2: Bc2) -> None:
 
 
 def test_shards_and_their_index(home: Path, bc2: Bc2) -> None:
-    state = state_of(shape())
+    state = drawn(shape())
     checkpoint(Registry.open(), state=state)
     done = bc2("convert", "made", "--to", "safetensors", "--max-shard-size", "100 KB", "--json")
     assert done.code == 0, done.err
@@ -74,7 +76,7 @@ def test_shards_and_their_index(home: Path, bc2: Bc2) -> None:
 @pytest.mark.parametrize("head", [{"head": "scalar"}, {"head": "classes", "num_classes": 3}])
 def test_a_reward_model_leaves_so_alone(home: Path, bc2: Bc2, head: dict[str, Any]) -> None:
     config = shape(**head)
-    checkpoint(Registry.open(), "judge", config=config, role="reward")
+    checkpoint(Registry.open(), config, name="judge", role="reward")
     for other in ("llama", "baichuan", "gguf", "qwen2"):
         done = bc2("convert", "judge", "--to", other)
         assert done.code == 2
@@ -93,7 +95,7 @@ def test_the_optimizers_state_goes_along_if_asked(home: Path, bc2: Bc2, tmp_path
     assert "holds no state of an optimizer" in done.err
     moments = {"moment": torch.arange(6.0)}
     save_file(moments, tmp_path / "optimizer.safetensors")
-    running = checkpoint(registry, "running", beside=[tmp_path / "optimizer.safetensors"])
+    running = checkpoint(registry, name="running", beside=[tmp_path / "optimizer.safetensors"])
     plain = bc2("convert", running.ref, "--to", "safetensors", "--json")
     assert "optimizer.safetensors" not in {
         path.name for path in Path(json.loads(plain.out)["path"]).iterdir()

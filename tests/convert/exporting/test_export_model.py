@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_checkpoints import checkpoint, shape, state_of
+from small_checkpoints import checkpoint, drawn, shape
 
 from bc2.convert.exporting.model_card import CARD
 from bc2.registry import Registry
@@ -78,7 +78,7 @@ def test_a_weaker_proof_is_not_found_for_a_better_one(
 
 @pytest.mark.parametrize("form", ["llama", "baichuan", "gguf"])
 def test_pieces_that_no_row_is_of(home: Path, bc2: Bc2, form: str) -> None:
-    checkpoint(Registry.open(), config=shape(vocab_size=600))
+    checkpoint(Registry.open(), shape(vocab_size=600))
     done = bc2("convert", "made", "--to", form, "--proof", "tensors")
     assert done.code == 2
     assert "has 640 pieces, and the model 600 rows" in done.err
@@ -137,7 +137,7 @@ def test_a_dry_run_writes_nothing(home: Path, bc2: Bc2) -> None:
 
 
 def test_copied_out(home: Path, bc2: Bc2, tmp_path: Path) -> None:
-    state = state_of(shape())
+    state = drawn(shape())
     checkpoint(Registry.open(), state=state)
     out = tmp_path / "deep" / "out"
     done = export(bc2, "--out", out)
@@ -208,7 +208,7 @@ class TestNothingIsLeft:
         assert "are to be written" in done.err
 
     def test_a_weight_that_is_no_number(self, home: Path, bc2: Bc2) -> None:
-        state = state_of(shape())
+        state = drawn(shape())
         state["model.norm.weight"][5] = float("nan")
         checkpoint(Registry.open(), state=state)
         done = export(bc2)
@@ -241,7 +241,7 @@ class TestNothingIsLeft:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_interrupted(self, home: Path, number: int) -> None:
         large = shape(hidden_size=768, intermediate_size=4096, num_layers=8)
-        checkpoint(Registry.open(), config=large)
+        checkpoint(Registry.open(), large)
         command = [sys.executable, "-m", "bc2", "convert", "made", "--to", "safetensors"]
         running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         staging = Registry.open().staging

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from drawn_checkpoints import SMALL, checkpoint
 from exported import our_logits, their_logits, write
 from remote_code import load
 from safetensors.torch import load_file
+from small_checkpoints import SMALL, checkpoint
 
 from bc2.convert.exporting.baichuan import plan_baichuan
 from bc2.convert.exporting.hf.plan import plan_llama
@@ -27,7 +27,7 @@ from bc2.convert.proof.our_model import OurModel, Rounding
 from bc2.convert.proof.prove import prove
 from bc2.errors import RunFailed, UsageError
 from bc2.model.model_config import ModelConfig
-from bc2.registry import Artifact
+from bc2.registry import Artifact, Registry
 
 pytestmark = pytest.mark.usefixtures("modules")
 
@@ -57,7 +57,7 @@ def as_kind(
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return checkpoint(tmp_path_factory.mktemp("home"), CONFIG, layout="baichuan")
+    return checkpoint(Registry.open(tmp_path_factory.mktemp("home")), CONFIG, layout="baichuan")
 
 
 def test_without_bitsandbytes_it_is_named(
@@ -70,7 +70,7 @@ def test_without_bitsandbytes_it_is_named(
 
 
 def test_matrices_that_no_kernel_takes(tmp_path: Path, there: None) -> None:
-    odd = checkpoint(tmp_path, ModelConfig(**SMALL))
+    odd = checkpoint(Registry.open(tmp_path), ModelConfig(**SMALL))
     with SourceModel.open(odd) as source:
         as_kind("int8")(source, None, 1 << 30)
         with pytest.raises(UsageError, match=r"down_proj\.weight of 64 × 96") as raised:
@@ -83,7 +83,7 @@ def test_matrices_that_no_kernel_takes(tmp_path: Path, there: None) -> None:
 def test_only_linear_layers_are_quantised(
     kind: Quantization, family: Callable[..., ExportPlan], tmp_path: Path, there: None
 ) -> None:
-    rotates = checkpoint(tmp_path, ModelConfig(**SIZES))
+    rotates = checkpoint(Registry.open(tmp_path), ModelConfig(**SIZES))
     with SourceModel.open(rotates) as source:
         plain = family(source, "bf16", 1 << 30)
         plan = as_kind(kind, family)(source, "bf16", 1 << 30)

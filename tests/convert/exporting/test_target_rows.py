@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, shape, state_of
+from small_checkpoints import checkpoint, drawn, shape
 
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import RowChange, TargetTensor
@@ -30,7 +30,7 @@ def test_rounded_as_torch_rounds(
     # Pieces of seven rows, of which 600 is no multiple.
     monkeypatch.setattr("bc2.convert.exporting.target_rows._AT_ONCE", 7 * 48)
     config = shape()
-    state = state_of(config)
+    state = drawn(config)
     with SourceModel.open(checkpoint(Registry.open(), state=state)) as source:
         for name in (HEAD, TABLE, "model.layers.1.self_attn.W_pack.weight", "model.norm.weight"):
             found = written(source, TargetTensor(name, dtype, tuple(state[name].shape), name))
@@ -38,7 +38,7 @@ def test_rounded_as_torch_rounds(
 
 
 def test_part_of_the_rows(home: Path) -> None:
-    state = state_of(shape())
+    state = drawn(shape())
     name = "model.layers.0.self_attn.W_pack.weight"
     with SourceModel.open(checkpoint(Registry.open(), state=state)) as source:
         found = written(source, TargetTensor("k", "F32", (48, 48), name, first=48))
@@ -46,7 +46,7 @@ def test_part_of_the_rows(home: Path) -> None:
 
 
 def test_unit_rows_in_float64(home: Path) -> None:
-    state = state_of(shape(), torch.bfloat16)
+    state = drawn(shape(), dtype=torch.bfloat16)
     with SourceModel.open(checkpoint(Registry.open(), state=state)) as source:
         target = TargetTensor(HEAD, "F32", tuple(state[HEAD].shape), HEAD, change=UNIT_ROWS)
         found = written(source, target)
@@ -71,7 +71,7 @@ def test_a_change_is_given_whole_blocks(home: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_refused(home: Path, wrong: float) -> None:
-    state = state_of(shape())
+    state = drawn(shape())
     state[TABLE][599, 47] = wrong
     with (
         SourceModel.open(checkpoint(Registry.open(), state=state)) as source,
@@ -81,7 +81,7 @@ def test_what_is_no_number_is_refused(home: Path, wrong: float) -> None:
 
 
 def test_what_fp16_cannot_hold_is_refused(home: Path) -> None:
-    state = state_of(shape())
+    state = drawn(shape())
     state[TABLE][3, 3] = 70_000.0
     with SourceModel.open(checkpoint(Registry.open(), state=state)) as source:
         target = TargetTensor(TABLE, "F16", tuple(state[TABLE].shape), TABLE)

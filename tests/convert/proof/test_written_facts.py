@@ -30,7 +30,9 @@ Change = Callable[[dict[str, Any]], None]
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[SourceModel]:
     defaults = GenerationDefaults(top_k=5, top_p=0.5, end_ids=(7,))
-    artifact = small_checkpoints.checkpoint(Registry.open(tmp_path / "home"), generation=defaults)
+    artifact = small_checkpoints.checkpoint(
+        Registry.open(tmp_path / "home"), generation=defaults, layout="baichuan"
+    )
     with SourceModel.open(artifact) as source:
         yield source
 

@@ -108,7 +108,7 @@ def test_rotary_factors_of_yarn() -> None:
 
 def facts_of(tmp_path: Path, generation: GenerationDefaults | None = None, **settings: Any) -> Any:
     registry = Registry.open(tmp_path / "home")
-    artifact = checkpoint(registry, config=shape(**settings), generation=generation)
+    artifact = checkpoint(registry, shape(**settings), generation=generation, layout="baichuan")
     write(artifact, tmp_path / "out", plan_gguf)
     reader = GGUFReader(tmp_path / "out" / FILE)
     names = {tensor.name for tensor in reader.tensors}
@@ -149,7 +149,7 @@ def test_what_it_is_and_of_what(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Phi-3-like", "my-phi3"])
 def test_a_name_that_changes_how_llama_cpp_reads_is_left_out(name: str, tmp_path: Path) -> None:
-    artifact = checkpoint(Registry.open(tmp_path / "home"), name.lower())
+    artifact = checkpoint(Registry.open(tmp_path / "home"), name=name.lower(), layout="baichuan")
     write(artifact, tmp_path / "out", plan_gguf)
     assert "general.name" not in GGUFReader(tmp_path / "out" / FILE).fields
 

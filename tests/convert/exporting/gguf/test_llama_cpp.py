@@ -77,7 +77,7 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def made(folder: Path, **settings: Any) -> Artifact:
-    return checkpoint(Registry.open(folder / "home"), config=shape(**settings))
+    return checkpoint(Registry.open(folder / "home"), shape(**settings), layout="baichuan")
 
 
 @contextmanager
@@ -173,6 +173,6 @@ def test_chat_and_texts(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
-    artifact = checkpoint(Registry.open(tmp_path / "home"), config=shape(), chat=None)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), shape())
     with served(artifact, tmp_path / "out") as server:
         assert server.chat([{"role": "user", "content": "a"}], generation_prompt=True) is None

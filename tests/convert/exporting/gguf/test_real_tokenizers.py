@@ -39,7 +39,7 @@ def read(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> list[list[
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_heads=2, num_layers=1,
         intermediate_size=32,
     )  # fmt: skip
-    artifact = checkpoint(Registry.open(folder / "home"), config=small, chat=None)
+    artifact = checkpoint(Registry.open(folder / "home"), small)
     with SourceModel.open(artifact) as source:
         source = dataclasses.replace(source, tokenizer=tokenizer)
         plan = plan_gguf(source, "fp16", 1)

@@ -241,7 +241,7 @@ def facts_of(source: SourceModel, folder: Path) -> dict[str, Any]:
 
 def test_ends_and_template_of_ours(tmp_path: Path) -> None:
     wanted = GenerationDefaults(end_ids=(2, 7))
-    artifact = checkpoint(Registry.open(tmp_path / "home"), generation=wanted)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), generation=wanted, layout="baichuan")
     with SourceModel.open(artifact) as source:
         facts = facts_of(source, tmp_path)
         assert source.chat is not None
@@ -256,7 +256,9 @@ def test_ends_and_template_of_ours(tmp_path: Path) -> None:
 def test_begin_and_ends_of_llama3(tmp_path: Path) -> None:
     ours = Tokenizer(made_json_tokenizers.llama3_like())
     chat = chat_from_json({"layout": "jinja", "template": made_chats.LLAMA3_TEMPLATE}, ours)
-    artifact = checkpoint(Registry.open(tmp_path / "home"), config=shape(vocab_size=1280))
+    artifact = checkpoint(
+        Registry.open(tmp_path / "home"), shape(vocab_size=1280), layout="baichuan"
+    )
     with SourceModel.open(artifact) as source:
         facts = facts_of(dataclasses.replace(source, tokenizer=ours, chat=chat), tmp_path)
     assert facts["tokenizer.ggml.add_bos_token"] is True
@@ -267,14 +269,16 @@ def test_begin_and_ends_of_llama3(tmp_path: Path) -> None:
 
 def test_more_ends_than_llama_cpp_is_told_of(tmp_path: Path) -> None:
     wanted = GenerationDefaults(end_ids=(3, 4, 5))
-    artifact = checkpoint(Registry.open(tmp_path / "home"), generation=wanted)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), generation=wanted, layout="baichuan")
     with SourceModel.open(artifact) as source:
         notes = plan_gguf(source, None, 1).notes
     assert [note for note in notes if "not of '<control_2>'" in note]
 
 
 def test_fewer_rows_than_pieces_are_refused(tmp_path: Path) -> None:
-    artifact = checkpoint(Registry.open(tmp_path / "home"), config=shape(vocab_size=600))
+    artifact = checkpoint(
+        Registry.open(tmp_path / "home"), shape(vocab_size=600), layout="baichuan"
+    )
     with (
         SourceModel.open(artifact) as source,
         pytest.raises(UsageError, match="640 pieces, the model 600 rows"),

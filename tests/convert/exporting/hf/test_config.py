@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import transformers
-from drawn_checkpoints import SMALL
+from small_checkpoints import SMALL
 
 from bc2.convert.exporting.hf.config import config_json
 from bc2.convert.families import FAMILIES

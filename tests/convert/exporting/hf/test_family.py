@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from drawn_checkpoints import SMALL
+from small_checkpoints import SMALL
 
 from bc2.convert.exporting.hf.family import family_for
 from bc2.errors import UsageError

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from drawn_checkpoints import SMALL, checkpoint, drawn
 from exported import our_greedy, our_logits, their_greedy, their_logits, theirs, write
 from made_json_tokenizers import llama3_like, qwen_like
 from safetensors.torch import load_file
+from small_checkpoints import SMALL, checkpoint, drawn
 
 from bc2.convert.exporting.hf.plan import plan_llama, plan_mistral
 from bc2.convert.exporting.source_model import SourceModel
@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 )
 def test_transformers_says_what_bc2_says(tmp_path: Path, name: str) -> None:
     config = ModelConfig(**{**SMALL, **MODELS[name]})
-    artifact = checkpoint(tmp_path / "home", config)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), config)
     write(artifact, tmp_path / "out")
     model = theirs(tmp_path / "out")
     ids = torch.randint(640, (150,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -61,7 +61,7 @@ def test_the_tensors(tmp_path: Path) -> None:
     """Each of the checkpoint's, bit for bit, but for the head's rows of unit length."""
     config = ModelConfig(**{**SMALL, "num_kv_heads": 2})
     state = drawn(config)
-    write(checkpoint(tmp_path / "home", config, state=state), tmp_path / "out")
+    write(checkpoint(Registry.open(tmp_path / "home"), config, state=state), tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")
     head = state.pop("lm_head.weight").double()
     unit = (head / head.norm(dim=1, keepdim=True)).float()
@@ -78,7 +78,7 @@ def test_the_tensors(tmp_path: Path) -> None:
 
 def test_a_tied_normhead_becomes_a_head_of_its_own(tmp_path: Path) -> None:
     config = ModelConfig(**{**SMALL, "tied": True})
-    plan = write(checkpoint(tmp_path / "home", config), tmp_path / "out")
+    plan = write(checkpoint(Registry.open(tmp_path / "home"), config), tmp_path / "out")
     assert any("apart from the embedding" in note for note in plan.notes)
     found = load_file(tmp_path / "out" / "model.safetensors")
     torch.testing.assert_close(found["lm_head.weight"].norm(dim=1), torch.ones(640))
@@ -92,7 +92,7 @@ def test_a_tied_normhead_becomes_a_head_of_its_own(tmp_path: Path) -> None:
 def test_rounding(tmp_path: Path, name: Any, dtype: torch.dtype) -> None:
     """The unit rows are computed in fp32 before they are rounded."""
     state = drawn(ModelConfig(**SMALL))
-    artifact = checkpoint(tmp_path / "home", ModelConfig(**SMALL), state=state)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), ModelConfig(**SMALL), state=state)
     plan = write(artifact, tmp_path / "out", dtype=name)
     assert plan.dtype == name
     found = load_file(tmp_path / "out" / "model.safetensors")
@@ -108,7 +108,9 @@ def test_rounding(tmp_path: Path, name: Any, dtype: torch.dtype) -> None:
 def test_types_stay_as_they_are_stored(tmp_path: Path) -> None:
     config = ModelConfig(**SMALL)
     state = drawn(config, dtype=torch.bfloat16)
-    plan = write(checkpoint(tmp_path / "home", config, state=state), tmp_path / "out")
+    plan = write(
+        checkpoint(Registry.open(tmp_path / "home"), config, state=state), tmp_path / "out"
+    )
     assert plan.dtype == "bf16"
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
@@ -118,18 +120,20 @@ def test_types_stay_as_they_are_stored(tmp_path: Path) -> None:
 def test_biases_need_qwens_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
     """transformers reads every Qwen 2 with it, whatever is written."""
     config = ModelConfig(**{**SMALL, "vocab_size": 1280, "qkv_bias": True})
-    made = checkpoint(tmp_path / "home", config, tokenizer=tokenizer() if tokenizer else None)
+    made = checkpoint(
+        Registry.open(tmp_path / "home"), config, model=tokenizer() if tokenizer else None
+    )
     with pytest.raises(UsageError, match="Qwen's own tokenizer") as error:
         write(made, tmp_path / "out")
     assert "--to gguf" in str(error.value.todo)
-    good = checkpoint(tmp_path / "home", config, tokenizer=qwen_like())
+    good = checkpoint(Registry.open(tmp_path / "home"), config, model=qwen_like())
     assert write(good, tmp_path / "good").format == "qwen2"
 
 
 def test_readers_say_what_vllm_cannot(tmp_path: Path) -> None:
     def vllm(**other: Any) -> tuple[bool, str]:
         config = ModelConfig(**{**SMALL, "vocab_size": 1280, **other})
-        made = checkpoint(tmp_path / "home", config, tokenizer=qwen_like())
+        made = checkpoint(Registry.open(tmp_path / "home"), config, model=qwen_like())
         with SourceModel.open(made) as source:
             readers = plan_llama(source, None, 1 << 30).readers
         return next((one.reads, one.why) for one in readers if one.name == "vLLM")
@@ -140,14 +144,14 @@ def test_readers_say_what_vllm_cannot(tmp_path: Path) -> None:
 
 
 def test_mistral_is_asked_for_by_name(tmp_path: Path) -> None:
-    artifact = checkpoint(tmp_path / "home", ModelConfig(**SMALL))
+    artifact = checkpoint(Registry.open(tmp_path / "home"), ModelConfig(**SMALL))
     assert write(artifact, tmp_path / "out", plan_mistral).format == "mistral"
     assert type(theirs(tmp_path / "out")).__name__ == "MistralForCausalLM"
 
 
 def test_our_tokenizer_comes_back_exact(tmp_path: Path) -> None:
     """tokenizer.json of a model that bc2 trained keeps every text, also in bc2."""
-    artifact = checkpoint(tmp_path / "home", ModelConfig(**SMALL))
+    artifact = checkpoint(Registry.open(tmp_path / "home"), ModelConfig(**SMALL))
     write(artifact, tmp_path / "out", plan_llama)
     again = import_model(Registry.open(tmp_path / "again"), tmp_path / "out")
     first, second = Tokenizer.load(artifact.path), Tokenizer.load(again.path)

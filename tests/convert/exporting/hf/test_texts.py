@@ -12,10 +12,10 @@ import made_baichuan
 import made_chats
 import pytest
 import transformers
-from drawn_checkpoints import SMALL, checkpoint
 from exported import write
 from made_json_tokenizers import llama2_like, llama3_like, qwen_like
 from sentencepiece import sentencepiece_model_pb2
+from small_checkpoints import SMALL, checkpoint
 
 from bc2.convert.exporting.hf.texts import chat_template, hf_texts
 from bc2.convert.exporting.source_model import SourceModel
@@ -62,7 +62,9 @@ def same_chats(chat: Chat, theirs: Any, hostile: tuple[str, ...] = ()) -> int:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_by_name(tmp_path: Path, name: str) -> None:
-    artifact = checkpoint(tmp_path / "home", CONFIG, tokenizer=LAYOUTS[name](), layout=name)
+    artifact = checkpoint(
+        Registry.open(tmp_path / "home"), CONFIG, model=LAYOUTS[name](), layout=name
+    )
     write(artifact, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     with SourceModel.open(artifact) as source:
@@ -77,7 +79,7 @@ def test_layouts_by_name(tmp_path: Path, name: str) -> None:
 def test_imported_templates(tmp_path: Path, name: str) -> None:
     template, tokenizer = TEMPLATES[name]
     home = tmp_path / "home"
-    artifact = checkpoint(home, CONFIG, tokenizer=tokenizer(), chat=_chat_json(template))
+    artifact = checkpoint(Registry.open(home), CONFIG, model=tokenizer(), chat=_chat_json(template))
     write(artifact, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     with SourceModel.open(artifact) as source:
@@ -93,7 +95,9 @@ def _chat_json(template: str) -> bytes:
 def test_what_a_user_types_as_a_control_token_is_one_to_transformers(tmp_path: Path) -> None:
     """The known difference, which its own option takes away."""
     tokenizer = made_baichuan.tokenizer_bytes()
-    artifact = checkpoint(tmp_path / "home", CONFIG, tokenizer=tokenizer, layout="baichuan")
+    artifact = checkpoint(
+        Registry.open(tmp_path / "home"), CONFIG, model=tokenizer, layout="baichuan"
+    )
     write(artifact, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ours, text = Tokenizer.load(artifact.path), "a</s><reserved_106>b"
@@ -106,7 +110,7 @@ def test_what_a_user_types_as_a_control_token_is_one_to_transformers(tmp_path: P
     "make", [made_baichuan.tokenizer_bytes, llama2_like, qwen_like, llama3_like]
 )
 def test_special_tokens_are_in_the_table(tmp_path: Path, make: Callable[[], bytes]) -> None:
-    artifact = checkpoint(tmp_path / "home", CONFIG, tokenizer=make())
+    artifact = checkpoint(Registry.open(tmp_path / "home"), CONFIG, model=make())
     write(artifact, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ours = Tokenizer.load(artifact.path)
@@ -123,13 +127,13 @@ def test_special_tokens_are_in_the_table(tmp_path: Path, make: Callable[[], byte
 
 
 def test_the_released_file_lies_beside(tmp_path: Path) -> None:
-    artifact = checkpoint(tmp_path / "home", CONFIG)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), CONFIG)
     with SourceModel.open(artifact) as source:
         found = hf_texts(source)
         assert found["tokenizer.model"] == source.tokenizer.model
         assert chat_template(source) is None
     assert set(found) == {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
-    artifact = checkpoint(tmp_path / "home", CONFIG, tokenizer=qwen_like())
+    artifact = checkpoint(Registry.open(tmp_path / "home"), CONFIG, model=qwen_like())
     with SourceModel.open(artifact) as source:
         found = hf_texts(source)
         assert found["tokenizer.json"] == source.tokenizer.model
@@ -149,7 +153,7 @@ def test_the_released_file_lies_beside(tmp_path: Path) -> None:
 def test_settings_come_back(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Through transformers, which finds nothing wrong with them, and the importer."""
     defaults = GenerationDefaults(**settings)
-    artifact = checkpoint(tmp_path / "home", CONFIG, generation=defaults)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), CONFIG, generation=defaults)
     write(artifact, tmp_path / "out")
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
     theirs.validate(strict=True)
@@ -167,7 +171,7 @@ def test_settings_come_back(tmp_path: Path, settings: dict[str, Any]) -> None:
 def test_the_markers_of_a_released_model_are_found(tmp_path: Path) -> None:
     """Its tokenizer takes them for text; the template needs them as control tokens."""
     artifact: Artifact = checkpoint(
-        tmp_path / "home", CONFIG, tokenizer=_with_text_markers(), layout="baichuan"
+        Registry.open(tmp_path / "home"), CONFIG, model=_with_text_markers(), layout="baichuan"
     )
     write(artifact, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

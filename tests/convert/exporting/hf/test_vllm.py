@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 import vllm_says
-from drawn_checkpoints import SMALL, checkpoint
 from exported import our_greedy, write
 from made_json_tokenizers import qwen_like
+from small_checkpoints import SMALL, checkpoint
 
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.model.model_config import ModelConfig
 from bc2.model.rope_scaling import RopeScaling
+from bc2.registry import Registry
 
 PYTHON = os.environ.get("BC2_TEST_VLLM")
 
@@ -47,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_greedy_tokens_text_and_chat(tmp_path: Path, name: str) -> None:
     tokenizer, layout = (qwen_like(), "chatml") if name == "qwen2" else (None, "baichuan")
     config = ModelConfig(**{**SIZES, **MODELS[name]})
-    artifact = checkpoint(tmp_path / "home", config, tokenizer=tokenizer, layout=layout)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), config, model=tokenizer, layout=layout)
     write(artifact, tmp_path / "out")
     chance = torch.Generator().manual_seed(3)
     asked = {

@@ -11,9 +11,9 @@ import baichuan_reference
 import pytest
 import torch
 import transformers
-from drawn_checkpoints import SMALL, checkpoint, drawn
 from exported import our_greedy, our_logits, their_logits, write
 from remote_code import load, load_tokenizer
+from small_checkpoints import SMALL, checkpoint, drawn
 from torch import Tensor
 
 from bc2.convert.exporting.baichuan import plan_baichuan
@@ -42,7 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     def get(kind: str) -> tuple[Artifact, Path]:
         if kind not in known:
             folder = tmp_path_factory.mktemp(kind)
-            artifact = checkpoint(folder / "home", ModelConfig(**{**SMALL, **KINDS[kind]}))
+            artifact = checkpoint(
+                Registry.open(folder / "home"), ModelConfig(**{**SMALL, **KINDS[kind]})
+            )
             write(artifact, folder / "out", plan_baichuan)
             known[kind] = artifact, folder / "out"
         return known[kind]
@@ -70,7 +72,7 @@ def test_any_number_of_heads(position: str, heads: int, tmp_path: Path) -> None:
         **{**SMALL, "num_heads": heads, "hidden_size": 8 * heads, "position": position,
            "num_layers": 1}
     )  # fmt: skip
-    write(checkpoint(tmp_path / "home", config), tmp_path / "out", plan_baichuan)
+    write(checkpoint(Registry.open(tmp_path / "home"), config), tmp_path / "out", plan_baichuan)
     model = load(tmp_path / "out")
     released = {
         "num_hidden_layers": 1, "rms_norm_eps": config.norm_eps, "num_attention_heads": heads,

@@ -12,12 +12,13 @@ from typing import Any
 import made_baichuan
 import made_chats
 import pytest
-from drawn_checkpoints import SMALL, checkpoint
 from exported import write
 from remote_code import load_tokenizer
+from small_checkpoints import SMALL, checkpoint
 
 from bc2.convert.exporting.baichuan import plan_baichuan
 from bc2.model.model_config import ModelConfig
+from bc2.registry import Registry
 from bc2.tokenizer.chat_file import chat_named
 from bc2.tokenizer.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ PIECES = [
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """As transformers loads it."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    artifact = checkpoint(folder / "home", ModelConfig(**SMALL), layout="baichuan")
+    artifact = checkpoint(Registry.open(folder / "home"), ModelConfig(**SMALL), layout="baichuan")
     write(artifact, folder / "out", plan_baichuan)
     return load_tokenizer(folder / "out")
 
@@ -158,7 +159,7 @@ def test_real_tokenizers(name: str, tmp_path: Path) -> None:
     config = ModelConfig(
         **{**SMALL, "vocab_size": ours.vocab_size, "hidden_size": 8, "num_heads": 2}
     )
-    artifact = checkpoint(tmp_path / "home", config, tokenizer=ours.model)
+    artifact = checkpoint(Registry.open(tmp_path / "home"), config, model=ours.model)
     write(artifact, tmp_path / "out", plan_baichuan)
     theirs = load_tokenizer(tmp_path / "out")
     assert len(theirs) == ours.vocab_size
