@@ -19,11 +19,15 @@ import pytest
 
 import bc2
 
+#: Code that transformers imports from the folder of an export, where it finds relative names alone.
+REMOTE_CODE = "bc2.convert.exporting.remote_code."
+
 MODULES = {
     found.name: Path(str(spec.origin))
     for package in (bc2, bc2.commands)
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not found.name.endswith(".__main__")
+    and not found.name.startswith(REMOTE_CODE)
     and (spec := importlib.util.find_spec(found.name)) is not None
 }
 

@@ -12,7 +12,7 @@ import torch
 
 from bc2 import recipe
 from bc2.cli import main
-from bc2.convert import import_model
+from bc2.convert.importing import import_model
 from bc2.errors import RefError
 from bc2.launch import elastic
 from bc2.launch.hub_inputs import IMPORTED, HubInputs, hub_names, pinned_overrides
