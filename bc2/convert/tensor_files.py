@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from bc2.files import sync_file, write_at, write_durably
 from bc2.parallel.state import FILE_BYTES, TensorFile, index_of, plan_files
+
+Item = TypeVar("Item")
 
 _STEM = "model"
 _INDEX = f"{_STEM}.safetensors.index.json"
 
 #: Pieces that wait for their digest while others are read and written.
 _WAITING = 4
+
+#: Bytes after which the disk is asked to keep what was written: so it works all the time.
+_SYNCED = 256 << 20
 
 
 def planned_files(
@@ -65,27 +72,33 @@ def _write(
 ) -> str:
     digest = hashlib.sha256(file.header)
     at = len(file.header)
-    with path.open("r+b", buffering=0) as out, _beside(digest.update) as take:
+    kept = at
+    with (
+        path.open("r+b", buffering=0) as out,
+        _beside(digest.update) as take,
+        _beside(os.fdatasync) as keep,
+    ):
         for name in sorted(file.places, key=lambda name: file.places[name].offset):
             for data in pieces(name):
                 take(data)
                 write_at(out.fileno(), memoryview(data), at)
                 at += len(data)
                 seen(len(data))
+                if at - kept >= _SYNCED:
+                    keep(out.fileno())
+                    kept = at
     sync_file(path)
     return digest.hexdigest()
 
 
 @contextmanager
-def _beside(
-    work: Callable[[bytes | memoryview], None],
-) -> Iterator[Callable[[bytes | memoryview], None]]:
-    """Have pieces worked on in order by another thread; all are done when the context ends."""
+def _beside(work: Callable[[Item], None]) -> Iterator[Callable[[Item], None]]:
+    """Have items worked on in order by another thread; all are done when the context ends."""
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as pool:
 
-        def take(data: bytes | memoryview) -> None:
-            waiting.append(pool.submit(work, data))
+        def take(item: Item) -> None:
+            waiting.append(pool.submit(work, item))
             if len(waiting) > _WAITING:
                 waiting.popleft().result()
 

@@ -19,10 +19,10 @@ USER_CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNAB
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what training frees; for the whole process, from now on.
+    """Have glibc keep what is freed; for the whole process, from now on.
 
     By default a tensor of some megabytes is mapped when it is made and unmapped when it is
-    freed, so a step pays for zeroing and mapping the same pages again and again: up to a
+    freed, so a step of training pays for zeroing and mapping the same pages again and again: up to a
     quarter of its time on a CPU (docs/benchmarks.md).
 
     Returns:

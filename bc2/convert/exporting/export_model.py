@@ -27,6 +27,7 @@ from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.registry.draft import check_name
 from bc2.registry.manifest import FileEntry
 from bc2.registry.staging import existing
+from bc2.train.allocator import keep_freed_memory
 
 #: Raised when the same checkpoint would give other files.
 _VERSION = 1
@@ -116,6 +117,7 @@ def export_model(
         try:
             with registry.stage(draft) as staged:
                 written = _write(staged.path, source, plan)
+                source.check_intact()
                 proof = prove(staged.path, source, plan, level=level, data=request.proof_text)
                 write_durably(staged.path / PROOF, f"{json.dumps(proof, indent=2)}\n".encode())
                 card = model_card(registry, artifact, plan, proof)
@@ -181,6 +183,7 @@ def _write(folder: Path, source: SourceModel, plan: ExportPlan) -> list[FileEntr
         write_durably(folder / name, data)
     for name in plan.copied:
         shutil.copyfile(source.artifact.file(name), folder / name)
+    keep_freed_memory()
     with progress(f"writing {plan.format}", sum(plan.sizes.values()), "bytes") as seen:
         digests = plan.write(folder, source, plan, seen)
     return [

@@ -27,6 +27,7 @@ from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.registry.draft import check_name
 from bc2.registry.manifest import FileEntry
 from bc2.toml_file import dotted
+from bc2.train.allocator import keep_freed_memory
 
 #: Raised when the same models and settings would give another one.
 _VERSION = 1
@@ -85,6 +86,8 @@ def merge_models(
             staged = held.enter_context(registry.stage(draft))
             _write_texts(staged.path, chosen)
             known_files, report = _write_weights(staged.path, chosen.config, sources)
+            for source in sources:
+                source.check_intact()
             return staged.publish({"tensors": report} if report else {}, known=known_files), True
     except OSError as error:
         raise from_os_error(error, f"merging {name}") from error
@@ -140,6 +143,7 @@ def _write_weights(
     folder: Path, config: MergeConfig, sources: Sequence[SourceModel]
 ) -> tuple[list[FileEntry], dict[str, dict[str, float]]]:
     """Write the merged weights: their files, and what each tensor's merge went by."""
+    keep_freed_memory()
     merged = MergedRows(config, sources)
     if merged.to_measure:
         with progress("measuring task vectors", merged.to_measure, "numbers") as measured:

@@ -215,13 +215,16 @@ class TestNothingIsLeft:
         assert done.code == 3
         assert "model.norm.weight holds NaN or infinity" in done.err
 
-    def test_a_damaged_checkpoint(self, home: Path, bc2: Bc2) -> None:
+    @pytest.mark.parametrize("at", [-4, 20, 3], ids=["a weight", "the header", "its length"])
+    def test_a_damaged_checkpoint(self, home: Path, bc2: Bc2, at: int) -> None:
         path = checkpoint(Registry.open()).path / "model.safetensors"
         path.chmod(0o644)
         with path.open("r+b") as file:
-            file.seek(-4, os.SEEK_END)
-            file.write(b"\0\1\2\3")
-        assert export(bc2).code == 5
+            file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+            file.write(b"\x7f\x7f\x7f\x7f")
+        done = export(bc2)
+        assert done.code == 5, done.err
+        assert "does not match its SHA-256" in done.err
 
     def test_a_flipped_bit_in_what_was_written(
         self, home: Path, bc2: Bc2, monkeypatch: pytest.MonkeyPatch
