@@ -108,7 +108,8 @@ def in_turns(
     """Seconds of a copy; seconds and peak of a conversion. Every other time the latter begins."""
     files = " ".join(str(path) for path in artifact.path.glob("*.safetensors"))
     copy = ["sh", "-c", f"mkdir {folder}/copy && cp {files} {folder}/copy && sync {folder}/copy/*"]
-    convert = [sys.executable, "-m", "bc2", "convert", "large", "--to", to, "--no-proof"]
+    convert = [sys.executable, "-m", "bc2", "convert", "large", "--to", to, "--no-proof", "-q"]
+    convert += ["--name", f"n{number}"]
     found = {}
     for what in ("copy", "convert") if number % 2 == 0 else ("convert", "copy"):
         found[what] = timed(

@@ -22,8 +22,8 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what is freed; for the whole process, from now on.
 
     By default a tensor of some megabytes is mapped when it is made and unmapped when it is
-    freed, so a step of training pays for zeroing and mapping the same pages again and again: up to a
-    quarter of its time on a CPU (docs/benchmarks.md).
+    freed, so a step of training pays for zeroing and mapping the same pages again and again: up
+    to a quarter of its time on a CPU (docs/benchmarks.md).
 
     Returns:
         Whether it was done: not without glibc, nor where the user chose an allocator.
