@@ -93,7 +93,7 @@ def main() -> None:
             ratios.append(copied / seconds)
             print(
                 f"{size / 1e9:.2f} GB: copied at {size / copied / 1e6:,.0f} MB/s, converted at "
-                f"{size / seconds / 1e6:,.0f} MB/s ({ratios[-1]:.2f}) after {start:.1f} s of start, "
+                f"{size / seconds / 1e6:,.0f} MB/s ({ratios[-1]:.2f}), start {start:.1f} s, "
                 f"peak {(converted[1] - idle) / 1e6:,.0f} MB above a start",
                 flush=True,
             )
