@@ -1,4 +1,4 @@
-"""Pieces of a tensor worked on by a thread for each core; the results come in order."""
+"""Pieces of a tensor worked on by threads, in order: by one for each core, or by one beside."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+#: Pieces that wait for a thread beside while others are made.
+_WAITING = 4
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -37,3 +41,19 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[
         finally:
             for one in waiting:
                 one.cancel()
+
+
+@contextmanager
+def beside(work: Callable[[Item], None]) -> Iterator[Callable[[Item], None]]:
+    """Have items worked on in order by another thread; all are done when the context ends."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+
+        def take(item: Item) -> None:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > _WAITING:
+                waiting.popleft().result()
+
+        yield take
+        for future in waiting:
+            future.result()

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
+from bc2.convert.ordered_work import beside
 from bc2.files import sync_file, write_at, write_durably
 from bc2.parallel.state import FILE_BYTES, TensorFile, index_of, plan_files
 
-Item = TypeVar("Item")
-
 _STEM = "model"
 _INDEX = f"{_STEM}.safetensors.index.json"
-
-#: Pieces that wait for their digest while others are read and written.
-_WAITING = 4
 
 #: Bytes after which the disk is asked to keep what was written: so it works all the time.
 _SYNCED = 256 << 20
@@ -75,8 +67,8 @@ def _write(
     kept = at
     with (
         path.open("r+b", buffering=0) as out,
-        _beside(digest.update) as take,
-        _beside(os.fdatasync) as keep,
+        beside(digest.update) as take,
+        beside(os.fdatasync) as keep,
     ):
         for name in sorted(file.places, key=lambda name: file.places[name].offset):
             for data in pieces(name):
@@ -89,19 +81,3 @@ def _write(
                     kept = at
     sync_file(path)
     return digest.hexdigest()
-
-
-@contextmanager
-def _beside(work: Callable[[Item], None]) -> Iterator[Callable[[Item], None]]:
-    """Have items worked on in order by another thread; all are done when the context ends."""
-    waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-
-        def take(item: Item) -> None:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > _WAITING:
-                waiting.popleft().result()
-
-        yield take
-        for future in waiting:
-            future.result()

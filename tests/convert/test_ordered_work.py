@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bc2.convert.ordered_work import in_order
+from bc2.convert.ordered_work import beside, in_order
 
 
 def test_in_order_whatever_takes_long() -> None:
@@ -49,3 +49,30 @@ def test_torch_keeps_its_threads() -> None:
     before = torch.get_num_threads()
     list(in_order(lambda n: torch.ones(n).sum(), range(1, 9)))
     assert torch.get_num_threads() == before
+
+
+def test_all_is_done_in_order_when_the_context_ends() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.001)
+        done.append(number)
+
+    with beside(work) as take:
+        for number in range(30):
+            take(number)
+    assert done == list(range(30))
+
+
+def test_what_goes_wrong_beside_is_raised() -> None:
+    def work(number: int) -> None:
+        if number == 2:
+            raise OSError("full")
+
+    def go() -> None:
+        with beside(work) as take:
+            for number in range(3):
+                take(number)
+
+    with pytest.raises(OSError, match="full"):
+        go()

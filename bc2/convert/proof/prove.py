@@ -12,9 +12,10 @@ import time
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bc2.console import note, progress
+from bc2.convert.exporting.export_request import ProofLevel
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
 from bc2.convert.proof.compare_model import KEPT, TOKENS
@@ -26,9 +27,6 @@ from bc2.convert.proof.written_facts import check_facts
 from bc2.errors import ResourceError, RunFailed
 from bc2.free_memory import host_available
 
-#: How much is compared.
-Level = Literal["full", "tensors", "none"]
-
 #: Things that are wrong, as an error says them.
 _SHOWN = 3
 
@@ -36,7 +34,7 @@ _SHOWN = 3
 _BESIDE = 1 << 30
 
 
-def check_room(source: SourceModel, plan: ExportPlan, level: Level) -> Level:
+def check_room(source: SourceModel, plan: ExportPlan, level: ProofLevel) -> ProofLevel:
     """See, before a byte is written, that a proof can be had.
 
     Returns:
@@ -68,7 +66,7 @@ def check_room(source: SourceModel, plan: ExportPlan, level: Level) -> Level:
     return level
 
 
-def scratch_bytes(source: SourceModel, plan: ExportPlan, level: Level) -> int:
+def scratch_bytes(source: SourceModel, plan: ExportPlan, level: ProofLevel) -> int:
     """What a proof needs on the disk beside the files, for as long as it lasts.
 
     Of llama.cpp in 16 bits the same weights in fp32 are written once more.
@@ -89,7 +87,7 @@ def _numbers(source: SourceModel, plan: ExportPlan) -> Mapping[str, int]:
 
 
 def prove(
-    folder: Path, source: SourceModel, plan: ExportPlan, *, level: Level, data: Path | None
+    folder: Path, source: SourceModel, plan: ExportPlan, *, level: ProofLevel, data: Path | None
 ) -> dict[str, Any]:
     """Compare what was written with the checkpoint.
 

@@ -15,8 +15,9 @@ import pytest
 from made_export import Held
 
 from bc2.convert.exporting.bare_weights import plan_bare_weights
+from bc2.convert.exporting.export_request import ProofLevel
 from bc2.convert.proof import open_consumer, prove, worker_process
-from bc2.convert.proof.prove import Level, check_room
+from bc2.convert.proof.prove import check_room
 from bc2.convert.proof.shown import shown
 from bc2.errors import DataError, ResourceError, RunFailed, UsageError
 
@@ -140,7 +141,9 @@ def test_bare_weights_have_no_program(held: HeldModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["tensors", "none"])
-def test_less_needs_nothing(held: HeldModel, monkeypatch: pytest.MonkeyPatch, level: Level) -> None:
+def test_less_needs_nothing(
+    held: HeldModel, monkeypatch: pytest.MonkeyPatch, level: ProofLevel
+) -> None:
     monkeypatch.setattr(prove, "host_available", lambda: 0)
     monkeypatch.setattr(open_consumer.importlib.util, "find_spec", lambda name: None)
     one = held("llama3")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from math import prod
@@ -25,11 +24,9 @@ from torch import Tensor
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan, TargetTensor
 from bc2.convert.exporting.target_rows import target_rows
+from bc2.convert.ordered_work import beside
 from bc2.errors import DataError
 from bc2.files import sync_file, write_at
-
-#: Pieces that wait to be written while the next one is made.
-_WAITING = 2
 
 #: That quantise: NumPy lets others work meanwhile.
 _THREADS = min(os.cpu_count() or 1, 8)
@@ -104,20 +101,15 @@ def _write(fd: int, pieces: Iterable[memoryview], seen: Callable[[int], object])
     """Write pieces one after the other, on a thread of their own; the SHA-256 of all."""
     digest, at = hashlib.sha256(), 0
 
-    def write(piece: memoryview, offset: int) -> int:
-        write_at(fd, piece, offset)
-        digest.update(piece)
-        return len(piece)
+    def write(piece: tuple[memoryview, int]) -> None:
+        write_at(fd, *piece)
+        digest.update(piece[0])
 
-    waiting: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(1) as thread:
+    with beside(write) as give:
         for piece in pieces:
-            waiting.append(thread.submit(write, piece, at))
+            give((piece, at))
             at += len(piece)
-            while len(waiting) > _WAITING:
-                seen(waiting.popleft().result())
-        for one in waiting:
-            seen(one.result())
+            seen(len(piece))
     return digest.hexdigest()
 
 
