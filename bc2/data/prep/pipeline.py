@@ -78,9 +78,7 @@ def run_stages(
     closing: PrepStage | None = None
     seconds: dict[str, float] = {}
     for stage in stages:
-        began = time.perf_counter()
-        stage.prepare(work / f"prepared-{stage.name}")
-        seconds[stage.name] = time.perf_counter() - began
+        seconds[stage.name] = _prepare(stage, work / f"prepared-{stage.name}")
     for number, segment in enumerate(segments(stages) if parts.names else []):
         folder = work / f"segment-{number}"
         make_directory(folder / "keys")
@@ -107,6 +105,13 @@ def run_stages(
             settled[stage.name] = settled[stage.name] | stage.review(after)
             seconds[stage.name] += time.perf_counter() - began
     return StageResults(parts, facts, settled, seconds)
+
+
+def _prepare(stage: PrepStage, folder: Path) -> float:
+    """Let a stage make what its workers need; the seconds it took, 0 if it makes nothing."""
+    began = time.perf_counter()
+    stage.prepare(folder)
+    return time.perf_counter() - began if folder.exists() else 0.0
 
 
 def _aftermath(stage: PrepStage, later: Iterable[PrepStage], parts: Parts, work: Path) -> Aftermath:
