@@ -59,6 +59,8 @@ VERBS: dict[str, Verb] = {
     ),
     "pretrain": Verb("Train a base model, building what it needs first.", "pretrain", ("",)),
     "sft": Verb("Fine-tune a model on conversations.", "sft", ("",)),
+    "reward": Verb("Train a reward model on pairs of answers.", "reward", ("",)),
+    "dpo": Verb("Train a chat model on pairs of answers, without a reward model.", "dpo", ("",)),
     "ladder": Verb("Train the sizes of a recipe that a scaling law is fitted to.", "ladder", ("",)),
     "fit-scaling-law": Verb(
         "Fit a law to small runs or a table; predict a large one.", "fit_scaling_law", ("",)

@@ -32,10 +32,13 @@ SECTIONS: dict[str, str] = {
     "tokenizer": "bc2.tokenizer.tokenizer_config:TokenizerConfig",
     "tokens": "bc2.data.corpus_config:TokensConfig",
     "chats": "bc2.data.chats.chats_config:ChatsConfig",
+    "pairs": "bc2.data.pairs.pairs_config:PairsConfig",
     "model": "bc2.model.model_config:ModelConfig",
     "parallel": "bc2.parallel.parallel_config:ParallelConfig",
     "pretrain": "bc2.train.pretrain.pretrain_config:PretrainConfig",
     "sft": "bc2.align.sft.sft_config:SftConfig",
+    "reward": "bc2.align.reward.reward_config:RewardConfig",
+    "dpo": "bc2.align.dpo.dpo_config:DpoConfig",
     "ladder": "bc2.scaling.ladder_config:LadderConfig",
     "merge": "bc2.convert.merging.merge_config:MergeConfig",
 }

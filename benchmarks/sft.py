@@ -43,7 +43,7 @@ def prepare(files: list[Path], count: int, work: Path) -> None:
     import gzip
     import random
 
-    from bc2.align.sft.sample import sample_of
+    from bc2.align.samples.sample import sample_of
     from bc2.tokenizer.chat_file import chat_named
     from bc2.tokenizer.tokenizer import Tokenizer
     from bc2.tokenizer.tokenizer_config import TokenizerConfig
@@ -105,11 +105,12 @@ def measured(trained: list[int], useful: list[int], computed: list[int], ends: l
 @app.command(hidden=True)
 def ours(work: Path, steps: int) -> None:
     """bc2: its stream, engine, objective and optimizer."""
-    from bc2.align.sft.sample import sample_of
-    from bc2.align.sft.sample_store import SampleChunk, Samples, merge
+    from bc2.align.samples.row_stream import RowStream
+    from bc2.align.samples.sample import sample_of
+    from bc2.align.samples.sample_store import SampleChunk, Samples, merge
+    from bc2.align.sft.packed_conversations import PackedSamples
     from bc2.align.sft.sft_config import SftConfig
     from bc2.align.sft.sft_objective import WEIGHT, Answers
-    from bc2.align.sft.sft_stream import PackedSamples, SftStream
     from bc2.parallel.mesh import Mesh
     from bc2.tokenizer.chat import Rendered
     from bc2.train.engines.make import make_engine
@@ -125,8 +126,8 @@ def ours(work: Path, steps: int) -> None:
             sequence_length=LENGTH, precision="fp32", device="cpu", compile=False,
         )  # fmt: skip
         entries, sources = np.arange(len(samples)), np.zeros(len(samples), np.int64)
-        packed = PackedSamples(samples, entries, sources, LENGTH, 0, 2)
-        stream = SftStream.of(packed, config, None, ["alpaca"], Mesh(), lambda: None)
+        packed = PackedSamples(entries, sources, LENGTH, 0, 2, samples)
+        stream = RowStream.of(packed, config, None, ["alpaca"], Mesh(), lambda: None)
         engine = make_engine(shape(), config, None, Mesh())
         trained, useful, computed, ends = [], [], [], [time.perf_counter()]
         with stream.steps(0) as ready:

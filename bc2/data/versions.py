@@ -13,6 +13,9 @@ TOKENS = 1
 #: Raised when the same files and settings give other chats.
 CHATS = 1
 
+#: Raised when the same files and settings give other pairs.
+PAIRS = 1
+
 
 def of_malformed(malformed: str) -> dict[str, int]:
     """What the setting `malformed` adds to a key: "stop" gives no result that may differ."""

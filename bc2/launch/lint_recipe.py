@@ -31,8 +31,8 @@ def lint_task(registry: Registry, source: str, overrides: Sequence[str] = ()) ->
         DataError: a conversation cannot be read, or the model has no chat layout.
     """
     from bc2.align.lint.lint import LintTask
+    from bc2.align.samples.speech import chat_source
     from bc2.align.sft.sft_config import SftConfig
-    from bc2.align.sft.sft_inputs import chat_source
     from bc2.pipeline.session import Session
     from bc2.train.training_settings import TrainingSettings
 
@@ -59,5 +59,5 @@ def lint_task(registry: Registry, source: str, overrides: Sequence[str] = ()) ->
     chats, model = inputs.one("chats"), inputs.one(INIT.name)
     config = settings.training
     assert isinstance(config, SftConfig)
-    found = chat_source(chats, model, config)
+    found = chat_source(chats.path, chats, model, config.chat_layout, config.section)
     return LintTask(recipe.name, chats.ref, model.ref, found, config, settings.model)

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,3 +72,20 @@ def draw_adapter(model: Transformer, name: str, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return adapter.draw(inner, model.get_parameter(name).shape, generator)
+
+
+@contextmanager
+def without_adapters(model: Transformer) -> Iterator[None]:
+    """Run a model as its base: what stands beside its weights adds nothing meanwhile."""
+    adapted = [
+        (module, module.adapter)
+        for module in model.modules()
+        if isinstance(getattr(module, MODULE, None), Adapter)
+    ]
+    try:
+        for module, _ in adapted:
+            module.adapter = None  # type: ignore[assignment]
+        yield
+    finally:
+        for module, adapter in adapted:
+            module.adapter = adapter

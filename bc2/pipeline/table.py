@@ -20,6 +20,8 @@ from bc2.registry import Kind, check_name
 ALGORITHMS: dict[str, str] = {
     "pretrain": "bc2.train.pretrain.pretraining:PRETRAINING",
     "sft": "bc2.align.sft.sft:SFT",
+    "reward": "bc2.align.reward.reward:REWARD",
+    "dpo": "bc2.align.dpo.dpo:DPO",
 }
 
 #: Kind -> "module:STAGE". The one place a new stage is announced.
@@ -28,6 +30,7 @@ STAGES: dict[Kind, str] = {
     "tokenizer": "bc2.data.tokenizer_stage:STAGE",
     "tokens": "bc2.data.tokens_stage:STAGE",
     "chats": "bc2.data.chats.chats_stage:STAGE",
+    "pairs": "bc2.data.pairs.pairs_stage:STAGE",
     "checkpoint": "of the algorithms",
     "law": "bc2.scaling.law_stage:STAGE",
     "scores": "bc2.evaluate.scores_stage:STAGE",

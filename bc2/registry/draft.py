@@ -12,7 +12,17 @@ from bc2.errors import UsageError, nearest
 from bc2.files import LONGEST_NAME, canonical_json, sha256_json
 
 Kind = Literal[
-    "corpus", "tokenizer", "tokens", "chats", "checkpoint", "law", "scores", "certificate", "export"
+    "corpus",
+    "tokenizer",
+    "tokens",
+    "chats",
+    "pairs",
+    "checkpoint",
+    "logprobs",
+    "law",
+    "scores",
+    "certificate",
+    "export",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from bc2.data.loader import Batch
     from bc2.model.adapters import AddAdapters
+    from bc2.parallel.mesh import Mesh
     from bc2.train.guard import Guard
     from bc2.train.measured import Measured
     from bc2.train.models import Models
@@ -115,6 +116,10 @@ class Algorithm(ABC):
         """The models of a run, in the order in which every rank makes them."""
         return (ModelRole("model", settings.model),)
 
+    def trained_shape(self, written: ModelConfig) -> ModelConfig:
+        """The model that a recipe's [model], or that of its `init`, becomes in this algorithm."""
+        return written
+
     def check(self, recipe: Recipe) -> None:  # noqa: B027 most need none
         """Find what is wrong with a recipe on any machine, beyond what all training checks.
 
@@ -193,6 +198,24 @@ class Training(ABC):
         Args:
             config: with ``micro_batch = "auto"`` resolved, as it was not yet when this was opened.
             check: called in long waits; if it raises, the wait ends.
+        """
+
+    def prepare(self, run: Run, registry: Registry, mesh: Mesh) -> None:  # noqa: B027 most need none
+        """Make what the run needs and other runs may share, before its models are made.
+
+        All ranks call it, also when the run goes on from a checkpoint.
+
+        Raises:
+            RecipeError, DataError: what is there does not fit the run.
+        """
+
+    def check_begin(  # noqa: B027 most need none
+        self, config: RunConfig, models: Models, check: Callable[[], None]
+    ) -> None:
+        """Called before the first step of a run that does not go on from a checkpoint.
+
+        Raises:
+            RunFailed: the models are not what training must begin with.
         """
 
     @abstractmethod

@@ -51,6 +51,8 @@ class Loop:
     saver: Saver
     log: Log
     evaluate: Callable[[], Measured] | None
+    check_begin: Callable[[], None]
+    """Called before the first step of a run that does not go on from a checkpoint."""
     progress: Progress
     stop: Stop
     resume_command: str
@@ -109,6 +111,7 @@ class Loop:
         if start is None:
             self.log.reset(b"")
             self.stream_state = self.stream.state()
+            self.check_begin()
         else:
             self._restore(start)
             # Its checkpoint may be removed long before the run ends.

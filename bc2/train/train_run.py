@@ -87,6 +87,7 @@ def _train_run(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifac
         if known is not None:
             return registry.get(known)
         with _marked(run, registry, mesh), deterministic(run.config.deterministic):
+            training.prepare(run, registry, mesh)
             settings = settle_micro_batch(run.settings, run.folder(registry), anew=fresh)
             artifact = _train(replace(run, settings=settings), training, registry, mesh)
         if mesh.first:
@@ -137,6 +138,7 @@ def _train(run: Run, training: Training, registry: Registry, mesh: Mesh) -> Arti
             saver=_saver(run, training, registry, earlier, mesh),
             log=log,
             evaluate=training.evaluator(config, models, check),
+            check_begin=partial(training.check_begin, config, models, check),
             progress=bar,
             stop=stop,
             resume_command=run.command,

@@ -63,7 +63,7 @@ class TrainingSettings:
         return cls(
             name=recipe.name,
             algorithm=algorithm,
-            model=recipe.get(ModelConfig),
+            model=algorithm.trained_shape(recipe.get(ModelConfig)),
             training=recipe.get(algorithm.section),
             parallel=parallel_of(recipe),
             recipe=recipe,

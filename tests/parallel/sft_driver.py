@@ -19,8 +19,10 @@ from made_samples import drawn, packed
 from pairs_driver import gradients_of
 from torch import Tensor
 
-from bc2.align.sft.sft_objective import WEIGHT, Answers
-from bc2.align.sft.sft_stream import PackedSamples, SftStream
+from bc2.align.samples.packed_batch import WEIGHT
+from bc2.align.samples.row_stream import RowStream
+from bc2.align.sft.packed_conversations import PackedSamples
+from bc2.align.sft.sft_objective import Answers
 from bc2.data.loader import IGNORED
 from bc2.model.transformer import Transformer
 from bc2.parallel.mesh import Mesh, make_mesh
@@ -44,7 +46,7 @@ def naive(
     """The mean over weights, of the samples of some rows, one after another."""
     wide = copy.deepcopy(model).double()
     total, weight = torch.zeros((), dtype=torch.float64), 0.0
-    for sample in (one for number in numbers for one in rows.row(number)[0]):
+    for sample in (one for number in numbers for one in rows.row(number)):
         tokens = torch.from_numpy(sample.tokens.astype(np.int64))
         hidden = wide(tokens, torch.tensor([0, len(tokens)], dtype=torch.int32), len(tokens))
         logits = hidden @ F.normalize(wide.lm_head.weight, dim=-1).T
@@ -65,7 +67,7 @@ def train(run: dict[str, Any]) -> list[list[float]]:
     whole = engine_of({"position": run.get("position", "rope")}, Mesh()).model
     expected, right = naive(whole, rows, range(first, total))
     engine = engine_of(run, mesh)
-    stream = SftStream(
+    stream = RowStream(
         rows, SEQUENCES, total, run["micro"], 60.0, lambda: None, ("made",), mesh.data.rank,
         mesh.data.size,
     )  # fmt: skip

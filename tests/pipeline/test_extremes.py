@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 
 from bc2 import recipe
-from bc2.align.sft.packing import pack_rows, repeated
+from bc2.align.samples.packing import pack_rows, repeated
 from bc2.align.sft.sft_config import SftConfig
 from bc2.convert.merging.merge_config import MergeConfig
 from bc2.convert.merging.merge_models import merge_models

@@ -21,7 +21,7 @@ from bc2.align.lint.lint_report import (
     SourceFigures,
 )
 from bc2.align.lint.text_scan import Overlap, TextScan
-from bc2.align.sft.sample_store import Samples
+from bc2.align.samples.sample_store import Samples
 from bc2.data.chats.chats import Chats
 from bc2.data.splits import Split
 

@@ -23,10 +23,11 @@ from bc2.align.lint.figures import (
 from bc2.align.lint.lint_report import Finding, LintReport, PackingProof
 from bc2.align.lint.packing_proof import prove_packing
 from bc2.align.lint.text_scan import scan_split
-from bc2.align.sft.packing import Rows, pack_rows, repeated
-from bc2.align.sft.rendered_chats import ChatSource, RenderSettings, rendered_chats
-from bc2.align.sft.row_checks import FAULTS
-from bc2.align.sft.sample_store import Samples
+from bc2.align.samples.packing import Rows, pack_rows, repeated
+from bc2.align.samples.render_settings import RenderSettings
+from bc2.align.samples.rendered_chats import ChatSource, rendered_chats
+from bc2.align.samples.row_checks import FAULTS
+from bc2.align.samples.sample_store import Samples
 from bc2.align.sft.sft_config import SftConfig
 from bc2.console import progress
 from bc2.data.chats.chats import Chats

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bc2.align.lint.lint_report import PackingProof
-from bc2.align.sft.sample import Sample
+from bc2.align.samples.packed_batch import make_batch
+from bc2.align.samples.sample import Sample
 from bc2.align.sft.sft_objective import Answers
-from bc2.align.sft.sft_stream import make_batch
 from bc2.data.loader import IGNORED, SAMPLE, Batch
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer

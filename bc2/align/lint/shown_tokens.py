@@ -10,9 +10,9 @@ import numpy as np
 from bc2.align.lint.figures import place_of
 from bc2.align.lint.lint import LintTask
 from bc2.align.lint.lint_report import Place
-from bc2.align.sft.packing import pack_rows, repeated
-from bc2.align.sft.rendered_chats import checked, marked, rendered_chats
-from bc2.align.sft.sample import Sample
+from bc2.align.samples.packing import pack_rows, repeated
+from bc2.align.samples.rendered_chats import checked, marked, rendered_chats
+from bc2.align.samples.sample import Sample
 from bc2.align.sft.sft_inputs import render_settings
 from bc2.data.chats.chats import Chats
 from bc2.data.splits import SPLITS, Split

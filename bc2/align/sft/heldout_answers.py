@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bc2.align.sft.sft_objective import WEIGHT
-from bc2.align.sft.sft_stream import PackedSamples
+from bc2.align.samples.packed_batch import WEIGHT
+from bc2.align.sft.packed_conversations import PackedSamples
 from bc2.data.chats.conversation import Conversation
 from bc2.data.loader import Batch, read_ahead
 from bc2.errors import DataError, RunFailed

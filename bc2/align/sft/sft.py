@@ -18,8 +18,8 @@ from bc2.train.run_config import RunConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from bc2.align.samples.row_stream import RowStream
     from bc2.align.sft.heldout_answers import HeldoutAnswers
-    from bc2.align.sft.sft_stream import SftStream
     from bc2.data.loader import Batch
     from bc2.train.guard import Guard
     from bc2.train.models import Models
@@ -61,10 +61,10 @@ class SupervisedFineTuning(Algorithm):
         return "chat" if config.lora is None else "adapter"
 
     def write_beside(self, run: Run, folder: Path) -> None:
-        from bc2.align.sft.sft_inputs import write_speech
+        from bc2.align.samples.speech import write_speech
 
         assert isinstance(run.config, SftConfig)
-        write_speech(run, folder)
+        write_speech(run, folder, run.config.chat_layout)
         if run.config.lora is not None:
             from bc2.model.saved_adapter import write_adapter
 
@@ -86,7 +86,7 @@ class SupervisedFineTuning(Algorithm):
     def example(
         self, settings: TrainingSettings, sequences: int, rng: np.random.Generator
     ) -> Batch:
-        from bc2.align.sft.sft_stream import example_batch
+        from bc2.align.sft.packed_conversations import example_batch
 
         assert isinstance(settings.training, SftConfig)
         return example_batch(settings.model.vocab_size, settings.training, sequences, rng)
@@ -106,12 +106,12 @@ class SftRun(Training):
         self.data = open_sft_inputs(run)
         self.schedule, self.tokenizer = self.data.schedule, self.data.source.tokenizer
 
-    def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> SftStream:
-        from bc2.align.sft.sft_stream import SftStream
+    def stream(self, config: RunConfig, models: Models, check: Callable[[], None]) -> RowStream:
+        from bc2.align.samples.row_stream import RowStream
 
         assert isinstance(config, SftConfig)
         data = self.data
-        return SftStream.of(data.rows, config, data.total_rows, data.sources, models.mesh, check)
+        return RowStream.of(data.rows, config, data.total_rows, data.sources, models.mesh, check)
 
     def guard(self) -> Guard[Any]:
         from bc2.train.loss_guard import LossGuard

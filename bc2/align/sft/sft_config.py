@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bc2.align.samples.render_settings import Faulty, TooLong, TrainOn
 from bc2.model.lora_config import LoraConfig
 from bc2.recipe import FP32_LARGEST, FP32_SMALLEST, UNKEYED
 from bc2.train.optimizer_config import AdamWConfig
@@ -16,9 +17,6 @@ from bc2.train.run_config import (
     TokenBatchConfig,
 )
 
-TrainOn = Literal["assistant", "all"]
-TooLong = Literal["stop", "drop", "rounds"]
-Faulty = Literal["stop", "drop"]
 Mean = Literal["tokens", "samples"]
 
 

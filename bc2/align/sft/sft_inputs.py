@@ -4,37 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from bc2.align.sft.packing import repeated
-from bc2.align.sft.rendered_chats import ChatSource, RenderSettings, rendered_chats
-from bc2.align.sft.sample_store import Samples
+from bc2.align.samples.packing import repeated
+from bc2.align.samples.render_settings import RenderSettings
+from bc2.align.samples.rendered_chats import ChatSource, rendered_chats
+from bc2.align.samples.row_stream import total_rows
+from bc2.align.samples.sample_store import Samples
+from bc2.align.samples.speech import chat_source, check_speaks, check_vocabulary, pad_id
+from bc2.align.sft.packed_conversations import PackedSamples
 from bc2.align.sft.sft_config import SftConfig
-from bc2.align.sft.sft_stream import PackedSamples
-from bc2.console import progress, warn
+from bc2.console import progress
 from bc2.data.chats.chats import Chats
 from bc2.data.chats.conversation import Conversation
 from bc2.data.splits import Split
-from bc2.errors import DataError, RecipeError, RefError
-from bc2.files import canonical_json
-from bc2.generate.generation_defaults import GENERATION_FILE
-from bc2.registry import Artifact
-from bc2.tokenizer.chat import Chat
-from bc2.tokenizer.chat_file import chat_named, read_chat
-from bc2.tokenizer.tokenizer import Tokenizer
-from bc2.tokenizer.tokenizer_files import CHAT_FILE, tokenizer_path
+from bc2.errors import DataError, RecipeError
 from bc2.train.algorithm import INIT
-from bc2.train.duration import Duration
 from bc2.train.run import Run
 from bc2.train.schedule import Schedule
 
 #: Rows that an error names, of those it is about.
 _NAMED = 5
-
-#: The most epochs: each is packed anew, which takes a second a million conversations.
-_MOST_EPOCHS = 10_000
 
 #: The most conversations that an epoch reads: 8 bytes are held of each.
 _MOST_READ = 1 << 30
@@ -113,18 +104,19 @@ def open_sft_inputs(run: Run) -> SftInputs:
     config, artifact = run.config, run.inputs.one("chats")
     assert isinstance(config, SftConfig)
     base = run.inputs.one(INIT.name)
-    _check_base(base, run)
-    source = chat_source(artifact, base, config)
+    check_speaks(base, run)
+    check_vocabulary(base, run)
+    source = chat_source(artifact.path, artifact, base, config.chat_layout, config.section)
     chats = Chats.open(artifact.path)
     samples = _rendered(source, chats, "train", config)
-    rows = _packed(samples, chats, "train", config, _pad_id(source))
+    rows = _packed(samples, chats, "train", config, pad_id(source))
     if not len(rows.entries):
         raise RecipeError(
             "no conversation is read: every source has a `times` below 1, and none was drawn",
             where="[chats]",
             todo="raise chats.sources.times",
         )
-    total = _total_rows(config, rows)
+    total = total_rows(config, rows)
     schedule = Schedule.of(
         config,
         epoch_tokens=rows.first_row(1) * config.sequence_length,
@@ -132,73 +124,6 @@ def open_sft_inputs(run: Run) -> SftInputs:
     )
     heldout, lines = _heldout(source, chats, config)
     return SftInputs(source, chats, rows, heldout, lines, schedule, total)
-
-
-def chat_source(chats: Artifact, base: Artifact, config: SftConfig) -> ChatSource:
-    """Conversations, and the layout by which the model is to see them.
-
-    Raises:
-        DataError: the model has no layout and none is named, or the tokenizer lacks its tokens.
-        IntegrityError: a file is not what was published.
-    """
-    for name in chats.files():
-        chats.file(name)
-    path = tokenizer_path(base)
-    return ChatSource(chats.path, chats.digest, path, _layout(base, config).to_json())
-
-
-def _layout(base: Artifact, config: SftConfig) -> Chat:
-    """The layout that the model is taught."""
-    tokenizer = Tokenizer.load(tokenizer_path(base))
-    own = read_chat(base.file(CHAT_FILE), tokenizer) if CHAT_FILE in base.files() else None
-    if config.chat_layout is not None:
-        if own is not None and own.name != config.chat_layout:
-            warn(
-                f"{base.title} speaks by the layout {own.name}, and is now taught "
-                f"{config.chat_layout}"
-            )
-        return chat_named(config.chat_layout, tokenizer)
-    if own is None:
-        raise DataError(
-            f"{base.title} has no chat layout, so it is not known how turns are written",
-            where=str(base.path),
-            todo='name one: sft.chat_layout = "baichuan" for models trained by bc2, or "chatml" or '
-            '"llama3" where the tokenizer has their tokens',
-        )
-    return own
-
-
-def write_speech(run: Run, folder: Path) -> None:
-    """Write into a checkpoint the layout that it was taught, and how its base is sampled."""
-    assert isinstance(run.config, SftConfig)
-    base = run.inputs.one(INIT.name)
-    if run.config.chat_layout is not None:  # else its base's is there already
-        named = canonical_json({"layout": run.config.chat_layout})
-        (folder / CHAT_FILE).write_bytes(named.encode())
-    if GENERATION_FILE in base.files():
-        (folder / GENERATION_FILE).write_bytes(base.file(GENERATION_FILE).read_bytes())
-
-
-def _check_base(base: Artifact, run: Run) -> None:
-    if base.manifest.role == "reward":
-        raise RefError(
-            f"{base.title} is a reward model, which says no next token",
-            where=f"{run.config.section}.init",
-            todo="name a base or chat model: bc2 registry list --kind checkpoint",
-        )
-    pieces = Tokenizer.load(tokenizer_path(base)).vocab_size
-    if run.model.vocab_size < pieces:
-        raise RecipeError(
-            f"model.vocab_size = {run.model.vocab_size} is smaller than the {pieces} pieces of the "
-            f"tokenizer of {base.title}",
-            where=run.settings.recipe.where(("model", "vocab_size")),
-            todo="leave [model] out of the recipe: it is that of init then",
-        )
-
-
-def _pad_id(source: ChatSource) -> int:
-    """What fills rows up: nothing attends to it and it learns nothing, so any id will do."""
-    return max(0, Tokenizer.load(source.tokenizer).eos_id)
 
 
 def render_settings(config: SftConfig) -> RenderSettings:
@@ -253,12 +178,12 @@ def _packed(
             todo=f"lower chats.sources.times: {_MOST_READ:,} in all are the most",
         )
     return PackedSamples(
-        samples,
         repeated(times, config.seed),
         source_ids,
         config.sequence_length,
         config.seed,
         pad_id,
+        samples,
         by_sample=config.mean == "samples",
     )
 
@@ -273,20 +198,7 @@ def _heldout(
     lines = tuple(f"held-out ones: {line}" for line in _left_out(samples))
     if not len(samples):
         return None, (*lines, "no conversation is held out: there is no held-out loss")
-    rows = replace(_packed(samples, chats, "heldout", config, _pad_id(source)), by_sample=True)
+    rows = replace(_packed(samples, chats, "heldout", config, pad_id(source)), by_sample=True)
     most = min(config.eval_samples, len(samples))
     chosen = np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64))
     return replace(rows, entries=chosen, seed=0, _epochs={}, _starts=[0]), lines
-
-
-def _total_rows(config: SftConfig, rows: PackedSamples) -> int | None:
-    length = Duration.parse(config.length)
-    if length.unit != "epochs":
-        return None
-    if length.amount > _MOST_EPOCHS:
-        raise RecipeError(
-            f"length = {config.length!r}: {_MOST_EPOCHS:,} epochs are the most",
-            where=f"{config.section}.length",
-            todo='write fewer, or the length as "N steps"',
-        )
-    return rows.total_rows(length.amount)

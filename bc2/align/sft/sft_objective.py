@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bc2.align.samples.packed_batch import WEIGHT
 from bc2.data.loader import Batch
 from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
 from bc2.train.objective import Loss, hidden_states
 from bc2.train.speed.clock import Clock
-
-#: The token field with how much each label counts, where they do not all count 1; and the weight
-#: of a batch that is the sum of them.
-WEIGHT = "weight"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from bc2.align.lint import shown_tokens
 from bc2.align.lint.lint import LintTask, lint
 from bc2.align.lint.lint_report import Finding, LintReport
 from bc2.align.lint.shown_tokens import find_rows, first_row, shown_places
-from bc2.align.sft.rendered_chats import rendered_chats
-from bc2.align.sft.row_checks import FAULTS
+from bc2.align.samples.rendered_chats import rendered_chats
+from bc2.align.samples.row_checks import FAULTS
 from bc2.align.sft.sft_inputs import render_settings
 from bc2.data.chats.chats import Chats
 from bc2.errors import DataError

@@ -11,7 +11,7 @@ from made_samples import drawn
 
 from bc2.align.lint import packing_proof
 from bc2.align.lint.packing_proof import prove_packing, small_model
-from bc2.align.sft.sample import Sample
+from bc2.align.samples.sample import Sample
 from bc2.data.loader import IGNORED
 from bc2.model.model_config import ModelConfig
 

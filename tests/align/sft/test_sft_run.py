@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sft_runs import conversations, obtain, write_rows
 
-from bc2.align.sft.sft_stream import PackedSamples
+from bc2.align.sft.packed_conversations import PackedSamples
 from bc2.cli import main
 from bc2.errors import Interrupted
 from bc2.registry import Draft, Registry

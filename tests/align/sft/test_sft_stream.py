@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from made_samples import drawn, packed
 from torch import Tensor
 
-from bc2.align.sft import sft_stream
-from bc2.align.sft.packing import Rows, pack_rows
-from bc2.align.sft.sample import Sample
-from bc2.align.sft.sft_objective import WEIGHT, Answers
-from bc2.align.sft.sft_stream import PackedSamples, SftStream, make_batch
+from bc2.align.samples import packed_rows
+from bc2.align.samples.packed_batch import WEIGHT, make_batch
+from bc2.align.samples.packing import Rows, pack_rows
+from bc2.align.samples.row_stream import RowStream
+from bc2.align.samples.sample import Sample
+from bc2.align.sft.packed_conversations import PackedSamples
+from bc2.align.sft.sft_objective import Answers
 from bc2.data.loader import IGNORED, SAMPLE, Batch
 from bc2.model.model_config import ModelConfig
 from bc2.model.transformer import Transformer
@@ -27,12 +29,12 @@ from bc2.model.transformer import Transformer
 V, LENGTH = 64, 64
 
 
-def stream(rows: PackedSamples, total: int | None, **changes: Any) -> SftStream:
+def stream(rows: PackedSamples, total: int | None, **changes: Any) -> RowStream:
     options = {"sequences": 4, "micro_batch": 1, "timeout_s": 20.0, "check": lambda: None}
-    return SftStream(rows, total=total, names=("made",), **(options | changes))
+    return RowStream(rows, total=total, names=("made",), **(options | changes))
 
 
-def read(one: SftStream, steps: int, first: int = 0) -> list[Any]:
+def read(one: RowStream, steps: int, first: int = 0) -> list[Any]:
     with one.steps(first) as every:
         return [next(every) for _ in range(steps)]
 
@@ -85,7 +87,7 @@ def test_rows_without_samples_are_of_no_source() -> None:
     (last,) = read(stream(rows, total, micro_batch=4), 1, first=total - 1)
     assert last.sequences == 1
     assert last.sources == {"made": 1}
-    assert last.weights["samples"] == len(rows.row(total - 1)[0])
+    assert last.weights["samples"] == len(rows.row(total - 1))
 
 
 def test_a_row_number_says_everything() -> None:
@@ -104,24 +106,24 @@ def test_epochs_have_their_own_rows_and_a_fraction_its_first() -> None:
     assert rows.total_rows(Decimal("1.5")) == one + -(-(two - one) // 2)
     for epoch in range(2):
         numbers = range(rows.first_row(epoch), rows.first_row(epoch + 1))
-        found = sum(len(rows.row(number)[0]) for number in numbers)
+        found = sum(len(rows.row(number)) for number in numbers)
         assert found == 90
 
 
 def test_two_readers_at_once_find_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = drawn(40, 40, V)
     alone = packed(samples, LENGTH)
-    expected = [alone.row(number)[0][0].tokens.tobytes() for number in range(60)]
+    expected = [alone.row(number)[0].tokens.tobytes() for number in range(60)]
 
     def slow(*given: Any) -> Rows:
         time.sleep(0.005)
         return pack_rows(*given)
 
-    monkeypatch.setattr(sft_stream, "pack_rows", slow)
+    monkeypatch.setattr(packed_rows, "pack_rows", slow)
     rows = packed(samples, LENGTH)
 
     def read_all(_: int) -> list[bytes]:
-        return [rows.row(number)[0][0].tokens.tobytes() for number in range(60)]
+        return [rows.row(number)[0].tokens.tobytes() for number in range(60)]
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(read_all, range(4))) == [expected] * 4

@@ -415,6 +415,7 @@ class FakeRun:
             saver=FakeSaver(self, self.save_every),  # type: ignore[arg-type]
             log=self.log,
             evaluate=self._evaluate if self.evaluated else None,
+            check_begin=lambda: None,
             progress=lambda advance, detail="": self.shown.append((advance, detail)),
             stop=self.stop,
             resume_command="bc2 toy",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bc2.align.lint.lint import LintTask
-from bc2.align.sft.rendered_chats import ChatSource
+from bc2.align.samples.rendered_chats import ChatSource
 from bc2.align.sft.sft_config import SftConfig
 from bc2.data.chats.chats_config import ChatsConfig, ChatSourceConfig
 from bc2.data.chats.make_chats import make_chats

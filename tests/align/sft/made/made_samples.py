@@ -1,4 +1,4 @@
-"""Samples of random tokens, held in memory as `bc2.align.sft.sample_store` maps them."""
+"""Samples of random tokens, held in memory as `bc2.align.samples.sample_store` maps them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bc2.align.sft.sample import Sample
-from bc2.align.sft.sample_store import Samples
-from bc2.align.sft.sft_stream import PackedSamples
+from bc2.align.samples.sample import Sample
+from bc2.align.samples.sample_store import Samples
+from bc2.align.sft.packed_conversations import PackedSamples
 from bc2.data.loader import IGNORED
 
 
@@ -50,4 +50,4 @@ def packed(
     sources = np.zeros(len(samples), np.int64)
     entries = np.arange(len(samples))
     store = stored(samples, weighted=weighted)
-    return PackedSamples(store, entries, sources, length, 0, 2, by_sample)
+    return PackedSamples(entries, sources, length, 0, 2, store, by_sample)

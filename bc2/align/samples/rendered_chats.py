@@ -1,6 +1,6 @@
 """The conversations of an artifact as samples, rendered by the model's chat layout.
 
-Every row is checked as it is rendered (`bc2.align.sft.row_checks`). What is done with rows that
+Every row is checked as it is rendered (`bc2.align.samples.row_checks`). What is done with rows that
 are faulty or too long is said in `RenderSettings`; nothing is left out without being counted.
 """
 
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bc2 import __version__
-from bc2.align.sft.row_checks import row_faults, unrendered_faults
-from bc2.align.sft.sample import Sample, sample_of
-from bc2.align.sft.sample_store import (
+from bc2.align.samples.render_settings import RenderSettings, TrainOn
+from bc2.align.samples.row_checks import row_faults, unrendered_faults
+from bc2.align.samples.sample import Sample, sample_of
+from bc2.align.samples.sample_store import (
     BadRow,
     SampleChunk,
     Samples,
@@ -40,8 +41,6 @@ from bc2.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from threading import Event
 
-    from bc2.align.sft.sft_config import TooLong, TrainOn
-
 #: Raised when the same conversations would give other samples or other faults.
 _VERSION = 1
 
@@ -50,18 +49,6 @@ _CHUNK = 2048
 
 #: Conversations that are worth a further process.
 _WORTH_A_PROCESS = 3 * _CHUNK
-
-
-@dataclass(frozen=True)
-class RenderSettings:
-    """What samples depend on beside conversations, tokenizer and layout."""
-
-    window: int
-    """Tokens of a row: the longest sample."""
-    train_on: TrainOn = "assistant"
-    """Which messages are learnt that do not say it themselves."""
-    too_long: TooLong = "stop"
-    """Under "rounds", a sample that does not fit keeps its first whole rounds."""
 
 
 @dataclass(frozen=True)

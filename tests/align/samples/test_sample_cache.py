@@ -14,11 +14,12 @@ import pytest
 from made_samples import drawn
 
 from bc2 import recipe
-from bc2.align.sft import rendered_chats as rendering
-from bc2.align.sft.rendered_chats import ChatSource, RenderSettings, rendered_chats
-from bc2.align.sft.sample_store import SampleChunk, Samples, merge
+from bc2.align.samples import rendered_chats as rendering
+from bc2.align.samples.render_settings import RenderSettings
+from bc2.align.samples.rendered_chats import ChatSource, rendered_chats
+from bc2.align.samples.sample_store import SampleChunk, Samples, merge
+from bc2.align.samples.speech import chat_source
 from bc2.align.sft.sft_config import SftConfig
-from bc2.align.sft.sft_inputs import chat_source
 from bc2.errors import ResourceError
 from bc2.pipeline.session import Session
 from bc2.registry import Registry
@@ -129,7 +130,7 @@ def source(chat: Path) -> ChatSource:
     loaded, registry = recipe.load("chat.toml", ["chats.heldout_fraction=0"]), Registry.open()
     chats = Session(registry).obtain("chats", loaded, command=["bc2"])
     base = registry.resolve("checkpoint/small", "checkpoint")
-    return chat_source(chats, base, loaded.get(SftConfig))
+    return chat_source(chats.path, chats, base, loaded.get(SftConfig).chat_layout, "sft")
 
 
 def _filled(source: ChatSource) -> Path:

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bc2.align.sft.sample import Sample
+from bc2.align.samples.sample import Sample
 from bc2.files import CHUNK, replace_durably, sync_file
 from bc2.tokenizer.chat import IGNORED
 

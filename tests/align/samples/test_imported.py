@@ -11,7 +11,8 @@ import transformers
 from made_hf_models import OfTransformers, original
 from sft_runs import CHAT, conversations, obtain, write_rows
 
-from bc2.align.sft.rendered_chats import RenderSettings, rendered_chats
+from bc2.align.samples.render_settings import RenderSettings
+from bc2.align.samples.rendered_chats import rendered_chats
 from bc2.align.sft.sft_config import SftConfig
 from bc2.align.sft.sft_inputs import chat_source
 from bc2.cli import main

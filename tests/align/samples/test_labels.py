@@ -15,7 +15,7 @@ import sentencepiece
 import tokenizers
 from made_json_tokenizers import llama3_like, qwen_like
 
-from bc2.align.sft.sample import sample_of
+from bc2.align.samples.sample import sample_of
 from bc2.tokenizer.chat_file import chat_named
 from bc2.tokenizer.tokenizer import Tokenizer
 from bc2.tokenizer.tokenizer_config import TokenizerConfig

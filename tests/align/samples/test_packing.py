@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bc2.align.sft.packing import pack_rows, repeated
+from bc2.align.samples.packing import pack_rows, repeated
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
 

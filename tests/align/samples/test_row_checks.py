@@ -10,7 +10,7 @@ import pytest
 from made_chats import LLAMA3_TEMPLATE, MISTRAL_TEMPLATE, QWEN2_TEMPLATE, conversation
 from made_json_tokenizers import LLAMA3_SPECIAL, QWEN_SPECIAL, llama2_like, llama3_like, qwen_like
 
-from bc2.align.sft.row_checks import FAULTS, message_faults, row_faults, unrendered_faults
+from bc2.align.samples.row_checks import FAULTS, message_faults, row_faults, unrendered_faults
 from bc2.data.chats.conversation import Conversation
 from bc2.errors import DataError
 from bc2.tokenizer.chat import IGNORED, Chat, Message, Rendered

@@ -1,0 +1,1 @@
+"""Reward models (Baichuan 2 §3.2, Alignment report)."""
