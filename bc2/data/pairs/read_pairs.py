@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from bc2.data.chats.bad_chat import SkippedRows
 from bc2.data.chats.conversation import Conversation
 from bc2.data.chats.source_rows import FileFormat, SourceReading, SourceRow, read_source
+from bc2.data.inputs import source_files
 from bc2.data.pairs.comparison import Comparison, drawn
 from bc2.data.pairs.pair_formats import PairForm, read_row, recognise, unread_keys
 from bc2.data.pairs.pairs_config import PairsConfig, PairSourceConfig
