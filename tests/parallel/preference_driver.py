@@ -30,6 +30,7 @@ from bc2.data.loader import IGNORED
 from bc2.model.transformer import Transformer
 from bc2.parallel.mesh import Mesh, make_mesh
 from bc2.parallel.parallel_config import ParallelConfig
+from bc2.train.engines.base import Engine
 
 COUNT, LENGTH, BETA = 9, 64, 0.3
 RNG = np.random.default_rng(5)
@@ -78,6 +79,11 @@ def objective_of(reward: bool) -> Any:
     return PreferredAnswers(DpoConfig(**settings, sequence_length=LENGTH, beta=BETA))
 
 
+def weights_of(engine: Engine) -> dict[str, Tensor]:
+    held = engine.snapshot().weights.fragments
+    return {f"{one.name} {one.first}": one.data.clone() for one in held if one.data is not None}
+
+
 def train(run: dict[str, Any]) -> list[list[float]]:
     mesh = make_mesh(ParallelConfig(**run.get("parallel", {})), torch.device("cpu"), 120)
     reward = run["model"].get("head") == "scalar"
@@ -102,10 +108,13 @@ def train(run: dict[str, Any]) -> list[list[float]]:
         step = next(steps)
     agreed = engine.agree(step.weights, step.computed, False)
     sums = engine.accumulate(step.batches, objective_of(reward), divisor=agreed.weights["pairs"])
+    before = weights_of(engine)
     gradients = gradients_of(engine, mesh, Path(sys.argv[2]) / str(run["number"]))
+    after = weights_of(engine)  # one update at rate 0
+    changed = sum(not torch.equal(before[name], after[name]) for name in before)
     assert gradients.keys() == right.keys()
     errors = [float((gradients[n] - right[n]).norm() / right[n].norm()) for n in right]
-    return [[sums["loss"]], [expected], errors, [agreed.weights["pairs"], float(apart)]]
+    return [[sums["loss"]], [expected], errors, [agreed.weights["pairs"], float(apart), changed]]
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ def made_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_all(spread: Spread, ranks: int, runs: list[dict[str, Any]]) -> None:
     runs = [{**run, "number": number} for number, run in enumerate(runs)]
     for run, found in zip(runs, spread(ranks, runs, driver=DRIVER), strict=True):
-        (total,), (expected,), errors, (pairs, apart) = found
+        (total,), (expected,), errors, (pairs, apart, changed) = found
         assert total == pytest.approx(expected, rel=1e-5), run
         assert max(errors) < 1e-5, run
         assert pairs == 9
         assert apart < 2e-5, run
+        assert changed == 0, run
 
 
 def test_one_rank_whatever_the_micro_batch(spread: Spread) -> None:
