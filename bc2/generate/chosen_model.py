@@ -54,6 +54,20 @@ def chosen_reward_model(registry: Registry, ref: str) -> Artifact:
     return _with_base(chosen, registry)
 
 
+def chosen_to_serve(registry: Registry, ref: str | None) -> Artifact:
+    """The model of a ref, which speaks or scores answers; without one see `chosen_model`.
+
+    Raises:
+        RefError, DataError, IntegrityError: see `chosen_model`.
+    """
+    if ref is None:
+        return chosen_model(registry, None)
+    chosen = registry.resolve(ref, "checkpoint")
+    if head_of(chosen) != "scalar":
+        return chosen_model(registry, ref)
+    return _with_base(chosen, registry)
+
+
 def head_of(artifact: Artifact) -> str | None:
     """The head of a checkpoint, whatever its role; None: it says none, and cannot be opened.
 

@@ -40,8 +40,10 @@ class ScoredData:
     def read(self) -> Iterator[Conversation]:
         """The answers in their order, marked: what is learnt of a conversation is the answer."""
         for one in self.answers.read(self.split):
-            yield one if self.pairs is not None else replace(
-                one, messages=answer_marked(one.messages)
+            yield (
+                one
+                if self.pairs is not None
+                else replace(one, messages=answer_marked(one.messages))
             )
 
     @property

@@ -134,8 +134,7 @@ def _check(
 
 def _places(data: ScoredData, some: Sequence[int], wrong: Mapping[int, Unfit]) -> str:
     named = [
-        f"{data.answers.at(data.split, place).where}: {wrong[place].why}"
-        for place in some[:_NAMED]
+        f"{data.answers.at(data.split, place).where}: {wrong[place].why}" for place in some[:_NAMED]
     ]
     more = f"; and {len(some) - _NAMED:,} more" if len(some) > _NAMED else ""
     return "; ".join(named) + more
