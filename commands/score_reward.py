@@ -35,9 +35,7 @@ def score_reward(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE.jsonl", help="A line for each answer, with its scores."
-        ),
+        typer.Option("--out", metavar="FILE.jsonl", help="A line for each answer and its scores."),
     ] = None,
     too_long: Annotated[
         str, typer.Option(help="Answers longer than a model's window: stop or drop.")

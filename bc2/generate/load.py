@@ -105,7 +105,7 @@ def open_model(
 def _model_of(
     base: Artifact, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> Transformer:
-    """The weights that lie in a checkpoint, as a model of `config` but with the head that it has."""
+    """The weights of a checkpoint as a model of `config`, but with the head that it has."""
     base.file(CONFIG)
     own = load_config(base.path)
     shape = config.model_copy(update={"head": own.head, "num_classes": own.num_classes})

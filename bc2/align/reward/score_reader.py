@@ -86,7 +86,7 @@ class AnswerReader:
 
 
 def answer_marked(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Messages of which the last alone is learnt: it is the answer, and all before it its prompt."""
+    """Messages of which the last alone is learnt: the answer, and all before it its prompt."""
     last = len(messages) - 1
     return tuple(
         {"role": one["role"], "content": one["content"], "train": number == last}
