@@ -65,8 +65,9 @@ def naive_loss(
         if config.loss == "ipo":
             total = total + (h - 1 / (2 * config.beta)) ** 2
         else:
-            p, e = torch.sigmoid(config.beta * h), config.label_smoothing
-            total = total - (1 - e) * torch.log(p) - e * torch.log(1 - p)
+            right, wrong = torch.sigmoid(config.beta * h), torch.sigmoid(-config.beta * h)
+            e = config.label_smoothing
+            total = total - (1 - e) * torch.log(right) - e * torch.log(wrong)
         total = total - config.sft_weight * w / n_w
     return total
 

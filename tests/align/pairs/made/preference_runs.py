@@ -17,8 +17,8 @@ init = "checkpoint/small"
 chat_layout = "baichuan"
 length = "1 epochs"
 batch_tokens = 1024
-micro_batch = 2
-sequence_length = 128
+micro_batch = 4
+sequence_length = 64
 precision = "fp32"
 device = "cpu"
 checkpoint_every = "4 steps"
@@ -45,7 +45,7 @@ def comparisons(count: int) -> list[dict[str, Any]]:
         prompt = [{"role": "user", "content": asked}]
         if number % 5 == 0:
             prompt += [
-                {"role": "assistant", "content": "What?"}, {"role": "user", "content": "Answer."},
+                {"role": "assistant", "content": "Eh?"}, {"role": "user", "content": "So?"},
             ]  # fmt: skip
         made.append({"prompt": prompt, "chosen": f"{said} +", "rejected": f"{said} -"})
     return made
