@@ -27,8 +27,9 @@ class ScoreScale(NamedTuple):
         """What is kept with a model; None: nothing is, as where nothing was held out."""
         facts = artifact.manifest.facts
         centre, scale = facts.get("score_centre"), facts.get("score_scale")
-        numbers = isinstance(centre, (int, float)) and isinstance(scale, (int, float))
-        return cls(float(centre), float(scale)) if numbers and scale > 0 else None
+        if not isinstance(centre, (int, float)) or not isinstance(scale, (int, float)):
+            return None
+        return cls(float(centre), float(scale)) if scale > 0 else None
 
     def __call__(self, score: float) -> float:
         """The standard score: how many standard deviations it is above the mean."""

@@ -43,7 +43,7 @@ class Scored:
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
         """[N], which answers have scores."""
-        kept: npt.NDArray[np.bool_] = ~np.isnan(self.scores).any(axis=0)
+        kept: npt.NDArray[np.bool_] = np.all(~np.isnan(self.scores), axis=0)
         return kept
 
 
