@@ -110,8 +110,8 @@ class Loop:
     def _begin(self, start: Snapshot | None) -> None:
         if start is None:
             self.log.reset(b"")
-            self.stream_state = self.stream.state()
             self.check_begin()
+            self.stream_state = self.stream.state()
         else:
             self._restore(start)
             # Its checkpoint may be removed long before the run ends.
@@ -349,11 +349,17 @@ class Loop:
         """Log all rows of an evaluation at once, so that there is all of it or nothing."""
         row = {**self._at("eval"), **measured.facts}
         samples = [{**self._at("sample"), **sample} for sample in measured.samples]
+        warnings = [
+            {**self._at("warning"), "code": code, "text": text}
+            for code, text in measured.warnings.items()
+        ]
         with say.named(f"the evaluation after step {self.step}"):
-            self.log.rows([row, *samples])
+            self.log.rows([row, *samples, *warnings])
         self.evaluated, self.random = row, random_state()
         broken = f" (not finite: {', '.join(measured.broken)})" if measured.broken else ""
         (warn if broken else note)(f"step {self.step}: {measured}{broken}")
+        for code, text in measured.warnings.items():
+            warn(f"step {self.step}: {code}: {text}")
 
     def _save_last_step(self) -> None:
         """Save the last completed step, if there is one that is not saved."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bc2.align.dpo.dpo_config import DpoConfig
 from bc2.align.dpo.preference_losses import dpo_loss, ipo_loss, length_normalised, sft_loss
+from bc2.align.pairs.in_order import in_order
 from bc2.data.loader import IGNORED, Batch
 from bc2.model.adapters import without_adapters
 from bc2.model.transfer import to_device
@@ -35,10 +36,33 @@ def answer_log_probs(model: Transformer, batch: Batch, clock: Clock | None = Non
         return sum_by_sample(torch.stack([found, (labels != IGNORED).double()], dim=1), batch)
 
 
-def reference_log_probs(model: Transformer, batch: Batch) -> Tensor:
-    """The same of the model without its adapters, and no gradient."""
+def reference_of_batch(model: Transformer, batch: Batch) -> Tensor:
+    """The log-probability of each answer under the reference, without a gradient: fp64 [N].
+
+    That is what the batch says; where it says nothing, that of the model without its adapters.
+    """
+    if REFERENCE in batch.sample_fields:
+        stored = batch.sample_fields[REFERENCE].astype(np.float64)
+        return to_device(torch.from_numpy(stored), model.device)
     with torch.no_grad(), without_adapters(model):
-        return answer_log_probs(model, batch)
+        return answer_log_probs(model, batch)[:, 0]
+
+
+def preference_losses(ratios: Tensor, lengths: Tensor, config: DpoConfig) -> tuple[Tensor, Tensor]:
+    """Of each pair the loss [P], and the rewards of both answers [P, 2].
+
+    Args:
+        ratios: [P, 2], log-ratios of the chosen and the rejected answer.
+        lengths: [P, 2], their tokens.
+    """
+    if config.loss == "length_normalised":
+        ratios = length_normalised(ratios, lengths)
+    h = ratios[:, 0] - ratios[:, 1]
+    if config.loss == "ipo":
+        loss = ipo_loss(h, config.beta)
+    else:
+        loss = dpo_loss(h, config.beta, config.label_smoothing)
+    return loss, config.beta * ratios.detach()
 
 
 @dataclass(frozen=True)
@@ -48,44 +72,28 @@ class PreferredAnswers:
     config: DpoConfig
 
     def __call__(self, model: Transformer, batch: Batch, clock: Clock | None = None) -> Loss:
-        reference = self._reference(model, batch)
+        clock = clock or Clock()
+        with clock.part("reference"):
+            reference = reference_of_batch(model, batch).view(-1, 2)
         log_probs, lengths = answer_log_probs(model, batch, clock).unbind(dim=1)
         log_probs, lengths = log_probs.view(-1, 2), lengths.detach().view(-1, 2)
-        ratios = log_probs - reference.view(-1, 2)
-        loss, rewards = self._losses(ratios, lengths)
-        total = loss
+        preference, rewards = preference_losses(log_probs - reference, lengths, self.config)
+        loss = preference
         if self.config.sft_weight:
-            total = loss + self.config.sft_weight * sft_loss(log_probs[:, 0], lengths[:, 0])
+            loss = loss + self.config.sft_weight * sft_loss(log_probs[:, 0], lengths[:, 0])
         with torch.no_grad():
+            margins = rewards[:, 0] - rewards[:, 1]
             each = (log_probs / lengths).sum(dim=0)
             sums = {
-                "preference": loss.sum(),
-                "accuracy": (rewards[:, 0] > rewards[:, 1]).double().sum(),
-                "reward_margin": (rewards[:, 0] - rewards[:, 1]).sum(),
+                "preference": preference.sum(),
+                "accuracy": in_order(margins).sum(),
+                "reward_margin": margins.sum(),
                 "chosen_reward": rewards[:, 0].sum(),
                 "rejected_reward": rewards[:, 1].sum(),
                 "chosen_log_prob": each[0],
                 "rejected_log_prob": each[1],
             }
         return Loss(
-            counted_once(total.sum(), batch),
+            counted_once(loss.sum(), batch),
             {name: counted_once(value.detach(), batch) for name, value in sums.items()},
         )
-
-    def _reference(self, model: Transformer, batch: Batch) -> Tensor:
-        if self.config.adapter_off:
-            return reference_log_probs(model, batch)[:, 0]
-        stored = batch.sample_fields[REFERENCE].astype(np.float64)
-        return to_device(torch.from_numpy(stored), model.device)
-
-    def _losses(self, ratios: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each pair the loss [P], and the rewards of both answers [P, 2]."""
-        config = self.config
-        if config.loss == "length_normalised":
-            ratios = length_normalised(ratios, lengths)
-        h = ratios[:, 0] - ratios[:, 1]
-        if config.loss == "ipo":
-            loss = ipo_loss(h, config.beta)
-        else:
-            loss = dpo_loss(h, config.beta, config.label_smoothing)
-        return loss, config.beta * ratios.detach()

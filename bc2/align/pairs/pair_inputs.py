@@ -18,6 +18,7 @@ from bc2.align.samples.rendered_chats import ChatSource, rendered_chats
 from bc2.align.samples.row_stream import total_rows
 from bc2.align.samples.speech import chat_source, check_vocabulary, pad_id
 from bc2.console import progress
+from bc2.data.chats.conversation import Conversation
 from bc2.data.pairs.pairs import ANSWERS, Pairs
 from bc2.data.splits import Split
 from bc2.errors import DataError, RecipeError
@@ -49,6 +50,15 @@ class PairInputs:
     @property
     def sources(self) -> tuple[str, ...]:
         return self.pairs.sources
+
+    def prompts(self, count: int) -> list[Conversation]:
+        """Held-out conversations, spread over the pairs, of which the answer is left to a model."""
+        if self.heldout is None:
+            return []
+        table = self.heldout.pairs.table
+        _, first = np.unique(table.prompt, return_index=True)
+        some = first[np.unique(np.linspace(0, len(first) - 1, min(count, len(first))).astype(int))]
+        return [self.pairs.answers.at("heldout", int(at)) for at in table.chosen[some]]
 
     def extent(self, config: PreferenceConfig) -> str:
         """What a step reads and how much that is in all, for a person."""

@@ -41,7 +41,7 @@ class HeldoutScores:
         table = self.rows.pairs.table[units]
         facts = {
             "heldout_loss": float(np.logaddexp(0.0, rejected - chosen).mean()),
-            "heldout_accuracy": float((chosen > rejected).mean()),
+            "heldout_accuracy": float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()),
             "heldout_score_margin": float((chosen - rejected).mean()),
             "heldout_pairs": len(scores),
             "score_centre": float(scores.mean()),

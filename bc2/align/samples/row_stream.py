@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from bc2.align.samples.packed_rows import PackedRows
 from bc2.data.loader import Batch, read_ahead
@@ -66,7 +67,7 @@ class RowStream(BatchStream):
     def of(
         cls, rows: PackedRows, config: TokenBatchConfig, total: int | None, names: Sequence[str],
         mesh: Mesh, check: Callable[[], None],
-    ) -> RowStream:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """The steps of this rank of a run."""
         return cls(
             rows, config.batch_sequences, total, config.micro_sequences, config.data_timeout_s,

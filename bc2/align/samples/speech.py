@@ -65,12 +65,12 @@ def write_speech(run: Run, folder: Path, chat_layout: str | None) -> None:
         (folder / GENERATION_FILE).write_bytes(base.file(GENERATION_FILE).read_bytes())
 
 
-def check_speaks(base: Artifact, run: Run) -> None:
+def check_speaks(base: Artifact, where: str) -> None:
     """Raises: RefError if the model that a run begins with says no next token."""
     if base.manifest.role == "reward":
         raise RefError(
             f"{base.title} is a reward model, which says no next token",
-            where=f"{run.config.section}.init",
+            where=where,
             todo="name a base or chat model: bc2 registry list --kind checkpoint",
         )
 

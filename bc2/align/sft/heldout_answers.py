@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from bc2.align.samples.packed_batch import WEIGHT
+from bc2.align.samples.written_answers import AnswerWriter
 from bc2.align.sft.packed_conversations import PackedSamples
-from bc2.data.chats.conversation import Conversation
 from bc2.data.loader import Batch, read_ahead
-from bc2.errors import DataError, RunFailed
+from bc2.errors import RunFailed
 from bc2.model.transfer import to_device
 from bc2.model.transformer import Transformer
-from bc2.tokenizer.chat import Chat
-from bc2.train.continuations import continuations
 from bc2.train.engines.base import Engine
 from bc2.train.measured import Measured
 from bc2.train.objective import Loss, hidden_states
@@ -54,13 +52,7 @@ class HeldoutAnswers:
     """Held-out conversations, each label weighted by one over those of its sample; None: the loss
     is not measured."""
     micro_batch: int
-    prompts: Sequence[Conversation]
-    """Conversations whose first answer the model writes."""
-    chat: Chat
-    room: int
-    """Tokens of the model's context."""
-    new_tokens: int
-    """At most this many tokens are in an answer."""
+    answers: AnswerWriter
     timeout_s: float
     """The longest wait for a batch."""
     check: Callable[[], None]
@@ -74,7 +66,8 @@ class HeldoutAnswers:
         broken = not math.isfinite(facts["heldout_loss"])
         text = f"held-out loss {facts['heldout_loss']:.4f} nats/token, "
         text += f"{facts['heldout_accuracy']:.1%} of tokens the likeliest"
-        samples = [] if broken else self._answers()
+        answers = [] if broken else self.answers(self.engine, self.check)
+        samples = [{"prompt": asked, "text": text} for asked, text, _ in answers]
         return Measured(facts, text, samples, {"heldout_sha256": self._digest()})
 
     def _batches(self) -> Iterator[Batch]:
@@ -115,25 +108,3 @@ class HeldoutAnswers:
             sample = self.rows.samples.sample(number)
             found.update(np.stack([sample.tokens, sample.labels]).astype("<i4").tobytes())
         return found.hexdigest()
-
-    def _answers(self) -> list[dict[str, str]]:
-        asked = [(question, ids) for question, ids in map(self._prompt, self.prompts) if ids]
-        made = continuations(
-            self.engine, [ids for _, ids in asked], self.new_tokens, self.chat.end_ids, self.check
-        )
-        return [
-            {"prompt": question, "text": self.chat.generated_bytes(new).decode("utf-8", "replace")}
-            for (question, _), new in zip(asked, made, strict=bool(made))
-        ]
-
-    def _prompt(self, conversation: Conversation) -> tuple[str, list[int]]:
-        """What is asked before the first answer, and its tokens; none where it leaves no room."""
-        said = conversation.messages
-        answers = (number for number, one in enumerate(said) if one["role"] == "assistant")
-        asked = said[: next(answers, len(said))]  # users' messages alone may be learnt too
-        try:
-            ids = self.chat.prompt(asked)
-        except DataError:
-            return "", []
-        fits = len(ids) + self.new_tokens <= self.room
-        return asked[-1]["content"], ids if fits else []

@@ -121,6 +121,7 @@ class SftRun(Training):
     def evaluator(
         self, config: RunConfig, models: Models, check: Callable[[], None]
     ) -> HeldoutAnswers | None:
+        from bc2.align.samples.written_answers import AnswerWriter
         from bc2.align.sft.heldout_answers import HeldoutAnswers
 
         assert isinstance(config, SftConfig)
@@ -130,10 +131,12 @@ class SftRun(Training):
             models.product,
             self.data.heldout,
             config.micro_sequences,
-            self.data.prompts(config.sample_prompts),
-            self.data.source.chat(),
-            room=self.room,
-            new_tokens=config.sample_tokens,
+            AnswerWriter(
+                self.data.prompts(config.sample_prompts),
+                self.data.source.chat(),
+                self.room,
+                config.sample_tokens,
+            ),
             timeout_s=config.data_timeout_s,
             check=check,
         )

@@ -104,7 +104,7 @@ def open_sft_inputs(run: Run) -> SftInputs:
     config, artifact = run.config, run.inputs.one("chats")
     assert isinstance(config, SftConfig)
     base = run.inputs.one(INIT.name)
-    check_speaks(base, run)
+    check_speaks(base, f"{config.section}.{INIT.name}")
     check_vocabulary(base, run)
     source = chat_source(artifact.path, artifact, base, config.chat_layout, config.section)
     chats = Chats.open(artifact.path)
