@@ -52,7 +52,9 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "data": Verb(
-        "Prepare a corpus, token shards and chats.", "data", ("prep", "tokenize", "chats")
+        "Prepare a corpus, token shards, chats and pairs.",
+        "data",
+        ("prep", "tokenize", "chats", "pairs"),
     ),
     "train-tokenizer": Verb(
         "Train a SentencePiece tokenizer on a corpus.", "train_tokenizer", ("",)

@@ -1,4 +1,4 @@
-"""`bc2 data prep`, `tokenize`, `chats`, `lint`, `report` and `train-quality`."""
+"""`bc2 data prep`, `tokenize`, `chats`, `pairs`, `lint`, `report` and `train-quality`."""
 
 from __future__ import annotations
 
@@ -113,6 +113,16 @@ def chats(
     """Read a recipe's conversations, in any of the usual formats, and split off held-out ones."""
     read = load_for("chats", recipe, set_ or [])
     _make("chats", read, Output.of(json=json, quiet=quiet), fresh=fresh)
+
+
+@app.command()
+def pairs(
+    recipe: RecipeArg, set_: Set = None, fresh: Fresh = False, json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Read a recipe's comparisons of answers, in any of the usual formats, split by prompt."""
+    read = load_for("pairs", recipe, set_ or [])
+    _make("pairs", read, Output.of(json=json, quiet=quiet), fresh=fresh)
 
 
 @app.command()

@@ -24,6 +24,16 @@ ChatFault = Literal[
     "unknown_role",  # said by somebody else than system, user, assistant
     "no_place",  # tools, images and other things that layouts here have no place for
     "bad_mark",  # `train` or `weight` with a value that says nothing
+    # of comparisons
+    "not_compared",  # a conversation, with nothing to compare its answer with
+    "one_label",  # an answer that is wanted or not, alone
+    "no_prompt",  # nothing that is answered
+    "prompts_differ",  # two answers, of which each answers something else
+    "no_answer",  # a pair that lacks one of its answers
+    "identical_answers",  # a pair of twice the same answer
+    "bad_score",  # a score that is no finite number, or outside of the source's range
+    "bad_rank",  # a rank that is no whole number
+    "contradiction",  # the answer that is said to be the better one has the lower score
 ]
 
 #: Most characters of what is said of a row: a role or a key may be as long as its file.
@@ -63,6 +73,8 @@ class SkippedRows:
 
     source: str
     malformed: Literal["stop", "skip"]
+    section: str = "chats"
+    """The section of the recipe that says what is done."""
     counts: Counter[ChatFault] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
     """The first ones, as FILE:ROW REASON; FILE is relative to the source."""
@@ -82,7 +94,8 @@ class SkippedRows:
                 f"malformed row in source {self.source!r}: {bad.detail}",
                 where=place,
                 todo=bad.todo
-                or 'repair it, or set chats.malformed = "skip" to count and skip such rows',
+                or f'repair it, or set {self.section}.malformed = "skip" to count and skip such '
+                "rows",
             )
         self.counts[bad.reason] += 1
         if len(self.first) < ROWS_NAMED:
@@ -94,7 +107,8 @@ class SkippedRows:
         if bad > limit * (bad + taken):
             raise DataError(
                 f"{bad:,} of {bad + taken:,} rows of source {self.source!r} could not be read: "
-                f"chats.max_malformed is {limit:g}",
+                f"{self.section}.max_malformed is {limit:g}",
                 where=", ".join(self.first[:3]),
-                todo="look at these rows, set the source's format, or raise chats.max_malformed",
+                todo="look at these rows, set the source's format, or raise "
+                f"{self.section}.max_malformed",
             )

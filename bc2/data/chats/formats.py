@@ -77,7 +77,8 @@ def recognise(row: Any) -> Format:
         raise BadChat(
             "preference",
             f"answers to be compared ({', '.join(key for key in _COMPARED if _has(row, key))})",
-            "leave it out; or set the source's format if what else it holds is to be learnt",
+            "give it to [pairs], for `bc2 reward` and `bc2 dpo`; or set the source's format if "
+            "what else it holds is to be learnt",
         )
     found = formats_of(row)
     if (key := _list_key(row)) is not None and not row[key]:  # nothing tells its format
@@ -115,7 +116,8 @@ def read_row(row: Row, form: Format) -> Messages:
         BadChat: it has not, or what they hold is no conversation.
     """
     check_object(row)
-    _check_row(row)
+    _check_wanted(row)
+    check_row(row)
     messages, read = _READERS[form](row)
     if not messages:
         raise BadChat("no_messages", f"{read} holds no messages")
@@ -141,12 +143,16 @@ def _unread_of_message(message: Row, of: str) -> Iterator[str]:
             yield f"{of}[].{key}"
 
 
-def _check_row(row: Row) -> None:
+def _check_wanted(row: Row) -> None:
     if row.get("label") is False:
         raise BadChat(
             "label_false", "`label` is false: an answer that is not wanted",
             'leave it out, or set chats.malformed = "skip" to count and skip such rows',
         )  # fmt: skip
+
+
+def check_row(row: Row) -> None:
+    """Raise BadChat of a row with something beside its text that would be lost without a word."""
     for key in _NO_PLACE:
         if row.get(key) not in (None, [], {}, "", "[]"):
             raise BadChat("no_place", f"`{key}`, which chat layouts here have no place for")

@@ -12,7 +12,9 @@ from bc2.data import versions
 from bc2.data.chats.bad_chat import SkippedRows
 from bc2.data.chats.chats import FACTS, SplitWriter
 from bc2.data.chats.chats_config import ChatsConfig, ChatSourceConfig
-from bc2.data.chats.read_chats import SourceReading, read_chats
+from bc2.data.chats.read_chats import read_chats
+from bc2.data.chats.source_rows import SourceReading
+from bc2.data.source_config import OriginConfig
 from bc2.data.splits import SPLITS, Split
 from bc2.errors import DataError
 from bc2.files import canonical_json
@@ -47,8 +49,8 @@ def make_chats(config: ChatsConfig, out: Path) -> dict[str, Any]:
         **counts,
         "sources": {source["name"]: source["rows"] for source in sources},
         "formats": {source["name"]: source["formats"] for source in sources},
-        **_nonempty("skipped", {each["name"]: each["skipped"] for each in sources}),
-        **_nonempty("licences", {each["name"]: each["licence"] for each in sources}),
+        **nonempty("skipped", {each["name"]: each["skipped"] for each in sources}),
+        **nonempty("licences", {each["name"]: each["licence"] for each in sources}),
     }
 
 
@@ -68,11 +70,11 @@ def _write_source(
             writers[SPLITS[out]].add(chat, form)
             held += out
             bar(1)
-    _tell(source, found, skipped)
+    tell_rows(source.name, f"{found.rows:,} conversations", found, skipped)
     return {
         "name": source.name,
         "times": source.times,
-        **_origin(source),
+        **origin(source),
         "rows": found.rows,
         "heldout": held,
         "formats": dict(sorted(found.formats.items())),
@@ -82,7 +84,7 @@ def _write_source(
     }
 
 
-def _origin(source: ChatSourceConfig) -> dict[str, Any]:
+def origin(source: OriginConfig) -> dict[str, Any]:
     """Language, licence, and of what is made that it is, and of what."""
     if source.environment is None:
         return {"lang": source.lang, "licence": source.licence, "made": False}
@@ -92,16 +94,17 @@ def _origin(source: ChatSourceConfig) -> dict[str, Any]:
     return {"lang": lang, "licence": licence, "made": True, "origin": origins()}
 
 
-def _tell(source: ChatSourceConfig, found: SourceReading, skipped: SkippedRows) -> None:
+def tell_rows(source: str, what: str, found: SourceReading, skipped: SkippedRows) -> None:
+    """Say what was read of a source: `what`, its formats, what was not read and not taken."""
     formats = ", ".join(f"{form}: {count:,}" for form, count in found.formats.most_common())
-    note(f"source {source.name}: {found.rows:,} conversations ({formats})")
+    note(f"source {source}: {what} ({formats})")
     if found.ignored:
         keys = sorted(found.ignored)
         more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
-        note(f"source {source.name}: not read: {', '.join(keys[:_NAMED])}{more}")
+        note(f"source {source}: not read: {', '.join(keys[:_NAMED])}{more}")
     if skipped.counts:
         told = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(skipped.counts.items()))
-        note(f"source {source.name}: skipped rows: {told}; the first is {skipped.first[0]}")
+        note(f"source {source}: skipped rows: {told}; the first is {skipped.first[0]}")
 
 
 def _check_counts(counts: Mapping[str, int], config: ChatsConfig) -> None:
@@ -118,6 +121,7 @@ def _check_counts(counts: Mapping[str, int], config: ChatsConfig) -> None:
         )
 
 
-def _nonempty(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def nonempty(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A fact by source, without those that have nothing to say; no fact if none has."""
     kept = {name: value for name, value in values.items() if value}
     return {key: kept} if kept else {}

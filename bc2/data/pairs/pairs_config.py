@@ -23,8 +23,8 @@ class PairSourceConfig(OriginConfig):
     """
 
     environment: Literal["endings"] | None = None
-    """Pairs that are made of what Python and the `quickstart` extra bring: of two answers alike in
-    length, the one with a given ending wins."""
+    """Pairs that are made of what Python and the `quickstart` extra bring: of two answers of the
+    same words, the one with a given ending wins."""
 
     format: PairFormat = "auto"
     """Which keys of a row are read; "auto": the format that the first row of each file has."""
@@ -48,7 +48,7 @@ class PairSourceConfig(OriginConfig):
     """Of answers with scores, two make a pair where their scores differ by more than this."""
 
     max_pairs: int | None = Field(None, gt=0)
-    """At most so many pairs of one prompt, drawn evenly from all; None: all."""
+    """At most so many pairs of one row's answers, drawn evenly from all; None: all."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

@@ -13,7 +13,8 @@ import pytest
 
 from bc2.data.chats.bad_chat import SkippedRows
 from bc2.data.chats.chats_config import ChatsConfig, ChatSourceConfig
-from bc2.data.chats.read_chats import ReadChat, SourceReading, read_chats
+from bc2.data.chats.read_chats import ReadChat, read_chats
+from bc2.data.chats.source_rows import SourceReading
 from bc2.errors import DataError
 
 ALPACA = {"instruction": "hi", "output": "ho"}
@@ -200,7 +201,7 @@ def test_a_hugging_face_directory(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "why"),
     [
-        ("a.txt", b"hi", "no chats are read from a file of this kind: a.txt"),
+        ("a.txt", b"hi", "no rows are read from a file of this kind: a.txt"),
         ("a.csv", b"hi", "cannot read a file of this kind"),
         ("a.jsonl", b"\n\n", "source 's' has no conversations"),
         ("a.json", b"[]", "source 's' has no conversations"),
