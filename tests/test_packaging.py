@@ -91,4 +91,4 @@ def test_wheel_works_from_an_empty_environment(wheel: Path, tmp_path: Path) -> N
         text=True,
         check=True,
     )
-    assert len(listed.stdout.split()) == 30
+    assert len(listed.stdout.split()) == 37

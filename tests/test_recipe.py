@@ -297,7 +297,7 @@ def test_every_shipped_recipe_loads_and_is_counted() -> None:
 
     names = shipped()
     on_disk = sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml"))
-    assert len(names) == len(on_disk) == 30
+    assert len(names) == len(on_disk) == 37
     for name in names:
         recipe = load(name)
         check_recipe(recipe)

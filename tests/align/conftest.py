@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from preference_runs import DPO, REWARD, comparisons
 from sft_runs import CHAT, conversations, write_rows
 
 from bc2 import recipe
@@ -35,4 +36,17 @@ def chat(base_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chat.toml").write_text(CHAT)
     write_rows(tmp_path / "chats.jsonl", conversations(200))
+    return tmp_path
+
+
+@pytest.fixture
+def preference(base_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory with reward.toml, dpo.toml, pairs.jsonl and a home with the base."""
+    shutil.copytree(base_home, tmp_path / "home")
+    monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BC2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reward.toml").write_text(REWARD)
+    (tmp_path / "dpo.toml").write_text(DPO)
+    write_rows(tmp_path / "pairs.jsonl", comparisons(200))
     return tmp_path

@@ -50,10 +50,6 @@ class DirectPreferenceOptimisation(Algorithm):
             "checkpoint", lambda settings: settings.training.reference,  # type: ignore[attr-defined]
             name="reference", optional=True,
         ),
-        Input(
-            "logprobs", lambda settings: settings.training.reference_logprobs,  # type: ignore[attr-defined]
-            name="reference_logprobs", optional=True,
-        ),
     )  # fmt: skip
 
     def models(self, settings: TrainingSettings) -> tuple[ModelRole, ...]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from bc2.align.dpo.dpo_config import DpoConfig
 from bc2.align.dpo.dpo_objective import answer_log_probs
 from bc2.align.dpo.reference import reference_of
 from bc2.align.pairs.in_turns import in_turns
@@ -93,6 +94,7 @@ def obtain_logprobs(
     """Those that the recipe names, or the registered ones, or new ones. All ranks call it.
 
     Raises:
+        RefError: named ones are not registered.
         DataError: named ones are of other data, another reference or layout.
         RunFailed: a log-probability is not finite.
     """
@@ -125,9 +127,10 @@ def _identity(run: Run, data: PairInputs) -> tuple[str, dict[str, Any]]:
 
 
 def _known(run: Run, registry: Registry, key: str, facts: Mapping[str, Any]) -> Artifact | None:
-    named = run.inputs.get("reference_logprobs")
-    if named is None:
+    assert isinstance(run.config, DpoConfig)
+    if run.config.reference_logprobs is None:
         return registry.find("logprobs", key)
+    named = registry.resolve(run.config.reference_logprobs, "logprobs")
     for name in ("pairs", "reference", "tokenizer", "layout"):
         if named.manifest.facts.get(name) != facts[name]:
             raise other_data(named, f"of another one: {name}")
