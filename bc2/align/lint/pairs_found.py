@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,6 +29,10 @@ def prompt_of(answer: Conversation) -> tuple[Message, ...]:
     return messages[:first]
 
 
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 @dataclass(frozen=True)
 class PairsFound:
     """The pairs of a split, matched with their answers as samples, and what their texts are."""
@@ -39,9 +43,14 @@ class PairsFound:
     """All pairs, those that cannot be trained on included."""
     matched: PairSamples
     """Those that can be."""
-    scan: TextScan
-    """Of the answers, each with its prompt."""
     origins: pa.Table
+    """The source, file and row of each."""
+    scan: TextScan = field(default_factory=TextScan)
+    """Of the answers, each with its prompt."""
+
+    def scanned(self, scan: TextScan) -> PairsFound:
+        """With what was read of the texts."""
+        return replace(self, scan=scan)
 
     @property
     def samples(self) -> Samples:
@@ -52,6 +61,42 @@ class PairsFound:
         """Where a pair was read."""
         one = self.origins.slice(number, 1).to_pylist()[0]
         return Place(one["source"], one["file"], one["row"], self.split, number, why)
+
+    def source(self, number: int) -> str:
+        """The name of a pair's source."""
+        return self.pairs.sources[int(self.table.source_ids[number])]
+
+    def pairs_with(self, answer: int) -> list[int]:
+        """The pairs that an answer is in."""
+        return self._pairs_of_answers.get(answer, [])
+
+    @cached_property
+    def _pairs_of_answers(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        both = zip(self.table.chosen.tolist(), self.table.rejected.tolist(), strict=True)
+        for number, answers in enumerate(both):
+            for answer in dict.fromkeys(answers):
+                found.setdefault(answer, []).append(number)
+        return found
+
+    @cached_property
+    def prompt_of_answer(self) -> dict[int, int]:
+        """The number of the prompt of each answer."""
+        return {
+            answer: int(self.table.prompt[numbers[0]])
+            for answer, numbers in self._pairs_of_answers.items()
+        }
+
+    @cached_property
+    def prompt_texts(self) -> dict[int, str]:
+        """Of each prompt who says what, but for case, white space and the system message."""
+        texts: dict[int, str] = {}
+        for answer, one in enumerate(self.pairs.answers.read(self.split)):
+            prompt = self.prompt_of_answer.get(answer)
+            if prompt is not None and prompt not in texts:
+                said = [m for m in prompt_of(one) if m["role"] != "system"]
+                texts[prompt] = "\n".join(f"{m['role']} {_plain(m['content'])}" for m in said)
+        return texts
 
     def with_answers(self, answers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """[P], whether one of a pair's answers is among `answers`."""
