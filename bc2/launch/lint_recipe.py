@@ -91,6 +91,4 @@ def _task(name: str, inputs: Inputs, settings: TrainingSettings) -> LintTask | P
     pairs = inputs.one("pairs")
     found = chat_source(pairs.path / ANSWERS, pairs, model, config.chat_layout, config.section)
     ends = config.section == "reward"
-    return PairLintTask(
-        name, pairs.ref, model.ref, pairs.path, found, config, settings.model, ends
-    )
+    return PairLintTask(name, pairs.ref, model.ref, pairs.path, found, config, settings.model, ends)

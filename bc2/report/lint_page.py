@@ -42,7 +42,9 @@ def write(
 
 
 def render(
-    report: LintReport, examples: Mapping[str, Sequence[Sequence[ShownSample]]], row: ShownRow | None
+    report: LintReport,
+    examples: Mapping[str, Sequence[Sequence[ShownSample]]],
+    row: ShownRow | None,
 ) -> str:
     """The page as HTML.
 
@@ -95,7 +97,11 @@ def _tiles(report: LintReport) -> Iterator[LintTile]:
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     yield LintTile(report.unit, _count(report.rows), splits)
     if lengths is not None:
-        yield LintTile("tokens", _count(lengths.tokens), f"{lengths.mean:,.1f} a {'pair' if report.pairs else 'sample'}")
+        yield LintTile(
+            "tokens",
+            _count(lengths.tokens),
+            f"{lengths.mean:,.1f} a {'pair' if report.pairs else 'sample'}",
+        )
         yield LintTile("learnt", _exact(lengths.trained_share), f"{lengths.trained:,} tokens")
     if packing is not None:
         rows = f"{packing.rows:,} rows of {packing.sequence_length:,}"

@@ -42,9 +42,9 @@ def pair_tables(figures: PairFigures | None) -> list[NamedTable]:
         gaps = [_bias(gap) for gap in one.gaps]
         tables.append((_BIAS, gaps, f"Pairs of {name} by how far their scores are apart"))
     if figures.cut:
-        lines = [(one.tokens, one.cut, one.identical) for one in figures.cut]
+        cut = [(one.tokens, one.cut, one.identical) for one in figures.cut]
         columns = ("tokens", "pairs that it cuts", "then identical: ln 2, no gradient")
-        tables.append((columns, lines, "In a program that cuts answers (bc2 does not)"))
+        tables.append((columns, cut, "In a program that cuts answers (bc2 does not)"))
     return tables
 
 

@@ -108,16 +108,18 @@ def figures(report: LintReport) -> Iterator[tuple[str, str]]:
     lengths, packing = report.lengths, report.packing
     if lengths is not None:
         named = ", ".join(f"{name} {value:,}" for name, value in lengths.quantiles.items())
-        yield f"tokens a {'pair' if report.pairs else 'sample'}", f"{named}; mean {lengths.mean:,.1f}"
+        yield (
+            f"tokens a {'pair' if report.pairs else 'sample'}",
+            f"{named}; mean {lengths.mean:,.1f}",
+        )
         yield (
             "learnt",
             f"{lengths.trained:,} of {lengths.tokens:,} tokens, {lengths.trained_share:.1%}",
         )
     if packing is not None:
-        rows = (
-            f"{packing.samples:,} {'pairs' if report.pairs else 'samples'} in {packing.rows:,} rows of {packing.sequence_length:,}"
-        )
-        yield "an epoch", f"{rows}, {packing.filled:.2%} full"
+        packed = "pairs" if report.pairs else "samples"
+        rows = f"{packing.samples:,} {packed} in {packing.rows:,} rows"
+        yield "an epoch", f"{rows} of {packing.sequence_length:,}, {packing.filled:.2%} full"
     if report.pairs is not None:
         yield from pair_figures(report.pairs)
     yield "copies", copies(report)

@@ -73,9 +73,7 @@ def _common(first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> int:
     return int(differ[0]) if len(differ) else size
 
 
-def cut_figures(
-    shared: npt.NDArray[np.int64], longer: npt.NDArray[np.int64]
-) -> Sequence[CutPairs]:
+def cut_figures(shared: npt.NDArray[np.int64], longer: npt.NDArray[np.int64]) -> Sequence[CutPairs]:
     """Pairs that are cut, and that become the same, at powers of two up to the longest answer."""
     figures, tokens = [], _SHORTEST
     while tokens < longer.max(initial=0) and tokens <= _MOST:

@@ -62,9 +62,7 @@ def place_of(chats: Chats, split: Split, index: int, why: str) -> Place:
     return Place(one.source, one.file, one.row, split, index, why)
 
 
-def lengths_of(
-    lengths: npt.NDArray[np.int64], trained: npt.NDArray[np.int64]
-) -> Lengths | None:
+def lengths_of(lengths: npt.NDArray[np.int64], trained: npt.NDArray[np.int64]) -> Lengths | None:
     """How long samples or pairs are, and how much of them is learnt; None: there is none.
 
     Args:
@@ -98,9 +96,7 @@ def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int]]
         yield int(start), int(stop), int(count)
 
 
-def packing_of(
-    lengths: npt.NDArray[np.int32], rows: int, sequence_length: int
-) -> Packing | None:
+def packing_of(lengths: npt.NDArray[np.int32], rows: int, sequence_length: int) -> Packing | None:
     """How full the rows of an epoch are; None: it has no samples.
 
     Args:

@@ -34,9 +34,9 @@ def length_bias(
         prompts: [P], equal for pairs of one prompt.
     """
     ties = lengths[:, 0] == lengths[:, 1]
-    wins = np.where(ties, 0.5, lengths[:, 0] > lengths[:, 1])
+    wins = np.where(ties, 0.5, lengths[:, 0] > lengths[:, 1]).astype(np.float64)
     _, number = np.unique(prompts, return_inverse=True)
-    sums, counts = np.bincount(number, wins), np.bincount(number)
+    sums, counts = np.bincount(number, wins), np.bincount(number).astype(np.float64)
     return LengthBias(
         group=group,
         pairs=len(lengths),
@@ -47,9 +47,7 @@ def length_bias(
     )
 
 
-def _interval(
-    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
-) -> tuple[float, float]:
+def _interval(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     """95% of the shares among prompts that are drawn anew, as many as there are.
 
     Args:
@@ -109,9 +107,7 @@ def score_figures(
         )
 
 
-def _by_gap(
-    table: PairTable, lengths: npt.NDArray[np.int64], width: float
-) -> Iterator[LengthBias]:
+def _by_gap(table: PairTable, lengths: npt.NDArray[np.int64], width: float) -> Iterator[LengthBias]:
     """By the fifth of the range that two scores are apart; the upper edge belongs to a fifth."""
     gaps = np.round(table.gaps / (width or 1.0), _DECIMALS)
     fifth = np.clip(np.ceil(gaps * _GAPS), 1, _GAPS).astype(np.int64)

@@ -188,9 +188,7 @@ class _Seen:
         shared, longer = (np.concatenate(each) for each in zip(*self.shared, strict=True))
         counts = [np.unique(one.table.prompt, return_counts=True)[1] for one in self.found]
         return PairFigures(
-            prompts={
-                one.split: len(each) for one, each in zip(self.found, counts, strict=True)
-            },
+            prompts={one.split: len(each) for one, each in zip(self.found, counts, strict=True)},
             answers={one.split: self.pairs.answers.count(one.split) for one in self.found},
             pairs_per_prompt=_spread(np.concatenate(counts)),
             length_bias=tuple(biased),

@@ -15,7 +15,7 @@ class LengthBias:
     pairs: int
     prompts: int
     ties: int
-    """Pairs of which both answers have as many tokens: half of each counts as the longer winning."""
+    """Pairs of which both answers have as many tokens: in `longer_wins` each is half a win."""
     longer_wins: float
     """Share of pairs."""
     interval: tuple[float, float] | None
