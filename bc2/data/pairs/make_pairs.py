@@ -38,9 +38,7 @@ def make_pairs(config: PairsConfig, out: Path) -> dict[str, Any]:
         sources = [_write_source(each, config, writers, normalisations) for each in config.sources]
     for writer in writers.values():
         writer.finish(normalisations)
-    counts: dict[str, dict[str, int]] = {
-        split: _counts(writer) for split, writer in writers.items()
-    }
+    counts = _counts(writers)
     _check_counts({split: writer.count for split, writer in writers.items()}, config)
     whole: dict[str, Any] = {
         "version": versions.PAIRS,
