@@ -108,7 +108,7 @@ def lint_pairs(
         findings=tuple(pair_findings(found, seen.shared, chat, task.config, known, show)),
         lengths=lengths_of(seen.tokens, seen.trained.sum(axis=1)),
         packing=packing_of(epoch.lengths, len(epoch.rows), task.config.sequence_length),
-        sources=tuple(pair_sources(pairs, found)),
+        sources=tuple(pair_sources(pairs, found, ends=task.ends)),
         copies_of_other_sources=sum(one.copies_of_others for one in found),
         overlaps=pair_overlaps(found, known, show),
         proof=_proof(epoch, found[0], task),

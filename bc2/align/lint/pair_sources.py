@@ -10,8 +10,14 @@ from bc2.align.lint.pairs_found import PairsFound
 from bc2.data.pairs.pairs import Pairs
 
 
-def pair_sources(pairs: Pairs, found: Sequence[PairsFound]) -> Iterator[SourceFigures]:
-    """Counts of each source over both splits."""
+def pair_sources(
+    pairs: Pairs, found: Sequence[PairsFound], *, ends: bool
+) -> Iterator[SourceFigures]:
+    """Counts of each source over both splits.
+
+    Args:
+        ends: see `bc2.align.pairs.packed_pairs.PackedPairs.ends`.
+    """
     languages = [
         one.scan.languages_by(pairs.answers.source_ids(one.split).tolist()) for one in found
     ]
@@ -26,7 +32,7 @@ def pair_sources(pairs: Pairs, found: Sequence[PairsFound]) -> Iterator[SourceFi
             rows=sum(int((one.table.source_ids == number).sum()) for one in found),
             times=facts["times"],
             samples=sum(int(mine.sum()) for mine in chosen),
-            tokens=sum(int(one.matched.lengths[mine].sum()) for one, mine in both),
+            tokens=sum(int((one.matched.lengths[mine] + 2 * ends).sum()) for one, mine in both),
             trained=int(sum(trained)),
             copies=sum(one.source(n) == facts["name"] for one in found for _, n in one.copies),
             languages=dict(sorted(spoken.items(), key=lambda one: (-one[1], one[0]))),
