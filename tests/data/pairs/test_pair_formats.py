@@ -224,9 +224,8 @@ def test_any_row_is_read_or_refused(row):
         form = recognise(row)
         found = read_row(row, form)
         pairs = found.pairs(0.0, Counter())
-    except BadChat as bad:
-        assert bad.detail
-        return
+    except BadChat:
+        return  # refused, and no other exception
     for better, worse in pairs:
         assert json.dumps(found.answers[better].messages) != json.dumps(
             found.answers[worse].messages
