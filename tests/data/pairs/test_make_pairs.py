@@ -116,6 +116,14 @@ def test_a_stated_range_is_that_of_the_targets(tmp_path):
     }  # fmt: skip
 
 
+def test_scores_that_no_number_can_spread_are_an_error(tmp_path):
+    path = lines(tmp_path / "a.jsonl", [scored("hi", 1e-300, 2e-300)])
+    with pytest.raises(DataError, match="differ too little to be normalised"):
+        make(tmp_path / "out", source(path))
+    made = make(tmp_path / "more", source(path, normalise="none")).table("train")
+    assert made.targets.tolist() == [[2e-300, 1e-300]]
+
+
 def test_without_scores_there_are_no_targets(tmp_path):
     made = make(tmp_path / "out", source(lines(tmp_path / "a.jsonl", [{"prompt": "hi", **TWO}])))
     assert np.isnan(made.table("train").targets).all()

@@ -114,6 +114,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "hi", **TWO, "score_chosen": 1}, "bad_score", "no `score_rejected`"),
     ({"prompt": "hi", **TWO, "score_chosen": math.nan, "score_rejected": 1}, "bad_score", "nan"),
     ({"prompt": "hi", **TWO, "score_chosen": -math.inf, "score_rejected": 1}, "bad_score", "inf"),
+    ({"prompt": "hi", **TWO, "score_chosen": 10**400, "score_rejected": 1}, "bad_score", "large"),
     ({"prompt": "hi", **TWO, "score_chosen": "9", "score_rejected": 1}, "bad_score", "not a numb"),
     ({"prompt": "hi", "responses": [{"text": "a", "score": True}] * 2}, "bad_score", "not a numb"),
     ({"prompt": "hi", "responses": [{"text": "a", "score": 1}, {"text": "b"}]}, "bad_score",
