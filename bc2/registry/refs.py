@@ -39,6 +39,11 @@ _REF = re.compile(
     rf"|:(?P<tag>{NAME.pattern}))?"
 )
 _DIGEST = re.compile(r"[0-9a-fA-F]{8,64}")
+#: What reads what can be taken for one another, for messages.
+_READERS: dict[Kind, str] = {
+    "chats": "`bc2 sft` reads",
+    "pairs": "`bc2 reward` and `bc2 dpo` read",
+}
 #: The largest number that the index holds.
 _LARGEST = 2**63 - 1
 
@@ -178,7 +183,11 @@ def _usable(
 
 
 def _other_kind(text: str, found: Kind, kind: Kind | None) -> RefError:
-    return RefError(f"{text!r} is a {found}, and a {kind} is needed")
+    reader = _READERS.get(found)
+    return RefError(
+        f"{text!r} is a {found}, and a {kind} is needed",
+        todo=None if reader is None else f"{found} are what {reader} to learn from",
+    )
 
 
 def _pick(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from bc2.files import canonical_json
 from bc2.tokenizer.chat import Message
@@ -28,7 +29,7 @@ class Conversation:
         """Its place, for errors."""
         return f"{self.file}, row {self.row:,}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of who said what: equal for conversations that say the same."""
         said = [[message["role"], message["content"]] for message in self.messages]

@@ -75,7 +75,7 @@ def _write_source(
     """Write the pairs of a source, and note how its scores become targets."""
     skipped = SkippedRows(source.name, config.malformed, "pairs")
     found, scale = PairReading(), ScoreScale(source.name, source.score_range)
-    targets, held = TargetScale(), 0
+    targets, held = TargetScale(source.name), 0
     with progress(f"reading {source.name}", None, "comparisons") as bar:
         for row in read_pairs(source, config, found, scale, skipped):
             prompt = row.prompt.digest
@@ -108,16 +108,15 @@ def _write_source(
 
 def _write_row(row: ReadRow, prompt: str, writer: PairWriter) -> None:
     answers = row.comparison.answers
+    said = {place: row.answer(place) for place in row.places}
     for chosen, rejected in row.pairs:
-        writer.add(
-            prompt, row.answer(chosen), row.answer(rejected), row.format,
-            (answers[chosen].score, answers[rejected].score),
-        )  # fmt: skip
+        scores = answers[chosen].score, answers[rejected].score
+        writer.add(prompt, said[chosen], said[rejected], row.format, scores)
 
 
 def _add_targets(row: ReadRow, targets: TargetScale) -> None:
     """Count each score once that stands in a pair."""
-    for place in sorted({place for pair in row.pairs for place in pair}):
+    for place in row.places:
         score = row.comparison.answers[place].score
         if score is not None:
             targets.add(score)

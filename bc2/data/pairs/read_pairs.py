@@ -33,6 +33,11 @@ class ReadRow:
     row: int
 
     @property
+    def places(self) -> list[int]:
+        """Of the answers that stand in a pair, in order."""
+        return sorted({place for pair in self.pairs for place in pair})
+
+    @property
     def prompt(self) -> Conversation:
         """The prompt alone."""
         return self._conversation(self.comparison.prompt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,9 @@ from bc2.data.pairs.comparison import Answer, Comparison, said
 from bc2.tokenizer.chat import Message
 
 Row = Mapping[str, Any]
+
+#: The largest score: squares of what is larger lose what tells two scores apart.
+MOST_SCORE = 1e12
 
 #: Keys of the score of either answer of a pair: of both, those of one line.
 SCORES = (
@@ -137,7 +139,7 @@ def two_scores(row: Row) -> tuple[float | None, float | None]:
 
 
 def score_at(row: Row, key: str, where: str) -> float:
-    """The score of a key, which is a finite number.
+    """The score of a key, which is a finite number and not beyond `MOST_SCORE`.
 
     Raises:
         BadChat: it is none.
@@ -145,6 +147,8 @@ def score_at(row: Row, key: str, where: str) -> float:
     value = row[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadChat("bad_score", f"{where} is {value!r}, and not a number")
-    if not math.isfinite(value):
-        raise BadChat("bad_score", f"{where} is {value!r}: a score is a finite number")
+    if not abs(value) <= MOST_SCORE:
+        shown = f"{value:g}" if isinstance(value, float) else "too large"
+        why = f"{where} is {shown}: a score is a finite number within ±{MOST_SCORE:g}"
+        raise BadChat("bad_score", why)
     return float(value)

@@ -89,8 +89,9 @@ class ScoreScale:
 
 @dataclass
 class TargetScale:
-    """Of the scores of training answers what their normalisation needs."""
+    """Of the scores of a source's training answers what their normalisation needs."""
 
+    source: str
     count: int = 0
     lowest: float = math.inf
     highest: float = -math.inf
@@ -109,12 +110,23 @@ class TargetScale:
     def normalisation(
         self, how: Literal["range", "standard", "none"], stated: tuple[float, float] | None
     ) -> Normalisation | None:
-        """How scores become targets; None: there are no scores."""
+        """How scores become targets; None: there are no scores.
+
+        Raises:
+            DataError: they differ by less than numbers can hold.
+        """
         if not self.count:
             return None
         if how == "none":
             return Normalisation(0.0, 1.0)
+        found = Normalisation(self._mean, math.sqrt(self._squares / self.count))
         if how == "range":
             low, high = stated or (self.lowest, self.highest)
-            return Normalisation((low + high) / 2, (high - low) / 2)
-        return Normalisation(self._mean, math.sqrt(self._squares / self.count))
+            found = Normalisation((low + high) / 2, (high - low) / 2)
+        if not found.scale:
+            raise DataError(
+                f"the scores of source {self.source!r} differ too little to be normalised: from "
+                f"{self.lowest:g} to {self.highest:g}",
+                todo='multiply them, or set normalise = "none" in the source',
+            )
+        return found

@@ -114,6 +114,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "hi", **TWO, "score_chosen": 1}, "bad_score", "no `score_rejected`"),
     ({"prompt": "hi", **TWO, "score_chosen": math.nan, "score_rejected": 1}, "bad_score", "nan"),
     ({"prompt": "hi", **TWO, "score_chosen": -math.inf, "score_rejected": 1}, "bad_score", "inf"),
+    ({"prompt": "hi", **TWO, "score_chosen": 10**400, "score_rejected": 1}, "bad_score", "large"),
     ({"prompt": "hi", **TWO, "score_chosen": "9", "score_rejected": 1}, "bad_score", "not a numb"),
     ({"prompt": "hi", "responses": [{"text": "a", "score": True}] * 2}, "bad_score", "not a numb"),
     ({"prompt": "hi", "responses": [{"text": "a", "score": 1}, {"text": "b"}]}, "bad_score",
@@ -224,9 +225,8 @@ def test_any_row_is_read_or_refused(row):
         form = recognise(row)
         found = read_row(row, form)
         pairs = found.pairs(0.0, Counter())
-    except BadChat as bad:
-        assert bad.detail
-        return
+    except BadChat:
+        return  # refused, and no other exception
     for better, worse in pairs:
         assert json.dumps(found.answers[better].messages) != json.dumps(
             found.answers[worse].messages
