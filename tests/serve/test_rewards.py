@@ -74,7 +74,10 @@ def test_conversations_have_the_scores_that_they_have_alone(
 
 def test_an_adapter_stands_beside_the_weights_of_a_model_that_speaks(server: Server) -> None:
     judging, talker = (server.models.by_name[name].lane for name in ("judging", "talker"))
-    weights = [judging.model.model.embed_tokens.weight, talker.engine.runner.model.model.embed_tokens.weight]
+    weights = [
+        judging.model.model.embed_tokens.weight,
+        talker.engine.runner.model.model.embed_tokens.weight,
+    ]
     assert weights[0].data_ptr() == weights[1].data_ptr()
     said = {"model": "talker", "messages": TALKS[0][:1], "temperature": 0, "max_tokens": 3}
     assert server.post("/v1/chat/completions", said).status == 200

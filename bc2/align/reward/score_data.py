@@ -14,7 +14,8 @@ from bc2.data.chats.chats import Chats
 from bc2.data.chats.chats_config import ChatsConfig, ChatSourceConfig
 from bc2.data.chats.conversation import Conversation
 from bc2.data.chats.make_chats import make_chats
-from bc2.data.chats.read_chats import SourceReading, read_chats
+from bc2.data.chats.read_chats import read_chats
+from bc2.data.chats.source_rows import SourceReading
 from bc2.data.pairs.pairs import Pairs
 from bc2.data.pairs.pairs_config import PairsConfig, PairSourceConfig
 from bc2.data.splits import Split
