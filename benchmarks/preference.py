@@ -49,7 +49,6 @@ def prepare(file: Path, work: Path) -> None:
     import gzip
 
     from bc2.data.pairs.dialogues import dialogue_messages
-
     from bc2.tokenizer.chat_file import chat_named
     from bc2.tokenizer.tokenizer import Tokenizer
     from bc2.tokenizer.tokenizer_config import TokenizerConfig
@@ -62,7 +61,10 @@ def prepare(file: Path, work: Path) -> None:
     chat = chat_named("baichuan", tokenizer)
     kept = []
     for row in rows:
-        both = [chat.render(dialogue_messages(row[which], which)).ids for which in ("chosen", "rejected")]
+        both = [
+            chat.render(dialogue_messages(row[which], which)).ids
+            for which in ("chosen", "rejected")
+        ]
         common = next((at for at, (a, b) in enumerate(zip(*both, strict=False)) if a != b), 0)
         if common and max(map(len, both)) <= LONGEST and common < min(map(len, both)):
             kept.append([both[0][:common], both[0][common:], both[1][common:]])

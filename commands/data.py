@@ -18,6 +18,7 @@ from bc2.registry import Artifact, Kind, Registry
 
 if TYPE_CHECKING:
     from bc2.align.lint.lint import LintTask
+    from bc2.align.lint.pair_lint import PairLintTask
     from bc2.data.prep.prepare import PrepOptions
     from bc2.report.description import Description
 
@@ -133,8 +134,12 @@ def lint(
         typer.Option(metavar="[SOURCE:]N", help="Show this row's tokens, and look at no other."),
     ] = None,
     show: Annotated[
-        int, typer.Option(min=0, help="Conversations to name of each kind of finding.")
+        int, typer.Option(min=0, help="Rows to name of each kind of finding.")
     ] = 5,
+    section: Annotated[
+        Literal["sft", "reward", "dpo"] | None,
+        typer.Option(help="Whose data, of a recipe with several; else the last of these."),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a page with tokens there.")
     ] = None,
@@ -147,42 +152,56 @@ def lint(
     ] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Look at a recipe's conversations as its model will: errors, figures, tokens.
+    """Look at a recipe's conversations or pairs as its model will: errors, figures, tokens.
 
-    The exit code is 3 if fine-tuning would stop: an answer that is empty or never ends, roles out
-    of order, what is too long. It is 0 if there is nothing of it, or the recipe leaves it out.
+    The exit code is 3 if training would stop: an answer that is empty or never ends, roles out of
+    order, two answers that are the same, what is too long. It is 0 if there is nothing of it, or
+    the recipe leaves it out.
     """
     from bc2.launch.lint_recipe import lint_task
 
     if page is not None:
         check_replaceable(page)
-    task = lint_task(Registry.open(), recipe, set_ or [])
+    task = lint_task(Registry.open(), recipe, set_ or [], section)
     if row is not None:
         _show_rows(task, row, Output.of(json=json))
         return
     _lint(task, Output.of(json=json), show, page, benchmarks, workers)
 
 
-def _show_rows(task: LintTask, row: str, output: Output) -> None:
+def _show_rows(task: LintTask | PairLintTask, row: str, output: Output) -> None:
+    from bc2.align.lint.lint import LintTask
+    from bc2.align.lint.shown_pairs import find_pairs
     from bc2.align.lint.shown_tokens import find_rows
     from bc2.report import lint_view
 
-    found = find_rows(task, row)
+    found = find_rows(task, row) if isinstance(task, LintTask) else find_pairs(task, row)
     output.emit([asdict(one) for one in found], table=lint_view.samples_view(found))
 
 
 def _lint(
-    task: LintTask, output: Output, show: int, page: Path | None, benchmarks: Path | None,
-    workers: int | None,
+    task: LintTask | PairLintTask, output: Output, show: int, page: Path | None,
+    benchmarks: Path | None, workers: int | None,
 ) -> None:  # fmt: skip
-    from bc2.align.lint.lint import lint
+    from bc2.align.lint.lint import LintTask, lint
+    from bc2.align.lint.pair_lint import lint_pairs
+    from bc2.align.lint.shown_pairs import first_pair_row, shown_pairs
     from bc2.align.lint.shown_tokens import first_row, shown_places
     from bc2.report import lint_page, lint_view
 
-    found = lint(task, show=show, workers=workers, benchmarks=benchmarks)
-    row = first_row(task)
+    if isinstance(task, LintTask):
+        found = lint(task, show=show, workers=workers, benchmarks=benchmarks)
+        row = first_row(task)
+    else:
+        found = lint_pairs(task, show=show, workers=workers, benchmarks=benchmarks)
+        row = first_pair_row(task)
     if page is not None:
-        samples = {one.code: shown_places(task, one.examples) for one in found.findings}
+        samples = {
+            one.code: [[sample] for sample in shown_places(task, one.examples)]
+            if isinstance(task, LintTask)
+            else list(shown_pairs(task, one.examples))
+            for one in found.findings
+        }
         lint_page.write(found, page, samples, row)
         note(f"the page is {page}")
     output.emit(found.to_json(), table=lint_view.view(found, row), kept=page is not None)

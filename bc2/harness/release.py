@@ -16,7 +16,9 @@ from bc2.harness.releases import (
     agieval,
     bbh,
     ceval,
+    cfbench,
     cmmlu,
+    fbbench,
     gaokao,
     gsm8k,
     humaneval,
@@ -48,6 +50,12 @@ SOURCES: Mapping[str, Source] = {
         medqa.SOURCE,
         medmcqa.SOURCE,
     )
+}
+
+#: Releases whose texts are searched for in data. Those of judged answers `bc2 eval` does not ask.
+SEARCHED: Mapping[str, Source] = {
+    **SOURCES,
+    **{source.name: source for source in (fbbench.SOURCE, cfbench.SOURCE)},
 }
 
 
@@ -118,10 +126,13 @@ def open_release(
 def local_release(source: str, folder: Path | None = None) -> Release | None:
     """A release that lies on this machine, where `open_release` looks for it; None: none does.
 
+    Args:
+        source: key in `SEARCHED`.
+
     Raises:
         DataError: it lies in two places, or a file or row is wrong.
     """
-    known, named = _source(source), os.environ.get(VARIABLE)
+    known, named = SEARCHED[source], os.environ.get(VARIABLE)
     given = folder or (expand_user(named, VARIABLE) if named else None)
     return _read(known, given, None) if given is not None else _cached(known, None)
 

@@ -13,6 +13,7 @@ from bc2.align.lint.lint_report import LintReport
 from bc2.align.lint.shown_tokens import ShownRow, ShownSample, ShownToken
 from bc2.files import replace_durably
 from bc2.report import lint_view
+from bc2.report.lint_pairs import pair_tables
 from bc2.report.number_format import duration, moment
 from bc2.report.visible_text import visible
 
@@ -32,7 +33,7 @@ class LintTile(NamedTuple):
 
 
 def write(
-    report: LintReport, out: Path, examples: Mapping[str, Sequence[ShownSample]],
+    report: LintReport, out: Path, examples: Mapping[str, Sequence[Sequence[ShownSample]]],
     row: ShownRow | None,
 ) -> Path:  # fmt: skip
     """Write the page to a file; an older one is replaced in one go. Arguments as `render`."""
@@ -41,12 +42,15 @@ def write(
 
 
 def render(
-    report: LintReport, examples: Mapping[str, Sequence[ShownSample]], row: ShownRow | None
+    report: LintReport,
+    examples: Mapping[str, Sequence[Sequence[ShownSample]]],
+    row: ShownRow | None,
 ) -> str:
     """The page as HTML.
 
     Args:
-        examples: by the code of a finding, its first conversations.
+        examples: by the code of a finding, its first places, of each the conversation or both
+            answers.
         row: a packed row.
     """
     from jinja2 import Environment, StrictUndefined
@@ -63,10 +67,12 @@ def render(
         errors=report.errors,
         written=f"{moment(time.time())} UTC",
         version=bc2.__version__,
-        origin=f"chats {report.chats}, read as {report.base} reads them",
+        origin=f"{report.unit} {report.data}, read as {report.base} reads them",
         tiles=list(_tiles(report)),
         findings=report.findings,
         policies=lint_view.POLICIES,
+        unit=report.unit,
+        pair_tables=pair_tables(report.pairs),
         shown=list(_findings(report, examples)),
         row=None if row is None else _row(row),
         bars=list(_bars(report)),
@@ -89,9 +95,13 @@ def _tiles(report: LintReport) -> Iterator[LintTile]:
     kinds = ", ".join(one.code for one in report.findings if one.is_error)
     yield LintTile("errors", _count(report.errors), kinds, report.errors > 0)
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
-    yield LintTile("conversations", _count(report.conversations), splits)
+    yield LintTile(report.unit, _count(report.rows), splits)
     if lengths is not None:
-        yield LintTile("tokens", _count(lengths.tokens), f"{lengths.mean:,.1f} a sample")
+        yield LintTile(
+            "tokens",
+            _count(lengths.tokens),
+            f"{lengths.mean:,.1f} a {'pair' if report.pairs else 'sample'}",
+        )
         yield LintTile("learnt", _exact(lengths.trained_share), f"{lengths.trained:,} tokens")
     if packing is not None:
         rows = f"{packing.rows:,} rows of {packing.sequence_length:,}"
@@ -111,7 +121,7 @@ def _exact(part: float) -> str:
 
 
 def _findings(
-    report: LintReport, examples: Mapping[str, Sequence[ShownSample]]
+    report: LintReport, examples: Mapping[str, Sequence[Sequence[ShownSample]]]
 ) -> Iterator[dict[str, Any]]:
     for found in lint_view.shown_findings(report):
         samples = examples.get(found.code, ())
@@ -121,7 +131,8 @@ def _findings(
             "by_source": {visible(name): count for name, count in found.by_source.items()},
             "examples": [
                 _sample(sample, MOST_TOKENS, lint_view.place_cells(place)[3])
-                for place, sample in zip(found.examples, samples, strict=False)
+                for place, together in zip(found.examples, samples, strict=False)
+                for sample in together
             ],
         }
 
@@ -144,7 +155,7 @@ def _sample(sample: ShownSample, most: int, why: str = "") -> dict[str, Any]:
     source, file, row, _ = lint_view.place_cells(sample.place)
     return {
         "source": source,
-        "origin": f"{file}, row {row:,}",
+        "origin": f"{file}, row {row:,}" + (f", {sample.part}" if sample.part else ""),
         "faults": [visible(fault) for fault in sample.faults] or [why],
         "length": sample.length,
         "trained": sample.trained,
@@ -177,7 +188,7 @@ def _bars(report: LintReport) -> Iterator[tuple[str, int, float]]:
 
 def _languages(report: LintReport) -> list[tuple[str, int, float]]:
     """The most frequent ones, and the others together."""
-    total, found = report.conversations or 1, list(report.languages.items())
+    total, found = sum(report.languages.values()) or 1, list(report.languages.items())
     others = found[MOST_LANGUAGES:]
     if others:
         summed = sum(count for _, count in others)
@@ -191,6 +202,6 @@ def _benchmarks(report: LintReport) -> Iterator[dict[str, Any]]:
             "name": one.benchmark,
             "texts": one.texts,
             "found": one.found,
-            "conversations": one.conversations,
+            "rows": one.rows,
             "examples": [lint_view.place_cells(place) for place in one.examples],
         }

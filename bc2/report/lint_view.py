@@ -8,6 +8,7 @@ from typing import Any
 from bc2.align.lint.lint_report import Finding, LintReport, PackingProof, Place
 from bc2.align.lint.shown_tokens import ShownRow, ShownSample, ShownToken
 from bc2.console import table
+from bc2.report.lint_pairs import pair_figures, pair_tables
 from bc2.report.number_format import duration
 from bc2.report.visible_text import visible
 
@@ -37,28 +38,38 @@ def view(report: LintReport, row: ShownRow | None = None) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [finding_table(report.findings)]
+    parts: list[Any] = [finding_table(report)]
     for found in shown_findings(report):
         parts += ["", example_table(found)]
     parts += ["", table(("", ""), list(figures(report)), "Figures")]
     parts += ["", table(SOURCE_COLUMNS, list(source_lines(report)), "Sources")]
     parts += ["", table(ORIGIN_COLUMNS, list(origin_lines(report)))]
-    if any(one.conversations for one in report.overlaps.benchmarks):
+    for columns, lines, title in pair_tables(report.pairs):
+        parts += ["", table(columns, lines, title)]
+    if any(one.rows for one in report.overlaps.benchmarks):
         parts += ["", table(BENCHMARK_COLUMNS, list(benchmark_lines(report)), "Benchmarks")]
     if row is not None:
-        shortest = min(row.samples, key=lambda one: one.length)
-        parts += ["", Text("A conversation as the model learns it"), samples_view([shortest])]
+        parts += ["", Text(f"Of the {report.unit} one as the model learns it")]
+        parts += [samples_view(_shortest(row))]
     verdict = Text(said(report), style="bold red" if report.errors else "bold green")
     return Group(*parts, "", verdict)
+
+
+def _shortest(row: ShownRow) -> Sequence[ShownSample]:
+    """The shortest conversation of a row, or both answers of the shortest pair."""
+    size = 2 if row.samples[0].part else 1
+    starts = range(0, len(row.samples), size)
+    units = [row.samples[start : start + size] for start in starts]
+    return min(units, key=lambda unit: sum(one.length for one in unit))
 
 
 def said(report: LintReport) -> str:
     """The whole in a line."""
     if report.nothing_left:
-        return f"of {report.conversations:,} conversations none is left to train on"
+        return f"of {report.rows:,} {report.unit} none is left to train on"
     if report.errors:
-        return f"{report.errors:,} errors in {report.conversations:,} conversations"
-    return f"no errors in {report.conversations:,} conversations"
+        return f"{report.errors:,} errors in {report.rows:,} {report.unit}"
+    return f"no errors in {report.rows:,} {report.unit}"
 
 
 def shown_findings(report: LintReport) -> list[Finding]:
@@ -67,13 +78,13 @@ def shown_findings(report: LintReport) -> list[Finding]:
     return sorted(found, key=lambda one: not one.is_error)
 
 
-def finding_table(findings: Sequence[Finding]) -> Any:
+def finding_table(report: LintReport) -> Any:
     """A line a kind, those that were looked for and not found included."""
     lines = [
         (one.code, one.count, POLICIES[one.policy] if one.count else "", one.says)
-        for one in findings
+        for one in report.findings
     ]
-    return table(("finding", "conversations", "in training", "what it is"), lines)
+    return table(("finding", report.unit, "in training", "what it is"), lines)
 
 
 def example_table(found: Finding) -> Any:
@@ -92,21 +103,25 @@ def place_cells(place: Place) -> tuple[str, str, int, str]:
 def figures(report: LintReport) -> Iterator[tuple[str, str]]:
     """Names and values, as text."""
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
-    yield "conversations", f"{report.conversations:,} ({splits})"
+    yield report.unit, f"{report.rows:,} ({splits})"
     yield "layout", f"{report.layout}, learnt: {report.train_on}"
     lengths, packing = report.lengths, report.packing
     if lengths is not None:
         named = ", ".join(f"{name} {value:,}" for name, value in lengths.quantiles.items())
-        yield "tokens a sample", f"{named}; mean {lengths.mean:,.1f}"
+        yield (
+            f"tokens a {'pair' if report.pairs else 'sample'}",
+            f"{named}; mean {lengths.mean:,.1f}",
+        )
         yield (
             "learnt",
             f"{lengths.trained:,} of {lengths.tokens:,} tokens, {lengths.trained_share:.1%}",
         )
     if packing is not None:
-        rows = (
-            f"{packing.samples:,} samples in {packing.rows:,} rows of {packing.sequence_length:,}"
-        )
-        yield "an epoch", f"{rows}, {packing.filled:.2%} full"
+        packed = "pairs" if report.pairs else "samples"
+        rows = f"{packing.samples:,} {packed} in {packing.rows:,} rows"
+        yield "an epoch", f"{rows} of {packing.sequence_length:,}, {packing.filled:.2%} full"
+    if report.pairs is not None:
+        yield from pair_figures(report.pairs)
     yield "copies", copies(report)
     yield "languages", languages(report.languages)
     yield "benchmarks", searched(report)
@@ -138,7 +153,7 @@ def searched(report: LintReport) -> str:
         return f"never searched for: {name} and others cannot be read: {visible(why)}"
     if not here:
         return "never searched for: none lies here (BC2_BENCH_DATA names their folder)"
-    found = f"{overlaps.conversations:,} conversations share words with one of {', '.join(here)}"
+    found = f"{overlaps.rows:,} {report.unit} share words with one of {', '.join(here)}"
     return found + (f"; never searched for: {', '.join(never)}" if never else "")
 
 
@@ -164,8 +179,8 @@ def source_lines(report: LintReport) -> Iterator[tuple[object, ...]]:
     for one in report.sources:
         learnt = f"{one.trained / one.tokens:.1%}" if one.tokens else ""
         yield (
-            visible(one.name), one.conversations, f"{one.times:g}", one.samples, one.tokens,
-            learnt, one.copies, one.skipped,
+            visible(one.name), one.rows, f"{one.times:g}", one.samples, one.tokens,
+            learnt, one.copies, sum(one.skipped.values()),
         )  # fmt: skip
 
 
@@ -179,16 +194,16 @@ def origin_lines(report: LintReport) -> Iterator[tuple[object, ...]]:
         yield visible(one.name), formats, languages(dict(one.languages)), visible(one.licence or "")
 
 
-BENCHMARK_COLUMNS = ("benchmark", "its texts", "found", "conversations", "first")
+BENCHMARK_COLUMNS = ("benchmark", "its texts", "found", "in", "first")
 
 
 def benchmark_lines(report: LintReport) -> Iterator[tuple[object, ...]]:
     """A line a benchmark of which something was found."""
     for one in report.overlaps.benchmarks:
-        if one.conversations:
+        if one.rows:
             _, file, row, why = place_cells(one.examples[0]) if one.examples else ("", "", "", "")
             first = f"{file}, row {row}: {why}" if one.examples else ""
-            yield one.benchmark, one.texts, one.found, one.conversations, first
+            yield one.benchmark, one.texts, one.found, one.rows, first
 
 
 # -- tokens --------------------------------------------------------------------------------
@@ -219,8 +234,9 @@ def _sample(one: ShownSample) -> Iterator[Any]:
     from rich.text import Text
 
     source, file, row, _ = place_cells(one.place)
+    part = f", {one.part}" if one.part else ""
     counts = f"{one.length:,} tokens, {one.trained:,} learnt"
-    yield Text(f"{source}, {file}, row {row:,}: {counts}", style="bold", overflow="fold")
+    yield Text(f"{source}, {file}, row {row:,}{part}: {counts}", style="bold", overflow="fold")
     for fault in one.faults:
         yield Text(visible(fault), style="red", overflow="fold")
     shown = Text(overflow="fold")

@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel
 
 from bc2 import recipe
+from bc2.align.pairs.preference_config import PreferenceConfig
 from bc2.align.samples.packing import pack_rows, repeated
 from bc2.align.sft.sft_config import SftConfig
 from bc2.convert.merging.merge_config import MergeConfig
@@ -30,6 +31,8 @@ from bc2.data.chats.make_chats import make_chats
 from bc2.data.corpus_config import CorpusConfig, TokensConfig
 from bc2.data.inputs import inputs
 from bc2.data.mixture import Mixture, stratum_weights
+from bc2.data.pairs.make_pairs import make_pairs
+from bc2.data.pairs.pairs_config import PairsConfig
 from bc2.data.prep.stage_table import build_stages
 from bc2.errors import Bc2Error, RecipeError, RefError
 from bc2.model.transformer import Transformer
@@ -77,6 +80,23 @@ name = "text"
 path = "text.jsonl"
 """
 
+PAIRED = (
+    TRAINING.partition("[pretrain]")[0]
+    + """
+[{section}]
+init = "checkpoint/base"
+length = "20 steps"
+batch_tokens = 512
+micro_batch = 4
+sequence_length = 64
+
+[{section}.schedule]
+[{section}.optimizer]
+[{section}.lora]
+[parallel]
+"""
+)
+
 #: A recipe for each section, with an item in each of its lists of tables.
 EXAMPLES = {
     "corpus": CORPUS
@@ -106,6 +126,13 @@ heldout_fraction = 0.0
 name = "text"
 path = "chats.jsonl"
 """,
+    "pairs": """
+[pairs]
+heldout_fraction = 0.0
+[[pairs.sources]]
+name = "text"
+path = "pairs.jsonl"
+""",
     "model": TRAINING,
     "parallel": TRAINING,
     "pretrain": CORPUS + "[tokenizer]\nvocab_size = 600\n" + TRAINING,
@@ -123,6 +150,8 @@ sequence_length = 64
 [sft.lora]
 [parallel]
 """,
+    "reward": PAIRED.format(section="reward"),
+    "dpo": PAIRED.format(section="dpo"),
     "ladder": TRAINING
     + """
 [ladder]
@@ -240,6 +269,17 @@ def start_chats(loaded: Recipe) -> None:
     json.dumps(config.keyed()).encode()
 
 
+def start_pairs(loaded: Recipe) -> None:
+    config = loaded.get(PairsConfig)
+    if any(source.hf for source in config.sources):
+        return  # asks the hub
+    out = Path("pairs")
+    out.mkdir(exist_ok=True)
+    inputs(config)
+    make_pairs(config, out)
+    json.dumps(config.keyed()).encode()
+
+
 def start_training(loaded: Recipe) -> None:
     settings = TrainingSettings.of(loaded)
     training = settings.training
@@ -266,6 +306,16 @@ def start_sft(loaded: Recipe) -> None:
     start_steps(settings, len(rows))
 
 
+def start_preference(loaded: Recipe) -> None:
+    settings = TrainingSettings.of(loaded)
+    training = settings.training
+    assert isinstance(training, PreferenceConfig)
+    start_run(loaded, settings)
+    if training.pairs is not None and not training.pairs.endswith(".toml"):
+        Registry.open().resolve(training.pairs, "pairs")
+    start_steps(settings, 8)
+
+
 def start_run(loaded: Recipe, settings: TrainingSettings) -> None:
     """What every algorithm's run begins with."""
     for world in (1, 8):
@@ -287,7 +337,7 @@ def start_run(loaded: Recipe, settings: TrainingSettings) -> None:
 def start_steps(settings: TrainingSettings, rows: int) -> None:
     """Guard, schedule and optimizer of a run over so many rows."""
     training = settings.training
-    assert isinstance(training, PretrainConfig | SftConfig)
+    assert isinstance(training, PretrainConfig | SftConfig | PreferenceConfig)
     schedule = Schedule.of(training, epoch_tokens=rows * training.sequence_length)
     for step in (0, 1, schedule.total // 2, schedule.total - 1):
         assert math.isfinite(schedule.learning_rate(step, peak=training.optimizer.learning_rate))
@@ -319,10 +369,13 @@ START: dict[str, Callable[[Recipe], None]] = {
     "tokenizer": start_tokenizer,
     "tokens": start_tokens,
     "chats": start_chats,
+    "pairs": start_pairs,
     "model": start_training,
     "parallel": start_training,
     "pretrain": start_training,
     "sft": start_sft,
+    "reward": start_preference,
+    "dpo": start_preference,
     "ladder": start_ladder,
     "merge": start_merge,
 }
@@ -334,6 +387,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BC2_HOME", str(tmp_path / "home"))
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "chats.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (tmp_path / "words.txt").write_text("bad\n")
     for name, text in EXAMPLES.items():
         (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{text}')

@@ -17,7 +17,7 @@ from bc2.data.prep.settings import DecontaminateSettings
 from bc2.data.prep.stages.decontamination.ngram_index import NgramIndex, Sizes, Units
 from bc2.errors import DataError
 from bc2.files import lock_directory, make_directory, sha256_json, sync_tree, write_durably
-from bc2.harness.release import SOURCES, Release, local_release
+from bc2.harness.release import SEARCHED, Release, local_release
 
 #: Splits that a model may learn from: shots and training questions.
 _NOT_ASKED = frozenset({"train", "dev", "prompt"})
@@ -79,7 +79,7 @@ def find_benchmarks(folder: Path | None = None) -> FoundBenchmarks:
     texts: list[BenchmarkText] = []
     missing: list[str] = []
     unreadable: dict[str, str] = {}
-    for name in SOURCES:
+    for name in SEARCHED:
         try:
             release = local_release(name, folder)
         except DataError as error:

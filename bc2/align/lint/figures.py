@@ -62,10 +62,13 @@ def place_of(chats: Chats, split: Split, index: int, why: str) -> Place:
     return Place(one.source, one.file, one.row, split, index, why)
 
 
-def lengths_of(samples: Sequence[Samples]) -> Lengths | None:
-    """How long samples of all splits are, and how much of them is learnt; None: there is none."""
-    lengths = np.concatenate([one.lengths for one in samples]).astype(np.int64)
-    trained = np.concatenate([one.trained for one in samples]).astype(np.int64)
+def lengths_of(lengths: npt.NDArray[np.int64], trained: npt.NDArray[np.int64]) -> Lengths | None:
+    """How long samples or pairs are, and how much of them is learnt; None: there is none.
+
+    Args:
+        lengths: tokens of each, of all splits.
+        trained: those of them that are learnt.
+    """
     if not len(lengths):
         return None
     found = np.quantile(lengths, list(_QUANTILES.values()), method="lower")
@@ -93,19 +96,17 @@ def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int]]
         yield int(start), int(stop), int(count)
 
 
-def packing_of(
-    samples: Samples, entries: npt.NDArray[np.int64], rows: int, sequence_length: int
-) -> Packing | None:
+def packing_of(lengths: npt.NDArray[np.int32], rows: int, sequence_length: int) -> Packing | None:
     """How full the rows of an epoch are; None: it has no samples.
 
     Args:
-        entries: the samples of the epoch, each as often as it is read.
+        lengths: tokens of what is packed, each as often as it is read.
         rows: that they are packed into.
     """
     if not rows:
         return None
-    tokens = int(samples.lengths[entries].sum(dtype=np.int64))
-    return Packing(rows, sequence_length, len(entries), tokens / (rows * sequence_length))
+    tokens = int(lengths.sum(dtype=np.int64))
+    return Packing(rows, sequence_length, len(lengths), tokens / (rows * sequence_length))
 
 
 def source_figures(chats: Chats, found: Sequence[SplitFound]) -> tuple[SourceFigures, ...]:
@@ -124,14 +125,14 @@ def source_figures(chats: Chats, found: Sequence[SplitFound]) -> tuple[SourceFig
             SourceFigures(
                 name=facts["name"],
                 formats=tuple(facts["formats"]),
-                conversations=sum(int((one.source_ids == number).sum()) for one in found),
+                rows=sum(int((one.source_ids == number).sum()) for one in found),
                 times=facts["times"],
                 samples=sum(int(mine.sum()) for mine in chosen),
                 tokens=sum(tokens for tokens, _ in sums),
                 trained=sum(trained for _, trained in sums),
                 copies=copies[number],
                 languages=dict(sorted(spoken.items(), key=lambda one: (-one[1], one[0]))),
-                skipped=sum(facts["skipped"].values()),
+                skipped=facts["skipped"],
                 made=facts["made"],
                 licence=facts.get("licence"),
             )
@@ -157,7 +158,7 @@ def overlaps_of(
             benchmark=name,
             texts=texts[name],
             found=len({overlap.benchmark_text for _, overlap in here}),
-            conversations=len({(split, overlap.index) for split, overlap in here}),
+            rows=len({(split, overlap.index) for split, overlap in here}),
             examples=tuple(_overlap_places(chats, known, here[:show])),
         )
         for name, here in by_name.items()

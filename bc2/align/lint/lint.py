@@ -74,15 +74,19 @@ def lint(
     rows = pack_rows(train.samples.lengths[entries], config.sequence_length, config.seed, epoch=0)
     return LintReport(
         name=task.name,
-        chats=task.chats,
+        unit="conversations",
+        data=task.chats,
         base=task.base,
         layout=chat.name,
         sequence_length=config.sequence_length,
         train_on=config.train_on,
         splits={one.split: chats.count(one.split) for one in found},
         findings=tuple(_findings(chats, found, config, show)),
-        lengths=lengths_of([one.samples for one in found]),
-        packing=packing_of(train.samples, entries, len(rows), config.sequence_length),
+        lengths=lengths_of(
+            np.concatenate([one.samples.lengths for one in found]).astype(np.int64),
+            np.concatenate([one.samples.trained for one in found]).astype(np.int64),
+        ),
+        packing=packing_of(train.samples.lengths[entries], len(rows), config.sequence_length),
         sources=source_figures(chats, found),
         copies_of_other_sources=sum(one.copies_of_others for one in found),
         overlaps=overlaps_of(chats, known, found, show),

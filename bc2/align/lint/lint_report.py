@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bc2.align.lint.pair_report import PairFigures
 from bc2.data.splits import Split
 
 
 @dataclass(frozen=True)
 class Place:
-    """One conversation that something is said of."""
+    """One conversation or pair that something is said of."""
 
     source: str
     file: str
@@ -25,7 +26,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """Conversations of which the same is to be said."""
+    """Conversations or pairs of which the same is to be said."""
 
     code: str
     says: str
@@ -40,13 +41,13 @@ class Finding:
 
     @property
     def is_error(self) -> bool:
-        """Whether fine-tuning stops at them."""
+        """Whether training stops at them."""
         return self.policy == "stop" and self.count > 0
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long samples are, in tokens up to the last that is learnt."""
+    """How long samples are, in tokens up to the last that is learnt; pairs are both answers."""
 
     quantiles: Mapping[str, int]
     """min, p5, p25, median, p75, p95, p99, max."""
@@ -78,23 +79,24 @@ class Packing:
 
 @dataclass(frozen=True)
 class SourceFigures:
-    """One source of conversations."""
+    """One source of conversations or pairs."""
 
     name: str
     formats: tuple[str, ...]
-    conversations: int
+    rows: int
+    """Conversations, or pairs."""
     times: float
     """How often an epoch reads each."""
     samples: int
-    """Conversations that are trained on."""
+    """Those of them that are trained on."""
     tokens: int
     trained: int
     copies: int
-    """Conversations that the source has said before, word for word."""
+    """Those that the source has said before, word for word."""
     languages: Mapping[str, int]
-    """Conversations by ISO 639 code, most first."""
-    skipped: int
-    """Rows that gave no conversation."""
+    """Conversations, or answers, by ISO 639 code, most first."""
+    skipped: Mapping[str, int]
+    """Rows that gave none, by reason."""
     made: bool
     """Whether they were made by bc2."""
     licence: str | None
@@ -102,14 +104,15 @@ class SourceFigures:
 
 @dataclass(frozen=True)
 class BenchmarkFound:
-    """Words of one benchmark in the conversations."""
+    """Words of one benchmark in the conversations or pairs."""
 
     benchmark: str
     texts: int
     """Texts of it that were searched for."""
     found: int
     """Those of them that were found."""
-    conversations: int
+    rows: int
+    """Conversations or pairs that have some."""
     examples: tuple[Place, ...]
 
 
@@ -124,9 +127,9 @@ class Overlaps:
     """Benchmarks that cannot be read, and why: never searched for."""
 
     @property
-    def conversations(self) -> int:
-        """Conversations with words of a benchmark, each counted once for each benchmark."""
-        return sum(one.conversations for one in self.benchmarks)
+    def rows(self) -> int:
+        """Those with words of a benchmark, each counted once for each benchmark."""
+        return sum(one.rows for one in self.benchmarks)
 
 
 @dataclass(frozen=True)
@@ -168,45 +171,50 @@ class LintReport:
 
     name: str
     """Of the recipe."""
-    chats: str
-    """The ref of the conversations."""
+    unit: str
+    """What is counted: "conversations" or "pairs"."""
+    data: str
+    """Their ref."""
     base: str
     """The ref of the model whose tokenizer reads them."""
     layout: str
     sequence_length: int
     train_on: str
     splits: Mapping[str, int]
-    """Conversations by split."""
+    """Conversations or pairs by split."""
     findings: tuple[Finding, ...]
     lengths: Lengths | None
     """None: no sample is left."""
     packing: Packing | None
     sources: tuple[SourceFigures, ...]
     copies_of_other_sources: int
-    """Conversations that another source has said before."""
+    """Those that another source has said before."""
     overlaps: Overlaps
     proof: PackingProof | None
     """None: there is no sample to pack."""
     seconds: float
+    pairs: PairFigures | None = None
+    """None: of conversations."""
 
     @property
-    def conversations(self) -> int:
+    def rows(self) -> int:
+        """Conversations or pairs."""
         return sum(self.splits.values())
 
     @property
     def errors(self) -> int:
-        """Conversations at which fine-tuning stops; 1 more if packing is wrong or none is left."""
+        """Those at which training stops; 1 more if packing is wrong or none is left."""
         broken = self.proof is not None and not self.proof.holds
         return sum(one.count for one in self.findings if one.is_error) + broken + self.nothing_left
 
     @property
     def nothing_left(self) -> bool:
-        """Whether the recipe leaves every conversation out that it would train on."""
+        """Whether the recipe leaves everything out that it would train on."""
         return self.packing is None and not any(one.is_error for one in self.findings)
 
     @property
     def languages(self) -> dict[str, int]:
-        """Conversations by language, of all sources, most first."""
+        """Conversations or answers by language, of all sources, most first."""
         total: dict[str, int] = {}
         for source in self.sources:
             for language, count in source.languages.items():

@@ -15,6 +15,7 @@ from bc2.align.samples.rendered_chats import checked, marked, rendered_chats
 from bc2.align.samples.sample import Sample
 from bc2.align.sft.sft_inputs import render_settings
 from bc2.data.chats.chats import Chats
+from bc2.data.chats.conversation import Conversation
 from bc2.data.splits import SPLITS, Split
 from bc2.errors import DataError
 from bc2.tokenizer.chat import IGNORED, Chat
@@ -55,6 +56,8 @@ class ShownSample:
     """Ids after those of `tokens`."""
     more_trained: int = 0
     """Those of them that are learnt."""
+    part: str = ""
+    """Of a pair which answer it is: "chosen" or "rejected"."""
 
     @property
     def length(self) -> int:
@@ -117,9 +120,20 @@ def shown_sample(
     """
     one = chats.at(split, index)
     one = replace(one, messages=marked(one.messages, task.config.train_on))
+    return shown_conversation(one, place_of(chats, split, index, ""), chat, most)
+
+
+def shown_conversation(
+    one: Conversation, place: Place, chat: Chat, most: int | None = None
+) -> ShownSample:
+    """A conversation as `shown_sample` shows it, with the marks of what is learnt.
+
+    Args:
+        place: that is said of it.
+    """
     rendered, faults = checked(one, chat)
     said = tuple(f"{code}: {why}" for code, why in faults)
-    shown = ShownSample(place_of(chats, split, index, ""), said, ())
+    shown = ShownSample(place, said, ())
     if rendered is None:
         return shown
     ids, labels = rendered.ids[:most], rendered.labels[:most]

@@ -230,6 +230,11 @@ class Pairs:
             one = rows.slice(index, 1).to_pylist()[0]
             yield f"{one['file']}, row {one['row']:,}"
 
+    def origins(self, split: Split) -> pa.Table:
+        """The source, file and row of each pair of a split."""
+        with self._opened(split) as file:
+            return file.read(columns=["source", "file", "row"])
+
     def _opened(self, split: Split) -> AbstractContextManager[Any]:
         name = f"{split}.parquet"
         return open_parquet(SourceFile(name, self.path / name))
