@@ -60,9 +60,7 @@ def test_a_reward_model_is_one_with_a_scalar_head(registry):
     assert chosen_to_serve(registry, "judge") == judge
     with pytest.raises(RefError, match="of role chat, and one of role adapter or reward"):
         chosen_reward_model(registry, "talker")
-    shape = ModelConfig(
-        vocab_size=8, hidden_size=4, intermediate_size=8, num_layers=1, num_heads=2
-    )
+    shape = ModelConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_layers=1, num_heads=2)
     draft = Draft("checkpoint", "speaks", "1" * 64, position=Position(1, 1), role="adapter")
     with registry.stage(draft) as staged:
         save_model(staged.path, shape, Transformer(shape).state_dict())

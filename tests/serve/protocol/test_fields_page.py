@@ -19,7 +19,12 @@ PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 @pytest.mark.parametrize(
     "cls",
     [
-        CompletionRequest, ChatRequest, ScoreBody, RewardsBody, TokenizeBody, DetokenizeBody,
+        CompletionRequest,
+        ChatRequest,
+        ScoreBody,
+        RewardsBody,
+        TokenizeBody,
+        DetokenizeBody,
         StreamOptions,
     ],
 )
