@@ -122,6 +122,8 @@ def _split(given: str | None) -> Split | None:
 
 
 def _what_to_do(given: str, option: str) -> Literal["stop", "drop"]:
-    if given == "stop" or given == "drop":
-        return given
+    known: tuple[Literal["stop", "drop"], ...] = ("stop", "drop")
+    for each in known:
+        if given == each:
+            return each
     raise UsageError(f"{option}: {given!r} is neither stop nor drop")

@@ -84,21 +84,25 @@ def head_of(artifact: Artifact) -> str | None:
 
 def _newest(registry: Registry) -> Artifact:
     newest = registry.newest("checkpoint", ROLES)
-    if head_of(newest) in ("language", None):
+    if _speaks(newest):
         return newest
     older = registry.list("checkpoint", finished=True, roles=ROLES)[1:]
-    return next((one for one in older if head_of(one) == "language"), newest)
+    return next(filter(_speaks, older), newest)
+
+
+def _speaks(artifact: Artifact) -> bool:
+    return head_of(artifact) in ("language", None)
 
 
 def _check_speaks(artifact: Artifact) -> None:
     """A checkpoint's role says what it was trained for, and not which head it has."""
-    head = head_of(artifact)
-    if head not in ("language", None):
-        does = "; it scores answers: bc2 score-reward" if head == "scalar" else ""
+    if not _speaks(artifact):
+        head = head_of(artifact)
+        scores = ", or score answers: bc2 score-reward" if head == "scalar" else ""
         raise RefError(
             f"{artifact.title} has a {head} head, and only a language head says a next token",
             where=artifact.ref,
-            todo=f"name a model with a language head: bc2 registry list --kind checkpoint{does}",
+            todo=f"name a model with a language head (bc2 registry list --kind checkpoint){scores}",
         )
 
 

@@ -91,8 +91,11 @@ def open_model(
         make_current(device)
         artifact.file(CONFIG)
         config = load_config(artifact.path)
+        base.file(CONFIG)
         model = (
-            _model_of(base, config, device, dtype) if beside is None else sharing_weights(beside)
+            load_model(base.path, device, dtype, config=config, opened=_reading(base))
+            if beside is None
+            else sharing_weights(beside)
         )
         if base is not artifact:
             _prepare_head(model, config)
@@ -102,34 +105,23 @@ def open_model(
         yield LanguageModel(model.eval(), tokenizer, artifact)
 
 
-def _model_of(
-    base: Artifact, config: ModelConfig, device: torch.device, dtype: torch.dtype
-) -> Transformer:
-    """The weights of a checkpoint as a model of `config`, but with the head that it has."""
-    base.file(CONFIG)
-    own = load_config(base.path)
-    shape = config.model_copy(update={"head": own.head, "num_classes": own.num_classes})
-    return load_model(base.path, device, dtype, config=shape, opened=_reading(base))
-
-
-def _prepare_head(model: Transformer, config: ModelConfig) -> None:
-    """Put a head of values, which an adapter brings along, in place of the one that is there.
-
-    It is on the meta device until the adapter's weights fill it.
-    """
-    if config.head == "language":
-        return
-    if model.config.head == "language":
-        del model.lm_head
-    model.config = config
-    with torch.device("meta"):
-        model.score = ValueHead(config)
-
-
 def sharing_weights(model: Transformer) -> Transformer:
     """Another model with the same tensors as weights, to which adapters may be added."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _prepare_head(model: Transformer, config: ModelConfig) -> None:
+    """Put a head of values in place of the one that a model beside an adapter of it has.
+
+    It is on the meta device until the adapter's weights fill it.
+    """
+    if model.config.head == config.head:
+        return
+    del model.lm_head
+    model.config = config
+    with torch.device("meta"):
+        model.score = ValueHead(config)
 
 
 def _reading(artifact: Artifact) -> OpenedWeights:

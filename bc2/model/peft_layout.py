@@ -2,7 +2,8 @@
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` go with the base as transformers has it.
 Baichuan's classes have W_pack too. In those of other families queries, keys and values are three
-matrices, so each gets its rows of W_pack's B, and all have the same A.
+matrices, so each gets its rows of W_pack's B, and all have the same A. The head of a reward model
+is there too, as a module that peft saves whole.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bc2.files import sync_file, write_durably
-from bc2.model.adapters import INFIX
+from bc2.model.adapters import INFIX, is_adapters
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import load_config, save_tensors, weight_files
 
@@ -44,7 +45,7 @@ def write_peft(folder: Path, lora: LoraConfig, base: Artifact) -> None:
     }
     save_tensors(peft_tensors(weights, config, packed=packed), folder / WEIGHTS_FILE)
     sync_file(folder / WEIGHTS_FILE)
-    text = json.dumps(peft_config(lora, base, packed=packed), indent=2)
+    text = json.dumps(peft_config(lora, base, config, packed=packed), indent=2)
     write_durably(folder / CONFIG_FILE, f"{text}\n".encode())
 
 
@@ -77,8 +78,15 @@ def family_of_model(model: Artifact) -> str | None:
     return str(found.manifest.facts["family"])
 
 
-def peft_config(lora: LoraConfig, base: Artifact, *, packed: bool) -> dict[str, Any]:
-    """What peft reads of an adapter, beside its weights."""
+def peft_config(
+    lora: LoraConfig, base: Artifact, config: ModelConfig, *, packed: bool
+) -> dict[str, Any]:
+    """What peft reads of an adapter, beside its weights.
+
+    Args:
+        config: of the model with the adapter: its head says what peft makes of it.
+    """
+    speaks = config.head == "language"
     targets = [
         name
         for target in lora.targets
@@ -92,11 +100,11 @@ def peft_config(lora: LoraConfig, base: Artifact, *, packed: bool) -> dict[str, 
         "init_lora_weights": True,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": None,
+        "modules_to_save": None if speaks else [config.head_module],
         "peft_type": "LORA",
         "r": lora.rank,
         "target_modules": targets,
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if speaks else "SEQ_CLS",
     }
 
 
@@ -112,7 +120,7 @@ def _hub_name(base: Artifact) -> str | None:
 def peft_tensors(
     weights: Mapping[str, Tensor], config: ModelConfig, *, packed: bool
 ) -> dict[str, Tensor]:
-    """Adapters' matrices under peft's names.
+    """Adapters' matrices, and a head beside them, under peft's names.
 
     Args:
         weights: by the names that they have in a model.
@@ -127,6 +135,9 @@ def _named(
     heads = (config.num_heads, config.kv_heads, config.kv_heads)
     rows = [count * config.head_size for count in heads]
     for name, tensor in weights.items():
+        if not is_adapters(name):
+            yield _PREFIX + name, tensor
+            continue
         place, _, matrix = name.partition(INFIX)
         above, _, module = place.rpartition(".")
         if module != "W_pack" or packed:

@@ -1,7 +1,8 @@
 """Adapters as an artifact: a checkpoint of the role "adapter", and the base that it is beside.
 
 Its ``model.safetensors`` has the adapters' matrices alone, under the names that they have in a
-model, and its ``model.json`` the shape of the whole model. ``adapter.json`` says what the matrices
+model, and its ``model.json`` the shape of the whole model. A head of values, which is trained with
+them, is there too: the base has another one, or that one before it was trained. ``adapter.json`` says what the matrices
 are and which base they were trained beside. PEFT's two files hold the same for other tools.
 """
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from bc2.model.store import OpenedWeights
     from bc2.model.transformer import Transformer
     from bc2.registry import Artifact, Registry
+
+#: The head of a model that gives values: see `bc2.model.heads`.
+SCORE = "score.weight"
 
 #: In an artifact that holds adapters alone.
 ADAPTER_FILE = "adapter.json"
@@ -100,7 +104,7 @@ def add_adapters(
     *,
     opened: OpenedWeights | None = None,
 ) -> None:
-    """Put the adapters of a checkpoint's folder beside the weights of a model.
+    """Put the adapters of a checkpoint's folder beside the weights of a model, and its head there.
 
     Args:
         device: where they go.
@@ -118,11 +122,10 @@ def add_adapters(
 
     with torch.device("meta"):
         add_lora(lora)(model)
-    # A head on the meta device is one that the adapter brings along.
     expected = {
         name: tuple(one.shape)
         for name, one in model.named_parameters()
-        if is_adapters(name) or (name == "score.weight" and one.is_meta)
+        if is_adapters(name) or name == SCORE
     }
     tensors = load_weights(folder, expected, device, dtype, opened=opened)
     model.load_state_dict(tensors, strict=False, assign=True)

@@ -24,6 +24,10 @@ from bc2.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
+
+#: The parameters of heads: see `bc2.model.heads`.
+HEADS = ("lm_head.weight", "score.weight")
+
 #: One file, or several as Hugging Face names them.
 _WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
@@ -111,7 +115,8 @@ def load_model(
         folder: a directory that `save_model` wrote.
         device: where the weights go.
         dtype: their dtype; as stored if None.
-        config: of the model; None: the one in `folder`.
+        config: of the model; None: the one in `folder`. Where its head is of another kind than
+            that in `folder`, the head stays on the meta device: `add_adapters` fills it.
         opened: see `load_weights`.
 
     Raises:
@@ -119,11 +124,16 @@ def load_model(
         IntegrityError: the file is broken, or tensors are missing, unknown, of the wrong
             shape, or of different dtypes.
     """
-    config = load_config(folder) if config is None else config
-    tensors = load_weights(folder, expected_shapes(config), device, dtype, opened=opened)
+    stored = load_config(folder)
+    config = stored if config is None else config
+    if stored.head == config.head:
+        stored = config
+    tensors = load_weights(folder, expected_shapes(stored), device, dtype, opened=opened)
     with torch.device("meta"):
         model = Transformer(config)
-    model.load_state_dict(tensors, assign=True)
+    if stored is not config:
+        tensors = {name: one for name, one in tensors.items() if name not in HEADS}
+    model.load_state_dict(tensors, strict=stored is config, assign=True)
     return model.requires_grad_(True)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from bc2.errors import RecipeError
 from bc2.model.adapters import Adapter, AddAdapters, draw_adapter, is_adapters
 from bc2.model.lora import Lora
+from bc2.model.store import HEADS
 from bc2.model.transformer import Transformer, draw_weight
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence
@@ -21,9 +22,6 @@ from bc2.parallel.tensor import cut_tensors
 if TYPE_CHECKING:
     from bc2.model.model_config import ModelConfig
     from bc2.model.model_formulas import HeadKind
-
-#: The parameters of heads: see `bc2.model.heads`.
-HEADS = ("lm_head.weight", "score.weight")
 
 
 def build_model(

@@ -13,7 +13,7 @@ import torch
 from bc2.align.reward.score_answers import batch_tokens, score_pass
 from bc2.align.samples.sample import Sample
 from bc2.model.transformer import Transformer
-from bc2.serve.ticket import Rewarding, Sent, Ticket
+from bc2.serve.ticket import Rewarding, Rewards, Sent, Ticket
 
 
 @dataclass(eq=False)
@@ -105,7 +105,7 @@ class RewardLane:
             self.tokens += len(sample.tokens)
         while self._asked and not self._asked[0].samples:
             done = self._asked.popleft()
-            self._events.append((done.ticket, done.scores))
+            self._events.append((done.ticket, Rewards(done.scores)))
 
     def _fail(self, tickets: set[Ticket], error: Exception) -> None:
         """A pass has failed, and with it whose answers were in it."""

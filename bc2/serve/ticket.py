@@ -52,8 +52,16 @@ class Rewarding:
     """See `bc2.align.reward.score_reader.ReadAnswer.sample`; at least one."""
 
 
+@dataclass(frozen=True)
+class Rewards:
+    """What `Rewarding` asks for."""
+
+    scores: Sequence[float]
+    """Of each answer, in their order; one that is no number is as the model gives it."""
+
+
 Asked: TypeAlias = "Request | Scoring | Rewarding"
-Answer: TypeAlias = "Generated | list[Score] | list[float]"
+Answer: TypeAlias = "Generated | list[Score] | Rewards"
 Result: TypeAlias = "NewToken | Ended | Answer"
 Event: TypeAlias = "Result | Exception"
 Sent: TypeAlias = "tuple[Ticket, Event]"

@@ -16,7 +16,7 @@ from bc2.model.store import CONFIG, check_shapes, load_config, weight_files
 from bc2.parallel.agreement import fail_together
 from bc2.parallel.build import StartWeights
 from bc2.parallel.file_check import check_files_together
-from bc2.parallel.merged_weights import MergedWeights
+from bc2.parallel.merged_weights import MergedWeights, with_head
 from bc2.parallel.mesh import Group, Mesh
 from bc2.parallel.state import ShapedSource, StateSource, Stored
 from bc2.registry import Artifact
@@ -165,5 +165,5 @@ class _Adapted:
     def beside(self, base: Stored, adapters: Stored) -> ShapedSource:
         """The weights of both."""
         if self.trained_on:
-            return Stored({**base.files, **adapters.files})
+            return Stored({**with_head(base, adapters).files, **adapters.files})
         return MergedWeights(base, adapters, add_lora(self.lora).scale)

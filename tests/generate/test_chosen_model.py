@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bc2.errors import RefError
-from bc2.generate.chosen_model import chosen_model
+from bc2.generate.chosen_model import chosen_model, chosen_reward_model, chosen_to_serve
 from bc2.model.model_config import ModelConfig
 from bc2.model.store import save_model
 from bc2.model.transformer import Transformer
@@ -33,6 +33,40 @@ def test_the_newest_one_that_predicts_is_taken_and_said(registry, capsys):
     assert chosen_model(registry, None) == newest
     said = capsys.readouterr().err
     assert f"taking the newest model, {newest.title} ({newest.ref})" in " ".join(said.split())
+
+
+def valued(registry: Registry, name: str, role: Role) -> Artifact:
+    """A checkpoint with a scalar head."""
+    shape = ModelConfig(
+        vocab_size=8, hidden_size=4, intermediate_size=8, num_layers=1, num_heads=2, head="scalar"
+    )
+    with registry.stage(Draft("checkpoint", name, name.encode().hex().ljust(64, "0"),
+                              position=Position(1, 1), role=role)) as staged:  # fmt: skip
+        save_model(staged.path, shape, Transformer(shape).state_dict())
+        return staged.publish()
+
+
+def test_the_newest_with_a_scalar_head_is_passed_over(registry):
+    speaking = publish(registry, "speaking", "chat")
+    valued(registry, "valued", "adapter")
+    valued(registry, "judge", "reward")
+    assert chosen_model(registry, None) == speaking
+
+
+def test_a_reward_model_is_one_with_a_scalar_head(registry):
+    judge = valued(registry, "judge", "reward")
+    publish(registry, "talker", "chat")
+    assert chosen_reward_model(registry, "judge") == judge
+    assert chosen_to_serve(registry, "judge") == judge
+    with pytest.raises(RefError, match="of role chat, and one of role adapter or reward"):
+        chosen_reward_model(registry, "talker")
+    shape = ModelConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_layers=1, num_heads=2)
+    draft = Draft("checkpoint", "speaks", "1" * 64, position=Position(1, 1), role="adapter")
+    with registry.stage(draft) as staged:
+        save_model(staged.path, shape, Transformer(shape).state_dict())
+        staged.publish()
+    with pytest.raises(RefError, match="has a language head, and only a reward model scores"):
+        chosen_reward_model(registry, "speaks")
 
 
 def test_a_named_one_is_taken_in_silence(registry, capsys):

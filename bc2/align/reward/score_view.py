@@ -20,41 +20,37 @@ def score_view(figures: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _models(figures: Mapping[str, Any]) -> Table:
+def _models(figures: Mapping[str, Any]) -> Group:
     left = ", ".join(f"{count:,} {code}" for code, count in figures["left_out"].items())
     pairs = "" if figures["pairs"] is None else f", {figures['pairs']:,} pairs"
     title = f"{figures['data']}: {figures['answers']:,} answers{pairs}"
-    table = _table(f"{title}; left out: {left}" if left else title)
-    for heading in ("mean score", "sd", "lowest", "highest", "held-out mean", "held-out sd"):
-        table.add_column(heading, justify="right")
+    headings = ("mean score", "sd", "lowest", "highest", "held-out mean", "held-out sd")
+    table = _table(*headings)
     for name, model in figures["models"].items():
         keys = ("mean", "sd", "lowest", "highest", "centre", "scale")
         table.add_row(name, *(_number(model[key]) for key in keys))
-    return table
+    return Group(f"{title}; left out: {left}" if left else title, table)
 
 
-def _agreement(rows: list[Mapping[str, Any]]) -> Table:
-    table = _table("agreement")
-    table.add_column("Kendall's τ", justify="right")
-    table.add_column("pairs ordered alike", justify="right")
+def _agreement(rows: list[Mapping[str, Any]]) -> Group:
+    table = _table("Kendall's τ", "pairs ordered alike")
     for row in rows:
         alike = row["pairs_alike"]
         share = "-" if alike is None else f"{alike:.1%}"
         table.add_row(" and ".join(row["models"]), _number(row["kendall_tau"]), share)
-    return table
+    return Group("agreement", table)
 
 
-def _preference(name: str, found: Mapping[str, Any]) -> Table:
-    table = _table(f"pairs in order by {name}")
-    table.add_column("pairs", justify="right")
-    table.add_column("in order", justify="right")
+def _preference(name: str, found: Mapping[str, Any]) -> Group:
+    table = _table("pairs", "in order")
     table.add_row("all", f"{found['pairs']:,}", f"{found['accuracy']:.1%}")
-    return table
+    return Group(f"pairs in order by {name}", table)
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
+def _table(*headings: str) -> Table:
+    table = Table("", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right")
     return table
 
 

@@ -18,7 +18,7 @@ from bc2.model.saved_adapter import SavedAdapter, base_of
 from bc2.model.store import CONFIG, expected_shapes, load_config, save_config
 from bc2.parallel.build import StartWeights
 from bc2.parallel.sharding import TensorShard
-from bc2.registry import Artifact, Draft, Registry, stage_key
+from bc2.registry import Artifact, Draft, Registry, Role, stage_key
 from bc2.registry.draft import check_name
 from bc2.registry.manifest import FileEntry
 from bc2.tokenizer.tokenizer_files import CHAT_FILE, TOKENIZER_FILES, tokenizer_path
@@ -32,6 +32,9 @@ def merge_adapter(
     registry: Registry, adapter: Artifact, name: str | None = None
 ) -> tuple[Artifact, bool]:
     """Register the base of an adapter with W + s B A in place of each weight W; computed in fp32.
+
+    Of a reward model's adapter the head that lies in it is the merged model's, of the role
+    "reward".
 
     Tokenizer, chat layout and settings of generation go along. All weights are stored in fp32: in
     bf16 most of what a small adapter adds would be rounded away.
@@ -61,8 +64,10 @@ def merge_adapter(
     config = load_config(adapter.file(CONFIG).parent)
     facts = {
         "params": config.num_params(), "merged": lora.model_dump(mode="json"), **_family(base),
+        **_scale(adapter),
     }  # fmt: skip
-    draft = Draft("checkpoint", name, key, parents, facts=facts, role="merged")
+    role: Role = "merged" if config.head == "language" else "reward"
+    draft = Draft("checkpoint", name, key, parents, facts=facts, role=role)
     try:
         with base.hold(), adapter.hold(), registry.stage(draft) as staged:
             save_config(staged.path, config)
@@ -78,6 +83,12 @@ def _family(base: Artifact) -> dict[str, str]:
     """Which classes of transformers an imported model is for."""
     family = family_of_model(base)
     return {} if family is None else {"family": family}
+
+
+def _scale(adapter: Artifact) -> dict[str, float]:
+    """Centre and scale of a reward model's scores, which merging does not change."""
+    facts = adapter.manifest.facts
+    return {name: facts[name] for name in ("score_centre", "score_scale") if name in facts}
 
 
 def _copy_texts(folder: Path, adapter: Artifact, base: Artifact) -> None:

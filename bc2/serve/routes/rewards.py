@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from starlette.responses import Response
 
@@ -19,7 +19,7 @@ from bc2.serve.protocol.requests import RewardsBody
 from bc2.serve.routes.answering import new_id
 from bc2.serve.served_models import ServedRewardModel
 from bc2.serve.service import Service, check_length
-from bc2.serve.ticket import Inbox, Rewarding
+from bc2.serve.ticket import Inbox, Rewarding, Rewards
 
 
 async def rewards(service: Service, exchange: Exchange) -> Response:
@@ -38,15 +38,16 @@ async def rewards(service: Service, exchange: Exchange) -> Response:
     inbox = Inbox()
     ticket = inbox.ticket(Rewarding([one.sample for one in answers]))
     with service.admitted(model, len(answers), "messages"), service.working(model, inbox):
-        scores = cast(list[float], (await exchange.attended(inbox.answers()))[ticket])
-    if not all(map(math.isfinite, scores)):
+        found = (await exchange.attended(inbox.answers()))[ticket]
+    assert isinstance(found, Rewards)
+    if not all(map(math.isfinite, found.scores)):
         raise score_not_finite(model.name)
     return json_response(
         {
             "id": new_id("reward"),
             "object": "list",
             "model": model.name,
-            "data": _rows(model, scores, answers),
+            "data": _rows(model, found.scores, answers),
             "usage": Usage(exchange.prompt_tokens, 0).to_json(),
         }
     )

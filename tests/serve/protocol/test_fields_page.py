@@ -7,6 +7,7 @@ from bc2.serve.protocol.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeBody,
+    RewardsBody,
     ScoreBody,
     StreamOptions,
     TokenizeBody,
@@ -17,7 +18,15 @@ PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 
 @pytest.mark.parametrize(
     "cls",
-    [CompletionRequest, ChatRequest, ScoreBody, TokenizeBody, DetokenizeBody, StreamOptions],
+    [
+        CompletionRequest,
+        ChatRequest,
+        ScoreBody,
+        RewardsBody,
+        TokenizeBody,
+        DetokenizeBody,
+        StreamOptions,
+    ],
 )
 def test_the_page_has_every_field(cls):
     fields = PAGE.read_text(encoding="utf-8").split("## Fields")[1].split("\n## ")[0]

@@ -5,19 +5,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import made_checkpoints
 import torch
-from made_adapters import LORA
-from made_adapters import drawn as drawn_adapters
-from safetensors.torch import save_file
+from made_adapters import adapter_of
 
 from bc2.model.model_config import ModelConfig
-from bc2.model.saved_adapter import write_adapter
-from bc2.model.store import CONFIG, load_config, save_model
+from bc2.model.store import save_model
 from bc2.model.transformer import Transformer
 from bc2.registry import Artifact, Draft, Registry, stage_key
 from bc2.tokenizer.tokenizer_config import TOKENIZER_FILE
@@ -58,18 +54,7 @@ def register(
 
 def register_adapter(home: Path, base: Artifact, name: str = "judging") -> Artifact:
     """An adapter beside a model that speaks, with a scalar head of its own."""
-    config = load_config(base.path).model_copy(update={"head": "scalar"})
-    head = torch.randn(1, config.hidden_size, generator=torch.Generator().manual_seed(9))
-    key = stage_key("checkpoint", 1, {"name": name}, [base.digest])
-    draft = Draft("checkpoint", name, key, (base.digest,), role="adapter", facts=SCALE)
-    with Registry.open(home).stage(draft) as staged:
-        for file in (TOKENIZER_FILE, "chat.json"):
-            shutil.copyfile(base.path / file, staged.path / file)
-        (staged.path / CONFIG).write_text(config.model_dump_json())
-        tensors = {**drawn_adapters(load_config(base.path)), "score.weight": head}
-        save_file(tensors, staged.path / "model.safetensors", metadata={"format": "pt"})
-        write_adapter(staged.path, LORA, base)
-        return staged.publish()
+    return adapter_of(Registry.open(home), base, name=name, head="scalar", facts=SCALE)
 
 
 def comparisons(count: int) -> list[dict[str, Any]]:
