@@ -97,13 +97,13 @@ def _notices(
     yield "heldout_prompt_in_training", says, _leaked(found)
     says = "its prompt has words of a benchmark, which then measures what was learnt"
     yield "evaluation_prompt", says, _of_benchmarks(found, known)
-    spelled = [
-        (one, number, name)
+    spelled = {
+        (one.split, number): (one, number, name)
         for one in found
         for answer, name in one.scan.spelled
         for number in one.pairs_with(answer)
-    ]
-    yield "spelled_control", "it spells a control token, which stays text", spelled
+    }
+    yield "spelled_control", "it spells a control token, which stays text", list(spelled.values())
     again = [(one, first, number) for one in found for first, number in one.copies]
     copies = [
         (one, number, f"as row {one.place(first, '').row:,}" if count < show else "")
