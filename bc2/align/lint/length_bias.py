@@ -36,7 +36,8 @@ def length_bias(
     ties = lengths[:, 0] == lengths[:, 1]
     wins = np.where(ties, 0.5, lengths[:, 0] > lengths[:, 1]).astype(np.float64)
     _, number = np.unique(prompts, return_inverse=True)
-    sums, counts = np.bincount(number, wins), np.bincount(number).astype(np.float64)
+    sums = np.bincount(number, wins).astype(np.float64)
+    counts = np.bincount(number).astype(np.float64)
     return LengthBias(
         group=group,
         pairs=len(lengths),
