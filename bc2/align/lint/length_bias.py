@@ -48,7 +48,9 @@ def length_bias(
     )
 
 
-def _interval(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+def _interval(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]
+) -> tuple[float, float]:
     """95% of the shares among prompts that are drawn anew, as many as there are.
 
     Args:
