@@ -63,6 +63,7 @@ VERBS: dict[str, Verb] = {
     "sft": Verb("Fine-tune a model on conversations.", "sft", ("",)),
     "reward": Verb("Train a reward model on pairs of answers.", "reward", ("",)),
     "dpo": Verb("Train a chat model on pairs of answers, without a reward model.", "dpo", ("",)),
+    "score-reward": Verb("Score answers by reward models.", "score_reward"),
     "ladder": Verb("Train the sizes of a recipe that a scaling law is fitted to.", "ladder", ("",)),
     "fit-scaling-law": Verb(
         "Fit a law to small runs or a table; predict a large one.", "fit_scaling_law", ("",)

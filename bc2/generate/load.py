@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from bc2.errors import DataError
+from bc2.model.heads import ValueHead
+from bc2.model.model_config import ModelConfig
 from bc2.model.saved_adapter import SavedAdapter, add_adapters, base_of, holds_adapters
 from bc2.model.store import (
     CONFIG,
@@ -29,7 +31,7 @@ from bc2.tokenizer.tokenizer_files import MODEL_FILE, tokenizer_name, tokenizer_
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What generation needs, on one device."""
+    """What generation needs, on one device; or what scores answers, whose head says numbers."""
 
     model: Transformer
     tokenizer: Tokenizer
@@ -90,15 +92,38 @@ def open_model(
         artifact.file(CONFIG)
         config = load_config(artifact.path)
         model = (
-            load_model(base.path, device, dtype, config=config, opened=_reading(base))
-            if beside is None
-            else sharing_weights(beside)
+            _model_of(base, config, device, dtype) if beside is None else sharing_weights(beside)
         )
         if base is not artifact:
+            _prepare_head(model, config)
             lora = SavedAdapter.of(artifact).lora
             add_adapters(model, artifact.path, lora, device, dtype, opened=_reading(artifact))
         tokenizer = Tokenizer.load(tokenizer_path(artifact))
         yield LanguageModel(model.eval(), tokenizer, artifact)
+
+
+def _model_of(
+    base: Artifact, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> Transformer:
+    """The weights of a checkpoint as a model of `config`, but with the head that it has."""
+    base.file(CONFIG)
+    own = load_config(base.path)
+    shape = config.model_copy(update={"head": own.head, "num_classes": own.num_classes})
+    return load_model(base.path, device, dtype, config=shape, opened=_reading(base))
+
+
+def _prepare_head(model: Transformer, config: ModelConfig) -> None:
+    """Put a head of values, which an adapter brings along, in place of the one that is there.
+
+    It is on the meta device until the adapter's weights fill it.
+    """
+    if config.head == "language":
+        return
+    if model.config.head == "language":
+        del model.lm_head
+    model.config = config
+    with torch.device("meta"):
+        model.score = ValueHead(config)
 
 
 def sharing_weights(model: Transformer) -> Transformer:

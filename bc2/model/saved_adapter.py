@@ -118,8 +118,11 @@ def add_adapters(
 
     with torch.device("meta"):
         add_lora(lora)(model)
+    # A head on the meta device is one that the adapter brings along.
     expected = {
-        name: tuple(one.shape) for name, one in model.named_parameters() if is_adapters(name)
+        name: tuple(one.shape)
+        for name, one in model.named_parameters()
+        if is_adapters(name) or (name == "score.weight" and one.is_meta)
     }
     tensors = load_weights(folder, expected, device, dtype, opened=opened)
     model.load_state_dict(tensors, strict=False, assign=True)

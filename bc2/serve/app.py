@@ -21,6 +21,7 @@ from bc2.serve.protocol.api_error import ApiError, foreign_origin, shutting_down
 from bc2.serve.routes import about, tokens
 from bc2.serve.routes.chat_completions import chat_completions
 from bc2.serve.routes.completions import completions
+from bc2.serve.routes.rewards import rewards
 from bc2.serve.routes.scores import scores
 from bc2.serve.service import Service
 
@@ -33,6 +34,7 @@ _POSTS: Mapping[str, Answer] = {
     "/v1/completions": completions,
     "/v1/chat/completions": chat_completions,
     "/v1/score": scores,
+    "/v1/rewards": rewards,
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
 }

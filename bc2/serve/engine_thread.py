@@ -15,8 +15,9 @@ from functools import partial
 from typing import Literal
 
 from bc2.parallel.own_device import make_current
-from bc2.serve.lane import Lane, Sent
-from bc2.serve.ticket import Ticket
+from bc2.serve.lane import Lane
+from bc2.serve.reward_lane import RewardLane
+from bc2.serve.ticket import Sent, Ticket
 
 _Command = tuple[Literal["begin", "cancel"], str, Ticket]
 
@@ -29,7 +30,9 @@ class EngineThread:
         died: called in the event loop's thread if the thread ends by an error of its own.
     """
 
-    def __init__(self, lanes: Mapping[str, Lane], died: Callable[[BaseException], None]):
+    def __init__(
+        self, lanes: Mapping[str, Lane | RewardLane], died: Callable[[BaseException], None]
+    ):
         self._lanes = dict(lanes)
         self._died = died
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
@@ -77,7 +80,7 @@ class EngineThread:
         try:
             for lane in self._lanes.values():
                 # All are on one device. Which GPU is the current one each thread has to say.
-                make_current(lane.engine.runner.device)
+                make_current(lane.device)
             while self._take():
                 events = [
                     event for lane in self._lanes.values() if lane.busy for event in lane.turn()

@@ -14,12 +14,12 @@ from bc2.errors import Bc2Error
 from bc2.generate.engine import InferenceEngine
 from bc2.generate.requests import Request, Score
 from bc2.serve.score_memory import ScoreMemory, joined, leaders, rest_of
-from bc2.serve.ticket import Ended, Event, NewToken, Scoring, Ticket
+from bc2.serve.ticket import Ended, NewToken, Scoring, Sent, Ticket
 
 if TYPE_CHECKING:
-    from bc2.generate.session import Session
+    import torch
 
-Sent = tuple[Ticket, Event]
+    from bc2.generate.session import Session
 
 
 class Lane:
@@ -35,6 +35,16 @@ class Lane:
         self._events: list[Sent] = []
         self._opened: AbstractContextManager[Session] | None = None
         self._session: Session | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.engine.runner.device
+
+    @property
+    def most_running(self) -> int:
+        """How many sequences decode together at most."""
+        return self.engine.config.most_running
 
     @property
     def busy(self) -> bool:
@@ -53,6 +63,7 @@ class Lane:
             if isinstance(ticket.asked, Request):
                 self._tickets[self._live_session().submit(ticket.asked)] = ticket
             else:
+                assert isinstance(ticket.asked, Scoring)
                 self._scorings.append((ticket, self._scored(ticket.asked)))
         except Exception as error:
             self._events.append((ticket, error))

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from bc2.serve.lane import Lane
+    from bc2.serve.reward_lane import RewardLane
 
 #: Bounds of the histograms' buckets, seconds.
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -38,6 +39,12 @@ _STATES = {
     "cache_blocks_used": "Blocks of the cache that a sequence holds.",
     "requests_waiting": "Sequences that wait for room in the cache.",
 }
+#: The same of reward models.
+_REWARD_COUNTS = {
+    "scored_answers": "Answers that a reward model scored.",
+    "scored_tokens": "Tokens of them, with those of their conversations.",
+}
+_REWARD_STATES = {"answers_waiting": "Answers that wait for their scores."}
 
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
@@ -48,7 +55,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """Of one server."""
 
-    def __init__(self, lanes: Mapping[str, Lane]):
+    def __init__(self, lanes: Mapping[str, Lane], rewards: Mapping[str, RewardLane]):
         disable_created_metrics()  # type: ignore[no-untyped-call]  # when each was first counted is of no use
         self._registry = CollectorRegistry(auto_describe=True)
         registry = self._registry
@@ -77,6 +84,7 @@ class Metrics:
             buckets=_LONG, registry=registry,
         )  # fmt: skip
         self._registry.register(_Engines(lanes))
+        self._registry.register(_RewardModels(rewards))
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
@@ -105,4 +113,29 @@ class _Engines(Collector):
                 "requests_waiting": lane.waiting,
             }
             family.add_metric((model,), states[name] if name in states else getattr(stats, name))
+        return family
+
+
+class _RewardModels(Collector):
+    """The counters of the reward models; nothing where there are none."""
+
+    def __init__(self, lanes: Mapping[str, RewardLane]):
+        self._lanes = lanes
+
+    def collect(self) -> Iterable[Metric]:
+        if not self._lanes:
+            return
+        for name, help in _REWARD_COUNTS.items():
+            yield self._added(CounterMetricFamily(f"bc2_{name}", help, labels=("model",)), name)
+        for name, help in _REWARD_STATES.items():
+            yield self._added(GaugeMetricFamily(f"bc2_{name}", help, labels=("model",)), name)
+
+    def _added(self, family: Family, name: str) -> Family:
+        for model, lane in self._lanes.items():
+            values = {
+                "scored_answers": lane.answers,
+                "scored_tokens": lane.tokens,
+                "answers_waiting": lane.waiting,
+            }
+            family.add_metric((model,), values[name])
         return family

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bc2.align.reward.score_answers import ScoreScale
+from bc2.align.reward.score_reader import AnswerReader
 from bc2.console import note, warn
 from bc2.errors import UsageError
 from bc2.free_memory import device_available
-from bc2.generate.chosen_model import chosen_model
+from bc2.generate.chosen_model import chosen_to_serve
 from bc2.generate.engine import FREE_SHARE, InferenceEngine
 from bc2.generate.engine_config import EngineConfig
 from bc2.generate.generation_defaults import GenerationDefaults
@@ -21,6 +23,7 @@ from bc2.generate.load import LanguageModel, open_model
 from bc2.generate.model_settings import own_end_ids, told, turn_settings
 from bc2.model.saved_adapter import base_of, holds_adapters
 from bc2.serve.lane import Lane
+from bc2.serve.reward_lane import RewardLane
 from bc2.tokenizer.chat import Chat
 from bc2.tokenizer.chat_file import chat_of
 from bc2.tokenizer.tokenizer_files import CHAT_FILE, tokenizer_name
@@ -33,26 +36,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A loaded model with all that a request to it needs."""
+    """A loaded model with what a request to any needs."""
 
     name: str
     artifact: Artifact
     tokenizer: Tokenizer
     chat: Chat | None
     """Its layout; None: it has none, and there is no conversation with it."""
-    own: Mapping[str, Any]
-    """Its own sampling settings."""
-    chat_own: Mapping[str, Any]
-    """Those of its turns in a conversation."""
-    ends: tuple[int, ...]
-    """The tokens that end a continuation of plain text."""
-    chat_ends: tuple[int, ...]
-    """The tokens that end an answer of a conversation."""
     window: int
     """The most tokens that it reads: those of its context, as far as the cache holds them."""
     vocab_size: int
-    lane: Lane
-    _token_bytes: dict[int, bytes] = field(default_factory=dict, repr=False)
+    _token_bytes: dict[int, bytes] = field(default_factory=dict, repr=False, kw_only=True)
 
     def text_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of generated tokens, in which markers of turns are no text."""
@@ -77,13 +71,38 @@ class ServedModel:
         return self.artifact.entry(name).sha256
 
 
+@dataclass(frozen=True)
+class SpeakingModel(ServedModel):
+    """A model that says a next token."""
+
+    own: Mapping[str, Any]
+    """Its own sampling settings."""
+    chat_own: Mapping[str, Any]
+    """Those of its turns in a conversation."""
+    ends: tuple[int, ...]
+    """The tokens that end a continuation of plain text."""
+    chat_ends: tuple[int, ...]
+    """The tokens that end an answer of a conversation."""
+    lane: Lane
+
+
+@dataclass(frozen=True)
+class ServedRewardModel(ServedModel):
+    """A model that scores answers."""
+
+    reader: AnswerReader
+    scale: ScoreScale | None
+    """Of its scores; None: nothing was held out when it was trained."""
+    lane: RewardLane
+
+
 class ServedModels:
     """What a server serves; at least one model."""
 
-    def __init__(self, models: Sequence[ServedModel]):
+    def __init__(self, models: Sequence[SpeakingModel | ServedRewardModel]):
         self.by_name = {model.name: model for model in models}
 
-    def __iter__(self) -> Iterator[ServedModel]:
+    def __iter__(self) -> Iterator[SpeakingModel | ServedRewardModel]:
         return iter(self.by_name.values())
 
     @cached_property
@@ -104,13 +123,13 @@ def named_artifacts(registry: Registry, refs: Sequence[str]) -> dict[str, Artifa
 
     Raises:
         UsageError: two have one name, or a name cannot be printed.
-        RefError: see `chosen_model`.
+        RefError: see `chosen_to_serve`.
     """
     found: dict[str, Artifact] = {}
     for ref in refs or (None,):
         name, equals, rest = (ref or "").partition("=")
         given = bool(equals) and not name.startswith((".", "/", "~"))
-        artifact = chosen_model(registry, rest if given else ref)
+        artifact = chosen_to_serve(registry, rest if given else ref)
         name = name if given else artifact.name
         if not name or name in found:
             what = f"two models would be served as {name!r}" if name else "a model without a name"
@@ -131,7 +150,7 @@ def open_models(
     """Load models, each once: adapters stand beside the weights of a base that they share.
 
     Args:
-        config: `cache_bytes`, or what is free, is shared out evenly.
+        config: `cache_bytes`, or what is free, is shared out evenly among models that speak.
 
     Raises:
         DataError: a model, tokenizer or layout cannot be read.
@@ -155,18 +174,29 @@ def open_models(
                 open_model(artifact, device, dtype, beside=bases[base.digest])
             )
         # After all weights, so that what is free is what they leave.
-        config = _shared_out(config, len(loaded), device)
-        yield ServedModels([_served(name, one, config) for name, one in loaded.items()])
+        speaking = sum(not _scores(one) for one in loaded.values())
+        config = _shared_out(config, speaking, device)
+        yield ServedModels(
+            [
+                _reward_model(name, one, config) if _scores(one) else _served(name, one, config)
+                for name, one in loaded.items()
+            ]
+        )
+
+
+def _scores(loaded: LanguageModel) -> bool:
+    """Whether it is a reward model."""
+    return loaded.model.config.head == "scalar"
 
 
 def _shared_out(config: EngineConfig, models: int, device: torch.device) -> EngineConfig:
-    if models == 1:
+    if models <= 1:
         return config
     whole = config.cache_bytes or int(device_available(device) * FREE_SHARE)
     return config.model_copy(update={"cache_bytes": max(1, whole // models)})
 
 
-def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedModel:
+def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> SpeakingModel:
     artifact, tokenizer = loaded.artifact, loaded.tokenizer
     own = GenerationDefaults.of(artifact)
     chat = chat_of(artifact, tokenizer) if CHAT_FILE in artifact.files() else None
@@ -184,7 +214,18 @@ def _served(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedMod
             f"the cache of {name!r} holds {window:,} tokens, and the model reads "
             f"{shape.context_length:,}: longer texts are refused; --cache-memory gives it more"
         )
-    return ServedModel(
-        name, artifact, tokenizer, chat, own.sampling(), turns, ends, chat_ends, window,
-        shape.vocab_size, Lane(engine),
+    return SpeakingModel(
+        name, artifact, tokenizer, chat, window, shape.vocab_size, own.sampling(), turns, ends,
+        chat_ends, Lane(engine),
+    )  # fmt: skip
+
+
+def _reward_model(name: str, loaded: LanguageModel, config: EngineConfig) -> ServedRewardModel:
+    artifact, shape = loaded.artifact, loaded.model.config
+    reader, scale = AnswerReader.of(artifact), ScoreScale.of(artifact)
+    if scale is None:
+        note(f"{name!r} keeps no mean of its scores: standard scores are null")
+    return ServedRewardModel(
+        name, artifact, loaded.tokenizer, reader.chat, reader.window, shape.vocab_size, reader,
+        scale, RewardLane(loaded.model, config.most_running),
     )  # fmt: skip

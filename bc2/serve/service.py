@@ -20,12 +20,18 @@ from bc2.serve.protocol.api_error import (
     context_too_long,
     failed,
     model_not_found,
+    wrong_kind,
 )
 from bc2.serve.protocol.messages import Messages
 from bc2.serve.protocol.texts import TextOrIds
 from bc2.serve.request_log import RequestLog
 from bc2.serve.serve_config import ServeConfig
-from bc2.serve.served_models import ServedModel, ServedModels
+from bc2.serve.served_models import (
+    ServedModel,
+    ServedModels,
+    ServedRewardModel,
+    SpeakingModel,
+)
 from bc2.serve.ticket import Inbox
 from bc2.tokenizer.chat import Chat
 
@@ -57,13 +63,13 @@ class Service:
         self.models = models
         self.config = config
         self.draining = False
-        lanes = {model.name: model.lane for model in models}
-        self.metrics = Metrics(lanes)
+        speaking = {one.name: one.lane for one in models if isinstance(one, SpeakingModel)}
+        scoring = {one.name: one.lane for one in models if isinstance(one, ServedRewardModel)}
+        self.metrics = Metrics(speaking, scoring)
         self.log = RequestLog(config, self.metrics)
-        self.thread = EngineThread(lanes, died)
+        self.thread = EngineThread({**speaking, **scoring}, died)
         self._admissions = {
-            model.name: Admission(model.lane.engine.config.most_running, config.max_waiting)
-            for model in models
+            model.name: Admission(model.lane.most_running, config.max_waiting) for model in models
         }
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="bc2-aside")
 
@@ -92,11 +98,28 @@ class Service:
 
     # -------------------------------------------------------------------------------- models
 
-    def model(self, name: str) -> ServedModel:
+    def model(self, name: str) -> SpeakingModel | ServedRewardModel:
         """A model by its name. Raises: ApiError if it is not served."""
         if name not in self.models.by_name:
             raise model_not_found(name, self.models.by_name)
         return self.models.by_name[name]
+
+    def speaking(self, name: str) -> SpeakingModel:
+        """A model that says a next token. Raises: ApiError if it is not served, or scores."""
+        model = self.model(name)
+        if not isinstance(model, SpeakingModel):
+            raise wrong_kind(
+                f"{name!r} is a reward model, which says no next token: ask /v1/rewards for the "
+                "scores of answers, or name another model"
+            )
+        return model
+
+    def reward_model(self, name: str) -> ServedRewardModel:
+        """A model that scores answers. Raises: ApiError if it is not served, or speaks."""
+        model = self.model(name)
+        if not isinstance(model, ServedRewardModel):
+            raise wrong_kind(f"{name!r} is no reward model, and gives answers no score: name one")
+        return model
 
     def tokenizer_model(self, name: str | None) -> ServedModel:
         """The model whose tokenizer is asked for; any where all have the same one.
@@ -141,7 +164,7 @@ class Service:
             return list(text)
 
         def encode() -> list[int]:
-            _check_length(model, text, param)
+            check_length(model, text, param)
             return model.tokenizer.encode(text)
 
         return await self.encoded(encode, len(text), param)
@@ -157,7 +180,7 @@ class Service:
 
         def render() -> list[int]:
             for number, message in enumerate(messages):
-                _check_length(model, message["content"], f"messages[{number}].content")
+                check_length(model, message["content"], f"messages[{number}].content")
             return chat.prompt(messages)
 
         ids = await self.encoded(render, sum(len(one["content"]) for one in messages), "messages")
@@ -248,14 +271,14 @@ def check_log_probs(tokens: int, top_count: int | None, param: str) -> None:
 
 
 def _whole(model: ServedModel, text: str, param: str) -> list[int]:
-    _check_length(model, text, param)
+    check_length(model, text, param)
     ids = model.tokenizer.encode_whole(text)
     if len(ids) > model.window:
         raise context_too_long(len(ids), model.window, param)
     return ids
 
 
-def _check_length(model: ServedModel, text: str, param: str) -> None:
+def check_length(model: ServedModel, text: str, param: str) -> None:
     """Refuse a text by its beginning, without encoding all of it, if that is too long already."""
     size = _CHARACTERS * model.window
     if len(text) > 2 * size:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from bc2.align.samples.sample import Sample
     from bc2.generate.requests import (
         FinishReason,
         Generated,
@@ -43,8 +44,19 @@ class Scoring:
     top_k: int = 0
 
 
-Result: TypeAlias = "NewToken | Ended | Generated | list[Score]"
+@dataclass(frozen=True)
+class Rewarding:
+    """Answers that a reward model is to score, which are answered together."""
+
+    samples: Sequence[Sample]
+    """See `bc2.align.reward.score_reader.ReadAnswer.sample`; at least one."""
+
+
+Asked: TypeAlias = "Request | Scoring | Rewarding"
+Answer: TypeAlias = "Generated | list[Score] | list[float]"
+Result: TypeAlias = "NewToken | Ended | Answer"
 Event: TypeAlias = "Result | Exception"
+Sent: TypeAlias = "tuple[Ticket, Event]"
 
 
 @dataclass(eq=False)
@@ -54,7 +66,7 @@ class Ticket:
     Made, given events and ended in the event loop's thread; the engine's reads what is asked.
     """
 
-    asked: Request | Scoring
+    asked: Asked
     inbox: Inbox
     streams: bool
     """Whether each new token is told, or the whole answer alone."""
@@ -76,7 +88,7 @@ class Inbox:
     _events: list[tuple[Ticket, Event]] = field(default_factory=list)
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def ticket(self, asked: Request | Scoring, *, streams: bool = False) -> Ticket:
+    def ticket(self, asked: Asked, *, streams: bool = False) -> Ticket:
         """One more ticket."""
         self.tickets.append(Ticket(asked, self, streams))
         return self.tickets[-1]
@@ -106,9 +118,9 @@ class Inbox:
             found.append((ticket, event))
         return found
 
-    async def answers(self) -> dict[Ticket, Generated | list[Score]]:
+    async def answers(self) -> dict[Ticket, Answer]:
         """The last events of all tickets. Raises: see `events`."""
-        found: dict[Ticket, Generated | list[Score]] = {}
+        found: dict[Ticket, Answer] = {}
         while not self.done:
             events = await self.events()
             found |= {

@@ -13,7 +13,7 @@ from running_server import Server, serving
 
 from bc2.generate.requests import Request, ScoreRequest
 from bc2.generate.sampling_config import SamplingConfig
-from bc2.serve.served_models import ServedModel
+from bc2.serve.served_models import SpeakingModel
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def server(home: Path) -> Iterator[Server]:
         yield server
 
 
-def alone(model: ServedModel, ids: list[int], **settings: Any) -> Any:
+def alone(model: SpeakingModel, ids: list[int], **settings: Any) -> Any:
     """What the engine itself answers, without a server."""
     from bc2.generate.engine import InferenceEngine
 

@@ -87,6 +87,11 @@ def bad_value(param: str, message: str, code: str = "invalid_value") -> ApiError
     return ApiError(400, message, param=param, code=code)
 
 
+def wrong_kind(message: str) -> ApiError:
+    """A model that cannot do what is asked of it (400)."""
+    return bad_value("model", message, "wrong_kind_of_model")
+
+
 def model_not_found(name: str, served: Iterable[str]) -> ApiError:
     """A model that is not served (404)."""
     served = list(served)
@@ -183,6 +188,14 @@ def out_of_time(seconds: float) -> ApiError:
     return ApiError(
         504, f"not answered within the time limit of {seconds:g} seconds; ask for fewer tokens",
         type="server_error", code="time_limit",
+    )  # fmt: skip
+
+
+def score_not_finite(name: str) -> ApiError:
+    """A score that is no number, which JSON has not got (500)."""
+    return ApiError(
+        500, f"a score by {name!r} is not a number",
+        type="server_error", code="score_not_finite",
     )  # fmt: skip
 
 

@@ -19,26 +19,56 @@ _EMPTY = ("annotations", "audio", "function_call", "name", "refusal", "tool_call
 Messages = list[dict[str, str]]
 
 
-def messages_of(value: Any, *, answered: bool) -> Messages:
+#: The most conversations of a request.
+MOST_CONVERSATIONS = 2048
+
+
+def conversations_of(value: Any) -> list[Messages]:
+    """One conversation, or a list of them, each of which ends with an answer of the assistant.
+
+    Raises:
+        ApiError: see `messages_of`; or one ends otherwise, or there are too many.
+    """
+    several = isinstance(value, list) and bool(value) and isinstance(value[0], list)
+    if several and len(value) > MOST_CONVERSATIONS:
+        message = f"`messages` has {len(value):,} conversations, at most {MOST_CONVERSATIONS:,}"
+        raise bad_value("messages", message)
+    if not several:
+        return [_with_answer(value, "messages")]
+    return [_with_answer(one, f"messages[{number}]") for number, one in enumerate(value)]
+
+
+def _with_answer(value: Any, param: str) -> Messages:
+    messages = messages_of(value, answered=False, param=param)
+    if messages[-1]["role"] != "assistant":
+        raise bad_value(
+            f"{param}[{len(messages) - 1}].role",
+            "the last message is not the assistant's: there is no answer to score",
+        )
+    return messages
+
+
+def messages_of(value: Any, *, answered: bool, param: str = "messages") -> Messages:
     """The messages of a conversation, each with a `role` of `ROLES` and a text `content`.
 
     Args:
+        param: the field that has them.
         answered: the assistant is to speak next, so that it may not have spoken last.
 
     Raises:
         ApiError: they are none, or in an order that no layout has a place for.
     """
     if not isinstance(value, list):
-        message = f"`messages` should be a list of messages, not {quoted(value)}"
-        raise bad_value("messages", message, "invalid_type")
-    messages = [_message(one, f"messages[{number}]") for number, one in enumerate(value)]
+        message = f"`{param}` should be a list of messages, not {quoted(value)}"
+        raise bad_value(param, message, "invalid_type")
+    messages = [_message(one, f"{param}[{number}]") for number, one in enumerate(value)]
     try:
         check_messages(messages)
     except DataError as error:
-        raise api_error_of(error, "messages") from None
+        raise api_error_of(error, param) from None
     if answered and messages[-1]["role"] == "assistant":
         raise bad_value(
-            f"messages[{len(messages) - 1}].role",
+            f"{param}[{len(messages) - 1}].role",
             "the last message is the assistant's: there is nothing to answer; end with a message "
             "of the user",
         )

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from bc2.generate.sampling_config import MOST_LOGPROBS
 from bc2.serve.protocol.api_error import bad_value
 from bc2.serve.protocol.body import Body
-from bc2.serve.protocol.messages import Messages, messages_of
+from bc2.serve.protocol.messages import Messages, conversations_of, messages_of
 from bc2.serve.protocol.texts import TextOrIds, ids_of, texts_of
 
 #: The most continuations of one prompt, as OpenAI has it.
@@ -272,6 +272,19 @@ class ScoreBody(Body):
         each = len(self.context) == len(self.continuation)
         contexts = self.context if each else self.context * len(self.continuation)
         return list(zip(contexts, self.continuation, strict=True))
+
+
+class RewardsBody(Body):
+    """``POST /v1/rewards``: what a reward model says of answers."""
+
+    model: _Name
+    """The name of a served reward model."""
+
+    messages: Annotated[list[Messages], BeforeValidator(conversations_of)]
+    """A conversation that ends with the answer to score, or a list of such conversations."""
+
+    user: str | None = None
+    """Without effect."""
 
 
 class TokenizeBody(Body):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from bc2.serve.exchange import Exchange
 from bc2.serve.json_response import json_response
 from bc2.serve.metrics import CONTENT_TYPE
-from bc2.serve.served_models import ServedModel
+from bc2.serve.served_models import ServedRewardModel, SpeakingModel
 from bc2.serve.service import Service
 
 
@@ -35,7 +35,7 @@ async def metrics(service: Service, exchange: Exchange) -> Response:
     return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
-def _row(served: ServedModel) -> dict[str, Any]:
+def _row(served: SpeakingModel | ServedRewardModel) -> dict[str, Any]:
     """A model as OpenAI lists it, and what a client may want to know of it."""
     artifact = served.artifact
     return {
@@ -46,6 +46,13 @@ def _row(served: ServedModel) -> dict[str, Any]:
         "ref": artifact.ref,
         "role": artifact.role,
         "max_model_len": served.window,
-        "chat": served.chat is not None,
-        "sampling": dict(served.chat_own),
+        **_abilities(served),
     }
+
+
+def _abilities(served: SpeakingModel | ServedRewardModel) -> dict[str, Any]:
+    """Whether it talks and how it is sampled, or that it scores, and on which scale."""
+    if isinstance(served, SpeakingModel):
+        return {"chat": served.chat is not None, "sampling": dict(served.chat_own)}
+    scale = None if served.scale is None else served.scale._asdict()
+    return {"chat": False, "sampling": {}, "scores": {"scale": scale}}

@@ -19,7 +19,7 @@ from bc2.serve.growing_choices import GrowingChoices, whole
 from bc2.serve.json_response import json_response
 from bc2.serve.protocol.pieces import Piece, Usage
 from bc2.serve.protocol.replies import DONE, Asked, Reply, event
-from bc2.serve.served_models import ServedModel
+from bc2.serve.served_models import SpeakingModel
 from bc2.serve.service import Service
 from bc2.serve.ticket import Ended, Inbox, NewToken, Result, Ticket
 
@@ -37,7 +37,7 @@ class Answering(Generic[Asked]):
 
     service: Service
     exchange: Exchange
-    model: ServedModel
+    model: SpeakingModel
     asked: Asked
     prompts: Sequence[list[int]]
     settings: Sequence[SamplingConfig] | None

@@ -19,7 +19,7 @@ from bc2.serve.service import Service, check_ids, check_log_probs
 async def chat_completions(service: Service, exchange: Exchange) -> Response:
     """Answer a request. Raises: ApiError."""
     asked = parse(ChatRequest, await exchange.body())
-    model = service.model(asked.model)
+    model = service.speaking(asked.model)
     exchange.model = model.name
     check_ids(model, asked.stop_token_ids, "stop_token_ids", any_length=True)
     ids = await service.chat_ids(model, asked.messages)

@@ -18,7 +18,7 @@ from bc2.serve.protocol.requests import CompletionRequest
 from bc2.serve.protocol.sampling import sampling_of
 from bc2.serve.protocol.texts import TextOrIds
 from bc2.serve.routes.answering import Answering, echoed_piece, fresh_seed, new_id
-from bc2.serve.served_models import ServedModel
+from bc2.serve.served_models import SpeakingModel
 from bc2.serve.service import Service, check_ids, check_log_probs
 from bc2.serve.ticket import Inbox, Scoring
 
@@ -26,7 +26,7 @@ from bc2.serve.ticket import Inbox, Scoring
 async def completions(service: Service, exchange: Exchange) -> Response:
     """Answer a request. Raises: ApiError."""
     asked = parse(CompletionRequest, await exchange.body())
-    model = service.model(asked.model)
+    model = service.speaking(asked.model)
     exchange.model = model.name
     check_ids(model, asked.stop_token_ids, "stop_token_ids", any_length=True)
     prompts = [
@@ -61,7 +61,7 @@ def _param(prompts: Sequence[TextOrIds], at: int) -> str:
 
 
 def _settings(
-    asked: CompletionRequest, model: ServedModel, prompts: Sequence[list[int]]
+    asked: CompletionRequest, model: SpeakingModel, prompts: Sequence[list[int]]
 ) -> list[SamplingConfig] | None:
     """Of the answers to each prompt; None where nothing is to be generated."""
     if not asked.max_tokens:
@@ -76,7 +76,7 @@ def _settings(
 async def _scores(
     service: Service,
     exchange: Exchange,
-    model: ServedModel,
+    model: SpeakingModel,
     prompts: Sequence[list[int]],
     top_k: int,
 ) -> list[Score | None]:
@@ -97,7 +97,7 @@ async def _scores(
 
 def _echoed(
     asked: CompletionRequest,
-    model: ServedModel,
+    model: SpeakingModel,
     prompts: Sequence[list[int]],
     scores: Sequence[Score | None] | None,
 ) -> list[Piece]:

@@ -24,7 +24,7 @@ from bc2.serve.ticket import Inbox, Scoring
 async def scores(service: Service, exchange: Exchange) -> Response:
     """Answer a request. Raises: ApiError."""
     asked = parse(ScoreBody, await exchange.body())
-    model = service.model(asked.model)
+    model = service.speaking(asked.model)
     exchange.model = model.name
     requests = await _requests(service, model, asked)
     if service.config.log_prompts:
