@@ -21,6 +21,9 @@ def pair_figures(figures: PairFigures) -> Iterator[tuple[str, str]]:
     yield "answers", f"{sum(figures.answers.values()):,} ({answers})"
     spread = ", ".join(f"{name} {value:,.4g}" for name, value in figures.pairs_per_prompt.items())
     yield "pairs a prompt", spread
+    for one in figures.scores:
+        span = f"{one.lowest:g} to {one.highest:g}, mean {one.mean:.4g}, {one.distinct:,} values"
+        yield f"scores of {visible(one.source)}", span
     if figures.evaluation_prompts:
         total = sum(figures.prompts.values())
         for name, count in figures.evaluation_prompts.items():
@@ -36,9 +39,8 @@ def pair_tables(figures: PairFigures | None) -> list[NamedTable]:
     ]
     for one in figures.scores:
         name = visible(one.source)
-        span = f"{one.lowest:g} to {one.highest:g}, mean {one.mean:.4g}, {one.distinct:,} values"
         lines = [(f"{low:.4g} to {high:.4g}", count) for low, high, count in one.histogram]
-        tables.append((("score", "answers"), lines, f"Scores of {name}: {span}"))
+        tables.append((("score", "answers"), lines, f"Scores of {name}"))
         gaps = [_bias(gap) for gap in one.gaps]
         tables.append((_BIAS, gaps, f"Pairs of {name} by how far their scores are apart"))
     if figures.cut:

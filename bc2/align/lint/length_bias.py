@@ -36,7 +36,8 @@ def length_bias(
     ties = lengths[:, 0] == lengths[:, 1]
     wins = np.where(ties, 0.5, lengths[:, 0] > lengths[:, 1]).astype(np.float64)
     _, number = np.unique(prompts, return_inverse=True)
-    sums, counts = np.bincount(number, wins), np.bincount(number).astype(np.float64)
+    sums = np.bincount(number, wins).astype(np.float64)
+    counts = np.bincount(number).astype(np.float64)
     return LengthBias(
         group=group,
         pairs=len(lengths),
@@ -47,7 +48,9 @@ def length_bias(
     )
 
 
-def _interval(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+def _interval(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]
+) -> tuple[float, float]:
     """95% of the shares among prompts that are drawn anew, as many as there are.
 
     Args:

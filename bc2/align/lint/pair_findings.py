@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.align.lint.benchmark_texts import FoundBenchmarks
-from bc2.align.lint.lint_report import Finding
+from bc2.align.lint.lint_report import Finding, Place
 from bc2.align.lint.pair_overlaps import prompt_overlaps
 from bc2.align.lint.pairs_found import PairsFound, prompt_of
 from bc2.align.pairs.pair_samples import PAIR_FAULTS
@@ -51,10 +51,18 @@ def pair_findings(
 
 
 def _finding(code: str, says: str, policy: str, here: Sequence[Said], show: int) -> Finding:
-    examples = [one.place(number, why) for one, number, why in here[:show]]
+    examples: dict[tuple[str, int, str], Place] = {}
+    for one, number, why in here:
+        if len(examples) == show:
+            break
+        place = one.place(number, why)
+        # A row with many answers makes many pairs, of which the first says enough.
+        examples.setdefault((place.file, place.row, place.split), place)
     # A pair with two faults of a kind is one.
     pairs = {(one.split, number): one.source(number) for one, number, _ in here}
-    return Finding(code, says, len(pairs), policy, dict(Counter(pairs.values())), tuple(examples))
+    return Finding(
+        code, says, len(pairs), policy, dict(Counter(pairs.values())), tuple(examples.values())
+    )
 
 
 def _too_long(
@@ -97,13 +105,13 @@ def _notices(
     yield "heldout_prompt_in_training", says, _leaked(found)
     says = "its prompt has words of a benchmark, which then measures what was learnt"
     yield "evaluation_prompt", says, _of_benchmarks(found, known)
-    spelled = [
-        (one, number, name)
+    spelled = {
+        (one.split, number): (one, number, name)
         for one in found
         for answer, name in one.scan.spelled
         for number in one.pairs_with(answer)
-    ]
-    yield "spelled_control", "it spells a control token, which stays text", spelled
+    }
+    yield "spelled_control", "it spells a control token, which stays text", list(spelled.values())
     again = [(one, first, number) for one in found for first, number in one.copies]
     copies = [
         (one, number, f"as row {one.place(first, '').row:,}" if count < show else "")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,19 +122,21 @@ class Scanner:
     def __call__(self, conversations: Iterable[Conversation], first: int = 0) -> TextScan:
         """Scan conversations, of which the first has the place `first`."""
         found = TextScan()
-        texts: list[str] = []
-        index_of: list[int] = []
+        # Answers to one prompt have it in common: it is searched once.
+        said_by: dict[str, list[int]] = {}
         for index, one in enumerate(conversations, first):
             said = [message["content"] for message in one.messages if message["role"] != "system"]
             found.digests.append(bytes.fromhex(one.digest)[:16])
-            found.languages.append(_language(said))
+            found.languages.append(_language("\n".join(said)[:_LANGUAGE_SAMPLE]))
             spelled = self._spelled(message["content"] for message in one.messages)
             found.spelled += [(index, spelled)] if spelled else []
             found.unanswered += [index] if one.messages[-1]["role"] == "user" else []
-            texts += said
-            index_of += [index] * len(said)
+            for text in said:
+                said_by.setdefault(text, []).append(index)
+        texts = list(said_by)
         shared = matches(self.index, texts) if self.index is not None else []
-        found.overlaps = [_overlap(match, texts, index_of) for match in shared]
+        every = [one for match in shared for one in _overlaps(match, texts[match.text], said_by)]
+        found.overlaps = sorted(every, key=lambda one: one.index)
         return found
 
     def _spelled(self, texts: Iterable[str]) -> str | None:
@@ -143,17 +146,19 @@ class Scanner:
         return next((place[0] for place in places if place is not None), None)
 
 
-def _language(said: Sequence[str]) -> str:
-    text = "\n".join(said)[:_LANGUAGE_SAMPLE]
+@lru_cache(maxsize=256)
+def _language(text: str) -> str:
     if not any(character.isalpha() for character in text):
         return _NO_LANGUAGE
     code = identify(text, ()).language
     return _LANGUAGE_OF.get(code, code)
 
 
-def _overlap(match: Match, texts: Sequence[str], index_of: Sequence[int]) -> Overlap:
-    words = texts[match.text][match.start : match.stop]
-    return Overlap(index_of[match.text], match.benchmark_text, words)
+def _overlaps(match: Match, text: str, said_by: Mapping[str, list[int]]) -> Iterator[Overlap]:
+    """A match as an overlap of each conversation in which the text is said."""
+    words = text[match.start : match.stop]
+    for index in dict.fromkeys(said_by[text]):
+        yield Overlap(index, match.benchmark_text, words)
 
 
 def scan_split(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bc2.harness.release_files import ReleaseFile
-from bc2.harness.releases.checks import json_rows, question, rows_at
+from bc2.harness.releases.checks import json_rows, rows_at, text
 from bc2.harness.releases.source import ANYWHERE, Layout, Place, Row, Source, Tables
 
 
@@ -17,7 +17,7 @@ def _read(place: Place, subsets: Sequence[str]) -> Tables:
 
 def _rows(file: ReleaseFile) -> Iterator[Row]:
     for where, row in json_rows(file, ("prompt",)):
-        yield {"prompt": question(row, "prompt", where)}
+        yield {"prompt": text(row, "prompt", where)}
 
 
 SOURCE = Source(

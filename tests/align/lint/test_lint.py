@@ -110,10 +110,10 @@ def test_figures_are_those_of_the_samples(faulty: LintTask) -> None:
     used = samples[0].lengths.sum() / (report.packing.rows * 128)
     assert report.packing.filled == pytest.approx(used)
     web, copied = report.sources
-    assert (web.name, web.conversations, web.copies) == ("web", 69, 1)
+    assert (web.name, web.rows, web.copies) == ("web", 69, 1)
     assert web.samples == 69 - 6  # 61 to 66 cannot be trained on
     assert web.languages["zh"] == 1
-    assert (copied.name, copied.conversations, copied.samples) == ("copied", 31, 31)
+    assert (copied.name, copied.rows, copied.samples) == ("copied", 31, 31)
     assert web.tokens + copied.tokens == report.lengths.tokens
     assert report.proof is not None
     assert report.proof.holds

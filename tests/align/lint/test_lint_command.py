@@ -100,3 +100,59 @@ def test_a_base_that_is_not_trained_yet_is_not_trained_here(
     code, _, told = run(capsys, "chat.toml")
     assert code == 2
     assert "is not trained yet" in told
+
+
+#: Pairs beside the conversations, and two verbs that read them.
+PAIRS = """
+[[pairs.sources]]
+name = "better"
+path = "pairs.jsonl"
+
+[pairs]
+heldout_fraction = 0.2
+
+[{verb}]
+init = "checkpoint/small"
+chat_layout = "baichuan"
+length = "1 epochs"
+batch_tokens = 128
+micro_batch = 1
+sequence_length = 64
+precision = "fp32"
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def with_pairs(chat: Path) -> Path:
+    rows = [
+        {"prompt": f"What is {n}?", "chosen": f"{n}.", "rejected": f"Not {n}."} for n in range(29)
+    ]
+    write_rows(chat / "pairs.jsonl", rows)
+    return chat
+
+
+@pytest.mark.parametrize("verb", ["reward", "dpo"])
+def test_pairs_of_a_recipe_are_looked_at(
+    with_pairs: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    text = (with_pairs / "chat.toml").read_text() + PAIRS.format(verb=verb)
+    (with_pairs / "both.toml").write_text(text)
+    code, out, _ = run(capsys, "both.toml", "--page", "pairs.html")
+    assert code == 0
+    assert "no errors in 29 pairs" in out
+    assert "all 29 29 0 0.0%" in " ".join(out.split())
+    assert "Packed equals alone." in (with_pairs / "pairs.html").read_text("utf-8")
+    code, out, _ = run(capsys, "both.toml", "--section", "sft")
+    assert "no errors in 200 conversations" in out
+    code, out, _ = run(capsys, "both.toml", "--row", "better:1")
+    assert "better, pairs.jsonl, row 1, rejected: " in out
+    assert {one.name for one in Registry.open().list("checkpoint")} == {"small"}
+
+
+def test_a_section_that_a_recipe_lacks_is_named(
+    chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, told = run(capsys, "chat.toml", "--section", "dpo")
+    assert code == 2
+    assert "it has no [dpo]" in told

@@ -160,3 +160,14 @@ def test_processes_find_what_one_finds(
 
 def told_of(told: list[float]) -> Progress:
     return lambda advance, detail="": told.append(advance)
+
+
+def test_a_text_that_many_say_is_found_in_each(benchmarks: Path) -> None:
+    known = find_benchmarks(benchmarks)
+    index, _ = NgramIndex.of([one.text for one in known.texts], SIZES)
+    asks = next(one.text for one in known.texts if one.text.startswith("Mira has"))
+    rows = [said(asks, "Three."), said("Hello?", "No."), said(asks, "Four."), said("So?", asks)]
+    scan = Scanner.of((), index)
+    apart = [one for n, row in enumerate(rows) for one in scan([row], n).overlaps]
+    assert scan(rows).overlaps == apart
+    assert {one.index for one in apart} == {0, 2, 3}
