@@ -30,6 +30,8 @@ class Format:
     """Whether bitsandbytes' formats are for it."""
     any_head: bool = False
     """Whether a model without a language head can be written so."""
+    scores: bool = False
+    """Whether a model with a scalar head can: as a sequence classifier."""
 
     @property
     def plan(self) -> PlanExport:
@@ -43,17 +45,17 @@ class Format:
 FORMATS: dict[str, Format] = {
     "baichuan": Format(
         "Baichuan 2's released layout, with code of its own: RoPE or ALiBi.",
-        "baichuan:plan_baichuan", quantizes=True,
+        "baichuan:plan_baichuan", quantizes=True, scores=True,
     ),
     "llama": Format(
         "Stock transformers and vLLM; another family where the model needs it.",
-        "hf.plan:plan_llama", quantizes=True,
+        "hf.plan:plan_llama", quantizes=True, scores=True,
     ),
-    "mistral": Format("Mistral, for its window.", "hf.plan:plan_mistral", quantizes=True),
-    "qwen2": Format("Qwen2: queries, keys, values biased.", "hf.plan:plan_qwen2", quantizes=True),
-    "qwen3": Format("Qwen3: norms of queries and keys.", "hf.plan:plan_qwen3", quantizes=True),
+    "mistral": Format("Mistral, for its window.", "hf.plan:plan_mistral", quantizes=True, scores=True),
+    "qwen2": Format("Qwen2: queries, keys, values biased.", "hf.plan:plan_qwen2", quantizes=True, scores=True),
+    "qwen3": Format("Qwen3: norms of queries and keys.", "hf.plan:plan_qwen3", quantizes=True, scores=True),
     "gguf": Format("llama.cpp and its like.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0")),
-    "safetensors": Format("The weights alone.", "bare_weights:plan_bare_weights", any_head=True),
+    "safetensors": Format("The weights alone.", "bare_weights:plan_bare_weights", any_head=True, scores=True),
 }  # fmt: skip
 
 
