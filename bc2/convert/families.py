@@ -223,13 +223,30 @@ def _window(config: HfConfig, window: int | None) -> int | None:
 
 FAMILIES = (
     Family(
-        "baichuan", ("BaichuanForCausalLM", "BaiChuanForCausalLM"), _baichuan, BAICHUAN,
-        "BaichuanForSequenceClassification", _INV_FREQ,
+        "baichuan",
+        ("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+        _baichuan,
+        BAICHUAN,
+        "BaichuanForSequenceClassification",
+        _INV_FREQ,
     ),
-    Family("llama", ("LlamaForCausalLM",), _llama, LLAMA, "LlamaForSequenceClassification", _INV_FREQ),
-    Family("mistral", ("MistralForCausalLM",), _mistral, LLAMA, "MistralForSequenceClassification", _INV_FREQ),
-    Family("qwen2", ("Qwen2ForCausalLM",), _qwen2, QWEN2, "Qwen2ForSequenceClassification", _INV_FREQ),
-    Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, QWEN3, "Qwen3ForSequenceClassification", _INV_FREQ),
+    Family(
+        "llama", ("LlamaForCausalLM",), _llama, LLAMA, "LlamaForSequenceClassification", _INV_FREQ
+    ),
+    Family(
+        "mistral",
+        ("MistralForCausalLM",),
+        _mistral,
+        LLAMA,
+        "MistralForSequenceClassification",
+        _INV_FREQ,
+    ),
+    Family(
+        "qwen2", ("Qwen2ForCausalLM",), _qwen2, QWEN2, "Qwen2ForSequenceClassification", _INV_FREQ
+    ),
+    Family(
+        "qwen3", ("Qwen3ForCausalLM",), _qwen3, QWEN3, "Qwen3ForSequenceClassification", _INV_FREQ
+    ),
 )
 
 

@@ -44,8 +44,7 @@ def plan_export(source: SourceModel, request: ExportRequest) -> ExportPlan:
     """
     wanted = FORMATS[request.format]
     head = source.config.head
-    takes = wanted.any_head or head == "language" or (head == "scalar" and wanted.scores)
-    if not takes:
+    if not wanted.takes(head):
         raise UsageError(
             f"{source.artifact.title} has a {head} head, and {request.format} is a format of "
             "language models",

@@ -12,6 +12,7 @@ from bc2.errors import UsageError, nearest
 if TYPE_CHECKING:
     from bc2.convert.exporting.source_model import SourceModel
     from bc2.convert.exporting.target import Dtype, ExportPlan
+    from bc2.model.model_formulas import HeadKind
 
     PlanExport = Callable[[SourceModel, Dtype | None, int], ExportPlan]
 
@@ -30,8 +31,14 @@ class Format:
     """Whether bitsandbytes' formats are for it."""
     any_head: bool = False
     """Whether a model without a language head can be written so."""
-    scores: bool = False
-    """Whether a model with a scalar head can: as a sequence classifier."""
+    only_speaks: bool = False
+    """Whether there is no place for a model with a scalar head, a sequence classifier."""
+
+    def takes(self, head: HeadKind) -> bool:
+        """Whether there is a place for a model with such a head."""
+        if head == "scalar":
+            return not self.only_speaks
+        return head == "language" or self.any_head
 
     @property
     def plan(self) -> PlanExport:
@@ -45,17 +52,20 @@ class Format:
 FORMATS: dict[str, Format] = {
     "baichuan": Format(
         "Baichuan 2's released layout, with code of its own: RoPE or ALiBi.",
-        "baichuan:plan_baichuan", quantizes=True, scores=True,
+        "baichuan:plan_baichuan", quantizes=True,
     ),
     "llama": Format(
         "Stock transformers and vLLM; another family where the model needs it.",
-        "hf.plan:plan_llama", quantizes=True, scores=True,
+        "hf.plan:plan_llama", quantizes=True,
     ),
-    "mistral": Format("Mistral, for its window.", "hf.plan:plan_mistral", quantizes=True, scores=True),
-    "qwen2": Format("Qwen2: queries, keys, values biased.", "hf.plan:plan_qwen2", quantizes=True, scores=True),
-    "qwen3": Format("Qwen3: norms of queries and keys.", "hf.plan:plan_qwen3", quantizes=True, scores=True),
-    "gguf": Format("llama.cpp and its like.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0")),
-    "safetensors": Format("The weights alone.", "bare_weights:plan_bare_weights", any_head=True, scores=True),
+    "mistral": Format("Mistral, for its window.", "hf.plan:plan_mistral", quantizes=True),
+    "qwen2": Format("Qwen2: queries, keys, values biased.", "hf.plan:plan_qwen2", quantizes=True),
+    "qwen3": Format("Qwen3: norms of queries and keys.", "hf.plan:plan_qwen3", quantizes=True),
+    "gguf": Format(
+        "llama.cpp and its like.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0"),
+        only_speaks=True,
+    ),
+    "safetensors": Format("The weights alone.", "bare_weights:plan_bare_weights", any_head=True),
 }  # fmt: skip
 
 

@@ -216,7 +216,8 @@ class _Read:
         if (asked == "reward") is not scores:
             does = "scores answers" if scores else "says next tokens"
             raise UsageError(
-                f"{self.source.title} {does}, and is no {asked} model", where="--role",
+                f"{self.source.title} {does}, and is no {asked} model",
+                where="--role",
                 todo="leave it out: the role follows from the model",
             )
         return asked

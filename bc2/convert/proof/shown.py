@@ -54,10 +54,10 @@ def _model_rows(what: str, model: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _score_rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "scores", (
-        f"of {scores['texts']:,} conversations within {scores['largest_difference']:.2g} (at most "
-        f"{scores['difference_bound']:.2g}), in batches filled left and right"
-    )
+    bound = f"(at most {scores['difference_bound']:.2g})"
+    within = f"within {scores['largest_difference']:.2g} {bound}"
+    yield "scores", f"of {scores['texts']:,} conversations {within}"
+    yield "", "in batches filled left and right"
     yield "", f"from {scores['lowest']:.4g} to {scores['highest']:.4g}"
 
 
