@@ -351,7 +351,7 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = BaichuanModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, int(config.num_labels or 1), bias=False)
         self.post_init()
 
     def forward(
