@@ -29,6 +29,8 @@ class Family:
     model: Callable[[HfConfig], ModelConfig]
     """The shape that a ``config.json`` says. Raises: DataError: one that bc2 does not compute."""
     weights: WeightNames
+    classifier: str
+    """The class of such a model with a scalar head: a sequence classifier."""
     buffers: tuple[str, ...] = ()
     """Tensors that may be there and follow from the shape."""
 
@@ -53,6 +55,7 @@ _SHARED = _same(
     f"{_LAYER}.post_attention_layernorm.weight",
     "model.norm.weight",
     "lm_head.weight",
+    "score.weight",
 )
 
 
@@ -220,12 +223,30 @@ def _window(config: HfConfig, window: int | None) -> int | None:
 
 FAMILIES = (
     Family(
-        "baichuan", ("BaichuanForCausalLM", "BaiChuanForCausalLM"), _baichuan, BAICHUAN, _INV_FREQ
+        "baichuan",
+        ("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+        _baichuan,
+        BAICHUAN,
+        "BaichuanForSequenceClassification",
+        _INV_FREQ,
     ),
-    Family("llama", ("LlamaForCausalLM",), _llama, LLAMA, _INV_FREQ),
-    Family("mistral", ("MistralForCausalLM",), _mistral, LLAMA, _INV_FREQ),
-    Family("qwen2", ("Qwen2ForCausalLM",), _qwen2, QWEN2, _INV_FREQ),
-    Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, QWEN3, _INV_FREQ),
+    Family(
+        "llama", ("LlamaForCausalLM",), _llama, LLAMA, "LlamaForSequenceClassification", _INV_FREQ
+    ),
+    Family(
+        "mistral",
+        ("MistralForCausalLM",),
+        _mistral,
+        LLAMA,
+        "MistralForSequenceClassification",
+        _INV_FREQ,
+    ),
+    Family(
+        "qwen2", ("Qwen2ForCausalLM",), _qwen2, QWEN2, "Qwen2ForSequenceClassification", _INV_FREQ
+    ),
+    Family(
+        "qwen3", ("Qwen3ForCausalLM",), _qwen3, QWEN3, "Qwen3ForSequenceClassification", _INV_FREQ
+    ),
 )
 
 
@@ -239,9 +260,9 @@ def family_of(config: HfConfig) -> Family:
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise DataError(f"architectures names no single one: {named!r}", where=config.where)
     for family in FAMILIES:
-        if named[0] in family.architectures:
+        if named[0] in (*family.architectures, family.classifier):
             return family
-    known = [name for family in FAMILIES for name in family.architectures]
+    known = [name for family in FAMILIES for name in (*family.architectures, family.classifier)]
     guess = nearest(named[0], known)
     raise DataError(
         f"the architecture {named[0]} is not supported",

@@ -187,6 +187,8 @@ class HfConfig:
         Raises:
             DataError: they contradict each other.
         """
+        if self._classifies():
+            settings["head"] = "scalar"
         try:
             return ModelConfig(**settings)
         except ValidationError as error:
@@ -194,6 +196,25 @@ class HfConfig:
             place = ".".join(map(str, first["loc"]))
             message = first["msg"].removeprefix("Value error, ")
             raise DataError(f"{place}: {message}".removeprefix(": "), where=self.where) from None
+
+    def _classifies(self) -> bool:
+        """Whether the model is a sequence classifier, of the one label that is a score.
+
+        Raises:
+            DataError: it has other labels.
+        """
+        (name,) = self.data["architectures"]
+        if not str(name).endswith("ForSequenceClassification"):
+            return False
+        self.seen |= {"num_labels", "id2label", "label2id", "problem_type"}
+        labels = self.data.get("num_labels", len(self.data.get("id2label") or "ab"))
+        if labels != 1:
+            raise DataError(
+                f"a classifier of {labels} labels, where one that scores has one",
+                where=self.where,
+                todo="import a reward model, whose only label is its score",
+            )
+        return True
 
 
 def _scaling_of(table: Mapping[str, Any], config: HfConfig) -> RopeScaling | None:

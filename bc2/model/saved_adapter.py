@@ -2,8 +2,9 @@
 
 Its ``model.safetensors`` has the adapters' matrices alone, under the names that they have in a
 model, and its ``model.json`` the shape of the whole model. A head of values, which is trained with
-them, is there too: the base has another one, or that one before it was trained. ``adapter.json`` says what the matrices
-are and which base they were trained beside. PEFT's two files hold the same for other tools.
+them, is there too: the base has another one, or that one before it was trained. ``adapter.json``
+says what the matrices are and which base they were trained beside. PEFT's two files hold the same
+for other tools.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def test_an_adapter_keeps_its_head(home: Path, shape: str, base_head: str) -> No
     right = scores_of(with_head(load_model(base.path), scalar), TEXTS)
     close(scores(adapter, TEXTS), right)
     merged, made = merge_adapter(registry, adapter)
-    assert made and merged.role == "reward"
+    assert made
+    assert merged.role == "reward"
     assert {name: merged.manifest.facts[name] for name in FACTS} == FACTS
     close(scores(merged, TEXTS), right)
 

@@ -13,13 +13,14 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
-from bc2.convert.exporting.hf.config import TORCH_NAMES
+from bc2.convert.exporting.hf.config import TORCH_NAMES, head_keys
 from bc2.convert.exporting.hf.generation import generation_config, special_ids
 from bc2.convert.exporting.hf.special_tokens import special_tokens
 from bc2.convert.exporting.hf.texts import hf_texts
 from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import SAFETENSORS, Dtype, ExportPlan, Reader, TargetTensor
 from bc2.convert.exporting.write_safetensors import planned_sizes, write_safetensors
+from bc2.convert.families import FAMILIES
 from bc2.errors import DataError, UsageError
 from bc2.model.model_config import ModelConfig
 from bc2.tokenizer.chat_parts import Control
@@ -65,7 +66,7 @@ def plan_baichuan(source: SourceModel, dtype: Dtype | None, limit: int) -> Expor
 
 def _check_fits(source: SourceModel) -> None:
     config = source.config
-    if config.head != "language":
+    if config.head == "classes":
         raise _no_place(source, f"a {config.head} head", "write its weights: --to safetensors")
     rotates = config.position == "rope"
     for has, what, family in (
@@ -105,11 +106,11 @@ def _notes(config: ModelConfig) -> tuple[str, ...]:
 def _config_json(source: SourceModel, dtype: Dtype) -> dict[str, Any]:
     config = source.config
     found: dict[str, Any] = {
-        "architectures": ["BaichuanForCausalLM"],
+        **head_keys(FAMILIES[0], config),
         "auto_map": {
             "AutoConfig": "configuration_baichuan.BaichuanConfig",
             "AutoModel": "modeling_baichuan.BaichuanModel",
-            "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM",
+            **_auto_class(config),
         },
         "model_type": "baichuan",
         "vocab_size": config.vocab_size,
@@ -137,6 +138,11 @@ def _config_json(source: SourceModel, dtype: Dtype) -> dict[str, Any]:
     if config.head_dim is not None:
         found["head_dim"] = config.head_dim
     return found
+
+
+def _auto_class(config: ModelConfig) -> dict[str, str]:
+    kind = "CausalLM" if config.head == "language" else "SequenceClassification"
+    return {f"AutoModelFor{kind}": f"modeling_baichuan.BaichuanFor{kind}"}
 
 
 def _generation_json(source: SourceModel) -> dict[str, Any]:
@@ -218,6 +224,8 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def readers_of(config: ModelConfig) -> tuple[Reader, ...]:
     """Who can load a model of this shape, and why others cannot."""
+    if config.head != "language":
+        return (Reader("transformers 5", True, "with trust_remote_code=True"),)
     instead = "; --to llama writes for it" if config.position == "rope" else ""
     return (
         Reader("transformers 5", True, "with trust_remote_code=True"),

@@ -44,7 +44,7 @@ def plan_export(source: SourceModel, request: ExportRequest) -> ExportPlan:
     """
     wanted = FORMATS[request.format]
     head = source.config.head
-    if head != "language" and not wanted.any_head:
+    if not wanted.takes(head):
         raise UsageError(
             f"{source.artifact.title} has a {head} head, and {request.format} is a format of "
             "language models",
@@ -58,6 +58,13 @@ def plan_export(source: SourceModel, request: ExportRequest) -> ExportPlan:
             f"{rows:,} rows: some text would have ids that it has not",
             where="--to",
             todo="--to safetensors writes its weights",
+        )
+    if head != "language" and request.quantization is not None:
+        raise UsageError(
+            f"{source.artifact.title} has a {head} head, and bitsandbytes' formats are written "
+            "for language models",
+            where="--quantize",
+            todo="leave it out; transformers quantises what is written as it loads it",
         )
     plan = wanted.plan(source, request.dtype, request.limit)
     if request.quantization is not None:

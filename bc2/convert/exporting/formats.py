@@ -12,6 +12,7 @@ from bc2.errors import UsageError, nearest
 if TYPE_CHECKING:
     from bc2.convert.exporting.source_model import SourceModel
     from bc2.convert.exporting.target import Dtype, ExportPlan
+    from bc2.model.model_formulas import HeadKind
 
     PlanExport = Callable[[SourceModel, Dtype | None, int], ExportPlan]
 
@@ -30,6 +31,14 @@ class Format:
     """Whether bitsandbytes' formats are for it."""
     any_head: bool = False
     """Whether a model without a language head can be written so."""
+    only_speaks: bool = False
+    """Whether there is no place for a model with a scalar head, a sequence classifier."""
+
+    def takes(self, head: HeadKind) -> bool:
+        """Whether there is a place for a model with such a head."""
+        if head == "scalar":
+            return not self.only_speaks
+        return head == "language" or self.any_head
 
     @property
     def plan(self) -> PlanExport:
@@ -52,7 +61,10 @@ FORMATS: dict[str, Format] = {
     "mistral": Format("Mistral, for its window.", "hf.plan:plan_mistral", quantizes=True),
     "qwen2": Format("Qwen2: queries, keys, values biased.", "hf.plan:plan_qwen2", quantizes=True),
     "qwen3": Format("Qwen3: norms of queries and keys.", "hf.plan:plan_qwen3", quantizes=True),
-    "gguf": Format("llama.cpp and its like.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0")),
+    "gguf": Format(
+        "llama.cpp and its like.", "gguf.plan:plan_gguf", (*_ROUNDED, "q8_0"),
+        only_speaks=True,
+    ),
     "safetensors": Format("The weights alone.", "bare_weights:plan_bare_weights", any_head=True),
 }  # fmt: skip
 

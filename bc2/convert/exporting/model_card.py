@@ -49,9 +49,17 @@ def model_card(
 
 def _front(ancestors: Iterable[Artifact], plan: ExportPlan) -> str:
     languages = sorted({source["lang"] for source in _sources(ancestors) if _is_language(source)})
-    lines = ["---", f"library_name: {plan.prover or 'bc2'}", "pipeline_tag: text-generation"]
+    lines = ["---", f"library_name: {plan.prover or 'bc2'}", f"pipeline_tag: {_task(plan)}"]
     lines += ["language:", *(f"- {json.dumps(one)}" for one in languages)] if languages else []
     return "\n".join([*lines, "tags:", "- bc2", f"- {plan.format}", "---", ""])
+
+
+def _scores_texts(plan: ExportPlan) -> bool:
+    return any(target.name == "score.weight" for target in plan.tensors)
+
+
+def _task(plan: ExportPlan) -> str:
+    return "text-classification" if _scores_texts(plan) else "text-generation"
 
 
 def _is_language(source: Mapping[str, Any]) -> bool:
@@ -75,8 +83,10 @@ def _head(artifact: Artifact, plan: ExportPlan) -> list[str]:
     ]
     if plan.prover == "transformers":
         code = ", trust_remote_code=True" if _has_code(plan) else ""
-        lines += ["", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
-        for name, made in (("tokenizer", "AutoTokenizer"), ("model", "AutoModelForCausalLM")):
+        kind = "SequenceClassification" if _scores_texts(plan) else "CausalLM"
+        auto = f"AutoModelFor{kind}"
+        lines += ["", "```python", f"from transformers import {auto}, AutoTokenizer"]
+        for name, made in (("tokenizer", "AutoTokenizer"), ("model", auto)):
             lines.append(f"{name} = {made}.from_pretrained(PATH{code})")
         lines.append("```")
     elif plan.prover == "llama.cpp":

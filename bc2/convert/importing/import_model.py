@@ -186,7 +186,7 @@ class _Read:
     def checkpoint(
         self, registry: Registry, name: str, role: Role | None, tokenizer: Artifact
     ) -> Artifact:
-        role = role or ("base" if self.speech.chat is None else "chat")
+        role = self._role(role)
         identity = {"imported": self.source.identity(self._paths()), "name": name, "role": role,
                     "layout": self.layout}  # fmt: skip
         key = stage_key("checkpoint", _VERSION, identity, [tokenizer.digest])
@@ -207,6 +207,20 @@ class _Read:
                 for file, digest in digests.items()
             ]
             return staged.publish(known=known_files)
+
+    def _role(self, asked: Role | None) -> Role:
+        """Raises: UsageError: a model that scores is to be one that speaks, or the reverse."""
+        scores = self.config.head != "language"
+        if asked is None:
+            return "reward" if scores else "base" if self.speech.chat is None else "chat"
+        if (asked == "reward") is not scores:
+            does = "scores answers" if scores else "says next tokens"
+            raise UsageError(
+                f"{self.source.title} {does}, and is no {asked} model",
+                where="--role",
+                todo="leave it out: the role follows from the model",
+            )
+        return asked
 
     def _paths(self) -> list[Path]:
         """The files that the model is made of."""

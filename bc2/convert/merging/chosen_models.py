@@ -17,8 +17,8 @@ from bc2.recipe import Recipe
 from bc2.registry import Artifact, Registry, Role
 from bc2.tokenizer.tokenizer_files import CHAT_FILE, TOKENIZER_FILES, tokenizer_path
 
-#: Of what is a whole model that says next tokens.
-ROLES: tuple[Role, ...] = ("base", "chat", "merged")
+#: Of what is a whole model that says next tokens, or scores.
+ROLES: tuple[Role, ...] = ("base", "chat", "merged", "reward")
 
 #: How models talk: where those that have such a file differ, one is to be chosen.
 _SPEECH = (CHAT_FILE, GENERATION_FILE)
@@ -147,9 +147,13 @@ def _check_alike(first: Artifact, other: Artifact, where: str) -> None:
     """Raises: RecipeError if two models cannot be added, or say other things by an id."""
     for one in (first, other):
         one.file(CONFIG)
-        if load_config(one.path).head != "language":
-            raise RecipeError(f"{one.title} says no next token: it has no language head",
-                              where=where)  # fmt: skip
+    heads = [load_config(one.path).head for one in (first, other)]
+    if "classes" in heads or heads[0] != heads[1]:
+        raise RecipeError(
+            f"{first.title} has a {heads[0]} head, and {other.title} a {heads[1]} head",
+            where=where,
+            todo="merge models that all say next tokens, or all scores (`bc2 reward`)",
+        )
     unlike = differences(load_config(first.path), load_config(other.path))
     if unlike:
         raise RecipeError(

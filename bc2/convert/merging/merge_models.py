@@ -111,7 +111,7 @@ def _draft(chosen: ChosenModels, recipe: Recipe, name: str) -> Draft:
         parents,
         recipe=recipe.resolved({MergeConfig.section}),
         facts=facts,
-        role="merged",
+        role="merged" if chosen.shape.head == "language" else "reward",
     )
 
 

@@ -8,13 +8,16 @@ A consumer holds a whole model in memory, so that one is closed before the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 #: A role and a content.
 Said = dict[str, str]
+
+#: The side of a batch's rows that is filled.
+Padding = Literal["left", "right"]
 
 
 class ComputedModel(Protocol):
@@ -45,6 +48,26 @@ class ComputedModel(Protocol):
 
         Nothing is put before `ids`. No token ends it if the program can be told so; of one that
         cannot, fewer than `count` tokens come, without the token that ended it.
+        """
+
+
+class ScoringModel(Protocol):
+    """A program that has loaded a model with a scalar head, and computes in fp32."""
+
+    @property
+    def name(self) -> str:
+        """See `ComputedModel`."""
+
+    @property
+    def version(self) -> str:
+        """Of the program."""
+
+    def scores(self, texts: Sequence[Sequence[int]], padding: Padding) -> list[float]:
+        """The score of each text, at its last token.
+
+        Args:
+            texts: ids, of which nothing is put before or behind.
+            padding: the side on which a program that computes batches fills them.
         """
 
 

@@ -45,7 +45,8 @@ def open_consumer(plan: ExportPlan, folder: Path, scratch: Path) -> Iterator[Con
             yield server
         return
     code = any(name.endswith(".py") for name in plan.texts)
-    loads = {"folder": str(folder), "remote_code": code}
+    scores = any(target.name == "score.weight" for target in plan.tensors)
+    loads = {"folder": str(folder), "remote_code": code, "scores": scores}
     with open_worker("transformers", scratch, **loads) as worker:
         yield worker
 

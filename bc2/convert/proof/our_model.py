@@ -21,6 +21,7 @@ from bc2.convert.exporting.source_model import SourceModel
 from bc2.convert.exporting.target import ExportPlan
 from bc2.convert.exporting.target_rows import UNIT_ROWS
 from bc2.convert.proof.angles import Angles, rounded_angles
+from bc2.convert.proof.consumer import Padding
 from bc2.convert.proof.quantized_weights import QuantizedWeight, quantized_weights
 from bc2.convert.proof.written_tensors import written_tensors
 from bc2.convert.stored_tensor import StoredTensor, safetensors_of
@@ -156,6 +157,25 @@ class OurModel:
         with rounded_angles(self._angles):
             (said,) = self._engine.generate([Request(list(ids), settings)])
         return said.continuations[0].ids
+
+
+class OurScores:
+    """A `ScoringModel`; it pads nothing."""
+
+    name = "bc2"
+    version: str = __version__
+
+    def __init__(self, rounding: Rounding):
+        self._model = _load(rounding)
+
+    @torch.no_grad()
+    def scores(self, texts: Sequence[Sequence[int]], padding: Padding) -> list[float]:
+        return [self._score(ids) for ids in texts]
+
+    def _score(self, ids: Sequence[int]) -> float:
+        ends = torch.tensor([0, len(ids)], dtype=torch.int32)
+        hidden = self._model(torch.tensor(ids), ends, len(ids))
+        return float(self._model.values(hidden[-1:]))
 
 
 def _load(rounding: Rounding) -> Transformer:

@@ -22,6 +22,7 @@ from bc2.convert.proof.compare_model import KEPT, TOKENS
 from bc2.convert.proof.open_consumer import check_consumer, computes_narrowly
 from bc2.convert.proof.program_proof import ProgramProof
 from bc2.convert.proof.real_texts import proof_texts
+from bc2.convert.proof.score_proof import ScoreProof
 from bc2.convert.proof.tensor_check import check_tensors
 from bc2.convert.proof.written_facts import check_facts
 from bc2.errors import ResourceError, RunFailed
@@ -112,7 +113,8 @@ def prove(
     if level == "full":
         with tempfile.TemporaryDirectory(prefix=".proof-", dir=folder) as scratch:
             texts = proof_texts(source.artifact, data)
-            found, problems = ProgramProof(folder, source, plan, texts, Path(scratch)).run()
+            proof = ProgramProof if source.config.head == "language" else ScoreProof
+            found, problems = proof(folder, source, plan, texts, Path(scratch)).run()
         facts |= found
     problems += check_facts(folder, source, plan)
     if problems:

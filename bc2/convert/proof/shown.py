@@ -25,7 +25,10 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if facts["level"] == "full":
         program, text = facts["program"], facts["text"]
         yield "program", f"{program['name']} {program['version']}, on {text['title']}"
-        yield from _model_rows("the file", facts["model"])
+        if "scores" in facts:
+            yield from _score_rows(facts["scores"])
+        else:
+            yield from _model_rows("the file", facts["model"])
         if "model_in_fp32" in facts:
             yield from _model_rows("same weights in fp32", facts["model_in_fp32"])
         yield from _text_rows(facts["tokenizer"])
@@ -48,6 +51,14 @@ def _model_rows(what: str, model: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield "", f"{model['greedy_tokens']:,} greedy tokens, all the same"
         for tie in model["near_ties"]:
             yield "", f"from there on others: {tie}"
+
+
+def _score_rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    bound = f"(at most {scores['difference_bound']:.2g})"
+    within = f"within {scores['largest_difference']:.2g} {bound}"
+    yield "scores", f"of {scores['texts']:,} conversations {within}"
+    yield "", "in batches filled left and right"
+    yield "", f"from {scores['lowest']:.4g} to {scores['highest']:.4g}"
 
 
 def _text_rows(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

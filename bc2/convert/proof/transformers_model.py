@@ -23,50 +23,16 @@ _ROWS = 64
 _library: Any = transformers
 
 
-class TransformersModel:
-    """A `Consumer`.
-
-    Args:
-        folder: what was written.
-        remote_code: whether the code that lies in it is run.
-
-    Raises:
-        RunFailed: it lacks weights, has some that the model has not, or ids that no row is of.
-    """
+class TransformersTexts:
+    """How transformers reads texts and conversations."""
 
     name = "transformers"
     version: str = transformers.__version__
 
     def __init__(self, folder: str, *, remote_code: bool):
-        options = {"local_files_only": True, "trust_remote_code": remote_code}
-        self._tokenizer = _library.AutoTokenizer.from_pretrained(folder, **options)
-        self._model, found = _library.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **options
+        self._tokenizer = _library.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=remote_code
         )
-        wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
-        if wrong:
-            said = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items())
-            raise RunFailed(f"the weights are not those of its model: {said}")
-        self._model.eval()
-        ids, rows = len(self._tokenizer), self._model.get_input_embeddings().num_embeddings
-        if ids > rows:
-            raise RunFailed(f"its tokenizer has {ids:,} ids, and its table {rows:,} rows")
-
-    @torch.no_grad()
-    def log_probs(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        logits = self._model(torch.tensor([ids]), use_cache=False).logits[0].float()
-        for rows in torch.split(logits, _ROWS):  # in place: of a large vocabulary they are much
-            rows -= rows.logsumexp(-1, keepdim=True)
-        return cast("npt.NDArray[np.float32]", logits.numpy())
-
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        # Of a model's own settings none is to count: neither a penalty nor an end.
-        self._model.generation_config = _library.GenerationConfig(pad_token_id=0)
-        given = torch.tensor([ids])
-        said = self._model.generate(
-            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count
-        )
-        return cast("list[int]", said[0, len(ids) :].tolist())
 
     def encode(self, texts: Sequence[str]) -> list[list[int] | None]:
         return [self._ids(text) for text in texts]
@@ -85,3 +51,56 @@ class TransformersModel:
             list(messages), add_generation_prompt=generation_prompt, return_dict=False
         )
         return cast("list[int]", found)
+
+
+def load_checked(auto: Any, tokenizer: Any, folder: str, *, remote_code: bool) -> Any:
+    """A folder's model, by one of transformers' classes that choose one.
+
+    Raises:
+        RunFailed: it lacks weights, has some that the model has not, or ids that no row is of.
+    """
+    model, found = auto.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+        trust_remote_code=remote_code,
+    )  # fmt: skip
+    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+    if wrong:
+        said = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items())
+        raise RunFailed(f"the weights are not those of its model: {said}")
+    ids, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if ids > rows:
+        raise RunFailed(f"its tokenizer has {ids:,} ids, and its table {rows:,} rows")
+    return model.eval()
+
+
+class TransformersModel(TransformersTexts):
+    """A `Consumer`.
+
+    Args:
+        folder: what was written.
+        remote_code: whether the code that lies in it is run.
+
+    Raises:
+        RunFailed: see `load_checked`.
+    """
+
+    def __init__(self, folder: str, *, remote_code: bool):
+        super().__init__(folder, remote_code=remote_code)
+        auto = _library.AutoModelForCausalLM
+        self._model = load_checked(auto, self._tokenizer, folder, remote_code=remote_code)
+
+    @torch.no_grad()
+    def log_probs(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        logits = self._model(torch.tensor([ids]), use_cache=False).logits[0].float()
+        for rows in torch.split(logits, _ROWS):  # in place: of a large vocabulary they are much
+            rows -= rows.logsumexp(-1, keepdim=True)
+        return cast("npt.NDArray[np.float32]", logits.numpy())
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        # Of a model's own settings none is to count: neither a penalty nor an end.
+        self._model.generation_config = _library.GenerationConfig(pad_token_id=0)
+        given = torch.tensor([ids])
+        said = self._model.generate(
+            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count
+        )
+        return cast("list[int]", said[0, len(ids) :].tolist())

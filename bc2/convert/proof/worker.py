@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bc2.convert.proof.consumer import Said
+from bc2.convert.proof.consumer import Padding, Said
 from bc2.errors import RunFailed
 from bc2.sandbox.kernel import die_with_parent
 
@@ -54,6 +54,10 @@ class Worker:
         self._count += 1
         self._ask({"method": "log_probs", "ids": list(ids), "file": str(file)})
         return cast("npt.NDArray[np.float32]", np.load(file, mmap_mode="r"))
+
+    def scores(self, texts: Sequence[Sequence[int]], padding: Padding) -> list[float]:
+        asked = {"method": "scores", "texts": [list(ids) for ids in texts], "padding": padding}
+        return cast("list[float]", self._ask(asked)["answer"])
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         asked = {"method": "greedy", "ids": list(ids), "count": count}

@@ -14,23 +14,31 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
-from bc2.convert.proof.consumer import ComputedModel, Consumer
+from bc2.convert.proof.consumer import ComputedModel, Consumer, ScoringModel
 from bc2.errors import Bc2Error
 
 
-def load(asked: dict[str, Any]) -> ComputedModel:
+def load(asked: dict[str, Any]) -> ComputedModel | ScoringModel:
     """The engine that is asked for, with its model."""
+    if asked["engine"] == "transformers" and asked["scores"]:
+        from bc2.convert.proof.transformers_scores import TransformersScores
+
+        return TransformersScores(asked["folder"], remote_code=asked["remote_code"])
     if asked["engine"] == "transformers":
         from bc2.convert.proof.transformers_model import TransformersModel
 
         return TransformersModel(asked["folder"], remote_code=asked["remote_code"])
-    from bc2.convert.proof.our_model import OurModel, Rounding
+    from bc2.convert.proof.our_model import OurModel, OurScores, Rounding
 
-    return OurModel(Rounding.from_json(asked["rounding"]))
+    rounding = Rounding.from_json(asked["rounding"])
+    return OurModel(rounding) if rounding.config().head == "language" else OurScores(rounding)
 
 
-def answer(model: ComputedModel, asked: dict[str, Any]) -> Any:
+def answer(model: ComputedModel | ScoringModel, asked: dict[str, Any]) -> Any:
     """What a method of the engine says."""
+    if asked["method"] == "scores":
+        return cast("ScoringModel", model).scores(asked["texts"], asked["padding"])
+    model = cast("ComputedModel", model)
     if asked["method"] == "log_probs":
         np.save(asked["file"], model.log_probs(asked["ids"]))
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bc2.convert.families import FAMILIES
+from bc2.convert.families import FAMILIES, Family
 from bc2.model.model_config import ModelConfig
 from bc2.model.rope_scaling import RopeScaling
 
@@ -26,9 +26,9 @@ def config_json(
         tied: whether the written head is the embedding.
         ids: of special tokens, such as ``eos_token_id``.
     """
-    names = next(one.architectures for one in FAMILIES if one.name == family)
+    written = next(one for one in FAMILIES if one.name == family)
     return {
-        "architectures": [names[0]],
+        **head_keys(written, config),
         "model_type": family,
         "transformers_version": _WRITTEN_AS,
         "dtype": TORCH_NAMES[dtype],
@@ -50,6 +50,18 @@ def config_json(
         **_rope(config),
         **_own(family, config),
         **ids,
+    }
+
+
+def head_keys(family: Family, config: ModelConfig) -> dict[str, Any]:
+    """The class that reads a model; of one that scores, that its one label is a number."""
+    if config.head == "language":
+        return {"architectures": [family.architectures[0]]}
+    return {
+        "architectures": [family.classifier],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "problem_type": "regression",
     }
 
 

@@ -81,10 +81,10 @@ def _fits(name: str, options: list[Option], config: ModelConfig) -> bool:
 
 
 def _check_kind(asked: str, config: ModelConfig) -> None:
-    """Raises: UsageError: the model has no language head, or does not rotate."""
-    if config.head != "language":
+    """Raises: UsageError: the model neither speaks nor scores, or does not rotate."""
+    if config.head == "classes":
         raise UsageError(
-            f"a model with a {config.head} head says no next token",
+            f"a model with a {config.head} head neither says next tokens nor scores",
             where=f"--to {asked}",
             todo="write its weights with --to safetensors",
         )

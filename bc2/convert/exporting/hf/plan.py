@@ -72,6 +72,8 @@ def _config(family: str, source: SourceModel, dtype: Dtype) -> bytes:
 
 
 def _notes(config: ModelConfig) -> Iterator[str]:
+    if config.head != "language":
+        return
     if config.norm_head:
         yield "NormHead is folded into the head: its rows are written with unit length"
     if config.norm_head and config.tied:
@@ -83,7 +85,10 @@ _VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def _readers(family: str, config: ModelConfig) -> Iterator[Reader]:
-    yield Reader("transformers 4.57 and 5", True, "AutoModelForCausalLM and AutoTokenizer alone")
+    auto = "CausalLM" if config.head == "language" else "SequenceClassification"
+    yield Reader("transformers 4.57 and 5", True, f"AutoModelFor{auto} and AutoTokenizer alone")
+    if config.head != "language":
+        return  # vLLM's classifiers were not tried
     if family == "qwen2" and config.head_dim is not None:
         yield Reader("vLLM", False, "its Qwen 2 takes hidden_size / num_heads for the heads' size")
     elif config.head_size not in _VLLM_CPU_HEADS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bc2.convert.exporting.source_model import SourceModel
+from bc2.errors import UsageError
 from bc2.tokenizer.tokenizer import Tokenizer
 
 _USES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -21,7 +22,31 @@ def special_tokens(source: SourceModel) -> dict[str, str | None]:
         for use, token in zip(_USES, ids, strict=True)
     }
     given = source.chat.to_json().get("tokens", {}) if source.chat else {}
-    return found | {use: given[use] for use in _USES if given.get(use) in tokenizer.special_ids}
+    found |= {use: given[use] for use in _USES if given.get(use) in tokenizer.special_ids}
+    if source.config.head != "language":
+        found["pad_token"] = tokenizer.piece_of(_pad_of_scores(source))
+    return found
+
+
+def _pad_of_scores(source: SourceModel) -> int:
+    """What fills rows of texts that are scored: transformers reads the last token that is not it.
+
+    So it is none that an answer ends with.
+
+    Raises:
+        UsageError: the tokenizer has no such token.
+    """
+    tokenizer = source.tokenizer
+    ends = {tokenizer.eos_id, *(source.chat.end_ids if source.chat else ())}
+    for token in (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id):
+        if token not in ends and _stands_for_no_text(tokenizer, token):
+            return token
+    raise UsageError(
+        "the tokenizer has no token to fill rows with but those that end an answer, and a "
+        "sequence classifier of transformers is read before them",
+        where=source.artifact.title,
+        todo="write its weights: --to safetensors",
+    )
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -51,7 +51,7 @@ def _tensors(source: SourceModel, family: str, dtype: Dtype | None) -> Iterator[
                 unit if name == HEAD else None,
             )
             first += rows
-    if config.tied and not stays_tied(config):
+    if config.tied_head and not stays_tied(config):
         yield _own_head(source, dtype, unit)
 
 

@@ -15,7 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 
 from .configuration_baichuan import BaichuanConfig
 
@@ -334,6 +338,56 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
             logits=logits,
             hidden_states=found.hidden_states,
             **{_CACHE: getattr(found, _CACHE)},
+        )
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return made if return_dict else made.to_tuple()
+
+
+class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
+    """The decoder, and a score of each text at its last token."""
+
+    def __init__(self, config: BaichuanConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = BaichuanModel(config)
+        self.score = nn.Linear(config.hidden_size, int(config.num_labels or 1), bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """Scores [B, labels], at the last token of each text that fills no row.
+
+        Args:
+            labels: [B], what the scores are to be; the loss is the mean square.
+        """
+        found = self.model(
+            input_ids, attention_mask, position_ids, None, None, use_cache or False,
+            output_hidden_states, **kwargs,
+        )  # fmt: skip
+        at = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if self.config.pad_token_id is None:
+            if len(input_ids) > 1:
+                raise ValueError("texts of a batch need a pad_token_id in the configuration")
+            last = at[-1:]
+        else:
+            last = (at * (input_ids != self.config.pad_token_id)).argmax(-1)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        logits = self.score(found.last_hidden_state[rows, last])
+        loss = None
+        if labels is not None:
+            loss = F.mse_loss(logits.squeeze(-1).float(), labels.float())
+        made = SequenceClassifierOutputWithPast(
+            loss=loss, logits=logits, hidden_states=found.hidden_states
         )
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
