@@ -15,7 +15,8 @@ from scored import conversations, scores, scores_of
 from torch import Tensor
 
 from bc2.convert.merging.merge_adapter import merge_adapter
-from bc2.errors import IntegrityError
+from bc2.convert.merging.merge_models import merge_models, read_merge
+from bc2.errors import IntegrityError, RecipeError
 from bc2.model.lora import add_lora
 from bc2.model.model_config import ModelConfig
 from bc2.model.saved_adapter import add_adapters
@@ -92,3 +93,35 @@ def test_peft_files_say_that_the_head_is_saved(home: Path) -> None:
     ours = load_file(adapter.path / "model.safetensors")
     assert theirs["base_model.model.score.weight"].equal(ours["score.weight"])
     assert len(theirs) == len(ours), "of Baichuan each matrix has one name"
+
+
+def test_merged_reward_models_have_the_mean_of_their_heads(home: Path) -> None:
+    registry = Registry.open()
+    base = small_checkpoints.checkpoint(registry)
+    one, two = (
+        merge_adapter(registry, adapter_of(registry, base, lora, name=name, head="scalar"))[0]
+        for name, lora in (("one", LORA), ("two", LORA.model_copy(update={"alpha": 1.5})))
+    )
+    Path("merge.toml").write_text(
+        'name = "mean"\n[merge]\nmethod = "linear"\ndtype = "fp32"\n'
+        f'[[merge.models]]\nref = "{one.ref}"\n[[merge.models]]\nref = "{two.ref}"\n'
+    )
+    mean, _ = merge_models(registry, read_merge("merge.toml"))
+    assert mean.role == "reward"
+    model, other = load_model(one.path), load_model(two.path)
+    with torch.no_grad():
+        for weight, beside in zip(model.parameters(), other.parameters(), strict=True):
+            weight.lerp_(beside, 0.5)
+    close(scores(mean, TEXTS), scores_of(model, TEXTS))
+
+
+def test_a_model_that_speaks_is_not_merged_with_one_that_scores(home: Path) -> None:
+    registry = Registry.open()
+    base = small_checkpoints.checkpoint(registry)
+    scoring, _ = merge_adapter(registry, adapter_of(registry, base, head="scalar"))
+    Path("merge.toml").write_text(
+        'name = "both"\n[merge]\nmethod = "linear"\n'
+        f'[[merge.models]]\nref = "{base.ref}"\n[[merge.models]]\nref = "{scoring.ref}"\n'
+    )
+    with pytest.raises(RecipeError, match="has a language head, and .* a scalar head"):
+        merge_models(registry, read_merge("merge.toml"))
