@@ -90,6 +90,7 @@ class Status:
         self.models: dict[str, dict[str, Any]] = {"": {}}
         self.clipped: dict[str, deque[bool]] = {}
         self.last: LogRow = {}
+        self.warnings: list[LogRow] = []
 
     def _forget_timing(self) -> None:
         self.attempts = []
@@ -112,6 +113,9 @@ class Status:
             self._take(self.metrics.of_evaluations, row)
             for metric in self.metrics.of_evaluations:
                 self._compare(metric, number(row.get(metric.name)))
+            self.warnings = []  # its own follow it
+        elif row["event"] == "warning":
+            self.warnings.append(row)
 
     def _take_of_model(self, role: str, name: str, value: Any) -> None:
         self.models.setdefault(role, {})[name] = value
@@ -242,6 +246,7 @@ class Status:
             "restarts": self.restarts,
             "bad_steps": len(self.bad),
             "last_bad": list(self.bad.values())[-1] if self.bad else None,
+            "warnings": [{key: row[key] for key in ("code", "text")} for row in self.warnings],
             "metrics": measured,
             "other_models": models,
             "step_tokens": self.recent("tokens"),

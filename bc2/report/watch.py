@@ -80,6 +80,7 @@ def status_line(status: Status) -> str:
         parts.append(f"{duration(now['seconds_left'])} left")
     parts += [f"{now['restarts']} restarts"] if now["restarts"] else []
     parts += [f"{now['bad_steps']} bad steps"] if now["bad_steps"] else []
+    parts += [row["code"] for row in now["warnings"]]
     return "  ".join(parts)
 
 
@@ -111,6 +112,7 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
         ("time", _time(now)),
         ("restarts", f"{now['restarts']:,}"),
         ("bad steps", _bad(now)),
+        *(("warning", f"{row['code']}: {row['text']}") for row in now["warnings"]),
     ]
 
 

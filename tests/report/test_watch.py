@@ -332,3 +332,21 @@ def test_figures_of_any_size() -> None:
     assert [figure(value) for value in values] == [
         "0.2500", "0.0000", "-4.000e-05", "1.000e-07", "2.500e+06", "nan", "-",
     ]  # fmt: skip
+
+
+def test_warnings_are_those_of_the_last_evaluation(log_run: LogRun) -> None:
+    def warned(step: int, code: str) -> dict[str, Any]:
+        return {"event": "warning", "step": step, "tokens": 512 * step, "code": code, "text": "so"}
+
+    rows = [warned(10, "early"), warned(20, "both-fall"), warned(20, "longer-answers")]
+    folder = log_run(steps=25, more=rows)
+    status = status_of(folder)
+    shown = [value for label, value in status_rows(status) if label == "warning"]
+    assert shown == ["both-fall: so", "longer-answers: so"]
+    assert status_line(status).endswith("both-fall  longer-answers")
+    assert status.as_json()["warnings"][0] == {"code": "both-fall", "text": "so"}
+    evaluation = {"event": "eval", "step": 30, "tokens": 15_360, "heldout_loss": 3.0}
+    append(folder / "metrics.jsonl", evaluation)
+    status.update()
+    assert status.as_json()["warnings"] == []
+    assert "warning" not in dict(status_rows(status))

@@ -9,7 +9,7 @@ from typing import Any
 PREFERENCE = "preference"
 
 #: Of the rows of `accuracy_rows`.
-COLUMNS = ("pairs of", "pairs", "prompts", "in order", "95%", "longer wins", "above it", "95%")
+COLUMNS = ("pairs of", "pairs", "prompts", "in order", "95%", "longer wins", "points above", "95%")
 
 _NOTHING = "-"
 
@@ -25,7 +25,7 @@ def accuracy_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     yield _row("all", found)
     for gap in found["by_gap"]:
         edges = f"{100 * gap['low']:.0f} to {100 * gap['high']:.0f}%"
-        yield _row(f"scores {edges} of their range apart", gap)
+        yield _row(f"gap {edges} of the scores' range", gap)
     for source in found["by_source"] if len(found["by_source"]) > 1 else ():
         yield _row(source["source"], source)
     balanced = found["length_balanced"]
