@@ -73,7 +73,7 @@ class HeldoutPreferences:
         table, whole = self.rows.pairs.table[units], lengths.astype(np.int32)
         tables = preference_tables(table, rewards.numpy(), whole, self.sources)
         warnings = dict(self._warnings(ratios.numpy(), margins, tokens))
-        return Measured(facts, text, written.samples, warnings, {"preference": tables})
+        return Measured(facts, text, written.samples, {"preference": tables}, warnings)
 
     def _warnings(
         self, ratios: npt.NDArray[np.float64], margins: npt.NDArray[np.float64], tokens: float
