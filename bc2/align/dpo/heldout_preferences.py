@@ -90,8 +90,8 @@ class HeldoutPreferences:
             yield (
                 "both-fall",
                 f"chosen answers fell {-chosen:.2f} nats a token below the reference, rejected "
-                f"ones {-rejected:.2f}: the margin grows by what is said less often, not by what is "
-                "said more; raise sft_weight or beta, or lower the learning rate",
+                f"ones {-rejected:.2f}: the margin grows by what is said less often, not by what "
+                "is said more; raise sft_weight or beta, or lower the learning rate",
             )
         first = self.answers.first_tokens
         error = float(margins.std() / max(1, len(margins)) ** 0.5)
