@@ -11,16 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bc2.align.lint.pair_report import LengthBias, ScoreFigures
+from bc2.align.pairs.preference_gaps import GAPS, gap_fifths
+from bc2.align.pairs.preference_intervals import PromptDraws, interval
 from bc2.data.pairs.pairs import PairTable
 
-#: Resamplings of prompts, and how many are drawn at once.
-_DRAWS, _AT_ONCE = 1_000, 50
-
-#: Gaps are told in fifths of the range of the scores, scores in tenths.
-_GAPS, _TENTHS = 5, 10
-
-#: Decimals that differences of scores are rounded to: 0.6 - 0.4 is no more than 0.2.
-_DECIMALS = 9
+#: Scores are told in tenths of their range.
+_TENTHS = 10
 
 
 def length_bias(
@@ -35,34 +31,16 @@ def length_bias(
     """
     ties = lengths[:, 0] == lengths[:, 1]
     wins = np.where(ties, 0.5, lengths[:, 0] > lengths[:, 1]).astype(np.float64)
-    _, number = np.unique(prompts, return_inverse=True)
-    sums = np.bincount(number, wins).astype(np.float64)
-    counts = np.bincount(number).astype(np.float64)
+    draws, every = PromptDraws(prompts), np.ones((len(wins), 1), np.bool_)
+    bounds = interval(draws.shares(wins[:, None], every)[:, 0])
     return LengthBias(
         group=group,
         pairs=len(lengths),
-        prompts=len(counts),
+        prompts=draws.prompts(every[:, 0]),
         ties=int(ties.sum()),
         longer_wins=float(wins.mean()),
-        interval=_interval(sums, counts) if len(counts) > 1 else None,
+        interval=None if bounds is None else (bounds[0], bounds[1]),
     )
-
-
-def _interval(
-    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]
-) -> tuple[float, float]:
-    """95% of the shares among prompts that are drawn anew, as many as there are.
-
-    Args:
-        sums: of the wins of each prompt.
-        counts: its pairs.
-    """
-    rng, prompts, shares = np.random.default_rng(0), len(counts), []
-    for _ in range(_DRAWS // _AT_ONCE):
-        drawn = rng.integers(0, prompts, (_AT_ONCE, prompts))
-        shares.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(shares), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def bias_by_source(
@@ -112,9 +90,8 @@ def score_figures(
 
 def _by_gap(table: PairTable, lengths: npt.NDArray[np.int64], width: float) -> Iterator[LengthBias]:
     """By the fifth of the range that two scores are apart; the upper edge belongs to a fifth."""
-    gaps = np.round(table.gaps / (width or 1.0), _DECIMALS)
-    fifth = np.clip(np.ceil(gaps * _GAPS), 1, _GAPS).astype(np.int64)
+    fifth = gap_fifths(table.gaps, width)
     for number in np.unique(fifth).tolist():
         mine = fifth == number
-        low, high = ((number - 1) / _GAPS * width, number / _GAPS * width)
+        low, high = ((number - 1) / GAPS * width, number / GAPS * width)
         yield length_bias(f"above {low:g} to {high:g}", lengths[mine], table.prompt[mine])
