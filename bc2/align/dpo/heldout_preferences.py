@@ -73,6 +73,8 @@ class HeldoutPreferences:
         }
         text = f"held-out pairs in order {facts['heldout_accuracy']:.1%}, "
         text += f"loss {facts['heldout_loss']:.4f}, margin {facts['heldout_reward_margin']:.4f}"
+        if not np.isfinite(margins).all():
+            return Measured(facts, text, written.samples)  # which says so
         table, whole = self.rows.pairs.table[units], lengths.astype(np.int32)
         tables = preference_tables(table, rewards.numpy(), whole, self.sources)
         warnings = dict(self._warnings(ratios.numpy(), lengths, margins, tokens))
