@@ -180,9 +180,16 @@ def _shown(artifact: Artifact, value: dict[str, Any]) -> str:
         ["path", str(artifact.path)],
         ["files", f"{len(value['files']):,} ({value['size']:,} bytes)"],
         *(["", f"{entry['path']}  {entry['size']:,}"] for entry in value["files"][:10]),
-        *(["fact", f"{name} = {fact}"] for name, fact in value["facts"].items()),
+        *(["fact", f"{name} = {_fact(name, fact)}"] for name, fact in value["facts"].items()),
     ]
     return "\n".join(f"{label:<10}{text}" for label, text in rows if text)
+
+
+def _fact(name: str, fact: Any) -> Any:
+    """As it is; of the tables of pairs, which --json has, only how many are in order."""
+    from bc2.align.pairs.preference_rows import PREFERENCE, accuracy_text
+
+    return accuracy_text(fact) if name == PREFERENCE else fact
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bc2.align.pairs.preference_rows import PREFERENCE, accuracy_text
 from bc2.console import Output, table
 from bc2.registry import Artifact
 
@@ -41,7 +42,7 @@ def _table(artifact: Artifact) -> Any:
     facts = dict(artifact.manifest.facts)
     timings = facts.pop("timings", None)
     rows = [("ref", artifact.ref), ("artifact", artifact.title), ("path", str(artifact.path))]
-    rows += [(name, _short(value)) for name, value in facts.items() if name not in _BELOW]
+    rows += [(name, _fact(name, value)) for name, value in facts.items() if name not in _BELOW]
     drawn = table(("", ""), rows)
     if not timings:
         return drawn
@@ -51,6 +52,11 @@ def _table(artifact: Artifact) -> Any:
     from bc2.report.timings import timings as read_timings
 
     return Group(drawn, "", timing_table(read_timings(timings)))
+
+
+def _fact(name: str, value: Any) -> str:
+    """A fact on one line; of the tables of pairs only how many are in order."""
+    return accuracy_text(value) if name == PREFERENCE else _short(value)
 
 
 def _short(value: Any) -> str:

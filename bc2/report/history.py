@@ -95,6 +95,8 @@ class History:
     """Every bad step there was."""
     samples: list[LogRow] = field(default_factory=list)
     """Texts that the model wrote during the run."""
+    warnings: list[LogRow] = field(default_factory=list)
+    """What evaluations warned of, by its ``code`` and in words."""
     attempts: list[Attempt] = field(default_factory=list)
     _times: Columns = field(
         default_factory=lambda: Columns(
@@ -129,6 +131,8 @@ class History:
             self.evals.add(row)
         elif row["event"] == "sample":
             self.samples.append(row)
+        elif row["event"] == "warning":
+            self.warnings.append(row)
         elif row["event"] in BAD:
             self.bad.append(row)
 

@@ -19,6 +19,7 @@ from bc2.registry.lineage import Lineage, trace
 from bc2.report.curves import draw_run, inline_svg, run_figure
 from bc2.report.history import History
 from bc2.report.number_format import NOTHING, amount, duration, figure, moment, percent
+from bc2.report.preferences import preference_section
 from bc2.report.status import Status
 from bc2.train.logs.log_rows import LogRow
 from bc2.train.logs.runs import Attempt, RunFolder, State, latest_attempts, state_at_end
@@ -26,8 +27,8 @@ from bc2.train.metric import Metric, Metrics
 from bc2.train.speed.mfu import IMPOSSIBLE, Floats, impossible
 
 RUN_PAGE = "report.html"
-#: Rows of one prompt's samples, and of bad steps, that a page shows at most.
-MOST_SAMPLES, MOST_BAD = 40, 200
+#: Rows of one prompt's samples, of bad steps and of warnings that a page shows at most.
+MOST_SAMPLES, MOST_BAD, MOST_WARNINGS = 40, 200, 40
 
 
 class SummaryTile(NamedTuple):
@@ -96,6 +97,9 @@ def render_page(run: RunFolder, registry: Registry, history: History, status: St
         version=bc2.__version__,
         tiles=list(_tiles(status, times)),
         curves=_curves(run, history) if len(history.steps) else {},
+        warnings=history.warnings[-MOST_WARNINGS:],
+        more_warnings=max(0, len(history.warnings) - MOST_WARNINGS),
+        preferences=preference_section(artifact.manifest.facts) if artifact else None,
         parts=_parts(times),
         prompts=_samples(history.samples),
         bad=_bad(history)[-MOST_BAD:],
