@@ -18,11 +18,11 @@ class Measured:
     """For a person: ``held-out loss 2.0143 nats/token``."""
     samples: Sequence[Mapping[str, str]] = ()
     """``prompt`` and ``text``, what a model made of it."""
-    warnings: Mapping[str, str] = field(default_factory=dict)
-    """What a person should know of it, by a name for each kind."""
     recorded: Mapping[str, Any] = field(default_factory=dict)
     """What the finished checkpoint's facts say beside `facts`. The log, which is part of what a
     checkpoint's digest is of, does not have it."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """What a person should know of it, by a name for each kind."""
 
     @property
     def broken(self) -> list[str]:

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import small_checkpoints
 import torch
+import transformers
 from made_adapters import LORA, adapter_of, drawn
 from safetensors.torch import load_file, save_file
 from scored import conversations, scores, scores_of
 from torch import Tensor
 
+from bc2.convert.exporting.export_model import export_model
+from bc2.convert.exporting.export_request import ExportRequest
 from bc2.convert.merging.merge_adapter import merge_adapter
 from bc2.convert.merging.merge_models import merge_models, read_merge
 from bc2.errors import IntegrityError, RecipeError
@@ -123,5 +126,20 @@ def test_a_model_that_speaks_is_not_merged_with_one_that_scores(home: Path) -> N
         'name = "both"\n[merge]\nmethod = "linear"\n'
         f'[[merge.models]]\nref = "{base.ref}"\n[[merge.models]]\nref = "{scoring.ref}"\n'
     )
-    with pytest.raises(RecipeError, match="has a language head, and .* a scalar head"):
+    with pytest.raises(RecipeError, match=r"has a language head, and .* a scalar head"):
         merge_models(registry, read_merge("merge.toml"))
+
+
+def test_peft_scores_with_the_exported_base(home: Path) -> None:
+    """Its own classes read the head out of the adapter; the base is a language model's folder."""
+    peft = pytest.importorskip("peft")
+    registry = Registry.open()
+    base = small_checkpoints.checkpoint(registry, small_checkpoints.shape(norm_head=False))
+    export, _ = export_model(registry, base, ExportRequest("llama", proof="none"))
+    adapter = adapter_of(registry, base, head="scalar")
+    auto: Any = transformers.AutoModelForSequenceClassification
+    below = auto.from_pretrained(export.path, num_labels=1, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(below, str(adapter.path)).eval()
+    with torch.no_grad():
+        found = [model(torch.tensor([ids])).logits[0, 0].double() for ids in TEXTS[:40]]
+    close(torch.stack(found), scores(adapter, TEXTS[:40]))

@@ -25,6 +25,9 @@ from bc2.train.stream import with_timeout
 #: Batches read ahead.
 _AHEAD = 4
 
+#: Answers whose log-probability is this much lower, in nats a token, have fallen: less is rounding.
+_FALLEN = 0.02
+
 #: Answers that are this many times as long as the first ones have grown.
 _GROWN = 1.25
 
@@ -70,21 +73,27 @@ class HeldoutPreferences:
         }
         text = f"held-out pairs in order {facts['heldout_accuracy']:.1%}, "
         text += f"loss {facts['heldout_loss']:.4f}, margin {facts['heldout_reward_margin']:.4f}"
+        if not np.isfinite(margins).all():
+            return Measured(facts, text, written.samples)  # which says so
         table, whole = self.rows.pairs.table[units], lengths.astype(np.int32)
         tables = preference_tables(table, rewards.numpy(), whole, self.sources)
-        warnings = dict(self._warnings(ratios.numpy(), margins, tokens))
-        return Measured(facts, text, written.samples, warnings, {"preference": tables})
+        warnings = dict(self._warnings(ratios.numpy(), lengths, margins, tokens))
+        return Measured(facts, text, written.samples, {"preference": tables}, warnings)
 
     def _warnings(
-        self, ratios: npt.NDArray[np.float64], margins: npt.NDArray[np.float64], tokens: float
+        self,
+        ratios: npt.NDArray[np.float64],
+        lengths: npt.NDArray[np.float64],
+        margins: npt.NDArray[np.float64],
+        tokens: float,
     ) -> Iterator[tuple[str, str]]:
-        chosen, rejected = ratios.mean(axis=0)
-        if chosen < 0 and rejected < 0:
+        chosen, rejected = (ratios / lengths).mean(axis=0)
+        if chosen < -_FALLEN and rejected < -_FALLEN:
             yield (
                 "both-fall",
-                f"chosen answers fell {-chosen:.2f} nats below the reference, rejected ones "
-                f"{-rejected:.2f}: the margin grows by what is said less often, not by what is "
-                "said more; raise sft_weight or beta, or lower the learning rate",
+                f"chosen answers fell {-chosen:.2f} nats a token below the reference, rejected "
+                f"ones {-rejected:.2f}: the margin grows by what is said less often, not by what "
+                "is said more; raise sft_weight or beta, or lower the learning rate",
             )
         first = self.answers.first_tokens
         error = float(margins.std() / max(1, len(margins)) ** 0.5)

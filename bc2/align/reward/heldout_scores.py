@@ -50,6 +50,8 @@ class HeldoutScores:
         text = f"held-out pairs in order {facts['heldout_accuracy']:.1%}, "
         text += f"loss {facts['heldout_loss']:.4f} nats"
         lengths = self.rows.pairs.samples.trained[self.rows.pairs.places[units]]
+        if not np.isfinite(scores).all():
+            return Measured(facts, text)  # which says so
         tables = preference_tables(table, scores, lengths, self.sources)
         return Measured(facts, text, recorded={"preference": tables})
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bc2.align.dpo.dpo_config import DpoConfig
 from bc2.align.dpo.dpo_objective import REFERENCE, PreferredAnswers, answer_log_probs
+from bc2.align.samples.packed_batch import make_batch
 from bc2.align.samples.sample import Sample
 from bc2.data.loader import IGNORED
 from bc2.model.lora import add_lora
@@ -151,3 +152,24 @@ def test_a_policy_that_is_its_reference_loses_ln_2_and_half_of_its_pairs() -> No
 def test_label_smoothing_has_no_meaning_for_ipo() -> None:
     with pytest.raises(ValueError, match="no meaning for the loss ipo"):
         config_of(loss="ipo", label_smoothing=0.1)
+
+
+def test_a_long_answer_in_bf16_is_the_one_in_fp32_but_for_rounding() -> None:
+    length = 2048
+    narrow = model_of(vocab_size=512, context_length=length).bfloat16()
+    wide = Transformer(narrow.config)
+    wide.load_state_dict({name: value.float() for name, value in narrow.state_dict().items()})
+    tokens = np.random.default_rng(0).integers(0, 512, length + 1).astype(np.int32)
+    whole = Sample(tokens[:-1], tokens[1:], np.ones(length, np.float32))
+    batch = make_batch([[whole]], length, 0)
+    with torch.no_grad():
+        found, expected = (float(answer_log_probs(one, batch)[0, 0]) for one in (narrow, wide))
+        hidden = wide(
+            torch.from_numpy(tokens[:-1].astype(np.int64)),
+            torch.tensor([0, length], dtype=torch.int32), length,
+        )  # fmt: skip
+        labels = torch.from_numpy(tokens[1:].astype(np.int64))
+        each = wide.language_head.log_probs(hidden, labels).log_probs
+    assert abs(found - expected) / length < 5e-4
+    assert each.dtype == torch.float32
+    assert expected == pytest.approx(math.fsum(each.tolist()), rel=1e-14)  # summed in fp64

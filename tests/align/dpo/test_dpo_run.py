@@ -32,6 +32,9 @@ def test_a_model_learns_to_prefer_and_the_reference_is_shared(
     assert abs(first["heldout_reward_margin"]) < 1e-5
     assert last["heldout_accuracy"] > 0.95
     assert last["heldout_reward_margin"] > 0.1
+    assert made.manifest.facts["preference"]["pairs"] == last["heldout_pairs"]
+    warned = [row["code"] for row in rows_of(made, "warning")]
+    assert set(warned) <= {"both-fall", "longer-answers"}
     registry = Registry.open()
     (stored,) = registry.list("logprobs")
     assert set(stored.manifest.parents) == {

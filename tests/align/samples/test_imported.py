@@ -13,8 +13,7 @@ from sft_runs import CHAT, conversations, obtain, write_rows
 
 from bc2.align.samples.render_settings import RenderSettings
 from bc2.align.samples.rendered_chats import rendered_chats
-from bc2.align.sft.sft_config import SftConfig
-from bc2.align.sft.sft_inputs import chat_source
+from bc2.align.samples.speech import chat_source
 from bc2.cli import main
 from bc2.convert.importing.import_model import import_model
 from bc2.data.chats.chats import Chats
@@ -44,8 +43,7 @@ def test_an_imported_model_is_tuned_and_answers(
 
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
     (chats,) = registry.list("chats")
-    rows = chat_source(chats, base, SftConfig(init="x", length="1 steps", batch_tokens=64,
-                                              micro_batch=1, sequence_length=64))  # fmt: skip
+    rows = chat_source(chats.path, chats, base, None, "sft")
     samples = rendered_chats(rows, "heldout", RenderSettings(64))
     nats, count = 0.0, 0
     for number, conversation in enumerate(Chats.open(chats.path).read("heldout")):

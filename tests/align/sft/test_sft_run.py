@@ -40,6 +40,8 @@ def test_a_base_becomes_a_chat_model_that_answers(
     rows = [*read_rows(made.file(METRICS))]
     losses = [row["heldout_loss"] for row in rows if row["event"] == "eval"]
     assert losses[-1] < losses[0] - 1
+    assert len(made.manifest.facts["heldout_sha256"]) == 64
+    assert not [row for row in rows if row["event"] == "warning"]
     steps = [row for row in rows if row["event"] == "step"]
     assert all(row["ce"] == pytest.approx(row["loss"]) for row in steps)
     assert steps[-1]["samples"][1] - steps[-1]["samples"][0] < 7  # the last step is smaller

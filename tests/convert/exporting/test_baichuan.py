@@ -150,7 +150,7 @@ NO_PLACE = {
     "a sliding window": ({"sliding_window": 16}, "--to mistral"),
     "rope_base = 50000": ({"rope_base": 50000.0}, "--to llama"),
     "RoPE scaling": ({"rope_scaling": RopeScaling(kind="linear", factor=2.0)}, "--to llama"),
-    "a scalar head": ({"head": "scalar"}, "--to safetensors"),
+    "a classes head": ({"head": "classes", "num_classes": 3}, "--to safetensors"),
 }
 
 

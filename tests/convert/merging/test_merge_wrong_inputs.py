@@ -117,11 +117,8 @@ def test_refs(base: Artifact, pair: Sequence[Artifact], refused: Refused) -> Non
     assert "merge.toml:6" in said
     adapter_of(Registry.open(), base)
     said = refused(HEAD + TWO.replace('"b"', '"adapter"'), 4)
-    assert "of role adapter, and one of role base, chat or merged is needed" in said
+    assert "of role adapter, and one of role base, chat, reward or merged is needed" in said
     assert "bc2 merge --adapter adapter" in said
-    trained_from(base, "judge", 5, role="reward")
-    said = refused(HEAD + TWO.replace('"b"', '"judge"'), 4)
-    assert "of role reward, and one of role base, chat or merged is needed" in said
     said = refused(HEAD + TWO.replace('"b"', f'"{pair[0].ref}"'), 2)
     assert f"it is there twice: checkpoint/a ({pair[0].ref})" in said
     said = refused(STOCK.replace('"base"', '"a"') + TWO, 2)

@@ -47,7 +47,7 @@ def test_what_llama_lacks_chooses_the_family(
     [
         ("llama", {"position": "alibi"}, "ALiBi", "--to baichuan"),
         ("mistral", {"position": "alibi"}, "ALiBi", "--to gguf"),
-        ("llama", {"head": "scalar"}, "scalar head", "--to safetensors"),
+        ("llama", {"head": "classes", "num_classes": 3}, "classes head", "--to safetensors"),
         ("llama", {"qkv_bias": True, "qk_norm": True}, "no family", "--to gguf"),
         ("mistral", {"qkv_bias": True}, "biases", "--to qwen2"),
         ("mistral", {"qk_norm": True}, "norms", "--to qwen3"),
