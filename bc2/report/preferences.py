@@ -137,7 +137,7 @@ def _half(axes: Axes) -> None:
 
 def _over_length(axes: Axes, found: Found, what: str) -> None:
     bins = found["over_length"]["bins"]
-    x = [(one["low"] + one["high"]) / 2 for one in bins]
+    x = [one["middle"] for one in bins]
     low, middle, high = zip(*(one["quartiles"] for one in bins), strict=True)
     axes.fill_between(x, low, high, color=COLORS["train"], alpha=0.45, label="middle half")
     axes.plot(x, middle, color=COLORS["median"], marker="o", markersize=4, label="median")

@@ -57,6 +57,7 @@ def test_pairs_by_several_models(bc2: Bc2) -> None:
     said = bc2(*asked).out
     assert "pairs.jsonl: 24 answers, 12 pairs" in said
     assert "pairs in order by judging" in said
+    assert "longer wins" in said
     assert "judge and b" in said
 
 

@@ -33,6 +33,7 @@ def over_length(table: PairTable, scores: Floats, lengths: npt.NDArray[np.int32]
             {
                 "low": int(of.min()),
                 "high": int(of.max()),
+                "middle": float(np.median(of)),
                 "answers": len(mine),
                 "mean": float(mine.mean()),
                 "quartiles": [float(one) for one in np.quantile(mine, [0.25, 0.5, 0.75])],

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from bc2.align.pairs.preference_rows import COLUMNS, accuracy_rows
+
 
 def score_view(figures: Mapping[str, Any]) -> RenderableType:
     """What `bc2.align.reward.score_figures` says."""
@@ -41,10 +43,13 @@ def _agreement(rows: list[Mapping[str, Any]]) -> Group:
     return Group("agreement", table)
 
 
-def _preference(name: str, found: Mapping[str, Any]) -> Group:
-    table = _table("pairs", "in order")
-    table.add_row("all", f"{found['pairs']:,}", f"{found['accuracy']:.1%}")
-    return Group(f"pairs in order by {name}", table)
+def _preference(name: str, found: Mapping[str, Any]) -> Table:
+    table = _table(f"pairs in order by {name}")
+    for column in COLUMNS[1:]:
+        table.add_column(column, justify="right")
+    for row in accuracy_rows(found):
+        table.add_row(*row)
+    return table
 
 
 def _table(*headings: str) -> Table:

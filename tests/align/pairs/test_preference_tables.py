@@ -222,6 +222,7 @@ def test_scores_over_length_and_beside_the_datas_against_scipy() -> None:
         assert before < one["low"] <= one["high"]
         before = one["high"]
         assert one["answers"] == len(mine)
+        assert one["low"] <= one["middle"] <= one["high"]
         assert one["mean"] == pytest.approx(np.mean(mine))
         assert one["quartiles"] == pytest.approx(np.percentile(mine, [25, 50, 75]))
     assert len(over["bins"]) > 5
