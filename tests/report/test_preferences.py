@@ -60,7 +60,7 @@ def test_a_row_has_what_the_tables_say() -> None:
     )  # fmt: skip
     assert rows[0][6].replace("\N{MINUS SIGN}", "-") == f"{100 * found['above_length']:+.1f}"
     # Gaps of three and more, of a range of six: none is in the first two fifths.
-    assert rows[1] == ("gap 0 to 20% of the scores' range", "0", "0", *5 * ("-",))
+    assert rows[1] == ("gap 0 to 20%", "0", "0", *5 * ("-",))
     assert accuracy_text(found) == f"{rows[0][3]} ({rows[0][4]}) of 200 pairs in order"
     one = tables(2)
     assert one["interval"] is None

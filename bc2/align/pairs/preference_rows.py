@@ -9,7 +9,7 @@ from typing import Any
 PREFERENCE = "preference"
 
 #: Of the rows of `accuracy_rows`.
-COLUMNS = ("pairs of", "pairs", "prompts", "in order", "95%", "longer wins", "points above", "95%")
+COLUMNS = ("pairs of", "pairs", "prompts", "in order", "95%", "longer wins", "above it", "95%")
 
 _NOTHING = "-"
 
@@ -21,18 +21,19 @@ def accuracy_text(found: Mapping[str, Any]) -> str:
 
 
 def accuracy_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """By `COLUMNS`: all pairs, by gap, by source where there are several, balanced by length."""
+    """By `COLUMNS`: all pairs, by gap in percent of the range of the data's scores, by source where
+    there are several, balanced by length."""
     yield _row("all", found)
     for gap in found["by_gap"]:
         edges = f"{100 * gap['low']:.0f} to {100 * gap['high']:.0f}%"
-        yield _row(f"gap {edges} of the scores' range", gap)
+        yield _row(f"gap {edges}", gap)
     for source in found["by_source"] if len(found["by_source"]) > 1 else ():
         yield _row(source["source"], source)
     balanced = found["length_balanced"]
     if balanced is not None:
         share, bounds = _share(balanced["accuracy"]), _interval(balanced["interval"])
         rest = (_share(0.5), _points(balanced["accuracy"] - 0.5), _NOTHING)
-        yield ("all, balanced by length", f"{balanced['pairs']:,}", _NOTHING, share, bounds, *rest)
+        yield ("balanced by length", f"{balanced['pairs']:,}", _NOTHING, share, bounds, *rest)
 
 
 def _row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:

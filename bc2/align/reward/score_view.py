@@ -43,13 +43,11 @@ def _agreement(rows: list[Mapping[str, Any]]) -> Group:
     return Group("agreement", table)
 
 
-def _preference(name: str, found: Mapping[str, Any]) -> Table:
-    table = _table(f"pairs in order by {name}")
-    for column in COLUMNS[1:]:
-        table.add_column(column, justify="right")
+def _preference(name: str, found: Mapping[str, Any]) -> Group:
+    table = _table(*COLUMNS[1:])
     for row in accuracy_rows(found):
         table.add_row(*row)
-    return table
+    return Group(f"pairs in order by {name}", table)
 
 
 def _table(*headings: str) -> Table:
