@@ -61,14 +61,14 @@ def _lines(found: Found, what: str) -> Sequence[str]:
 
 def _pictures(found: Found, what: str) -> list[tuple[str, str]]:
     """Titles, and each picture as an element of a page."""
-    panels: dict[str, tuple[str, Callable[[Axes], None]]] = {
-        "calibration": ("Calibration", lambda axes: _calibration(axes, found)),
-        "length": (f"{what.title()} over length", lambda axes: _over_length(axes, found, what)),
-        "margins": ("Margins", lambda axes: _margins(axes, found, what)),
-    }
+    panels: dict[str, tuple[str, Callable[[Axes], None]]] = {}
     if found["by_gap"]:
-        gap = ("By gap of the data's scores", lambda axes: _by_gap(axes, found))
-        panels = {"gap": gap, **panels}
+        panels["gap"] = ("By gap of the data's scores", lambda axes: _by_gap(axes, found))
+    panels["calibration"] = ("Calibration", lambda axes: _calibration(axes, found))
+    if len(found["over_length"]["bins"]) > 1:
+        over = (f"{what.title()} over length", lambda axes: _over_length(axes, found, what))
+        panels["length"] = over
+    panels["margins"] = ("Margins", lambda axes: _margins(axes, found, what))
     return [
         (title, inline_svg(_figure(draw), f"preference-{name}"))
         for name, (title, draw) in panels.items()

@@ -82,10 +82,16 @@ def test_a_page_has_the_preferences_of_its_checkpoint(log_run: LogRun, scored: b
 
 
 def test_of_dpo_they_are_of_rewards_and_one_pair_is_enough() -> None:
-    section = preference_section({"preference": tables(1, sources=1)})
-    assert section is not None
-    assert section["what"] == "reward"
-    assert [title for title, _ in section["pictures"]][2] == "Reward over length"
+    def titles(found: dict[str, Any]) -> list[str]:
+        section = preference_section({"preference": found})
+        assert section is not None
+        assert section["what"] == "reward"
+        return [title for title, _ in section["pictures"]]
+
+    gap = "By gap of the data's scores"
+    assert titles(tables()) == [gap, "Calibration", "Reward over length", "Margins"]
+    # Of one length there is nothing to draw.
+    assert titles(tables(1, sources=1)) == [gap, "Calibration", "Margins"]
     assert preference_section({"heldout_loss": 1.0}) is None
 
 
