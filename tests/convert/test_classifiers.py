@@ -60,12 +60,18 @@ def theirs(folder: Path, side: str) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_classifier_scores_as_the_reward_model(home: Path, format: str) -> None:
+#: transformers is asked in any case; the full proof also asks it, in a process of its own.
+PROOFS = [
+    *((format, "tensors") for format in FORMATS),
+    *(pytest.param(format, "full", marks=pytest.mark.slow) for format in ("llama", "baichuan")),
+]
+
+
+@pytest.mark.parametrize(("format", "proof"), PROOFS)
+def test_a_classifier_scores_as_the_reward_model(home: Path, format: str, proof: str) -> None:
     registry = Registry.open()
     shape, name = FORMATS[format]
     model = reward_model(registry, **shape)
-    proof = "full" if format in ("llama", "baichuan") else "tensors"
     export, _ = export_model(registry, model, ExportRequest(format, proof=proof))
     said = json.loads((export.path / "config.json").read_bytes())
     assert said["architectures"] == [f"{name}ForSequenceClassification"]
@@ -122,7 +128,14 @@ def _ends_as_padding(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize("harm", [_zeroed, _swapped, _ends_as_padding])
+HARMS = [
+    _swapped,
+    pytest.param(_zeroed, marks=pytest.mark.slow),
+    pytest.param(_ends_as_padding, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_the_proof_finds_other_scores(
     home: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:
