@@ -164,6 +164,13 @@ def check_language_head(recipe: Recipe, what: str) -> None:
         RecipeError: the head is another one.
     """
     head = recipe.get(ModelConfig).head
+    if head != "language" and ModelConfig.section in recipe.borrowed:
+        raise RecipeError(
+            f"{what} needs a model that says a next token, and what it begins with has a {head} "
+            "head, as reward models have",
+            where=recipe.where(("model", "head")),
+            todo="name a base or chat model as init: bc2 registry list --kind checkpoint",
+        )
     if head != "language":
         raise RecipeError(
             f'{what} needs a language head, and model.head = "{head}"',

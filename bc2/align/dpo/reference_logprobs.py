@@ -57,6 +57,14 @@ _SCHEMA = pa.schema(
     ]
 )
 
+#: What of the recorded facts must be a run's, and what is said where it is not.
+_OTHER = {
+    "pairs": "its pairs are others",
+    "reference": "its reference is another model",
+    "tokenizer": "its tokenizer is another one",
+    "layout": "its chat layout is another one",
+}
+
 #: Of each split: the places of answers [N], their tokens [N] and log-probabilities [N].
 Columns = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
@@ -131,9 +139,9 @@ def _known(run: Run, registry: Registry, key: str, facts: Mapping[str, Any]) -> 
     if run.config.reference_logprobs is None:
         return registry.find("logprobs", key)
     named = registry.resolve(run.config.reference_logprobs, "logprobs")
-    for name in ("pairs", "reference", "tokenizer", "layout"):
+    for name, why in _OTHER.items():
         if named.manifest.facts.get(name) != facts[name]:
-            raise other_data(named, f"of another one: {name}")
+            raise other_data(named, why)
     return named
 
 
