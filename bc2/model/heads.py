@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from bc2.model.transformer import Decoder
 
 
+#: The parameters of heads; a model has one of them.
+HEADS = ("lm_head.weight", "score.weight")
+
+
 class _Matrix(nn.Linear):
     """A weight [rows, D] without a bias; zero until `Transformer.init_weights` or a load."""
 

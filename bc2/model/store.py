@@ -18,15 +18,13 @@ from torch import Tensor
 
 from bc2.errors import DataError, IntegrityError, from_os_error, nearest
 from bc2.files import sync_directory, sync_file, write_durably
+from bc2.model.heads import HEADS
 from bc2.model.model_config import ModelConfig
 from bc2.model.safetensors_file import DTYPES, SafetensorsReader, TensorSpan
 from bc2.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
-
-#: The parameters of heads: see `bc2.model.heads`.
-HEADS = ("lm_head.weight", "score.weight")
 
 #: One file, or several as Hugging Face names them.
 _WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bc2.errors import RecipeError
 from bc2.model.adapters import Adapter, AddAdapters, draw_adapter, is_adapters
+from bc2.model.heads import HEADS
 from bc2.model.lora import Lora
-from bc2.model.store import HEADS
 from bc2.model.transformer import Transformer, draw_weight
 from bc2.parallel.mesh import Mesh
 from bc2.parallel.sequence import cut_sequence

@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bc2.model.heads import HEADS
 from bc2.model.lora import adapted_weights, merged_weight
-from bc2.model.store import HEADS
 from bc2.parallel.sharding import TensorShard
 from bc2.parallel.state import Stored
 
