@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bc2.align.dpo.heldout_preferences import policy_and_reference
+from bc2.align.dpo.heldout_preferences import ROUNDING, policy_and_reference
 from bc2.align.pairs.in_turns import in_turns
 from bc2.align.pairs.packed_pairs import PackedPairs
 from bc2.console import note
@@ -14,10 +14,6 @@ from bc2.train.precision import Precision
 
 #: Rows of pairs that are looked at.
 _ROWS = 8
-
-#: The largest log-ratio in nats a token, by the type of the forward pass. In bf16 kernels round
-#: differently for other shapes of a batch: docs/benchmarks.md has what was measured.
-BOUND: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2}
 
 
 def check_log_ratios(
@@ -46,10 +42,10 @@ def check_log_ratios(
                 f"token in the mean of {len(ratios)} answers, {worst:.4f} at most"
             )
         return
-    if not worst <= BOUND[precision]:
+    if not worst <= ROUNDING[precision]:
         raise RunFailed(
             f"policy and reference are one model, and their log-probabilities of an answer differ "
-            f"by {worst:.2g} nats a token ({BOUND[precision]:g} in {precision} is rounding)",
+            f"by {worst:.2g} nats a token ({ROUNDING[precision]:g} in {precision} is rounding)",
             todo="train nothing with this: report it with the recipe, and try "
             'precision = "fp32" or another layout of ranks',
         )
