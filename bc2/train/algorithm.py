@@ -200,6 +200,15 @@ class Training(ABC):
             check: called in long waits; if it raises, the wait ends.
         """
 
+    def check_registered(self, run: Run, registry: Registry) -> None:  # noqa: B027 most need none
+        """Check what the registry has for the run, before anything of an earlier one is removed.
+
+        The first rank calls it, of a run that is not finished.
+
+        Raises:
+            Bc2Error: what is there does not fit the run.
+        """
+
     def prepare(self, run: Run, registry: Registry, mesh: Mesh) -> None:  # noqa: B027 most need none
         """Make what the run needs and other runs may share, before its models are made.
 

@@ -82,7 +82,7 @@ def _train_run(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifac
         known = None
         with fail_together(mesh.world):
             if mesh.first:
-                known = _begin(run, registry, fresh)
+                known = _begin(run, training, registry, fresh)
         known = mesh.world.broadcast_object(known)
         if known is not None:
             return registry.get(known)
@@ -95,8 +95,10 @@ def _train_run(run: Run, registry: Registry, mesh: Mesh, fresh: bool) -> Artifac
     return artifact
 
 
-def _begin(run: Run, registry: Registry, fresh: bool) -> str | None:
+def _begin(run: Run, training: Training, registry: Registry, fresh: bool) -> str | None:
     """Make the run's folder and remove leftovers; the digest of its finished checkpoint, if any."""
+    if fresh or run.finished(registry) is None:
+        training.check_registered(run, registry)
     make_directory(run.folder(registry))
     if fresh:
         run.start_over(registry)

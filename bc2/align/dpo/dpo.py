@@ -128,14 +128,20 @@ class DpoRun(Training):
             AnswerWriter(asked, chat, run.model.context_length, run.config.sample_tokens)
         )
 
+    def check_registered(self, run: Run, registry: Registry) -> None:
+        from bc2.align.dpo.reference import check_same_base
+        from bc2.align.dpo.reference_logprobs import find_logprobs
+
+        if self.stored:
+            check_same_base(run, registry)
+            find_logprobs(run, self.data, registry)
+
     def prepare(self, run: Run, registry: Registry, mesh: Mesh) -> None:
         from bc2.align.dpo.dpo_objective import REFERENCE
-        from bc2.align.dpo.reference import check_same_base
         from bc2.align.dpo.reference_logprobs import obtain_logprobs
 
         if not self.stored:
             return
-        check_same_base(run, registry)
         found = obtain_logprobs(run, self.data, registry, mesh)
         fields = {REFERENCE: found.of_pairs("train", self.rows.pairs)}
         self.rows = replace(self.rows, fields=fields)

@@ -97,7 +97,7 @@ class HeldoutPreferences:
             )
         first = self.answers.first_tokens
         error = float(margins.std() / max(1, len(margins)) ** 0.5)
-        if first and tokens > _GROWN * first and margins.mean() < 2 * error:
+        if first and tokens > _GROWN * first and margins.mean() <= 2 * error:
             yield (
                 "longer-answers",
                 f"its own answers have {tokens:.0f} tokens instead of {first:.0f}, and held-out "

@@ -103,13 +103,13 @@ def obtain_logprobs(
 
     Raises:
         RefError: named ones are not registered.
-        DataError: named ones are of other data, another reference or layout.
+        DataError: named ones are of other data, another reference, layout or precision.
         RunFailed: a log-probability is not finite.
     """
     key, facts = _identity(run, data)
     found: tuple[str, dict[Split, Columns]] | None = None
     with fail_together(mesh.world):
-        if mesh.first and (known := _known(run, registry, key, facts)) is not None:
+        if mesh.first and (known := find_logprobs(run, data, registry)) is not None:
             found = known.digest, {split: _read(known, split) for split in SPLITS}
     found = mesh.world.broadcast_object(found)
     if found is None:
@@ -134,7 +134,14 @@ def _identity(run: Run, data: PairInputs) -> tuple[str, dict[str, Any]]:
     return stage_key("logprobs", _VERSION, facts, parents), facts
 
 
-def _known(run: Run, registry: Registry, key: str, facts: Mapping[str, Any]) -> Artifact | None:
+def find_logprobs(run: Run, data: PairInputs, registry: Registry) -> Artifact | None:
+    """Those that the recipe names, or the registered ones; None: there are none.
+
+    Raises:
+        RefError: named ones are not registered.
+        DataError: named ones are of other data, another reference, layout or precision.
+    """
+    key, facts = _identity(run, data)
     assert isinstance(run.config, DpoConfig)
     if run.config.reference_logprobs is None:
         return registry.find("logprobs", key)
@@ -142,6 +149,14 @@ def _known(run: Run, registry: Registry, key: str, facts: Mapping[str, Any]) -> 
     for name, why in _OTHER.items():
         if named.manifest.facts.get(name) != facts[name]:
             raise other_data(named, why)
+    made_in, wanted = named.manifest.facts.get("precision"), facts["precision"]
+    if made_in != wanted:
+        raise DataError(
+            f"{named.title} holds log-probabilities computed in {made_in}, and this run computes "
+            f"in {wanted}: their difference would be taken for what was learnt",
+            where="dpo.reference_logprobs",
+            todo=f'set precision = "{made_in}", or leave reference_logprobs out',
+        )
     return named
 
 

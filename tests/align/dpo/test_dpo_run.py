@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from sft_runs import obtain
 
+from bc2 import recipe
 from bc2.align.dpo import reference_logprobs
 from bc2.align.pairs.packed_pairs import PackedPairs
-from bc2.errors import DataError, Interrupted, RunFailed
+from bc2.errors import DataError, Interrupted, RefError, RunFailed
+from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
 from bc2.train.logs.log_rows import METRICS, read_rows
 
@@ -103,3 +105,33 @@ def test_another_reference_is_printed_and_other_data_refused(
     (stored,) = Registry.open().list("logprobs")
     with pytest.raises(DataError, match="log-probabilities of other data"):
         obtain("dpo.toml", "pairs.heldout_fraction=0.3", f"dpo.reference_logprobs={stored.ref}")
+
+
+def test_named_log_probabilities_of_another_precision_are_refused(preference: Path) -> None:
+    obtain("dpo.toml", "dpo.length=1 steps", "dpo.precision=bf16", "dpo.eval_pairs=0")
+    (stored,) = Registry.open().list("logprobs")
+    with pytest.raises(DataError, match="computed in bf16, and this run computes in fp32"):
+        obtain("dpo.toml", f"dpo.reference_logprobs={stored.ref}")
+
+
+def test_beginning_anew_removes_nothing_where_what_is_named_is_missing(
+    preference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = PackedPairs.units
+
+    def units(self: PackedPairs, number: int) -> Any:
+        if number == 90:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, number)
+
+    monkeypatch.setattr(PackedPairs, "units", units)
+    with pytest.raises(Interrupted):
+        obtain("dpo.toml")
+    monkeypatch.setattr(PackedPairs, "units", plain)
+    before = Registry.open().list("checkpoint", "preferred")
+    assert before
+    loaded = recipe.load("dpo.toml", ["dpo.reference_logprobs=logprobs/none"])
+    anew = Session(Registry.open(), fresh=True)
+    with pytest.raises(RefError):
+        anew.obtain("checkpoint", loaded, command=["bc2"])
+    assert Registry.open().list("checkpoint", "preferred") == before
