@@ -38,18 +38,20 @@ class HeldoutScores:
         """Loss, accuracy, centre and scale of the scores; and tables of them."""
         scores, units = self._scores()
         chosen, rejected = scores.T
-        table = self.rows.pairs.table[units]
+        table, places = self.rows.pairs.table[units], self.rows.pairs.places[units]
+        _, first = np.unique(places, return_index=True)
+        distinct = scores.reshape(-1)[first]  # an answer counts once, in however many pairs it is
         facts = {
             "heldout_loss": float(np.logaddexp(0.0, rejected - chosen).mean()),
             "heldout_accuracy": float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()),
             "heldout_score_margin": float((chosen - rejected).mean()),
             "heldout_pairs": len(scores),
-            "score_centre": float(scores.mean()),
-            "score_scale": float(scores.std()),
+            "score_centre": float(distinct.mean()),
+            "score_scale": float(distinct.std()),
         }
         text = f"held-out pairs in order {facts['heldout_accuracy']:.1%}, "
         text += f"loss {facts['heldout_loss']:.4f} nats"
-        lengths = self.rows.pairs.samples.trained[self.rows.pairs.places[units]]
+        lengths = self.rows.pairs.samples.trained[places]
         if not np.isfinite(scores).all():
             return Measured(facts, text)  # which says so
         tables = preference_tables(table, scores, lengths, self.sources)
