@@ -37,7 +37,6 @@ LENGTH, LONGEST = 2048, 1024
 STEP = 16
 #: Steps that are not timed.
 WARM = 2
-TRIED = (2, 4, 8)
 BETA = 0.1
 
 
@@ -273,23 +272,24 @@ def compare(
     rounds: int = 3,
     kinds: str = "reward,dpo",
     vocab: Annotated[int, typer.Option(help="Rows of the model; 0: the recipe's.")] = 0,
+    tried: Annotated[str, typer.Option(help="Pairs at once that TRL tries.")] = "2,4,8",
 ) -> None:
     """Measure all contenders in turn, and print medians with their spread."""
     with tempfile.TemporaryDirectory() as folder:
         prepare(file, Path(folder))
         more = ["--vocab", str(vocab)]
         for kind in kinds.split(","):
-            tried = {
-                n: run(peer_python, "trl", folder, str(WARM + 2), kind, str(n), *more)
-                for n in TRIED
+            first = {
+                n: run(peer_python, "trl", folder, str(WARM + 2), kind, n, *more)
+                for n in tried.split(",")
             }
-            best = max(tried, key=lambda n: tried[n]["pairs_per_s"])
-            shown = {n: round(found["pairs_per_s"], 2) for n, found in tried.items()}
+            best = max(first, key=lambda n: first[n]["pairs_per_s"])
+            shown = {n: round(found["pairs_per_s"], 2) for n, found in first.items()}
             print(f"{kind}: TRL, pairs at once: {shown}; {best} it is", flush=True)
             mine, theirs = [], []
             for number in range(rounds):
                 mine.append(run(sys.executable, "ours", folder, str(steps), kind, *more))
-                theirs.append(run(peer_python, "trl", folder, str(steps), kind, str(best), *more))
+                theirs.append(run(peer_python, "trl", folder, str(steps), kind, best, *more))
                 print(number + 1, kind, mine[-1], theirs[-1], flush=True)
             ratios = [
                 a["pairs_per_s"] / b["pairs_per_s"] for a, b in zip(mine, theirs, strict=True)
