@@ -82,7 +82,9 @@ def test_a_role_is_of_a_checkpoint_and_a_known_one() -> None:
 def test_what_has_no_recorded_role_is_a_base_model_if_it_is_a_checkpoint() -> None:
     assert role_of("checkpoint", None) == "base"
     assert role_of("checkpoint", "chat") == "chat"
-    assert [role_of(kind, None) for kind in KINDS if kind != "checkpoint"] == [None] * 8
+    assert [role_of(kind, None) for kind in KINDS if kind != "checkpoint"] == [None] * (
+        len(KINDS) - 1
+    )
 
 
 def test_roles_are_spelled_for_messages() -> None:

@@ -56,7 +56,9 @@ def drawn(view: Any, width: int = 160) -> str:
 
 def page_of(task: LintTask) -> str:
     report = lint(task)
-    samples = {one.code: shown_places(task, one.examples) for one in report.findings}
+    samples = {
+        one.code: [[row] for row in shown_places(task, one.examples)] for one in report.findings
+    }
     return lint_page.render(report, samples, first_row(task))
 
 
@@ -157,7 +159,7 @@ def test_a_sample_is_shown_below_the_tables(task: LintTask) -> None:
     row = first_row(task)
     assert isinstance(row, ShownRow)
     shown = drawn(lint_view.view(lint(task), row))
-    assert "A conversation as the model learns it" in shown
+    assert "Of the conversations one as the model learns it" in shown
     assert "<reserved_106>What is" in shown
 
 

@@ -155,8 +155,8 @@ def test_what_is_imported_again_is_found(tmp_path: Path) -> None:
     again = import_model(registry, tmp_path / "qwen2")
     assert again.digest == first.digest
     assert len(registry.list()) == 2
-    named = import_model(registry, tmp_path / "qwen2", name="other", role="reward")
-    assert (named.name, named.role) == ("other", "reward")
+    named = import_model(registry, tmp_path / "qwen2", name="other", role="chat")
+    assert (named.name, named.role) == ("other", "chat")
     assert payload(named) == payload(first)
 
 
