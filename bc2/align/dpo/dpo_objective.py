@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bc2.align.dpo.dpo_config import DpoConfig
 from bc2.align.dpo.preference_losses import dpo_loss, ipo_loss, length_normalised, sft_loss
-from bc2.align.pairs.in_order import in_order
+from bc2.align.pairs.right_order import right_order
 from bc2.data.loader import IGNORED, Batch
 from bc2.model.adapters import without_adapters
 from bc2.model.transfer import to_device
@@ -86,7 +86,7 @@ class PreferredAnswers:
             each = (log_probs / lengths).sum(dim=0)
             sums = {
                 "preference": preference.sum(),
-                "accuracy": in_order(margins).sum(),
+                "accuracy": right_order(margins).sum(),
                 "reward_margin": margins.sum(),
                 "chosen_reward": rewards[:, 0].sum(),
                 "rejected_reward": rewards[:, 1].sum(),

@@ -16,6 +16,7 @@ from bc2.align.dpo.own_answers import OwnAnswers
 from bc2.align.pairs.in_turns import in_turns
 from bc2.align.pairs.packed_pairs import PackedPairs
 from bc2.align.pairs.preference_tables import preference_tables
+from bc2.align.pairs.right_order import right_order
 from bc2.data.loader import Batch, read_ahead
 from bc2.model.transformer import Transformer
 from bc2.train.engines.base import Engine
@@ -64,7 +65,7 @@ class HeldoutPreferences:
         tokens = written.mean_tokens
         facts = {
             "heldout_loss": float(loss.mean()),
-            "heldout_accuracy": float(((margins > 0) + 0.5 * (margins == 0)).mean()),
+            "heldout_accuracy": float(right_order(margins).mean()),
             "heldout_reward_margin": float(margins.mean()),
             "heldout_chosen_log_prob": float(each[0]),
             "heldout_rejected_log_prob": float(each[1]),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bc2.align.pairs.preference_gaps import GAPS, gap_fifths
 from bc2.align.pairs.preference_intervals import Floats, PromptDraws, interval
 from bc2.align.pairs.preference_scores import data_scores, over_length
+from bc2.align.pairs.right_order import right_order
 from bc2.data.pairs.pairs import PairTable
 
 Mask = npt.NDArray[np.bool_]
@@ -83,8 +84,9 @@ class _Orders:
 
     @classmethod
     def of(cls, table: PairTable, scores: Floats, lengths: npt.NDArray[np.int32]) -> Self:
-        margins, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
-        return cls(PromptDraws(table.prompt), margins, _in_order(margins), _in_order(longer))
+        margins = scores[:, 0] - scores[:, 1]
+        longer = (lengths[:, 0] - lengths[:, 1]).astype(np.float64)
+        return cls(PromptDraws(table.prompt), margins, right_order(margins), right_order(longer))
 
     def rows(self, masks: Sequence[Mask]) -> list[dict[str, Any]]:
         """Of some pairs each: accuracy, the rule's, and how far apart they are in one draw."""
@@ -164,10 +166,6 @@ def _gap_masks(table: PairTable) -> list[Mask]:
 
 def _mean(values: Floats) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _in_order(differences: npt.NDArray[Any]) -> Floats:
-    return np.where(differences == 0, 0.5, differences > 0).astype(np.float64)
 
 
 def _margins(margins: Floats) -> dict[str, Any]:

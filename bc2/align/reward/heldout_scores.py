@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bc2.align.pairs.in_turns import in_turns
 from bc2.align.pairs.packed_pairs import PackedPairs
 from bc2.align.pairs.preference_tables import preference_tables
+from bc2.align.pairs.right_order import right_order
 from bc2.align.reward.reward_objective import answer_scores
 from bc2.data.loader import Batch, read_ahead
 from bc2.train.engines.base import Engine
@@ -43,7 +44,7 @@ class HeldoutScores:
         distinct = scores.reshape(-1)[first]  # an answer counts once, in however many pairs it is
         facts = {
             "heldout_loss": float(np.logaddexp(0.0, rejected - chosen).mean()),
-            "heldout_accuracy": float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()),
+            "heldout_accuracy": float(right_order(chosen - rejected).mean()),
             "heldout_score_margin": float((chosen - rejected).mean()),
             "heldout_pairs": len(scores),
             "score_centre": float(distinct.mean()),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bc2.align.pairs.in_order import in_order
+from bc2.align.pairs.right_order import right_order
 from bc2.align.reward.reward_loss import absolute_loss, ranking_loss
 from bc2.data.loader import IGNORED, Batch
 from bc2.model.transfer import to_device
@@ -56,7 +56,7 @@ class PairwiseScores:
             sums = {
                 "ranking": ranking.sum(),
                 "absolute": weighed.sum(),
-                "accuracy": in_order(chosen - rejected).sum(),
+                "accuracy": right_order(chosen - rejected).sum(),
                 "score_margin": (chosen - rejected).sum(),
             }
         return Loss(

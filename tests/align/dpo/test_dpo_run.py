@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preference_runs import stop_at_row
 from sft_runs import obtain
 
 from bc2 import recipe
 from bc2.align.dpo import reference_logprobs
-from bc2.align.pairs.packed_pairs import PackedPairs
 from bc2.errors import DataError, Interrupted, RefError, RunFailed
 from bc2.pipeline.session import Session
 from bc2.registry import Artifact, Registry
@@ -57,16 +55,8 @@ def test_a_signal_in_a_step_ends_in_the_same_bits(
     for artifact in [*registry.list("checkpoint", "preferred"), *registry.list("logprobs")]:
         registry.remove(artifact)
     shutil.rmtree(preference / "home" / "runs")
-    plain, seen = PackedPairs.units, []
-
-    def units(self: PackedPairs, number: int) -> Any:
-        seen.append(number)
-        if number == 40 and seen.count(40) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, number)
-
     with monkeypatch.context() as stopping:
-        stopping.setattr(PackedPairs, "units", units)
+        stop_at_row(stopping, 40)
         with pytest.raises(Interrupted):
             obtain("dpo.toml")
     assert obtain("dpo.toml").digest == straight.digest

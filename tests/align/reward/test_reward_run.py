@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from preference_runs import stop_at_row
 from sft_runs import obtain, write_rows
 
-from bc2.align.pairs.packed_pairs import PackedPairs
 from bc2.errors import DataError, Interrupted, RecipeError
 from bc2.registry import Artifact, Registry
 from bc2.train.logs.log_rows import METRICS, read_rows
@@ -45,16 +43,8 @@ def test_a_signal_in_a_step_ends_in_the_same_bits(
     for artifact in registry.list("checkpoint", "judge"):
         registry.remove(artifact)
     shutil.rmtree(preference / "home" / "runs")
-    plain, seen = PackedPairs.units, []
-
-    def units(self: PackedPairs, number: int) -> Any:
-        seen.append(number)
-        if number == 40 and seen.count(40) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, number)
-
     with monkeypatch.context() as stopping:
-        stopping.setattr(PackedPairs, "units", units)
+        stop_at_row(stopping, 40)
         with pytest.raises(Interrupted):
             obtain("reward.toml")
     assert obtain("reward.toml").digest == straight.digest

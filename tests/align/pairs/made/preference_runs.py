@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
+
+import pytest
+
+from bc2.align.pairs.packed_pairs import PackedPairs
 
 PAIRS = """\
 [[pairs.sources]]
@@ -49,3 +55,16 @@ def comparisons(count: int) -> list[dict[str, Any]]:
             ]  # fmt: skip
         made.append({"prompt": prompt, "chosen": f"{said} +", "rejected": f"{said} -"})
     return made
+
+
+def stop_at_row(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send SIGTERM to this process when a row of pairs is first read."""
+    plain, seen = PackedPairs.units, list[int]()
+
+    def units(self: PackedPairs, row: int) -> Any:
+        seen.append(row)
+        if row == number and seen.count(number) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, row)
+
+    monkeypatch.setattr(PackedPairs, "units", units)
