@@ -107,17 +107,10 @@ def test_named_log_probabilities_of_another_precision_are_refused(preference: Pa
 def test_beginning_anew_removes_nothing_where_what_is_named_is_missing(
     preference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = PackedPairs.units
-
-    def units(self: PackedPairs, number: int) -> Any:
-        if number == 90:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, number)
-
-    monkeypatch.setattr(PackedPairs, "units", units)
-    with pytest.raises(Interrupted):
-        obtain("dpo.toml")
-    monkeypatch.setattr(PackedPairs, "units", plain)
+    with monkeypatch.context() as stopping:
+        stop_at_row(stopping, 90)
+        with pytest.raises(Interrupted):
+            obtain("dpo.toml")
     before = Registry.open().list("checkpoint", "preferred")
     assert before
     loaded = recipe.load("dpo.toml", ["dpo.reference_logprobs=logprobs/none"])
